@@ -15,7 +15,7 @@ from hf_longattn.data.sources import DataError, check_column, read_source, train
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
-from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
+from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
@@ -78,7 +78,7 @@ def finetune_score(model_args: ModelArguments, data_args: ScoreDataArguments, tr
 
 def score_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
-    return f"held-out squared error {loss_in_words(log['held_out_loss'])}"
+    return f"{loss_name(log, 'squared error')} {loss_in_words(log['held_out_loss'])}"
 
 
 TASK = Task(

@@ -6,10 +6,13 @@ import re
 import string
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import category, normalize
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MOST_MATCHES = 64
 """Occurrences of an answer that distant supervision takes from one document."""
+UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
+"""A character of a script without spaces between words, such as Thai, Tibetan, Burmese, Khmer, kana and Chinese characters."""
 _NOTHING = str.maketrans("", "", string.punctuation)
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
@@ -25,17 +28,42 @@ def normalise(text: str) -> str:
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """SQuAD's answers: every whole-word occurrence of ``texts`` in ``context``. Case and spaces do not matter. With ``normalised``,
-    punctuation and articles between the words are ignored, as in TriviaQA's script."""
+    """SQuAD's answers: the occurrences of ``texts`` in ``context`` as whole words or, if there are none, anywhere.
+
+    Scripts without spaces have no whole words, so that every occurrence counts. Case, kind of space and Unicode normalisation form do not
+    matter. With ``normalised``, whole words alone count, and punctuation and articles between them are ignored, as in TriviaQA's script.
+    """
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
-    wanted = {normalised_alias(text) for text in texts} if normalised else texts
-    text_by_start: dict[int, str] = {}
-    lowered = context.lower()
-    for text in wanted:
+    lowered = normalize("NFD", context.lower())
+    patterns = []
+    for text in {normalised_alias(text) for text in texts} if normalised else texts:
         words = text.split()
-        if not words or not all(word.lower() in lowered for word in words):  # most of an answer's aliases are not there
-            continue
-        for match in re.finditer(rf"(?<!\w){gap.join(map(re.escape, words))}(?!\w)", context, re.IGNORECASE):
-            text_by_start[match.start()] = max(text_by_start.get(match.start(), ""), match.group(), key=len)
+        if words and all(normalize("NFD", word.lower()) in lowered for word in words):  # most of an answer's aliases are not there
+            forms = [{word, normalize("NFC", word), normalize("NFD", word)} for word in words]
+            patterns.append(re.compile(gap.join(f"(?:{'|'.join(map(re.escape, word))})" for word in forms), re.IGNORECASE))
+    text_by_start: dict[int, str] = {}
+    for anywhere in (False, True):
+        for pattern in patterns:
+            match = pattern.search(context)
+            while match is not None:
+                start, end = match.span()
+                if anywhere or not (_goes_on(context, start, -1) or _goes_on(context, end - 1, 1)):
+                    text_by_start[start] = max(text_by_start.get(start, ""), match.group(), key=len)
+                else:
+                    end = start + 1
+                match = pattern.search(context, end)
+        if text_by_start or normalised:
+            break
     starts = sorted(text_by_start)[:MOST_MATCHES]
     return {"text": [text_by_start[start] for start in starts], "answer_start": starts}
+
+
+def _goes_on(context: str, place: int, step: int) -> bool:
+    """Whether the word at ``place`` goes on at the next character, or with step -1 at the one before."""
+    if not 0 <= place + step < len(context):
+        return False
+    here, there = context[place], context[place + step]
+    if category(here if step < 0 else there).startswith("M"):  # a mark belongs to the character before it
+        return True
+    in_word = there.isalnum() or there == "_" or category(there).startswith("M")
+    return in_word and UNSPACED.match(here) is None and UNSPACED.match(there) is None

@@ -33,7 +33,8 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
-        columns = {"return_attention_mask": False, "return_token_type_ids": None if has_questions else False}
+        columns = {"return_token_type_ids": None, "split_special_tokens": True} if has_questions else {"return_token_type_ids": False}
+        columns["return_attention_mask"] = False
         encoded = tokenizer(*texts, **columns, verbose=False)
         uncut = [len(ids) for ids in encoded["input_ids"]]
         long = [row for row, count in enumerate(uncut) if count > length]

@@ -246,7 +246,7 @@ def encode_pages(example: Mapping[str, Any], question: str | None, tokenizer: Pr
 
 def pages_beside(question: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of tokens of the question and special tokens beside the pages."""
-    encoded = encode_pages({"words": ["x"]}, question, tokenizer)
+    encoded = encode_pages({"words": ["x"]}, question, tokenizer, verbose=False)
     return sum(sequence != 1 for sequence in encoded.sequence_ids(0))
 
 

@@ -132,7 +132,7 @@ class QAFeature:
 
 
 def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig) -> list[QAFeature]:
-    """Encode one SQuAD-shaped example.
+    """Encode one SQuAD-shaped example. A special token that somebody typed, such as ``[SEP]``, is read as text.
 
     Args:
         example: question, context, and optionally answers.
@@ -149,7 +149,8 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     document = insert(example["context"], [])
     if encoding.markers:
         question, document = marked_question(question), marked_document(example)
-    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(tokenizer(question, "")["input_ids"])
+    as_text = {"split_special_tokens": not encoding.markers, "verbose": False}
+    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(tokenizer(question, "", **as_text)["input_ids"])
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
         raise LengthError(
@@ -162,12 +163,11 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         "stride": encoding.stride or 0,
         "return_overflowing_tokens": encoding.stride is not None,
         "return_offsets_mapping": True,
-        "verbose": False,
     }
     if encoding.token_columns:
-        encoded = encode_pages(example, question, tokenizer, **settings)
+        encoded = encode_pages(example, question, tokenizer, verbose=False, **settings)
     else:
-        encoded = tokenizer(question, document.text, **settings)
+        encoded = tokenizer(question, document.text, **as_text, **settings)
     if encoding.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
@@ -233,12 +233,13 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     """Return the question, or its first ``limit`` tokens with a warning."""
     if len(question) <= limit:
         return question
+    settings: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     if word_argument(tokenizer) is None:
-        offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = tokenizer(question, split_special_tokens=True, **settings)["offset_mapping"]
     else:
         words = question.split()
         question = " ".join(words)
-        offsets = encode_pages({"words": words}, None, tokenizer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = encode_pages({"words": words}, None, tokenizer, **settings)["offset_mapping"]
     if len(offsets) <= limit:
         return question
     logger.warning_once(f"Questions of more than {limit} tokens are cut; max_question_tokens (--max-question-tokens) raises the limit.")

@@ -10,6 +10,7 @@ import random
 import re
 import string
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +29,7 @@ from datasets import (
     load_from_disk,
 )
 
+from hf_longattn.data.overlap import trained_rows
 from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentence, listed, nearest
 
 Changed = TypeVar("Changed")
@@ -96,11 +98,13 @@ def read_source(source: str, split: str = "train") -> Dataset:
 
 
 class SampleLimits(Protocol):
-    """Arguments with the maximum rows to train on and to evaluate on; ``None`` = all. ``only_scores``: nothing is trained."""
+    """Arguments with the maximum rows to train on and to evaluate on; ``None`` = all. ``only_scores``: nothing is trained.
+    ``scored_rows``: set by :func:`limited`, the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too."""
 
     max_train_samples: int | None
     max_eval_samples: int | None
     only_scores: ClassVar[bool]
+    scored_rows: dict[str, int]
 
 
 class LabelledSources(SampleLimits, Protocol):
@@ -119,13 +123,14 @@ def train_test_split(
     *,
     least: int = 2,
     unit: str | Callable[[Sequence[str]], str] = "",
+    classes: str = "",
 ) -> tuple[Dataset, Dataset]:
     """Training rows, and evaluation rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
     ``max_eval_samples`` limit both. In an evaluation, both parts are all rows.
 
     Args:
         read: reads a split of a source.
-        seed, unit: choose the rows; see :func:`split_held_out`. ``unit`` may be a function of the columns.
+        seed, unit, classes: choose the rows; see :func:`split_held_out`. ``unit`` may be a function of the columns.
         least: rows without which nothing is held back.
 
     Raises:
@@ -143,7 +148,7 @@ def train_test_split(
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
     unit = unit(parts[0].column_names) if callable(unit) else unit
-    train, held_out = split_held_out(parts, seed, unit=unit)
+    train, held_out = split_held_out(parts, seed, unit=unit, classes=classes)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:
         count = "is only one row" if rows == 1 else f"are {rows} rows" + (f" of one {unit}" if unit and rows >= least else "")
@@ -158,8 +163,10 @@ def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Cha
 
 
 def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """At most as many training and evaluation rows as wanted, drawn by the seed."""
-    return _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+    """At most as many training and evaluation rows as wanted, drawn by the seed. ``args`` note how many are both."""
+    train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+    args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
+    return train, held_out
 
 
 def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, Dataset]:
@@ -186,7 +193,9 @@ def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
     return data.select(_order(len(data), seed, limit))
 
 
-def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "") -> tuple[Dataset, Dataset]:
+def split_held_out(
+    parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "", classes: str = ""
+) -> tuple[Dataset, Dataset]:
     """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
 
     A source of two units or more gives at least one; if none has two, the last one drawn is held out.
@@ -195,6 +204,7 @@ def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = No
         parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
         unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
+        classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
@@ -203,7 +213,13 @@ def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = No
     units: dict[tuple[int, Any], list[int]] = {}
     for row in order:
         units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
-    of_sources = [[key for key in units if key[0] == source] for source in range(len(parts))]
+    labels = data[classes][:] if classes else [None] * len(data)
+    class_of = {key: (key[0], labels[rows[0]]) for key, rows in units.items()}
+    sizes, drawn_of_class, quantile = Counter(class_of.values()), Counter[Any](), {}
+    for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
+        quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
+        drawn_of_class[group] += 1
+    of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
     drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)

@@ -64,17 +64,23 @@ def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """``input_ids`` of whole documents, one row each; ``data`` is a ``datasets`` dataset with the column ``text``, streamed or not."""
-    return data.map(
-        lambda rows: {"input_ids": document_ids(rows["text"], tokenizer)}, batched=True, batch_size=200, remove_columns=data.column_names
-    )
+    """``input_ids`` of whole documents, one row each; ``data`` is a ``datasets`` dataset with the column ``text``, streamed or not.
+
+    Documents without a token to predict are left out.
+    """
+    special = set(tokenizer.all_special_ids)
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"input_ids": [ids for ids in document_ids(rows["text"], tokenizer) if len(ids) > 1 and not special.issuperset(ids)]}
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
     """Documents one after the other, cut into inputs of ``length`` tokens, as ``run_mlm`` and ``run_clm`` cut them.
 
     A document longer than an input continues in the next one. The remaining tokens of every 200 documents form a shorter input, so that
-    short texts are not lost. It is left out if it has no target.
+    short texts are not lost. Inputs without a target are left out.
 
     Args:
         data: with the column ``text``.
@@ -87,10 +93,8 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
         columns = {"input_ids": list(chain.from_iterable(documents))}
         if pack:
             columns["documents"] = list(chain.from_iterable([number] * len(ids) for number, ids in enumerate(documents)))
-        cuts = list(range(0, len(columns["input_ids"]), length))
-        left_over = columns["input_ids"][cuts[-1] :] if cuts else []
-        if len(left_over) == 1 or special.issuperset(left_over):
-            cuts = cuts[:-1]
+        inputs = {at: columns["input_ids"][at : at + length] for at in range(0, len(columns["input_ids"]), length)}
+        cuts = [at for at, ids in inputs.items() if len(ids) > 1 and not special.issuperset(ids)]
         return {name: [values[at : at + length] for at in cuts] for name, values in columns.items()}
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List
 """Features of :func:`read_words` for pages."""
 WORDS = ("tokens", "words")
 """Columns of words that need not be named: CoNLL's and FUNSD's."""
+DOCUMENT = "-DOCSTART-"
+"""Begins the line before each document of a CoNLL file."""
+IOB_TAG = re.compile("O|[BIESLU]-.+")
+"""A tag of a named entity, or of none."""
 
 
 def read_words(source: str, split: str, words_column: str | None, tags_column: str, places_column: str | None = None) -> Dataset:
@@ -80,26 +85,47 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
 def read_conll(path: Path) -> Dataset:
     """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
 
+    Tabs separate the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the
+    words. At the start of a sentence a line that begins with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
+
     Raises:
         DataError: there is no such file, it is not UTF-8, a word without a tag, or no words.
     """
     if not path.is_file():
         raise DataError(f"Data file {str(path)!r} does not exist; correct its name.")
     try:
-        lines = path.read_text(encoding=UTF_8).splitlines()
+        lines = [line.removesuffix("\r") for line in path.read_bytes().decode(UTF_8).split("\n")]
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
-    marked = any(line.startswith("-DOCSTART-") for line in lines)
+    surely_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", DOCUMENT))]
+    separator = "\t" if any("\t" in line for line in surely_words) else " "
+
+    def columns_of(line: str) -> list[str]:
+        return [column for column in line.rstrip(" \t").split(separator) if column]
+
+    shapes = {(len(columns), columns[-1]) for columns in map(columns_of, surely_words)}
+    widths, tags = {width for width, _ in shapes}, {tag for _, tag in shapes}
+    marked = any(line.startswith(DOCUMENT) for line in lines)
     documents: list[tuple[list[str], list[str]]] = [([], [])]
+    starts_sentence = True
     for number, line in enumerate(lines, start=1):
-        if line.startswith("-DOCSTART-") or (not marked and not line.strip()):
-            documents.append(([], []))
-        elif line.strip():
-            columns = line.split()
-            if len(columns) < 2:
-                raise DataError(f"Line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by spaces.")
-            documents[-1][0].append(columns[0])
-            documents[-1][1].append(columns[-1])
+        columns = columns_of(line)
+        if not columns or line.startswith(DOCUMENT):
+            starts_sentence = True
+            if columns or not marked:
+                documents.append(([], []))
+            continue
+        is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
+        if starts_sentence and line.startswith("#") and not is_word:
+            continue
+        starts_sentence = False
+        if len(columns) < 2 or "\r" in line:
+            separated = "tabs" if separator == "\t" else "spaces"
+            raise DataError(
+                f"Line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by {separated}, and ends with \\n."
+            )
+        documents[-1][0].append(columns[0])
+        documents[-1][1].append(columns[-1])
     filled = [document for document in documents if document[0]]
     if not filled:
         raise DataError(f"There are no words in {str(path)!r}; give other data.")
@@ -115,7 +141,7 @@ def tag_names(*parts: Dataset) -> list[str]:
 def to_windows(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
 ) -> Dataset:
-    """Model inputs of tagged documents, one for each window of a document.
+    """Model inputs of tagged documents, one for each window of a document; none if no word has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
@@ -139,4 +165,5 @@ def to_windows(
         documents, lengths = [numbers_of_rows[owner] for owner in owners], [len(window) for window in words]
         return {**columns, "labels": labels, "word_ids": words, "document": documents, "length": lengths}
 
-    return data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
+    rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
+    return rows if any(label != IGNORED for labels in rows["labels"] for label in labels) else rows.select([])

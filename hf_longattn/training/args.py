@@ -118,6 +118,10 @@ class DataArguments(CheckedArguments):
     max_train_samples: int | None = argument(None, "Documents or rows to train on at most, in the order of --seed; default: all.")
     max_eval_samples: int | None = argument(None, "Documents or rows to evaluate on at most, in the order of --seed; default: all.")
 
+    def __post_init__(self) -> None:
+        self.scored_rows: dict[str, int] = {}  # see SampleLimits
+        super().__post_init__()
+
     def check(self) -> None:
         check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1)
 

@@ -27,7 +27,7 @@ from hf_longattn.loading import load_config, load_model, load_part, new_model
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import check_reads_text
-from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
+from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -185,13 +185,13 @@ def describe_lm_training(log: dict[str, Any]) -> str:
     kind = {"mlm": "masked", "clm": "next"}[log["objective"]]
     return (
         f"{steps_of(log)} with `longattn train {log['objective']}` on {sources_in_words(log['settings'])}, inputs of "
-        f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss_in_words(log['held_out_loss'])}."
+        f"{log['input_length']:,} tokens: {loss_name(log, f'{kind}-token loss')} {loss_in_words(log['held_out_loss'])}."
     )
 
 
 def describe_lm_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
-    return f"held-out loss {loss_in_words(log['held_out_loss'])}"
+    return f"{loss_name(log)} {loss_in_words(log['held_out_loss'])}"
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:

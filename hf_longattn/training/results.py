@@ -11,11 +11,12 @@ from typing import Any
 
 from hf_longattn.drawing import new_figure
 from hf_longattn.errors import in_one_line
-from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
 from hf_longattn.hub import MeasuredResult
 from hf_longattn.local_names import public_name
 
 CURVES = "training_curves.png"
+HELD_OUT, TRAINED = "held out", "on the training data"
 PERCENT = {
     "exact_match": "exact match", "f1": "F1", "sp_f1": "F1 of supporting facts", "joint_f1": "joint F1", "accuracy": "accuracy",
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
@@ -62,18 +63,46 @@ def loss_in_words(loss: Mapping[str, Any]) -> str:
     return f"{before}{plus_minus(loss['after'], loss.get('standard_error'), 3)}{after}{rows}"
 
 
-def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Scores], str], rows: str) -> str:
+def scored_part(log: Mapping[str, Any], task: str = "") -> str:
+    """The part of the data that a log's scores are of: "held out", which may be "but for 3 training rows", :data:`TRAINED`, or, in an
+    evaluation, "scored"."""
+    rows = log.get("scored_rows") or {}
+    rows = rows.get(task) or {} if task else rows
+    if not rows:
+        return "scored"
+    if rows["trained"] == rows["n"]:
+        return TRAINED
+    return f"{HELD_OUT} but for {counted(rows['trained'], 'training row')}" if rows["trained"] else HELD_OUT
+
+
+def loss_name(log: Mapping[str, Any], name: str = "loss") -> str:
+    """ "held-out loss", "loss on the training data", or "loss" where only an evaluation knows the data."""
+    part = scored_part(log)
+    return name if part == "scored" else f"{name} {part}" if part == TRAINED else f"held-out {name}{part.removeprefix(HELD_OUT)}"
+
+
+def held_out_in_words(log: Mapping[str, Any], words: Callable[[Scores], str], rows: str, task: str = "") -> str:
     """ "held out: accuracy 50.0 ± 5.0 % before; accuracy 91.2 ± 2.8 % after (100 documents)"; without these words, where one was measured.
 
     Args:
-        held_out: the scores before and after; ``None`` or empty = not measured here.
+        log: with the scores before and after in ``held_out``; ``None`` or empty = not measured here.
         words: describes one evaluation.
         rows: the counted unit, in the singular.
+        task: of several tasks, whose scores are by task.
     """
-    measured = {when: scores for when, scores in held_out.items() if scores}
+    evaluations = {when: (scores or {}).get(task) if task else scores for when, scores in log["held_out"].items()}
+    measured = {when: scores for when, scores in evaluations.items() if scores}
     count = next((scores["n"] for scores in reversed(measured.values()) if "n" in scores), None)
     parts = "; ".join(words(scores) + (f" {when}" if len(measured) > 1 else "") for when, scores in measured.items())
-    return f"held out: {parts}{'' if count is None else f' ({counted(count, rows)})'}" if measured else "nothing was scored here"
+    return f"{scored_part(log, task)}: {parts}{rows_in_words(count, rows)}" if measured else "nothing was scored here"
+
+
+def rows_in_words(count: int | None, rows: str) -> str:
+    """ " (100 documents)"; of few also what they can tell: a mean of scores from 0 to 100 % has a 95 % interval of ± 100 / √n at most."""
+    if count is None:
+        return ""
+    few = f", too few to tell scores less than {100 / count**0.5:.0f} points apart" if 0 < count < LEAST_ITEMS else ""
+    return f" ({counted(count, rows)}{few})"
 
 
 def counted(count: int, what: str) -> str:
@@ -103,16 +132,13 @@ def _in_words(sources: Sequence[str]) -> str:
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
     """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
-    settings = log["settings"]
-    validation = settings.get("validation")
-    named = [validation] if isinstance(validation, str) else validation
-    dataset = _in_words(named) if validation else f"{sources_in_words(settings)} (held out)"
-    rows = []
+    settings, rows = log["settings"], []
     after = (log.get("held_out") or {}).get("after") or {}
-    systems = [("", after), *((f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {}))]  # multitask
-    of_heads = _data_of_heads(settings)
-    for system, scores in systems:
-        data = of_heads.get(system, dataset)
+    if "tasks" in log:
+        systems = [(f"head {name}", _data_of_head(log, name), after.get(name)) for name in log["tasks"]]
+    else:
+        systems = [("", _dataset(log, sources_in_words(settings), settings.get("validation")), after)]
+    for system, data, scores in systems:
         for key, metric in PERCENT.items():
             if not scores:
                 continue
@@ -124,18 +150,25 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     loss = losses.get("after")
     if loss is not None and not rows and math.isfinite(loss):
         more = {"n": losses.get("n"), "standard_error": losses.get("standard_error")}
-        rows.append(MeasuredResult(dataset, "held-out loss", loss, "nats", task=task, metric_type="loss", **more))
+        rows.append(MeasuredResult(systems[0][1], loss_name(log), loss, "nats", task=task, metric_type="loss", **more))
     return rows
 
 
-def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Task in the table -> the data on which its head was scored, for tasks of ``--tasks``."""
-    validation = dict(text.partition("=")[::2] for text in settings.get("validation") or () if "=" in text)
-    named = (text.partition("=")[::2] for text in settings.get("tasks") or ())
-    return {
-        f"head {name}": _in_words([validation[name]]) if name in validation else f"{_in_words([rest.partition(':')[2]])} (held out)"
-        for name, rest in named
-    }
+def _data_of_head(log: Mapping[str, Any], name: str) -> str:
+    """The data on which the head of a task of ``--tasks`` was scored; of a task in a file, that file."""
+    validation, sources = (
+        dict(text.partition("=")[::2] for text in log["settings"].get(option) or () if "=" in text) for option in ("validation", "tasks")
+    )
+    source = _in_words([sources[name].partition(":")[2]]) if name in sources else sources_in_words(log["settings"])
+    return _dataset(log, source, validation.get(name), name)
+
+
+def _dataset(log: Mapping[str, Any], sources: str, validation: str | None, task: str = "") -> str:
+    """The data of scores for a card: their names, and whether they were held out or trained on."""
+    part = scored_part(log, task)
+    part = {TRAINED: "training data", "scored": HELD_OUT}.get(part, part)
+    name = _in_words([validation]) if validation else sources
+    return name if validation and part == HELD_OUT else f"{name} ({part})"
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:

@@ -546,6 +546,8 @@ class Clock:
 class FollowClock(TrainerCallback, ExportableState):
     """Stops the training at its time limit, and saves a checkpoint when the last one is older than ``save_minutes``.
 
+    A resumed run begins with the learning rate of its own steps or minutes, not with the checkpoint's.
+
     Raises:
         OptionError: the evaluation before the first step took all of the time.
     """
@@ -554,12 +556,17 @@ class FollowClock(TrainerCallback, ExportableState):
         self.clock, self.save_minutes, self.saved = clock or Clock(), save_minutes, 0.0
         self.is_first_pass = True
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **_: Any
+    ) -> None:
         spent = max((entry["minutes"] for entry in state.log_history if "minutes" in entry), default=0.0)
         attributes = (state.stateful_callbacks or {}).get(type(self).__name__, {}).get("attributes", {})
         self.is_first_pass = not state.global_step
         self.clock.start(spent, None if self.is_first_pass else attributes.get("first_step", 0.0))
         self.saved = spent
+        if state.global_step and isinstance(lr_scheduler, LambdaLR):  # the checkpoint's rate is 0 where a run that resumes had ended
+            lr_scheduler.last_epoch -= 1
+            lr_scheduler.step()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self.is_first_pass:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 import hf_longattn
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, visible
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.local_names import public_name
@@ -36,7 +37,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
-from hf_longattn.training.results import CURVES, draw_curves, measured
+from hf_longattn.training.results import CURVES, draw_curves, measured, sources_in_words
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
@@ -202,6 +203,17 @@ def starting_point(run: TaskArguments) -> str | None:
     return start
 
 
+def check_rows(rows: Any, sources: str, purpose: str) -> None:
+    """Refuse data of which no row is left to ``purpose``, such as "train on".
+
+    Raises:
+        DataError: there are no rows, or no documents in a stream.
+    """
+    rows = getattr(rows, "documents", rows)
+    if isinstance(rows, Sized) and not len(rows):
+        raise DataError(f"No row of {sources} is left to {purpose}: the tokenizer makes only special tokens of its texts; give other data.")
+
+
 def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
     """Train, or resume from the latest complete checkpoint; in an evaluation, do nothing.
 
@@ -213,9 +225,12 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
 
     Raises:
         CheckpointError: the checkpoint to resume from is not complete or of another model, or the disk became full.
+        DataError: there are no rows to train on, or none to evaluate on.
         OptionError: ``dtype`` or ``use_peft`` with sharded weights, or a metric for the best model that no evaluation has.
     """
-    dtype, args = run.model.dtype, run.training
+    dtype, args, sources = run.model.dtype, run.training, sources_in_words(run.settings)
+    check_rows(trainer.eval_dataset, run.settings.get("validation") or f"{sources} (held out)", "evaluate on")
+    check_rows(trainer.train_dataset, sources, "train on")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         if args.only_scores:
             raise OptionError("An evaluation reads whole weights; leave FSDP and DeepSpeed out.")
@@ -330,7 +345,8 @@ def save_run(
         The log: ``log`` with the given arguments, versions and Trainer's history.
     """
     args = run.training
-    log = {"settings": run.settings, "versions": versions(), **log, "history": trainer.state.log_history}
+    log = {"settings": run.settings, "versions": versions(), "scored_rows": run.data.scored_rows, **log}
+    log["history"] = trainer.state.log_history
     if args.only_scores:
         if trainer.is_world_process_zero():
             args.folder.mkdir(parents=True, exist_ok=True)

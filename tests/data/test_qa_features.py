@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data import qa_features
+from hf_longattn.data.documents import to_documents
 from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
 from tests.lookups import lookups
@@ -74,6 +76,30 @@ def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monk
     assert not said
     assert len(tokenizer(cut_question("what is it " * 20, tokenizer, 8), add_special_tokens=False)["input_ids"]) == 8
     assert "more than 8 tokens" in said[0]
+
+
+def test_special_tokens_typed_in_texts_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    for special in (*tokenizer.all_special_tokens, "[SEP][SEP]", "[SEP] [CLS]"):
+        for question in (f"what {special} is it", f"{special} what", f"what {special}"):
+            context = f"It is a {special} red fox {special}"
+            record = {"question": question, "context": context, "answers": {"text": ["red fox"], "answer_start": [context.index("red")]}}
+            for encoding in (QAEncodingConfig(512, global_question=True), QAEncodingConfig(48, stride=8, global_question=True)):
+                for feature in encode_qa(record, tokenizer, encoding):
+                    ids, first = feature.inputs["input_ids"], feature.document_start
+                    assert [token for token in ids if token in tokenizer.all_special_ids] == [ids[0], ids[first - 1], ids[-1]], special
+                    assert feature.inputs["global_attention_mask"] == [1] * first + [0] * (len(ids) - first)
+                    assert tokenizer.decode(ids[1 : first - 1]).strip() == question
+                    assert feature.spans == [(0, 0)] or text_of(record, feature, *feature.spans[0]).strip() == "red fox"
+    data = Dataset.from_list([{"question": "a [SEP] b", "text": "c [SEP] d", "label": "x"}])
+    (row,) = to_documents(data, tokenizer, 64, ["x"])
+    assert row["input_ids"].count(tokenizer.sep_token_id) == 2
+
+
+def test_a_long_question_that_is_cut_warns_of_nothing_else(tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer.model_max_length = 128
+    encode_qa({"question": "why " * 500, "context": "because " * 500}, tokenizer, QAEncodingConfig(128, max_question_tokens=16))
+    encode_qa({"question": "why " * 200, "context": "because"}, tokenizer, QAEncodingConfig(512, max_question_tokens=300))
+    assert "indexing errors" not in caplog.text
 
 
 def test_an_answer_without_text_is_the_token_where_it_starts() -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -100,6 +101,40 @@ def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) ->
     assert record["answers"] == {"text": ["Fox", "red\nfox", "fox"], "answer_start": [0, 22, 26]}
     assert record["gold"] == ["fox", "red fox", "wolf"]
     assert occurrences("a+b a+bc", ["a+b", ""])["answer_start"] == [0]
+
+
+def test_answers_are_found_in_words_and_in_scripts_without_spaces(tmp_path: Path) -> None:
+    decomposed = normalize("NFD", "café")
+    cases: list[tuple[str, str, list[int]]] = [
+        ("河内是越南首都,越南人", "越南", [3, 8]),
+        ("東京タワーは東京", "東京", [0, 6]),
+        ("ประเทศไทยกรุงเทพมหานคร", "กรุงเทพ", [9]),
+        ("第5章，手机iPhone手机", "5", [1]),
+        ("手机iPhone手机", "iPhone", [2]),
+        ("나는 서울은", "서울", [3]),
+        ("서울은 서울", "서울", [4]),  # whole words come first
+        ("a 5km run", "5", [2]),
+        ("a 15 km run, 5 km walk", "5", [13]),
+        ("US$7", "$7", [2]),
+        ("US$7 or $7", "$7", [8]),
+        ("Foxgloves", "fox", [0]),
+        ("xa a a", "a a", [3]),
+        ("कला कल", "कल", [4]),  # a vowel sign continues a word
+        ("ที่ ที", "ที", [4]),
+        ("ที่", "ที", [0]),
+        (f"un {decomposed}", "café", [3]),
+        ("un café", decomposed, [3]),
+        (f"{decomposed} cafe", "cafe", [6]),
+        ("a \uf914", "\uf914", [2]),  # composed, another character
+    ]
+    for context, answer, starts in cases:
+        (record,) = read([{"question": "?", "context": context, "answer": answer}], tmp_path)
+        assert record["answers"]["answer_start"] == starts, (context, answer)
+        assert all(context.startswith(text, start) for text, start in zip(*record["answers"].values(), strict=True))
+    for context, answer in [("河内", "越南"), ("a 6km run", "5"), ("Fo x", "fox")]:
+        with pytest.raises(DataError, match="is not in the context"):
+            read([{"question": "?", "context": context, "answer": answer}], tmp_path)
+    assert occurrences("Foxgloves", ["fox"], normalised=True)["answer_start"] == []  # an alias of many, and a document of several
 
 
 def test_mrqa(tmp_path: Path) -> None:

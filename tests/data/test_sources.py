@@ -118,6 +118,22 @@ def saved(parts: list[Dataset], folder: Path) -> list[str]:
     return names
 
 
+def test_a_tenth_of_each_class_is_held_out() -> None:
+    for sizes, held in (([30, 30], [3, 3]), ([50, 10], [5, 1]), ([58, 1, 1], [6, 0, 0]), ([2, 1], [1, 0]), ([40, 40, 20], [4, 4, 2])):
+        labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+        data = Dataset.from_dict({"label": labels, "row": list(range(len(labels)))})
+        chosen = []
+        for seed in range(5):
+            train, held_out = split_held_out([data], seed, classes="label")
+            assert [held_out["label"][:].count(str(number)) for number in range(len(sizes))] == held
+            assert sorted([*train["row"], *held_out["row"]]) == data["row"][:]
+            chosen.append(sorted(held_out["row"]))
+        assert any(rows != chosen[0] for rows in chosen)
+    rows = Dataset.from_dict({"id": [str(number // 2) for number in range(80)], "kind": ["span", "span", "none", "none"] * 20})
+    _, held_out = split_held_out([rows, rows], 0, unit="id", classes="kind")  # of both sources, both rows of a question
+    assert [held_out["kind"][:].count(kind) for kind in ("span", "none")] == [8, 8]
+
+
 def test_a_random_tenth_of_every_source_is_held_out() -> None:
     parts = numbered(100, 40, 5, 1)
     train, held_out = split_held_out(parts, seed=0)

@@ -13,8 +13,9 @@ from transformers.utils import logging
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
-from hf_longattn.modeling.attach.token_globals import carry_question, question_separator, token_rule
+from hf_longattn.modeling.attach.token_globals import carry_question, global_tokens_of, question_separator, token_rule
 from hf_longattn.naming import LOGGER
 from tests.cells import every_cell
 from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model, plain_model, tokens
@@ -144,6 +145,26 @@ def test_the_document_in_the_question_s_place_is_said(said: list[str]) -> None:
             model(ids)
         assert len(said) == expected
     assert "tokenizer(question, document)" in said[0]
+
+
+def test_a_separator_typed_in_a_question_does_not_end_it(said: list[str]) -> None:
+    """Token types (BERT) or two separators in a row (RoBERTa) tell where it ends. Where neither does, a warning says so."""
+    rule, text = TokenRule(positions=(0,), question_separator=SEPARATOR), [7, 8, SEPARATOR]
+    for typed in ([5, SEPARATOR, 6], [SEPARATOR, 6], [5, SEPARATOR], [5, SEPARATOR, SEPARATOR, 6], [5, SEPARATOR, 6, SEPARATOR, 6], [5, 6]):
+        for separators in (1, 2):
+            first, after = [0, *typed, *[SEPARATOR] * separators], [*text, PADDING, PADDING]
+            ids = torch.tensor([first + after, [PADDING, PADDING, *first, *text]])
+            types = torch.tensor([[0] * len(first) + [1, 1, 1, 0, 0], [0] * (len(first) + 2) + [1, 1, 1]])
+            expected = [[1] * len(first) + [0] * 5, [0, 0] + [1] * len(first) + [0] * 3]
+            inputs = {"input_ids": ids, "attention_mask": (ids != PADDING).long()}
+            assert global_tokens_of(rule, {**inputs, "token_type_ids": types}).tolist() == expected, typed
+            assert not said
+            if separators == 2 and typed != [5, SEPARATOR, SEPARATOR, 6]:
+                assert global_tokens_of(rule, inputs).tolist() == expected, typed
+    global_tokens_of(rule, {"input_ids": torch.tensor([[0, 5, SEPARATOR, *text, *text]])})
+    assert "split_special_tokens=True" in said.pop()
+    single = torch.tensor([[0, 5, SEPARATOR]])  # without a document there is no question
+    assert global_tokens_of(rule, {"input_ids": single, "token_type_ids": torch.zeros_like(single)}).tolist() == [[1, 0, 0]]
 
 
 def test_every_base_with_a_question_head_is_tried() -> None:

@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 import transformers
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 import hf_longattn
 from hf_longattn.cli.train import train
+from hf_longattn.data.segments import SegmentStream
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import to_documents
 from hf_longattn.errors import CheckpointError
 from hf_longattn.tasks import task_names
+from hf_longattn.training.training_loop import check_rows
 from tests.training.conftest import checkpoint
 from tests.training.speech import speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
@@ -128,6 +133,35 @@ def test_missing_validation_data_are_noticed_before_anything_is_loaded_or_tokeni
         if "none.jsonl' does not exist" not in said:
             failing[task] = said
     assert not failing
+
+
+WITHOUT_TOKENS: dict[str, dict[str, Any]] = {
+    **{task: {"text": "[SEP][CLS]"} for task in ("mlm", "clm", "linearise", "distill")},
+    "tokens": {"tokens": ["", ""], "ner_tags": ["O", "B-PLANT"]},
+}
+"""Rows that the tokenizer turns into special tokens alone, of the tasks that have then nothing to predict."""
+
+
+@pytest.mark.parametrize("task", WITHOUT_TOKENS)
+def test_data_without_a_token_to_predict_are_refused_before_the_training(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+    rows = [WITHOUT_TOKENS[task]] * 4
+    other = tmp_path / "other"
+    other.mkdir()
+    bad, good = written(rows, other), [ROWS[task]] * 4
+    unmeasured = [] if task == "linearise" else ["--no-eval-before-training"]
+    assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, *unmeasured)
+    said = sentence(task, bad, "--validation", written(good, tmp_path))
+    assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said
+    assert "(held out) is left to evaluate on" in sentence(task, rows)
+
+
+def test_a_stream_without_documents_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    documents = to_documents(Dataset.from_list([{"text": "[SEP][CLS]"}, {"text": ""}]), tokenizer)
+    with pytest.raises(DataError, match=r"No row of a\.txt is left to train on"):
+        check_rows(SegmentStream(documents, 8, 1), "a.txt", "train on")
+    check_rows(SegmentStream(to_documents(Dataset.from_list([TEXT]), tokenizer), 8, 1), "a.txt", "train on")
+    for data in (None, [1]):
+        check_rows(data, "a.txt", "train on")
 
 
 def check_refusals(

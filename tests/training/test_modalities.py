@@ -323,5 +323,5 @@ def test_arguments_on_the_command_line(backbone: str, tasks: dict[str, str], tmp
     assert train("multitask", line) == 0
     printed = capsys.readouterr().err
     assert "- photo: held out: accuracy" in printed
-    assert "(2 images)" in printed
-    assert "(2 audio files)" in printed
+    assert "(2 images, too few to tell scores less than 71 points apart)" in printed
+    assert "(2 audio files, too few" in printed

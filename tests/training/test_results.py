@@ -19,8 +19,8 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.results import counted, draw_curves, loss_in_words, measured, score_in_words
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.results import counted, draw_curves, held_out_in_words, loss_in_words, loss_name, measured, score_in_words
+from hf_longattn.training.tasks.classify import CLASSIFICATION, describe_classification_result, finetune_classification
 from hf_longattn.training.trainer import Throughput
 from tests.grids import grid
 from tests.training.conftest import FAST, checkpoint
@@ -52,6 +52,59 @@ def test_a_row_of_the_card() -> None:
     log = {"settings": {"data": ["d"]}, "held_out": {"after": {"f1": 50.0, "n": 3, "f1_se": 1.0}}}
     (row,) = measured(log, "question-answering")
     assert (row.value, row.system, row.standard_error, row.n) == (50.0, "", 1.0, 3)
+
+
+def said_of(given: dict[str, Any], **changes: Any) -> tuple[str, str, str]:
+    """The result of a classification on the terminal, its card's text, and the name of the data in the card's metadata."""
+    log = finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "max_steps": 1, **changes}))
+    card = ModelCard.load(Path(given["output_dir"]) / "README.md")
+    return describe_classification_result(log), card.text, card.data.eval_results[0].dataset_name
+
+
+def test_scores_of_the_training_data_are_called_that(given: dict[str, Any], tmp_path: Path) -> None:
+    data = Path(given["data"][0])
+    copy, mixed = tmp_path / "copy.jsonl", tmp_path / "mixed.jsonl"
+    lines = data.read_text().splitlines(keepends=True)
+    copy.write_text("".join(lines))
+    mixed.write_text("".join([*lines[:4], '{"text": "another text", "label": "files"}\n']))
+    for validation in (data, copy):
+        said, card, dataset = said_of(given, validation=str(validation))
+        assert said.startswith("on the training data: accuracy ")
+        assert "On the training data: accuracy" in card
+        assert "eld out" not in card
+        assert dataset == f"{validation.name} (training data)"
+    said, _, dataset = said_of(given, validation=str(mixed))
+    assert said.startswith("held out but for 4 training rows: accuracy ")
+    assert dataset == "mixed.jsonl (held out but for 4 training rows)"
+    said, _, dataset = said_of(given)
+    assert (said.startswith("held out: "), dataset) == (True, f"{data.name} (held out)")
+
+
+def test_scores_of_few_rows_say_what_they_can_tell() -> None:
+    for count, note in ((1, "1 row, too few to tell scores less than 100 points apart"), (6, "less than 41 points"), (10, "(10 rows)")):
+        log = {"scored_rows": {"n": count, "trained": 0}, "held_out": {"after": {"accuracy": 50.0, "n": count}}}
+        assert note in held_out_in_words(log, lambda scores: "accuracy", "row")
+
+
+def test_losses_say_of_which_data_they_are() -> None:
+    rows = {"training": {"n": 3, "trained": 3}, "held out": {"n": 3, "trained": 0}, "some": {"n": 3, "trained": 1}, "scored": {}}
+    names = {name: loss_name({"scored_rows": counts}, "masked-token loss") for name, counts in rows.items()}
+    assert names == {
+        "training": "masked-token loss on the training data", "held out": "held-out masked-token loss",
+        "some": "held-out masked-token loss but for 1 training row", "scored": "masked-token loss",
+    }  # fmt: skip
+    log = {"settings": {"text": ["d"]}, "scored_rows": rows["training"], "held_out_loss": {"after": 1.0}}
+    assert (measured(log)[0].metric, measured(log)[0].dataset) == ("loss on the training data", "d (training data)")
+
+
+def test_each_head_says_of_which_data_its_scores_are() -> None:
+    settings = {"tasks": ["a=classify:a.csv", "b=classify:b.csv"], "validation": ["b=b.csv"]}
+    scores = {name: {"accuracy": 50.0, "n": 20} for name in "ab"}
+    rows = {"a": {"n": 20, "trained": 0}, "b": {"n": 20, "trained": 20}}
+    log = {"settings": settings, "tasks": {"a": "classify", "b": "classify"}, "scored_rows": rows, "held_out": {"after": scores}}
+    assert [row.dataset for row in measured(log)] == ["a.csv (held out)", "b.csv (training data)"]
+    parts = [held_out_in_words(log, lambda scores: "accuracy", "row", task) for task in "ab"]
+    assert parts == ["held out: accuracy (20 rows)", "on the training data: accuracy (20 rows)"]
 
 
 def test_rows_are_counted_in_the_plural() -> None:

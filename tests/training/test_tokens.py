@@ -16,7 +16,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.data.words import to_windows
+from hf_longattn.data.words import read_conll, to_windows
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.tokens import TOKENS, TokenDataArguments, finetune_tokens, read_tagged, tag_scores
@@ -103,6 +103,43 @@ def test_files_of_every_shape(tmp_path: Path) -> None:
         train, _ = read_tagged(TokenDataArguments(data=[str(source)], validation=str(source)), seed=0)
         assert train["words"][:] == [row["tokens"] for row in rows], source
         assert train["tags"][:] == [row["ner_tags"] for row in rows], source
+
+
+def conll(path: Path, text: str) -> list[tuple[list[str], list[str]]]:
+    """The words and tags of each document of a CoNLL file."""
+    path.write_bytes(text.encode())
+    data = read_conll(path)
+    return list(zip(data["words"], data["tags"], strict=True))
+
+
+def test_conll_comments_are_no_words_and_hash_words_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.conll"
+    mary = (["Mary", "lives"], ["B-PER", "O"])
+    comments = ("# id 52\tdomain=en", "# sent_id = 1\n# text = Mary lives", "#newdoc", "# newdoc", "#", "# a b")
+    for space in (" ", "\t", " _ _ "):
+        body = f"Mary{space}B-PER\nlives{space}O\n"
+        for comment in comments:
+            assert conll(file, f"{comment}\n{body}\n{comment}\n{body}") == [mary, mary], (comment, space)
+            assert conll(file, f"-DOCSTART- -X- O\n\n{comment}\n{body}\n{comment}\n") == [mary], (comment, space)
+        for tag in ("O", "B-TAG"):  # also the first words of a sentence
+            first = f"#{space}{tag}\n#go{space}{tag}\n{body}"
+            assert conll(file, first) == [(["#", "#go", *mary[0]], [tag, tag, *mary[1]])], (space, tag)
+        assert conll(file, f"{body}#{space}NEW\n") == [([*mary[0], "#"], [*mary[1], "NEW"])]
+
+
+def test_conll_words_keep_white_space_that_separates_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.conll"
+    for character in "\xa0\u2009\u3000\u2028\u2029\x85\x0b\x0c\x1c\x1e":
+        for word in (character, f"10{character}000", f"a{character}"):
+            for space in (" ", "\t"):
+                for end in ("\n", "\r\n"):
+                    text = end.join([f"Mary{space}B-PER", f"{word}{space}O", ""])
+                    assert conll(file, text) == [(["Mary", word], ["B-PER", "O"])], repr(text)
+    assert conll(file, "New York\tB-LOC\n \tO\t\na  b\tX\tO") == [(["New York", " ", "a  b"], ["B-LOC", "O", "O"])]
+    assert conll(file, "Mary   NN    B-PER  \n \t\nlives V O") == [(["Mary"], ["B-PER"]), (["lives"], ["O"])]
+    for wrong in ("Mary\tB-PER\nNew York\n", "Mary\tB-PER\nlives O\n", "Mary B-PER\rlives O\r", "Mary\tB-PER\n\tO\n"):
+        with pytest.raises(DataError, match="has no tag"):
+            conll(file, wrong)
 
 
 def test_bad_input_is_a_sentence(tmp_path: Path) -> None:

@@ -222,6 +222,30 @@ def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.
         assert "1000000" not in printed
 
 
+def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) -> None:
+    """A run that had ended stored a rate of 0. With as many steps as before, the rates are those of a run that nothing stopped."""
+
+    def rates(folder: str, steps: int, resume: bool, **settings: Any) -> dict[int, float]:
+        arguments = LongTrainingArguments(
+            str(tmp_path / folder), max_steps=steps, learning_rate=0.5, per_device_train_batch_size=1, report_to=[], use_cpu=True,
+            logging_steps=1, save_steps=2, save_total_limit=None, disable_tqdm=True, **settings,
+        )  # fmt: skip
+        trainer = LongTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 20)
+        trainer.train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-4") if resume else None)
+        return {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
+
+    for kind in ("linear", "cosine", "polynomial", "constant_with_warmup"):
+        settings = {"lr_scheduler_type": kind, "warmup_steps": 2}
+        uninterrupted = rates(f"{kind} 8", 8, False, **settings)
+        rates(f"{kind} 4", 4, False, **settings)
+        longer, same = (rates(f"{kind} {steps}", 8, True, **settings) for steps in (4, 8))
+        for step in (5, 6, 7, 8):
+            assert longer[step] == same[step] == uninterrupted[step] > 0, (kind, step)
+    timed = {"max_minutes": 60.0, "warmup_steps": 0.1}
+    rates("timed", 4, False, **timed)
+    assert rates("timed", 8, True, **timed)[5] == pytest.approx(0.5 * 4 / 8, rel=0.01)
+
+
 def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))

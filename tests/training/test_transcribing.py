@@ -104,7 +104,7 @@ def test_a_model_learns_to_transcribe_and_is_scored(
     line = ["--audio", "--model", str(tmp_path / "out"), "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1"]
     assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train", "--per-device-eval-batch-size", "13"]) == 0
     shown = capsys.readouterr().err
-    assert "held out: word error rate" in shown
+    assert "scored: word error rate" in shown
     assert ("left out, since it is longer than 1 seconds: 1 utterance" in shown) == (not long)
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["held_out"]["after"]
     assert scores["wer"] == pytest.approx(after["wer"])
@@ -115,7 +115,7 @@ def test_a_ctc_model_is_scored(recordings: Path, tmp_path: Path, capsys: pytest.
     folder = speech_checkpoint(tmp_path / "ctc")
     line = ["--model", folder, "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1", "--split", "train"]
     assert evaluate("ctc", line) == 0
-    assert "held out: word error rate" in capsys.readouterr().err
+    assert "scored: word error rate" in capsys.readouterr().err
 
 
 def test_bad_input_is_a_sentence(model: str, recordings: Path, tmp_path: Path, tokenizer: Any) -> None:

@@ -26,7 +26,8 @@ class TokenRule:
     question_separator: the id between a question and a document. All tokens before the document are then global instead of
         ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
 
-    A sequence without a separator has no segments. A sequence with nothing after the separator has no question.
+    A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A separator inside the
+    first text, such as a ``[SEP]`` that somebody typed, ends nothing where token types or two separators in a row show the text's end.
     """
 
     positions: tuple[int, ...] = ()
@@ -56,9 +57,11 @@ class TokenRule:
             )
         return dataclasses.replace(self, separator=separator)
 
-    def mask(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding."""
+    def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
+        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding, ``types (B, N)`` is 1 in the
+        second text."""
         chosen = at_positions(self.positions, real)
+        ids = self._between_texts(ids, real, types)
         if self.question_separator is not None:
             question = self.question(ids, real)
             chosen = question | (chosen & ~question.any(-1, keepdim=True))
@@ -72,6 +75,21 @@ class TokenRule:
             if self.second_segment:
                 chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
         return chosen & real
+
+    def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
+        """``ids`` without separators inside the first text. The second text begins at the first token of type 1, or else at the first two
+        separators in a row (RoBERTa's pairs)."""
+        separator = self.separator if self.question_separator is None else self.question_separator
+        if separator is None:
+            return ids
+        ends = (ids == separator) & real
+        border = ends & torch.cat([ends[:, 1:], torch.zeros_like(ends[:, :1])], -1)
+        if types is not None:
+            second = (types == 1) & real
+            border = torch.where(second.any(-1, keepdim=True), second, border)
+        first = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
+        goes_on = (first & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
+        return ids.masked_fill(first & ends & goes_on, -1)
 
     def question(self, ids: Tensor, real: Tensor) -> Tensor:
         """Mask of the question and its separators, ``(B, N)`` bool. All False in a batch row without a document."""

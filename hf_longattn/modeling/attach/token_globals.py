@@ -150,14 +150,18 @@ def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: T
     real = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()
+    types = arguments.get("token_type_ids")
+    types = types if isinstance(types, Tensor) and types.shape == ids.shape else None
     if rule.question_separator is not None and not in_graph():
         _warn_of_order(rule.question(ids, real), real)
     if documents is None:
-        return rule.mask(ids, real).long()
+        if rule.question_separator is not None and types is None and not in_graph():
+            _warn_of_separators((ids == rule.question_separator) & real)
+        return rule.mask(ids, real, types).long()
     global_tokens = torch.zeros_like(ids)
     for sequence in Batch(real, documents).sequences:
         at = slice(sequence.row, sequence.row + 1), slice(sequence.start, sequence.stop)
-        global_tokens[at] = rule.mask(ids[at], real[at]).long()
+        global_tokens[at] = rule.mask(ids[at], real[at], None if types is None else types[at]).long()
     return global_tokens
 
 
@@ -170,4 +174,16 @@ def _warn_of_order(question: Tensor, real: Tensor) -> None:
         logger.warning_once(
             "The first of the two texts is taken as the question, whose tokens are all global, but it is longer than the document; "
             "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
+        )
+
+
+def _warn_of_separators(ends: Tensor) -> None:
+    """Warn if a text seems to contain a separator. Short inputs on a device are not read, since every call would wait for it."""
+    if ends.shape[-1] <= LONGEST_QUESTION and ends.device.type != "cpu":
+        return
+    begins = ends[:, 1:] & ~ends[:, :-1]
+    if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
+        logger.warning_once(
+            "A question or document seems to contain the token that separates the two, and the question is taken to end at the first one; "
+            "call tokenizer(question, document, split_special_tokens=True), or pass global_attention_mask (batch, tokens)."
         )

@@ -34,14 +34,14 @@ from hf_longattn.training.linearise.student import as_saved, predicts_tokens, st
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
-from hf_longattn.training.results import counted, error_of, sources_in_words
+from hf_longattn.training.results import counted, error_of, loss_name, scored_part, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import RunSettings, forget_model, save_whole, versions, write_trained_card
+from hf_longattn.training.training_loop import RunSettings, check_rows, forget_model, save_whole, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
 NO_GAP = 0.01
 """Minimum gap in nats of which a share is reported."""
-SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
+SAME_INPUTS = "The choice was made on the same inputs, so the losses are somewhat lower than on others."
 STAGE_TITLES = {
     "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
 }  # fmt: skip
@@ -74,7 +74,7 @@ class Stages:
             else:
                 self.report = {
                     "settings": self.run.settings, "objective": self.objective, "input_length": self.length, "versions": versions(),
-                    "predicts_tokens": predicts_tokens(model),
+                    "predicts_tokens": predicts_tokens(model), "scored_rows": self.run.data.scored_rows,
                     "tokens": {}, "steps": {}, "history": {}, "before": measured(model, self.batches),
                 }  # fmt: skip
                 if args.runs(1):
@@ -121,6 +121,7 @@ class Stages:
     def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
         """Train, or resume from the latest checkpoint of this stage."""
         args, inputs, size = self.args, to_inputs(self.documents, self.tokenizer, length), self.args.per_device_train_batch_size
+        check_rows(inputs, sources_in_words(self.run.settings), "train on")
         resumed = newest_of_stage(args.folder, stage) if args.resume else None
         if isinstance(model, MatchingModel) and resumed is None:
             model.start(held_out_batches(inputs, self.masks, size, size)[0])
@@ -189,7 +190,7 @@ def recovered(original: float, before: float, after: float) -> float | None:
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: loss by stage if the model has a trained head, tokens used, and each layer's error."""
     before, stages = report["before"], {name: title for name, title in STAGE_TITLES.items() if name in report}
-    inputs = f"{counted(before['n'], 'held-out input')} of {report['input_length']:,} tokens"
+    inputs = f"{counted(before['n'], 'input')} of {report['input_length']:,} tokens ({scored_part(report)})"
     trained = f"{inputs}, {sum(report['tokens'].values()):,} tokens in training."
     lines = [
         "# Attention distillation",
@@ -251,10 +252,10 @@ def describe_distillation(report: dict[str, Any]) -> str:
     )
     if not has_loss(report):
         before, after = (fmean(layer["share"] for layer in report[name]["layers"]) for name in ("before", last))
-        inputs = counted(report["before"]["n"], "held-out input")
-        return f"{run}squared error of the attention outputs {before:.4f} of their mean square before, {after:.4f} after ({inputs})."
+        error = loss_name(report, "squared error of the attention outputs")
+        return f"{run}{error} {before:.4f} of their mean square before, {after:.4f} after ({counted(report['before']['n'], 'input')})."
     return (
-        f"{run}held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
-        f"{report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
+        f"{run}{loss_name(report)} {report['before']['original']:.3f} with softmax attention, "
+        f"{report['before']['loss']:.3f} after conversion, {report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
         + (f" Layers were chosen by their losses. {SAME_INPUTS}" if report.get("softmax_layers") else "")
     )

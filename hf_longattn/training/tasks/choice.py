@@ -148,7 +148,7 @@ def describe_choice(log: dict[str, Any]) -> str:
 
 def choice_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
-    return held_out_in_words(log["held_out"], lambda scores: score_in_words(scores, "accuracy"), "question")
+    return held_out_in_words(log, lambda scores: score_in_words(scores, "accuracy"), "question")
 
 
 TASK = Task(arguments=CHOICE, train=finetune_choice, result=choice_result, evaluation="Score the choices of answers about long documents.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
@@ -472,7 +473,8 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
         OptionError: too few rows to hold some back.
     """
     reader = args.reader
-    train, held_out = train_test_split(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
+    read = partial(reader.load_rows, args)
+    train, held_out = train_test_split(args, read, seed, least=3, classes="label")
     if not len(held_out):
         raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}; give other data.")
     if not args.only_scores and len(set(train["label"])) < 2:
@@ -489,14 +491,14 @@ def describe_classification(log: dict[str, Any]) -> str:
     return (
         f"{steps_of(log)} with `longattn train classify` on {counted(log[rows_key(reader)]['train'], reader.unit)} of "
         f"{sources_in_words(settings)} in {len(log['classes'])} classes, {reader.described(log)}. "
-        f"{sentence_case(held_out_in_words(log['held_out'], _in_words, reader.unit))}."
+        f"{sentence_case(held_out_in_words(log, _in_words, reader.unit))}."
     )
 
 
 def describe_classification_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     reader = _reader_of(log)
-    return "\n".join([held_out_in_words(log["held_out"], _in_words, reader.unit), *reader.notes(log)])
+    return "\n".join([held_out_in_words(log, _in_words, reader.unit), *reader.notes(log)])
 
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:

@@ -213,7 +213,7 @@ def describe_ctc(log: dict[str, Any]) -> str:
 
 def ctc_scores(log: dict[str, Any]) -> str:
     """The error rates of a log in words."""
-    return held_out_in_words(log["held_out"], utterances.error_rates_in_words, "utterance")
+    return held_out_in_words(log, utterances.error_rates_in_words, "utterance")
 
 
 def ctc_result(log: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import argument, check_positive
 from hf_longattn.training.lm import TextDataArguments, TextModelArguments, TextTrainingArguments, load_lm, read_documents
 from hf_longattn.training.loading import frozen_teacher
-from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
+from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -296,7 +296,7 @@ def describe_distillation_run(log: dict[str, Any]) -> str:
 def distillation_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     what = "distance" if "held_out_distance" in log else "loss"
-    return f"held-out {what} of the student {loss_in_words(log[f'held_out_{what}'])}"
+    return f"{loss_name(log, f'{what} of the student')} {loss_in_words(log[f'held_out_{what}'])}"
 
 
 TASK = Task(arguments=DISTILL, train=distill_student, result=distillation_result)

@@ -385,7 +385,7 @@ def embeddings_result(log: dict[str, Any]) -> str:
     rows = "pair" if {"spearman", "pearson"} & set(log["held_out"]["after"]) else "query"
     read = log["read_length"]
     lengths = f", texts of up to {read:,} tokens" if read else ""
-    return f"{held_out_in_words(log['held_out'], _in_words, rows)}{lengths}"
+    return f"{held_out_in_words(log, _in_words, rows)}{lengths}"
 
 
 def _in_words(scores: Scores) -> str:

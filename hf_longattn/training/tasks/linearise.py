@@ -37,8 +37,9 @@ from hf_longattn.training.linearise.stages import Stages, held_out_batches, mark
 from hf_longattn.training.linearise.student import CONVERTED, load_student, predicts_tokens
 from hf_longattn.training.linearise.teacher import check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
+from hf_longattn.training.results import sources_in_words
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import check_holds_no_model, prepare_run
+from hf_longattn.training.training_loop import check_holds_no_model, check_rows, prepare_run
 
 LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
@@ -91,7 +92,9 @@ def distil(
         documents, held_out = read_documents(data_args, training_args.seed)
     masks = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     size = training_args.per_device_train_batch_size
-    batches = held_out_batches(to_inputs(held_out, tokenizer, length), masks, training_args.held_out_inputs, size)
+    inputs = to_inputs(held_out, tokenizer, length)
+    check_rows(inputs, data_args.validation or f"{sources_in_words(run.settings)} (held out)", "evaluate on")
+    batches = held_out_batches(inputs, masks, training_args.held_out_inputs, size)
     return Stages(run, model_args, training_args, tokenizer, objective, length, documents, masks, batches).all_stages(model)
 
 

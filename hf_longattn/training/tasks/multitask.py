@@ -50,7 +50,7 @@ from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer, rows_of
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
-from hf_longattn.training.training_loop import prepare_run, save_run, train
+from hf_longattn.training.training_loop import check_rows, prepare_run, save_run, train
 
 HEAD_SCORES = {
     "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "image"),
@@ -444,6 +444,8 @@ def finetune_multitask(
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     build: dict[str, Callable[..., TaskHead]] = {"classify": _classify, "tokens": _tokens, "qa": _qa, "images": _files, "audio": _files}
     tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
+    for name, task in tasks.items():
+        check_rows(task.rows, f"the task {name!r}", "train on")
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
     training_args.ddp_find_unused_parameters = True
     processors = tokenizer if start.model is None else start.processors
@@ -453,6 +455,7 @@ def finetune_multitask(
         "tasks": {name: task.kind for name, task in tasks.items()},
         "inputs": {name: task.log for name, task in tasks.items() if task.log},
         "held_out": {"before": before, "after": trainer.scores()},
+        "scored_rows": {name: data.scored_rows for name, (_, data) in task_data.items()},
     }
     return save_run(trainer, run, log, describe_multitask)
 
@@ -506,6 +509,7 @@ def _tokens(name: str, run: TaskArguments, start: Start, data: TokenDataArgument
     length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
     encode = partial(to_windows, tokenizer=start.tokenizer, length=length, stride=data.stride, names=names)
     rows, held_out = each_part(encode, texts, held_texts)
+    check_rows(held_out, f"the task {name!r}", "evaluate on")
     collator, columns = TokenCollator(start.tokenizer), ["word_ids", "document"]
 
     def scores() -> Scores:
@@ -564,10 +568,9 @@ def multitask_result(log: dict[str, Any]) -> str:
     lines = []
     for name, kind in log["tasks"].items():
         metric, rows = HEAD_SCORES[kind]
-        scores = {when: (evaluation or {}).get(name) for when, evaluation in log["held_out"].items()}
-        tuned = any("best_f1_threshold" in (evaluation or {}) for evaluation in scores.values())
+        tuned = any("best_f1_threshold" in (evaluation or {}).get(name, {}) for evaluation in log["held_out"].values())
         note = '; the threshold of "no answer" is the best one on these questions' if tuned else ""
-        lines.append(f"- {name}: {held_out_in_words(scores, partial(score_in_words, name=metric), rows)}{note}")
+        lines.append(f"- {name}: {held_out_in_words(log, partial(score_in_words, name=metric), rows, name)}{note}")
     return "\n".join(lines)
 
 

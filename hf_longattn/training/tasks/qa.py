@@ -45,7 +45,7 @@ from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.tokenization import pad_with_end
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
@@ -58,12 +58,15 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
 from hf_longattn.training.loading import SPAN_LABELS, check_reads_text
 from hf_longattn.training.results import (
+    HELD_OUT,
     compared_losses,
-    counted,
     end_of_training,
     loss_in_words,
+    loss_name,
     plain_scores,
+    rows_in_words,
     score_in_words,
+    scored_part,
     sources_in_words,
     steps_of,
 )
@@ -224,7 +227,7 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
         OptionError: too few questions to hold some back.
     """
     read = partial(load_qa, skip_bad_rows=args.skip_bad_rows)
-    return train_test_split(args, read, seed, unit="id")
+    return train_test_split(args, read, seed, unit="id", classes="kind")
 
 
 def pages_to_read(
@@ -388,10 +391,9 @@ def describe_qa_training(log: dict[str, Any]) -> str:
     lines = [f"{steps_of(log)} in {minutes:.1f} minutes with `longattn train qa`, on {sources_in_words(settings)}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
     if "held_out" in log:
-        source = f"`{changed['validation']}`" if "validation" in settings else "held-out questions"
         lines += [
             "",
-            f"Loss on {source}: {loss_in_words(log['held_out_loss'])}.",
+            f"{sentence_case(loss_name(log))}: {loss_in_words(log['held_out_loss'])}.",
             "",
             *(f"- {line}" for line in qa_table(log).splitlines()),
         ]
@@ -401,12 +403,13 @@ def describe_qa_training(log: dict[str, Any]) -> str:
 def qa_table(log: dict[str, Any]) -> str:
     """The result on the terminal: scores on the validation data before and after, a line each."""
     lines = []
-    compared = bool(log["held_out"]["before"])
+    part, compared = scored_part(log), bool(log["held_out"]["before"])
     for when, scores in log["held_out"].items():
         if scores:
             names = [name for name in ("exact_match", "f1", "anls", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
             shown = ", ".join(score_in_words(scores, name, name) for name in names)
-            lines.append(f"{when if compared else 'held out'}: {shown} ({counted(scores['n'], 'question')})")
+            title = f"{part}, {when}" if compared and part != HELD_OUT else when if compared else part
+            lines.append(f"{title}: {shown}{rows_in_words(scores['n'], 'question')}")
     after = log["held_out"]["after"]
     if "best_f1_threshold" in after and end_of_training(log):
         lines.append(

@@ -300,7 +300,7 @@ def seq2seq_result(log: dict[str, Any]) -> str:
 
 def scores_in_words(log: dict[str, Any]) -> str:
     """The scores of a log in words."""
-    return held_out_in_words(log["held_out"], _in_words, "utterance" if "utterances" in log else "document")
+    return held_out_in_words(log, _in_words, "utterance" if "utterances" in log else "document")
 
 
 def _in_words(scores: Scores) -> str:

@@ -167,7 +167,7 @@ def describe_tokens(log: dict[str, Any]) -> str:
 def tokens_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     return held_out_in_words(
-        log["held_out"],
+        log,
         lambda scores: f"{score_in_words(scores, 'f1', 'F1 of entities')}, {score_in_words(scores, 'accuracy', 'words')}",
         "document",
     )
