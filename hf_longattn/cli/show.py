@@ -176,7 +176,7 @@ def _costs(costs: Sequence[LengthCost], inputs: InputSizes) -> Table:
 
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
-    from ..conversion.report import POSITIONS, READY
+    from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
     from ..hub.usage import next_step
 
     plan, shown = report.plan, Report()
@@ -197,9 +197,14 @@ def show_report(report: ConversionReport) -> None:
     shown.facts(*(Fact(check.status, check.name, check.detail, STYLES[check.status]) for check in report.checks))
     shown.gap()
     shown.say(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.")
-    shown.say(f"{READY.capitalize()}." if report.verdict == READY else "", "good")
+    verdict = verdict_check(report.checks)
+    if verdict is not None and WOULD_TELL in verdict.values:
+        shown.say(f"Not known whether it is {READY}: {verdict.values[WOULD_TELL]} would tell.", "warning")
+    elif report.verdict == READY:
+        shown.say(f"{READY.capitalize()}, as measured on {verdict.values['tokens']:,} tokens of {report.text}.", "good")
     if report.next_step is not None:
-        shown.say(f"Next: {next_step(report.next_step, _as_typed(report.destination))}", typed=True)
+        heading = "Next" if report.needs_training else "To train it"
+        shown.say(f"{heading}: {next_step(report.next_step, _as_typed(report.destination))}", typed=True)
     terminal.show(shown)
 
 

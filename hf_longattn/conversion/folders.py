@@ -30,7 +30,7 @@ from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
-from .report import ConversionReport, StageProgress, require_passed, seconds, versions
+from .report import WOULD_TELL, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import fetch_model
 from .sources.sentence_transformers import SETTINGS, write_modules
@@ -199,7 +199,7 @@ def write_verified(
         generated: old and new length of generated text; by default the plan's lengths.
         checks: earlier ones, for the report.
         finish: called with the folder once the checks have passed.
-        next_step: called for :attr:`ConversionReport.next_step` if a check says that the result needs training.
+        next_step: called for :attr:`ConversionReport.next_step` if the result needs training, or a check cannot tell.
         report_file, introduction, made_from: as for :func:`write_report`.
         progress: called as progress(stage, done, total).
 
@@ -225,7 +225,7 @@ def write_verified(
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
-            next_step=next_step() if any(check.status == NEEDS_TRAINING for check in checks) else None,
+            next_step=next_step() if any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks) else None,
         )
         write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
         return report

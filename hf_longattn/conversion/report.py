@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..checks import FAILED, MEASURED, NEEDS_TRAINING, TOLERANCE, Check
+from ..checks import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
 from ..errors import CheckpointError
 from ..hub import next_step
 
@@ -17,8 +17,10 @@ POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
 SHORT_TEXTS = "equal for short texts"
 """Name of the check of texts that get full attention by the option ``exact_length``."""
-VERDICT, READY, TRAIN = "verdict", "ready to use", "train before use"
-"""The key in the values of the check that decides whether the result needs training, and its two values."""
+VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
+"""The key in the values of the check that decides whether the result needs training, and its three values."""
+WOULD_TELL = "would_tell"
+"""The key in the values of a check that cannot tell: what would, as a noun phrase."""
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
@@ -28,10 +30,29 @@ def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Che
     """The check that decides whether the result needs training.
 
     The model's purpose is measured: the loss of a language model (:mod:`.verify_loss`), the embeddings of a sentence encoder
-    (:mod:`.verify_embeddings`). Other heads cannot be measured without labels: their results need training if outputs or positions differ.
+    (:mod:`.verify_embeddings`). Other heads cannot be measured without labels (:func:`undecided`).
+
+    Args:
+        values: for the report. Their "tokens" say on how many tokens the result was measured.
     """
     verdict = READY if ready else TRAIN
     return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
+
+
+def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
+    """The check that cannot tell whether the result needs training.
+
+    Args:
+        reason: why, as a clause. would_tell: the input or measurement that would, as a noun phrase.
+        values: what was measured, for the report; ``None`` if nothing was.
+    """
+    detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
+    return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
+
+
+def verdict_check(checks: Iterable[Check]) -> Check | None:
+    """The check that decides whether the result needs training, or that cannot tell; ``None`` if there is none."""
+    return next((check for check in checks if VERDICT in check.values), None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ class ConversionReport:
         bytes_written: total size of the written tensors.
         seconds: the time of each stage.
         versions: of this package, Python and the libraries.
-        next_step: if a check says "needs training", how to train, with "{model}" for the model's name; else ``None``.
+        next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
     """
 
     destination: Path
@@ -69,13 +90,13 @@ class ConversionReport:
 
     @property
     def train_command(self) -> str | None:
-        """The command to type, or advice, if the result needs training; else ``None``."""
+        """The command that trains the result, or advice; ``None`` if it is known to need no training."""
         return None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     @property
     def verdict(self) -> str | None:
-        """Whether the result needs training: "ready to use" or "train before use". ``None`` if no check decides."""
-        return next((check.values[VERDICT] for check in self.checks if VERDICT in check.values), None)
+        """Whether the result needs training: "ready to use", "train before use" or "cannot tell". ``None`` without a check of that."""
+        return None if (check := verdict_check(self.checks)) is None else check.values[VERDICT]
 
     @property
     def needs_training(self) -> bool:

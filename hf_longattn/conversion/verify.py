@@ -20,7 +20,7 @@ from ..positions.tables import unchanged_rows
 from .model_loading import choose_memory_mode
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import POSITIONS, READY, VERDICT
+from .report import POSITIONS, READY, UNKNOWN, VERDICT, verdict_check
 from .sources.base import Source, open_source
 from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
 from .verify_generic import check_generic
@@ -104,10 +104,10 @@ def check_written(
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides on training.
 
-    Without a deciding check, the status of differing outputs and of untrained positions is "needs training".
+    If no check decides, or the one cannot tell, the status of differing outputs and of untrained positions is "needs training".
     """
-    deciding = next((check for check in checks if VERDICT in check.values), None)
-    label = NEEDS_TRAINING if deciding is None else deciding.status
+    deciding = verdict_check(checks)
+    label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
     sentences = [str(warning).rstrip(".") for warning in plan.warnings]
     if deciding is not None and label == MEASURED:
         sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]

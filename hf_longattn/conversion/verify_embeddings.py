@@ -1,7 +1,8 @@
 """Compare a result's sentence embeddings with the source's. For short passages, and for a document longer than the source reads.
 
 Embeddings are pooled and normalised as sentence-transformers does. For the document, the reference is the mean over its chunks, each
-embedded by the source: the usual way to embed a text that is too long for a model.
+embedded by the source: the usual way to embed a text that is too long for a model. The first chunk has old positions, so it is left out of
+both, unless the pooling takes a single token. Chance is the cosine of another passage, and for a document that of its first chunk.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checks import SKIPPED, Check
-from ..inputs.text import VerificationText
+from ..checks import Check
+from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
 from .flops import cost_at, layer_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
 from .pooling import SentencePooling
-from .report import decision
+from .report import decision, undecided
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)
 """Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
 PASSAGES = 3
 """Maximum number of passages of each length."""
-SAME = 0.98
-"""Maximum cosine that is required of a result, however similar different passages are. Untuned."""
-SHARE = 0.5
-"""Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: with all-MiniLM-L6-v2 at
-8,192 tokens, Nyström attention (0.4) loses 4 points of MRR in retrieval, and interpolated positions (2.1) lose 48."""
+ALIKE = 0.95
+"""Cosine of different passages above which the source does not tell them apart. Untuned."""
+SHARE = 1 / 3
+"""Maximum distance from the source's embedding, as a share of the distance by chance. With all-MiniLM-L6-v2 and documents of 1,024 to 4,096
+tokens, tiled positions have at most 0.06 with windows and 0.25 with full attention; new rows that are random have 0.44 to 0.84."""
 FLOPS = 1e12
 """Maximum FLOPs for one document. Untuned."""
 
@@ -49,9 +50,14 @@ class EmbeddingCheck:
         real = text.real_tokens()
         self.counts = {length: min(PASSAGES, real // length) for length in sorted({*LENGTHS, old}) if length <= old and real >= 2 * length}
         """Tokens of a passage -> number of passages."""
-        self.document = self._affordable(min(new, real) // old * old, old)
-        self.chunk = old
-        self.skipped = None if self.counts else [Check(EMBEDDINGS, SKIPPED, self._why_not(old))]
+        self.chunk = old if new >= 2 * old else new // -(-new // old)
+        self.document = self._affordable(min(new, real) // self.chunk * self.chunk, self.chunk)
+        self.skipped = None
+        if text.tokenizer is None:
+            self.skipped = [undecided(EMBEDDINGS, f"{text.why_seeded}, and embeddings need real text", text.would_be_real)]
+        elif not self.counts:
+            problem = f"two passages of {min(LENGTHS[0], old)} tokens are needed, and the text has {real}"
+            self.skipped = [undecided(EMBEDDINGS, problem, LONGER_TEXT)]
 
     def measure_source(self, source: Any) -> None:
         """Embed the passages, and the chunks of the document."""
@@ -66,7 +72,7 @@ class EmbeddingCheck:
             return self.skipped
         longest = self.of_source[max(self.counts)]
         different = float(torch.stack([a @ b for a, b in combinations(longest, 2)]).mean())
-        least = min(SAME, 1 - SHARE * (1 - different))
+        least = 1 - SHARE * (1 - different)
         cosines = {
             length: _cosine(self._embedded(result, count, length), self.of_source[length][:count]) for length, count in self.counts.items()
         }
@@ -74,25 +80,36 @@ class EmbeddingCheck:
         detail = f"cosine with the source's: {listed} tokens"
         values = {"cosines": {str(length): cosine for length, cosine in cosines.items()}, "different_passages": different, "least": least}
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
+        detail += f" (at least {least:.2f} is required, since different passages have {different:.2f})"
         if self.document:
             last = states["last_hidden_state"]
-            document = self._pooled(last) if last.shape[1] == self.document else self._embedded(result, 1, self.document)
+            last = last if last.shape[1] == self.document else self._states(result, 1, self.document)
+            first = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # chunk that is compared
             chunks = self.of_source[self.chunk][: self.document // self.chunk]
-            mean = normalize(chunks.mean(0, keepdim=True), dim=-1)
-            cosine, alone = _cosine(document, mean), _cosine(chunks[:1], mean)
+            mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
+            cosine, alone = _cosine(self._pooled(last[:, first * self.chunk :]), mean), _cosine(chunks[:1], mean)
+            required = 1 - SHARE * (1 - max(alone, different))
             shortened = "" if self.document > self.plan.new_length - self.chunk else f" (of {self.plan.new_length:,})"
             detail += (
-                f"; at {self.document:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks "
-                f"(its first chunk alone: {alone:.3f})"
+                f"; at {self.document:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
+                f"{', both without the first' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
             )
-            values |= {"document": {"tokens": self.document, "chunk": self.chunk, "cosine": cosine, "first_chunk": alone}}
-            ready = ready and cosine >= least
-        detail += f"; different passages have {different:.2f}, so at least {least:.2f} is required"
-        return [decision(EMBEDDINGS, ready, detail, values)]
+            values |= {"document": {"chunk": self.chunk, "cosine": cosine, "first_chunk": alone, "least": required}}
+            ready = ready and cosine >= required
+        if different > ALIKE:
+            return [undecided(EMBEDDINGS, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values)]
+        if ready and not self.document and self.plan.new_length > self.chunk:
+            would_tell = LONGER_TEXT if self.text.real_tokens() < 2 * self.chunk else "its scores in retrieval (longattn evaluate embed)"
+            return [undecided(EMBEDDINGS, f"{detail}: no longer text was embedded", would_tell, values)]
+        return [decision(EMBEDDINGS, ready, detail, {**values, "tokens": self.document or self.chunk})]
 
     def _embedded(self, model: Any, count: int, length: int) -> Tensor:
         """Normalised embeddings ``(count, D)`` of the first passages of ``length`` tokens, special tokens included."""
-        return self._pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"])
+        return self._pooled(self._states(model, count, length))
+
+    def _states(self, model: Any, count: int, length: int) -> Tensor:
+        """The last hidden states of the first passages of ``length`` tokens."""
+        return outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"]
 
     def _pooled(self, states: Tensor) -> Tensor:
         """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""
@@ -104,12 +121,6 @@ class EmbeddingCheck:
         while tokens >= 2 * chunk and 2 * cost_at(tokens, self.plan.shape, layers).total_flops > FLOPS:
             tokens = tokens // 2 // chunk * chunk
         return tokens if tokens >= 2 * chunk else 0
-
-    def _why_not(self, old: int) -> str:
-        """Reason why no passage is embedded."""
-        if self.text.tokenizer is None:
-            return f"{self.text.why_seeded}, and embeddings need real text"
-        return f"two passages of {min(LENGTHS[0], old)} tokens are needed, and the text has {self.text.real_tokens()}"
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -170,7 +170,7 @@ def model_card(
         verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*kind_in(config).limits(config, attentions, length), *([UNTRAINED] if report.get("needs_training") else []), *limits],
+        limits=[*kind_in(config).limits(config, attentions, length), *_untrained(report), *limits],
         versions=", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
     )
     check_metadata(str(card), data.to_dict())
@@ -241,7 +241,8 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
     if training:
         training = f"\n\n```\n{training}\n```" if step.get("command") else f" {training}."
     use = usage_section(folder, config, name, length, metadata)
-    parts = {"use": use, "training": training and f"What is marked *needs training*:{training}"}
+    heading = "What is marked *needs training*" if report.get("needs_training", True) else "If it needs training"
+    parts = {"use": use, "training": training and f"{heading}:{training}"}
     return {part: f"{MARK.format(part)}\n{text}\n{END}" for part, text in parts.items() if text}
 
 
@@ -269,7 +270,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 _BUCKET = {"from!": NATURAL, "to!": NATURAL, "predicted!": NATURAL, "source_on_chunks!": NUMBER, "result!": NUMBER}
-_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL}
+_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL, "would_tell": TEXT}
 REPORT_FIELDS: dict[str, Any] = {
     "plan": {
         "source": TEXT,
@@ -404,6 +405,13 @@ def _hub_name(source: str) -> str:
 
 
 UNTRAINED = "As converted, its outputs differ from those of its source: train it before use, as described above."
+
+
+def _untrained(report: Mapping[str, Any]) -> list[str]:
+    """Sentences on a result that needs training, or may need it, since the conversion could not tell."""
+    would_tell = [check["values"]["would_tell"] for check in report.get("checks") or [] if (check.get("values") or {}).get("would_tell")]
+    unknown = [f"Whether it is ready to use as converted is not known: {in_one_line(told)} would tell." for told in would_tell[:1]]
+    return [*([UNTRAINED] if report.get("needs_training") else []), *unknown]
 
 
 def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -30,6 +30,8 @@ MAX_TRUNCATED = 2**20
 """Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
+READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text"))
+"""The inputs that would tell where the text of a verification cannot, as noun phrases."""
 
 
 def text_sizes(old: int, new: int) -> InputSizes:
@@ -142,9 +144,10 @@ class VerificationText:
         self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
         self.source_tokenizer = tokenizer
         self._ids: Tensor | None = None
-        self.why_seeded = "the source has no tokenizer"
+        self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
         if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # for example ESM, whose vocabulary is amino acids
-            self.tokenizer, self.why_seeded = None, f"the source's tokenizer does not know most of the {origin}"
+            self.tokenizer, self.would_be_real = None, READABLE_TEXT
+            self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
         """The text's token ids ``(1, count)``, int64, with special tokens. Repeated if the text is shorter.

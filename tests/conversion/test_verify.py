@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from hf_longattn.checks import Check
-from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_outputs, writing
+from hf_longattn.cli.show import show_report
+from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_loss, verify_outputs, writing
 from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.conversion.verify import labelled
-from hf_longattn.conversion.verify_loss import LOSS
+from hf_longattn.conversion.verify_loss import BEYOND, LOSS, LossCheck
 from hf_longattn.conversion.verify_outputs import choose_lengths
+from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.text import text_sizes
+from hf_longattn.hub import card as card_module
+from hf_longattn.inputs.text import VerificationText, load_tokenizer, text_sizes
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
@@ -163,7 +166,8 @@ def test_models_are_loaded_once_for_outputs_and_losses(
 def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
     check = next(check for check in report.checks if check.name == LOSS)
-    assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and a loss needs real text")
+    assert check.status == "skipped"
+    assert check.detail.startswith("the source has no tokenizer, and a loss needs real text, so this cannot tell")
 
 
 def test_a_text_of_the_users_own_is_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -244,3 +248,128 @@ def test_labels_follow_the_loss_where_it_was_measured(window: int, change: bool 
     assert (POSITIONS in found) == (window == 128)
     if window == 128:
         assert ("the result is ready to use" in found[POSITIONS].detail) == (change is False)
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), [("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2")])
+@pytest.mark.parametrize("positions", ["tile", "random"])
+def test_a_source_that_does_not_read_the_text_gets_no_verdict(
+    positions: str, name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An untrained model loses nothing by random positions. Report, JSON, card and printed lines agree, and name what would tell."""
+    settings = {"mechanism": "window", "window": LENGTH // 2, "max_length": 4 * LENGTH, "positions": positions}
+    report = convert_checkpoint(checkpoint(name, tokenizer=tokenizer), tmp_path / "long", **settings)
+    check = next(check for check in report.checks if check.name == LOSS)
+    assert not check.values["change"]["worse"]
+    assert check.values["chance"] < check.values["change"]["before"]
+    written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
+    assert report.verdict == written["verdict"] == "cannot tell"
+    assert [check.detail for check in report.checks if check.name == POSITIONS] == [
+        *(["positions from 64 on are random rows, as before training, so results become much worse; leave --positions random out, or "
+           "train the result"] if positions == "random" else [])
+    ]  # fmt: skip
+    show_report(report)
+    card, printed = (tmp_path / "long" / "README.md").read_text(), " ".join(capsys.readouterr().out.split())
+    assert "Not known whether it is ready to use: --verify-text FILE with text that the source was trained to read would tell." in printed
+    assert "Whether it is ready to use as converted is not known: --verify-text FILE" in card
+    assert ("Next: longattn train" in printed) == report.needs_training == (card_module.UNTRAINED in card)
+    assert "Ready to use" not in printed
+
+
+@pytest.mark.parametrize(
+    ("share", "spread", "change", "noise", "verdict", "says"),
+    [
+        (2.0, 1.0, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # another language
+        (2.0, 1.0, -2.0, 0.1, "cannot tell", "does not predict this text much better"),  # which random positions improve
+        (2.0, 1.0, 2.0, 0.1, "cannot tell", "does not predict this text much better"),
+        (0.95, 0.01, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # better than chance, but barely
+        (0.8, 40.0, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # perhaps by chance
+        (0.8, 1.0, 0.0, 9.0, "cannot tell", "could be lost unseen"),
+        (0.8, 1.0, 0.0, 0.1, "ready to use", "the result is not worse"),
+        (0.5, 1.0, 0.0, 0.1, "ready to use", "the result is not worse"),
+        (0.5, 1.0, 0.5, 0.1, "train before use", "the result is worse"),
+        (0.5, 1.0, float("inf"), 0.1, "train before use", "the result is worse"),
+        (float("nan"), 1.0, 0.0, 0.1, "cannot tell", ""),
+    ],
+)
+def test_a_loss_decides_only_well_below_that_of_the_tokens_frequencies(
+    share: float,
+    spread: float,
+    change: float,
+    noise: float,
+    verdict: str,
+    says: str,
+    text_losses: LossCheck,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and ``change``."""
+    chance, generator = text_losses._chance(), torch.Generator().manual_seed(0)
+    drawn = [torch.randn(len(chance), generator=generator) for _ in range(2)]
+    text_losses.of_source = share * chance + spread * (drawn[0] - drawn[0].mean())
+    result = text_losses.of_source + change + noise * (drawn[1] - drawn[1].mean())
+    monkeypatch.setattr(verify_loss, "token_losses", lambda *ignored, **also_ignored: result)
+    (check,) = text_losses.check(None, {})
+    assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
+
+
+@pytest.fixture
+def text_losses(checkpoint: Checkpoint) -> LossCheck:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    plan = plan_conversion(source, mechanism="full", max_length=4 * LENGTH)
+    text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
+    return LossCheck(plan, text, LENGTH, 4 * LENGTH, from_files=False, given_text=False)
+
+
+def test_too_few_predicted_tokens_decide_nothing(text_losses: LossCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    for predicted in (0, 1, 9):
+        text_losses.of_source = torch.ones(len(text_losses._chance())).masked_fill(torch.arange(4 * LENGTH) >= predicted, float("nan"))
+        monkeypatch.setattr(verify_loss, "token_losses", lambda *ignored, **also_ignored: text_losses.of_source)
+        (check,) = text_losses.check(None, {})
+        assert (check.values["verdict"], "--verify-text FILE" in check.detail) == ("cannot tell", True)
+
+
+def test_a_text_of_unknown_tokens_is_not_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As English by a vocabulary of another script; the reason names --verify-text."""
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(0x4E00, 0x4E00 + 500)), ".", ","]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=LENGTH).save_pretrained(source)
+    settings = {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH}
+    check = next(check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS)
+    assert (check.status, check.values["verdict"]) == ("skipped", "cannot tell")
+    assert check.detail.startswith("the source's tokenizer does not know most of the built-in English text")
+    assert check.detail.endswith("--verify-text FILE with text that the source was trained to read would")
+    (tmp_path / "own.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 500))))
+    report = convert_checkpoint(source, tmp_path / "own", verify_text=tmp_path / "own.txt", **settings)
+    assert next(check for check in report.checks if check.name == LOSS).status == "measured"
+
+
+@pytest.mark.parametrize(
+    ("name", "exact_length", "status"),
+    [
+        *(
+            (name, None, "measured")
+            for name in ("BertForQuestionAnswering", "BertForMaskedLM", "BertModel", "RobertaForSequenceClassification")
+        ),
+        ("BertForQuestionAnswering", 0, "needs training"),
+        ("BertForQuestionAnswering", 32, "needs training"),
+        ("BertForMaskedLM", 0, "needs training"),
+        ("GPT2LMHeadModel", None, "needs training"),
+    ],
+)
+def test_outputs_that_no_text_gets_need_no_training(name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path) -> None:
+    """An encoder reads texts up to its source's length in full, whatever its head. Beyond, nothing can be measured without labels."""
+    option = {} if exact_length is None else {"exact_length": exact_length}
+    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=128, **option)
+    checks = {check.name: check for check in report.checks}
+    assert (checks["at the old length"].status, report.needs_training) == (status, status == "needs training")
+    assert (report.verdict, bool(report.train_command)) == ("cannot tell", True)
+    if LOSS not in checks:
+        assert "up to 128 tokens (longattn evaluate)" in checks[BEYOND].detail
+
+
+def test_a_result_that_computes_its_source_at_every_length_is_not_doubted(built: Built, tmp_path: Path) -> None:
+    for name in ("BertForMaskedLM", "BertForQuestionAnswering"):
+        report = convert_checkpoint(built(name), tmp_path / name, mechanism="full")
+        assert (report.verdict, report.needs_training, report.train_command) == (None, False, None)

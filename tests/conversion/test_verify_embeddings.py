@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import ConversionReport, convert_checkpoint, verify_embeddings
-from hf_longattn.conversion.pooling import sentence_pooling
+from hf_longattn.conversion import ConversionReport, convert_checkpoint, plan_conversion, verify_embeddings
+from hf_longattn.conversion.pooling import SentencePooling, sentence_pooling
 from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
 from hf_longattn.data.english import verification_text
 from hf_longattn.hub import card
@@ -30,12 +30,12 @@ MODULES = [
 
 @pytest.fixture
 def encoder(checkpoint: Callable[..., Path]) -> Path:
-    """A small sentence encoder whose embeddings depend on the words, and more on where they are."""
+    """A small sentence encoder whose embeddings depend on the words, and on where they are."""
     folder = checkpoint("BertModel", tokenizer="bert")
     model = transformers.BertModel.from_pretrained(folder)
     with torch.no_grad():
         torch.manual_seed(1)
-        model.embeddings.position_embeddings.weight.normal_(0, 1)
+        model.embeddings.position_embeddings.weight.normal_(0, 0.6)
         model.embeddings.word_embeddings.weight.normal_(0, 1)
     model.save_pretrained(folder)
     (folder / "modules.json").write_text(json.dumps(MODULES))
@@ -44,6 +44,10 @@ def encoder(checkpoint: Callable[..., Path]) -> Path:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     (folder / "2_Normalize").mkdir()
     return folder
+
+
+def verification_of(folder: Path) -> VerificationText:
+    return VerificationText(*verification_text(None), load_tokenizer(folder), 30522)
 
 
 def measured(report: ConversionReport) -> dict[str, Any]:
@@ -63,7 +67,8 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
         report = convert_checkpoint(encoder, tmp_path / name, **{"max_length": NEW, **settings})
         values = measured(report)
         cosines = [*values["cosines"].values(), values["document"]["cosine"]]
-        facts = (report.verdict == "ready to use", not report.needs_training, report.train_command is None, min(cosines) >= values["least"])
+        enough = min(cosines[:-1]) >= values["least"] and cosines[-1] >= values["document"]["least"]
+        facts = (report.verdict == "ready to use", not report.needs_training, report.train_command is None, enough)
         written = json.loads((tmp_path / name / "conversion_report.json").read_text())
         read = (tmp_path / name / "README.md").read_text()
         facts += (written["verdict"] == "ready to use", card.UNTRAINED not in read)
@@ -82,16 +87,58 @@ def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp
 
 
 @pytest.mark.thorough
-def test_a_cosine_of_098_needs_no_training_however_alike_all_texts_are(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """Embeddings of an encoder with random weights hardly differ between texts."""
+@pytest.mark.parametrize("positions", ["tile", "random"])
+def test_a_source_that_does_not_tell_passages_apart_gets_no_verdict(
+    positions: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Embeddings of an encoder with random weights hardly differ between texts, nor by random positions."""
     folder = checkpoint("BertModel", tokenizer="bert")
     (folder / "modules.json").write_text(json.dumps(MODULES[:2]))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}))
-    report = convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
-    values = measured(report)
-    assert values["least"] <= 0.98 <= min(values["cosines"].values())
-    assert report.verdict == "ready to use"
+    report = convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, max_length=NEW, positions=positions)
+    assert report.verdict == "cannot tell"
+    assert report.needs_training == (positions == "random")
+    assert measured(report)["different_passages"] > 0.95
+    assert "--verify-text FILE" in next(check.detail for check in report.checks if check.name == EMBEDDINGS)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("positions", "ready"), [("tile", True), ("random", False)])
+def test_a_real_encoder_is_far_from_the_limit(positions: str, ready: bool, real_folder: Path, tmp_path: Path) -> None:
+    """At twice its length, where half of a document has old positions, and with many chunks."""
+    for length in (1024, 2048):
+        settings: dict[str, Any] = {"mechanism": "longformer", "max_length": length, "positions": positions}
+        document = measured(convert_checkpoint(real_folder, tmp_path / f"{length}", **settings))["document"]
+        margin = document["cosine"] - document["least"]
+        assert (margin > 0.05) if ready else (margin < -0.05), (length, document)
+
+
+@pytest.mark.parametrize(("modes", "compared"), [(("mean",), 3), (("cls",), 4), (("mean", "lasttoken"), 4)])
+def test_the_first_chunk_is_left_out_unless_a_single_token_is_pooled(
+    modes: tuple[str, ...], compared: int, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its positions are old, so it hides what new ones cost."""
+    plan = plan_conversion(encoder, mechanism="full", max_length=NEW)
+    check = EmbeddingCheck(plan, verification_of(encoder), SentencePooling(modes, normalize=True), LENGTH, NEW)
+    model, pooled = transformers.BertModel.from_pretrained(encoder), list[int]()
+    check.measure_source(model)
+    monkeypatch.setattr(check, "_pooled", lambda states: pooled.append(states.shape[1]) or EmbeddingCheck._pooled(check, states))
+    check.check(model, {"last_hidden_state": torch.randn(1, NEW, 32)})
+    assert pooled[-1] == compared * LENGTH
+
+
+def test_short_passages_alone_do_not_make_a_longer_model_ready(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document is measured for any growth; if it cannot be, the report says what would tell."""
+    report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
+    assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
+    monkeypatch.setattr(verify_embeddings, "FLOPS", 1)
+    costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
+    assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
+    (tmp_path / "short.txt").write_text("The lighthouse stands where the river meets the sea. " * 5)
+    short = convert_checkpoint(encoder, tmp_path / "short", mechanism="full", max_length=NEW, verify_text=tmp_path / "short.txt")
+    assert short.verdict == "cannot tell"
+    assert "--verify-text FILE with a longer text" in measured(short)["would_tell"]
 
 
 @pytest.mark.thorough
@@ -113,17 +160,15 @@ def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path)
         (encoder / file).unlink(missing_ok=True)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
     check = next(check for check in report.checks if check.name == EMBEDDINGS)
-    assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and embeddings need real text")
-    assert report.verdict is None
-    assert report.needs_training
+    assert check.status == "skipped"
+    assert check.detail.startswith("the source has no tokenizer, and embeddings need real text, so this cannot tell")
+    assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings
+    assert report.train_command
 
 
 def test_the_document_is_as_long_as_can_be_afforded(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longattn.conversion import plan_conversion, verify_embeddings
-
     plan = plan_conversion(encoder, mechanism="window", window=16, max_length=16 * LENGTH)
-    text = VerificationText(*verification_text(None), load_tokenizer(encoder), 30522)
-    pooling = sentence_pooling(encoder)
+    text, pooling = verification_of(encoder), sentence_pooling(encoder)
     assert pooling is not None
     assert EmbeddingCheck(plan, text, pooling, LENGTH, 16 * LENGTH).document == 16 * LENGTH
     monkeypatch.setattr(verify_embeddings, "FLOPS", 3e7)
