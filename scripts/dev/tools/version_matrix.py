@@ -103,7 +103,12 @@ def try_row(row: str, wheel: Path, folder: Path, tests: Sequence[str]) -> str:
         (here / "texts").mkdir()
         for name in "abcdefghijkl":
             (here / "texts" / f"{name}.txt").write_text("a long document . " * 300, encoding="utf-8")
-        steps = [(python, "-c", MAKE_BERT, "bert"), *(tuple(line.split()) for line in COMMANDS), (python, "-c", USE_BERT), (python, "-c", USE_DECODER)]
+        steps = [
+            (python, "-c", MAKE_BERT, "bert"),
+            *(tuple(line.split()) for line in COMMANDS),
+            (python, "-c", USE_BERT),
+            (python, "-c", USE_DECODER),
+        ]
         for step in steps:
             if not ran(step, here, log, plain):
                 return f"failed: {' '.join(step)[:60].strip()!r}"
