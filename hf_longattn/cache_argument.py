@@ -26,5 +26,8 @@ def find_cache(values: Iterable[Any]) -> Any:
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Take the cache out of the keyword arguments of an attention module. Returns ``None`` if there is none."""
-    return next((arguments.pop(name) for name, value in arguments.items() if isinstance(value, Cache)), None)
+    """Take the cache, or ``None`` in its place, out of the keyword arguments of an attention module."""
+    cache = find_cache(arguments.values())
+    for name in (CACHE, OTHER_CACHE):
+        arguments.pop(name, None)
+    return cache

@@ -24,10 +24,15 @@ ADDED_BY_CALLERS = {"places", "grid", "first"}
 """Parameters that modules of ours pass to modules of ours."""
 
 
+def is_ours(value: Any) -> bool:
+    """Not a class that was made on first use for an architecture of transformers, in its module."""
+    return isinstance(value, type) and value.__module__.startswith("hf_longattn")
+
+
 def overrides() -> Iterator[tuple[str, str, Any, Any]]:
     """Class, method, our function and the base's, for every method of our classes that a class of another library has as well."""
     names = [module.name for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.") if not module.name.endswith("__main__")]
-    classes = {value for name in names for value in vars(importlib.import_module(name)).values() if isinstance(value, type)}
+    classes = {value for name in names for value in vars(importlib.import_module(name)).values() if is_ours(value)}
     for cls in classes:
         for place, ours in enumerate(cls.__mro__):
             if not ours.__module__.startswith("hf_longattn"):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...cache_argument import CACHE
 from ...errors import LengthError
 
 if TYPE_CHECKING:
@@ -80,13 +79,14 @@ class PositionTable:
         Padding that takes no position does not count: by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if they are given.
         """
         import torch
-        from transformers import Cache
+
+        from ...cache_argument import find_cache
 
         limit, tokens = self.tokens(config), input_of(arguments)
         if tokens is None:
             return
-        past = arguments.get(CACHE)
-        seen = past.get_seq_length() if isinstance(past, Cache) else 0
+        past = find_cache(arguments.values())
+        seen = 0 if past is None else past.get_seq_length()
         needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
         if needed <= limit:
             return
