@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..private_apis import warn_missing
-from .family.definition import ENTERED
+from .family.definition import ENTERED, derived_facts, module_name
 from .family.definition import Family as Family
 from .family.definition import long_config as long_config
 
@@ -36,17 +36,24 @@ ENTERED.append(give_classes)
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
-    """All Long model classes of ``family`` by name, including the two stacks of an encoder-decoder."""
+    """All Long model classes of ``family`` by name, including the two stacks of an encoder-decoder.
+
+    Raises:
+        BackendError: the base of the installed transformers is not on the AttentionInterface.
+    """
     from transformers import PreTrainedModel
 
     from .attach.weights import inherit_renaming, register_loading
     from .audio import LongAudioMixin, LongAudioModelMixin
+    from .generic import check_interface
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
     from .towers import LongTowersMixin
 
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
+    if module_name(family.base_model_type) in derived_facts():  # from the newest transformers; an older one may differ (GPT-J before 5.24)
+        check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
     of_inputs = (
         LongAttentionMixin, LongBaseModelMixin, LongGridMixin, LongGridModelMixin, LongAudioMixin, LongAudioModelMixin, LongTowersMixin,
