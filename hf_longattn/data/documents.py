@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ PAGES = Features(
 def label_names(*parts: Dataset) -> list[str]:
     """The labels of all parts, sorted; whole numbers by their value."""
     names = {label for part in parts for label in part["label"]}
-    numbers = all(name.lstrip("-").isdigit() for name in names)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
