@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
-from hf_longattn.data.sources import DataError, as_number, check_file, json_texts, json_values, read_source, saved_by_datasets
+from hf_longattn.data.sources import LINES, DataError, as_number, check_file, json_texts, json_values, read_source, saved_by_datasets
 from hf_longattn.errors import PageError
 from hf_longattn.naming import LOGGER
 
@@ -49,8 +46,6 @@ EXAMPLE = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-AT_ONCE = 500
-"""Rows that are converted before they are written to disk."""
 PEEKED = 1000
 """Number of rows that are read to recognise a file's schema."""
 SHOWN = 3
@@ -94,10 +89,21 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     path, name = Path(source), str(source)
     if path.is_dir() and not saved_by_datasets(path):
         raise DataError(f"The folder {name!r} was not written by datasets (save_to_disk); give a file, such as SQuAD's .json.")
-    if path.exists() and not path.is_dir() and check_file(name).startswith(".json"):
-        return _checked(_converted(_nested(json_values(json_texts(name, [name])["text"], name), name), name), name, skip_bad_rows)
-    data = read_source(name, split)
-    convert = functools.partial(_convert, recognised(data.column_names, name), in_table=True)
+    in_json = path.exists() and not path.is_dir() and check_file(name).startswith(".json")
+    if in_json:
+
+        def flat(batch: dict[str, list[str]], numbers: list[int]) -> dict[str, list[str]]:
+            return {"row": [json.dumps(row) for row in _nested(json_values(batch["text"], name, numbers[0]), name)]}
+
+        texts = json_texts(name, [name])
+        data = texts.map(flat, with_indices=True, batched=True, batch_size=LINES, remove_columns="text")
+        columns = set().union(*map(json.loads, data[:PEEKED].get("row", ())))
+    else:
+        data = read_source(name, split)
+        columns = set(data.column_names)
+    if not len(data):
+        raise DataError(f"{name} contains no questions; give a file with at least one.")
+    convert = functools.partial(_convert, recognised(columns, name), in_json=in_json)
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names, features=_WITH_PROBLEM)
     return _checked(rows, name, skip_bad_rows)
 
@@ -131,29 +137,24 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
         return _plain({**row, "answer": texts, "answer_start": None})
     if len(texts) != len(starts):
         raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
-    spans = [(text, _start(text, start)) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
+    spans = [(text, start) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
     for text, start in spans:
-        if not _text(row, "context").startswith(text, start):
+        number = None if isinstance(start, str) else as_number(start)
+        if number is None or not number.is_integer():
+            raise RowError(f"The answer {text!r} has the answer_start {start!r}; it must be a whole number, the answer's first character.")
+        if number < 0:
+            raise RowError(
+                f"The answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
+                "HotpotQA's schema, and empty lists to questions without an answer."
+            )
+        if not _text(row, "context").startswith(text, int(number)):
             raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"answers": {"text": [text for text, _ in spans], "answer_start": [start for _, start in spans]}}
+    return {"answers": {"text": [text for text, _ in spans], "answer_start": [int(start) for _, start in spans]}}
 
 
 def _is_empty(answer: Any) -> bool:
     """Whether an answer is missing or has no text; SQuAD 2 is also written with such answers to questions without one."""
     return answer is None or not str(answer).strip()
-
-
-def _start(text: Any, start: Any) -> int:
-    """The character at which an answer starts."""
-    number = None if isinstance(start, str) else as_number(start)
-    if number is None or not number.is_integer():
-        raise RowError(f"The answer {text!r} has the answer_start {start!r}; it must be a whole number, the answer's first character.")
-    if number < 0:
-        raise RowError(
-            f"The answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
-            "HotpotQA's schema, and empty lists to questions without an answer."
-        )
-    return int(number)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,13 +311,14 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
 _WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
-def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_table: bool = False) -> dict[str, Any]:
-    """The example of a row. For a bad row, an empty one with the reason in ``problem``."""
+def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_json: bool = False) -> dict[str, Any]:
+    """The example of a row of a table, or of JSON in the column ``row``. For a bad row, an empty one with the reason in ``problem``."""
+    row = json.loads(row["row"]) if in_json else row
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {**dict.fromkeys(("title", "context", "question", "document"), ""), "answers": {"text": [], "answer_start": []}}
     empty |= {"kind": "none", **{name: [] for name in ("gold", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")}}
     try:
-        example = {**common, "problem": "", "kind": "span", **schema.convert(_read_cells(row) if in_table else row)}
+        example = {**common, "problem": "", "kind": "span", **schema.convert(row if in_json else _read_cells(row))}
         name = str(number if example["id"] is None else example["id"])
         _text(example, "question")
         _text(example, "context")
@@ -342,34 +344,12 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return row[column]
 
 
-def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The examples of all rows. They are written to disk and memory-mapped, since large data exceed the memory."""
-    first = list(islice(rows, PEEKED))
-    if not first:
-        raise DataError(f"{name} contains no questions; give a file with at least one.")
-    schema = recognised(set().union(*first), name)
-    examples = (_convert(schema, row, number) for number, row in enumerate(chain(first, rows)))
-    types = _WITH_PROBLEM.arrow_schema
-    with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, types) as writer:
-        while batch := list(islice(examples, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=types))
-    return Dataset.from_file(file.name)
-
-
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Folder of the converted data until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="hf_longattn-questions-")
-
-
 def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     """The rows that can be used.
 
     Raises:
         DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
     """
-    if not len(rows):
-        raise DataError(f"{name} contains no questions; give a file with at least one.")
     problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:

@@ -5,6 +5,7 @@ Data that cannot be read, lack a column, or hold another type in it are refused 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import json
@@ -51,7 +52,6 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 """Ending of a file -> how ``datasets`` reads it. All but Parquet may be compressed by gzip, with .gz after the ending."""
-READ = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
 CONLL = (".conll", ".iob", ".bio")
 """Endings of files of words with tags, one word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
@@ -63,6 +63,8 @@ SPACE, SHALLOW = re.compile(r"\s*"), re.compile(r"(list<\w+: ){0,3}\w+>*")
 """White space between the values of JSON, and the Arrow types of scalars and of lists in up to two lists."""
 JSON_FEATURE = getattr(datasets, "Json", None)
 """The feature of values of any shape; ``None`` before datasets had it."""
+LINES = 100
+"""Lines of JSON that are in memory at once. Untuned."""
 TENTH = 10
 """One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -98,7 +100,8 @@ def check_file(source: str) -> str:
     if not path.is_file():
         raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
     if ending not in FORMATS:
-        raise DataError(f"{source!r} is of no format that is read: {READ}; unpack an archive, and write a table as one of these.")
+        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
+        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
     if not path.stat().st_size:
         raise DataError(f"Data file {source!r} is empty; give one with rows.")
     return ending
@@ -121,15 +124,26 @@ def read_source(source: str, split: str | None = "train") -> Dataset:
     """
     path = Path(source)
     check_exists(source)
-    if path.is_dir():
-        data = load_saved(source) if saved_by_datasets(path) else _documents(path)
+    if path.is_dir() and saved_by_datasets(path):
+        try:
+            data = load_from_disk(source)
+        except Exception as error:
+            first = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({first}).") from error
+    elif path.is_dir():
+        data = _documents(path)
     elif path.exists():
         kind, options = FORMATS[check_file(source)]
         data = load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], **options)
     else:
         failure = f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
         data = load_or_refuse(source, failure)
-    return choose_split(data, split, source)
+    if isinstance(data, DatasetDict):
+        split = next(iter(data)) if split is None and len(data) == 1 else split
+        if split not in data:
+            raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
+        data = data[split]
+    return checked_texts(data, source)
 
 
 class SampleLimits(Protocol):
@@ -509,19 +523,6 @@ def saved_by_datasets(path: Path) -> bool:
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def load_saved(source: str) -> Any:
-    """``datasets.load_from_disk``; a damaged folder is one sentence.
-
-    Raises:
-        DataError: a file of the folder is missing or cannot be read.
-    """
-    try:
-        return load_from_disk(source)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first}).") from error
-
-
 def _documents(path: Path) -> Dataset:
     files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
     if broken := next((file for file in files if not file.is_file()), None):
@@ -568,7 +569,10 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
             ) from error
         if isinstance(cause, pandas.errors.EmptyDataError) or "corresponds to no data" in first or "BatchSize must be greater" in first:
             raise DataError(f"{source} has no rows; give other data.") from error
-        subsets = [] if kind else _subsets(name)
+        subsets: list[str] = []
+        if not kind:
+            with contextlib.suppress(Exception):  # the earlier error is reported
+                subsets = list(get_dataset_config_names(name))
         is_complete = subset in subsets if subset else len(subsets) < 2
         if subsets and not is_complete:
             advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
@@ -592,11 +596,7 @@ def _load(source: str, name: str, *subset: str | None, **options: Any) -> Datase
 
 
 def _json_table(source: str, files: Sequence[str]) -> Dataset:
-    """The rows of JSON. A column has the type of its values; values of several types, or objects, are kept as JSON.
-
-    Raises:
-        DataError: as :func:`json_values`; there are no rows, or values that are not rows.
-    """
+    """The rows of JSON. A column has the type of its values; values of several types, or objects, are kept as JSON."""
 
     def rows(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         for value in json_values(texts, source):
@@ -607,7 +607,7 @@ def _json_table(source: str, files: Sequence[str]) -> Dataset:
     texts = json_texts(source, files)
     types: dict[str, pyarrow.DataType | None] = {}
     numbered = rows(texts["text"])
-    while batch := list(islice(numbered, 1000)):
+    while batch := list(islice(numbered, LINES)):
         for column in dict.fromkeys(chain(types, *batch)):
             types[column] = _common_type(types.get(column, pyarrow.null()), [row.get(column) for row in batch], column, source)
     if not types:
@@ -621,7 +621,7 @@ def _json_table(source: str, files: Sequence[str]) -> Dataset:
         as_json = {column: [None if cell is None else json.dumps(cell) for cell in cells[column]] for column in types if not types[column]}
         return {**cells, **as_json}
 
-    return texts.map(table, batched=True, remove_columns=texts.column_names, features=features)
+    return texts.map(table, batched=True, batch_size=LINES, remove_columns=texts.column_names, features=features)
 
 
 def _common_type(seen: pyarrow.DataType | None, values: list[Any], column: str, source: str) -> pyarrow.DataType | None:
@@ -654,14 +654,15 @@ def json_texts(source: str, files: Sequence[str]) -> Dataset:
     return lines
 
 
-def json_values(texts: Iterable[str], source: str) -> Iterator[Any]:
-    """The values of JSON texts, one after another; those of a list singly.
+def json_values(texts: Iterable[str], source: str, first: int = 0) -> Iterator[Any]:
+    """The values of JSON texts, one after another; those of a list singly. ``first`` is the number of the first text.
 
     Raises:
         DataError: a text is not valid JSON, or nested too deeply.
     """
-    decoder = json.JSONDecoder(parse_int=_whole_number)
-    for number, text in enumerate(texts):
+    # Arrow would round an integer of more than 64 bits, so it stays a text
+    decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits)
+    for number, text in enumerate(texts, first):
         at = 0
         try:
             while (at := SPACE.match(text, at).end()) < len(text):  # type: ignore[union-attr]
@@ -672,11 +673,6 @@ def json_values(texts: Iterable[str], source: str) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             line = f"Line {number + error.lineno:,} of {str(source)!r}"
             raise DataError(f"{line} is not valid JSON: {error.msg} at character {error.colno}.") from error
-
-
-def _whole_number(digits: str) -> int | str:
-    """An integer of JSON; one of more than 64 bits stays a text, since Arrow would round it."""
-    return int(digits) if len(digits) <= 20 and -(2**63) <= int(digits) < 2**63 else digits
 
 
 def checked_texts(data: Dataset, source: str) -> Dataset:
@@ -711,26 +707,3 @@ def _encoding_error(file: str) -> DataError | None:
     except OSError:
         return None
     return None
-
-
-def _subsets(name: str) -> list[str]:
-    """The subsets of a dataset on the Hub. Empty if it cannot be read."""
-    try:
-        return list(get_dataset_config_names(name))
-    except Exception:  # the earlier error is reported
-        return []
-
-
-def choose_split(data: Any, split: str | None, source: str) -> Dataset:
-    """The split of ``data`` if it has several.
-
-    Raises:
-        DataError: there is no such split.
-    """
-    if split is None and isinstance(data, DatasetDict) and len(data) == 1:
-        split = next(iter(data))
-    if not isinstance(data, DatasetDict):
-        return checked_texts(data, source)
-    if split not in data:
-        raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
-    return checked_texts(data[split], source)
