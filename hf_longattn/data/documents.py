@@ -107,7 +107,8 @@ def read_summaries(source: str, split: str, text_column: str, summary_column: st
     data = data.filter(lambda row: all((row[name] or "").strip() for name in columns.values()))
     if not len(data):
         raise DataError(f"No row of {source} has both a text in {text_column!r} and one in {summary_column!r}; name other columns.")
-    return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names)
+    features = Features(dict.fromkeys(columns, Value("string")))
+    return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names, features=features)
 
 
 def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int) -> Dataset:

@@ -57,14 +57,12 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             if pair[role] is None:
                 what = "a number" if is_score else "a text"
                 raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
-        places = [as_number(row[name]) for name in spans]
-        if not all(place is not None and place.is_integer() for place in places):
-            raise DataError(
-                f"Row {number + 1} of {source}: start and end must be whole numbers, the first character of a passage and its end."
-            )
+        places = [int(place) for place in map(as_number, map(row.get, spans)) if place is not None and place.is_integer()]
+        if len(places) < len(spans):
+            raise DataError(f"Row {number + 1} of {source}: start and end of the passage must be whole numbers of characters.")
         if spans and not 0 <= places[0] < places[1] <= len(pair["positive"]):
             raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}; correct them.")
-        return pair | dict(zip(spans, map(int, places), strict=True))
+        return pair | dict(zip(spans, places, strict=True))
 
     if not len(data):
         raise DataError(f"There are no pairs in {source}; give a file with at least one.")

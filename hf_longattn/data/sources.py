@@ -441,9 +441,13 @@ def _load_text(source: str, split: str, column: str, templates: Sequence[tuple[s
         def written(row: dict[str, Any]) -> dict[str, str]:
             filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
             template = next(filled, None)
-            return {"text": "" if template is None else template.format_map(row)}
+            try:
+                return {"text": "" if template is None else template.format_map(row)}
+            except (ValueError, TypeError) as error:
+                said = f"The template {template!r} does not suit {source} ({error})"
+                raise DataError(f"{said}; leave out the format after a colon.") from error
 
-        return data.map(written, remove_columns=data.column_names)
+        return data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")}))
     column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
     return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})
 

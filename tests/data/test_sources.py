@@ -80,6 +80,15 @@ def test_a_text_from_several_columns(tmp_path: Path) -> None:
     assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
 
 
+def test_a_template_that_does_not_suit_the_values(tmp_path: Path) -> None:
+    for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
+        with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
+            load_text([write(tmp_path / name, content)], template=["{text:.2f}"])
+    mixed = write(tmp_path / "mixed.jsonl", '{"text": "5"}\n{"text": 5}\n{"text": 5.25}\n')
+    assert sorted(load_text([mixed], template=["{text}"])["text"]) == ["5", "5", "5.25"]
+    assert load_text([write(tmp_path / "number.jsonl", '{"text": 5.25}')], template=["{text:.1f} m"])["text"][:] == ["5.2 m"]
+
+
 @pytest.mark.parametrize(
     ("template", "kind", "sentence"),
     [
