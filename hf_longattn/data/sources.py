@@ -21,7 +21,6 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import datasets
 import pandas
 import pyarrow
 import pyarrow.compute
@@ -30,6 +29,7 @@ from datasets import (
     Dataset,
     DatasetDict,
     Features,
+    Json,
     Value,
     concatenate_datasets,
     get_dataset_config_names,
@@ -61,8 +61,6 @@ STRINGS = ("string", "large_string", "string_view", "null")
 """Arrow's names of the types of texts, and of a column without values."""
 SPACE, SHALLOW = re.compile(r"\s*"), re.compile(r"(list<\w+: ){0,3}\w+>*")
 """White space between the values of JSON, and the Arrow types of scalars and of lists in up to two lists."""
-JSON_FEATURE = getattr(datasets, "Json", None)
-"""The feature of values of any shape; ``None`` before datasets had it."""
 LINES = 100
 """Lines of JSON that are in memory at once. Untuned."""
 TENTH = 10
@@ -517,7 +515,7 @@ def _no_classes(kind: str, column: str, source: str) -> DataError:
 
 def _kind(feature: Any) -> str:
     """The type of a column in words, or Arrow's name of it."""
-    if JSON_FEATURE is not None and isinstance(feature, JSON_FEATURE):
+    if isinstance(feature, Json):
         return "values of different types"
     return getattr(feature, "dtype", "a list")
 
@@ -617,7 +615,7 @@ def _json_table(source: str, files: Sequence[str]) -> Dataset:
     if not types:
         raise DataError(f"{source} has no rows; give other data.")
     schema = pyarrow.schema({column: kind for column, kind in types.items() if kind is not None})
-    features = Features({**dict.fromkeys(types, JSON_FEATURE and JSON_FEATURE()), **Features.from_arrow_schema(schema)})
+    features = Features({**dict.fromkeys(types, Json()), **Features.from_arrow_schema(schema)})
 
     def table(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         values = list(rows(batch["text"]))
@@ -637,11 +635,9 @@ def _common_type(seen: pyarrow.DataType | None, values: list[Any], column: str, 
         common = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
     except UnicodeEncodeError as error:
         raise DataError(f"The column {column!r} of {source} has half of a character ({error}); correct its \\u escapes.") from error
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
-        if JSON_FEATURE is None:
-            raise DataError(f"The column {column!r} of {source} holds values of different types; leave it out.") from error
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
         return None
-    return common if JSON_FEATURE is None or SHALLOW.fullmatch(str(common)) else None
+    return common if SHALLOW.fullmatch(str(common)) else None
 
 
 def json_texts(source: str, files: Sequence[str]) -> Dataset:
