@@ -128,7 +128,8 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     answers: Any = row["answers"]
     if isinstance(answers, list) and answers and all(isinstance(answer, dict) and "text" in answer for answer in answers):
         answers = {name: [answer.get(name) for answer in answers] for name in ANSWERS}
-    if answers is None or isinstance(answers, str) or (isinstance(answers, list) and not any(isinstance(one, dict) for one in answers)):
+    of_texts = isinstance(answers, list) and not any(isinstance(answer, dict) for answer in answers)
+    if of_texts or answers is None or isinstance(answers, str):
         return _plain({**row, "answer": answers, "answer_start": None})
     if not isinstance(answers, dict) or "text" not in answers:
         raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}.")
@@ -137,7 +138,7 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
         return _plain({**row, "answer": texts, "answer_start": None})
     if len(texts) != len(starts):
         raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
-    spans = [(text, start) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
+    spans = [(str(text), start) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
     for text, start in spans:
         number = None if isinstance(start, str) else as_number(start)
         if number is None or not number.is_integer():
@@ -162,7 +163,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     question without an answer."""
     answers = row["answer"]
     if row.get("answer_start") is not None:
-        return _squad({**row, "answers": {name: row[column] for name, column in zip(ANSWERS, ("answer", "answer_start"), strict=True)}})
+        return _squad({**row, "answers": {"text": answers, "answer_start": row["answer_start"]}})
     texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if not _is_empty(answer)]
     spans = occurrences(_text(row, "context"), texts)
     if texts and not spans["text"]:
@@ -244,7 +245,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answers, Mapping) and answers.get("answer_start"):
         return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
     texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
-    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
+    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if not _is_empty(text)]
     spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
     where = "on the pages"
     if page is not None:
@@ -324,7 +325,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_json: bo
         _text(example, "context")
         gold = [str(text) for text in example.get("gold", ()) if not _is_empty(text)] or example["answers"]["text"]
         if gold and str(row.get("is_impossible")).lower() in ("true", "1"):
-            raise RowError(f"It is_impossible, but has the answer {gold[0]!r}; leave one of them out.")
+            raise RowError(f"It is marked as is_impossible, but has the answer {gold[0]!r}; correct one of the two.")
         title = example["title"] if isinstance(example["title"], str) else ""
         kind = "none" if example["kind"] == "span" and not gold else example["kind"]
         example = {**empty, **example, "kind": kind, "gold": gold, "id": name, "title": title}

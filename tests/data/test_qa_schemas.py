@@ -120,7 +120,7 @@ def test_an_empty_answer_is_that_of_a_question_without_an_answer(tmp_path: Path)
         assert (example["kind"], example["gold"], example["answers"]["text"]) == ("none", [], []), example
     answers = {"text": ["", "Ada"], "answer_start": [-1, 0]}
     assert read([{**row, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
-    with pytest.raises(DataError, match="Question 1: It is_impossible, but has the answer 'Ada'"):
+    with pytest.raises(DataError, match="Question 1: It is marked as is_impossible, but has the answer 'Ada'"):
         read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
 
 
@@ -130,6 +130,7 @@ def test_the_place_of_an_answer_is_a_whole_number(tmp_path: Path) -> None:
         for answers in ({"text": ["Ada"], "answer_start": [start]}, [{"text": "Ada", "answer_start": start}]):
             with pytest.raises(DataError, match=r"Question 1: The answer 'Ada' has the answer_start .*; it must be a whole number"):
                 read([{**row, "answers": answers}], tmp_path)
+    assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0]["gold"] == ["1920"]
     for start in (6, 6.0):
         for changes in ({"answers": {"text": "it", "answer_start": 10}}, {"answer": "built", "answer_start": start - 2}):
             assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [changes.get("answer_start", 10)]
