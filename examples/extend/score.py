@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, check_column, read_source, train_test_split
+from hf_longattn.data.sources import DataError, as_number, check_column, read_source, train_test_split
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
@@ -41,9 +41,10 @@ def read_scores(source: str, split: str, column: str) -> Dataset:
     check_column(data, column, source, "--score-column")
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        if not row["text"] or not isinstance(row[column], int | float):
+        score = as_number(row[column])
+        if not row["text"] or score is None:
             raise DataError(f"Row {number + 1} of {source} must have a text and a number, not {row['text']!r} and {row[column]!r}.")
-        return {"text": row["text"], "score": float(row[column])}
+        return {"text": row["text"], "score": score}
 
     return data.map(convert, with_indices=True, remove_columns=data.column_names)
 

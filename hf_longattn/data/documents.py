@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ PAGES = Features(
 def label_names(*parts: Dataset) -> list[str]:
     """The labels of all parts, sorted; whole numbers by their value."""
     names = {label for part in parts for label in part["label"]}
-    numbers = all(name.lstrip("-").isdigit() for name in names)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
@@ -107,7 +108,8 @@ def read_summaries(source: str, split: str, text_column: str, summary_column: st
     data = data.filter(lambda row: all((row[name] or "").strip() for name in columns.values()))
     if not len(data):
         raise DataError(f"No row of {source} has both a text in {text_column!r} and one in {summary_column!r}; name other columns.")
-    return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names)
+    features = Features(dict.fromkeys(columns, Value("string")))
+    return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names, features=features)
 
 
 def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int) -> Dataset:

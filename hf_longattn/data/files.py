@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from datasets import Dataset, Features, Value
 from pyarrow.compute import struct_field
 
-from hf_longattn.data.sources import DataError, check_column, label_folders, label_reader, read_source, saved_by_datasets
+from hf_longattn.data.sources import STRINGS, DataError, check_column, label_folders, label_reader, read_source, saved_by_datasets
 
 Entry = TypeVar("Entry")
 CELL = {"bytes": Value("binary"), "path": Value("string")}
@@ -116,9 +116,9 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
         DataError: the column has another type, or a row has no file.
     """
     feature, held = data.features[column], getattr(data.features[column], "dtype", "a list")
-    if held in ("string", "large_string"):
+    if held in STRINGS[:-1]:
         folder = Path(source).resolve().parent
-        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
+        places = [None if not place else {"path": str(folder / place), "bytes": None} for place in data[column]]
         files = Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
     elif isinstance(feature, type(kind.feature)) or held in ("binary", "large_binary"):
         files = data.select_columns([column]).rename_columns({} if column == kind.column else {column: kind.column})

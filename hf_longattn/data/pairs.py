@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from hf_longattn.data.sources import DataError, named_columns, read_source
+from hf_longattn.data.sources import DataError, as_number, named_columns, read_source
 
 NAMES = {
     "anchor": ("anchor", "query", "question", "sentence1"),
@@ -50,20 +50,22 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             )
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        pair: dict[str, Any] = {}
         for role, name in columns.items():
             value, is_score = row[name], role == "score"
-            if not isinstance(value, float | int if is_score else str) or value == "":
+            pair[role] = as_number(value) if is_score else value if isinstance(value, str) and value else None
+            if pair[role] is None:
                 what = "a number" if is_score else "a text"
                 raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
-        if spans and not 0 <= row["start"] < row["end"] <= len(row[columns["positive"]]):
+        places = [int(place) for place in map(as_number, map(row.get, spans)) if place is not None and place.is_integer()]
+        if len(places) < len(spans):
+            raise DataError(f"Row {number + 1} of {source}: start and end of the passage must be whole numbers of characters.")
+        if spans and not 0 <= places[0] < places[1] <= len(pair["positive"]):
             raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}; correct them.")
-        return {role: row[name] for role, name in columns.items()} | {name: row[name] for name in spans}
+        return pair | dict(zip(spans, places, strict=True))
 
     if not len(data):
         raise DataError(f"There are no pairs in {source}; give a file with at least one.")
-    for name in spans:
-        if not data.features[name].dtype.startswith(("int", "uint")):
-            raise DataError(f"The column {name!r} of {source} must hold whole numbers: the first character of a passage, or its end.")
     kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
     features = Features({name: Value(kind) for name, kind in kinds.items()})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)

@@ -8,24 +8,19 @@ counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018). Ot
 
 from __future__ import annotations
 
-import csv
 import functools
-import gzip
 import json
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
-from hf_longattn.data.sources import UTF_8, DataError, choose_split, load_or_refuse, load_saved, not_utf8, saved_by_datasets
+from hf_longattn.data.sources import LINES, DataError, as_number, check_file, json_texts, json_values, read_source, saved_by_datasets
 from hf_longattn.errors import PageError
 from hf_longattn.naming import LOGGER
 
@@ -51,9 +46,6 @@ EXAMPLE = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz")
-AT_ONCE = 500
-"""Rows that are converted before they are written to disk."""
 PEEKED = 1000
 """Number of rows that are read to recognise a file's schema."""
 SHOWN = 3
@@ -76,9 +68,10 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     """Read questions, documents and answers.
 
     Args:
-        source: a ``.json``, ``.jsonl`` (also ``.gz``), ``.csv``, ``.tsv`` or ``.parquet`` file, a folder written by ``datasets``
-            (``save_to_disk``), or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a table, ``answers`` is
-            JSON, or there are columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
+        source: a ``.json``, ``.jsonl``, ``.csv`` or ``.tsv`` file (also ``.gz``), a ``.parquet`` file, a folder written by ``datasets``
+            (``save_to_disk``), or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a table, ``answers`` may
+            be JSON, or there are columns ``answer`` and ``answer_start``, or only ``answer``. Empty answers are those of questions without
+            an answer, wherever they start.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
@@ -94,29 +87,23 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
     """
     path, name = Path(source), str(source)
-    ending = next((ending for ending in FORMATS if name.lower().endswith(ending)), "")
-    if ending and not path.exists():
-        raise DataError(f"Data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets.")
-    data: Any
-    if path.is_dir():
-        if not saved_by_datasets(path):
-            raise DataError(f"The folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file.")
-        data = load_saved(name)
-    elif ending.startswith(".json"):
-        return _checked(_converted(_read_json(path), name), name, skip_bad_rows)
-    elif ending in (".csv", ".tsv"):
-        return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
-    elif ending == ".parquet":
-        data = load_or_refuse(name, f"The file {name!r} cannot be read", "parquet", [name], split="train")
+    if path.is_dir() and not saved_by_datasets(path):
+        raise DataError(f"The folder {name!r} was not written by datasets (save_to_disk); give a file, such as SQuAD's .json.")
+    in_json = path.exists() and not path.is_dir() and check_file(name).startswith(".json")
+    if in_json:
+
+        def flat(batch: dict[str, list[str]], numbers: list[int]) -> dict[str, list[str]]:
+            return {"row": [json.dumps(row) for row in _nested(json_values(batch["text"], name, numbers[0]), name)]}
+
+        texts = json_texts(name, [name])
+        data = texts.map(flat, with_indices=True, batched=True, batch_size=LINES, remove_columns="text")
+        columns = set().union(*map(json.loads, data[:PEEKED].get("row", ())))
     else:
-        kinds = ", ".join(FORMATS)
-        data = load_or_refuse(
-            name, f"{name!r} cannot be read: it is neither a {kinds} file nor a dataset folder, and loading it from the Hub failed"
-        )
-    if split is None and isinstance(data, DatasetDict) and len(data) == 1:
-        split = next(iter(data))
-    data = choose_split(data, split, name)
-    convert = functools.partial(_convert, recognised(data.column_names, name))
+        data = read_source(name, split)
+        columns = set(data.column_names)
+    if not len(data):
+        raise DataError(f"{name} contains no questions; give a file with at least one.")
+    convert = functools.partial(_convert, recognised(columns, name), in_json=in_json)
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names, features=_WITH_PROBLEM)
     return _checked(rows, name, skip_bad_rows)
 
@@ -139,39 +126,49 @@ def _common(row: Mapping[str, Any]) -> dict[str, Any]:
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     """context, question, answers: {text, answer_start}, or a list of such, or of plain texts."""
     answers: Any = row["answers"]
-    if isinstance(answers, str):
-        answers = [answers]
-    if isinstance(answers, list) and all(isinstance(answer, dict) and "text" in answer for answer in answers):
-        answers = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
-    if isinstance(answers, list) and all(isinstance(answer, (str, int, float)) for answer in answers):
-        return _plain({**row, "answer": answers})
+    if isinstance(answers, list) and answers and all(isinstance(answer, dict) and "text" in answer for answer in answers):
+        answers = {name: [answer.get(name) for answer in answers] for name in ANSWERS}
+    of_texts = isinstance(answers, list) and not any(isinstance(answer, dict) for answer in answers)
+    if of_texts or answers is None or isinstance(answers, str):
+        return _plain({**row, "answer": answers, "answer_start": None})
     if not isinstance(answers, dict) or "text" not in answers:
         raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}.")
-    texts: list[Any] = list(answers["text"])
-    starts = answers.get("answer_start")
-    if starts is None or (texts and all(start is None for start in starts)):
-        return _plain({**row, "answer": texts})
+    texts, starts = (value if isinstance(value, list) else [value] for value in map(answers.get, ANSWERS))
+    if all(map(_is_empty, texts)) or all(start is None for start in starts):
+        return _plain({**row, "answer": texts, "answer_start": None})
     if len(texts) != len(starts):
         raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
-    for text, start in zip(texts, starts, strict=True):
-        if start is None or start < 0:
+    spans = [(str(text), start) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
+    for text, start in spans:
+        number = None if isinstance(start, str) else as_number(start)
+        if number is None or not number.is_integer():
+            raise RowError(f"The answer {text!r} has the answer_start {start!r}; it must be a whole number, the answer's first character.")
+        if number < 0:
             raise RowError(
                 f"The answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
                 "HotpotQA's schema, and empty lists to questions without an answer."
             )
-        if not _text(row, "context").startswith(text, start):
+        if not _text(row, "context").startswith(text, int(number)):
             raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"answers": {"text": texts, "answer_start": list(starts)}}
+    return {"answers": {"text": [text for text, _ in spans], "answer_start": [int(start) for _, start in spans]}}
+
+
+def _is_empty(answer: Any) -> bool:
+    """Whether an answer is missing or has no text; SQuAD 2 is also written with such answers to questions without one."""
+    return answer is None or not str(answer).strip()
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """context, question, answer: one text or several, searched for in the context; none for a question without an answer."""
+    """context, question, answer: one text or several, searched for in the context unless answer_start says where they are; none for a
+    question without an answer."""
     answers = row["answer"]
-    texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer not in (None, "")]
-    answers = occurrences(_text(row, "context"), texts)
-    if texts and not answers["text"]:
+    if row.get("answer_start") is not None:
+        return _squad({**row, "answers": {"text": answers, "answer_start": row["answer_start"]}})
+    texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if not _is_empty(answer)]
+    spans = occurrences(_text(row, "context"), texts)
+    if texts and not spans["text"]:
         raise RowError(f"The answer {texts[0]!r} is not in the context; give words of the context.")
-    return {"answers": answers, "gold": texts}
+    return {"answers": spans, "gold": texts}
 
 
 def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +176,7 @@ def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
     context, detected = _text(row, "context"), row["detected_answers"]
     if isinstance(detected, dict):
         detected = [dict(zip(detected, values, strict=True)) for values in zip(*detected.values(), strict=True)]
-    spans = [span for answer in detected for span in _spans(answer["char_spans"])]
+    spans = [(start, end) for answer in detected for start, end in _spans(answer["char_spans"]) if context[start : end + 1].strip()]
     answers: dict[str, list[Any]] = {
         "text": [context[start : end + 1] for start, end in spans],
         "answer_start": [start for start, _ in spans],
@@ -248,7 +245,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answers, Mapping) and answers.get("answer_start"):
         return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
     texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
-    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
+    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if not _is_empty(text)]
     spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
     where = "on the pages"
     if page is not None:
@@ -315,24 +312,31 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
 _WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
-def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The example of a row. For a bad row, an empty one with the reason in ``problem``."""
+def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_json: bool = False) -> dict[str, Any]:
+    """The example of a row of a table, or of JSON in the column ``row``. For a bad row, an empty one with the reason in ``problem``."""
+    row = json.loads(row["row"]) if in_json else row
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {**dict.fromkeys(("title", "context", "question", "document"), ""), "answers": {"text": [], "answer_start": []}}
     empty |= {"kind": "none", **{name: [] for name in ("gold", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")}}
     try:
-        example = {**common, "problem": "", **schema.convert(row)}
+        example = {**common, "problem": "", "kind": "span", **schema.convert(row if in_json else _read_cells(row))}
         name = str(number if example["id"] is None else example["id"])
         _text(example, "question")
         _text(example, "context")
-        gold = [str(text) for text in example.get("gold", example["answers"]["text"])]
+        gold = [str(text) for text in example.get("gold", ()) if not _is_empty(text)] or example["answers"]["text"]
+        if gold and str(row.get("is_impossible")).lower() in ("true", "1"):
+            raise RowError(f"It is marked as is_impossible, but has the answer {gold[0]!r}; correct one of the two.")
         title = example["title"] if isinstance(example["title"], str) else ""
+        kind = "none" if example["kind"] == "span" and not gold else example["kind"]
+        example = {**empty, **example, "kind": kind, "gold": gold, "id": name, "title": title}
+        json.dumps(example, ensure_ascii=False).encode()
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         mismatch = f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
-        why = str(error) if isinstance(error, RowError) else mismatch
+        half = "It has half of a character, a \\u escape from d800 to dfff without the other half."
+        why = str(error) if isinstance(error, RowError) else half if isinstance(error, UnicodeEncodeError) else mismatch
         named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
-        return {**empty, "id": str(number), "problem": f"{named}: {why}"}
-    return {**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title}
+        return {**empty, "id": str(number), "problem": f"{named}: {why}".encode(errors="backslashreplace").decode()}
+    return example
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -341,34 +345,12 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return row[column]
 
 
-def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The examples of all rows. They are written to disk and memory-mapped, since large data exceed the memory."""
-    first = list(islice(rows, PEEKED))
-    if not first:
-        raise DataError(f"{name} contains no questions; give a file with at least one.")
-    schema = recognised(set().union(*first), name)
-    examples = (_convert(schema, row, number) for number, row in enumerate(chain(first, rows)))
-    types = _WITH_PROBLEM.arrow_schema
-    with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, types) as writer:
-        while batch := list(islice(examples, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=types))
-    return Dataset.from_file(file.name)
-
-
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Folder of the converted data until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="hf_longattn-questions-")
-
-
 def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     """The rows that can be used.
 
     Raises:
         DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
     """
-    if not len(rows):
-        raise DataError(f"{name} contains no questions; give a file with at least one.")
     problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:
@@ -385,93 +367,46 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     return rows.remove_columns("problem")
 
 
-def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a JSON file, or of a JSON-lines file, which is streamed."""
-    name = path.name.lower()
-    try:
-        with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
-            if name.removesuffix(".gz").endswith(".jsonl"):
-                entries: Any = _lines(file, path)
-            else:
-                entries = _entries(json.loads(file.read() or "[]"), path)
-            for number, entry in enumerate(entries):
-                if not isinstance(entry, dict):
-                    raise DataError(f"{str(path)!r} must hold a list of examples, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
-                if number or "header" not in entry:  # the first line of an MRQA file
-                    yield from _nested(entry, path)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: {error}; correct it.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again.") from error
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
-
-
-def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
-    """The examples of a file with one in each line."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield json.loads(line.rstrip())
-            except json.JSONDecodeError as error:
-                raise DataError(f"Line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}.") from error
-
-
-def _entries(content: Any, path: Path) -> Any:
-    """The articles, documents or questions of a JSON file."""
-    if not isinstance(content, dict):
-        return content if isinstance(content, list) else [content]
-    rows = content.get("data")
-    if not isinstance(rows, list):
-        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}.")
-    return rows
-
-
-def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of an article (SQuAD) or a document (MRQA). Any other entry is a row.
+def _nested(values: Iterable[Any], name: str) -> Iterator[dict[str, Any]]:
+    """The questions of the values of a JSON file: articles (SQuAD), in a list or under ``data``, documents (MRQA), or rows.
 
     Raises:
-        DataError: a paragraph has no list of questions.
+        DataError: a value is none of these, or a paragraph has no list of questions.
     """
-    try:
-        if "paragraphs" in entry and "question" not in entry:
-            for paragraph in entry["paragraphs"]:
-                for qa in paragraph["qas"]:
-                    yield {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": [], **qa}
-        elif "qas" in entry:
-            for qa in entry["qas"]:
-                yield {"context": entry.get("context"), **qa}
-        else:
-            yield entry
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{str(path)!r} has an article without SQuAD's shape {{'paragraphs': [{{'context': ..., 'qas': [...]}}]}} "
-            f"({type(error).__name__}: {error})."
-        ) from error
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table, with ``answers`` from JSON or from the columns ``answer`` and ``answer_start``."""
-    csv.field_size_limit(2**31 - 1)  # documents are long
-    with path.open(encoding=UTF_8, newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    for entry in values:
         try:
-            for number, row in enumerate(rows, start=2):
-                yield _table_row(row, f"{str(path)!r}, row {number}")
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, error) from error
-        except csv.Error as error:
-            raise DataError(f"{str(path)!r} cannot be read as a table ({error}); correct that line.") from error
+            if not isinstance(entry, dict) or ("data" in entry and "question" not in entry and not isinstance(entry["data"], list)):
+                raise DataError(f"{name!r} must hold a list of examples, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
+            if "question" in entry:
+                yield entry
+            elif "data" in entry:
+                yield from _nested(entry["data"], name)
+            elif "paragraphs" in entry:
+                for paragraph in entry["paragraphs"]:
+                    for qa in paragraph["qas"]:
+                        yield {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": [], **qa}
+            elif "qas" in entry:
+                for qa in entry["qas"]:
+                    yield {"context": entry.get("context"), **qa}
+            elif "header" not in entry:  # the first line of an MRQA file
+                yield entry
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{name!r} has an article without SQuAD's shape {{'paragraphs': [{{'context': ..., 'qas': [...]}}]}} "
+                f"({type(error).__name__}: {error})."
+            ) from error
 
 
-def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
-    example = {name: value for name, value in row.items() if name}
-    try:
-        if row.get("answers"):
-            example["answers"] = json.loads(row["answers"])
-        elif "answer" in row and "answer_start" in row:
-            is_answered = bool(row["answer"])
-            example["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: no answer can be read ({error}); correct it.") from error
-    return example
+def _read_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table, with ``answers`` and ``answer_start`` read from text."""
+    answers, start = row.get("answers"), row.get("answer_start")
+    read: dict[str, Any] = {}
+    if isinstance(answers, str) and answers.lstrip().startswith(("{", "[")):
+        try:
+            read["answers"] = json.loads(answers)
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"Its answers are no JSON ({error}).") from error
+    if isinstance(start, str):
+        number = as_number(start)
+        read["answer_start"] = start if number is None and start else number
+    return {**row, **read}

@@ -5,27 +5,37 @@ Data that cannot be read, lack a column, or hold another type in it are refused 
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import gzip
+import json
+import math
 import random
 import re
 import string
+import warnings
+import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import pandas
+import pyarrow
 import pyarrow.compute
 from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
     Features,
+    Json,
     Value,
     concatenate_datasets,
     get_dataset_config_names,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
@@ -37,19 +47,24 @@ UTF_8 = "utf-8-sig"
 """How text files are read: Excel and Windows' editors write a byte-order mark first."""
 FORMATS = {
     ".txt": ("text", {"sample_by": "document", "encoding": UTF_8}),
-    ".jsonl": ("json", {"encoding": UTF_8}),
-    ".json": ("json", {"encoding": UTF_8}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
+"""Ending of a file -> how ``datasets`` reads it. All but Parquet may be compressed by gzip, with .gz after the ending."""
 CONLL = (".conll", ".iob", ".bio")
 """Endings of files of words with tags, one word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
 LARGEST_TEXT = 16_000_000
 """Maximum bytes of one document; five times War and Peace."""
-TOO_DEEP = re.compile("recursion|depth limit", re.IGNORECASE)
-"""Matches the errors of JSON readers about input that is nested too deeply."""
+STRINGS = ("string", "large_string", "string_view", "null")
+"""Arrow's names of the types of texts, and of a column without values."""
+SPACE, SHALLOW = re.compile(r"\s*"), re.compile(r"(list<\w+: ){0,3}\w+>*")
+"""White space between the values of JSON, and the Arrow types of scalars and of lists in up to two lists."""
+LINES = 100
+"""Lines of JSON that are in memory at once. Untuned."""
 TENTH = 10
 """One row in this many of every source is held out."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
@@ -65,36 +80,70 @@ def check_exists(source: str) -> None:
     Raises:
         DataError: the file does not exist.
     """
-    if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
+    if source.lower().endswith((*FORMATS, *CONLL, ".gz", ".zip")) and not Path(source).exists():
         raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
 
-def read_source(source: str, split: str = "train") -> Dataset:
+def format_of(source: str) -> str:
+    """The ending of a file's name in small letters, without a .gz after it."""
+    path = Path(source.lower())
+    return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
+
+
+def check_file(source: str) -> str:
+    """The ending of an existing file, see :func:`format_of`.
+
+    Raises:
+        DataError: it is a pipe or a device, is empty, or has an ending of no format.
+    """
+    path, ending = Path(source), format_of(source)
+    if not path.is_file():
+        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
+    if ending not in FORMATS:
+        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
+        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
+    if not path.stat().st_size:
+        raise DataError(f"Data file {source!r} is empty; give one with rows.")
+    return ending
+
+
+def read_source(source: str, split: str | None = "train") -> Dataset:
     """Read one source with all its columns.
 
+    Cells of CSV and TSV are texts as they stand in the file; an empty cell is an empty text. Values of JSON keep their types. Features
+    that Parquet or the Hub give are kept.
+
     Args:
-        source: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by ``datasets``, or the
-            name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets). A .txt file, and every file of a folder, is one document, in
-            the column ``text``.
-        split: which split, if the source has several.
+        source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder of text files, a folder written by
+            ``datasets``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets). A .txt file, and every file of a folder,
+            is one document, in the column ``text``.
+        split: which split, if the source has several; ``None`` = the only one.
 
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
     path = Path(source)
     check_exists(source)
-    if path.is_dir():
-        return choose_split(load_saved(source), split, source) if saved_by_datasets(path) else _documents(path)
-    ending = path.suffix.lower()
-    if ending in FORMATS:
-        if not path.stat().st_size:
-            raise DataError(f"Data file {source!r} is empty; give one with rows.")
-        kind, options = FORMATS[ending]
-        return load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], split="train", **options)
-    data = load_or_refuse(
-        source, f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
-    )
-    return choose_split(data, split, source)
+    if path.is_dir() and saved_by_datasets(path):
+        try:
+            data = load_from_disk(source)
+        except Exception as error:
+            first = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({first}).") from error
+    elif path.is_dir():
+        data = _documents(path)
+    elif path.exists():
+        kind, options = FORMATS[check_file(source)]
+        data = load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], **options)
+    else:
+        failure = f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
+        data = load_or_refuse(source, failure)
+    if isinstance(data, DatasetDict):
+        split = next(iter(data)) if split is None and len(data) == 1 else split
+        if split not in data:
+            raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
+        data = data[split]
+    return checked_texts(data, source)
 
 
 class SampleLimits(Protocol):
@@ -235,7 +284,7 @@ def _order(count: int, seed: int, limit: int = 0) -> list[int]:
 def is_plain_text(source: str) -> bool:
     """Whether a source holds documents without further columns."""
     path = Path(source)
-    return path.suffix.lower() == ".txt" or (path.is_dir() and not saved_by_datasets(path))
+    return format_of(source) == ".txt" or (path.is_dir() and not saved_by_datasets(path))
 
 
 def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
@@ -248,7 +297,7 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
         close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
         raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
     kind = _kind(data.features[column])
-    if text and kind not in ("string", "large_string", "null"):
+    if text and kind not in STRINGS:
         raise DataError(f"The column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}.")
     return column
 
@@ -406,9 +455,13 @@ def _load_text(source: str, split: str, column: str, templates: Sequence[tuple[s
         def written(row: dict[str, Any]) -> dict[str, str]:
             filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
             template = next(filled, None)
-            return {"text": "" if template is None else template.format_map(row)}
+            try:
+                return {"text": "" if template is None else template.format_map(row)}
+            except (ValueError, TypeError) as error:
+                said = f"The template {template!r} does not suit {source} ({error})"
+                raise DataError(f"{said}; leave out the format after a colon.") from error
 
-        return data.map(written, remove_columns=data.column_names)
+        return data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")}))
     column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
     return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})
 
@@ -434,6 +487,15 @@ def label_folders(path: Path, what: str) -> list[Path]:
     return folders
 
 
+def as_number(value: Any) -> float | None:
+    """The finite number that a value of JSON or a cell of a table holds, also as text; ``None`` for anything else."""
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
     """Return a function from a label and its row to the label's name.
 
@@ -442,7 +504,7 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
     """
     kind, numbers = _kind(feature), isinstance(feature, ClassLabel)
     fractions = kind in ("float32", "float64")
-    if not (numbers or fractions or kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
+    if not (numbers or fractions or kind in (*STRINGS[:-1], "bool") or kind.startswith(("int", "uint"))):
         raise _no_classes(kind, column, source)
 
     def name(value: Any, row: int) -> str:
@@ -450,10 +512,12 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
             if value is None or value < 0:
                 raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out.")
             return str(feature.names[value])
-        if value is None or value == "":
+        if value is None or value == "" or value != value:
             raise DataError(f"Row {row + 1} of {source} has no label in the column {column!r}; leave such rows out.")
         if fractions and not float(value).is_integer():
             raise _no_classes(kind, column, source)
+        if isinstance(value, bool):
+            return str(value).lower()  # as JSON writes it
         return str(int(value) if fractions else value)
 
     return name
@@ -467,7 +531,7 @@ def _no_classes(kind: str, column: str, source: str) -> DataError:
 
 def _kind(feature: Any) -> str:
     """The type of a column in words, or Arrow's name of it."""
-    if type(feature).__name__ == "Json":  # how datasets keeps a column of JSON whose rows differ in type
+    if isinstance(feature, Json):
         return "values of different types"
     return getattr(feature, "dtype", "a list")
 
@@ -477,19 +541,6 @@ def saved_by_datasets(path: Path) -> bool:
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def load_saved(source: str) -> Any:
-    """``datasets.load_from_disk``; a damaged folder is one sentence.
-
-    Raises:
-        DataError: a file of the folder is missing or cannot be read.
-    """
-    try:
-        return load_from_disk(source)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first}).") from error
-
-
 def _documents(path: Path) -> Dataset:
     files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
     if broken := next((file for file in files if not file.is_file()), None):
@@ -497,39 +548,147 @@ def _documents(path: Path) -> Dataset:
     if not files:
         raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}); give one that does.")
     kind, options = FORMATS[".txt"]
-    return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
+    return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], **options)
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
-    """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``.
+    """:func:`_load`, whose errors become one sentence that begins with ``failure``.
 
     Without ``kind``, ``source`` is a name on the Hub, with a subset if there are several: ``hotpotqa/hotpot_qa:distractor``.
 
     Args:
         files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.
+
+    Returns:
+        The rows of the files, or the splits of a dataset on the Hub.
     """
     name, _, subset = source.partition(":")
     try:
-        if not kind:
-            return load_dataset(name, subset or None, **options)
-        data = load_dataset(kind, data_files=[glob.escape(file) for file in files], **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of cells that pandas leaves out
+            if not kind:
+                return _load(source, name, subset or None)
+            return _load(source, kind, data_files=[glob.escape(file) for file in files], **options)["train"]
+    except LongAttentionError:
+        raise
     except Exception as error:
         cause = error.__cause__ or error
+        if isinstance(cause, (gzip.BadGzipFile, EOFError, zlib.error)):
+            raise DataError(f"{source!r} is not a whole .gz file ({cause}); download it again.") from error
         wrong = (_encoding_error(file) for file in files if kind != "parquet")
         if refusal := next(filter(None, wrong), None):
             raise refusal from error
         first = (str(cause).splitlines() or [""])[0]
-        if kind == "json" and TOO_DEEP.search(first):
-            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers.") from error
-        if "corresponds to no data" in first:
+        if isinstance(cause, pandas.errors.ParserWarning) or "tokenizing data. C error: Expected" in first:
+            line = re.search(r" in line \d+", first)
+            raise DataError(
+                f"{source} has rows with more cells than columns{', the first' + line.group() if line else ''}; put texts with separators "
+                "into double quotes."
+            ) from error
+        if isinstance(cause, pandas.errors.EmptyDataError) or "corresponds to no data" in first or "BatchSize must be greater" in first:
             raise DataError(f"{source} has no rows; give other data.") from error
-        subsets = [] if kind else _subsets(name)
+        subsets: list[str] = []
+        if not kind:
+            with contextlib.suppress(Exception):  # the earlier error is reported
+                subsets = list(get_dataset_config_names(name))
         is_complete = subset in subsets if subset else len(subsets) < 2
         if subsets and not is_complete:
             advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first}).") from error
-    return checked_texts(data, source)
+
+
+def _load(source: str, name: str, *subset: str | None, **options: Any) -> DatasetDict:
+    """``datasets.load_dataset``, which does not guess the types of CSV and JSON, since it guesses anew for each file and part of a file."""
+    builder = load_dataset_builder(name, *subset, **options)
+    if builder.name == "json" and builder.info.features is None:
+        return DatasetDict({split: _json_table(source, paths) for split, paths in builder.config.data_files.items()})
+    if builder.name == "csv" and builder.info.features is None:
+        first = next(iter(builder.config.data_files.values()))[0]
+        columns = pandas.read_csv(first, **{**builder.config.pd_read_csv_kwargs, "chunksize": None, "nrows": 0}).columns
+        # index_col: pandas would take the first column for an index where the first row has too many cells
+        options |= {"features": Features(dict.fromkeys(columns, Value("string"))), "na_filter": False, "index_col": False}
+    elif builder.name == "csv":
+        options |= {"keep_default_na": False, "na_values": [""]}  # a number may be missing, but "None" is a text
+    return load_dataset(name, *subset, **options)
+
+
+def _json_table(source: str, files: Sequence[str]) -> Dataset:
+    """The rows of JSON. A column has the type of its values; values of several types, or objects, are kept as JSON."""
+
+    def rows(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for value in json_values(texts, source):
+            if not isinstance(value, (dict, str)):
+                raise DataError(f"{source!r} holds {value!r:.40}, which is no row; write rows as objects: {{'text': …}}.")
+            yield {"text": value} if isinstance(value, str) else value
+
+    texts = json_texts(source, files)
+    types: dict[str, pyarrow.DataType | None] = {}
+    numbered = rows(texts["text"])
+    while batch := list(islice(numbered, LINES)):
+        for column in dict.fromkeys(chain(types, *batch)):
+            types[column] = _common_type(types.get(column, pyarrow.null()), [row.get(column) for row in batch], column, source)
+    if not types:
+        raise DataError(f"{source} has no rows; give other data.")
+    schema = pyarrow.schema({column: kind for column, kind in types.items() if kind is not None})
+    features = Features({**dict.fromkeys(types, Json()), **Features.from_arrow_schema(schema)})
+
+    def table(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        values = list(rows(batch["text"]))
+        cells = {column: [row.get(column) for row in values] for column in types}
+        as_json = {column: [None if cell is None else json.dumps(cell) for cell in cells[column]] for column in types if not types[column]}
+        return {**cells, **as_json}
+
+    return texts.map(table, batched=True, batch_size=LINES, remove_columns=texts.column_names, features=features)
+
+
+def _common_type(seen: pyarrow.DataType | None, values: list[Any], column: str, source: str) -> pyarrow.DataType | None:
+    """The Arrow type of ``values`` and of a column's earlier ones; ``None`` for several types and for objects."""
+    if seen is None:
+        return None
+    try:
+        schemas = [pyarrow.schema({column: kind}) for kind in (seen, pyarrow.array(values).type)]
+        common = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except UnicodeEncodeError as error:
+        raise DataError(f"The column {column!r} of {source} has half of a character ({error}); correct its \\u escapes.") from error
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
+        return None
+    return common if SHALLOW.fullmatch(str(common)) else None
+
+
+def json_texts(source: str, files: Sequence[str]) -> Dataset:
+    """The texts of JSON files, for :func:`json_values`: their lines if a line is a value, else the whole files."""
+
+    def read(unit: str) -> Dataset:
+        return load_or_refuse(source, f"{source!r} cannot be read", "text", files, sample_by=unit, encoding=UTF_8)
+
+    lines = read("line")
+    try:
+        list(json_values(islice((line for line in lines["text"] if line.strip()), 1), source))
+    except DataError:
+        return read("document")
+    return lines
+
+
+def json_values(texts: Iterable[str], source: str, first: int = 0) -> Iterator[Any]:
+    """The values of JSON texts, one after another; those of a list singly. ``first`` is the number of the first text.
+
+    Raises:
+        DataError: a text is not valid JSON, or nested too deeply.
+    """
+    # Arrow would round an integer of more than 64 bits, so it stays a text
+    decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits)
+    for number, text in enumerate(texts, first):
+        at = 0
+        try:
+            while (at := SPACE.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+                value, at = decoder.raw_decode(text, at)
+                yield from value if isinstance(value, list) else (value,)
+        except RecursionError as error:
+            raise DataError(f"{source!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers.") from error
+        except json.JSONDecodeError as error:
+            line = f"Line {number + error.lineno:,} of {str(source)!r}"
+            raise DataError(f"{line} is not valid JSON: {error.msg} at character {error.colno}.") from error
 
 
 def checked_texts(data: Dataset, source: str) -> Dataset:
@@ -538,7 +697,7 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
     Raises:
         DataError: a text is too large.
     """
-    for column in (name for name, feature in data.features.items() if _kind(feature) in ("string", "large_string")):
+    for column in (name for name, feature in data.features.items() if _kind(feature) in STRINGS[:2]):
         sizes = pyarrow.compute.binary_length(data.data.column(column))
         row = pyarrow.compute.index(pyarrow.compute.greater(sizes, LARGEST_TEXT), True).as_py()
         if row >= 0:
@@ -556,7 +715,7 @@ def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
 def _encoding_error(file: str) -> DataError | None:
     """The error of :func:`not_utf8` for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
     try:
-        with open(file, encoding=UTF_8) as text:
+        with (gzip.open if file.lower().endswith(".gz") else open)(file, "rt", encoding=UTF_8) as text:
             for _ in text:
                 pass
     except UnicodeDecodeError as error:
@@ -564,24 +723,3 @@ def _encoding_error(file: str) -> DataError | None:
     except OSError:
         return None
     return None
-
-
-def _subsets(name: str) -> list[str]:
-    """The subsets of a dataset on the Hub. Empty if it cannot be read."""
-    try:
-        return list(get_dataset_config_names(name))
-    except Exception:  # the earlier error is reported
-        return []
-
-
-def choose_split(data: Any, split: str | None, source: str) -> Dataset:
-    """The split of ``data`` if it has several.
-
-    Raises:
-        DataError: there is no such split.
-    """
-    if not isinstance(data, DatasetDict):
-        return checked_texts(data, source)
-    if split not in data:
-        raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
-    return checked_texts(data[split], source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -59,11 +60,11 @@ def test_every_form(form: str, tmp_path: Path) -> None:
     assert (record["gold"], record["kind"], record["sentences"]) == (["fox"], "span", [])
 
 
-def write_csv(path: Path, record: dict) -> None:
+def write_csv(path: Path, *records: dict) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(record))
+        writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
-        writer.writerow(record)
+        writer.writerows(records)
 
 
 def read(rows: list[dict[str, Any]], folder: Path, **options: Any) -> list[dict[str, Any]]:
@@ -94,6 +95,68 @@ def test_squad_2_without_answer(tmp_path: Path) -> None:
     qas = [{"id": "1", "question": "?", "answers": [], "is_impossible": True}]
     path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "c", "qas": qas}]}]}))
     assert load_qa(path)[0]["kind"] == "none"
+
+
+EMPTY_ANSWERS = (
+    [], None, "", [""], [None], [{"text": "", "answer_start": 0}], [{"text": "", "answer_start": -1}], [{"text": " "}],
+    {"text": [], "answer_start": []}, {"text": [""], "answer_start": [0]}, {"text": [""], "answer_start": [-1]},
+    {"text": [], "answer_start": [-1]}, {"text": "", "answer_start": -1}, {"text": [None], "answer_start": [None]},
+)  # fmt: skip
+
+
+def test_an_empty_answer_is_that_of_a_question_without_an_answer(tmp_path: Path) -> None:
+    """In nested and flat files, in the common schema and in tables, wherever it starts."""
+    row = {"id": "1", "question": "?", "context": "Ada built it."}
+    qas = [{"id": "1", "question": "?", "answers": answers, "is_impossible": True} for answers in EMPTY_ANSWERS]
+    (tmp_path / "nested.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]}))
+    flat = [{**row, "answers": answers} for answers in EMPTY_ANSWERS]
+    common = [{**each, "gold": [""], "kind": "span"} for each in flat]
+    cells = [{**row, "answers": json.dumps(answers)} for answers in EMPTY_ANSWERS if isinstance(answers, (dict, list))]
+    write_csv(tmp_path / "rows.csv", *cells)
+    starts = [{**row, "answer": "", "answer_start": start} for start in ("", "0", "-1", "-1.0")]
+    write_csv(tmp_path / "starts.csv", *starts)
+    tables = [load_qa(tmp_path / name).to_list() for name in ("nested.json", "rows.csv", "starts.csv")]
+    assert [*map(len, tables)] == [len(qas), len(cells), len(starts)]
+    for example in chain(*tables, read(flat, tmp_path), read(common, tmp_path)):
+        assert (example["kind"], example["gold"], example["answers"]["text"]) == ("none", [], []), example
+    answers = {"text": ["", "Ada"], "answer_start": [-1, 0]}
+    assert read([{**row, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
+    with pytest.raises(DataError, match="Question 1: It is marked as is_impossible, but has the answer 'Ada'"):
+        read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
+
+
+def test_the_place_of_an_answer_is_a_whole_number(tmp_path: Path) -> None:
+    row = {"id": "1", "question": "?", "context": "Ada built it."}
+    for start in (float("nan"), 0.5, "0", "x", True, [0], 10**30, float("inf")):
+        for answers in ({"text": ["Ada"], "answer_start": [start]}, [{"text": "Ada", "answer_start": start}]):
+            with pytest.raises(DataError, match=r"Question 1: The answer 'Ada' has the answer_start .*; it must be a whole number"):
+                read([{**row, "answers": answers}], tmp_path)
+    assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0]["gold"] == ["1920"]
+    for start in (6, 6.0):
+        for changes in ({"answers": {"text": "it", "answer_start": 10}}, {"answer": "built", "answer_start": start - 2}):
+            assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [changes.get("answer_start", 10)]
+    for start, message in (("5", "is not at character 5"), ("first", "must be a whole number"), ("0.5", "must be a whole number")):
+        write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": start})
+        with pytest.raises(DataError, match=message):
+            load_qa(tmp_path / "rows.csv")
+    write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": "4.0"})
+    assert load_qa(tmp_path / "rows.csv")["answers"][0]["answer_start"] == [4]
+
+
+def test_half_of_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    row = {"id": "1", "question": "?", "context": "Ada built it.", "answers": ["Ada"]}
+    for column in ("context", "question", "title", "id"):
+        bad = {**row, column: "Ada \ud800"}
+        (tmp_path / "rows.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(row)}\n")
+        with pytest.raises(DataError, match=r"1 of 2 questions .* Question .*: It has half of a character"):
+            load_qa(tmp_path / "rows.jsonl")
+        assert load_qa(tmp_path / "rows.jsonl", skip_bad_rows=True)["id"][:] == ["1"]
+
+
+def test_cells_of_a_table_of_questions_are_texts(tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", {"id": "001", "question": "None", "context": "NA 0012 null", "answer": "0012"})
+    (example,) = load_qa(tmp_path / "rows.csv").to_list()
+    assert [example[name] for name in ("id", "question", "context", "gold")] == ["001", "None", "NA 0012 null", ["0012"]]
 
 
 def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) -> None:
@@ -381,19 +444,20 @@ def test_bad_rows_are_counted_three_are_shown_and_all_are_left_out_on_request(tm
 def test_wrong_sources(tmp_path: Path) -> None:
     for name, contents, message in (
         ("bad.json", "{", "not valid JSON"),
-        ("other.json", "{}", "no 'data' entry"),
+        ("other.json", "{}", "lacks the columns .*; it has no columns"),
         ("number.json", "5", "must hold a list of examples"),
         ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
-        ("empty.json", "", "contains no questions"),
-        ("empty.jsonl", "", "contains no questions"),
+        ("empty.json", "", "is empty; give one with rows"),
+        ("empty.jsonl", "", "is empty; give one with rows"),
         (
             "broken.jsonl",
             '{"question": "a"}\n\n{"question": "a"\n',
             "Line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17.$",
         ),
-        ("empty.csv", "", "contains no questions"),
-        ("empty.parquet", "", "cannot be read"),
-        ("rows.json", '{"data": 5}', "no 'data' entry with a list"),
+        ("empty.csv", "", "is empty; give one with rows"),
+        ("empty.parquet", "", "is empty; give one with rows"),
+        ("other.parquet", "text", "cannot be read"),
+        ("rows.json", '{"data": 5}', "must hold a list of examples, or SQuAD's JSON"),
         ("article.json", '{"data": [{"paragraphs": [{"context": "a tree"}]}]}', "SQuAD's shape .*KeyError: 'qas'"),
         ("null.json", '{"data": [{"paragraphs": null}]}', "SQuAD's shape"),
         ("context.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}', "context must be one text"),

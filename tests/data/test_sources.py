@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_longattn.data import sources
+from hf_longattn.data.documents import read_summaries
+from hf_longattn.data.pairs import read_pairs
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, load_labelled, load_or_refuse, load_text, read_source, split_held_out, train_test_split
+from hf_longattn.data.sources import (
+    DataError,
+    load_labelled,
+    load_or_refuse,
+    load_text,
+    read_source,
+    read_texts,
+    split_held_out,
+    train_test_split,
+)
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
@@ -65,6 +80,15 @@ def test_a_text_from_several_columns(tmp_path: Path) -> None:
     assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
 
 
+def test_a_template_that_does_not_suit_the_values(tmp_path: Path) -> None:
+    for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
+        with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
+            load_text([write(tmp_path / name, content)], template=["{text:.2f}"])
+    mixed = write(tmp_path / "mixed.jsonl", '{"text": "5"}\n{"text": 5}\n{"text": 5.25}\n')
+    assert sorted(load_text([mixed], template=["{text}"])["text"]) == ["5", "5", "5.25"]
+    assert load_text([write(tmp_path / "number.jsonl", '{"text": 5.25}')], template=["{text:.1f} m"])["text"][:] == ["5.2 m"]
+
+
 @pytest.mark.parametrize(
     ("template", "kind", "sentence"),
     [
@@ -79,6 +103,158 @@ def test_bad_templates(tmp_path: Path, template: str, kind: type[Exception], sen
     (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
     with pytest.raises(kind, match=sentence):
         load_text([str(tmp_path / "rows.jsonl")], template=[template])
+
+
+def write(file: Path, text: str) -> str:
+    """Write a text file, compressed if its name says so, and return its name."""
+    with gzip.open(file, "wt") if file.suffix == ".gz" else file.open("w") as opened:
+        opened.write(text)
+    return str(file)
+
+
+MISSING = ("None", "null", "NA", "nan", "NaN", "N/A", "NULL", "n/a", "<NA>", "#N/A", "-nan")
+"""Texts that pandas takes for missing values."""
+CODES = ("001", "010", "1.0", "1e3", "1_000", "true", "True", "2024-01-01", "0x1F", " 1", "+1", "9" * 30)
+"""Texts that readers take for numbers, truth values or dates."""
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
+def test_cells_are_texts_as_they_stand_and_only_an_empty_one_is_missing(ending: str, tmp_path: Path) -> None:
+    between = "\t" if ending == ".tsv" else ","
+    for cells in (MISSING, CODES, ("001", "010"), ("1", "2")):
+        lines = ["text,label,summary,anchor,positive", *(",".join([cell] * 5) for cell in cells)]
+        source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), "\n".join(lines).replace(",", between) + "\n")
+        assert load_labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
+        assert read_texts([source])[0]["text"][:] == list(cells)
+        assert read_texts([source], template=["{text} {label}"])[0]["text"][0] == f"{cells[0]} {cells[0]}"
+        assert read_summaries(source, "train", "text", "summary")["summary"][:] == list(cells)
+        assert read_pairs(source, "train").to_list() == [{"anchor": cell, "positive": cell} for cell in cells]
+    source = write(tmp_path / f"gap{ending}", f"text{between}label\na{between}\n")
+    with pytest.raises(DataError, match=r"Row 1 of .* has no label"):
+        load_labelled(source)
+    source = write(tmp_path / f"texts{ending}", f"text{between}label\n{between}a\nb{between}a\n")
+    assert load_labelled(source)["text"][:] == ["b"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz"])
+def test_values_of_json_keep_their_texts(ending: str, tmp_path: Path) -> None:
+    """Also dates, for which pyarrow's reader takes texts, and rows that look like a log of an agent."""
+    for cells in (MISSING, CODES, ("2024-01-01", "2024-01-02"), ("2024-01-01T00:00:00Z",)):
+        rows = [{"text": cell, "label": cell, "type": "user", "message": {"content": cell}} for cell in cells]
+        content = json.dumps(rows, indent=1) if ending == ".json" else "\n".join(map(json.dumps, rows))
+        source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), content)
+        assert load_labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
+        assert read_source(source)["message"][0] == {"content": cells[0]}
+    numbers = write(tmp_path / f"numbers{ending}", '{"id": 1180591620717411303424, "n": 9007199254740993}\n{"id": 5, "n": 1}')
+    assert read_source(numbers).to_list() == [{"id": str(2**70), "n": 2**53 + 1}, {"id": 5, "n": 1}]
+
+
+def test_a_word_after_many_numbers_is_a_text_too(tmp_path: Path) -> None:
+    """datasets reads 10,000 rows of CSV or 10 MB of JSON at a time."""
+    cells = [*map(str, range(10_500)), "word"]
+    table = write(tmp_path / "rows.csv", "text,label\n" + "".join(f"{cell},{cell}\n" for cell in cells))
+    assert load_labelled(table)["label"][:] == cells
+    values = [*range(110), "word"]
+    lines = write(tmp_path / "rows.jsonl", "".join(json.dumps({"text": "a" * 100_000, "n": value}) + "\n" for value in values))
+    assert read_source(lines)["n"][:] == values
+
+
+def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
+    """Numbers and truth values of JSON and Parquet, categories of pandas, and classes with names."""
+    texts = ["a", "b", "c"]
+
+    def parquet(name: str, labels: Any, **features: Any) -> str:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / name)
+        return str(tmp_path / name)
+
+    named = Dataset.from_dict({"text": texts, "label": [0, 1, 0]}).cast_column("label", ClassLabel(names=["007", "None"]))
+    named.to_parquet(str(tmp_path / "named.parquet"))
+    named.save_to_disk(str(tmp_path / "saved"))
+    numbered, truths = ["1", "10", "0"], ["true", "false", "true"]
+    sources = {
+        write(tmp_path / "a.csv", "text,label\na,1\nb,10\nc,0\n"): numbered,
+        write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 10}\n{"text": "c", "label": 0}'): numbered,
+        write(tmp_path / "c.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 10.0}, {"text": "c", "label": 0}]'): numbered,
+        parquet("d.parquet", [1, 10, 0]): numbered,
+        parquet("e.parquet", pyarrow.array(["1", "10", "0"]).dictionary_encode()): numbered,
+        parquet("f.parquet", pyarrow.array(["1", "10", "0"], pyarrow.large_string())): numbered,
+        parquet("g.parquet", pyarrow.array(["1", "10", "0"], pyarrow.string_view())): numbered,
+        write(tmp_path / "h.csv", "text,label\na,true\nb,false\nc,true\n"): truths,
+        write(tmp_path / "i.jsonl", "".join(f'{{"text": "a", "label": {value}}}\n' for value in truths)): truths,
+        parquet("j.parquet", [True, False, True]): truths,
+        str(tmp_path / "named.parquet"): ["007", "None", "007"],
+        str(tmp_path / "saved"): ["007", "None", "007"],
+    }
+    for source, labels in sources.items():
+        assert load_labelled(source)["label"][:] == labels, source
+    for values in ([1, None, 0], [1.0, float("nan"), 0.0]):
+        with pytest.raises(DataError, match=r"Row 2 of .* has no label"):
+            load_labelled(parquet("gap.parquet", values))
+
+
+def test_tables_on_the_hub_are_read_like_files_and_features_of_a_card_are_kept(tmp_path: Path) -> None:
+    for name, files in {"csv": ["a [1].csv", "b.csv"], "json": ["a.jsonl", "b.json"]}.items():
+        (tmp_path / name).mkdir()
+        for file, label in zip(files, ("010", "None"), strict=True):
+            row = {"text": "NA", "label": label, "day": "2024-01-01"}
+            content = json.dumps([row]) if name == "json" else "\n".join(map(",".join, (row, row.values())))
+            write(tmp_path / name / file, content)
+        data = load_or_refuse(str(tmp_path / name), "")["train"]
+        assert sorted(data["label"]) == ["010", "None"]
+        assert {*data["text"], *data["day"]} == {"NA", "2024-01-01"}
+    features = "[{name: text, dtype: string}, {name: label, dtype: {class_label: {names: {'0': 'no', '1': 'yes'}}}}]"
+    (tmp_path / "csv" / "README.md").write_text(
+        f"---\nconfigs: [{{config_name: default, data_files: b.csv}}]\ndataset_info: {{features: {features}}}\n---\n"
+    )
+    write(tmp_path / "csv" / "b.csv", "text,label\nNone,1\n")
+    data = load_or_refuse(str(tmp_path / "csv"), "")["train"]
+    assert data.features["label"].names == ["no", "yes"]
+    assert data.to_list() == [{"text": "None", "label": 1}]
+
+
+def test_scores_and_passages_are_numbers_also_in_tables(tmp_path: Path) -> None:
+    scored = read_pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n"), "train").to_list()
+    assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]
+    for score in ("high", "nan", "inf", ""):
+        with pytest.raises(DataError, match=r"Row 1 of .*'score' must be a number"):
+            read_pairs(write(tmp_path / "a.csv", f"sentence1,sentence2,score\na,b,{score}\n"), "train")
+    passages = read_pairs(write(tmp_path / "b.csv", "anchor,positive,start,end\na,null,0,2\n"), "train").to_list()
+    assert passages == [{"anchor": "a", "positive": "null", "start": 0, "end": 2}]
+    for end in ("1.5", "x", ""):
+        with pytest.raises(DataError, match="whole numbers"):
+            read_pairs(write(tmp_path / "b.csv", f"anchor,positive,start,end\na,null,0,{end}\n"), "train")
+
+
+def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
+    """pandas would take the first cell for a name of the row, and its text for a label."""
+    for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", "a,b,\nc,d,\n"):
+        with pytest.raises(DataError, match=r"rows with more cells than columns.*; put texts with separators into double quotes"):
+            load_labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
+
+
+@every_cell("read", [load_labelled, load_qa, lambda source: load_text([source])])
+def test_files_that_are_not_read_are_told_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
+    for name in ("rows.csv", "rows", "rows.jsonl.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name}' is a pipe or a device, not a regular file"):
+            read(str(tmp_path / name))
+    with pytest.raises(DataError, match="'/dev/zero' is a pipe or a device"):
+        read("/dev/zero")
+    for name in ("rows.zip", "rows.csv.zip", "rows.parquet.gz", "rows.csv.bz2", "rows.xlsx", "plain"):
+        (tmp_path / name).write_text("PK")
+        with pytest.raises(DataError, match=r"is of no format that is read: .txt, .jsonl.*; unpack an archive"):
+            read(str(tmp_path / name))
+    for content in (b"no gzip", gzip.compress(b"text,label\n" + b"a,b\n" * 500)[:-12]):
+        (tmp_path / "bad.csv.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"is not a whole .gz file"):
+            read(str(tmp_path / "bad.csv.gz"))
+    (tmp_path / "latin.csv.gz").write_bytes(gzip.compress("text,label\nü,a\n".encode("latin-1")))
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        read(str(tmp_path / "latin.csv.gz"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "empty.parquet")
+    for source in (write(tmp_path / "blank.csv", "\n\n"), write(tmp_path / "none.json", "[]"), str(tmp_path / "empty.parquet")):
+        with pytest.raises(DataError, match=r"has no rows|contains no questions"):
+            read(source)
 
 
 def cut(file: Path) -> None:
@@ -235,12 +411,18 @@ def test_a_text_that_no_tokenizer_could_take_is_refused_with_its_line(tmp_path: 
     assert len(load_text([str(tmp_path / "rows.jsonl")])) == 1
 
 
-@pytest.mark.parametrize(("opening", "closing", "depth"), [("[", "]", 120), ("[", "]", 1000), ('{"a": ', "}", 120), ('{"a": ', "}", 5000)])
-def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: str, depth: int, tmp_path: Path) -> None:
-    nested = f"{opening * depth}1{closing * depth}"
-    (tmp_path / "rows.jsonl").write_text(f'{{"text": "a", "x": {nested}}}\n{{"text": "b"}}\n')
-    with pytest.raises(DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"):
-        load_text([str(tmp_path / "rows.jsonl")])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: str, name: str, tmp_path: Path) -> None:
+    """pyarrow's reader ends the process at 100,000 levels."""
+    for depth in (5000, 100_000):
+        deep = f'{{"question": "?", "context": "a", "answer": "a", "text": "a", "x": {opening * depth}1{closing * depth}}}'
+        write(tmp_path / name, f'{{"question": "?", "text": "b"}}\n{deep}\n')
+        for read in (load_labelled, load_qa, lambda source: load_text([source])):
+            with pytest.raises(DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"):
+                read(str(tmp_path / name))
+    write(tmp_path / name, f'{{"text": "a", "x": {opening * 120}1{closing * 120}}}\n{{"text": "b"}}\n')
+    assert sorted(load_text([str(tmp_path / name)])["text"]) == ["a", "b"], "a column that nobody reads may be deep"
 
 
 def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import classify as classification
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification, read_labelled
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
@@ -117,6 +117,30 @@ def test_a_class_of_the_held_out_documents_alone_is_one_too() -> None:
     train, held_out = (Dataset.from_dict({"label": labels}) for labels in (["b", "a"], ["c", "1", "01"]))
     assert label_names(train, held_out) == ["01", "1", "a", "b", "c"]
     assert label_names(Dataset.from_dict({"label": ["1", "10", "01", "9"]})) == ["01", "1", "9", "10"]
+
+
+def test_labels_that_look_like_digits_are_sorted() -> None:
+    for labels in (["²", "①", "³"], ["--1", "1", "-"], ["9" * 5000, "1"], ["١", "2"]):
+        assert label_names(Dataset.from_dict({"label": labels})) == sorted(labels)
+
+
+def test_validation_data_have_the_classes_of_the_training_data(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{code} text,{code}\n" for code in ("001", "010", "X99")))
+    (tmp_path / "held.csv").write_text("text,label\n001 text,001\n010 text,010\n")
+    table(tmp_path, [{"text": "a", "label": "001"}], "held.jsonl")
+    table(tmp_path, [{"text": "a", "label": 1}], "numbers.jsonl")
+
+    def classes(held: str, **changes: Any) -> list[str]:
+        given = {"model": "none", "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "train.csv")]}
+        _, data_args, _ = build_arguments(CLASSIFICATION, **given, validation=str(tmp_path / held), **changes)
+        return label_names(*read_labelled(data_args, seed=0))
+
+    for held in ("held.csv", "held.jsonl", "train.csv"):
+        assert classes(held) == ["001", "010", "X99"]
+    with pytest.raises(
+        DataError, match=r"numbers.jsonl has the labels 1, but .*train.csv only 001, 010, X99; write the same"
+    ):
+        classes("numbers.jsonl")
 
 
 @pytest.mark.thorough

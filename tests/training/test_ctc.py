@@ -286,7 +286,7 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
     (tmp_path / "gap.csv").write_text(f"audio,text\n{recordings}/00.wav,ab\n,ab\n")
     (tmp_path / "untold.csv").write_text(f"audio,text\n{recordings}/00.wav,ab\n{recordings}/01.wav,\n")
     (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
-    (tmp_path / "numbers.csv").write_text("audio,text\n1,ab\n2,ab\n")
+    (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (AudioError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
         (AudioError, "bad.wav.* has 2 channels.*--mono", {"data": folder("stereo", np.stack([speech("ab")] * 2, 1))}),
@@ -305,7 +305,7 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
         (DataError, "Row 2 of .*gap.csv has no audio file", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
         (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
         (OptionError, "--max-length has no effect on audio files.*--max-seconds", {"max_length": 64}),

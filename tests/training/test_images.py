@@ -285,7 +285,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
     (tmp_path / "without" / "cat").mkdir(parents=True)
     (tmp_path / "missing.csv").write_text("image,label\nnone.png,a\nnone.png,b\nnone.png,b\n")
     (tmp_path / "gap.csv").write_text(f"image,label\n{photos}/red/0.png,a\n,b\n")
-    (tmp_path / "numbers.csv").write_text("image,label\n1,a\n2,b\n")
+    (tmp_path / "numbers.jsonl").write_text('{"image": 1, "label": "a"}\n{"image": 2, "label": "b"}\n')
     (tmp_path / "one" / "cat").mkdir(parents=True)
     for number in range(3):
         image_of((0, 0, 0), number).save(tmp_path / "one" / "cat" / f"{number}.png")
@@ -309,7 +309,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
         (OptionError, "--image-column and --label-column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
-        (DataError, "'image' of .* holds int64, not images; name another", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "'image' of .* holds int64, not images; name another", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "none.png does not exist; correct its path .in a table: relative", {"data": [str(tmp_path / "missing.csv")]}),
         (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "has no sub-folders; every label needs one, with its images", {"data": [str(tmp_path / "flat")]}),

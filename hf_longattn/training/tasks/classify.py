@@ -39,7 +39,7 @@ from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, page_columns
 from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, listed, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -469,7 +469,8 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
     """Training and evaluation rows of documents, images or audio files; see :func:`train_test_split`.
 
     Raises:
-        DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.
+        DataError: as :func:`load_labelled` and :func:`load_labelled_files`; fewer than two classes; or a class of ``--validation`` that the
+            training data lack.
         OptionError: too few rows to hold some back.
     """
     reader = args.reader
@@ -482,6 +483,13 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
             f"All {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; give data with two labels or more."
             if len(train) else f"There is no {reader.content} in {', '.join(args.data)}; give other data."
         )  # fmt: skip
+    if args.validation and not args.only_scores and args.max_train_samples is None:
+        labels = set(train["label"])
+        if new := set(held_out["label"]) - labels:
+            raise DataError(
+                f"{args.validation} has the labels {listed(new)}, but {', '.join(args.data)} only {listed(labels)}; write the same labels "
+                "in both, or leave such rows out."
+            )
     return train, held_out
 
 
