@@ -188,7 +188,8 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
                 assert block.file, f"{where}No file is named before it."
                 stand_ins.provide(block.content)
                 Path(block.file).parent.mkdir(parents=True, exist_ok=True)
-                Path(block.file).write_text(block.content * setting.copies, encoding="utf-8")
+                copies = [block.content.replace('?"', f'? {number}"') for number in range(setting.copies)] if setting.copies > 1 else None
+                Path(block.file).write_text("".join(copies or [block.content]), encoding="utf-8")
             elif block.kind in ("console", "bash"):
                 typed, printed = block.content, ""
                 for line, shown in commands(block):

@@ -32,7 +32,8 @@ class Setting:
     Args:
         before: Python that is run first; it defines the names that the page's Python uses without having made them.
         instead: a part of the page -> what is typed in its place, for what would take hours.
-        copies: how often the lines of a file that the page shows are written.
+        copies: how often the lines of a file that the page shows are written. Questions get the number of the copy, since rows that are
+            the same are no held-out ones.
         slow: left to ``make test-slow``, as everything beyond about 2 seconds; what parses and
             compiles, the quick tests look at on every page.
     """

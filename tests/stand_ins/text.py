@@ -199,9 +199,9 @@ def book(file: Path) -> None:
 
 @stand_in("my_squad.json", "my_long.json", "dev.json")
 def squad(file: Path) -> None:
-    """Questions about houses, as SQuAD has them; fewer to be scored with."""
+    """Questions about houses, as SQuAD has them; fewer to be scored with, about other houses."""
     paragraphs = []
-    for number, (name, colour) in enumerate(HOUSES * (1 if file.stem == "dev" else 4)):
+    for number, (name, colour) in enumerate(HOUSES * (1 if file.stem == "dev" else 4), start=100 * (file.stem == "dev")):
         context = f"House {number} is old. {name} painted its door {colour}."
         answer = {"text": name, "answer_start": context.index(name)}
         paragraphs.append({"context": context, "qas": [{"id": str(number), "question": "Who painted the door?", "answers": [answer]}]})
