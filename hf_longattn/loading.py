@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig, dynamic_module_utils
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
 from .constants import GRAPHS
@@ -152,6 +152,56 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
         return loader.from_pretrained(name, **NO_CODE, **arguments)
 
 
+def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
+    """The tokenizer of a text model, for training and batches; see :func:`fit_tokenizer`.
+
+    Args:
+        name: a folder or a Hub repository id.
+        config: of its model.
+    """
+    tokenizer = load_part(AutoTokenizer, name)
+    fit_tokenizer(tokenizer, config, name)
+    return tokenizer
+
+
+def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> None:
+    """Let a tokenizer without a padding token pad with its end token.
+
+    Raises:
+        CheckpointError: the tokenizer has neither token, or the model's table is too small for it.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise CheckpointError(
+            f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    check_token_ids(tokenizer, config, name)
+
+
+def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
+    """Refuse a tokenizer with ids beyond the model's table of token embeddings. A table with more rows is usual.
+
+    Placeholders of images and sounds are not counted: a processor writes them, and no text does (Gemma 3, whose models of texts have no
+    row for its ``image_token``).
+
+    Raises:
+        CheckpointError: the table is too small.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        return
+    usual, named = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, tokenizer.special_tokens_map
+    placeholders = set(named.values()) - {named.get(role) for role in usual}
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in placeholders}
+    if beyond:
+        raise CheckpointError(
+            f"The tokenizer of {str(name)!r} gives token ids up to {max(beyond)} ({beyond[max(beyond)]!r}), but its model has {rows} "
+            f"embeddings; enlarge the model with resize_token_embeddings({max(beyond) + 1}) and save it, or give it a tokenizer without "
+            "these tokens, if this one belongs to another model."
+        )
+
+
 def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = False, **arguments: Any) -> Any:
     """Call ``loader.from_pretrained`` without running code, and return its result.
 
@@ -255,7 +305,12 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             model = loader(modules=modules, prompts=prompts or None, **arguments)
         else:
             model = loader(name, **options)
-    if complete and (network := model.transformers_model) is not None:  # the loader does not say which weights are new
+    network = model.transformers_model
+    if network is not None and network.main_input_name == "input_ids":
+        fit_tokenizer(model.tokenizer, network.config, name)
+        if network.config.pad_token_id is None:
+            network.config.pad_token_id = model.tokenizer.pad_token_id
+    if complete and network is not None:  # the loader does not say which weights are new
         folder = next((entry["path"] for entry in _modules(name) if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with without_load_report():

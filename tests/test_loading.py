@@ -15,17 +15,24 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AddedToken,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
     BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
 )
 
 from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.probes import probe_model
-from hf_longattn.loading import load_config, load_model, load_sentence_model
+from hf_longattn.loading import check_token_ids, fit_tokenizer, load_config, load_model, load_padding_tokenizer, load_sentence_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import label_config
@@ -194,3 +201,73 @@ def test_a_revision_is_for_a_repository(tmp_path: Path) -> None:
     taken = {" ".join(line): answer(program, [*line, "--revision", "v1"], io.StringIO())[1] for line in tried if line[0] != "push"}
     assert {said for said in taken.values() if "--revision is for a repository of the Hub; leave --revision out" not in said} == set()
     assert {line.split()[0] for line in taken} == {*accepting} - {"push"}
+
+
+def plain_tokenizer(**tokens: Any) -> Any:
+    """A tokenizer with these special tokens alone."""
+    backend = train_tokenizer(["the tree is here"], vocab_size=280).backend_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+
+
+def test_a_table_smaller_than_the_tokenizer_is_refused() -> None:
+    """Whichever way the tokens came; the table may be larger."""
+    added: dict[str, Any] = {
+        "a word": lambda tokenizer: tokenizer.add_tokens(["covid"]),
+        "a special token": lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": ["<entity>"]}),
+        "a padding token": lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<pad>"}),
+        "a mask": lambda tokenizer: tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True)}),
+    }
+    for add in added.values():
+        tokenizer = plain_tokenizer(eos_token="[SEP]")
+        rows = len(tokenizer)
+        fit_tokenizer(tokenizer, BertConfig(vocab_size=rows), "folder")
+        add(tokenizer)
+        new = tokenizer.convert_ids_to_tokens(rows)
+        for config in (BertConfig(vocab_size=rows), LlamaConfig(vocab_size=rows), WhisperConfig(vocab_size=rows)):
+            with pytest.raises(
+                CheckpointError, match=rf"gives token ids up to {rows} \('{new}'\), but its model has {rows} embeddings; enl"
+            ):
+                check_token_ids(tokenizer, config, "folder")
+        check_token_ids(tokenizer, BertConfig(vocab_size=rows + 1), "folder")
+        check_token_ids(tokenizer, BertConfig(vocab_size=rows + 64), "folder")
+    with pytest.raises(
+        CheckpointError, match=rf"gives token ids up to {rows - 1}, but|gives token ids up to {rows - 1} "
+    ):  # its own pieces
+        check_token_ids(plain_tokenizer(eos_token="[SEP]"), BertConfig(vocab_size=rows - 5), "folder")
+
+
+def test_a_placeholder_of_images_needs_no_row(tmp_path: Path) -> None:
+    """Gemma 3's models of texts have no row for the ``image_token`` of their tokenizer, which no text becomes."""
+    tokenizer = plain_tokenizer(eos_token="[SEP]", extra_special_tokens={"image_token": "<image_soft_token>"})
+    rows = len(tokenizer) - 1
+    assert tokenizer.convert_tokens_to_ids("<image_soft_token>") == rows
+    check_token_ids(tokenizer, LlamaConfig(vocab_size=rows), "folder")
+    tokenizer.save_pretrained(tmp_path)
+    assert load_padding_tokenizer(tmp_path, LlamaConfig(vocab_size=rows)).pad_token == "[SEP]"
+    tokenizer.add_special_tokens({"pad_token": "<image_soft_token>"})
+    with pytest.raises(CheckpointError, match=f"up to {rows} "):
+        check_token_ids(tokenizer, LlamaConfig(vocab_size=rows), "folder")
+
+
+def test_a_tokenizer_pads_with_its_end_token_for_every_kind_of_model(tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokenizer = plain_tokenizer(bos_token="[CLS]", eos_token="[SEP]")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=3, bos_token_id=2)).save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    folder = str(tmp_path / "decoder")
+    assert load_lm(folder, "auto")[1].pad_token == "[SEP]"
+    assert load_qa_model(folder, complete=False)[1].pad_token == "[SEP]"
+    classifier = str(tmp_path / "classifier")
+    LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)).save_pretrained(classifier)
+    tokenizer.save_pretrained(classifier)
+    for loader, place in (("SentenceTransformer", folder), ("CrossEncoder", classifier), ("MultiVectorEncoder", folder)):
+        model = load_sentence_model(getattr(sentence_transformers, loader), place, device="cpu")
+        assert model.tokenizer.pad_token == "[SEP]"
+        assert model.transformers_model.config.pad_token_id == 3
+    plain_tokenizer(bos_token="[CLS]").save_pretrained(tmp_path / "decoder")
+    neither = "has neither a padding nor an end token; give it one"
+    with pytest.raises(CheckpointError, match=neither):
+        load_lm(folder, "auto")
+    with pytest.raises(CheckpointError, match=neither):
+        load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 from typing import Annotated
@@ -60,12 +59,6 @@ for command in COMMANDS:
 app.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(audit.diagnose)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
-
-
-TALKATIVE = ("torchao", "torch.utils._pytree")
-"""Loggers that warn of torchao's kernels for other devices whenever transformers imports it, also in processes that a command starts."""
-for _name in TALKATIVE:
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> None:

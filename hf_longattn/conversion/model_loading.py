@@ -19,7 +19,7 @@ from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..inputs.common.base import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
-from ..modeling.family.registration import auto_class_name
+from ..modeling.family.registration import auto_class_name, quiet_torchao
 from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -194,7 +194,7 @@ def class_named(name: str) -> Any | None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Context (or decorator) in which transformers and huggingface_hub log only errors. They draw no progress bars."""
+    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress bars."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -203,7 +203,7 @@ def quiet_libraries() -> Iterator[None]:
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_torchao():
             warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)\b")
             yield
     finally:

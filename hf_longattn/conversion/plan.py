@@ -12,7 +12,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import OptionError, PositionError
 from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind, PlainLengths
+from ..inputs.plain import PlainKind, PlainLengths, reads_only_text
 from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
@@ -197,8 +197,8 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    tokenizer = load_tokenizer(opened.folder) if marks_question or unseparated else None
-    separator = None if tokenizer is None else question_separator(tokenizer)
+    tokenizer = load_tokenizer(opened.folder, base)
+    separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
 
@@ -390,6 +390,8 @@ def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, req
     if request.text_global:
         config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
     length.write(config)
+    if reads_only_text(architecture.model_class):
+        load_tokenizer(source.folder, config)
     set_dtype(config, cast)
     skeleton: Any = architecture.skeleton(config)
     renamed = renamed_tensors(source, architecture)

@@ -209,6 +209,8 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     """Why ``model`` cannot be trained on packed rows; ``None`` where it can."""
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         return f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
+    if not model.packs_documents:
+        return f"A {type(model).__name__} reads one document in a row."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
     refusals = [refusal for base in bases if (refusal := base.refusal_of_documents({})) is not None]
     if refusals:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.family.definition import known_family
+from hf_longattn.modeling.family.definition import longest_input as longest_of_config
 from hf_longattn.modeling.family.validation import known_length
 
 
@@ -29,8 +32,11 @@ class PositionRange:
         return PositionRange(first, table.num_embeddings - first)
 
 
-def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, decoded: bool = True) -> int:
     """Maximum number of tokens of an input, with special tokens.
+
+    Args:
+        decoded: whether the decoder of an encoder-decoder reads all of the input, too, as BART's classifiers do.
 
     Raises:
         OptionError: neither its config nor its tokenizer tells.
@@ -39,19 +45,34 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     if positions is not None:
         return positions.count
     longest = known_length(model.config, tokenizer, model)
+    read = decoder_length(model) if decoded and model.config.is_encoder_decoder else None
+    if longest is None or (read is not None and read < longest):
+        longest = read
     if longest is None:
         raise OptionError("Neither the model's config nor its tokenizer tells how long an input may be; give --max-length.")
     return longest
 
 
-def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """Return the tokens of one input: ``wanted``, or the model's maximum.
+def decoder_length(model: PreTrainedModel) -> int | None:
+    """Maximum number of tokens that the decoder of an encoder-decoder reads, and so writes; ``None`` without a limit."""
+    config: Any = model.config
+    if hasattr(config, "decoder"):  # two models in one, such as SpeechEncoderDecoder
+        return longest_of_config(config.decoder)
+    family = known_family(config)
+    if family is not None and family.relative:
+        return None
+    names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
+    return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), None)
+
+
+def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, *, decoded: bool = True) -> int:
+    """Return the tokens of one input: ``wanted``, or the model's maximum. ``decoded`` as for :func:`longest_input`.
 
     Raises:
         OptionError: ``wanted`` exceeds that maximum, or there is neither.
     """
     try:
-        longest = longest_input(model, tokenizer)
+        longest = longest_input(model, tokenizer, decoded=decoded)
     except OptionError:
         if wanted is None:
             raise

@@ -11,7 +11,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hf_longattn.data.page_words import page_encoding, reads_words, text_encoding
-from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_part
 
 if TYPE_CHECKING:
@@ -38,18 +37,6 @@ def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
     chunks, rest = chunks.clone(), chunks.shape[-1] - len(after)
     chunks[..., : len(before)], chunks[..., rest:] = chunks.new_tensor(before), chunks.new_tensor(after)
     return chunks
-
-
-def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Let a tokenizer without a padding token pad with its end token.
-
-    Raises:
-        CheckpointError: the tokenizer has neither token.
-    """
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise CheckpointError(f"The tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...).")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 # ---- documents of language models

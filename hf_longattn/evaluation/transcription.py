@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.audio import Hearing, Samples, Sound, read_audio
+from hf_longattn.data.lengths import decoder_length
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, in_a_line, lacks_memory
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
@@ -112,13 +113,6 @@ def transcribe(
         return read(model, processor, hearing, samples, chunk_seconds, stride_seconds, dict(generate_kwargs))
 
 
-def most_tokens(model: PreTrainedModel) -> int | None:
-    """Number of tokens that an encoder-decoder's table of positions has; ``None`` without a table."""
-    config: Any = getattr(model.config, "decoder", model.config)  # of a SpeechEncoderDecoder
-    names = ("max_target_positions", "max_position_embeddings")
-    return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), None)
-
-
 def _by_ctc(
     model: PreTrainedModel, processor: Any, hearing: Hearing, samples: Samples, chunk_seconds: Any, stride_seconds: Any, _: Any
 ) -> Transcript:
@@ -148,7 +142,7 @@ def _by_writing(
     if chunk_seconds is not None:
         next(chunks(samples, 1, hearing.sampling_rate, chunk_seconds, stride_seconds))  # refuses strides that fill the chunk
         timed = {"return_timestamps": settings.pop("return_timestamps")} if is_whisper else {}
-        if (places := most_tokens(model)) is not None and places < TOKENS_OF_A_CHUNK + PROMPT_TOKENS:
+        if (places := decoder_length(model)) is not None and places < TOKENS_OF_A_CHUNK + PROMPT_TOKENS:
             settings.setdefault("max_new_tokens", places - PROMPT_TOKENS)
         asr = SpeechRecognitionPipeline(model, tokenizer=tokenizer, feature_extractor=hearing.extractor, device=model.device)
         strides = list(strides_of(chunk_seconds, stride_seconds))

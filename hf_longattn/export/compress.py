@@ -35,7 +35,7 @@ from ..modeling.inference.optimize import warn_of_overflow
 from ..processor_files import EMBEDDINGS, sentence_kind
 from ..reports import markdown_table
 from ..staging import staged_folder
-from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
+from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
 from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
 
@@ -107,7 +107,7 @@ UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
 
 
 def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
-    with needs_extra("compress"), quiet_torchao():
+    with needs_extra("compress"), quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
@@ -262,7 +262,7 @@ def compress_checkpoint(
     result = ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination))
     with staged_folder(target, needed_bytes=opened.total_bytes + 2**20, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
-        with quiet_torchao():
+        with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
         files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, result, stage)]

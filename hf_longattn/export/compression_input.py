@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +97,7 @@ class CompressionInput:
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "
                 "architectures to the class that saved it."
             )
-        with quiet_torchao():
+        with quiet_libraries():
             model = _load(model_class, source.folder, dtype=torch.float32)
         if model.main_input_name != "input_ids":
             raise OptionError(
@@ -122,7 +120,7 @@ class CompressionInput:
 
     def load(self, folder: Path, **arguments: Any) -> Any:
         """Load a model of the same class from ``folder``."""
-        with quiet_torchao():
+        with quiet_libraries():
             return _load(loading_class(self.model), folder, **arguments)
 
     def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
@@ -191,18 +189,3 @@ def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
 def predicts_tokens(model: Any) -> bool:
     """Whether the model is a masked or causal language model, and not an encoder-decoder."""
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
-
-
-@contextmanager
-def quiet_torchao() -> Iterator[None]:
-    """Hide progress bars, warnings, and messages below ERROR of torchao and torch.utils._pytree."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with quiet_libraries():
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

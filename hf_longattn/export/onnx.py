@@ -196,7 +196,7 @@ def _graph_of(
     kind: InputKind, model: Any, source: Source, sizes: Any, task: str | None, global_attention_mask: bool
 ) -> tuple[Any, ExportedGraph]:
     """The inputs on which a model is traced and compared, and its graph: here, texts."""
-    inputs = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
+    inputs = VerificationText(*verification_text(None), load_tokenizer(source.folder, model.config), model.config.vocab_size)
     names = input_names(model, inputs.source_tokenizer, global_attention_mask)
     return inputs, ModelGraph(model, inputs, names, sentence_pooling(source.card_folder))
 

@@ -105,9 +105,13 @@ class BigBirdOnTheInterface(OnTheInterface):
         module.is_cross_attention = "crossattention" in name
         module.is_causal = module.is_decoder and not module.is_cross_attention
 
+    @property
+    def packs_documents(self) -> bool:
+        return not hasattr(self, "sep_token_id")  # this head takes one question in a row out of its answers
+
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         super().read_arguments(arguments)
-        if hasattr(self, "sep_token_id"):  # the head takes one question in a row out of its answers
+        if not self.packs_documents:
             leave_out_documents(self, arguments)
 
 

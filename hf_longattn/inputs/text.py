@@ -15,7 +15,7 @@ from ..checks import FAILED, PASSED, SKIPPED, Check
 from ..data.page_words import text_encoding
 from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
-from ..loading import load_part
+from ..loading import check_token_ids, load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
@@ -187,11 +187,8 @@ class VerificationText:
         if self._ids is None:
             assert self.tokenizer is not None
             ids = token_ids(self.tokenizer, self.text)
-            if not ids or max(ids) >= self.vocab_size:
-                raise CheckpointError(
-                    f"The source's tokenizer gives token ids up to {max(ids, default=-1)}, but its model has"
-                    f" {self.vocab_size} embeddings; the tokenizer belongs to another model."
-                )
+            if not ids:
+                raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
             self._ids = torch.tensor(ids)
         return self._ids
 
@@ -227,11 +224,14 @@ def excerpt(text: str, count: int) -> str:
     return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
 
 
-def load_tokenizer(folder: Path) -> Any | None:
+def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
     """The tokenizer of a checkpoint folder; ``None`` if the folder has none.
 
+    Args:
+        config: of its model, which must have an embedding for every token of a text.
+
     Raises:
-        CheckpointError: the folder's tokenizer files are too large or cannot be loaded.
+        CheckpointError: the folder's tokenizer files are too large or cannot be loaded, or the model has too few embeddings.
     """
     from transformers import AutoTokenizer
 
@@ -241,7 +241,10 @@ def load_tokenizer(folder: Path) -> Any | None:
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
             raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
-    return load_part(AutoTokenizer, folder, "tokenizer")
+    tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
+    if config is not None:
+        check_token_ids(tokenizer, config, folder)
+    return tokenizer
 
 
 def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:

@@ -73,6 +73,9 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     marks_globals: ClassVar[bool] = False
     """Whether global tokens are passed in the attention mask instead; see :mod:`.marked_mask`."""
 
+    packs_documents: bool = True
+    """Whether this head works where a row has several documents; a base model says it in ``refusal_of_documents``."""
+
     added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
     """Keyword arguments of ``forward`` besides the base's, with their types. Trainer drops columns that no signature names."""
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -21,9 +21,9 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.sources import all_scored, each_part, limited, read_texts, shuffled, split_held_out
-from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
+from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.loading import load_config, load_model, load_part, new_model
+from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, new_model
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import check_reads_text
@@ -225,7 +225,7 @@ def load_lm(
     """
     config = load_config(name)
     check_reads_text(config, name)
-    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
+    tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
     objective = _objective(config, tokenizer, name) if objective == "auto" else objective
     loader, names = _HEADS[objective]
     if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
@@ -238,7 +238,6 @@ def load_lm(
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
     if objective == "mlm" and tokenizer.mask_token is None:
         raise CheckpointError(f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens).")
-    pad_with_end(tokenizer, name)
     return model, tokenizer, objective
 
 

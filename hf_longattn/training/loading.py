@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from hf_longattn.data.sources import class_names
-from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError
-from hf_longattn.loading import load_config, load_model, load_part
+from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.mixin import LongAttentionMixin
 
 NOTHING_ELSE: Mapping[str, Any] = {}
@@ -21,18 +20,16 @@ NOTHING_ELSE: Mapping[str, Any] = {}
 def load_start(
     name: str, head: str, names: Any, otherwise: Mapping[str, Any] = NOTHING_ELSE
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Config and tokenizer of a checkpoint; the tokenizer gets a padding token if it has none.
+    """Config and tokenizer of a checkpoint; see :func:`~hf_longattn.loading.fit_tokenizer`.
 
     Args:
         head, names, otherwise: see :func:`config_with_head`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, has no such head, or its tokenizer has no padding token.
+        CheckpointError: the checkpoint cannot be loaded, has no such head, or its tokenizer does not fit.
     """
     config = config_with_head(name, head, names, otherwise)
-    tokenizer: Any = load_part(AutoTokenizer, name)
-    pad_with_end(tokenizer, name)
-    return config, tokenizer
+    return config, load_padding_tokenizer(name, config)
 
 
 def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, Any] = NOTHING_ELSE) -> PreTrainedConfig:

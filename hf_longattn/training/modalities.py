@@ -25,6 +25,7 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.modalities import InputProcessors, new_feature_extractor, new_image_processor
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
 from hf_longattn.loading import load_config, load_model, load_part
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.multimodal import (
     AudioInput,
     ImageInput,
@@ -39,7 +40,7 @@ from hf_longattn.modeling.multimodal import (
     without_pooler,
 )
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.loading import SPAN_LABELS, label_config, load_head, load_start
+from hf_longattn.training.loading import SPAN_LABELS, config_with_head, label_config, load_head, load_start
 
 logger = logging.get_logger(LOGGER)
 LOADERS = {
@@ -196,6 +197,8 @@ def load_multimodal_start(
         raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head.")
     is_multimodal = isinstance(config, LongMultimodalConfig)
     if not is_multimodal and (only_scores or not {"images", "audio"} & set(kinds)):
+        for kind in sorted({*kinds} & {*LOADERS}):
+            config_with_head(name, f"tasks of kind {kind}", mapped_names(auto_mapping(LOADERS[kind]))[0])
         return Start(name, InputProcessors(tokenizer), None, heads, only_scores)
     embedded = config.embedded if isinstance(config, LongMultimodalConfig) else {}
     present = {"images": "images" in embedded, "audio": "sound" in embedded}

@@ -14,7 +14,7 @@ import transformers
 import hf_longattn
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, tensor_files
-from hf_longattn.errors import DestinationExistsError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, DestinationExistsError, OptionError, PositionError
 from hf_longattn.modeling.family.definition import family_of
 from hf_longattn.positions.tables import DROPPED
 from tests.cells import every_cell
@@ -285,3 +285,27 @@ def test_rotary_positions_are_refused_by_every_model_that_rotates(name: str, val
     config = getattr(hf_longattn, f"Long{name}Config")(**shape, **values, long_attention={"mechanism": "full", "relative": "rotary"})
     with pytest.raises(PositionError, match="rotates queries and keys already; leave relative=rotary and rotary_self_extend out"):
         getattr(hf_longattn, f"Long{name}Model")(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "settings"),
+    [
+        ("LlamaForCausalLM", "gpt2", {}),
+        ("XLMRobertaForSequenceClassification", "xlm-roberta", {"verify": False}),
+        ("MarianMTModel", "roberta", {}),
+    ],
+)
+def test_a_source_whose_table_is_too_small_for_its_tokenizer_is_not_converted(
+    name: str, tokenizer: str, settings: dict[str, Any], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = checkpoint(name, tokenizer=tokenizer)
+    reads = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = CLASSES[name][1]["vocab_size"]
+    reads.add_tokens([f"new{number}" for number in range(rows - len(reads))])
+    reads.save_pretrained(folder)
+    plan_conversion(folder, mechanism="window", window=16, **{key: value for key, value in settings.items() if key != "verify"})
+    reads.add_special_tokens({"pad_token": "<more>"})
+    reads.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=rf"gives token ids up to {rows} \('<more>'\), but its model has {rows} embeddings"):
+        convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, **settings)
+    assert not (tmp_path / "long").exists()

@@ -13,12 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
@@ -201,6 +202,27 @@ def test_a_text_is_tokenised_in_pieces_as_at_once(base: str, monkeypatch: pytest
     assert (pieces.before, pieces.after) == (whole.before, whole.after)
     starts = [REAL_TEXT[start:].lstrip()[:1] for start in pieces.starts.tolist()]
     assert starts == [REAL_TEXT[start:].lstrip()[:1] for start in whole.starts.tolist()]
+
+
+def test_a_decoder_without_a_padding_token_embeds_documents(tmp_path: Path) -> None:
+    """Documents of different lengths are padded with its end token, and have the vectors that each has alone."""
+    tokenizer = tokenizer_of("gpt2", 64)
+    assert tokenizer.pad_token is None
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    texts = ["a tree", "a much longer text of a tree and of a file", "file"]
+    Dataset.from_list([{"text": text} for text in texts]).to_json(tmp_path / "documents.jsonl")
+    model = str(tmp_path / "decoder")
+    assert embed_documents(model, str(tmp_path / "documents.jsonl"), tmp_path / "vectors")["vectors"] == 3
+    written = pq.read_table(tmp_path / "vectors" / "vectors-00000.parquet")["vector"].to_pylist()
+    alone = [load_sentence_model(st.SentenceTransformer, model, device="cpu").encode_document([text])[0] for text in texts]
+    torch.testing.assert_close(torch.tensor(written), torch.tensor(np.stack(alone)), atol=1e-5, rtol=1e-4)
+    tokenizer.add_tokens(["covid"])  # for which the model has no row
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(LongAttentionError, match=r"gives token ids up to \d+ \('covid'\), but its model has \d+ embeddings"):
+        embed_documents(model, str(tmp_path / "documents.jsonl"), tmp_path / "others")
+    assert not (tmp_path / "others").exists()
 
 
 def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import logging
 import sys
 from pathlib import Path
 
@@ -136,3 +138,45 @@ def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base:
         except ValueError as error:  # peft has no recipe for this base
             chosen.append([str(error).partition(":")[0]])
     assert chosen[0] == chosen[1]
+
+
+NOISE = """
+import logging
+from . import kernels
+logging.getLogger("{logger}").warning("failed to load {name}")
+"""
+
+
+def test_torchao_is_imported_without_its_warnings_and_logs_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stand-in for the package, whose modules warn as they are executed. A level that somebody has set is kept."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text(NOISE.format(logger="torchao", name="a.so"))
+    (tmp_path / "torchao" / "kernels.py").write_text(NOISE.format(logger="torch.utils._pytree", name="an enum").replace("kernels", "more"))
+    (tmp_path / "torchao" / "more.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    modules = [name for name in sys.modules if name.partition(".")[0] == "torchao"]
+
+    def imported() -> list[str]:
+        caplog.clear()
+        for name in [*modules, "torchao", "torchao.kernels", "torchao.more"]:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.import_module("torchao")
+        return [record.getMessage() for record in caplog.records]
+
+    for logger in loggers:
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    before = [logger.level for logger in loggers]
+    assert imported() == []
+    assert [logger.level for logger in loggers] == before == [logging.NOTSET] * 2
+    loggers[0].warning("a later message")
+    assert caplog.messages == ["a later message"]
+    loggers[0].setLevel(logging.INFO)
+    try:
+        assert imported() == ["failed to load a.so"]
+        assert loggers[0].level == logging.INFO
+    finally:
+        loggers[0].setLevel(logging.NOTSET)

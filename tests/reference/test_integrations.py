@@ -1,21 +1,35 @@
-"""Long models in the hands of other libraries: peft, pipelines, Trainer, sentence-transformers."""
+"""Long models in the hands of other libraries: peft, pipelines, Trainer, sentence-transformers, TRL."""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments, pipeline
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.evaluation.qa_reader import QAReader
+from scripts.dev.tools.small_models import small_values
+from tests.byte_tokenizer import train_tokenizer
 from tests.reference.small_models import long_model, plain_model, tokens
 from tests.trained import tokenizer_of
 
@@ -209,3 +223,41 @@ def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> Non
     first, again, truncated = model.encode([text, text, " ".join(text.split()[:510])], batch_size=3)
     assert st.util.cos_sim(first, again).item() == pytest.approx(1, abs=1e-5)
     assert abs(first - truncated).max() > 1e-3
+
+
+@pytest.mark.parametrize(("base", "head"), [("llama", "LlamaForCausalLM"), ("bert", "BertModel"), ("t5", "T5ForConditionalGeneration")])
+def test_the_auto_map_of_a_config_can_be_read_and_an_empty_one_is_not_saved(base: str, head: str, tmp_path: Path) -> None:
+    """TRL reads it of models whose class is not in transformers' namespace; transformers itself asks whether a class is in it."""
+    long_class = families.FAMILIES[base].long_class_of(getattr(transformers, head))
+    config = families.FAMILIES[base].config_class(**small_values(base), long_attention={"mechanism": "window"})
+    long_class(config).save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.auto_map == {}
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    assert long_class.from_pretrained(tmp_path).config.auto_map == {}
+    config.auto_map["AutoModel"] = "owner/name--file.Class"  # as `register_for_auto_class` does
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).auto_map == {"AutoModel": "owner/name--file.Class"}
+    assert families.FAMILIES[base].config_class().auto_map == {}
+
+
+def test_trl_trains_a_model_by_the_name_of_its_folder(tmp_path: Path) -> None:
+    """Supervised fine-tuning, and preferences beside a reference model that TRL loads itself."""
+    trl = pytest.importorskip("trl", reason="trl is not installed: pip install --no-deps trl")
+    tokenizer = train_tokenizer(["the tree is here"], 280, 64)
+    tokenizer.eos_token = "[SEP]"
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 3, "num_hidden_layers": 1}
+    folder = str(tmp_path / "model")
+    long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 16}, **sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no"}
+    texts = datasets.Dataset.from_list([{"text": "the tree is the tree"}] * 4)
+    tuned = trl.SFTTrainer(folder, args=trl.SFTConfig(**settings, max_length=32), train_dataset=texts)
+    tuned.train()
+    assert type(tuned.model) is families.LongLlamaForCausalLM
+    preferences = datasets.Dataset.from_list([{"prompt": "the", "chosen": " tree", "rejected": " is"}] * 4)
+    for policy in (folder, AutoModelForCausalLM.from_pretrained(folder)):
+        trainer = trl.DPOTrainer(policy, args=trl.DPOConfig(**settings), train_dataset=preferences, processing_class=tokenizer)
+        trainer.train()
+        assert type(trainer.model) is type(trainer.ref_model) is type(tuned.model)

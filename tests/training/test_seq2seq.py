@@ -6,12 +6,17 @@ import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LabelSmoother
 
+import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.lengths import decoder_length
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.parsing import build_arguments
@@ -19,6 +24,13 @@ from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
 from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint
+
+STACKS: dict[str, Any] = {
+    "vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "decoder_start_token_id": 2, "pad_token_id": 0,
+    "eos_token_id": 3, "bos_token_id": 1, "forced_eos_token_id": 3,
+}  # fmt: skip
+"""Of a small model with an encoder and a decoder, with the names of BART's config."""
 
 
 def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -58,6 +70,81 @@ def test_a_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrai
     BartForConditionalGeneration.from_pretrained(tmp_path / "short")
 
 
+def small(name: str, **changes: Any) -> Any:
+    """A small random model of a class of transformers or of ours."""
+    model_class = getattr(transformers, name, None) or getattr(hf_longattn, name)
+    return model_class(model_class.config_class(**{**STACKS, **changes})).eval()
+
+
+@pytest.mark.parametrize("architecture", ["Blenderbot", "BlenderbotSmall", "M2M100", "LongBlenderbot", "NllbMoe", "Bart", "Marian", "FSMT"])
+def test_label_smoothing_trains_a_class_whatever_shifts_its_labels(architecture: str) -> None:
+    """Collators make the decoder's input of labels only for classes with a method for it, which Blenderbot and M2M-100 lack."""
+    name = {"Marian": "MarianMTModel"}.get(architecture, f"{architecture}ForConditionalGeneration")
+    model = small(name, src_vocab_size=99, tgt_vocab_size=99, langs=["en", "de"], num_experts=2, long_attention={"mechanism": "window"})
+    ids, labels = torch.randint(4, 99, (2, 20)), torch.randint(4, 99, (2, 9))
+    labels[1, 6:] = -100
+    batch = seq2seq.SummaryCollator(tokenizer_of("bart"), model)(
+        [
+            {"input_ids": row, "attention_mask": [1] * 20, "labels": label[label >= 0].tolist()}
+            for row, label in zip(ids.tolist(), labels, strict=True)
+        ]
+    )
+    trainer: Any = SimpleNamespace(label_smoother=LabelSmoother(0.1))
+    with torch.no_grad():
+        loss, outputs = seq2seq.LongSeq2SeqTrainer.mean_loss(trainer, model, dict(batch))
+        if architecture == "FSMT":  # whose forward shifts nothing, so that the collator must
+            started = batch["decoder_input_ids"]
+        else:
+            started = labels.clamp(min=0).roll(1, 1)
+            started[:, 0] = model.config.decoder_start_token_id
+        expected = model(ids, decoder_input_ids=started, use_cache=False).logits.log_softmax(-1)
+    real = labels >= 0
+    of_labels = -expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0][real].mean()
+    torch.testing.assert_close(loss, 0.9 * of_labels - 0.1 * expected.mean(-1)[real].mean())
+    assert outputs.logits.shape == (2, 9, 99)
+
+
+def test_summaries_are_as_long_as_the_decoder_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """By default; what an option asks for beyond that is refused. The decoder here reads 64 tokens, and 256 are the default."""
+    model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
+    for folder in (model, str(tmp_path / "short")):
+        for option, value in (("max_summary_length", 65), ("generation_max_length", 256)):
+            given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], option: value}
+            with pytest.raises(
+                OptionError, match=rf"--{option.replace('_', '-')} {value} exceeds the 64 tokens that the decoder reads; give"
+            ):
+                finetune_seq2seq(*build_arguments(SEQ2SEQ, **given))
+        args = build_arguments(SEQ2SEQ, model=folder, output_dir=str(tmp_path / "out"), data=[data])
+        inputs = seq2seq.summary_inputs(*args)
+        assert args[2].generation_max_length == 64
+        assert max(map(len, inputs.train["labels"])) <= 64
+    exact = build_arguments(SEQ2SEQ, model=model, output_dir=str(tmp_path / "out"), data=[data], max_summary_length=64)
+    seq2seq.summary_inputs(*exact)
+    assert exact[2].generation_max_length == 64
+
+
+def test_the_length_of_a_decoder_is_that_of_its_positions() -> None:
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 99}
+    stack = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 99}
+    encoder = transformers.BertConfig(**stack, max_position_embeddings=40)
+    joined = [
+        (transformers.BertConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True), 50),
+        (transformers.RobertaConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True), 48),  # two are padding
+        (transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=30, vocab_size=99, add_cross_attention=True), 30),
+    ]
+    for config, length in joined:
+        both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
+        assert decoder_length(transformers.EncoderDecoderModel(both)) == length
+    led = transformers.LEDConfig(**{**STACKS, "attention_window": 4}, max_decoder_position_embeddings=32)
+    assert decoder_length(transformers.LEDForConditionalGeneration(led)) == 32
+    assert decoder_length(small("LongBartForConditionalGeneration", max_decoder_position_embeddings=32, max_position_embeddings=128)) == 32
+    for place, name in ((transformers, "T5"), (transformers, "MT5"), (hf_longattn, "LongAttentionT5")):  # positions are distances
+        model_class = getattr(place, f"{name}ForConditionalGeneration")
+        assert decoder_length(model_class(model_class.config_class(**shape))) is None
+    whisper = transformers.WhisperConfig(**{**STACKS, "max_target_positions": 20, "num_mel_bins": 8, "max_source_positions": 10})
+    assert decoder_length(transformers.WhisperForConditionalGeneration(whisper)) == 20
+
+
 def test_summaries_are_scored_against_whole_references(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +173,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         (DataError, "not 'article'; name one with --text-column", {"text_column": "article"}),
         (DataError, "No row of .* has both", {"data": [str(tmp_path / "empty.jsonl")]}),
         (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
+        (OptionError, "--max-summary-length must be at least 2", {"max_summary_length": 1}),
         (CheckpointError, "no head for writing text", {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)}),
     ]
     for error, words, more in cases:

@@ -79,6 +79,7 @@ class LongConfig(_Base):
         position_extension: str
         question_separator_id: int | None
         global_token_ids: list[int] | None
+        auto_map: dict[str, Any]
     else:
         question_separator_id = None
         global_token_ids = None
@@ -118,8 +119,10 @@ class LongConfig(_Base):
         for name in ("question_separator_id", "global_token_ids"):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
-        if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which is not saved with the model
-            kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
+        code = kwargs.pop("auto_map", None) or {}
+        if not COPY:  # code beside the checkpoint, which is not saved with the model
+            code = {auto: where for auto, where in code.items() if "--" in where}
+        self.auto_map = code  # also an empty one: TRL reads it of every model whose class is not in transformers' namespace
         super().__post_init__(**kwargs)
         self.long_attention = chosen
 
@@ -137,6 +140,8 @@ class LongConfig(_Base):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop(BASE_ATTENTION, None)
+        if not self.auto_map:
+            values.pop("auto_map", None)
         if torch.compiler.is_compiling():  # a cache made in a graph asks for the names of the base's fields
             return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}

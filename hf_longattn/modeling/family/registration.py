@@ -4,8 +4,9 @@
 and ``AutoModel.register`` take classes, which would import both. Names are therefore entered: transformers itself stores names
 (``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
 :mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the module that defines
-it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES` only. Tables of modules that are
-imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of transformers' pipeline.
+it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules
+that are imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of transformers'
+pipeline.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -213,11 +215,30 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 """Module with tables -> function that enters Long models in them, called with the module after its import."""
 
 
+@contextlib.contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """Context in which torchao does not warn of its kernels for other devices. transformers imports it with any model.
+
+    A level that the user has set is kept.
+    """
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.setLevel(logging.NOTSET)
+
+
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls the function in ``TABLES`` right after a module named there has been executed. Python's own finder finds the module."""
+    """Calls the function in ``TABLES`` right after a module named there has been executed, and executes torchao's modules quietly.
+    Python's own finder finds the module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
-        if name not in TABLES:
+        quietly = name.partition(".")[0] == "torchao"
+        if name not in TABLES and not quietly:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -225,8 +246,10 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            TABLES[name](module)
+            with quiet_torchao() if quietly else contextlib.nullcontext():
+                execute(module)
+            if not quietly:
+                TABLES[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

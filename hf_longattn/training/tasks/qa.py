@@ -26,7 +26,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForDocumentQuestionAnswering,
     AutoModelForQuestionAnswering,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -44,19 +43,18 @@ from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError, train_test_split
-from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
-from hf_longattn.loading import load_config, load_model, load_part, loading_errors
+from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, loading_errors
 from hf_longattn.local_names import without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
-from hf_longattn.training.loading import SPAN_LABELS, check_reads_text
+from hf_longattn.training.loading import SPAN_LABELS, check_reads_text, config_with_head
 from hf_longattn.training.results import (
     HELD_OUT,
     compared_losses,
@@ -434,17 +432,18 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     config = load_config(name)
     check_reads_text(config, name)
     kind = config.model_type
-    of_pages = kind in MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES and kind not in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
+    of_texts, of_pages_too = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
+    config_with_head(name, "question answering", {*of_texts, *of_pages_too})
+    of_pages = kind in of_pages_too and kind not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
     model: PreTrainedModel = load_model(loader, name, complete=complete, elsewhere=("evidence.",), **SPAN_LABELS)
-    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
+    tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
     if getattr(model.config, "has_evidence_heads", False):
         with loading_errors(name):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
-    pad_with_end(tokenizer, name)
     return model, tokenizer
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForSeq2SeqLM,
@@ -26,13 +27,13 @@ from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
-from hf_longattn.data.lengths import input_length
+from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.sources import each_part, train_test_split
 from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_utterances
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
-from hf_longattn.evaluation.transcription import WRITERS, most_tokens
+from hf_longattn.evaluation.transcription import WRITERS
 from hf_longattn.loading import load_part
 from hf_longattn.reading import GENERIC_TYPE
 from hf_longattn.tasks import Task
@@ -48,8 +49,8 @@ PREDICTIONS = "predictions.txt"
 OF_TEXTS = ("summary_column", "prefix", "max_summary_length")
 OF_AUDIO = ("audio_column", "resample", "mono", "letter_case", "max_seconds", "language")
 """Options of one kind of data."""
-BEAMS, SMOOTHING = 4, 0.1
-"""Beams in evaluation, and label smoothing, of summaries. Speech has 1 and 0, as in transformers' example."""
+BEAMS, SMOOTHING, SUMMARY_LENGTH = 4, 0.1, 256
+"""Beams in evaluation, label smoothing, and maximum tokens, of summaries. Speech has 1 beam and 0, as in transformers' example."""
 WRITERS_AND_LONG = [kind for name in WRITERS for kind in (name, f"long_{name}", f"{GENERIC_TYPE}{name}")]
 BY_CTC = {"it transcribes by CTC: type longattn train ctc": MODEL_FOR_CTC_MAPPING_NAMES}
 """Advice for a model of speech without a decoder -> the types of such models."""
@@ -68,7 +69,10 @@ class Seq2SeqDataArguments(utterances.UtteranceArguments):
     prefix: str = argument("", "Text before every document, as T5 needs it: 'summarize: '.")
     language: str = argument("", "Language of the transcripts, for a multilingual Whisper: en, de …; default: the model's.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
-    max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
+    max_summary_length: int | None = argument(
+        None, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512); default: 256, or what the decoder reads if "
+        "that is less."
+    )  # fmt: skip
 
     @property
     def transcript_column(self) -> str:
@@ -114,6 +118,14 @@ SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with a time budget."""
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """As Trainer's. With label smoothing, the model gets the labels too, as in evaluations, and makes the decoder's input of them:
+        Blenderbot, M2M-100 and others have no method with which a collator could."""
+        if self.label_smoother is None:
+            return super().mean_loss(model, inputs)
+        outputs = model(**inputs)
+        return self.label_smoother(outputs, inputs["labels"]), outputs
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """As Seq2SeqTrainer's; autocast holds for the encoder, too, and converts weights once a batch, not once a token."""
@@ -195,9 +207,11 @@ def summary_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, train
     data, held = train_test_split(args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
     model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer, complete=training_args.only_scores)
     write_in_one_language(model, tokenizer)
-    length = input_length(model, tokenizer, args.max_length)
-    training_args.generation_max_length = training_args.generation_max_length or args.max_summary_length
-    limits = {"length": length, "summary_length": args.max_summary_length}
+    length = input_length(model, tokenizer, args.max_length, decoded=False)
+    most = written_length(model, args, training_args)
+    summary_length = args.max_summary_length or min(SUMMARY_LENGTH, most or SUMMARY_LENGTH)
+    training_args.generation_max_length = training_args.generation_max_length or summary_length
+    limits = {"length": length, "summary_length": summary_length}
     rows, held_out = each_part(partial(to_summaries, tokenizer=tokenizer, prefix=args.prefix, **limits), data, held)
     log = {"input_length": length, "documents": len(data)}
     return Inputs(model, tokenizer, tokenizer, rows, held_out, SummaryCollator(tokenizer, model), "rouge", held["summary"][:], log)
@@ -226,7 +240,9 @@ def utterance_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, tra
     hearing = Hearing(extractor, args.resample, args.mono, masked=bool(masks_features))
     longest = None if hearing.most_samples is None else hearing.most_samples / hearing.sampling_rate
     limit = min((seconds for seconds in (longest, args.max_seconds) if seconds is not None), default=None)
-    begin, most = model.config.decoder_start_token_id, most_tokens(model)
+    begin, most = model.config.decoder_start_token_id, written_length(model, args, training_args)
+    if most is not None and (getattr(model.generation_config, "max_length", None) or 0) > most:
+        training_args.generation_max_length = training_args.generation_max_length or most
 
     def prepared(part: Dataset) -> tuple[Dataset, dict[str, list[str]]]:
         """Labels are the tokenizer's tokens without the one with which decoding begins."""
@@ -239,6 +255,21 @@ def utterance_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, tra
     log = {**utterances.log_of(rows, held_out, left_out, held_left_out), "read_seconds": limit}
     processor, collator, references = utterances.processor_of(config, extractor, tokenizer), UtteranceCollator(hearing), held_out["text"][:]
     return Inputs(model, processor, tokenizer, rows, held_out, collator, "wer", references, log)
+
+
+def written_length(model: PreTrainedModel, args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> int | None:
+    """Maximum number of tokens that the model writes, and reads as labels; ``None`` without a limit.
+
+    Raises:
+        OptionError: an option asks for more.
+    """
+    most = decoder_length(model)
+    values = {"max_summary_length": args.max_summary_length, "generation_max_length": training_args.generation_max_length}
+    for name, value in values.items():
+        if most is not None and value is not None and value > most:
+            convert = "" if args.audio else f", or convert the model with --max-decoder-length {value} first"
+            raise OptionError(f"{flag(name)} {value} exceeds the {most} tokens that the decoder reads; give at most {most}{convert}.")
+    return most
 
 
 def transcribe_into(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
