@@ -126,8 +126,8 @@ def distill_student(
         )
     if student.config.is_encoder_decoder and training_args.method != "logits":
         raise OptionError(
-            f"--method {training_args.method} compares the hidden states of one stack, and a {type(student).__name__} has two; add --method "
-            "logits."
+            f"--method {training_args.method} compares the hidden states of one stack, and a {type(student).__name__} has two; "
+            "add --method logits."
         )
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     layers = layer_map(student, teacher, model_args.layer_map)
