@@ -86,7 +86,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     def create_rng(self, *args: Any) -> None:
         """Make the generator for the masks of one batch. The base would make one for each process."""
         digest = hashlib.blake2b(self.drawn_from.encode(), digest_size=7).digest()
-        self.generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens

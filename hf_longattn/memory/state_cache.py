@@ -103,7 +103,7 @@ class StateLayer(AttentionCacheLayer):
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
 
     @property
-    def is_croppable(self) -> bool:  # type: ignore[override]
+    def is_croppable(self) -> bool:
         """Whether the last steps are recorded. Assisted generation asks since transformers 5.24."""
         return self.record_past
 
