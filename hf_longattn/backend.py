@@ -459,33 +459,27 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
     """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
 
     Other masks are returned unchanged. The result is stored on the mask until that changes, because models make one for all layers.
-
-    Args:
-        keeps_pairs: whether only a mask of one row for all queries becomes padding.
+    With ``keeps_pairs``, only a mask of one row for all queries becomes padding.
     """
     version = None if mask.is_inference() else tensor_version(mask)
-    known_version, results = getattr(mask, "_long_simplified", (None, {}))
-    if known_version != version or (version is None and not hasattr(mask, "_long_attention")):
-        results = {}
+    known: tuple[Any, dict[Any, Any]] = getattr(mask, "_long_simplified", (None, {}))
+    results = known[1] if known[0] == version and (version is not None or hasattr(mask, "_long_attention")) else {}
     if (causal, keeps_pairs) not in results:
-        results[causal, keeps_pairs] = _simplified(mask, batch, causal, keeps_pairs)
+        simplified = _simplified(mask, causal, keeps_pairs)
+        if isinstance(simplified, Tensor) and simplified.dim() == 2:
+            simplified = for_one_pass(simplified.expand(batch, -1))
+        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a mask that held itself would not be freed
         mask._long_simplified = version, results  # type: ignore[attr-defined]
-    unchanged, simplified = results[causal, keeps_pairs]
-    return mask if unchanged else simplified
+    return next(iter(results[causal, keeps_pairs]), mask)
 
 
-def _simplified(mask: Tensor, batch: int, causal: bool, keeps_pairs: bool) -> tuple[bool, Tensor | None]:
-    """Whether the mask stays as it is, and otherwise what it becomes. No reference to the mask, which stores this."""
-    if not only_hides(mask):
-        return True, None
-    one_row = mask.shape[1:3] == (1, 1)
-    equal = None if one_row else batch_of_mask(mask, None, causal)
-    padding = padding_of_row(mask) if one_row else None if equal is None else equal.mask
-    if padding is None and (one_row or equal is not None):
-        return False, None
-    if padding is not None and (one_row or not keeps_pairs):
-        return False, for_one_pass(padding.expand(batch, -1))
-    return (True, None) if mask.dtype == torch.bool else (False, for_one_pass(~hidden_pairs(mask)))
+def _simplified(mask: Tensor, causal: bool, keeps_pairs: bool) -> Tensor | None:
+    if mask.shape[1:3] == (1, 1) or not only_hides(mask):
+        return padding_of_row(mask) if mask.shape[1:3] == (1, 1) else mask
+    batch = batch_of_mask(mask, None, causal)
+    if batch is not None and (batch.mask is None or not keeps_pairs):
+        return batch.mask
+    return mask if mask.dtype == torch.bool else for_one_pass(~hidden_pairs(mask))
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
