@@ -103,7 +103,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
     from hf_longattn.memory import state_cache
-    from hf_longattn.modeling import classes, generic, mixin
+    from hf_longattn.modeling import classes, mixin
     from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
@@ -142,7 +142,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
         "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
-        "set_implementation": lambda: generic.can_set_implementation(nothing),
+        "set_implementation": lambda: classes.can_set_implementation(nothing),
         "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
         **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
     }

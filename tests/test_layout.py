@@ -17,7 +17,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("constants", "errors", "lazy", "naming"),
+    ("cache_argument", "constants", "errors", "lazy", "naming"),
     ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
     ("processor_files",),
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),

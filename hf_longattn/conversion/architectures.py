@@ -22,10 +22,11 @@ from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..inputs.common.base import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
+from ..modeling.classes import check_interface
 from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.generic import check_interface, family_in, plain_family
+from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned

@@ -33,12 +33,13 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_images
+from ..modeling.classes import check_interface
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
-from ..modeling.generic import check_interface, towers_of
+from ..modeling.generic import towers_of
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from .layer_attention import LayerAttention

@@ -10,7 +10,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..private_apis import warn_missing
+from ..errors import BackendError
+from ..private_apis import missing, warn_missing
 from .family.definition import ENTERED, derived_facts, module_name
 from .family.definition import Family as Family
 from .family.definition import long_config as long_config
@@ -35,6 +36,30 @@ def give_classes(family: Family) -> None:
 ENTERED.append(give_classes)
 
 
+def is_model_class(value: Any) -> bool:
+    """Whether ``value`` is a model class of transformers."""
+    from transformers import PreTrainedModel
+
+    return isinstance(value, type) and issubclass(value, PreTrainedModel)
+
+
+def check_interface(model_class: type[Any]) -> None:
+    """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
+    if not is_model_class(model_class) or not can_set_implementation(model_class):
+        raise BackendError(
+            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
+            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
+        )
+
+
+def can_set_implementation(model_class: Any) -> bool:
+    """Whether a class uses the AttentionInterface."""
+    if not hasattr(model_class, "_can_set_attn_implementation"):
+        raise missing("set_implementation")
+    of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
+    return not of_timm and model_class._can_set_attn_implementation()
+
+
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """All Long model classes of ``family`` by name, including the two stacks of an encoder-decoder.
 
@@ -45,7 +70,6 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
     from .attach.weights import inherit_renaming, register_loading
     from .audio import LongAudioMixin, LongAudioModelMixin
-    from .generic import check_interface
     from .grids import LongGridMixin, LongGridModelMixin
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
     from .towers import LongTowersMixin

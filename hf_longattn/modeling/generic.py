@@ -22,7 +22,6 @@ from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, nearest
 from ..loading import check_complete, load_config, load_weights
-from ..private_apis import missing
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
@@ -31,6 +30,7 @@ from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
+from .classes import check_interface, is_model_class
 from .family.config import LongConfig, attention_implementation, runs_mechanisms
 from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
@@ -116,11 +116,6 @@ def loading_class(model: PreTrainedModel) -> Any:
     """The class that loads a saved copy of ``model`` with its mechanisms."""
     base: Any = type(model)
     return generic_model_class(base) if isinstance(model.config, GenericConfig) else base
-
-
-def is_model_class(value: Any) -> bool:
-    """Whether ``value`` is a model class of transformers."""
-    return isinstance(value, type) and issubclass(value, PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -371,20 +366,3 @@ def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     """Forward pre-hook of a model without a Long class: checks global tokens. For all its attention modules."""
     if kwargs.get(GLOBAL_MASK) is not None and runs_mechanisms(model):
         check_globals(model, arguments_by_name(model, args, kwargs))
-
-
-def check_interface(model_class: type[Any]) -> None:
-    """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
-    if not is_model_class(model_class) or not can_set_implementation(model_class):
-        raise BackendError(
-            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
-            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
-        )
-
-
-def can_set_implementation(model_class: Any) -> bool:
-    """Whether a class uses the AttentionInterface."""
-    if not hasattr(model_class, "_can_set_attn_implementation"):
-        raise missing("set_implementation")
-    of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
-    return not of_timm and model_class._can_set_attn_implementation()

@@ -137,9 +137,7 @@ def test_validation_data_have_the_classes_of_the_training_data(tmp_path: Path) -
 
     for held in ("held.csv", "held.jsonl", "train.csv"):
         assert classes(held) == ["001", "010", "X99"]
-    with pytest.raises(
-        DataError, match=r"numbers.jsonl has the labels 1, but .*train.csv only 001, 010, X99; write the same"
-    ):
+    with pytest.raises(DataError, match=r"numbers.jsonl has the labels 1, but .*train.csv only 001, 010, X99; write the same"):
         classes("numbers.jsonl")
 
 
