@@ -88,7 +88,7 @@ class TokenRule:
         if types is not None:
             second = (types == 1) & real
             second = second & (second.cumsum(-1) == 1) & after_end
-            border = torch.where(second.any(-1, keepdim=True), second, border)
+            border = second | (border & ~second.any(-1, keepdim=True))
         first = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
         goes_on = (first & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
         return ids.masked_fill(first & ends & goes_on, -1)
