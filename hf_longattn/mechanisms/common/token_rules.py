@@ -77,16 +77,18 @@ class TokenRule:
         return chosen & real
 
     def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
-        """``ids`` without separators inside the first text. The second text begins at the first token of type 1, or else at the first two
-        separators in a row (RoBERTa's pairs)."""
+        """``ids`` without separators inside the first text. The second text begins at the first token of type 1, if a separator is before
+        it, or else at the first two separators in a row (RoBERTa's pairs)."""
         separator = self.separator if self.question_separator is None else self.question_separator
         if separator is None:
             return ids
         ends = (ids == separator) & real
-        border = ends & torch.cat([ends[:, 1:], torch.zeros_like(ends[:, :1])], -1)
+        after_end = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], -1)
+        border = ends & after_end
         if types is not None:
             second = (types == 1) & real
-            border = torch.where(second.any(-1, keepdim=True), second, border)
+            second = second & (second.cumsum(-1) == 1) & after_end
+            border = second | (border & ~second.any(-1, keepdim=True))
         first = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
         goes_on = (first & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
         return ids.masked_fill(first & ends & goes_on, -1)
