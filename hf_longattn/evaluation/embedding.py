@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, Features, Json, Value
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
 from ..data.batching import processes
-from ..data.sources import DataError, check_column, is_plain_text, read_source
-from ..errors import DestinationExistsError, OptionError, needs_extra
+from ..data.sources import FORMATS, DataError, check_column, is_plain_text, load_or_refuse, read_source
+from ..errors import DestinationExistsError, OptionError, needs_extra, shortened
 from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
+from ..reading import read_json_object
 from ..staging import staged_file, write_text
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 
@@ -137,26 +140,51 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     """The documents with the columns ``id`` and ``text``.
 
     Raises:
-        DataError: a missing column, a document without text, or a duplicate id.
+        DataError: a missing column, a document without text, or a missing, duplicate or unsuitable id.
     """
     data = read_source(source, split)
     check_column(data, text_column, source, "--text-column", text=True)
     column = id_column or ("id" if "id" in data.column_names and not is_plain_text(source) else "")
     if column:
         check_column(data, column, source, "--id-column")
-
-    def convert(row: dict[str, Any], number: int) -> dict[str, str]:
-        return {"id": str(row[column] if column else number), "text": row[text_column] or ""}
-
-    data = data.map(convert, with_indices=True, remove_columns=data.column_names)
+    ids = read_ids(data, column, source) if column else list(map(str, range(len(data))))
+    texts = data.select_columns([text_column]).rename_columns({} if text_column == "text" else {text_column: "text"})
+    data = texts.add_column("id", ids, feature=Value("string"))
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
             raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
         seen.add(row["id"])
-        if not row["text"].strip():
+        if not (row["text"] or "").strip():
             raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
+
+
+def read_ids(data: Dataset, column: str, source: str) -> list[str]:
+    """The ids of a column as texts, as they stand in the source: with leading zeros, and dates as they were written.
+
+    Raises:
+        DataError: a row without an id, or ids that are neither texts nor whole numbers.
+    """
+    kind, (form, options) = getattr(data.features[column], "dtype", ""), FORMATS.get(Path(source).suffix.lower(), ("", {}))
+    if (form == "csv" and kind != "string") or (form == "json" and kind.startswith(("date", "time"))):  # what the reader took them for
+        features = Features({**data.features, column: Json() if form == "json" else Value("string")})
+        data = load_or_refuse(source, f"The file {source!r} cannot be read", form, [source], split="train", features=features, **options)
+    values = data.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    is_json = isinstance(data.features[column], Json)
+    ids = []
+    for row, value in enumerate(values, 1):
+        if is_json and value is not None and value.startswith(('"', "{", "[")):  # another text or number stands there as it is
+            value = json.loads(value)
+        if value is None or value == "":
+            raise DataError(f"Row {row} of {source} has no id in the column {column!r}; give it one, or name another --id-column.")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(
+                f"Row {row} of {source} has {shortened(repr(value), 60)} in the column {column!r}, but an id is a text, or a whole number "
+                "of at most 18 digits; write other ids as texts, in quotes in a .jsonl file."
+            )
+        ids.append(str(value))
+    return ids
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
@@ -180,12 +208,12 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     file = folder / SETTINGS
     if not file.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json_object(file)
     other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
         what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
@@ -280,6 +308,9 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
 
     Temporary files lie in the folder of the steps, which is removed at the end.
+
+    Raises:
+        DestinationExistsError: another process is writing the file.
     """
     steps = file.with_suffix(".steps")
     if file.is_file():
@@ -287,28 +318,33 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
         yield from [None] * -(-len(rows) // STEP)
         return
     steps.mkdir(exist_ok=True)
+    try:
+        lock = FileLock(steps / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise DestinationExistsError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
     files = []
-    for first in range(rows.start, rows.stop, STEP):
-        files.append(steps / f"{first:09}.parquet")
-        if not files[-1].is_file():
-            taken = data[first : min(first + STEP, rows.stop)]
-            embedded = zip(taken["id"], embed(taken["text"]), strict=True)
-            with staged_file(files[-1]) as staged:
-                _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
-        yield None
-    complete = steps / file.name
-    with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
-        held: list[pa.Table] = []
-        for one in files:
-            for group in pq.ParquetFile(one).iter_batches(ROWS):
-                held.append(pa.Table.from_batches([group]))
-                if sum(map(len, held)) >= ROWS:
-                    writer.write_table(pa.concat_tables(held).combine_chunks())
-                    held = []
-        if held:
-            writer.write_table(pa.concat_tables(held).combine_chunks())
-    complete.replace(file)
-    shutil.rmtree(steps)
+    with lock:
+        for first in range(rows.start, rows.stop, STEP):
+            files.append(steps / f"{first:09}.parquet")
+            if not files[-1].is_file():
+                taken = data[first : min(first + STEP, rows.stop)]
+                embedded = zip(taken["id"], embed(taken["text"]), strict=True)
+                with staged_file(files[-1]) as staged:
+                    _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
+            yield None
+        complete = steps / file.name
+        with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
+            held: list[pa.Table] = []
+            for one in files:
+                for group in pq.ParquetFile(one).iter_batches(ROWS):
+                    held.append(pa.Table.from_batches([group]))
+                    if sum(map(len, held)) >= ROWS:
+                        writer.write_table(pa.concat_tables(held).combine_chunks())
+                        held = []
+            if held:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+        complete.replace(file)
+    shutil.rmtree(steps, ignore_errors=True)
 
 
 def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> None:

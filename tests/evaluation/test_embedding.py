@@ -24,9 +24,10 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
-from hf_longattn.evaluation.embedding import embed_documents
+from hf_longattn.evaluation.embedding import embed_documents, read_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
 from hf_longattn.loading import load_sentence_model
+from tests.cells import every_cell
 from tests.pages import ROOT
 from tests.ranks import free_port
 from tests.trained import REAL_TEXT, tokenizer_of
@@ -157,6 +158,68 @@ def test_a_stopped_run_goes_on_and_several_processes_write_the_same_files(
             monkeypatch.setattr(embedding, "processes", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None))
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
+
+
+ID_ROWS = (
+    ("jsonl", ["1", "2", "-3"], ["1", "2", "-3"]),
+    ("jsonl", ['"007"', '"7"', '"None"'], ["007", "7", "None"]),
+    ("jsonl", ['"007"', "7", '"{x}"'], ["007", "7", "{x}"]),
+    ("jsonl", ['"2020-01-01"', '"2020-01-02"'], ["2020-01-01", "2020-01-02"]),
+    ("jsonl", [str(2**63 - 1)], [str(2**63 - 1)]),
+    ("jsonl", ["1", "null"], "Row 2 of .* has no id in the column 'id'"),
+    ("jsonl", ["null", "null"], "Row 1 of .* has no id"),
+    ("jsonl", ['"a"', '""'], "Row 2 of .* has no id"),
+    ("jsonl", [str(2**70), str(2**70 + 1)], "Row 1 of .* has 1.18.* in the column 'id', but an id is a text"),
+    ("jsonl", ["1", "1.5"], "Row . of .* has 1.* but an id is a text, or a whole number"),
+    ("jsonl", ["true", "false"], "has True in the column 'id', but an id is a text"),
+    ("jsonl", ["[1, 2]", "[3]"], r"has \[1, 2\] in the column 'id', but an id is a text"),
+    ("jsonl", ['{"a": 1}', "7"], r"has \{'a': 1\} in the column 'id', but an id is a text"),
+    ("jsonl", ["7", '"7"'], "The id '7' is given to two documents"),
+    ("csv", ["007", "7", "1e3"], ["007", "7", "1e3"]),
+    ("csv", ["1.50", "true"], ["1.50", "true"]),
+    ("csv", ["1", "", "3"], "Row 2 of .* has no id"),
+    ("csv", ["1", "2", "1"], "The id '1' is given to two documents"),
+)
+"""Format of the file, its ids as they stand there, and the ids of the documents or the refusal."""
+
+
+@every_cell("ending, ids, expected", ID_ROWS)
+def test_ids_are_texts_as_they_stand_or_are_refused(ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path) -> None:
+    file = tmp_path / f"data.{ending}"
+    if ending == "csv":
+        file.write_text("id,text\n" + "".join(f"{value},word {row}\n" for row, value in enumerate(ids)))
+    else:
+        file.write_text("".join(f'{{"id": {value}, "text": "word {row}"}}\n' for row, value in enumerate(ids)))
+    if isinstance(expected, list):
+        documents = read_documents(str(file), "train", "text", "")
+        assert (documents["id"][:], documents["text"][:]) == (expected, [f"word {row}" for row in range(len(ids))])
+    else:
+        with pytest.raises(LongAttentionError, match=expected):
+            read_documents(str(file), "train", "text", "")
+
+
+def test_integer_ids_are_written_as_texts_and_a_row_without_one_is_refused(folder: str, tmp_path: Path) -> None:
+    Dataset.from_dict({"id": [3, 1], "text": ["some words", "more words"]}).to_parquet(str(tmp_path / "data.parquet"))
+    embed_documents(folder, str(tmp_path / "data.parquet"), tmp_path / "out")
+    assert [row["id"] for row in read(tmp_path / "out")] == ["3", "1"]
+    Dataset.from_dict({"id": ["b", None], "text": ["some words", "more words"]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(LongAttentionError, match=r"Row 2 of .* has no id"):
+        embed_documents(folder, str(tmp_path / "saved"), tmp_path / "out 2")
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(folder: str, data: str, small_files: None, tmp_path: Path) -> None:
+    def start_another(done: int, count: int) -> None:
+        if done == 2:
+            with pytest.raises(LongAttentionError, match=r"Another process is writing .*vectors-00000.parquet.*; wait for it"):
+                embed_documents(folder, data, tmp_path / "out")
+
+    embed_documents(folder, data, tmp_path / "out", note=start_another)
+    embed_documents(folder, data, tmp_path / "alone")
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    for name in ("self", "file"):
+        (tmp_path / "self").symlink_to("self") if name == "self" else (tmp_path / "file").touch()
+        with pytest.raises(LongAttentionError, match="give another folder"):
+            embed_documents(folder, data, tmp_path / name)
 
 
 def test_the_searches_of_the_page_find_what_comparing_all_finds(
