@@ -167,7 +167,7 @@ def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
 
 @contextmanager
 def checkpoint_errors(what: str) -> Iterator[None]:
-    """Turn any error of another library's call into the sentence "WHAT: the error."
+    """Turn any error of another library's call, also a panic, into the sentence "WHAT: the error."
 
     Raises:
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
@@ -176,7 +176,9 @@ def checkpoint_errors(what: str) -> Iterator[None]:
         yield
     except LongAttentionError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
@@ -222,6 +224,11 @@ def hides_torchvision() -> bool:
     return "torchvision" in sys.modules and sys.modules["torchvision"] is None
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust has failed in a way that its authors did not expect. Its error is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
@@ -243,10 +250,10 @@ def lacks_fitting_torchvision(error: BaseException | None) -> bool:
     return False
 
 
-def in_a_line(error: Exception, limit: int = 300) -> str:
+def in_a_line(error: BaseException, limit: int = 300) -> str:
     """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
-    return shortened(text, limit)
+    return shortened(f"{text} is missing" if isinstance(error, KeyError) else text, limit)
 
 
 def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:

@@ -10,7 +10,16 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
+from ..errors import (
+    UNFIT_TORCHVISION,
+    LongAttentionError,
+    error_line,
+    in_a_line,
+    is_panic,
+    lacks_fitting_torchvision,
+    lacks_memory,
+    shortened,
+)
 from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
 from .help import Command
 
@@ -71,6 +80,7 @@ for _name in TALKATIVE:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["RUST_BACKTRACE"] = "0"  # thousands of characters before the sentence about a tokenizer that fails
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no images works
@@ -91,6 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not lacks_memory(error):
             raise
         _fail("There is not enough memory; use smaller options or lengths.")
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        _fail(f"A tokenizer failed, which is damaged or does not fit the data: {in_a_line(error)}; give a checkpoint with another.")
 
 
 def _fail(sentence: str) -> None:

@@ -20,6 +20,7 @@ from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import encode_pages, pages_beside
 from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import LengthError
 from hf_longattn.naming import LOGGER
 
@@ -149,7 +150,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     document = insert(example["context"], [])
     if encoding.markers:
         question, document = marked_question(question), marked_document(example)
-    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(tokenizer(question, "")["input_ids"])
+    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(call_tokenizer(tokenizer, question, "")["input_ids"])
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
         raise LengthError(
@@ -167,7 +168,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     if encoding.token_columns:
         encoded = encode_pages(example, question, tokenizer, **settings)
     else:
-        encoded = tokenizer(question, document.text, **settings)
+        encoded = call_tokenizer(tokenizer, question, document.text, **settings)
     if encoding.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
@@ -234,7 +235,7 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     if len(question) <= limit:
         return question
     if word_argument(tokenizer) is None:
-        offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = call_tokenizer(tokenizer, question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     else:
         words = question.split()
         question = " ".join(words)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from transformers.utils import logging
 
 from ..data.batching import processes
 from ..data.sources import FORMATS, DataError, check_column, is_plain_text, load_or_refuse, read_source
-from ..errors import DestinationExistsError, OptionError, needs_extra, shortened
+from ..encoding import call_tokenizer, check_ids
+from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
 from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
@@ -195,7 +196,7 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     """
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
     for query in queries:
-        tokens = len(network.tokenizer(prompt + query, verbose=False)["input_ids"])
+        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
         if longest and tokens > longest:
             raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
 
@@ -228,6 +229,8 @@ Row = tuple[int, int, Tensor]
 def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
     """Return the function that computes the vectors of texts."""
     prompt = network.prompts.get(task) or ""
+    if network.transformers_model is None:  # such as StaticEmbedding
+        raise CheckpointError(f"{name!r} begins with {type(network[0]).__name__}; give a model whose first module is a Transformer.")
     if network.model_type == "MultiVectorEncoder":
         if vectors.of not in ("parts", "tokens"):
             raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
@@ -242,16 +245,18 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[i
     """The result of ``encode_document`` or ``encode_query``, and the character at which each text ends or is cut, with a warning."""
     longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    counts = [len(ids) for ids in network.tokenizer(read, verbose=False)["input_ids"]]
+    ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
+    counts = list(map(len, ids))
     most = max(1, *counts)
+    check_ids(max(chain([0], *ids)), network.transformers_model)
     if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
     fitting = longest - len(f" {prompt}".encode()) if longest else most  # a token of the prompt has a byte or more
     ends = [len(text) if count <= fitting else _cut(network, text, prompt) for text, count in zip(read, counts, strict=True)]
-    encode = network.encode_query if task == "query" else network.encode_document
-    return encode(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
+    embed = network.encode_query if task == "query" else network.encode_document
+    return embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
 
 
 def _cut(network: Any, text: str, prompt: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,10 @@ from tests.trained import REAL_TEXT, tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
 SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
+MODULES = [
+    {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 LENGTHS = (3, 40, 1, 8, 2, 30, 5, 1, 12, 60, 4, 2, 7)
 
 
@@ -205,6 +210,81 @@ def test_integer_ids_are_written_as_texts_and_a_row_without_one_is_refused(folde
     Dataset.from_dict({"id": ["b", None], "text": ["some words", "more words"]}).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(LongAttentionError, match=r"Row 2 of .* has no id"):
         embed_documents(folder, str(tmp_path / "saved"), tmp_path / "out 2")
+
+
+DAMAGED = (
+    ("modules.json", {}, "must hold a list of modules"),
+    ("modules.json", [{"name": "0", "path": ""}], "must hold a list of modules, each with a path, a type and another name"),
+    ("modules.json", [{"name": "0", "path": "", "type": 3}], "must hold a list of modules"),
+    ("modules.json", [*MODULES[:1], *MODULES[:1]], "must hold a list of modules"),
+    ("modules.json", None, "must hold a list of modules"),
+    ("modules.json", MODULES[:1], r"has no module that makes one vector of a text \(Transformer\)"),
+    ("modules.json", [MODULES[1], MODULES[0]], "begins with Pooling"),
+    ("modules.json", [*MODULES, {"name": "3", "path": "", "type": "sentence_transformers.models.Foo"}], "does not define a .Foo."),
+    ("modules.json", [{"path": ""} | {**MODULES[0], "path": "/etc"}], "lies outside of"),
+    ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', which must be a whole number of 1 or more"),
+    ("sentence_bert_config.json", {"max_seq_length": -1}, "says max_seq_length=-1"),
+    ("sentence_bert_config.json", {"max_seq_length": 0}, "says max_seq_length=0"),
+    ("sentence_bert_config.json", {"max_seq_length": 64.0}, "says max_seq_length=64.0"),
+    ("sentence_bert_config.json", {"max_seq_length": True}, "says max_seq_length=True"),
+    ("sentence_bert_config.json", [], "must contain a JSON object"),
+    ("sentence_bert_config.json", {"max_seq_length": 2}, "puts 2 special tokens around a text, but at most 2 are read"),
+    ("config_sentence_transformers.json", {"prompts": "x"}, "says prompts='x', which must be an object of text"),
+    ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "which must be an object of text"),
+    ("config_sentence_transformers.json", {"model_type": 3}, "says model_type=3"),
+    ("config_sentence_transformers.json", {"truncate_dim": "x"}, "says truncate_dim='x'"),
+    (
+        "config_sentence_transformers.json",
+        {"prompts": {"document": "a " * 70}},
+        "The prompt 'document' of .* has 72 tokens, and the model reads 64",
+    ),
+    ("1_Pooling/config.json", {"embedding_dimension": "x"}, "says embedding_dimension='x'"),
+    ("1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": 3}, "says pooling_mode=3"),
+    ("1_Pooling/config.json", {"embedding_dimension": 32, "include_prompt": "no"}, "says include_prompt='no', which must be true or false"),
+)
+"""A small file of a sentence-transformers folder, its damaged content, and the refusal."""
+
+
+@every_cell("file, content, words", DAMAGED)
+def test_damaged_small_files_are_refused_where_they_are_read(
+    file: str, content: Any, words: str, folder: str, data: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(Path(folder).parent / "short", damaged)
+    (damaged / file).write_text(json.dumps(content))
+    with pytest.raises(LongAttentionError, match=words):
+        embed_documents(str(damaged), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_tokens_than_a_model_has_positions_are_cut_with_a_warning(folder: str, data: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    (tmp_path / "short" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10**9}))
+    embed_documents(str(Path(folder).parent / "short"), data, tmp_path / "expected")
+    embed_documents(str(tmp_path / "short"), data, tmp_path / "out")
+    assert read(tmp_path / "out") == read(tmp_path / "expected")
+
+
+def test_a_prompt_leaves_room_for_windows(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    prompts = {"prompts": {"document": "a " * 50, "query": "a " * 50}}
+    (tmp_path / "short" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c"}) + "\n")
+    embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / "one window", vectors="passages:4")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c " * 40}) + "\n")
+    for vectors in ("passages:4", "tokens", "parts:2"):
+        with pytest.raises(LongAttentionError, match="too short for an overlap of 16 and 52 tokens of prompt and special tokens"):
+            embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / vectors, vectors=vectors)
+
+
+@pytest.mark.parametrize("vectors", ["document", "passages:4"])
+def test_a_token_beyond_the_table_is_a_sentence(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    values = json.loads((tmp_path / "short" / "tokenizer.json").read_text())
+    values["model"]["vocab"]["the"] = 999_999
+    (tmp_path / "short" / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(LongAttentionError, match="token embeddings|token more"):
+        embed_documents(str(tmp_path / "short"), data, tmp_path / "out", vectors=vectors)
 
 
 def test_a_folder_in_which_another_process_writes_is_refused(folder: str, data: str, small_files: None, tmp_path: Path) -> None:
