@@ -21,7 +21,7 @@ from types import FrameType
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, DestinationExistsError
+from .errors import CheckpointError, DestinationExistsError, LongAttentionError
 from .reading import check_name
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
@@ -140,6 +140,10 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, parent)) from error
         raise
+    except LongAttentionError as error:  # the folder that it names is removed
+        if str(stage) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(stage), str(destination))) from error
     except SafetensorError as error:  # names the system's error only in its text
         if os.strerror(errno.ENOSPC) in str(error):
             raise CheckpointError(_sentence(OSError(errno.ENOSPC, ""), parent)) from error

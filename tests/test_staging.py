@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -162,6 +163,14 @@ def test_a_link_to_itself_is_refused_as_destination_and_as_parent(overwrite: boo
         with pytest.raises(CheckpointError), staged_folder(tmp_path / name / "long"):
             pytest.fail("written")
     assert sorted(os.listdir(tmp_path)) == ["back", "self", "source", "there"]
+
+
+def test_an_error_names_the_destination_and_not_the_folder_that_is_removed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DestinationExistsError, match=re.escape(f"The tokenizer of '{tmp_path}/long' cannot be loaded")),
+        staged_folder(tmp_path / "long") as stage,
+    ):
+        raise DestinationExistsError(f"The tokenizer of {str(stage)!r} cannot be loaded")
 
 
 def test_a_mount_point_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
