@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, Features, Json, Value
+from datasets import Dataset, Json, Value
 from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
 from ..data.batching import processes
-from ..data.sources import FORMATS, DataError, check_column, is_plain_text, load_or_refuse, read_source
+from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..encoding import call_tokenizer, check_ids
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
 from ..loading import has_token_vectors, load_sentence_model
@@ -162,28 +162,19 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 
 
 def read_ids(data: Dataset, column: str, source: str) -> list[str]:
-    """The ids of a column as texts, as they stand in the source: with leading zeros, and dates as they were written.
+    """The ids of a column as texts, as they stand in the source.
 
     Raises:
         DataError: a row without an id, or ids that are neither texts nor whole numbers.
     """
-    kind, (form, options) = getattr(data.features[column], "dtype", ""), FORMATS.get(Path(source).suffix.lower(), ("", {}))
-    if (form == "csv" and kind != "string") or (form == "json" and kind.startswith(("date", "time"))):  # what the reader took them for
-        features = Features({**data.features, column: Json() if form == "json" else Value("string")})
-        data = load_or_refuse(source, f"The file {source!r} cannot be read", form, [source], split="train", features=features, **options)
-    values = data.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    is_json = isinstance(data.features[column], Json)
-    ids = []
-    for row, value in enumerate(values, 1):
-        if is_json and value is not None and value.startswith(('"', "{", "[")):  # another text or number stands there as it is
-            value = json.loads(value)
+    is_json, ids = isinstance(data.features[column], Json), []
+    for row, value in enumerate(data.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 1):
+        value = json.loads(value) if is_json and value is not None else value
         if value is None or value == "":
             raise DataError(f"Row {row} of {source} has no id in the column {column!r}; give it one, or name another --id-column.")
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise DataError(
-                f"Row {row} of {source} has {shortened(repr(value), 60)} in the column {column!r}, but an id is a text, or a whole number "
-                "of at most 18 digits; write other ids as texts, in quotes in a .jsonl file."
-            )
+            here = f"Row {row} of {source} has {shortened(repr(value), 60)} in the column {column!r}"
+            raise DataError(f"{here}, but an id is a text or a whole number; write ids as texts (in JSON, in quotes).")
         ids.append(str(value))
     return ids
 
