@@ -27,17 +27,15 @@ def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
         return tokenizer(*texts, **options)
 
 
-def check_ids(largest: int, model: Any) -> None:
-    """Refuse a text whose largest token id is beyond the model's table of token embeddings.
+def check_ids(largest: int, rows: int) -> None:
+    """Refuse a token id beyond the rows of a model's table of token embeddings.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: the tokenizer belongs to another model.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise CheckpointError(
-            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; give a checkpoint with the tokenizer of "
-            "its model, or resize the model with resize_token_embeddings."
+            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs to another model."
         )
 
 

@@ -24,9 +24,6 @@ FIELD_BEFORE = "extended_from"
 TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 """Maximum tokens of a text: a field of the tokenizer's config, and one of sentence-transformers'."""
 
-OLD_POOLING_KEYS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken",
-                    "weightedmean": "weightedmean_tokens", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens"}  # fmt: skip
-"""Pooling mode -> the end of its key ``pooling_mode_…`` in files of sentence-transformers before 6."""
 MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 """Files of a sentence-transformers folder: the list of its modules, and its settings."""
 TRANSFORMER_SETTINGS = "sentence_*_config.json"
@@ -38,7 +35,6 @@ SENTENCE_FIELDS = {
         (SENTENCE_LIMIT, "truncate_dim", "embedding_dimension", "word_embedding_dimension", "in_features", "out_features"), COUNT
     ),
     **dict.fromkeys(("do_lower_case", "include_prompt", "bias"), BOOLEAN),
-    **{f"pooling_mode_{key}": BOOLEAN for key in OLD_POOLING_KEYS.values()},
     "pooling_mode": NAMES,
 }
 """Fields of the small files of a sentence-transformers folder, except modules.json, and their types."""
@@ -184,5 +180,6 @@ def sentence_values(file: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged, or a field has a type that sentence-transformers does not write.
     """
     values = read_json_object(file)
-    check_fields(values, SENTENCE_FIELDS, repr(str(file)), "correct the file")
+    flags = {name: BOOLEAN for name in values if name.startswith("pooling_mode_")}
+    check_fields(values, {**SENTENCE_FIELDS, **flags}, repr(str(file)), "correct the file")
     return values

@@ -10,16 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import (
-    UNFIT_TORCHVISION,
-    LongAttentionError,
-    error_line,
-    in_a_line,
-    is_panic,
-    lacks_fitting_torchvision,
-    lacks_memory,
-    shortened,
-)
+from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, is_panic, lacks_fitting_torchvision, lacks_memory, shortened
 from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
 from .help import Command
 
@@ -104,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if not is_panic(error):
             raise
-        _fail(f"A tokenizer failed, which is damaged or does not fit the data: {in_a_line(error)}; give a checkpoint with another.")
+        _fail(f"A tokenizer failed, which is damaged or does not fit the data ({shortened(str(error))}); give a checkpoint with another.")
 
 
 def _fail(sentence: str) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..processor_files import (
     MODULES,
-    OLD_POOLING_KEYS,
     SENTENCE_LIMIT,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
@@ -61,6 +60,9 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lasttoken": _last,
 }
 """sentence-transformers' name -> function of states ``(B, N, D)`` and real tokens ``(B, N, 1)``, 1 or 0."""
+OLD_KEYS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken", "weightedmean": "weightedmean_tokens",
+            "mean_sqrt_len_tokens": "mean_sqrt_len_tokens"}  # fmt: skip
+"""Pooling mode -> the end of its key ``pooling_mode_…`` in files of versions before 6."""
 
 
 class SentencePooling(nn.Module):
@@ -124,7 +126,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     write_json(folder / MODULES, old_names)
     file = folder / modules[1]["path"] / "config.json"
     values = sentence_values(file)
-    flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_POOLING_KEYS.items()}
+    flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})
 
@@ -132,5 +134,5 @@ def write_for_servers(folder: Path, max_length: int) -> None:
 def _modes(values: dict[str, Any]) -> tuple[str, ...]:
     mode = values.get("pooling_mode")
     if mode is None:
-        return tuple(name for name, key in OLD_POOLING_KEYS.items() if values.get(f"pooling_mode_{key}") is True)
+        return tuple(name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True)
     return (mode,) if isinstance(mode, str) else tuple(map(str, mode))

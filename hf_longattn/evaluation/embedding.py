@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -169,7 +170,9 @@ def read_ids(data: Dataset, column: str, source: str) -> list[str]:
     """
     is_json, ids = isinstance(data.features[column], Json), []
     for row, value in enumerate(data.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 1):
-        value = json.loads(value) if is_json and value is not None else value
+        if is_json and value is not None:
+            with suppress(ValueError):  # datasets keeps some texts without quotes
+                value = json.loads(value)
         if value is None or value == "":
             raise DataError(f"Row {row} of {source} has no id in the column {column!r}; give it one, or name another --id-column.")
         if isinstance(value, bool) or not isinstance(value, str | int):
@@ -239,7 +242,7 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[i
     ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
     counts = list(map(len, ids))
     most = max(1, *counts)
-    check_ids(max(chain([0], *ids)), network.transformers_model)
+    check_ids(max(chain([0], *ids)), network.transformers_model.get_input_embeddings().num_embeddings)
     if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."

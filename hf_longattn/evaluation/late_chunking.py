@@ -192,7 +192,7 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
             "give a smaller overlap or a shorter prompt, or convert the model to a greater length."
         )
-    check_ids(max([*before, *after, int(tokens.ids.max()) if count else 0]), model)
+    check_ids(max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings)
     body = count if longest is None else longest - fixed
     for first in range(0, max(count, 1), max(body - overlap, 1)):
         part, last = tokens.ids[first : first + body], first + body >= count
