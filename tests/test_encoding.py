@@ -84,7 +84,7 @@ def test_a_text_is_not_repeated_and_special_tokens_leave_room_for_it() -> None:
 
 
 def test_the_maximum_length_is_a_number_of_tokens() -> None:
-    for limit in ("x", "512", 0, -1, 1.5, True, [3], float("nan")):
+    for limit in ("x", "512", 0, -1, 1.5, 512.0, True, [3], float("nan")):
         with pytest.raises(CheckpointError, match=r"tokenizer_config.json of 'bert' says model_max_length=.*a whole number of 1 or more"):
             check_tokenizer(tokenizer_with(limit), "bert")
 
