@@ -21,7 +21,7 @@ def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
     """The result of ``tokenizer(*texts, **options)``.
 
     Raises:
-        CheckpointError: the tokenizer fails. A regular expression that takes too long ends in a panic, which is no ``Exception``.
+        CheckpointError: the tokenizer fails, for example at a regular expression that takes too long.
     """
     with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
         return tokenizer(*texts, **options)
@@ -52,7 +52,8 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         CheckpointError: naming the file and the rule or field.
     """
     longest = getattr(tokenizer, "model_max_length", 1)
-    if not (type(longest) is int and longest >= 1 or type(longest) is float and longest > 1e20):  # transformers writes 1e30 for no limit
+    is_count = (type(longest) is int and longest >= 1) or (type(longest) is float and longest > 1e20)  # 1e30 stands for no limit
+    if not is_count:
         raise CheckpointError(
             f"The tokenizer_config.json of {name!r} says model_max_length={longest!r:.60}, which must be a whole number of 1 or more; "
             "correct it."
@@ -109,5 +110,5 @@ def _replacements(rule: dict[str, Any]) -> list[tuple[str, str]]:
         return [("", rule["prepend"])]
     if rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:  # the size of a trie, the trie, and texts that end in a zero byte
         charsmap = base64.b64decode(rule["precompiled_charsmap"])
-        return [("", max(charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0"), key=len).decode(errors="replace"))]
+        return [("\ufdfa", max(charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0"), key=len).decode(errors="replace"))]
     return []

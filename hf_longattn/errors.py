@@ -167,19 +167,35 @@ def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
 
 @contextmanager
 def checkpoint_errors(what: str) -> Iterator[None]:
-    """Turn any error of another library's call, also a panic, into the sentence "WHAT: the error."
+    """Turn any error of another library's call into the sentence "WHAT: the error."
 
     Raises:
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        yield
+        with rust_panics():
+            yield
     except LongAttentionError:
         raise
-    except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)):
-            raise
+    except Exception as error:
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
+
+
+@contextmanager
+def rust_panics() -> Iterator[None]:
+    """Turn a panic of tokenizers, which is no ``Exception``, into one sentence. Rules in tokenizer.json can cause it.
+
+    Raises:
+        CheckpointError: with that sentence.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"A tokenizer failed, which is damaged or does not fit the text: {in_a_line(error)}; give a checkpoint with another."
+        ) from error
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -222,11 +238,6 @@ def error_line(error: object) -> str:
 def hides_torchvision() -> bool:
     """Whether this process hides torchvision, which does not fit the installed torch."""
     return "torchvision" in sys.modules and sys.modules["torchvision"] is None
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust has failed in a way that its authors did not expect. Its error is no ``Exception``."""
-    return type(error).__name__ == "PanicException"
 
 
 def lacks_memory(error: BaseException) -> bool:

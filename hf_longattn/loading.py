@@ -21,7 +21,7 @@ from transformers.utils import cached_file, logging
 
 from .constants import GRAPHS
 from .encoding import call_tokenizer, check_tokenizer
-from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, is_panic, listed, needs_extra
+from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
 from .processor_files import sentence_modules
@@ -51,13 +51,11 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        with guarded():
+        with guarded(), rust_panics():
             yield
     except LongAttentionError:
         raise
-    except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)):
-            raise
+    except Exception as error:
         subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
         if "trust_remote_code" in str(error):
             raise CheckpointError(

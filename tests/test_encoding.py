@@ -38,11 +38,17 @@ def template(single: str, count: int = 1) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(single=single, special_tokens=[special])
 
 
+def precompiled(longest: str) -> normalizers.Normalizer:
+    """SentencePiece's table of characters, with an empty trie and one text that it can write."""
+    return normalizers.Precompiled((1024).to_bytes(4, "little") + bytes(1024) + longest.encode() + b"\0")
+
+
 GROWING = {
     "one rule": {"normalizer": Replace(".", " . " * 40)},
     "two rules": {"normalizer": normalizers.Sequence([Replace(".", " . " * 8), Replace(".", " . " * 8)])},
     "nested": {"normalizer": normalizers.Sequence([normalizers.Sequence([NFKC(), Replace(Regex("[0-9]"), "a" * 20)]), Replace("a", "bb")])},
     "of nothing": {"normalizer": Replace(Regex("x*"), "word " * 10)},
+    "in SentencePiece's table": {"normalizer": normalizers.Sequence([precompiled("word " * 30), Replace(" ", "▁")])},
     "before a text": {"normalizer": Prepend("a" * 100)},
     "bytes of bytes": {"normalizer": normalizers.Sequence([ByteLevel()] * 20)},
     "in the pre-tokenizer": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False)] * 20)},
@@ -54,6 +60,7 @@ USUAL = {
     "quotes": {"normalizer": normalizers.Sequence([Replace("``", '"'), Replace("''", '"'), NFKD(), normalizers.StripAccents()])},
     "names of pictures": {"normalizer": normalizers.Sequence([Replace("😀", " :grinning_face_with_a_long_name: ")] * 40)},
     "compatibility forms": {"normalizer": NFKC()},
+    "SentencePiece's table": {"normalizer": precompiled("صلى الله عليه وسلم")},  # the longest text of nmt_nfkc
     "bytes": {"pre_tokenizer": pre_tokenizers.ByteLevel()},
     "no limit": {"limit": int(1e30)},
     "no limit as JSON's number": {"limit": 1e30},
@@ -92,11 +99,11 @@ def test_the_maximum_length_is_a_number_of_tokens() -> None:
 def test_a_panic_is_a_sentence_at_loading_and_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     failing = tokenizer_with(pre_tokenizer=CATASTROPHIC)
     for call in (call_tokenizer, token_ids):
-        with pytest.raises(CheckpointError, match="The tokenizer is damaged, or does not fit the text: Onig: Regex search error"):
+        with pytest.raises(CheckpointError, match=r"A tokenizer failed, .* the text: Onig: Regex search error"):
             call(failing, FAILING_TEXT)
     growing = tokenizer_with(normalizer=Replace("b", "a" * 30 + "!"), pre_tokenizer=CATASTROPHIC)
     growing.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"The tokenizer.json of .* is damaged: Onig"):
+    with pytest.raises(CheckpointError, match=r"A tokenizer failed, .*Onig"):
         load_part(AutoTokenizer, tmp_path)
 
     def fail(*arguments: Any, **options: Any) -> None:

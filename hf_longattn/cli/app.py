@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, is_panic, lacks_fitting_torchvision, lacks_memory, shortened
+from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
 from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
 from .help import Command
 
@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no images works
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     try:
-        app(arguments, standalone_mode=True)
+        with rust_panics():
+            app(arguments, standalone_mode=True)
     except OSError as error:
         _fail(f"{shortened(str(error.filename))!r}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:
@@ -92,10 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
         if not lacks_memory(error):
             raise
         _fail("There is not enough memory; use smaller options or lengths.")
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        _fail(f"A tokenizer failed, which is damaged or does not fit the data ({shortened(str(error))}); give a checkpoint with another.")
 
 
 def _fail(sentence: str) -> None:
