@@ -262,6 +262,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             model = loader(modules=modules, prompts=prompts or None, **arguments)
         else:
             model = loader(name, **options)
+    _check_sentence_model(model, name)
     if complete and (network := model.transformers_model) is not None:  # the loader does not say which weights are new
         folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -272,10 +273,6 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         else:
             read = {key for key in info["missing_keys"] if not POOLER.search(key)}
             check_complete(again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them")
-    if model.transformers_model is not None and not hasattr(model, "tokenizer"):
-        raise CheckpointError(f"{name!r} begins with {type(model[0]).__name__}; give a model whose first module is its Transformer.")
-    if model.transformers_model is not None and isinstance(model.tokenizer, PreTrainedTokenizerBase):
-        _check_sentence_model(model, name)
     return model
 
 
@@ -287,13 +284,16 @@ def _check_sentence_model(model: Any, name: str) -> None:
     """
     from .modeling.family.validation import POSITION_TABLE_NAME, known_length
 
-    kinds = [type(module).__name__ for module in model]
+    network, kinds = model.transformers_model, [type(module).__name__ for module in model]
+    if network is not None and not hasattr(model, "tokenizer"):
+        raise CheckpointError(f"{name!r} begins with {kinds[0]}; give a model whose first module is its Transformer.")
+    if network is None or not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        return
     if model.model_type == "SentenceTransformer" and model[0].module_output_name == "token_embeddings" and "Pooling" not in kinds:
         raise CheckpointError(
             f"{name!r} has no module that makes one vector of a text ({', '.join(kinds)}); save it again with a Pooling module."
         )
     check_tokenizer(model.tokenizer, name)
-    network = model.transformers_model
     has_table = any(isinstance(module, torch.nn.Embedding) for key, module in network.named_modules() if key.endswith(POSITION_TABLE_NAME))
     rows = known_length(network.config, None, network) if has_table else None
     if rows and model.max_seq_length and model.max_seq_length > rows:

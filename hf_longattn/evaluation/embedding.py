@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -35,7 +34,7 @@ from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
 from ..reading import read_json_object
-from ..staging import staged_file, write_text
+from ..staging import check_writable, staged_file, write_text
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)
@@ -203,7 +202,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     file = folder / SETTINGS
     if not file.is_file():
-        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        check_writable(folder)
+        if folder.exists() and any(folder.iterdir()):
             raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))

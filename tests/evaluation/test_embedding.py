@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel
 
-from hf_longattn import convert_checkpoint
+from hf_longattn import convert_checkpoint, loading
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
@@ -259,12 +259,18 @@ def test_damaged_small_files_are_refused_where_they_are_read(
     assert not (tmp_path / "out").exists()
 
 
-def test_more_tokens_than_a_model_has_positions_are_cut_with_a_warning(folder: str, data: str, tmp_path: Path) -> None:
+def test_more_tokens_than_a_model_has_positions_are_cut_with_a_warning(
+    folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(loading.logger, "warning", warnings.append)
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
     (tmp_path / "short" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10**9}))
     embed_documents(str(Path(folder).parent / "short"), data, tmp_path / "expected")
     embed_documents(str(tmp_path / "short"), data, tmp_path / "out")
     assert read(tmp_path / "out") == read(tmp_path / "expected")
+    about = [warning.partition("max_seq_length")[2] for warning in warnings if "max_seq_length" in warning]
+    assert about == [" is 1,000,000,000, but the model has 64 positions; texts are cut there."]
 
 
 def test_a_prompt_leaves_room_for_windows(folder: str, tmp_path: Path) -> None:
@@ -298,9 +304,10 @@ def test_a_folder_in_which_another_process_writes_is_refused(folder: str, data: 
     embed_documents(folder, data, tmp_path / "out", note=start_another)
     embed_documents(folder, data, tmp_path / "alone")
     assert files(tmp_path / "out") == files(tmp_path / "alone")
-    for name in ("self", "file"):
-        (tmp_path / "self").symlink_to("self") if name == "self" else (tmp_path / "file").touch()
-        with pytest.raises(LongAttentionError, match="give another folder"):
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "file").touch()
+    for name in ("self", "file", "self/out"):
+        with pytest.raises(LongAttentionError, match="Cannot write in"):
             embed_documents(folder, data, tmp_path / name)
 
 
