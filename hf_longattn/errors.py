@@ -168,11 +168,29 @@ def checkpoint_errors(what: str) -> Iterator[None]:
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        yield
+        with rust_panics():
+            yield
     except LongAttentionError:
         raise
     except Exception as error:
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
+
+
+@contextmanager
+def rust_panics() -> Iterator[None]:
+    """Turn a panic of tokenizers, which is no ``Exception``, into one sentence. Rules in tokenizer.json can cause it.
+
+    Raises:
+        CheckpointError: with that sentence.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"A tokenizer failed, which is damaged or does not fit the text: {in_a_line(error)}; give a checkpoint with another."
+        ) from error
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -238,10 +256,10 @@ def lacks_fitting_torchvision(error: BaseException | None) -> bool:
     return False
 
 
-def in_a_line(error: Exception, limit: int = 300) -> str:
+def in_a_line(error: BaseException, limit: int = 300) -> str:
     """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
-    return shortened(text, limit)
+    return shortened(f"{text} is missing" if isinstance(error, KeyError) else text, limit)
 
 
 def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:

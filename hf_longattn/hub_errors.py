@@ -18,6 +18,8 @@ TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
 DESCRIBED = ("config.json", "modules.json", "adapter_config.json")
 """The files that identify a saved model of transformers, sentence-transformers or peft. One is enough."""
+SMALL_FILES = (*DESCRIBED, "config_sentence_transformers.json", "*sentence_*_config.json", "*/config.json")
+"""Patterns of the files that are checked before a model is loaded."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 NO_FOLDER = "There is no folder {!r}; give a checkpoint folder or a Hub repository id."
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
@@ -124,7 +126,7 @@ def check_saved_model(name: str, revision: str | None = None, token: str | bool 
     """Refuse a name that transformers cannot load, before it tries. Without a connection, it would try for half a minute.
 
     Returns:
-        The folder with the model's :data:`DESCRIBED` files.
+        The folder with the model's :data:`SMALL_FILES`.
 
     Raises:
         CheckpointError: neither the folder of a saved model, nor a repository on the Hub that can be read.
@@ -139,7 +141,7 @@ def check_saved_model(name: str, revision: str | None = None, token: str | bool 
         raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
     check_name(name)
     with translated_errors(name, token, DOWNLOAD):
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(DESCRIBED)))
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(SMALL_FILES)))
 
 
 def is_broken_connection(error: BaseException) -> bool:

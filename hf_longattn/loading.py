@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dyn
 from transformers.utils import cached_file, logging
 
 from .constants import GRAPHS
-from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra
+from .encoding import call_tokenizer, check_tokenizer
+from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
-from .processor_files import MODULES
-from .reading import read_json
+from .processor_files import sentence_modules
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 POOLER = re.compile(r"(^|\.)pooler\.")
@@ -51,7 +51,7 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        with guarded():
+        with guarded(), rust_panics():
             yield
     except LongAttentionError:
         raise
@@ -109,8 +109,11 @@ def only_pickles(name: str) -> str:
     )
 
 
-def check_loadable(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> None:
+def check_loadable(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Refuse a name that transformers' Auto classes cannot load on its own.
+
+    Returns:
+        The folder with its small files.
 
     Raises:
         CheckpointError: neither a folder nor a repository, or an adapter without its model.
@@ -121,6 +124,7 @@ def check_loadable(name: str | Path, revision: str | None = None, token: str | b
             f"{str(name)!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
             "which merges it."
         )
+    return folder
 
 
 def load_config(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Any:
@@ -149,7 +153,10 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
         CheckpointError: it cannot be loaded.
     """
     with loading_errors(name, what):
-        return loader.from_pretrained(name, **NO_CODE, **arguments)
+        part = loader.from_pretrained(name, **NO_CODE, **arguments)
+    if isinstance(tokenizer := getattr(part, "tokenizer", part), PreTrainedTokenizerBase):
+        check_tokenizer(tokenizer, str(name))
+    return part
 
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
@@ -289,9 +296,9 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     Raises:
         CheckpointError: it cannot be loaded, has only pickled weights or, if ``complete``, lacks weights.
     """
-    check_loadable(name)
+    listed_modules = sentence_modules(check_loadable(name))
     with loading_errors(name), without_load_report():
-        _refuse_pickled_modules(name)
+        _refuse_pickled_modules(name, listed_modules)
         weights = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": "num_labels" in arguments}
         options = {"model_kwargs": weights, **NO_CODE, **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
@@ -305,13 +312,14 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             model = loader(modules=modules, prompts=prompts or None, **arguments)
         else:
             model = loader(name, **options)
+    _check_sentence_model(model, name)
     network = model.transformers_model
     if network is not None and network.main_input_name == "input_ids":
         fit_tokenizer(model.tokenizer, network.config, name)
         if network.config.pad_token_id is None:
             network.config.pad_token_id = model.tokenizer.pad_token_id
     if complete and network is not None:  # the loader does not say which weights are new
-        folder = next((entry["path"] for entry in _modules(name) if entry["type"].endswith(".Transformer")), "")
+        folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with without_load_report():
             again, info = load_weights(type(network), name, **options)
@@ -323,20 +331,46 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     return model
 
 
+def _check_sentence_model(model: Any, name: str) -> None:
+    """Refuse a model of sentence-transformers without a vector or without room for a text.
+
+    Raises:
+        CheckpointError: no module makes one vector of a text, or special tokens and a prompt are as long as the model reads.
+    """
+    from .modeling.family.validation import POSITION_TABLE_NAME, known_length
+
+    network, kinds = model.transformers_model, [type(module).__name__ for module in model]
+    if network is not None and not hasattr(model, "tokenizer"):
+        raise CheckpointError(f"{name!r} begins with {kinds[0]}; give a model whose first module is its Transformer.")
+    if network is None or not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        return
+    if model.model_type == "SentenceTransformer" and model[0].module_output_name == "token_embeddings" and "Pooling" not in kinds:
+        raise CheckpointError(
+            f"{name!r} has no module that makes one vector of a text ({', '.join(kinds)}); save it again with a Pooling module."
+        )
+    check_tokenizer(model.tokenizer, name)
+    has_table = any(isinstance(module, torch.nn.Embedding) for key, module in network.named_modules() if key.endswith(POSITION_TABLE_NAME))
+    rows = known_length(network.config, None, network) if has_table else None
+    if rows and model.max_seq_length and model.max_seq_length > rows:
+        logger.warning(f"{name}: max_seq_length is {model.max_seq_length:,}, but the model has {rows:,} positions; texts are cut there.")
+        model.max_seq_length = rows
+    for task, prompt in {"": "", **model.prompts}.items():
+        count, longest = len(call_tokenizer(model.tokenizer, prompt, verbose=False)["input_ids"]), model.max_seq_length
+        if longest and count >= longest:
+            what = f"The prompt {task!r} of {name!r} has {count:,} tokens" if prompt else f"{name!r} has {count:,} special tokens"
+            raise CheckpointError(
+                f"{what}, and the model reads {longest:,}, which leaves none for a text; shorten the prompt, or raise max_seq_length."
+            )
+
+
 def has_token_vectors(name: str) -> bool:
     """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
-    return any(entry["type"].endswith(".MultiVectorMask") for entry in _modules(name))
+    return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(check_saved_model(name)))
 
 
-def _modules(name: str) -> list[dict[str, Any]]:
-    """The entries of modules.json of a sentence-transformers model; empty for other models."""
-    modules = cached_file(name, MODULES, _raise_exceptions_for_missing_entries=False)
-    return [dict(module) for module in read_json(Path(modules))] if modules else []
-
-
-def _refuse_pickled_modules(name: str) -> None:
+def _refuse_pickled_modules(name: str, modules: list[dict[str, Any]]) -> None:
     """Refuse modules other than the transformer whose weights are only in .bin files."""
-    for module in _modules(name):
+    for module in modules:
         if not module["type"].endswith(".Transformer"):
             files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
             safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .reading import read_json_object
+from .errors import CheckpointError
+from .reading import BOOLEAN, COUNT, NAMES, TEXT, check_fields, read_json, read_json_object
 
 FILE = "preprocessor_config.json"
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -25,6 +26,18 @@ TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 
 MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 """Files of a sentence-transformers folder: the list of its modules, and its settings."""
+TRANSFORMER_SETTINGS = "sentence_*_config.json"
+"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the middle."""
+SENTENCE_FIELDS = {
+    **dict.fromkeys(("model_type", "default_prompt_name", "similarity_fn_name", "activation_function"), TEXT),
+    **dict.fromkeys(("prompts", "__version__"), "an object of text"),
+    **dict.fromkeys(
+        (SENTENCE_LIMIT, "truncate_dim", "embedding_dimension", "word_embedding_dimension", "in_features", "out_features"), COUNT
+    ),
+    **dict.fromkeys(("do_lower_case", "include_prompt", "bias"), BOOLEAN),
+    "pooling_mode": NAMES,
+}
+"""Fields of the small files of a sentence-transformers folder, except modules.json, and their types."""
 EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
 """The classes of sentence-transformers that load a folder."""
 
@@ -128,4 +141,45 @@ def sentence_kind(folder: Path) -> str | None:
     if not (folder / MODULES).is_file():
         return None
     file = folder / SETTINGS_FILE
-    return str(read_json_object(file).get("model_type", EMBEDDINGS)) if file.is_file() else EMBEDDINGS
+    return str(sentence_values(file).get("model_type", EMBEDDINGS)) if file.is_file() else EMBEDDINGS
+
+
+def sentence_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, the transformer first; empty for other folders. All their small files are checked.
+
+    Raises:
+        CheckpointError: a file is damaged, or names a folder outside of ``folder``.
+    """
+    file = folder / MODULES
+    modules = read_json(file) if file.is_file() else []
+    sound = isinstance(modules, list) and all(isinstance(entry, dict) for entry in modules)
+    texts = [entry.get(field) for entry in modules for field in ("path", "type")] if sound else [None]
+    names = {repr(entry.get("name", number)) for number, entry in enumerate(modules)} if sound else ()
+    if file.is_file() and not (modules and all(isinstance(text, str) for text in texts) and len(names) == len(modules)):
+        raise CheckpointError(
+            f"{str(file)!r} must hold a list of modules, each with a path, a type and another name; save the model again."
+        )
+    for module in modules:
+        path = PurePosixPath(module["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise CheckpointError(
+                f"{str(file)!r} names the folder {module['path']!r}, which lies outside of {str(folder)!r}; save the model again."
+            )
+        kind = module["type"].rpartition(".")[2]
+        for settings in (folder / path).glob(TRANSFORMER_SETTINGS if kind == "Transformer" else "config.json"):
+            sentence_values(settings)
+    if modules and (folder / SETTINGS_FILE).is_file():
+        sentence_values(folder / SETTINGS_FILE)
+    return list(modules)
+
+
+def sentence_values(file: Path) -> dict[str, Any]:
+    """The values of a small file of a sentence-transformers folder.
+
+    Raises:
+        CheckpointError: the file is damaged, or a field has a type that sentence-transformers does not write.
+    """
+    values = read_json_object(file)
+    flags = {name: BOOLEAN for name in values if name.startswith("pooling_mode_")}
+    check_fields(values, {**SENTENCE_FIELDS, **flags}, repr(str(file)), "correct the file")
+    return values

@@ -202,14 +202,15 @@ def _all_text(values: Any) -> bool:
     return all(isinstance(entry, str) for entry in values)
 
 
-TEXT, NATURAL, NUMBER = "text", "a whole number", "a number"
+TEXT, NATURAL, COUNT, NUMBER, BOOLEAN = "text", "a whole number", "a whole number of 1 or more", "a number", "true or false"
 NAMES = "a name, a regular expression or a list of names"
 TYPES: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
     NATURAL: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
     NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     NAMES: lambda value: isinstance(value, str) or (isinstance(value, list) and _all_text(value)),
-    "true or false": lambda value: isinstance(value, bool),
+    BOOLEAN: lambda value: isinstance(value, bool),
     "an object": lambda value: isinstance(value, dict),
     "an object of text": lambda value: isinstance(value, dict) and _all_text(value.values()),
     "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(entry, str | list) for entry in value.values()),

@@ -21,13 +21,13 @@ from types import FrameType
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, DestinationExistsError
+from .errors import CheckpointError, DestinationExistsError, LongAttentionError
 from .reading import check_name
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """This machine's name in the names of unfinished folders. On a shared file system, processes of two machines can have the same id."""
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
-"""Codes of an OSError for no space or no permission."""
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EBUSY, errno.ELOOP)
+"""Codes of an OSError for no space, no permission, a mount point or a link to itself."""
 STALE = 24 * 3600
 """Seconds without a change after which another machine's unfinished folder counts as abandoned."""
 
@@ -82,9 +82,9 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
         DestinationExistsError: it exists, and `overwrite` is off or it is neither an empty nor a checkpoint folder.
         CheckpointError: it is a source, contains one, or lies within one.
     """
-    resolved = destination.resolve()
+    resolved = Path(os.path.realpath(destination))  # Path.resolve raises for a link to itself
     for source in sources:
-        origin = source.resolve()
+        origin = Path(os.path.realpath(source))
         if origin == resolved or resolved in origin.parents or origin in resolved.parents:
             raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
     if not os.path.lexists(destination):
@@ -96,6 +96,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
         raise DestinationExistsError(
             f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another folder."
         )
+    if os.path.ismount(destination):
+        raise DestinationExistsError(f"{str(destination)!r} is a mount point, which cannot be replaced; choose a folder in it.")
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
 
 def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Iterator[Path]:
-    parent, name = destination.resolve().parent, destination.name
+    parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
     try:
@@ -138,6 +140,10 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         if error.errno in REFUSED:
             raise CheckpointError(_sentence(error, parent)) from error
         raise
+    except LongAttentionError as error:  # the folder that it names is removed
+        if str(stage) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(stage), str(destination))) from error
     except SafetensorError as error:  # names the system's error only in its text
         if os.strerror(errno.ENOSPC) in str(error):
             raise CheckpointError(_sentence(OSError(errno.ENOSPC, ""), parent)) from error
@@ -250,7 +256,7 @@ def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
             os.rename(aside, destination)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(destination.resolve().parent)
+    _sync(destination.parent)
 
 
 def _clean(parent: Path, name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -147,6 +149,47 @@ def test_what_must_not_be_written_over_is_refused(tmp_path: Path) -> None:
     for overlapping in (source, tmp_path, source / "long"):
         with pytest.raises(CheckpointError, match="overlap"):
             check_destination(overlapping, source, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_to_itself_is_refused_as_destination_and_as_parent(overwrite: bool, tmp_path: Path) -> None:
+    source = checkpoint_folder(tmp_path / "source")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "there").symlink_to("back")
+    (tmp_path / "back").symlink_to("there")
+    for name in ("self", "there"):
+        with pytest.raises(DestinationExistsError):
+            check_destination(tmp_path / name, source, overwrite=overwrite)
+        with pytest.raises(CheckpointError), staged_folder(tmp_path / name / "long"):
+            pytest.fail("written")
+    assert sorted(os.listdir(tmp_path)) == ["back", "self", "source", "there"]
+
+
+def test_an_error_names_the_destination_and_not_the_folder_that_is_removed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DestinationExistsError, match=re.escape(f"The tokenizer of '{tmp_path}/long' cannot be loaded")),
+        staged_folder(tmp_path / "long") as stage,
+    ):
+        raise DestinationExistsError(f"The tokenizer of {str(stage)!r} cannot be loaded")
+
+
+def test_a_mount_point_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = checkpoint_folder(tmp_path / "mounted")
+    rename = os.rename
+
+    def refuse_mounted(source: Path, target: Path) -> None:
+        if Path(source) == mounted:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_mounted)
+    with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(mounted, overwrite=True):
+        pass
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    with pytest.raises(DestinationExistsError, match="is a mount point"):
+        check_destination(mounted, overwrite=True)
+    assert (mounted / "config.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["mounted"]
 
 
 def test_no_permission_is_a_sentence(tmp_path: Path) -> None:

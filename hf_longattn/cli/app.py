@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
+from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
 from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
 from .help import Command
 
@@ -64,12 +64,14 @@ app.add_typer(train.app, name="evaluate", help="Score a model with its own head,
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["RUST_BACKTRACE"] = "0"  # thousands of characters before the sentence about a tokenizer that fails
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no images works
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     try:
-        app(arguments, standalone_mode=True)
+        with rust_panics():
+            app(arguments, standalone_mode=True)
     except OSError as error:
         _fail(f"{shortened(str(error.filename))!r}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:

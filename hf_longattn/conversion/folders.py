@@ -26,14 +26,14 @@ from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_tokenizer
+from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TRANSFORMER_SETTINGS, limited_tokenizer
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
 from .report import WOULD_TELL, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import fetch_model
-from .sources.sentence_transformers import SETTINGS, write_modules
+from .sources.sentence_transformers import write_modules
 from .tensor_files import write_json
 from .writing import write_result
 
@@ -283,7 +283,8 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         folder: of the earlier model.
         source: what the earlier model was made from, if known. Licences are removed only if they are copies from there.
     """
-    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, SETTINGS_FILE, MODULES, SETTINGS, "*processor_config.json", "generation_config.json"):
+    others = ("*processor_config.json", "generation_config.json")
+    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, SETTINGS_FILE, MODULES, TRANSFORMER_SETTINGS, *others):
         for path in folder.glob(pattern):
             path.unlink()
     for name in SIDECAR_FOLDERS:

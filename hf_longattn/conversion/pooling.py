@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processor_files import MODULES, SENTENCE_LIMIT, TOKENIZER_LIMIT, limits_of, tokenizer_values
-from ..reading import read_json_object
-from .sources.sentence_transformers import SETTINGS, sentence_modules
+from ..processor_files import (
+    MODULES,
+    SENTENCE_LIMIT,
+    TOKENIZER_LIMIT,
+    TRANSFORMER_SETTINGS,
+    limits_of,
+    sentence_modules,
+    sentence_values,
+    tokenizer_values,
+)
 from .tensor_files import write_json
 
 
@@ -84,7 +91,7 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     file = folder / modules[0]["path"] / "config.json" if modules else folder
     if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or not file.is_file():
         return None
-    values = read_json_object(file)
+    values = sentence_values(file)
     modes = _modes(values)
     if not modes or not set(modes) <= set(POOLINGS) or values.get("include_prompt") is False:
         return None
@@ -104,9 +111,9 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     if not (folder / MODULES).is_file():
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
-    for settings in folder.glob(SETTINGS):
+    for settings in folder.glob(TRANSFORMER_SETTINGS):
         limit = limits_of(tokenizer_values(folder)).get(TOKENIZER_LIMIT, max_length)
-        values = {SENTENCE_LIMIT: min(max_length, limit), **read_json_object(settings)}
+        values = {SENTENCE_LIMIT: min(max_length, limit), **sentence_values(settings)}
         if pooling is not None:  # fields of version 6; older versions behave the same without them
             values = {
                 name: value for name, value in values.items() if name not in ("transformer_task", "modality_config", "module_output_name")
@@ -118,7 +125,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     old_names = [{**module, "type": f"sentence_transformers.models.{kind}"} for module, kind in zip(modules, kinds, strict=True)]
     write_json(folder / MODULES, old_names)
     file = folder / modules[1]["path"] / "config.json"
-    values = read_json_object(file)
+    values = sentence_values(file)
     flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})

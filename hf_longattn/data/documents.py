@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import encode_pages, placed_words
 from hf_longattn.data.sources import DataError, check_column, label_reader, read_source
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import PageError
 
 PAGES = Features(
@@ -36,11 +37,11 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
         texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
         columns = {"return_token_type_ids": None, "split_special_tokens": True} if has_questions else {"return_token_type_ids": False}
         columns["return_attention_mask"] = False
-        encoded = tokenizer(*texts, **columns, verbose=False)
+        encoded = call_tokenizer(tokenizer, *texts, **columns, verbose=False)
         uncut = [len(ids) for ids in encoded["input_ids"]]
         long = [row for row, count in enumerate(uncut) if count > length]
         if long:
-            cut = tokenizer(*([part[row] for row in long] for part in texts), truncation=True, max_length=length, **columns)
+            cut = call_tokenizer(tokenizer, *([part[row] for row in long] for part in texts), truncation=True, max_length=length, **columns)
             for name, values in cut.items():
                 for row, value in zip(long, values, strict=True):
                     encoded[name][row] = value
@@ -116,8 +117,8 @@ def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str,
     """Tokens of documents after ``prefix`` and of summaries, as in ``run_summarization``, both cut to what fits, and ``length``."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-        documents = tokenizer([prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
-        labels = tokenizer(text_target=rows["summary"], truncation=True, max_length=summary_length)["input_ids"]
+        documents = call_tokenizer(tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
+        labels = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)["input_ids"]
         return {"input_ids": documents, "labels": labels, "length": [len(ids) for ids in documents]}
 
     return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)

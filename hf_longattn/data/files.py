@@ -50,7 +50,10 @@ class FileKind:
         endings = f"({', '.join(self.suffixes[:4])} …)"
         if not path.is_dir():
             raise DataError(f"{str(path)!r} does not exist; give an {self.unit}, or a folder of {self.unit}s {endings}.")
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
+        paths = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith("."))
+        files = [file for file in paths if not file.is_dir()]
+        if broken := next((file for file in files if not file.is_file()), None):
+            raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
         if not files:
             raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}; give one that does.")
         return files

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from ..encoding import call_tokenizer
 from ..errors import PageError
 from ..modeling.family.page_rule import BOX_LIMIT, check_boxes
 
@@ -91,23 +92,23 @@ def page_encoding(
         places = _checked_boxes(places)
     if argument is not None:
         texts = [words] if question is None else [question, words]
-        return tokenizer(*texts, **{argument: places}, **tokenizer_kwargs)
+        return call_tokenizer(tokenizer, *texts, **{argument: places}, **tokenizer_kwargs)
     return _with_boxes(tokenizer, words, places, question, **tokenizer_kwargs)
 
 
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
     """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths gets those of a plain page."""
     if word_argument(tokenizer) is None:
-        return tokenizer(text, **tokenizer_kwargs)
+        return call_tokenizer(tokenizer, text, **tokenizer_kwargs)
     return page_encoding(tokenizer, text, **tokenizer_kwargs)
 
 
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
     """Whether a list of words gets the same ids as the text, as tokenised by ``original`` if it is given."""
-    lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
+    lead = call_tokenizer(original or tokenizer, LEAD, add_special_tokens=False)["input_ids"]
     for word in WORDS:
-        ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
-        encoded = tokenizer([LEAD, word], is_split_into_words=True, add_special_tokens=False)
+        ids = call_tokenizer(original or tokenizer, f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
+        encoded = call_tokenizer(tokenizer, [LEAD, word], is_split_into_words=True, add_special_tokens=False)
         alone = [token for token, number in zip(encoded["input_ids"], encoded.word_ids(), strict=True) if number == 1]
         if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
             return False
@@ -138,7 +139,7 @@ def _with_boxes(
     tensors = tokenizer_kwargs.pop("return_tensors", None)
     read = list(words) if reads_words(tokenizer) else [f" {word}" for word in words]
     texts = [read] if question is None else [question.split(), read]
-    encoding = tokenizer(*texts, is_split_into_words=True, **tokenizer_kwargs)
+    encoding = call_tokenizer(tokenizer, *texts, is_split_into_words=True, **tokenizer_kwargs)
     rows = [_token_boxes(tokenizer, row, boxes, len(texts) - 1) for row in encoding.encodings]
     batched = bool(encoding["input_ids"]) and isinstance(encoding["input_ids"][0], list)
     encoding["bbox"] = rows if batched else rows[0]

@@ -20,6 +20,7 @@ from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import encode_pages, pages_beside
 from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import LengthError
 from hf_longattn.naming import LOGGER
 
@@ -150,7 +151,10 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     if encoding.markers:
         question, document = marked_question(question), marked_document(example)
     as_text = {"split_special_tokens": not encoding.markers, "verbose": False}
-    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(tokenizer(question, "", **as_text)["input_ids"])
+    if encoding.token_columns:
+        beside = pages_beside(question, tokenizer)
+    else:
+        beside = len(call_tokenizer(tokenizer, question, "", **as_text)["input_ids"])
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
         raise LengthError(
@@ -167,7 +171,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     if encoding.token_columns:
         encoded = encode_pages(example, question, tokenizer, verbose=False, **settings)
     else:
-        encoded = tokenizer(question, document.text, **as_text, **settings)
+        encoded = call_tokenizer(tokenizer, question, document.text, **as_text, **settings)
     if encoding.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
@@ -235,7 +239,7 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
         return question
     settings: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     if word_argument(tokenizer) is None:
-        offsets = tokenizer(question, split_special_tokens=True, **settings)["offset_mapping"]
+        offsets = call_tokenizer(tokenizer, question, split_special_tokens=True, **settings)["offset_mapping"]
     else:
         words = question.split()
         question = " ".join(words)

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hf_longattn.data.page_words import page_encoding, reads_words, text_encoding
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.loading import load_part
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     """Tokens of whole documents with the tokenizer's special tokens, and the end token if it adds none after a text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     added = [] if special_ids(tokenizer)[1] or end is None else [end]
-    encoded = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    encoded = call_tokenizer(tokenizer, list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     return [[*ids, *added] for ids in encoded]
 
 
@@ -89,7 +90,9 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
 
 def to_single_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """An input for each text, cut at ``length`` tokens. ``data`` has the column ``text`` alone."""
-    return data.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=length), batched=True, remove_columns="text")
+    return data.map(
+        lambda rows: call_tokenizer(tokenizer, rows["text"], truncation=True, max_length=length), batched=True, remove_columns="text"
+    )
 
 
 # ---- documents given as words
@@ -138,7 +141,7 @@ def word_windows(
     else:
         if not reads_words(tokenizer):
             documents = [[f" {word}" if word else word for word in words] for words in documents]
-        parts = [tokenizer(documents, is_split_into_words=True, **settings)]
+        parts = [call_tokenizer(tokenizer, documents, is_split_into_words=True, **settings)]
     columns: dict[str, list[list[Any]]] = {}
     words_of: list[list[int]] = []
     owners: list[int] = []

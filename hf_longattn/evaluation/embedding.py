@@ -10,9 +10,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, Json, Value
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
 from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
-from ..errors import DestinationExistsError, OptionError, needs_extra
+from ..encoding import call_tokenizer, check_ids
+from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
 from ..loading import has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
-from ..staging import staged_file, write_text
+from ..reading import read_json_object
+from ..staging import check_writable, staged_file, write_text
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)
@@ -137,26 +141,44 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     """The documents with the columns ``id`` and ``text``.
 
     Raises:
-        DataError: a missing column, a document without text, or a duplicate id.
+        DataError: a missing column, a document without text, or a missing, duplicate or unsuitable id.
     """
     data = read_source(source, split)
     check_column(data, text_column, source, "--text-column", text=True)
     column = id_column or ("id" if "id" in data.column_names and not is_plain_text(source) else "")
     if column:
         check_column(data, column, source, "--id-column")
-
-    def convert(row: dict[str, Any], number: int) -> dict[str, str]:
-        return {"id": str(row[column] if column else number), "text": row[text_column] or ""}
-
-    data = data.map(convert, with_indices=True, remove_columns=data.column_names)
+    ids = read_ids(data, column, source) if column else list(map(str, range(len(data))))
+    texts = data.select_columns([text_column]).rename_columns({} if text_column == "text" else {text_column: "text"})
+    data = texts.add_column("id", ids, feature=Value("string"))
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
             raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
         seen.add(row["id"])
-        if not row["text"].strip():
+        if not (row["text"] or "").strip():
             raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
+
+
+def read_ids(data: Dataset, column: str, source: str) -> list[str]:
+    """The ids of a column as texts, as they stand in the source.
+
+    Raises:
+        DataError: a row without an id, or ids that are neither texts nor whole numbers.
+    """
+    is_json, ids = isinstance(data.features[column], Json), []
+    for row, value in enumerate(data.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 1):
+        if is_json and value is not None:
+            with suppress(ValueError):  # datasets keeps some texts without quotes
+                value = json.loads(value)
+        if value is None or value == "":
+            raise DataError(f"Row {row} of {source} has no id in the column {column!r}; give it one, or name another --id-column.")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            here = f"Row {row} of {source} has {shortened(repr(value), 60)} in the column {column!r}"
+            raise DataError(f"{here}, but an id is a text or a whole number; write ids as texts (in JSON, in quotes).")
+        ids.append(str(value))
+    return ids
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
@@ -167,7 +189,7 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     """
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
     for query in queries:
-        tokens = len(network.tokenizer(prompt + query, verbose=False)["input_ids"])
+        tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
         if longest and tokens > longest:
             raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
 
@@ -180,12 +202,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     file = folder / SETTINGS
     if not file.is_file():
+        check_writable(folder)
         if folder.exists() and any(folder.iterdir()):
             raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json_object(file)
     other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
         what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
@@ -200,6 +223,8 @@ Row = tuple[int, int, Tensor]
 def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
     """Return the function that computes the vectors of texts."""
     prompt = network.prompts.get(task) or ""
+    if network.transformers_model is None:  # such as StaticEmbedding
+        raise CheckpointError(f"{name!r} begins with {type(network[0]).__name__}; give a model whose first module is a Transformer.")
     if network.model_type == "MultiVectorEncoder":
         if vectors.of not in ("parts", "tokens"):
             raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
@@ -214,16 +239,18 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[i
     """The result of ``encode_document`` or ``encode_query``, and the character at which each text ends or is cut, with a warning."""
     longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    counts = [len(ids) for ids in network.tokenizer(read, verbose=False)["input_ids"]]
+    ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
+    counts = list(map(len, ids))
     most = max(1, *counts)
+    check_ids(max(chain([0], *ids)), network.transformers_model.get_input_embeddings().num_embeddings)
     if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
     fitting = longest - len(f" {prompt}".encode()) if longest else most  # a token of the prompt has a byte or more
     ends = [len(text) if count <= fitting else _cut(network, text, prompt) for text, count in zip(read, counts, strict=True)]
-    encode = network.encode_query if task == "query" else network.encode_document
-    return encode(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
+    embed = network.encode_query if task == "query" else network.encode_document
+    return embed(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
 
 
 def _cut(network: Any, text: str, prompt: str) -> int:
@@ -280,6 +307,9 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
 
     Temporary files lie in the folder of the steps, which is removed at the end.
+
+    Raises:
+        DestinationExistsError: another process is writing the file.
     """
     steps = file.with_suffix(".steps")
     if file.is_file():
@@ -287,28 +317,33 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
         yield from [None] * -(-len(rows) // STEP)
         return
     steps.mkdir(exist_ok=True)
+    try:
+        lock = FileLock(steps / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise DestinationExistsError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
     files = []
-    for first in range(rows.start, rows.stop, STEP):
-        files.append(steps / f"{first:09}.parquet")
-        if not files[-1].is_file():
-            taken = data[first : min(first + STEP, rows.stop)]
-            embedded = zip(taken["id"], embed(taken["text"]), strict=True)
-            with staged_file(files[-1]) as staged:
-                _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
-        yield None
-    complete = steps / file.name
-    with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
-        held: list[pa.Table] = []
-        for one in files:
-            for group in pq.ParquetFile(one).iter_batches(ROWS):
-                held.append(pa.Table.from_batches([group]))
-                if sum(map(len, held)) >= ROWS:
-                    writer.write_table(pa.concat_tables(held).combine_chunks())
-                    held = []
-        if held:
-            writer.write_table(pa.concat_tables(held).combine_chunks())
-    complete.replace(file)
-    shutil.rmtree(steps)
+    with lock:
+        for first in range(rows.start, rows.stop, STEP):
+            files.append(steps / f"{first:09}.parquet")
+            if not files[-1].is_file():
+                taken = data[first : min(first + STEP, rows.stop)]
+                embedded = zip(taken["id"], embed(taken["text"]), strict=True)
+                with staged_file(files[-1]) as staged:
+                    _write(staged, ((name, part, *row) for name, its in embedded for part, row in enumerate(its)))
+            yield None
+        complete = steps / file.name
+        with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
+            held: list[pa.Table] = []
+            for one in files:
+                for group in pq.ParquetFile(one).iter_batches(ROWS):
+                    held.append(pa.Table.from_batches([group]))
+                    if sum(map(len, held)) >= ROWS:
+                        writer.write_table(pa.concat_tables(held).combine_chunks())
+                        held = []
+            if held:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+        complete.replace(file)
+    shutil.rmtree(steps, ignore_errors=True)
 
 
 def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> None:

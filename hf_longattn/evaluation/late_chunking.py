@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
+from ..encoding import call_tokenizer, check_ids
 from ..errors import CheckpointError, LengthError, LongAttentionError
 from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
@@ -82,13 +83,7 @@ def late_chunks(
     if chunk_tokens < 1:
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
     longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
-    fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     overlap = default_overlap(longest) if overlap is None else overlap
-    if longest is not None and longest - fixed - overlap < 1:
-        raise LengthError(
-            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} further tokens; "
-            "give a smaller overlap, or convert the model to a greater length."
-        )
     chunks = []
     with evaluating(model):  # as sentence-transformers does
         for number, text in enumerate(texts):
@@ -153,12 +148,12 @@ class Tokens(NamedTuple):
 
 def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
     """Tokenise a text, in pieces if it is long: Python's lists of tokens take a hundred times its memory."""
-    frame = tokenizer("")["input_ids"]
+    frame = call_tokenizer(tokenizer, "")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []
     for first, last in pairwise(_cuts(text)):
         opening = "" if first else prefix
-        read = tokenizer(opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        read = call_tokenizer(tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         places = read["offset_mapping"]
         # a token may belong to both, such as the space between
         begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(opening)), len(places))
@@ -191,7 +186,14 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
         and the end of the last window; fp32 on the CPU.
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
-    body = count if longest is None else longest - len(before) - len(after)
+    fixed = len(before) + len(after)
+    if longest is not None and longest - fixed < min(count, overlap + 1):
+        raise LengthError(
+            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
+            "give a smaller overlap or a shorter prompt, or convert the model to a greater length."
+        )
+    check_ids(max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings)
+    body = count if longest is None else longest - fixed
     for first in range(0, max(count, 1), max(body - overlap, 1)):
         part, last = tokens.ids[first : first + body], first + body >= count
         row = torch.cat([torch.tensor(before, dtype=torch.long), part, torch.tensor(after, dtype=torch.long)])[None].to(model.device)

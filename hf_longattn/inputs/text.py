@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import FAILED, PASSED, SKIPPED, Check
 from ..data.page_words import text_encoding
 from ..data.tokenization import between, special_ids
-from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
+from ..errors import CheckpointError, LengthError, OptionError
 from ..loading import check_token_ids, load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
@@ -199,8 +199,7 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
     Raises:
         CheckpointError: the tokenizer fails.
     """
-    with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
-        return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
+    return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 
 def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
@@ -214,8 +213,7 @@ def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
     """
     tokens = max(1, len(token_ids(tokenizer, text, special_tokens=False)))
     longer = " ".join([text] * (tokenizer.model_max_length // tokens + 2))
-    with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
-        encoding = text_encoding(tokenizer, longer, truncation=True)
+    encoding = text_encoding(tokenizer, longer, truncation=True)
     return {name: len(values) for name, values in encoding.items()}
 
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, visible
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, rust_panics, visible
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.local_names import public_name
 from hf_longattn.reading import read_json_object
@@ -80,7 +80,7 @@ def run_task(task: Task, arguments: list[str] | None, description: str, prog: st
         if training_args.disable_tqdm or not first:
             datasets.disable_progress_bars()
             logging.disable_progress_bar()
-        with one_sentence_if_full(folder), sentence_if_lost(folder):
+        with one_sentence_if_full(folder), sentence_if_lost(folder), rust_panics():
             log = task.train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(error_line(error), file=sys.stderr)

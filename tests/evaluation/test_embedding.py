@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,19 +22,24 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from hf_longattn import convert_checkpoint
+from hf_longattn import convert_checkpoint, loading
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
-from hf_longattn.evaluation.embedding import embed_documents
+from hf_longattn.evaluation.embedding import embed_documents, read_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
 from hf_longattn.loading import load_sentence_model
+from tests.cells import every_cell
 from tests.pages import ROOT
 from tests.ranks import free_port
 from tests.trained import REAL_TEXT, tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
 SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
+MODULES = [
+    {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 LENGTHS = (3, 40, 1, 8, 2, 30, 5, 1, 12, 60, 4, 2, 7)
 
 
@@ -158,6 +164,152 @@ def test_a_stopped_run_goes_on_and_several_processes_write_the_same_files(
             monkeypatch.setattr(embedding, "processes", lambda state=state: SimpleNamespace(**vars(state), wait_for_everyone=lambda: None))
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
+
+
+ID_ROWS = (
+    ("jsonl", ["1", "2", "-3"], ["1", "2", "-3"]),
+    ("jsonl", ['"007"', '"7"', '"None"'], ["007", "7", "None"]),
+    ("jsonl", ['"007"', "7", '"{x}"'], ["007", "7", "{x}"]),
+    ("jsonl", ['"2020-01-01"', '"2020-01-02"'], ["2020-01-01", "2020-01-02"]),
+    ("jsonl", [str(2**63 - 1)], [str(2**63 - 1)]),
+    ("jsonl", ["1", "null"], "Row 2 of .* has no id in the column 'id'"),
+    ("jsonl", ["null", "null"], "Row 1 of .* has no id"),
+    ("jsonl", ['"a"', '""'], "Row 2 of .* has no id"),
+    ("jsonl", [str(2**70), str(2**70 + 1), "5"], [str(2**70), str(2**70 + 1), "5"]),
+    ("csv", [str(2**70), str(2**70 + 1)], [str(2**70), str(2**70 + 1)]),
+    ("csv", ["None", "NA"], ["None", "NA"]),
+    ("jsonl", ["1", "1.5"], "Row . of .* has 1.* but an id is a text or a whole number"),
+    ("jsonl", ["true", "false"], "has True in the column 'id', but an id is a text"),
+    ("jsonl", ["[1, 2]", "[3]"], r"has \[1, 2\] in the column 'id', but an id is a text"),
+    ("jsonl", ['{"a": 1}', "7"], r"has \{'a': 1\} in the column 'id', but an id is a text"),
+    ("jsonl", ["7", '"7"'], "The id '7' is given to two documents"),
+    ("csv", ["007", "7", "1e3"], ["007", "7", "1e3"]),
+    ("csv", ["1.50", "true"], ["1.50", "true"]),
+    ("csv", ["1", "", "3"], "Row 2 of .* has no id"),
+    ("csv", ["1", "2", "1"], "The id '1' is given to two documents"),
+)
+"""Format of the file, its ids as they stand there, and the ids of the documents or the refusal."""
+
+
+@every_cell("ending, ids, expected", ID_ROWS)
+def test_ids_are_texts_as_they_stand_or_are_refused(ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path) -> None:
+    file = tmp_path / f"data.{ending}"
+    if ending == "csv":
+        file.write_text("id,text\n" + "".join(f"{value},word {row}\n" for row, value in enumerate(ids)))
+    else:
+        file.write_text("".join(f'{{"id": {value}, "text": "word {row}"}}\n' for row, value in enumerate(ids)))
+    if isinstance(expected, list):
+        documents = read_documents(str(file), "train", "text", "")
+        assert (documents["id"][:], documents["text"][:]) == (expected, [f"word {row}" for row in range(len(ids))])
+    else:
+        with pytest.raises(LongAttentionError, match=expected):
+            read_documents(str(file), "train", "text", "")
+
+
+def test_integer_ids_are_written_as_texts_and_a_row_without_one_is_refused(folder: str, tmp_path: Path) -> None:
+    Dataset.from_dict({"id": [3, 1], "text": ["some words", "more words"]}).to_parquet(str(tmp_path / "data.parquet"))
+    embed_documents(folder, str(tmp_path / "data.parquet"), tmp_path / "out")
+    assert [row["id"] for row in read(tmp_path / "out")] == ["3", "1"]
+    Dataset.from_dict({"id": ["b", None], "text": ["some words", "more words"]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(LongAttentionError, match=r"Row 2 of .* has no id"):
+        embed_documents(folder, str(tmp_path / "saved"), tmp_path / "out 2")
+
+
+DAMAGED = (
+    ("modules.json", {}, "must hold a list of modules"),
+    ("modules.json", [{"name": "0", "path": ""}], "must hold a list of modules, each with a path, a type and another name"),
+    ("modules.json", [{"name": "0", "path": "", "type": 3}], "must hold a list of modules"),
+    ("modules.json", [*MODULES[:1], *MODULES[:1]], "must hold a list of modules"),
+    ("modules.json", None, "must hold a list of modules"),
+    ("modules.json", MODULES[:1], r"has no module that makes one vector of a text \(Transformer\)"),
+    ("modules.json", [MODULES[1], MODULES[0]], "begins with Pooling"),
+    ("modules.json", [*MODULES, {"name": "3", "path": "", "type": "sentence_transformers.models.Foo"}], "does not define a .Foo."),
+    ("modules.json", [{"path": ""} | {**MODULES[0], "path": "/etc"}], "lies outside of"),
+    ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', which must be a whole number of 1 or more"),
+    ("sentence_bert_config.json", {"max_seq_length": -1}, "says max_seq_length=-1"),
+    ("sentence_bert_config.json", {"max_seq_length": 0}, "says max_seq_length=0"),
+    ("sentence_bert_config.json", {"max_seq_length": 64.0}, "says max_seq_length=64.0"),
+    ("sentence_bert_config.json", {"max_seq_length": True}, "says max_seq_length=True"),
+    ("sentence_bert_config.json", [], "must contain a JSON object"),
+    ("sentence_bert_config.json", {"max_seq_length": 2}, "puts 2 special tokens around a text, but at most 2 are read"),
+    ("config_sentence_transformers.json", {"prompts": "x"}, "says prompts='x', which must be an object of text"),
+    ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "which must be an object of text"),
+    ("config_sentence_transformers.json", {"model_type": 3}, "says model_type=3"),
+    ("config_sentence_transformers.json", {"truncate_dim": "x"}, "says truncate_dim='x'"),
+    (
+        "config_sentence_transformers.json",
+        {"prompts": {"document": "a " * 70}},
+        "The prompt 'document' of .* has 72 tokens, and the model reads 64",
+    ),
+    ("1_Pooling/config.json", {"embedding_dimension": "x"}, "says embedding_dimension='x'"),
+    ("1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": 3}, "says pooling_mode=3"),
+    ("1_Pooling/config.json", {"embedding_dimension": 32, "include_prompt": "no"}, "says include_prompt='no', which must be true or false"),
+)
+"""A small file of a sentence-transformers folder, its damaged content, and the refusal."""
+
+
+@every_cell("file, content, words", DAMAGED)
+def test_damaged_small_files_are_refused_where_they_are_read(
+    file: str, content: Any, words: str, folder: str, data: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(Path(folder).parent / "short", damaged)
+    (damaged / file).write_text(json.dumps(content))
+    with pytest.raises(LongAttentionError, match=words):
+        embed_documents(str(damaged), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_tokens_than_a_model_has_positions_are_cut_with_a_warning(
+    folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(loading.logger, "warning", warnings.append)
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    (tmp_path / "short" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10**9}))
+    embed_documents(str(Path(folder).parent / "short"), data, tmp_path / "expected")
+    embed_documents(str(tmp_path / "short"), data, tmp_path / "out")
+    assert read(tmp_path / "out") == read(tmp_path / "expected")
+    about = [warning.partition("max_seq_length")[2] for warning in warnings if "max_seq_length" in warning]
+    assert about == [" is 1,000,000,000, but the model has 64 positions; texts are cut there."]
+
+
+def test_a_prompt_leaves_room_for_windows(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    prompts = {"prompts": {"document": "a " * 50, "query": "a " * 50}}
+    (tmp_path / "short" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c"}) + "\n")
+    embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / "one window", vectors="passages:4")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c " * 40}) + "\n")
+    for vectors in ("passages:4", "tokens", "parts:2"):
+        with pytest.raises(LongAttentionError, match="too short for an overlap of 16 and 52 tokens of prompt and special tokens"):
+            embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / vectors, vectors=vectors)
+
+
+@pytest.mark.parametrize("vectors", ["document", "passages:4"])
+def test_a_token_beyond_the_table_is_a_sentence(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
+    values = json.loads((tmp_path / "short" / "tokenizer.json").read_text())
+    values["model"]["vocab"]["the"] = 999_999
+    (tmp_path / "short" / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(LongAttentionError, match=r"token embeddings|token more"):
+        embed_documents(str(tmp_path / "short"), data, tmp_path / "out", vectors=vectors)
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(folder: str, data: str, small_files: None, tmp_path: Path) -> None:
+    def start_another(done: int, count: int) -> None:
+        if done == 2:
+            with pytest.raises(LongAttentionError, match=r"Another process is writing .*vectors-00000.parquet.*; wait for it"):
+                embed_documents(folder, data, tmp_path / "out")
+
+    embed_documents(folder, data, tmp_path / "out", note=start_another)
+    embed_documents(folder, data, tmp_path / "alone")
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "file").touch()
+    for name in ("self", "file", "self/out"):
+        with pytest.raises(LongAttentionError, match="Cannot write in"):
+            embed_documents(folder, data, tmp_path / name)
 
 
 def test_the_searches_of_the_page_find_what_comparing_all_finds(

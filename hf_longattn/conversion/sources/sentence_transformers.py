@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
@@ -17,18 +17,19 @@ from ...processor_files import (
     SETTINGS_FILE,
     TOKEN_VECTORS,
     TOKENIZER_CONFIG,
+    TRANSFORMER_SETTINGS,
     limits_before,
     sentence_kind,
+    sentence_modules,
+    sentence_values,
     tokenizer_values,
 )
-from ...reading import check_files, read_json, read_json_object
+from ...reading import check_files
 from ...staging import copy_folder
 from ..tensor_files import write_json
 from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
 
-SETTINGS = "sentence_*_config.json"
-"""Config files of the transformer; old versions put the architecture's name in the middle."""
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
@@ -88,8 +89,8 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
     modules = sentence_modules(root)
     transformer = root / modules[0]["path"]
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
-    for settings in sorted(transformer.glob(SETTINGS)):
-        values = read_json_object(settings)
+    for settings in sorted(transformer.glob(TRANSFORMER_SETTINGS)):
+        values = sentence_values(settings)
         limit = values.get(SENTENCE_LIMIT)
         if reads == LONGEST and limit is not None:
             if limit < max_length and (tokenizer := tokenizer_values(folder)):
@@ -115,26 +116,3 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
 def scores_pairs(folder: Path, config: Any) -> bool:
     """Whether ``folder`` holds a cross-encoder. config: of its transformer."""
     return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
-
-
-def sentence_modules(folder: Path) -> list[dict[str, Any]]:
-    """The modules that its modules.json lists, the transformer first.
-
-    Raises:
-        CheckpointError: the file is damaged, or names a folder outside of ``folder``.
-    """
-    file = folder / MODULES
-    modules = read_json(file)
-    if not isinstance(modules, list) or not modules or not all(_is_module(module) for module in modules):
-        raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again.")
-    for module in modules:
-        path = PurePosixPath(module["path"])
-        if path.is_absolute() or ".." in path.parts:
-            raise CheckpointError(
-                f"{str(file)!r} names the folder {module['path']!r}, which lies outside of {str(folder)!r}; save the model again."
-            )
-    return modules
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("type"), str)

@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.utils import logging
 
 from ...engines.common.batch import Batch, in_graph
-from ...errors import MaskError, OptionError
+from ...errors import MaskError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.token_rules import TokenRule
@@ -91,6 +91,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
         )
 
 
+@checkpoint_errors("The tokenizer is damaged")
 def question_separator(tokenizer: Any) -> int | None:
     """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2, Llama)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes

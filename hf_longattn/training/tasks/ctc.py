@@ -27,6 +27,7 @@ from hf_longattn.data.audio import EXTRA, Hearing
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import UNKNOWN, UtteranceCollator, character_tokenizer, frames_needed, to_utterances, without_unknown
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.transcription import output_frames
@@ -152,7 +153,7 @@ def frame_labels(
 ) -> tuple[Dataset, dict[str, list[str]]]:
     """Utterances whose ``length`` counts the model's frames; see :func:`to_utterances`. Of a transcript that needs more of them, CTC's loss
     would be infinite."""
-    labels = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in data["text"]]
+    labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
 
     def frames(sound: Any) -> int:
         return max(0, output_frames(model, hearing.length(sound)))

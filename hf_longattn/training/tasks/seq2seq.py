@@ -30,6 +30,7 @@ from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.sources import each_part, train_test_split
 from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_utterances
+from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
@@ -246,7 +247,7 @@ def utterance_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, tra
 
     def prepared(part: Dataset) -> tuple[Dataset, dict[str, list[str]]]:
         """Labels are the tokenizer's tokens without the one with which decoding begins."""
-        tokens = [tokenizer(text)["input_ids"] for text in part["text"]]
+        tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in part["text"]]
         labels = [row[1:] if row[:1] == [begin] else row for row in tokens]
         return to_utterances(part, labels, hearing, len, lambda row, _: most is None or len(row) <= most, limit)
 
