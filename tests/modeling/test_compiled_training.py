@@ -90,6 +90,23 @@ def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> Non
     assert all(gradient.isfinite().all() for gradient in found)
 
 
+@every_cell("marked", [True, False])
+def test_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
+    """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have global tokens."""
+    module = build_mechanism("longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400)))
+    x, global_mask = torch.randn(2, 2, LENGTH, 4), torch.zeros(2, LENGTH, dtype=torch.bool)
+    global_mask[0, 3:6] = True
+
+    def run(x: Tensor) -> Tensor:
+        return attend(x, x, x, module, score_mod=lambda s, b, h, i, j: s - 0.01 * (i * j), global_mask=global_mask if marked else None)
+
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    torch._dynamo.reset()
+    outs = [f(leaf) for f, leaf in zip((run, torch.compile(run, backend="eager", fullgraph=True)), leaves, strict=True)]
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+    assert_equal([torch.autograd.grad(outs[1].sin().sum(), leaves[1])[0]], [torch.autograd.grad(outs[0].sin().sum(), leaves[0])[0]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WITH_GLOBALS)
 @every_cell(("fullgraph", "padded", "global_tokens"), [(True, True, 3), (False, False, 1), (False, True, 0)])
