@@ -41,6 +41,7 @@ def batch(*, padded: bool, global_tokens: int) -> dict[str, Tensor]:
     inputs = {"input_ids": tokens(2, LENGTH), "labels": tokens(2, LENGTH)}
     if padded:
         inputs["attention_mask"] = padding(2, LENGTH)
+        inputs["labels"] = inputs["labels"].masked_fill(inputs["attention_mask"] == 0, -100)  # outputs at padding mean nothing
     if global_tokens:
         inputs["global_attention_mask"] = torch.zeros(2, LENGTH, dtype=torch.long)
         inputs["global_attention_mask"][0, 5 : 5 + global_tokens] = 1
