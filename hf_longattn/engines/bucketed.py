@@ -74,8 +74,9 @@ class Rounds(ABC):
             size: tokens in a chunk, or in the run of earlier keys.
             shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not see itself.
         """
-        self.size, self.shared, self.num_buckets = size, shared, num_buckets
         self.count, self.length = key_buckets.shape[-2:]
+        size = size if size < self.length else self.length
+        self.size, self.shared, self.num_buckets = size, shared, num_buckets
         self.first = self.length - q_len
         self.keys = Sorted.of(key_buckets, num_buckets, real)
         same = shared and self.first == 0
@@ -183,8 +184,9 @@ class ChunkRounds(Rounds):
         return self.key_chunks if self.aligned else self.by_token(self.groups)
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
-        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, 1 + before + after)``; -1 where there are fewer chunks."""
-        offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
+        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer chunks."""
+        offsets = chunk_offsets(self.before, self.after, -(-self.length // self.size))
+        offset = torch.arange(offsets.start, offsets.stop, device=chunk.device)
         near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
         return torch.where(offset + self.before < chunks[..., None], near, -1)
 
@@ -209,6 +211,11 @@ class ChunkRounds(Rounds):
         near = self.neighbours(self.query_chunks, self.chunks)
         filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
         return torch.where(near >= 0, filled, 0).sum(-1) <= 1
+
+
+def chunk_offsets(before: int, after: int, chunks: int) -> range:
+    """Offsets of the chunks that a query sees from its own. After as many offsets as there are chunks, the same chunks would return."""
+    return range(-before, after + 1 if before + after < chunks else chunks - before)
 
 
 class RecentRounds(Rounds):
@@ -294,6 +301,7 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
     """
     batch, heads, rounds, length = keys.shape
     q_len = queries.shape[-1]
+    size = min(size, length)
     same = keys[:, :, :, None] == queries[..., None]
     if q_len > 1 or bool((positions < length - 1).any()):
         same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]

@@ -71,13 +71,25 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return None
     if context.call.global_mask is None and _flash_runs(context):
         return NEEDS_NO_MASK
-    if torch.compiler.is_compiling() or band.why_not(context) is not None:
-        return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
+    if _globals_need_mask(context):
+        return None
+    if torch.compiler.is_compiling() or band.why_not(context) is not None:
+        return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
     if _kernel_adds_term(context) or context.call.batch is not None:
         return "the band kernel handles bias and padding without an N×N matrix"
     return None if band.plan_of(context).dense else "smaller blocks of queries, which mask fewer keys, cost less"
+
+
+def _globals_need_mask(context: DispatchContext) -> bool:
+    """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
+    if context.call.global_mask is None or context.call.max_globals is not None:
+        return False
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    kernels = PATHS["band"][2:-1]
+    return all(any(path == name for path, _ in context.failed) or reason(context) is not None for name, reason in kernels)
 
 
 def _flash_runs(context: DispatchContext) -> bool:

@@ -22,6 +22,8 @@ COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST_CHOICE = "the path of highest priority"
 LONGEST = 2048
 """Tokens of the input of :func:`planned_paths` that show a mechanism at work."""
+MAX_PLANNED = 16384
+"""Maximum tokens of that input where short texts are attended in full. Above, it shows the path of short texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +115,14 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
 def planned_length(checkpoint: Inspection) -> int:
     """Number of tokens for :func:`planned_paths`: the longest input, but no more than shows every layer's mechanism at work.
 
-    These are :data:`LONGEST` or, if short texts are attended in full, one token more than the longest of them. A grid has one size.
+    These are :data:`LONGEST` or, if short texts are attended in full, one token more than the longest of them, up to :data:`MAX_PLANNED`.
+    A grid has one size.
     """
     grid = _grid(checkpoint)
     if grid is not None:
         return int(grid.length)
     in_full = max((getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0)
-    enough = max(LONGEST, in_full + 1)
+    enough = in_full + 1 if LONGEST <= in_full < MAX_PLANNED else LONGEST
     return min(checkpoint.max_length or enough, enough)
 
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
     block_size: int = option(64, "tokens in a block", "tokens", least=1)
-    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=4096, least=0)
+    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=64, least=0)
     num_window_blocks: int = option(3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks")
     num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0)
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l", least=0)

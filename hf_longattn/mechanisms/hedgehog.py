@@ -29,7 +29,7 @@ HALVES, JOINT, NONE = "halves", "joint", "none"
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
     feature_dim: int | None = option(
-        None, "features per head, both halves together; default: twice the head size", "features", even=True, most=65536
+        None, "features per head, both halves together; default: twice the head size", "features", even=True, most=4096
     )
     feature_softmax: str = option(
         HALVES,

@@ -45,7 +45,7 @@ class LinformerOptions(Options):
         "layerwise (all layers and heads, and keys with values)",
         choices=SHARINGS,
     )
-    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens", least=1)
+    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens", least=1, most=1 << 20)
 
     def check(self) -> None:
         if self.max_length is not None:

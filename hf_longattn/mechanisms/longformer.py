@@ -222,9 +222,13 @@ class GlobalProjections(nn.Module):
         projections are applied to the queries and to the weighted sums instead.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
-        if torch.compiler.is_compiling() and call.dropout == 0.0 and call.score_mod is None:
+        if torch.compiler.is_compiling():
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
-            rows = separate_rows(q, k, v, key_mask, tokens, causal, scale)
+            if call.score_mod is None:
+                seed = torch.randint(1 << 62, (), device=q.device) if call.dropout else None
+                rows = separate_rows(q, k, v, key_mask, tokens, causal, scale, call.dropout, seed)
+            else:  # a term is a function, which an operator cannot take
+                rows = dense_attention(q, k, v, call)
             return torch.where(tokens[:, None, :, None], rows.to(out.dtype), out)
         index, real = cached_on(tokens, "index", lambda: global_index(tokens))
         if index.shape[1] == 0:

@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
+from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.topk import exact_dtype
@@ -49,10 +49,13 @@ DEFAULT_LENGTH = 4096
 FACTOR_ABOVE = 32
 """Number of buckets above which two smaller hashes replace one hash, if the number is a power of two."""
 
+MAX_SINGLE_HASH = 1024
+"""Maximum buckets of a single hash, which takes a step for every two buckets."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LSHOptions(Options):
-    num_hashes: int = option(4, "rounds of hashing", "rounds", most=1024, least=1)
+    num_hashes: int = option(4, "rounds of hashing", "rounds", most=32, least=1)
     bucket_size: int = option(
         64, "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees", "tokens", least=1
     )
@@ -70,6 +73,11 @@ class LSHOptions(Options):
             raise OptionError(
                 f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an even number; "
                 "for example num_buckets=64."
+            )
+        if self.num_buckets is not None and self.num_buckets > MAX_SINGLE_HASH and self.num_buckets.bit_count() > 1:
+            raise OptionError(
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two hashes share a bucket's "
+                f"number, which must be a power of two; for example num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
             )
 
 
@@ -251,7 +259,7 @@ def chunks_by_rows(
     def met(rows: Tensor) -> Tensor:
         met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
         for number in range(query_chunks.shape[2]):
-            for offset in range(-before, after + 1):
+            for offset in chunk_offsets(before, after, -(-length // size)):
                 near = (query_chunks[:, :, number, rows] + offset) % chunks[:, :, 0]
                 met_keys |= near[..., None] == key_chunks[:, :, number, None, :]
         return met_keys & listed
@@ -279,7 +287,7 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
     query_chunks = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
     key_chunks = place(key_buckets, position) // size
     met = torch.zeros(*query_chunks.shape, kv_len, dtype=torch.bool, device=real.device)
-    for offset in range(-before, after + 1):
+    for offset in chunk_offsets(before, after, -(-kv_len // size)):
         near = (query_chunks + offset) % chunks.clamp(min=1)
         met = met | (key_chunks[..., None, :] == near[..., :, None])
     return met & real[..., None, :]

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.common.batch import of_any_length
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
@@ -33,8 +34,8 @@ from .linformer import project_length, segment_matrix, segment_means
 
 @dataclasses.dataclass(frozen=True)
 class NystromOptions(Options):
-    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", least=1, most=65536)
-    iterations: int = option(6, "iterations of the pseudo-inverse", "steps", least=1, most=1024)
+    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", least=1, most=4096)
+    iterations: int = option(6, "iterations of the pseudo-inverse", "steps", least=1, most=64)
     conv_kernel: int | None = option(
         None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
     )
@@ -187,7 +188,10 @@ def between(filled: Tensor) -> Tensor:
 
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:
     """Depthwise convolution of ``x (B, H, N, D)`` along the length with ``kernel (H, S)``, S odd. ``x`` is padded with zeros."""
-    heads, size = kernel.shape
+    (heads, size), length = kernel.shape, x.shape[2]
+    if not of_any_length(length) and size // 2 >= length:  # the outer weights would meet nothing but zeros
+        outer = size // 2 - length + 1
+        kernel, size = kernel[:, outer : size - outer], 2 * length - 1
     return F.conv2d(x, kernel.to(x.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
 
 

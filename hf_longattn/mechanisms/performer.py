@@ -37,7 +37,7 @@ COLUMNS = 4
 
 @dataclasses.dataclass(frozen=True)
 class PerformerOptions(Options):
-    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", least=1, most=65536)
+    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", least=1, most=4096)
     kernel: str = option(
         "softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections", choices=("softmax", "relu")
     )

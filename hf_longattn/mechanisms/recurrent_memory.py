@@ -30,7 +30,9 @@ from .common.traits import Handling, Recursion
 @dataclasses.dataclass(frozen=True)
 class RecurrentMemoryOptions(Options):
     segment_length: int = option(512, "S, tokens in a segment, memory tokens included", "tokens", least=1)
-    num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens", least=0)
+    num_memory_tokens: int = option(
+        16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens", least=0, most=1024
+    )
     bptt_depth: int | None = option(None, "how many segments back gradients flow; default: all", "segments", least=0)
 
     def check(self) -> None:

@@ -62,7 +62,7 @@ TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions(Options):
-    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=65536, least=1)
+    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=1024, least=1)
     window_per_cluster: int | None = option(
         None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
     )

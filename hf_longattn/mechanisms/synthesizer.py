@@ -40,10 +40,10 @@ class SynthesizerOptions(Options):
         ("dense",), "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product",
         choices=("dense", "factorized_dense", "random", "factorized_random", "dot_product"),
     )  # fmt: skip
-    max_length: int | None = option(None, "longest input; none uses the model's", "tokens", least=1)
-    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", least=1, most=65536)
+    max_length: int | None = option(None, "longest input; none uses the model's", "tokens", least=1, most=65536)
+    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", least=1, most=4096)
     factor: int | None = option(None, "length b of the second factor of factorized_dense; none uses √max_length", "columns", least=1)
-    rank: int = option(8, "rank k of factorized_random", "columns", least=1)
+    rank: int = option(8, "rank k of factorized_random; no more than max_length is used", "columns", least=1)
     trainable: bool = option(True, "whether the random kinds are learned or stay as drawn")
 
     def check(self) -> None:
@@ -82,7 +82,7 @@ class Synthesizer(Mechanism):
             )
         length, hidden = self.limit or 1, options.hidden or head_dim
         factor = min(length, options.factor or math.isqrt(length))
-        sizes = Sizes(num_heads, head_dim, length, hidden, options.rank, factor, options.trainable)
+        sizes = Sizes(num_heads, head_dim, length, hidden, min(length, options.rank), factor, options.trainable)
         self.kinds = nn.ModuleDict({kind: KINDS[kind](sizes) for kind in options.variant})
         self.mixing = nn.Parameter(torch.zeros(len(options.variant))) if len(options.variant) > 1 else None
         self.per_head_tensors = tuple(f"kinds.{name}" for name, _ in (*self.kinds.named_parameters(), *self.kinds.named_buffers()))

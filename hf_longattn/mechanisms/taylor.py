@@ -30,7 +30,7 @@ FEATURES, HEAD = "feature_dim", "head_dim"
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
     feature_dim: int = option(
-        16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", even=True, most=256
+        16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", even=True, most=64
     )
     scale: str = option(
         FEATURES, "the size whose square root divides products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax",

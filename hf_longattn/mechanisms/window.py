@@ -145,6 +145,9 @@ class Window(SparseMechanism, GatheredMechanism):
         sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
         return sinks if call.key_mask is None else sinks & call.key_mask
 
+    def most_globals(self) -> int:
+        return self.options.num_sinks
+
     def only_parts(self) -> bool:
         return self.listed and type(self).forward is Window.forward
 

@@ -27,6 +27,8 @@ from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
+MAX_ROWS = 65536
+"""Maximum value of a setting that sizes a learned table."""
 Span = tuple[int, int]
 """Largest visible distances (back, ahead) of a key before and after its query, in tokens."""
 
@@ -42,6 +44,8 @@ class RelativePositions(nn.Module, ABC):
     paper: ClassVar[str]
     settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
     """Default and meaning of each setting, by name. All settings are whole numbers."""
+    rows_of_tables: ClassVar[tuple[str, ...]] = ()
+    """The settings that size a learned table."""
     reads_keys: ClassVar[bool] = False
     """Whether the term depends on the key's content as well as its position."""
     changes_every_text: ClassVar[bool] = False
@@ -64,6 +68,11 @@ class RelativePositions(nn.Module, ABC):
             if value < 1:
                 raise OptionError(
                     f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be at least 1; "
+                    f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
+                )
+            if name in cls.rows_of_tables and value > MAX_ROWS:
+                raise OptionError(
+                    f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be at most {MAX_ROWS}; "
                     f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
                 )
 
@@ -216,6 +225,7 @@ class T5Buckets(DistanceOnly):
         "num_buckets": (32, "number of buckets of distances"),
         "max_distance": (128, "distance in tokens beyond which all share one bucket"),
     })  # fmt: skip
+    rows_of_tables = ("num_buckets",)
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)
@@ -249,6 +259,7 @@ class Shaw(QueryDependent):
     summary = "the query's product with a learned embedding of the distance, clipped"
     paper = "Shaw et al. 2018, Self-Attention with Relative Position Representations, eq. 4"
     settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all share one embedding")})
+    rows_of_tables = ("clip",)
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)

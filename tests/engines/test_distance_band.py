@@ -116,7 +116,7 @@ def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
     leaves = tuple(x.detach() for x in leaves_of(60, 60, features=2, table_heads=HEADS, rows=13))
     q, k, v, p, rows, _, e, key_rows = leaves
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
-    rest = [None, None, None], [6, 6, 6, 0, 1, 0], 0.3, 0.0, 0, None
+    rest = [None, None, None], [6, 6, 6, 0, 1, 0], 0.3, 0.0, None, None
     together, _ = softmax_forward("distances", q, k, v, [p, rows, e, key_rows], *rest)
     for row in range(2):
         at = slice(row, row + 1)
@@ -155,7 +155,7 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
     mask[1] = False
     numbers = [5, 5, 5, 0, 1, 0]
     together, padded = (
-        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, 0, None)[0] for real in (None, mask)
+        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, None, None)[0] for real in (None, mask)
     )
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()

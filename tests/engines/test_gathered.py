@@ -167,7 +167,7 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
     parts = local_parts(40)
     bias = torch.rand(1, 1, 5, 1, 24) > 0.3
     fixed = [None, *(part.queries for part in parts), *(part.keys for part in parts), bias, None]
-    arguments = ("tiles", *x, [], fixed, flat_rules(parts), 0.3, 0.0, 0, None)
+    arguments = ("tiles", *x, [], fixed, flat_rules(parts), 0.3, 0.0, None, None)
     torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
     class Call(torch.nn.Module):

@@ -41,7 +41,7 @@ def masks(length: int, side: str) -> Tensor | None:
 
 def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     fixed, numbers = [call.key_mask, call.global_mask], [pattern.left, pattern.right, pattern.causal, pattern.global_rows, 0]
-    return cpu_softmax("band", q, k, v, [], fixed, numbers, call.scale_for(16), 0.0, 0, None)[0]
+    return cpu_softmax("band", q, k, v, [], fixed, numbers, call.scale_for(16), 0.0, None, None)[0]
 
 
 @pytest.mark.usefixtures("unfused_flex")
@@ -202,7 +202,7 @@ def test_cpu_operator_is_well_formed_for_compile_and_export(chosen: bool) -> Non
     if tokens is not None:
         tokens[0, [3, 150]] = True
     bias = torch.randn(2, 33, requires_grad=True)
-    arguments = ("band", q, k, v, [bias] if chosen else [], [None, tokens], [16, 16, 0, 1, 16], 0.3, 0.0, 0, None)
+    arguments = ("band", q, k, v, [bias] if chosen else [], [None, tokens], [16, 16, 0, 1, 16], 0.3, 0.0, None, None)
     torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 

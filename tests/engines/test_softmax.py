@@ -52,7 +52,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     else:
         fixed, numbers = [None, torch.randint(-1, 3, (1, 2, 100, 1))], [25, 1]
     sinks = torch.randn(2, requires_grad=True)
-    return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, 0, sinks
+    return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, None, sinks
 
 
 @every_cell("name", ["band", "blocks", "distances", "halo", "tiles"])

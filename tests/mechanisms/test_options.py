@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_longattn import (
     LongAttentionConfig,
@@ -217,3 +219,63 @@ def test_one_number_stands_for_a_tuple_of_one() -> None:
         build("window", dilation=True)
     with pytest.raises(OptionError, match="dilation"):
         build("window", dilation=1.5)
+
+
+class Sizes(TorchDispatchMode):
+    """Bytes of the largest tensor, and the number of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return result
+
+
+NUMERIC = [
+    (name, field.name)
+    for name in list_mechanisms()
+    if name != "nsa"
+    for field in mechanism_class(name).options_type.__dataclass_fields__.values()
+    if re.search(r"\b(int|float)\b", str(field.type))
+]
+MAX_BYTES, MAX_OPERATIONS = 1 << 26, 50_000
+"""For 300 tokens and 2 heads of 4. All pairs of them, as int64, have 1.4 MB; the largest tables by option have 33 MB."""
+
+
+@every_cell(("name", "option"), NUMERIC, by="name", of=3, alike=lambda name, *rest: name)
+def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(name: str, option: str) -> None:
+    """At a length for which no mask over all pairs is taken. The patterns of ``longattn inspect`` are those of ``attend``."""
+    length, field = 300, mechanism_class(name).options_type.__dataclass_fields__[option]
+    most, entries = field.metadata["most"], "tuple" in str(field.type)
+    sample = {**mechanism_class(name).sample, **({"rank": 4} if option == "max_length" else {})}
+    for value in {most, most - 1, min(most, length + 1)}:
+        with Sizes() as sizes:
+            no, module = refused(
+                partial(
+                    mechanism_from, name, {**sample, option: (value,) if entries else value}, num_heads=2, head_dim=4, max_length=length
+                )
+            )
+            for causal in (False, True):
+                if no or module.causal not in ("both", causal):
+                    continue
+                q, k, v = torch.randn(3, 1, 2, length, 4)
+                more: dict[str, Any] = {"hidden_states": torch.randn(1, length, 8)} if module.traits.takes_hidden_states else {}
+                more |= {"grid": (15, 20)} if module.traits.needs_grid else {}
+                with torch.no_grad():
+                    refused(partial(attend, q, k, v, module.eval(), causal=causal, **more))
+                refused(partial(module.pairs, length, causal))  # a mechanism on a grid needs one
+        assert sizes.bytes <= MAX_BYTES, value
+        assert sizes.operations <= MAX_OPERATIONS, value
+
+
+@every_cell("relative", ["shaw:clip=10**9", "t5_buckets:num_buckets=4*10**8,max_distance=10**9", "t5_buckets:max_distance=10**9"])
+def test_settings_of_relative_positions_size_no_endless_table(relative: str) -> None:
+    relative = relative.replace("4*10**8", "400000000").replace("10**9", "1000000000")
+    no, module = refused(partial(build_mechanism, "window", num_heads=2, head_dim=4, relative=relative))
+    assert no or sum(parameter.numel() for parameter in module.parameters()) < 1000

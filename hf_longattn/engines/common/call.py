@@ -159,6 +159,7 @@ class AttentionCall:
     batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs. The mechanism then handles only
         right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
+    max_globals: the maximum number of global tokens in a row, for graphs; ``None`` if only the values of ``global_mask`` say it.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
@@ -175,6 +176,7 @@ class AttentionCall:
     causal: bool = False
     batch: Batch | None = None
     global_mask: Tensor | None = None
+    max_globals: int | None = None
     scale: float | None = None
     dropout: float = 0.0
     score_mod: ScoreMod | None = None

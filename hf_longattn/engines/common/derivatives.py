@@ -120,7 +120,7 @@ def one_gradient_at_a_time() -> Iterator[None]:
 
 def refusal_to_map(mechanism: str, error: RuntimeError) -> DerivativeError | None:
     """The error to raise instead of ``error`` if ``torch.vmap`` failed on a mechanism; otherwise ``None``."""
-    if not values_mapped() or "randomness" in str(error):
+    if torch.compiler.is_compiling() or not values_mapped() or "randomness" in str(error):
         return None
     return DerivativeError(
         f"torch.vmap cannot follow mechanism {mechanism!r} with this input, because its control flow depends on tensor values; put "

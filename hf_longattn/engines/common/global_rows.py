@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...naming import OPERATORS
 from ...private_apis import missing
-from .batch import Batch, cached_on
+from .batch import cached_on
 from .call import AttentionCall, Pattern
 from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads
 from .derivatives import first_derivatives_only, one_gradient_at_a_time
@@ -28,23 +28,30 @@ MAX_COLUMN_PAIRS = 1 << 25
 """Maximum scores of global columns in memory at once: batch × heads × queries × global tokens."""
 
 
-def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False for padding."""
+def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False for padding.
+
+    most: a bound on the True entries in a row, as g; by default their exact number, which is read from the device.
+    """
     count = mask.sum(-1)
     length = mask.shape[-1]
-    most = size_in_graph(count.max(), 0, length)
+    if most is None:
+        most = size_in_graph(count.max(), 0, length)
+    elif most > length:
+        most = length
     index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
-    waits for the device."""
+    waits for the device. A graph cannot wait, and takes ``call.max_globals`` as their number."""
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
+    most = call.max_globals if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else None
 
     def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-        return real, global_index(tokens if real is None else tokens & real)
+        return real, global_index(tokens if real is None else tokens & real, most)
 
     return cached_on(tokens, ("index of globals", id(real)), find)[1]  # `real` is cached too, so that no other tensor gets its id
 
@@ -135,13 +142,17 @@ def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(f"{OPERATORS}::separate_rows", mutates_args=())
-def separate_rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float) -> Tensor:
+def separate_rows(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float, dropout: float,
+    seed: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Attention of the global tokens, and of no other queries, over all keys.
 
     Args:
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
         global_mask: ``(B, N)`` bool, False for padding.
+        dropout, seed: dropout of the weights, drawn by a generator with this seed ``()`` int64; ``None`` without dropout.
     Returns:
         ``(B, H, N, D)`` with zeros for all other queries.
     """
@@ -149,29 +160,42 @@ def separate_rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, glob
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     if index.shape[1] == 0:
         return out
-    call = AttentionCall(causal=causal, batch=Batch.of(key_mask), scale=scale)
-    return overwrite_global_rows(out, q, k, v, index, real, call).contiguous()
+    weights, share = _weights_of_rows(gather_tokens(q, index), k, key_mask, index, causal, scale, dropout, seed)
+    return put_rows(out, ((weights * share) @ at_least_fp32(v)).to(q.dtype), index, real).contiguous()
 
 
-@torch.library.custom_op(f"{OPERATORS}::separate_rows_backward", mutates_args=())
-def separate_rows_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`separate_rows`; the weights of the few rows are recomputed."""
-    index, real = global_index(global_mask)
-    if index.shape[1] == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+def _weights_of_rows(
+    queries: Tensor, k: Tensor, key_mask: Tensor | None, index: Tensor, causal: bool, scale: float, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor | float]:
+    """Weights ``(B, H, g, N)`` of the queries at ``index (B, g)``, and the factors by which dropout multiplies them."""
     seen = None if key_mask is None else key_mask[:, None, None, :]
     if causal:
         earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
         seen = earlier if seen is None else seen & earlier
+    weights = masked_softmax(products(queries, k) * scale, seen)
+    if seed is None:
+        return weights, 1.0
+    generator = torch.Generator(k.device).manual_seed(int(seed))
+    drawn = torch.rand(weights.shape, generator=generator, device=k.device, dtype=weights.dtype)
+    return weights, (drawn >= dropout) / (1 - dropout) if dropout < 1 else 0.0
+
+
+@torch.library.custom_op(f"{OPERATORS}::separate_rows_backward", mutates_args=())
+def separate_rows_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float,
+    dropout: float, seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of :func:`separate_rows`; the weights of the few rows are recomputed."""
+    index, real = global_index(global_mask)
+    if index.shape[1] == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     queries, row_grad, keys, values = (at_least_fp32(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
     row_grad = row_grad * real[:, None, :, None]
-    weights = masked_softmax(queries @ keys.transpose(-1, -2) * scale, seen)
-    inner = row_grad @ values.transpose(-1, -2)
+    weights, share = _weights_of_rows(queries, k, key_mask, index, causal, scale, dropout, seed)
+    inner = row_grad @ values.transpose(-1, -2) * share
     scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
     dq = put_rows(torch.zeros_like(q), (scores @ keys).to(q.dtype), index, real).contiguous()
-    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), (weights.transpose(-1, -2) @ row_grad).to(v.dtype)
+    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -179,13 +203,14 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, key_mask, global_mask)
+    q, k, v, key_mask, global_mask, *ctx.settings, seed = inputs
+    ctx.save_for_backward(q, k, v, key_mask, global_mask, seed)
 
 
 @one_gradient_at_a_time()
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return first_derivatives_only((*separate_rows_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None))
+    *tensors, seed = ctx.saved_tensors
+    return first_derivatives_only((*separate_rows_backward(grad, *tensors, *ctx.settings, seed), *[None] * 6))
 
 
 separate_rows.register_fake(lambda q, *_: _like(q)[0])

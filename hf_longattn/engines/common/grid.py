@@ -17,6 +17,8 @@ from ...errors import GridError, OptionError
 ORDERS = ("raster", "columns", "hilbert")
 """Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
 TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
+MAX_TILE = 65536
+"""Maximum tokens of a tile. A grid is padded to whole tiles."""
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
 """The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
 
@@ -116,6 +118,9 @@ def check_order(order: Any) -> str:
         OptionError: it names no order.
     """
     tiles = TILES.fullmatch(order) if isinstance(order, str) else None
-    if order not in ORDERS and (tiles is None or 0 in map(int, tiles[1].split("x"))):
-        raise OptionError(f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8.")
+    if order not in ORDERS and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
+        raise OptionError(
+            f"Option 'order' is {order!r}, but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8, with at most "
+            f"{MAX_TILE:,} tokens in a tile."
+        )
     return str(order)

@@ -94,14 +94,14 @@ def drops_some(probability: float) -> bool:
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Graphs and score terms are excluded.
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score terms are excluded.
     """
     call = context.call
-    if not call.dropout or context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None:
+    if not call.dropout or context.device != "cpu" or torch.compiler.is_exporting() or call.score_mod is not None:
         return False
     if not drops_some(call.dropout):
         return False
-    return not context.few_pairs and context.plain_only is None
+    return not context.few_pairs and (torch.compiler.is_compiling() or context.plain_only is None)
 
 
 def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:

@@ -353,21 +353,22 @@ def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def softmax_forward(
     kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-    scale: float, dropout: float, seed: int, sink_scores: Tensor | None,
+    scale: float, dropout: float, seed: Tensor | None, sink_scores: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax attention over the parts of a source.
 
     Args:
         kind: name of the source. The source class documents ``learned``, ``fixed`` and ``numbers``.
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
-        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms.
+        dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms. The seed is a
+            tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without dropout.
         sink_scores: ``(H,)``, see :class:`~..common.call.AttentionCall`. The backward pass of the parts needs no change, since it
             takes the merged output and log-sum-exp.
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``. Both omit the queries that the source
         :meth:`~Source.skips`.
     """
-    drops = Dropout(dropout, seed) if dropout else None
+    drops = None if seed is None else Dropout(dropout, int(seed))
     parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
     out, lse = empty_results(parts_of.q)
     parts_of.prepare(out, lse)
@@ -406,10 +407,10 @@ cpu_softmax = torch.library.custom_op(f"{OPERATORS}::cpu_softmax", softmax_forwa
 def cpu_softmax_backward(
     grad: Tensor, out: Tensor, lse: Tensor, learns: bool,
     kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-    scale: float, dropout: float, seed: int,
+    scale: float, dropout: float, seed: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
-    drops = Dropout(dropout, seed) if dropout else None
+    drops = None if seed is None else Dropout(dropout, int(seed))
     parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
     if learns:
         parts_of.start_learning()
@@ -429,18 +430,18 @@ def cpu_softmax_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.kind, q, k, v, learned, fixed, *ctx.settings, sink_scores = inputs
+    ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed, sink_scores = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.learned = len(learned)
-    ctx.save_for_backward(*output, sink_scores, q, k, v, *learned, *fixed)
+    ctx.save_for_backward(*output, seed, sink_scores, q, k, v, *learned, *fixed)
 
 
 @one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    out, lse, sinks, q, k, v, *tensors = ctx.saved_tensors
+    out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
-    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings)
+    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed)
     dq, dk, dv, *of_learned = first_derivatives_only(gradients)
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
@@ -448,7 +449,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     if sinks is not None:  # the value of a sink is 0, so its score has the gradient -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
         of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings), of_sinks
+    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings), None, of_sinks
 
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
@@ -485,5 +486,5 @@ def attend_parts(
         or (sink_scores is not None and sink_scores.requires_grad)
     )
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
-    seed = int(torch.randint(1 << 62, ())) if dropout else 0
+    seed = torch.randint(1 << 62, (), device=q.device) if dropout else None
     return run(kind, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]

@@ -118,7 +118,7 @@ class BucketedMechanism(SummarisedMechanism):
         if not self.sees_itself:
             places = places.masked_fill(places == own_place, -1)
         if window:
-            near = own_place - torch.arange(window, device=q.device)
+            near = own_place - torch.arange(min(window, kv_len), device=q.device)
             places = torch.cat([places.masked_fill(places > own_place - window, -1), near], -1)
         no_visible_key = (places < 0).all(-1, keepdim=True)
         places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own_place, places)

@@ -28,8 +28,9 @@ QUERIES_PER_BAND_ROW = 64
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
     """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue modulo ``dilation``."""
-    members = -(-length // dilation)
     # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
+    dilation = dilation if dilation < length else length
+    members = -(-length // dilation)
     left, right = (side if side < members else members - 1 for side in (left, right))
     size = QUERIES_PER_BAND_ROW if members >= QUERIES_PER_BAND_ROW else members
     first = torch.arange(0, members, size, device=device)[:, None]
@@ -39,7 +40,8 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
 
 
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
-    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``."""
+    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``; one group each if the stride is longer."""
+    stride = stride if stride < length else length
     steps = torch.arange(-(-length // stride), device=device)[None]
     return _members(steps, stride, length)[0, 0]
 

@@ -241,7 +241,7 @@ class SparseMechanism(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
-            call = call.replace(global_mask=tokens)
+            call = call.replace(global_mask=tokens, max_globals=self.most_globals() if call.global_mask is None else None)
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
 
     def locality(self, causal: bool) -> Locality | None:
