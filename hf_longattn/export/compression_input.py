@@ -104,7 +104,7 @@ class CompressionInput:
                 f"{class_name} reads {model.main_input_name}, and compressions are measured on texts; load it and call "
                 'model.optimize_for_inference("int8"), or with dtype=torch.bfloat16.'
             )
-        tokenizer = load_tokenizer(source.folder)
+        tokenizer = load_tokenizer(source.folder, model.config)
         text, origin = verification_text(config.text)
         if tokenizer is None:
             ids = torch.randint(5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed))

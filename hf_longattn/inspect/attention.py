@@ -191,7 +191,7 @@ def _read_text(
     if asked is not None and min(asked) < SHORTEST:
         raise LengthError(f"Lengths start at {SHORTEST} tokens, not {min(asked):g}; give for example --lengths 512,2K.")
     if tokenizer is None and loaded.folder is not None:
-        tokenizer = load_tokenizer(loaded.folder)
+        tokenizer = load_tokenizer(loaded.folder, network.config)
     stack = watched_stack(network)
     limit = longest_input(stack.config)
     if asked is not None:

@@ -272,6 +272,9 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
         prefix, backbone = largest.base_model_prefix, largest.base_model
+        if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
+            classes = ", ".join(type(model).__name__ for model in models.values())
+            raise OptionError(f"The heads {classes} have no backbone in common, which multitask needs; train a model for each task.")
         self.config = largest.config
         self.add_module(prefix, backbone)
         self.heads = nn.ModuleDict()
