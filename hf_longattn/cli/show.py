@@ -197,11 +197,11 @@ def show_report(report: ConversionReport) -> None:
     shown.facts(*(Fact(check.status, check.name, check.detail, STYLES[check.status]) for check in report.checks))
     shown.gap()
     shown.say(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.")
-    verdict = verdict_check(report.checks)
-    if verdict is not None and WOULD_TELL in verdict.values:
-        shown.say(f"Not known whether it is {READY}: {verdict.values[WOULD_TELL]} would tell.", "warning")
+    verdict = {} if (check := verdict_check(report.checks)) is None else check.values
+    if WOULD_TELL in verdict:
+        shown.say(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "warning")
     elif report.verdict == READY:
-        shown.say(f"{READY.capitalize()}, as measured on {verdict.values['tokens']:,} tokens of {report.text}.", "good")
+        shown.say(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}.", "good")
     if report.next_step is not None:
         heading = "Next" if report.needs_training else "To train it"
         shown.say(f"{heading}: {next_step(report.next_step, _as_typed(report.destination))}", typed=True)

@@ -83,7 +83,8 @@ class EmbeddingCheck:
         detail += f" (at least {least:.2f} is required, since different passages have {different:.2f})"
         if self.document:
             last = states["last_hidden_state"]
-            last = last if last.shape[1] == self.document else self._states(result, 1, self.document)
+            if last.shape[1] != self.document:
+                last = outputs(result.base_model, self.text.passages(1, self.document))["last_hidden_state"]
             first = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # chunk that is compared
             chunks = self.of_source[self.chunk][: self.document // self.chunk]
             mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
@@ -105,11 +106,7 @@ class EmbeddingCheck:
 
     def _embedded(self, model: Any, count: int, length: int) -> Tensor:
         """Normalised embeddings ``(count, D)`` of the first passages of ``length`` tokens, special tokens included."""
-        return self._pooled(self._states(model, count, length))
-
-    def _states(self, model: Any, count: int, length: int) -> Tensor:
-        """The last hidden states of the first passages of ``length`` tokens."""
-        return outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"]
+        return self._pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"])
 
     def _pooled(self, states: Tensor) -> Tensor:
         """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""

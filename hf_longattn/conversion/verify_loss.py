@@ -85,10 +85,9 @@ class LossCheck:
         ]
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
         shortened = ""
-        if self.count < self.available:
-            shortened = f" (of {self.available}: a large model, shortened{'' if self.given_text else '; --verify-text FILE allows more'})"
-        elif self.count <= self.plan.new_length - self.chunk:
-            shortened = f" (of {self.plan.new_length})"
+        if self.count <= self.plan.new_length - self.chunk:
+            more = "" if self.given_text or self.count == self.available else "; --verify-text FILE allows more"
+            shortened = f" (of {self.plan.new_length}{more})"
         detail = (
             f"{self.count} tokens{shortened} of {self.text.describe()}, source on chunks of {self.chunk} → result in one pass: {listed}"
         )

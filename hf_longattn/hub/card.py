@@ -153,6 +153,7 @@ def model_card(
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     versions = {"hf_longattn": __version__} | (report.get("versions") or {})
+    verdict_limits = [UNTRAINED] * bool(report.get("needs_training")) + [UNMEASURED] * (report.get("verdict") == "cannot tell")
     data = _card_data(folder, task, metadata, is_long=is_long(config))
     card = ModelCard.from_template(
         data,
@@ -170,7 +171,7 @@ def model_card(
         verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*kind_in(config).limits(config, attentions, length), *_untrained(report), *limits],
+        limits=[*kind_in(config).limits(config, attentions, length), *verdict_limits, *limits],
         versions=", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
     )
     check_metadata(str(card), data.to_dict())
@@ -270,7 +271,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 _BUCKET = {"from!": NATURAL, "to!": NATURAL, "predicted!": NATURAL, "source_on_chunks!": NUMBER, "result!": NUMBER}
-_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL, "would_tell": TEXT}
+_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL}
 REPORT_FIELDS: dict[str, Any] = {
     "plan": {
         "source": TEXT,
@@ -291,7 +292,7 @@ REPORT_FIELDS: dict[str, Any] = {
     "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
     "next_step": {"command": "a list of text", "advice": TEXT},
-    "text": TEXT,
+    **dict.fromkeys(("text", "verdict"), TEXT),
     **dict.fromkeys(("verified", "needs_training"), "true or false"),
     "tolerance": NUMBER,
 }
@@ -405,13 +406,7 @@ def _hub_name(source: str) -> str:
 
 
 UNTRAINED = "As converted, its outputs differ from those of its source: train it before use, as described above."
-
-
-def _untrained(report: Mapping[str, Any]) -> list[str]:
-    """Sentences on a result that needs training, or may need it, since the conversion could not tell."""
-    would_tell = [check["values"]["would_tell"] for check in report.get("checks") or [] if (check.get("values") or {}).get("would_tell")]
-    unknown = [f"Whether it is ready to use as converted is not known: {in_one_line(told)} would tell." for told in would_tell[:1]]
-    return [*([UNTRAINED] if report.get("needs_training") else []), *unknown]
+UNMEASURED = "Whether it is ready to use as converted is not known; what would tell is in the table of checks above."
 
 
 def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -30,13 +30,14 @@ MODULES = [
 
 @pytest.fixture
 def encoder(checkpoint: Callable[..., Path]) -> Path:
-    """A small sentence encoder whose embeddings depend on the words, and on where they are."""
+    """A small sentence encoder whose embeddings depend on the words, and more on where they are. Frequent words count little."""
     folder = checkpoint("BertModel", tokenizer="bert")
     model = transformers.BertModel.from_pretrained(folder)
     with torch.no_grad():
         torch.manual_seed(1)
-        model.embeddings.position_embeddings.weight.normal_(0, 0.6)
-        model.embeddings.word_embeddings.weight.normal_(0, 1)
+        model.embeddings.position_embeddings.weight.normal_(0, 1)
+        words = model.embeddings.word_embeddings.weight.normal_(0, 1)
+        words -= words[verification_of(folder).tokens(4000)[0]].mean(0)
     model.save_pretrained(folder)
     (folder / "modules.json").write_text(json.dumps(MODULES))
     (folder / "1_Pooling").mkdir()
@@ -135,7 +136,7 @@ def test_short_passages_alone_do_not_make_a_longer_model_ready(encoder: Path, tm
     monkeypatch.setattr(verify_embeddings, "FLOPS", 1)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
     assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
-    (tmp_path / "short.txt").write_text("The lighthouse stands where the river meets the sea. " * 5)
+    (tmp_path / "short.txt").write_text(verification_text(None)[0][:300])
     short = convert_checkpoint(encoder, tmp_path / "short", mechanism="full", max_length=NEW, verify_text=tmp_path / "short.txt")
     assert short.verdict == "cannot tell"
     assert "--verify-text FILE with a longer text" in measured(short)["would_tell"]
