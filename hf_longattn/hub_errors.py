@@ -200,7 +200,7 @@ def _sentence(repo_id: str, error: BaseException, operation: Operation) -> str:
         return operation.broken.format(repr(repo_id), endpoint=constants.ENDPOINT, kind=kind, retry=operation.retry)
     if not isinstance(error, OSError | ValueError | RuntimeError) or isinstance(error, UnicodeError):
         kind = type(error).__name__
-        return f"{constants.ENDPOINT} does not answer like the Hub ({kind}: {in_a_line(error)}); check HF_ENDPOINT and your proxy."  # type: ignore[arg-type]
+        return f"{constants.ENDPOINT} does not answer like the Hub ({kind}: {in_a_line(error)}); check HF_ENDPOINT and your proxy."
     return f"The request to the Hub for {repo_id!r} failed: {in_a_line(error)}."
 
 

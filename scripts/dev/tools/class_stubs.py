@@ -150,7 +150,7 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     ours = [of for of in model.__bases__ if of.__module__.startswith("hf_longattn.modeling.") and of.__name__ != base.__name__]
     signature = inspect.signature(model.forward)
     base_arguments = {
-        name: f"{'Any' if parameter.annotation is parameter.empty else shown(parameter.annotation)}"
+        name: optional(shown(parameter.annotation), parameter.default)
         + ("" if parameter.default is parameter.empty else f" = {default(parameter.default)}")
         for name, parameter in signature.parameters.items()
         if name not in ("self", *LONG_ARGUMENTS) and parameter.kind is not parameter.VAR_KEYWORD
@@ -194,6 +194,11 @@ def shown(annotation: Any) -> str:
     text = re.sub(r"\blist\[(\w+)(?:, \w+)+\]", r"list[\1]", text)  # transformers means a tuple
     text = re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), text).replace("dtype_", "torch.dtype")
     return re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", text)
+
+
+def optional(kind: str, value: Any) -> str:
+    """The type of an argument, with ``None`` where that is its default. Some bases leave it out."""
+    return f"{kind} | None" if value is None and kind != "Any" and "None" not in kind and "Optional" not in kind else kind
 
 
 def default(value: Any) -> str:
