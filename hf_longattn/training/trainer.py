@@ -324,7 +324,7 @@ class LongTrainer(Trainer):
         if self.is_world_process_zero():
             check_login(name, **self._access(token, private))
         with translated_errors(name, self.args.hub_token):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(token, *([] if private is None else [private]))  # transformers 5.20 has one argument
 
     def push_to_hub(
         self, commit_message: str | None = None, blocking: bool = True, token: str | None = None, revision: str | None = None,

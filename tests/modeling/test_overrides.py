@@ -17,6 +17,9 @@ ADDED = {
     "on_epoch_begin": {"train_dataloader"},
     "on_optimizer_step": {"model"},
     "on_substep_end": {"model"},
+    "on_train_begin": {"lr_scheduler"},
+    "init_hf_repo": {"private"},  # not in transformers 5.20
+    "push_to_hub": {"private"},
     "convert": {"config"},
 }
 """Method -> parameters that the base takes as keywords, without naming them."""
