@@ -242,7 +242,5 @@ def test_the_questions_of_a_bigbird_are_not_packed() -> None:
     assert packing_refusal(LongBigBirdForTokenClassification(config), args) is None
     model = LongBigBirdForQuestionAnswering(config)
     assert chosen_packing(model, None, args) is False
-    with pytest.raises(
-        OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one docum"
-    ):
+    with pytest.raises(OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"):
         chosen_packing(model, True, args)

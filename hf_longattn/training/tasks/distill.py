@@ -125,10 +125,8 @@ def distill_student(
             f"The student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; give models of one vocabulary."
         )
     if student.config.is_encoder_decoder and training_args.method != "logits":
-        raise OptionError(
-            f"--method {training_args.method} compares the hidden states of one stack, and a {type(student).__name__} has two; add --method "
-            "logits."
-        )
+        two_stacks = f"one stack, and a {type(student).__name__} has two"
+        raise OptionError(f"--method {training_args.method} compares the hidden states of {two_stacks}; give --method logits.")
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     layers = layer_map(student, teacher, model_args.layer_map)
     if factors["attention"] and student.config.num_attention_heads != teacher.config.num_attention_heads:
