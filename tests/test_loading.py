@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForMaskedLM,
+    EsmConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -271,3 +272,11 @@ def test_a_tokenizer_pads_with_its_end_token_for_every_kind_of_model(tmp_path: P
         load_lm(folder, "auto")
     with pytest.raises(CheckpointError, match=neither):
         load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")
+
+
+def test_a_model_without_a_head_for_questions_is_a_sentence(tmp_path: Path) -> None:
+    tokenizer = plain_tokenizer(eos_token="[SEP]")
+    tokenizer.save_pretrained(tmp_path)
+    EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"\(esm\) has no head for question answering; take a model of another architecture"):
+        load_qa_model(str(tmp_path), complete=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.batching import (
     DataCollatorWithPacking,
     TokenBudget,
+    chosen_packing,
     first_tokens,
     packed,
     packing_refusal,
@@ -34,6 +36,9 @@ from hf_longattn.errors import OptionError
 from hf_longattn.families import (
     LongBertConfig,
     LongBertForSequenceClassification,
+    LongBigBirdConfig,
+    LongBigBirdForQuestionAnswering,
+    LongBigBirdForTokenClassification,
     LongDebertaV2Config,
     LongDebertaV2ForSequenceClassification,
     LongDistilBertConfig,
@@ -227,3 +232,15 @@ def test_batches_of_a_number_of_tokens(pads: bool, processes: int) -> None:
     cells = sum(max(lengths[row] for row in batch) * len(batch) for batch in first)
     assert sum(lengths) / cells > 0.9  # similar lengths share a batch
     assert {len(batch) for batch in TokenBudget([5] * 12, 10, padded=pads, processes=processes)} == {2}  # the budget may be filled
+
+
+def test_the_questions_of_a_bigbird_are_not_packed() -> None:
+    """Its head takes one question in a row out of its answers; other heads read several documents in a row."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
+    config = LongBigBirdConfig(**shape, long_attention={"mechanism": "window", "window": 16})
+    args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
+    assert packing_refusal(LongBigBirdForTokenClassification(config), args) is None
+    model = LongBigBirdForQuestionAnswering(config)
+    assert chosen_packing(model, None, args) is False
+    with pytest.raises(OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"):
+        chosen_packing(model, True, args)

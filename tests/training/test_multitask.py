@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForQuestionAnswering, T5ForTokenClassification
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
@@ -20,6 +20,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.multitask import (
     MULTITASK,
     MultiTaskDataArguments,
+    MultiTaskModel,
     TaskBatches,
     finetune_multitask,
     multitask_result,
@@ -137,3 +138,12 @@ def test_a_head_of_questions_knows_when_there_is_no_answer(tmp_path: Path, token
     scored = finetune_multitask(*build_arguments(evaluation_arguments(MULTITASK), **again, **SCORED))
     assert scored["held_out"]["after"]["ask"]["f1"] == log["held_out"]["after"]["ask"]["f1"]
     assert note not in multitask_result(scored)
+
+
+def test_heads_without_a_common_backbone_are_refused() -> None:
+    """T5's question answering holds both stacks itself, and its token classification an encoder."""
+    config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=99)
+    heads = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
+    for models in (heads, {"ask": heads["ask"]}):
+        with pytest.raises(OptionError, match="T5ForQuestionAnswering have no backbone in common, which multitask needs; train a model"):
+            MultiTaskModel(models)
