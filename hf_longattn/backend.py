@@ -188,8 +188,8 @@ def longattn_attention_forward(
         _check_own_window(layer, mechanism, key.shape[2])
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     attention_mask = _checked(attention_mask, query, mechanism, causal)
-    plain = not isinstance(layer, (AttentionCacheLayer, StaticLayer)) and _is_plain(mechanism, query, kwargs)
-    if attention_mask is None and query.shape[2] == key.shape[2] and plain:
+    computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
+    if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
         mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
         if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
@@ -417,8 +417,9 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
             'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
         )
-    if beside := [meaning for name, meaning in NOT_COMPUTED.items() if kwargs.get(name) is not None]:
-        raise BackendError(f"{type(module).__name__} attends with {beside[0]}, which no mechanism does; load the model without mechanisms.")
+    if not kwargs.keys().isdisjoint(NOT_COMPUTED):
+        meaning = next(meaning for name, meaning in NOT_COMPUTED.items() if name in kwargs)
+        raise BackendError(f"{type(module).__name__} attends with {meaning}, which no mechanism does; load the model without mechanisms.")
     if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "

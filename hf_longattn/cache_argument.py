@@ -15,8 +15,10 @@ if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < 
 
 
 def rename_cache(arguments: dict[str, Any]) -> None:
-    """Give the cache among a model's keyword arguments its name in the installed version. The base refuses two caches."""
-    if OTHER_CACHE in arguments and arguments.get(CACHE) is None:
+    """Give the cache among a model's keyword arguments, which has its other name, that of the installed version.
+
+    The base refuses two caches."""
+    if arguments.get(CACHE) is None:
         arguments[CACHE] = arguments.pop(OTHER_CACHE)
 
 

@@ -5,8 +5,10 @@ A checkpoint's Python code never runs, whatever standard input contains. Pickled
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fnmatch
+import json
 import logging as std_logging
 import os
 import re
@@ -16,11 +18,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
 from .constants import GRAPHS
-from .encoding import call_tokenizer, check_tokenizer
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
@@ -35,6 +37,10 @@ NO_CODE = {"trust_remote_code": False}
 """Passed in every call. Models that load inner models do not pass it on; see :func:`guarded`."""
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that stops transformers from requesting a conversion of pickled weights."""
+MOST_GROWTH = 32
+"""Maximum bytes that the rules of a tokenizer.json make of one byte. Unicode's compatibility forms make 11 of one (U+FDFA)."""
+SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
+"""Text that rules for all characters change."""
 logger = logging.get_logger(LOGGER)
 
 
@@ -209,6 +215,103 @@ def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
         )
 
 
+def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
+    """The result of ``tokenizer(*texts, **options)``.
+
+    Raises:
+        CheckpointError: the tokenizer fails, for example at a regular expression that takes too long.
+    """
+    with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
+        return tokenizer(*texts, **options)
+
+
+def check_ids(largest: int, rows: int) -> None:
+    """Refuse a token id beyond the rows of a model's table of token embeddings.
+
+    Raises:
+        CheckpointError: the tokenizer belongs to another model.
+    """
+    if largest >= rows:
+        raise CheckpointError(
+            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs to another model."
+        )
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that makes far more of a text than it has, or without a sensible maximum length.
+
+    A token takes about 200 bytes of memory, so a few rules could fill it with the tokens of a short text.
+
+    Args:
+        tokenizer: just loaded.
+        name: of its checkpoint.
+
+    Raises:
+        CheckpointError: naming the file and the rule or field.
+    """
+    longest = getattr(tokenizer, "model_max_length", 1)
+    is_count = (type(longest) is int and longest >= 1) or (type(longest) is float and longest > 1e20)  # 1e30 stands for no limit
+    if not is_count:
+        raise CheckpointError(
+            f"The tokenizer_config.json of {name!r} says model_max_length={longest!r:.60}, which must be a whole number of 1 or more; "
+            "correct it."
+        )
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return
+    file = f"The tokenizer.json of {name!r}"
+    with checkpoint_errors(f"{file} is damaged"):
+        if (special := backend.num_special_tokens_to_add(False)) >= longest:
+            raise CheckpointError(f"{file} puts {special:,} special tokens around a text, but at most {longest:,} are read; correct it.")
+        for rule in _rules(backend.post_processor, "processors"):
+            for template in (rule.get("single") or [], rule.get("pair") or []):
+                texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]
+                if len(texts) > len(set(texts)):
+                    raise CheckpointError(f"{file} repeats every text in a template; correct it.")
+        parts = (
+            ("normalizers", normalizers.Sequence, backend.normalizer),
+            ("pretokenizers", pre_tokenizers.Sequence, backend.pre_tokenizer),
+        )
+        steps: list[tuple[str, Any, Any]] = [(key, kind([]), rule) for key, kind, part in parts for rule in _rules(part, key)]
+        for key, alone, rule in steps:
+            alone.__setstate__(json.dumps({"type": "Sequence", key: [rule]}).encode())
+        starts = [(before, after, place) for place, (_, _, rule) in enumerate(steps, 1) for before, after in _replacements(rule)]
+        for before, text, first in [(SAMPLE, SAMPLE, 0), *starts]:
+            most = MOST_GROWTH * max(1, len(before.encode()))
+            for key, alone, _ in steps[first:]:
+                if len(text.encode()) <= most:  # what later rules make of a longer text could fill the memory
+                    text = alone.normalize_str(text) if key == "normalizers" else "".join(part for part, _ in alone.pre_tokenize_str(text))
+            if len(text.encode()) > most:
+                raise CheckpointError(
+                    f"{file} makes a text more than {MOST_GROWTH} times as long; give a checkpoint with another tokenizer."
+                )
+
+
+def _rules(part: Any, key: str) -> Iterator[dict[str, Any]]:
+    """The rules of a part of a tokenizer, as in tokenizer.json. None for a part in Python, which no file can bring."""
+    try:
+        waiting = [] if part is None else [json.loads(part.__getstate__())]
+    except Exception:  # tokenizers raises it for a part in Python
+        return
+    while waiting:
+        rule = waiting.pop(0)
+        if rule["type"] == "Sequence":
+            waiting = [*rule[key], *waiting]
+        else:
+            yield rule
+
+
+def _replacements(rule: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a rule replaces, and by what. A match of a regular expression counts as one byte."""
+    if rule["type"] == "Replace":
+        return [(rule["pattern"].get("String", ""), rule["content"])]
+    if rule["type"] == "Prepend":
+        return [("", rule["prepend"])]
+    if rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:  # the size of a trie, the trie, and texts that end in a zero byte
+        charsmap = base64.b64decode(rule["precompiled_charsmap"])
+        return [("\ufdfa", max(charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0"), key=len).decode(errors="replace"))]
+    return []
+
+
 def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = False, **arguments: Any) -> Any:
     """Call ``loader.from_pretrained`` without running code, and return its result.
 
@@ -337,8 +440,6 @@ def _check_sentence_model(model: Any, name: str) -> None:
     Raises:
         CheckpointError: no module makes one vector of a text, or special tokens and a prompt are as long as the model reads.
     """
-    from .modeling.family.validation import POSITION_TABLE_NAME, known_length
-
     network, kinds = model.transformers_model, [type(module).__name__ for module in model]
     if network is not None and not hasattr(model, "tokenizer"):
         raise CheckpointError(f"{name!r} begins with {kinds[0]}; give a model whose first module is its Transformer.")
@@ -349,8 +450,10 @@ def _check_sentence_model(model: Any, name: str) -> None:
             f"{name!r} has no module that makes one vector of a text ({', '.join(kinds)}); save it again with a Pooling module."
         )
     check_tokenizer(model.tokenizer, name)
-    has_table = any(isinstance(module, torch.nn.Embedding) for key, module in network.named_modules() if key.endswith(POSITION_TABLE_NAME))
-    rows = known_length(network.config, None, network) if has_table else None
+    tables = [
+        table for key, table in network.named_modules() if isinstance(table, torch.nn.Embedding) and key.endswith("position_embeddings")
+    ]
+    rows = min((table.num_embeddings - (-1 if table.padding_idx is None else table.padding_idx) - 1 for table in tables), default=None)
     if rows and model.max_seq_length and model.max_seq_length > rows:
         logger.warning(f"{name}: max_seq_length is {model.max_seq_length:,}, but the model has {rows:,} positions; texts are cut there.")
         model.max_seq_length = rows

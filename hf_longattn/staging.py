@@ -150,7 +150,9 @@ def _staged_folder(destination: Path, needed_bytes: int, overwrite: bool) -> Ite
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        _remove_empty(new_parents)
+        for folder in new_parents:  # parents of a result that failed
+            with contextlib.suppress(OSError):  # not empty, or never created
+                folder.rmdir()
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -233,13 +235,6 @@ def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a complete UTF-8 file or nothing, by :func:`staged_file`."""
     with staged_file(file, overwrite=overwrite) as stage:
         stage.write_text(text, encoding="utf-8")
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove the parent folders that were created for a result that failed."""
-    for folder in folders:
-        with contextlib.suppress(OSError):  # not empty, or never created
-            folder.rmdir()
 
 
 def _swap(stage: Path, destination: Path, overwrite: bool) -> None:

@@ -18,7 +18,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
     ("cache_argument", "constants", "errors", "lazy", "naming"),
-    ("config_format", "declarations", "encoding", "hub_errors", "private_apis", "reading"),
+    ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
     ("processor_files",),
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),

@@ -265,7 +265,7 @@ def generic_hint(source: Source) -> str:
     """A relative clause that says what can be done with a source without Long classes."""
     model_type = str(source.config.get("model_type"))
     base, why = _class_of(source), declared()["refused"].get(model_type)
-    if base is None and model_type in CONFIG_MAPPING_NAMES:
+    if base is None and model_type in CONFIG_MAPPING_NAMES and not model_type.startswith("long_"):
         other = MODEL_MAPPING_NAMES.get(model_type)
         reason = (
             f"transformers reads it with the class of another type, {other}" if other else "transformers has no model class of this type"

@@ -70,7 +70,7 @@ def add_source_files(
     """Copy what belongs to a model besides weights and config. Returns the names of the files.
 
     Args:
-        source: the checkpoint that the result is made from.
+        source: the checkpoint that the result is made from. The licences are in its card's folder.
         result: facts about the result.
         stage: the result's folder, with its weights and ``config.json``.
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
@@ -81,7 +81,10 @@ def add_source_files(
         CheckpointError: a copied file is damaged.
     """
     base_type, written = str(source.config.get("model_type")), []
-    for path in sidecars(source):
+    files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
+    files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
+    left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
+    for path in (files[name] for name in sorted(files.keys() - left) if files[name].is_file()):
         if path.name == TOKENIZER_CONFIG:
             write_json(stage / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
         elif path.name == "generation_config.json" and generated is not None:
@@ -295,14 +298,6 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         for name, licence in _files_around(fetch_model(source), LICENCES).items():
             if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
                 (folder / name).unlink()
-
-
-def sidecars(source: Source) -> list[Path]:
-    """Files beside a source's weights that are copied to a result. With the licences in its card's folder."""
-    files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
-    files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
-    return [files[name] for name in sorted(files.keys() - left) if files[name].is_file()]
 
 
 def _keep_remote_code(source: Source, folder: Path) -> list[str]:

@@ -100,7 +100,10 @@ def plan_tensors(
         header = tensor.header
         dtype = dtype_of(header, cast)
         key = keys[header.name]
-        reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows}) or _why_tied(key, shared, skeleton)
+        reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows})
+        tied = skeleton.all_tied_weights_keys.get(key)
+        if not reason and key in shared and shared[key] == shared.get(tied):  # the file has the tensor under both names
+            reason = f"tied to {tied}"
         if tensor.target is None or reason:
             planned.append(TensorPlan.dropped(header, reason, cast))
             continue
@@ -248,12 +251,6 @@ def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int
     if not name.exists and ".long_attention." in tensor.target:
         return "not a parameter of the chosen mechanism"
     return ""
-
-
-def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
-    """Reason to drop one name of a tensor that the file has under two names. Empty to keep it."""
-    tied = skeleton.all_tied_weights_keys.get(key)
-    return f"tied to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
 def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:

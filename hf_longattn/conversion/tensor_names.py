@@ -116,24 +116,16 @@ def check_complete(missing: Collection[str], model: nn.Module, file: str, family
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     tables = {name: None if family is None else family.table(name) for name in in_base}
     computed = {name for name, table in tables.items() if table is not None and not table.learned}
-    lost = sorted({name for name in {*in_base} - tied - computed if "pooler" not in name} | _of_begun_lists({*missing} - tied, model))
+    lost = {name for name in {*in_base} - tied - computed if "pooler" not in name}
+    there = [name for name in model.state_dict() if name not in {*missing} - tied]
+    for path, module in model.named_modules():  # lists of layers that the file has in part, such as the decoder of a ViT-MAE
+        if isinstance(module, nn.ModuleList) and any(name.startswith(f"{path}.") for name in there):
+            lost |= {name for name in {*missing} - tied if name.startswith(f"{path}.")}
     if lost:
         raise CheckpointError(
-            f"{len(lost)} tensors that a {class_name or type(model).__name__} needs are missing in {file!r}, the first is {lost[0]!r};"
+            f"{len(lost)} tensors that a {class_name or type(model).__name__} needs are missing in {file!r}, the first is {min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
-
-
-def _of_begun_lists(missing: Collection[str], model: nn.Module) -> set[str]:
-    """Missing parameters in lists of layers that the file has in part. An example is the decoder of a ViT-MAE."""
-    there = [name for name in model.state_dict() if name not in missing]
-    begun = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and any(_within(path, there))]
-    return {name for path in begun for name in _within(path, missing)}
-
-
-def _within(path: str, names: Iterable[str]) -> Iterator[str]:
-    """The parameters of a module at ``path``, among ``names``."""
-    return (name for name in names if name.startswith(f"{path}."))
 
 
 def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:

@@ -187,7 +187,8 @@ def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tup
     same = finite = True
     size = BLOCK_BYTES * tensor.dtype.itemsize // source.dtype.itemsize
     for a, b in zip(read_blocks(source, tensor.dtype), read_blocks(header, size=size), strict=True):
-        same = same and _same_block(a, b)
+        words = torch.uint8 if len(a) % 8 else torch.int64  # the wider, the faster
+        same = same and torch.equal(torch.frombuffer(a, dtype=words), torch.frombuffer(b, dtype=words))
         finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))
     return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"], finite
 
@@ -208,11 +209,6 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
-
-
-def _same_block(a: memoryview, b: memoryview) -> bool:
-    dtype = torch.uint8 if len(a) % 8 else torch.int64  # the wider, the faster
-    return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
 _checks_of = singledispatch(check_texts)

@@ -72,6 +72,9 @@ class LossCheck:
         if self.skipped is not None:
             return self.skipped
         old, new = self.of_source, token_losses(result, self.shown, self.target, causal=self.causal)
+        edges = [0, self.chunk]
+        while edges[-1] * 2 < self.count:
+            edges.append(edges[-1] * 2)
         buckets = [
             {
                 "from": low,
@@ -80,7 +83,7 @@ class LossCheck:
                 "source_on_chunks": float(old[low:high].nanmean()),
                 "result": float(new[low:high].nanmean()),
             }
-            for low, high in pairwise(_edges(self.chunk, self.count))
+            for low, high in pairwise(sorted({*edges, self.count}))
             if not new[low:high].isnan().all()
         ]
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
@@ -163,10 +166,3 @@ class LossCheck:
             problem = f"{what} would take too long for a model of this size"
             return problem, elsewhere if self.given_text else f"{READABLE_TEXT}, which allows more time,"
         return None
-
-
-def _edges(old: int, count: int) -> list[int]:
-    edges = [0, old]
-    while edges[-1] * 2 < count:
-        edges.append(edges[-1] * 2)
-    return edges if edges[-1] == count else [*edges, count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,14 @@ def write_result(plan: ResultPlan, folder: Path, added: Mapping[str, Tensor], *,
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
     """The weight files of the result. As in the source, or shards of the requested size."""
     outputs = {
-        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.streamed)
+        tensor.name: OutputTensor(
+            tensor.name, tensor.dtype, tensor.new_shape,
+            partial(added[tensor.name].to, tensor.dtype) if tensor.action == "added" else partial(source_values, tensor, plan),
+            tensor.streamed,
+        )
         for tensor in plan.tensors
         if tensor.new_shape is not None
-    }
+    }  # fmt: skip
     if plan.max_shard_size is not None:
         return split_by_size(list(outputs.values()), plan.max_shard_size)
     names = plan.source.result_files()
@@ -79,12 +83,6 @@ def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
     if tensor.action in ("extended", "averaged") and tensor.new_shape is not None:
         values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.position_rule(tensor.name))
     return values.to(tensor.dtype)
-
-
-def _loader(tensor: TensorPlan, plan: ResultPlan, added: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-    if tensor.action == "added":
-        return lambda: added[tensor.name].to(tensor.dtype)
-    return lambda: source_values(tensor, plan)
 
 
 def added_values(plan: ConversionPlan) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import encode_pages, placed_words
 from hf_longattn.data.sources import DataError, check_column, label_reader, read_source
-from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import PageError
+from hf_longattn.loading import call_tokenizer
 
 PAGES = Features(
     {"words": List(Value("string")), "boxes": List(List(Value("int32"))), "xpaths": List(Value("string")), "label": Value("string")}

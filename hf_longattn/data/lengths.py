@@ -45,7 +45,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     if positions is not None:
         return positions.count
     longest = known_length(model.config, tokenizer, model)
-    read = decoder_length(model) if decoded and model.config.is_encoder_decoder else None
+    read = decoder_length(model) if decoded and getattr(model.config, "is_encoder_decoder", False) else None
     if longest is None or (read is not None and read < longest):
         longest = read
     if longest is None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ..encoding import call_tokenizer
 from ..errors import PageError
+from ..loading import call_tokenizer
 from ..modeling.family.page_rule import BOX_LIMIT, check_boxes
 
 BOXES, PATHS = "boxes", "xpaths"

@@ -20,8 +20,8 @@ from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import encode_pages, pages_beside
 from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import LengthError
+from hf_longattn.loading import call_tokenizer
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)

@@ -11,8 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hf_longattn.data.page_words import page_encoding, reads_words, text_encoding
-from hf_longattn.encoding import call_tokenizer
-from hf_longattn.loading import load_part
+from hf_longattn.loading import call_tokenizer, load_part
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -73,7 +73,7 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return NEEDS_NO_MASK
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if _globals_need_mask(context):
+    if torch.compiler.is_compiling() and _globals_need_mask(context):
         return None
     if torch.compiler.is_compiling() or band.why_not(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
@@ -84,9 +84,7 @@ def _band_is_short(context: DispatchContext) -> str | None:
 
 def _globals_need_mask(context: DispatchContext) -> bool:
     """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
-    if context.call.global_mask is None or context.call.max_globals is not None:
-        return False
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if context.call.global_mask is None or context.call.max_globals is not None or torch.compiler.is_exporting():
         return False
     kernels = PATHS["band"][2:-1]
     return all(any(path == name for path, _ in context.failed) or reason(context) is not None for name, reason in kernels)

@@ -28,9 +28,8 @@ from transformers.utils import logging
 
 from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
-from ..encoding import call_tokenizer, check_ids
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
-from ..loading import has_token_vectors, load_sentence_model
+from ..loading import call_tokenizer, check_ids, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..naming import LOGGER
 from ..reading import read_json_object

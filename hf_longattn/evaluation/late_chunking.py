@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
-from ..encoding import call_tokenizer, check_ids
 from ..errors import CheckpointError, LengthError, LongAttentionError
+from ..loading import call_tokenizer, check_ids
 from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
 

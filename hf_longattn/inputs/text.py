@@ -145,7 +145,8 @@ class VerificationText:
         self.source_tokenizer = tokenizer
         self._ids: Tensor | None = None
         self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
-        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # for example ESM, whose vocabulary is amino acids
+        unknown = None if tokenizer is None else tokenizer.unk_token_id
+        if unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2:  # ESM knows amino acids only
             self.tokenizer, self.would_be_real = None, READABLE_TEXT
             self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
@@ -179,9 +180,6 @@ class VerificationText:
     def describe(self) -> str:
         """The origin of the tokens, for a report."""
         return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
-
-    def _mostly_unknown(self, unknown: int | None) -> bool:
-        return unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2
 
     def _encoded(self) -> Tensor:
         if self._ids is None:

@@ -6,10 +6,12 @@ They are made on first use, in the family's module, so that no model is imported
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..declarations import declared
 from ..errors import BackendError
 from ..private_apis import missing, warn_missing
 from .family.definition import ENTERED, derived_facts, module_name
@@ -76,7 +78,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
-    if module_name(family.base_model_type) in derived_facts():  # from the newest transformers; an older one may differ (GPT-J before 5.24)
+    facts_of_installed = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
+    if not facts_of_installed and module_name(family.base_model_type) in derived_facts():  # GPT-J before 5.24, for example
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
     of_inputs = (

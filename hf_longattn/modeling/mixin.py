@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
-from ..cache_argument import CACHE, rename_cache
+from ..cache_argument import CACHE, OTHER_CACHE, rename_cache
 from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
@@ -95,7 +95,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            rename_cache(arguments)
+            if OTHER_CACHE in arguments:
+                rename_cache(arguments)
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
@@ -381,6 +382,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     position_table: ClassVar[PositionTable | None]
     attention_modules: list[Any]
     """The modules with a mechanism."""
+    is_rotary: bool = False
     exact_length: int | None = None
     """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
 
@@ -421,7 +423,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         token_rule(self)
         if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
             attach_memory_tokens(self, self.position_table)
-        rotary = self.family.rotary(self.config)
+        self.is_rotary = rotary = self.family.rotary(self.config)
         if self.takes_positions and (rotary or self.position_table is not None):
             layers, length = layer_mechanisms(self), self.config.max_position_embeddings
             short = (full.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
@@ -503,7 +505,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
         They start after left padding in batches that are longer than ``exact_length``. Shorter ones have the source's positions.
         """
-        table = None if self.family.rotary(self.config) else self.position_table
+        table = None if self.is_rotary else self.position_table
         first = 0 if table is None else table.first_id(self.config)
         real: Tensor | None = None
         if table is not None and table.skips_padding:

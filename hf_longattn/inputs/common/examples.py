@@ -143,17 +143,11 @@ ADAPTED = {
 TOKENIZER = ("tokenizer", "AutoTokenizer")
 
 
-def class_to_load(folder: Path, architecture: str) -> str:
-    """The name of the class for loading a saved model. The class for its adapter's task if it has one, else ``architecture``."""
-    if not (folder / ADAPTER).is_file():
-        return architecture
-    task = read_json_object(folder / ADAPTER).get("task_type")
-    return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
-
-
 def text_head(folder: Path, architecture: str) -> Head | None:
     """The head of a model of texts, or the head for its adapter's task. ``None`` for a class without an example."""
-    architecture = class_to_load(folder, architecture)
+    task = read_json_object(folder / ADAPTER).get("task_type") if (folder / ADAPTER).is_file() else None
+    if isinstance(task, str):
+        architecture = ADAPTED.get(task, architecture)
     lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
     return lilt or head_of(architecture, HEADS)
 

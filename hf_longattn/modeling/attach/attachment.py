@@ -98,7 +98,9 @@ def attach_mechanisms(
             _check_projections(site, mechanism, model)
         if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):
             _hook_once(site.module, pass_layer_input)
-        mechanism = _placed_like(mechanism, site.module)
+        weight = next(site.module.parameters(), None)
+        if weight is not None:
+            mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
         if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
             adapt(mechanism)
         copy_projections(site.module, mechanism)
@@ -211,11 +213,3 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
             if isinstance(value := getattr(owner, name, None), int):
                 return value
     return None
-
-
-def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
-    """``mechanism`` moved to the module's dtype and device. If the module is on the meta device, only the dtype changes."""
-    weight = next(module.parameters(), None)
-    if weight is None:
-        return mechanism
-    return mechanism.to(dtype=weight.dtype) if weight.is_meta else mechanism.to(device=weight.device, dtype=weight.dtype)

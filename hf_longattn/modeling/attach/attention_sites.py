@@ -107,8 +107,12 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     counted: Counter[tuple[str, bool]] = Counter()
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if "attention" not in kind.lower() or isinstance(module, Mechanism) or not _on_the_interface(module):
+        if "attention" not in kind.lower() or isinstance(module, Mechanism):
             continue
+        if not hasattr(module, "is_causal"):  # bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter are on the AttentionInterface
+            code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+            if not hasattr(module, "query") or code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
+                continue
         cross = bool(getattr(module, "is_cross_attention", False)) or bool(
             CROSS_ATTENTION_NAMES.search(f"{name.rpartition('.')[2]} {kind}")
         )
@@ -121,16 +125,6 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         layer = getattr(module, "layer_idx", None)
         sites.append(AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross))
     return sites
-
-
-def _on_the_interface(module: nn.Module) -> bool:
-    """Whether an attention module uses transformers' AttentionInterface.
-
-    Bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter use it without having ``is_causal``."""
-    if hasattr(module, "is_causal"):
-        return True
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return hasattr(module, "query") and code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:

@@ -216,14 +216,6 @@ def share_parameters(model: nn.Module) -> None:
         setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
 
 
-def separate_parameters(model: nn.Module) -> None:
-    """Undo :func:`share_parameters`. The separate parameters are uninitialised."""
-    for target, source in shared_parameters(model).items():
-        mechanism, _, name = target.rpartition(".")
-        if model.get_parameter(target) is model.get_parameter(source):
-            setattr(model.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(model.get_parameter(source))))
-
-
 def is_initialised(value: Any) -> bool:
     """Whether transformers has loaded a tensor or initialised a module."""
     return getattr(value, "_is_hf_initialized", False)
@@ -238,7 +230,10 @@ class LoadsMechanisms(_Base):
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
         """Untie parameters that mechanisms share. transformers would mark them as initialised although the first may not be."""
-        separate_parameters(self)
+        for target, source in shared_parameters(self).items():
+            mechanism, _, name = target.rpartition(".")
+            if self.get_parameter(target) is self.get_parameter(source):
+                setattr(self.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(self.get_parameter(source))))
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:

@@ -80,12 +80,12 @@ class PositionTable:
         """
         import torch
 
-        from ...cache_argument import find_cache
+        from ...cache_argument import CACHE
 
         limit, tokens = self.tokens(config), input_of(arguments)
         if tokens is None:
             return
-        past = find_cache(arguments.values())
+        past = arguments.get(CACHE)
         seen = 0 if past is None else past.get_seq_length()
         needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
         if needed <= limit:

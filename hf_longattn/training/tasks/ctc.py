@@ -27,11 +27,10 @@ from hf_longattn.data.audio import EXTRA, Hearing
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import UNKNOWN, UtteranceCollator, character_tokenizer, frames_needed, to_utterances, without_unknown
-from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.transcription import output_frames
-from hf_longattn.loading import load_part
+from hf_longattn.loading import call_tokenizer, load_part
 from hf_longattn.tasks import Task
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices

@@ -30,12 +30,11 @@ from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.sources import each_part, train_test_split
 from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_utterances
-from hf_longattn.encoding import call_tokenizer
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.evaluation.transcription import WRITERS
-from hf_longattn.loading import load_part
+from hf_longattn.loading import call_tokenizer, load_part
 from hf_longattn.reading import GENERIC_TYPE
 from hf_longattn.tasks import Task
 from hf_longattn.training import utterances
@@ -268,8 +267,7 @@ def written_length(model: PreTrainedModel, args: Seq2SeqDataArguments, training_
     values = {"max_summary_length": args.max_summary_length, "generation_max_length": training_args.generation_max_length}
     for name, value in values.items():
         if most is not None and value is not None and value > most:
-            convert = "" if args.audio else f", or convert the model with --max-decoder-length {value} first"
-            raise OptionError(f"{flag(name)} {value} exceeds the {most} tokens that the decoder reads; give at most {most}{convert}.")
+            raise OptionError(f"{flag(name)} {value} exceeds the {most} tokens that the decoder reads; give at most {most}.")
     return most
 
 

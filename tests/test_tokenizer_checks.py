@@ -14,10 +14,9 @@ from tokenizers.normalizers import NFKC, NFKD, ByteLevel, Prepend, Replace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_longattn.cli import main
-from hf_longattn.encoding import call_tokenizer, check_tokenizer
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.text import token_ids
-from hf_longattn.loading import load_part
+from hf_longattn.loading import call_tokenizer, check_tokenizer, load_part
 
 from .cells import every_cell
 
