@@ -405,7 +405,7 @@ def test_the_commands_for_long_models_take_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
-    source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain")
+    source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", vocab_size=900)
     tokenizer_of("gpt2").save_pretrained(source)
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"}))

@@ -35,6 +35,9 @@ def encoder(checkpoint: Callable[..., Path]) -> Path:
     model = transformers.BertModel.from_pretrained(folder)
     with torch.no_grad():
         torch.manual_seed(1)
+        for parameter in model.encoder.parameters():  # those of the checkpoint are not seeded
+            if parameter.dim() > 1:
+                parameter.normal_(0, model.config.initializer_range)
         model.embeddings.position_embeddings.weight.normal_(0, 1)
         words = model.embeddings.word_embeddings.weight.normal_(0, 1)
         words -= words[verification_of(folder).tokens(4000)[0]].mean(0)
