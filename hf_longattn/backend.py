@@ -417,7 +417,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
             'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
         )
-    if not kwargs.keys().isdisjoint(NOT_COMPUTED):
+    if not frozenset(NOT_COMPUTED).isdisjoint(kwargs):
         meaning = next(meaning for name, meaning in NOT_COMPUTED.items() if name in kwargs)
         raise BackendError(f"{type(module).__name__} attends with {meaning}, which no mechanism does; load the model without mechanisms.")
     if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
