@@ -19,7 +19,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
-from .documents import batch_of_mask, documents_from, documents_in_mask, hidden_pairs, lowers_sequences, only_hides, shape_in_words
+from .documents import (
+    batch_of_mask,
+    documents_from,
+    documents_in_mask,
+    hidden_pairs,
+    lowers_sequences,
+    only_hides,
+    shape_in_words,
+    shows_later_keys,
+)
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
@@ -532,6 +541,11 @@ def _with_documents(
         MaskError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
     """
     if dense_mask is not None and not in_graph():
+        if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
+            raise MaskError(
+                "The four-dimensional attention_mask shows later keys to earlier queries, but this layer is causal and hides them; hide "
+                "them in the mask, too, or load the model without mechanisms."
+            )
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
             masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))

@@ -61,7 +61,7 @@ def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
     """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that decides it.
 
     A pair is hidden if a softmax gives it no weight beside another pair of its row. A row of low values only has nothing to compare with:
-    it is hidden completely, unless its values are close to each other, as those of a bias that is low everywhere.
+    it is hidden completely, unless its values are close to each other, as those of a bias that is low everywhere. NaN hides nothing.
 
     Args:
         mask: bool (True = visible), or floats that are added to the scores.
@@ -70,7 +70,7 @@ def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask
     highest = mask.amax(-1, keepdim=True)
-    compared = mask > highest - least
+    compared = ~(mask <= highest - least)
     only_low = (highest <= -least) & ~(compared & (mask < highest)).any(-1, keepdim=True)
     return ~compared | only_low
 
@@ -119,6 +119,11 @@ def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch
         return None
     shape = real.shape if documents is None else documents.shape
     return Batch(None if bool(real.all()) else real.expand(shape), documents)
+
+
+def shows_later_keys(mask: Tensor) -> bool:
+    """Whether a mask ``(…, N, N)`` that only hides pairs shows a query a key after it, as a prefix that sees itself does."""
+    return mask.shape[2] == mask.shape[3] and bool((~hidden_pairs(mask)).triu(1).any()) and only_hides(mask)
 
 
 def lowers_sequences(mask: Tensor, causal: bool) -> bool:

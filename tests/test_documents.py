@@ -126,3 +126,22 @@ def test_a_query_whose_own_key_is_hidden_keeps_its_output() -> None:
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen & ((places[:, None] - places).abs() <= 4))
     for mask in (seen, torch.zeros(seen.shape).masked_fill(~seen, -1e4)):
         assert (attended("window", mask, False).transpose(1, 2) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("fill", [None, -1e4, float("-inf")])
+@pytest.mark.parametrize("mechanism", ["window", "longformer", "linear"])
+def test_a_mask_that_shows_later_keys_is_refused_in_a_causal_layer(mechanism: str, fill: float | None) -> None:
+    """Of a prefix that sees itself, and of an encoder. A layer that is not causal takes both."""
+    prefix = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    prefix[:, :10] = True
+    for seen in (prefix, torch.ones(LENGTH, LENGTH, dtype=torch.bool)):
+        mask = (seen if fill is None else torch.zeros(LENGTH, LENGTH).masked_fill(~seen, fill))[None, None]
+        with pytest.raises(MaskError, match="shows later keys to earlier queries, but this layer is causal"):
+            attended(mechanism, mask, True)
+    assert attended("window", mask, False).isfinite().all()
+
+
+def test_a_mask_of_nan_hides_nothing() -> None:
+    row = torch.tensor([[0.0, float("nan")], [float("nan")] * 2])
+    assert not hidden_pairs(row).any()
+    assert not only_hides(row)

@@ -75,11 +75,11 @@ def _dynamic(old: Parameters, old_length: int, new_length: int, value: str) -> R
 
 def _yarn(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     if old.get("rope_type") == "yarn":
-        parameters = {**old, "factor": new_length / old["original_max_position_embeddings"]}
+        parameters = {**old, "factor": max(old["factor"], new_length / old["original_max_position_embeddings"])}
     else:
         parameters = _scaled(old, "yarn", new_length / old_length)
         parameters["original_max_position_embeddings"] = old_length
-    return RopePlan("yarn", parameters, new_length, new_length == old_length)
+    return RopePlan("yarn", parameters, new_length, new_length == old_length or parameters == old)
 
 
 def _base(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:

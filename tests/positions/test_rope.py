@@ -107,3 +107,11 @@ def test_what_cannot_be_done_is_said(positions: str, old: dict, sentence: str) -
 def test_a_shorter_length_is_refused() -> None:
     with pytest.raises(PositionError, match="can only grow"):
         rope_parameters("auto", PLAIN, old_length=64, new_length=32)
+
+
+def test_a_yarn_entry_keeps_its_factor_up_to_the_length_that_it_covers() -> None:
+    """Some checkpoints declare a factor of 4 beside the trained length alone."""
+    entry = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    for length, factor in ((64, 4.0), (128, 4.0), (256, 4.0), (512, 8.0)):
+        plan = rope_parameters("auto", entry, old_length=64, new_length=length, reach=None)
+        assert (plan.parameters["factor"], plan.exact) == (factor, length <= 256)
