@@ -144,7 +144,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         One feature, or with ``encoding.stride`` as many windows as the document needs.
 
     Raises:
-        LengthError: ``encoding.max_length`` leaves no tokens for the document beside the question.
+        LengthError: ``encoding.max_length`` leaves no more tokens than the stride for the document beside the question.
     """
     question = cut_question(example["question"].lstrip(), tokenizer, encoding.max_question_tokens)
     document = insert(example["context"], [])
@@ -157,9 +157,10 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         beside = len(call_tokenizer(tokenizer, question, "", **as_text)["input_ids"])
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
+        stride = f", not more than the stride {encoding.stride}; lower --stride" if left > 0 else "; lower --max-question-tokens"
         raise LengthError(
-            f"--max-length {encoding.max_length} leaves {left} tokens for the document beside the question, "
-            f"not more than the stride {encoding.stride or 0}; raise --max-length, or lower --stride."
+            f"--max-length {encoding.max_length} leaves {max(0, left)} tokens for the document beside the question{stride}, "
+            "or raise --max-length if the model takes longer inputs."
         )
     settings: dict[str, Any] = {
         "truncation": "only_second",

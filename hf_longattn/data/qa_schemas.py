@@ -58,6 +58,8 @@ FURTHER = ("document", "sentences", "paragraphs", "words", "boxes", "xpaths", "p
 """Columns of the common schema that only some examples have."""
 ANSWER_PAGES = ("answer_page_idx", "answer_page")
 """Names of the number of the answer's page."""
+MARKS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False), "": None}
+"""What ``is_impossible`` says, in small letters; empty = nothing."""
 
 
 class RowError(ValueError):
@@ -70,8 +72,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     Args:
         source: a ``.json``, ``.jsonl``, ``.csv`` or ``.tsv`` file (also ``.gz``), a ``.parquet`` file, a folder written by ``datasets``
             (``save_to_disk``), or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a table, ``answers`` may
-            be JSON, or there are columns ``answer`` and ``answer_start``, or only ``answer``. Empty answers are those of questions without
-            an answer, wherever they start.
+            be JSON, or there are columns ``answer`` and ``answer_start``, or only ``answer``, which counts where ``answers`` are empty.
+            Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
@@ -124,18 +126,18 @@ def _common(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
-    """context, question, answers: {text, answer_start}, or a list of such, or of plain texts."""
-    answers: Any = row["answers"]
+    """context, question, answers: {text, answer_start}, or a list of such, or of plain texts; or answer and, if known, answer_start."""
+    answers = _answers(row)
     if isinstance(answers, list) and answers and all(isinstance(answer, dict) and "text" in answer for answer in answers):
         answers = {name: [answer.get(name) for answer in answers] for name in ANSWERS}
     of_texts = isinstance(answers, list) and not any(isinstance(answer, dict) for answer in answers)
     if of_texts or answers is None or isinstance(answers, str):
-        return _plain({**row, "answer": answers, "answer_start": None})
+        return _searched(row, answers)
     if not isinstance(answers, dict) or "text" not in answers:
         raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}.")
     texts, starts = (value if isinstance(value, list) else [value] for value in map(answers.get, ANSWERS))
     if all(map(_is_empty, texts)) or all(start is None for start in starts):
-        return _plain({**row, "answer": texts, "answer_start": None})
+        return _searched(row, texts)
     if len(texts) != len(starts):
         raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
     spans = [(str(text), start) for text, start in zip(texts, starts, strict=True) if not _is_empty(text)]
@@ -153,17 +155,31 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"answers": {"text": [text for text, _ in spans], "answer_start": [int(start) for _, start in spans]}}
 
 
+def _answers(row: Mapping[str, Any]) -> Any:
+    """``answers``, or where they are empty ``answer`` with its ``answer_start``.
+
+    Raises:
+        RowError: there is neither.
+    """
+    if "answers" not in row and "answer" not in row:
+        raise RowError("It has neither answers nor answer; give an empty list to questions without an answer.")
+    answers, answer, start = map(row.get, ("answers", "answer", "answer_start"))
+    if not _is_empty(answers) or _is_empty(answer):
+        return answers
+    if start is not None and not isinstance(answer, Mapping):
+        return {"text": answer, "answer_start": start}
+    return answer if isinstance(answer, (Mapping, list)) else [answer]
+
+
 def _is_empty(answer: Any) -> bool:
-    """Whether an answer is missing or has no text; SQuAD 2 is also written with such answers to questions without one."""
-    return answer is None or not str(answer).strip()
+    """Whether an answer, or each of several, is missing or without text; SQuAD 2 is also written with such answers."""
+    if isinstance(answer, Mapping) and ("text" in answer or not answer):
+        answer = answer.get("text")
+    return all(map(_is_empty, answer)) if isinstance(answer, list) else answer is None or not str(answer).strip()
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """context, question, answer: one text or several, searched for in the context unless answer_start says where they are; none for a
-    question without an answer."""
-    answers = row["answer"]
-    if row.get("answer_start") is not None:
-        return _squad({**row, "answers": {"text": answers, "answer_start": row["answer_start"]}})
+def _searched(row: Mapping[str, Any], answers: Any) -> dict[str, Any]:
+    """One text or several, searched for in the context; none for a question without an answer."""
     texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if not _is_empty(answer)]
     spans = occurrences(_text(row, "context"), texts)
     if texts and not spans["text"]:
@@ -239,9 +255,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
     question = row.get("question", row.get("query"))
     question = question.get("en") if isinstance(question, Mapping) else question
     example = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
-    if "answers" not in row and "answer" not in row:
-        raise RowError("It has neither answers nor answer; give an empty list to questions without an answer.")
-    answers = row["answers"] if row.get("answers") is not None else row.get("answer")
+    answers = _answers({**row, "answer_start": None})
     if isinstance(answers, Mapping) and answers.get("answer_start"):
         return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
     texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
@@ -275,7 +289,7 @@ SCHEMAS = (
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
     Schema("MRQA", frozenset({"question", "context", "detected_answers"}), _mrqa),
     Schema("SQuAD", frozenset({"question", "context", "answers"}), _squad),
-    Schema("plain", frozenset({"question", "context", "answer"}), _plain),
+    Schema("plain", frozenset({"question", "context", "answer"}), _squad),
 )
 """Asked in this order."""
 OTHERS = {
@@ -324,10 +338,17 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_json: bo
         _text(example, "question")
         _text(example, "context")
         gold = [str(text) for text in example.get("gold", ()) if not _is_empty(text)] or example["answers"]["text"]
-        if gold and str(row.get("is_impossible")).lower() in ("true", "1"):
-            raise RowError(f"It is marked as is_impossible, but has the answer {gold[0]!r}; correct one of the two.")
-        title = example["title"] if isinstance(example["title"], str) else ""
         kind = "none" if example["kind"] == "span" and not gold else example["kind"]
+        mark = row.get("is_impossible")
+        impossible = MARKS.get("" if mark is None else str(mark).strip().lower(), mark)
+        if impossible not in (True, False, None):
+            raise RowError(f"Its is_impossible must be true or false, not {mark!r}.")
+        if gold and (impossible or kind == "none"):
+            marked = "is_impossible" if impossible else "kind 'none'"
+            raise RowError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
+        if kind == "none" and impossible is False:
+            raise RowError("Its is_impossible is false, but it has no answer; correct one of the two.")
+        title = example["title"] if isinstance(example["title"], str) else ""
         example = {**empty, **example, "kind": kind, "gold": gold, "id": name, "title": title}
         json.dumps(example, ensure_ascii=False).encode()
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:

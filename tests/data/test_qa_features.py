@@ -65,8 +65,11 @@ def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match="raise --max-length"):
+    with pytest.raises(LengthError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
         encode_qa(record, tokenizer, QAEncodingConfig(40, stride=64))
+    for stride in (None, 0, 64):
+        with pytest.raises(LengthError, match="leaves 0 tokens for the document beside the question; lower --max-question-tokens, or"):
+            encode_qa({**record, "question": "why " * 50}, tokenizer, QAEncodingConfig(40, stride=stride))
 
 
 def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,68 @@ def test_an_empty_answer_is_that_of_a_question_without_an_answer(tmp_path: Path)
         read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
 
 
+def test_the_answer_counts_in_whichever_of_answer_and_answers_it_stands(tmp_path: Path) -> None:
+    """In nested files, in rows and in tables, row by row."""
+    row = {"id": "1", "question": "?", "context": "Ada built it."}
+    spans, text = {"text": ["Ada"], "answer_start": [0]}, {"answer": "Ada"}
+    answered = [
+        text, {"answer": ["Ada"]}, {**text, "answer_start": 0}, {"answer": spans}, {"answer": {"text": "Ada", "answer_start": 0}},
+        {"answer": [{"text": "Ada", "answer_start": 0}]}, {"answers": spans}, {"answers": spans, "answer": None},
+        {"answers": spans, **text},
+        *({"answers": empty, **text} for empty in EMPTY_ANSWERS), {"answers": {}, **text},
+    ]  # fmt: skip
+    unanswered = [{"answers": empty, "answer": other} for empty in EMPTY_ANSWERS for other in ("", None, [])] + [{"answer": ""}]
+    qas = [{"id": "1", "question": "?", **each} for each in (*answered, *unanswered, {})]
+    (tmp_path / "nested.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]}))
+    write_csv(tmp_path / "rows.csv", *({**row, "answers": cell, **text} for cell in ("", " ", "[]", json.dumps(spans))))
+    starts = {**row, "answers": "", **text, "answer_start": "0"}
+    write_csv(tmp_path / "starts.csv", starts, {**starts, "answer_start": ""})
+    Dataset.from_list([{**row, "answers": None, **text}, {**row, "answers": spans, "answer": None}]).to_parquet(
+        str(tmp_path / "rows.parquet")
+    )
+    pages = {"question": "?", "words": ["Ada", "built"], "boxes": [[0, 0, 5, 5]] * 2, "answers": [], **text}
+    nested = load_qa(tmp_path / "nested.json").to_list()
+    tables = [load_qa(tmp_path / name).to_list() for name in ("rows.csv", "starts.csv", "rows.parquet")]
+    flat = [read([{**row, **each} for each in rows], tmp_path) for rows in (answered, answered[::-1], unanswered)]
+    for example in chain(nested[: len(answered)], *tables, *flat[:2], read([pages], tmp_path)):
+        assert (example["kind"], example["gold"], example["answers"]) == ("span", ["Ada"], spans), example
+    for example in (*nested[len(answered) :], *flat[2]):
+        assert (example["kind"], example["gold"]) == ("none", []), example
+    with pytest.raises(DataError, match=r"1 of 3 questions .* Question 1: It has neither answers nor answer; give an empty list"):
+        read([{**row, **text}, {**row, "answers": spans}, row], tmp_path)
+
+
+def test_marks_of_impossible_questions_agree_with_the_answers(tmp_path: Path) -> None:
+    row, answer = {"id": "1", "question": "?", "context": "Ada built it."}, {"answers": {"text": ["Ada"], "answer_start": [0]}}
+    for marks, right, wrong, message in (
+        ((True, 1, 1.0, "True ", "TRUE", " yes", "1", "1.0"), {"answers": []}, answer, "marked as is_impossible, but has the answer 'Ada'"),
+        ((False, 0, 0.0, "False ", "NO", "0", "0.0"), answer, {"answers": []}, "Its is_impossible is false, but it has no answer"),
+    ):
+        for mark in marks:
+            assert len(read([{**row, **right, "is_impossible": mark}], tmp_path)) == 1
+            with pytest.raises(DataError, match=f"Question 1: .*{message}"):
+                read([{**row, **wrong, "is_impossible": mark}], tmp_path)
+    for mark in (None, "", " "):
+        assert [one["kind"] for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)] == [
+            "span", "none"
+        ]  # fmt: skip
+    for mark in ("perhaps", 2, -1, 0.5, [True], "None"):
+        with pytest.raises(DataError, match="Question 1: Its is_impossible must be true or false, not "):
+            read([{**row, **answer, "is_impossible": mark}], tmp_path)
+    for qa in ({}, {"answers": []}, {"answer": None}, {"answer": ""}):
+        qas = [{"id": "1", "question": "?", "is_impossible": False, **qa}]
+        (tmp_path / "nested.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]}))
+        with pytest.raises(DataError, match="Question 1: Its is_impossible is false, but it has no answer"):
+            load_qa(tmp_path / "nested.json")
+    common = {**row, **answer, "gold": ["Ada"], "kind": "none"}
+    for changes in ({}, {"gold": []}, {"answers": []}):
+        with pytest.raises(DataError, match="Question 1: It is marked as kind 'none', but has the answer 'Ada'"):
+            read([{**common, **changes}], tmp_path)
+    unknown_place = {**common, "answers": [], "kind": "span", "is_impossible": False}  # of a document without the answer
+    yes = {**unknown_place, "kind": "yes", "gold": []}
+    assert [one["kind"] for one in read([unknown_place, yes], tmp_path)] == ["span", "yes"]
+
+
 def test_the_place_of_an_answer_is_a_whole_number(tmp_path: Path) -> None:
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     for start in (float("nan"), 0.5, "0", "x", True, [0], 10**30, float("inf")):

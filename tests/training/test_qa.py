@@ -41,6 +41,7 @@ from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.qa import (
     QA,
+    QADataArguments,
     QATrainer,
     describe_qa_training,
     finetune_qa,
@@ -538,8 +539,13 @@ def test_a_short_model_with_evidence_heads_keeps_them_when_it_is_converted(check
 def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
         given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
-        return finetune_qa(*build_arguments(QA, **given, **more, **FAST))
+        return finetune_qa(*build_arguments(QA, **{**given, **more}, **FAST))
 
+    for length, shared in ((64, 16), (128, 32), (384, 96), (512, 128), (4096, 128)):
+        assert QADataArguments(data=[data]).shared_tokens(length) == shared
+    assert run(max_length=64)["features"] > run(max_length=128)["features"] > 16
+    with pytest.raises(LengthError, match=r"--max-length 128 leaves 119 tokens .* not more than the stride 128; lower --stride"):
+        run(max_length=128, stride=128)
     with pytest.raises(LengthError, match="give --long-documents windows"):
         run(long_documents="refuse")
     with pytest.raises(OptionError, match="--stride has no effect with --long-documents truncate"):

@@ -528,7 +528,7 @@ def _qa(name: str, run: TaskArguments, start: Start, data: QADataArguments) -> T
     if not run.training.only_scores:
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
-    encoding = QAEncodingConfig(length, min(data.stride, length // 4))
+    encoding = QAEncodingConfig(length, data.shared_tokens(length))
     examples, validation = read_questions(data, run.training.seed)
     rows = training_features(examples, tokenizer, encoding, "windows")
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)

@@ -118,7 +118,10 @@ class QADataArguments(LabelledDataArguments):
         "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
         "is cut off are left out of the training), or refuse."
     )  # fmt: skip
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length (BERT, run_qa).")
+    stride: int | None = argument(
+        None, "Tokens shared by consecutive windows of a document that is longer than --max-length; default: 128 (BERT, run_qa), a quarter "
+        "of --max-length at most."
+    )  # fmt: skip
     packing: bool | None = argument(
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
@@ -134,6 +137,10 @@ class QADataArguments(LabelledDataArguments):
         check_least(self, max_question_tokens=1)
         if self.long_documents == "truncate" and "stride" in self.explicit:
             raise OptionError("--stride has no effect with --long-documents truncate; leave one of the two out.")
+
+    def shared_tokens(self, length: int) -> int:
+        """The tokens that windows of ``length`` share: --stride or its default."""
+        return min(128, length // 4) if self.stride is None else self.stride
 
 
 @dataclass
@@ -167,8 +174,9 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     run = prepare_run(model_args, data_args, training_args)
     examples, validation = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=training_args.only_scores)
-    stride = None if data_args.long_documents == "truncate" else data_args.stride
-    encoding = dataclasses.replace(encoding_for(model, tokenizer, model_args, data_args), stride=stride)
+    encoding = encoding_for(model, tokenizer, model_args, data_args)
+    if data_args.long_documents != "truncate":
+        encoding = dataclasses.replace(encoding, stride=data_args.shared_tokens(encoding.max_length))
     has_sentences = model_args.heads == "auto" and any(examples["sentences"])
     if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
         attach_evidence(model, tokenizer)
