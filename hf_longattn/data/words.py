@@ -84,8 +84,7 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
         if wrong := [word for word in words if not isinstance(word, (str, int, float))]:
             shown = json.dumps(wrong[0], default=str)
             raise DataError(f"Row {number + 1} of {source} has the word {shown:.40}; a word is a text or a number.")
-        numbers = [int(word) if isinstance(word, float) and word.is_integer() else word for word in words]
-        texts = [word if isinstance(word, str) else json.dumps(word) for word in numbers]
+        texts = [word if isinstance(word, str) else json.dumps(word).removesuffix(".0") for word in words]  # Arrow: 1 is 1.0 beside 2.5
         return {"words": texts, "tags": [name_of(tag, number) for tag in tags], **placed}
 
     features = TAGGED if places_column is None else PLACED
@@ -113,8 +112,8 @@ def read_conll(path: Path) -> Dataset:
         lines = [line.removesuffix("\r") for line in path.read_bytes().decode(UTF_8).split("\n")]
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
-    groups = [[*group] for filled, group in groupby(lines, lambda line: bool(line.strip(" \t"))) if filled]
-    surely_words = [[line for line in group if not line.startswith(("#", *DOCUMENT))] for group in groups]
+    groups = groupby(lines, lambda line: bool(line.strip(" \t")))
+    surely_words = [[line for line in group if not line.startswith(("#", *DOCUMENT))] for filled, group in groups if filled]
     separator = "\t" if any("\t" in line for line in chain(*surely_words)) else " "
     filled_width = max((len(line.rstrip(" \t").split("\t")) for line in chain(*surely_words)), default=0)
 
@@ -128,16 +127,15 @@ def read_conll(path: Path) -> Dataset:
 
     def counts(place: int) -> bool:
         """Whether a column numbers the words of every sentence, from 0 or 1."""
-        columns = [["".join(columns[place:][:1]) for columns in sentence] for sentence in sentences]
-        numbers = [[number for number in column if not PART.fullmatch(number)] for column in columns]
+        numbers = [[cell for columns in sentence for cell in columns[place:][:1] if not PART.fullmatch(cell)] for sentence in sentences]
         return all(column in ([*map(str, range(start, start + len(column)))] for start in (0, 1)) for column in numbers)
 
     widths, tags = {len(columns) for columns in chain(*sentences)}, {columns[-1] for columns in chain(*sentences)}
     width, word_column, tag_column = max(widths, default=0), 0, -1
     if width > 2 and counts(0):
         rows = [columns for columns in chain(*sentences) if not PART.fullmatch(columns[0])]
-        cells = [{columns[place] for columns in rows if columns[place:]} - {""} for place in range(width)]
-        entities = [place for place in range(2, width) if cells[place] and all(map(IOB_TAG.fullmatch, cells[place]))]
+        cells = {place: {columns[place] for columns in rows if columns[place:]} - {""} for place in range(2, width)}
+        entities = [place for place, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
         word_column, tag_column = 1, max(entities, default=-1)
         if not entities and width == 10:  # the last column is one of remarks
             raise DataError(f"{str(path)!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
