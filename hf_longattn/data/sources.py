@@ -54,7 +54,7 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 """Ending of a file -> how ``datasets`` reads it. All but Parquet may be compressed by gzip, with .gz after the ending."""
-CONLL = (".conll", ".iob", ".bio")
+CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
 """Endings of files of words with tags, one word in a line."""
 TEXT_FILES = (".txt", ".md", ".rst", ".py")
 LARGEST_TEXT = 16_000_000
@@ -90,8 +90,8 @@ def format_of(source: str) -> str:
     return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
 
 
-def check_file(source: str) -> str:
-    """The ending of an existing file, see :func:`format_of`.
+def check_file(source: str, others: Sequence[str] = ()) -> str:
+    """The ending of an existing file, see :func:`format_of`. The task reads ``others``, too.
 
     Raises:
         DataError: it is a pipe or a device, is empty, or has an ending of no format.
@@ -100,14 +100,14 @@ def check_file(source: str) -> str:
     if not path.is_file():
         raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
     if ending not in FORMATS:
-        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
+        endings = ", ".join((f"{', '.join(FORMATS)} (all but .parquet also as .gz)", *others))
         raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
     if not path.stat().st_size:
         raise DataError(f"Data file {source!r} is empty; give one with rows.")
     return ending
 
 
-def read_source(source: str, split: str | None = "train") -> Dataset:
+def read_source(source: str, split: str | None = "train", others: Sequence[str] = ()) -> Dataset:
     """Read one source with all its columns.
 
     Cells of CSV and TSV are texts as they stand in the file; an empty cell is an empty text. Values of JSON keep their types. Features
@@ -118,6 +118,7 @@ def read_source(source: str, split: str | None = "train") -> Dataset:
             ``datasets``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets). A .txt file, and every file of a folder,
             is one document, in the column ``text``.
         split: which split, if the source has several; ``None`` = the only one.
+        others: endings that the caller reads itself, for the refusal of any other.
 
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
@@ -133,7 +134,7 @@ def read_source(source: str, split: str | None = "train") -> Dataset:
     elif path.is_dir():
         data = _documents(path)
     elif path.exists():
-        kind, options = FORMATS[check_file(source)]
+        kind, options = FORMATS[check_file(source, others)]
         data = load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], **options)
     else:
         failure = f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
@@ -496,7 +497,7 @@ def as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
+def label_reader(feature: Any, column: str, source: str, option: str = "--label-column") -> Callable[[Any, int], str]:
     """Return a function from a label and its row to the label's name.
 
     Raises:
@@ -505,7 +506,7 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
     kind, numbers = _kind(feature), isinstance(feature, ClassLabel)
     fractions = kind in ("float32", "float64")
     if not (numbers or fractions or kind in (*STRINGS[:-1], "bool") or kind.startswith(("int", "uint"))):
-        raise _no_classes(kind, column, source)
+        raise _no_classes(kind, column, source, option)
 
     def name(value: Any, row: int) -> str:
         if numbers:
@@ -515,7 +516,7 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
         if value is None or value == "" or value != value:
             raise DataError(f"Row {row + 1} of {source} has no label in the column {column!r}; leave such rows out.")
         if fractions and not float(value).is_integer():
-            raise _no_classes(kind, column, source)
+            raise _no_classes(kind, column, source, option)
         if isinstance(value, bool):
             return str(value).lower()  # as JSON writes it
         return str(int(value) if fractions else value)
@@ -523,9 +524,9 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
     return name
 
 
-def _no_classes(kind: str, column: str, source: str) -> DataError:
+def _no_classes(kind: str, column: str, source: str, option: str) -> DataError:
     return DataError(
-        f"The column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column."
+        f"The column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with {option}."
     )
 
 

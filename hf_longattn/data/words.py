@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import placed_words
-from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, not_utf8, read_source
+from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, not_utf8, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import PageError
 
@@ -21,8 +23,10 @@ PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List
 """Features of :func:`read_words` for pages."""
 WORDS = ("tokens", "words")
 """Columns of words that need not be named: CoNLL's and FUNSD's."""
-DOCUMENT = "-DOCSTART-"
-"""Begins the line before each document of a CoNLL file."""
+DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
+"""Beginnings of the lines around the documents of a CoNLL file."""
+PART = re.compile(r"\d+[-.]\d+")
+"""CoNLL-U's number of a range of words (1-2), or of an empty node (1.1)."""
 IOB_TAG = re.compile("O|[BIESLU]-.+")
 """A tag of a named entity, or of none."""
 
@@ -44,16 +48,21 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
         if places_column is not None:
             raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out.")
         return read_conll(Path(source))
-    data = read_source(source, split)
+    data = read_source(source, split, CONLL)
     column = words_column or next((name for name in WORDS if name in data.column_names), WORDS[0])
     check_column(data, column, source, "--words-column")
     check_column(data, tags_column, source, "--tags-column")
     if places_column is not None:
         check_column(data, places_column, source, "--boxes-column")
     feature = data.features[tags_column]
-    while isinstance(feature, List) and isinstance(feature.feature, List):  # a list for each page
+    while isinstance(feature, List):  # also a list for each page
         feature = feature.feature
-    names = feature.feature.names if isinstance(feature, List) and isinstance(feature.feature, ClassLabel) else None
+    if isinstance(feature, Json) or feature == Value("null"):  # values of several types, lists in some rows, or no tags
+        parts = chain.from_iterable(tags for tags in data[tags_column] if isinstance(tags, list))
+        kinds = {type(tag) for part in parts for tag in (part if isinstance(part, list) else [part]) if tag is not None}
+        feature = Value("string") if kinds <= {str} else Value("int64") if kinds == {int} else feature
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    name_of = label_reader(feature, tags_column, source, "--tags-column")
 
     def as_names(row: dict[str, Any], number: int) -> dict[str, list[Any]]:
         words, tags = row[column], row[tags_column]
@@ -72,7 +81,11 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
             )
         if names is not None and any(not 0 <= tag < len(names) for tag in tags):
             raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but the classes are 0 to {len(names) - 1}.")
-        return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
+        if wrong := [word for word in words if not isinstance(word, (str, int, float))]:
+            shown = json.dumps(wrong[0], default=str)
+            raise DataError(f"Row {number + 1} of {source} has the word {shown:.40}; a word is a text or a number.")
+        texts = [word if isinstance(word, str) else json.dumps(word).removesuffix(".0") for word in words]  # Arrow: 1 is 1.0 beside 2.5
+        return {"words": texts, "tags": [name_of(tag, number) for tag in tags], **placed}
 
     features = TAGGED if places_column is None else PLACED
     tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=features)
@@ -85,11 +98,13 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
 def read_conll(path: Path) -> Dataset:
     """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
 
-    Tabs separate the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the
-    words. At the start of a sentence a line that begins with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
+    If the first of three or more columns numbers the words of every sentence (CoNLL-U), the word is the second column, and its tag the last
+    one of B-, I- and O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in
+    a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the words. At the start of a sentence a line
+    that begins with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
 
     Raises:
-        DataError: there is no such file, it is not UTF-8, a word without a tag, or no words.
+        DataError: there is no such file, it is not UTF-8, it is of CoNLL-2012, a word without a tag, or no words.
     """
     if not path.is_file():
         raise DataError(f"Data file {str(path)!r} does not exist; correct its name.")
@@ -97,14 +112,35 @@ def read_conll(path: Path) -> Dataset:
         lines = [line.removesuffix("\r") for line in path.read_bytes().decode(UTF_8).split("\n")]
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
-    surely_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", DOCUMENT))]
-    separator = "\t" if any("\t" in line for line in surely_words) else " "
+    groups = groupby(lines, lambda line: bool(line.strip(" \t")))
+    surely_words = [[line for line in group if not line.startswith(("#", *DOCUMENT))] for filled, group in groups if filled]
+    separator = "\t" if any("\t" in line for line in chain(*surely_words)) else " "
+    filled_width = max((len(line.rstrip(" \t").split("\t")) for line in chain(*surely_words)), default=0)
 
     def columns_of(line: str) -> list[str]:
-        return [column for column in line.rstrip(" \t").split(separator) if column]
+        filled = line.rstrip(" \t").split(separator)
+        if separator == " " or filled == [""]:
+            return [column for column in filled if column]
+        return line.split("\t")[: max(filled_width, len(filled))]  # tabs at the ends of all lines separate nothing
 
-    shapes = {(len(columns), columns[-1]) for columns in map(columns_of, surely_words)}
-    widths, tags = {width for width, _ in shapes}, {tag for _, tag in shapes}
+    sentences = [[columns_of(line) for line in group] for group in surely_words]
+
+    def counts(place: int) -> bool:
+        """Whether a column numbers the words of every sentence, from 0 or 1."""
+        numbers = [[cell for columns in sentence for cell in columns[place:][:1] if not PART.fullmatch(cell)] for sentence in sentences]
+        return all(column in ([*map(str, range(start, start + len(column)))] for start in (0, 1)) for column in numbers)
+
+    widths, tags = {len(columns) for columns in chain(*sentences)}, {columns[-1] for columns in chain(*sentences)}
+    width, word_column, tag_column = max(widths, default=0), 0, -1
+    if width > 2 and counts(0):
+        rows = [columns for columns in chain(*sentences) if not PART.fullmatch(columns[0])]
+        cells = {place: {columns[place] for columns in rows if columns[place:]} - {""} for place in range(2, width)}
+        entities = [place for place, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
+        word_column, tag_column = 1, max(entities, default=-1)
+        if not entities and width == 10:  # the last column is one of remarks
+            raise DataError(f"{str(path)!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
+    elif width >= 10 and counts(2):
+        raise DataError(f"{str(path)!r} is in the format of CoNLL-2012; write a word and its tag (B-PERSON, O) in each line.")
     marked = any(line.startswith(DOCUMENT) for line in lines)
     documents: list[tuple[list[str], list[str]]] = [([], [])]
     starts_sentence = True
@@ -116,16 +152,17 @@ def read_conll(path: Path) -> Dataset:
                 documents.append(([], []))
             continue
         is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
-        if starts_sentence and line.startswith("#") and not is_word:
+        if (starts_sentence and line.startswith("#") and not is_word) or (word_column and (line[0] == "#" or PART.fullmatch(columns[0]))):
             continue
         starts_sentence = False
-        if len(columns) < 2 or "\r" in line:
-            separated = "tabs" if separator == "\t" else "spaces"
+        word, tag = "".join(columns[word_column : word_column + 1]), "".join(columns[tag_column:][:1]).strip(" ")
+        if not word or not tag or len(columns) < word_column + 2 or "\r" in line:
+            missing, tabs = "tag" if word else "word", "tabs" if separator == "\t" else "spaces"
             raise DataError(
-                f"Line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by {separated}, and ends with \\n."
+                f"Line {number} of {str(path)!r} has no {missing}; a line is a word and its tag, separated by {tabs}, and ends with \\n."
             )
-        documents[-1][0].append(columns[0])
-        documents[-1][1].append(columns[-1])
+        documents[-1][0].append(word)
+        documents[-1][1].append(tag)
     filled = [document for document in documents if document[0]]
     if not filled:
         raise DataError(f"There are no words in {str(path)!r}; give other data.")

@@ -57,14 +57,14 @@ def test_scores_do_not_depend_on_the_side_of_the_padding_nor_tags_on_where_they_
     """Decoders' tokenizers pad on the left, where logits would have been taken for other words' ones; a tag that only held-out documents
     have is one to learn; and a model that knows the tags keeps their numbers."""
     short = checkpoint("mlm", tmp_path / "right", tokenizer)
-    names = ["B-PLACE", "O", "B-THING", "B-NEW"]
+    names = ["B-PLACE", "O", "B-THING", "I-THING"]
     AutoModelForTokenClassification.from_pretrained(short, id2label=dict(enumerate(names))).save_pretrained(short)
     shutil.copytree(short, tmp_path / "left")
     settings = json.loads((tmp_path / "left" / "tokenizer_config.json").read_text())
     sides = {"padding_side": "left", "truncation_side": "left"}
     (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps({**settings, **sides}))
     data = write(tagged(8), tmp_path / "data.jsonl")
-    held = write([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "B-NEW"]}], tmp_path / "held.jsonl")
+    held = write([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl")
     logs = []
     for side in ("right", "left"):
         given = {"model": str(tmp_path / side), "output_dir": str(tmp_path / f"{side}-out"), "data": [data], "validation": held}
@@ -135,11 +135,54 @@ def test_conll_words_keep_white_space_that_separates_nothing(tmp_path: Path) -> 
                 for end in ("\n", "\r\n"):
                     text = end.join([f"Mary{space}B-PER", f"{word}{space}O", ""])
                     assert conll(file, text) == [(["Mary", word], ["B-PER", "O"])], repr(text)
-    assert conll(file, "New York\tB-LOC\n \tO\t\na  b\tX\tO") == [(["New York", " ", "a  b"], ["B-LOC", "O", "O"])]
+    assert conll(file, "New York\tB-LOC\t\n \tO\t\na  b\tO") == [(["New York", " ", "a  b"], ["B-LOC", "O", "O"])]
+    assert conll(file, "New York\tB-LOC\na  b\tX\tO\t") == [(["New York", "a  b"], ["B-LOC", "O"])]
     assert conll(file, "Mary   NN    B-PER  \n \t\nlives V O") == [(["Mary"], ["B-PER"]), (["lives"], ["O"])]
-    for wrong in ("Mary\tB-PER\nNew York\n", "Mary\tB-PER\nlives O\n", "Mary B-PER\rlives O\r", "Mary\tB-PER\n\tO\n"):
+    for wrong in ("Mary\tB-PER\nNew York\n", "Mary\tB-PER\nlives O\n", "Mary B-PER\rlives O\r"):
         with pytest.raises(DataError, match="has no tag"):
             conll(file, wrong)
+
+
+def test_conll_empty_cells_move_no_columns(tmp_path: Path) -> None:
+    mary = "Mary\tNNP\tB-PER\n"
+    for wrong in ("runs\tVBZ\t", "runs\t\t", "runs\tVBZ\t ", "runs\tVBZ\t\t"):
+        with pytest.raises(DataError, match=r"Line 2 .* has no tag"):
+            conll(tmp_path / "a.conll", mary + wrong)
+    for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2), ("1\tMary\tO\n2\t\tO\n", 2)):
+        with pytest.raises(DataError, match=f"Line {line} .* has no word"):
+            conll(tmp_path / "a.conll", text)
+    assert conll(tmp_path / "a.conll", mary + "runs\t\tO\n\t\t\nit\t_\tO") == [(["Mary", "runs"], ["B-PER", "O"]), (["it"], ["O"])]
+
+
+def test_conll_columns_of_numbers_are_no_words(tmp_path: Path) -> None:
+    file, blanks = tmp_path / "a.conllu", "\t_\t_\t_\t_\t_\t_"
+    expected = [(["Im", "Haus", "1"], ["O", "B-LOC", "O"]), (["Ja"], ["O"])]
+    numbered = ["1 Im O", "2 Haus B-LOC", "3 1 O", "", "1 Ja O", ""]
+    for start in (0, 1):
+        lines = [line if not line else " ".join([str(int(line[0]) - 1 + start), *line.split()[1:]]) for line in numbered]
+        for separator in (" ", "\t"):
+            assert conll(file, "\n".join(lines).replace(" ", separator)) == expected
+    uner = "# text = Im\n1-2\tImHaus\t_\t_\t_\n" + "\n".join(line and f"{line} - ann" for line in numbered).replace(" ", "\t")
+    assert conll(file, uner) == expected
+    germeval = "#\thttp://x [2009]\n" + "\n".join(line and f"{line} O" for line in numbered).replace(" ", "\t")
+    assert [words for words, _ in conll(file, germeval)] == [words for words, _ in expected]
+    universal = "\n".join(line and f"{line.replace(' ', chr(9), 1).replace(' ', blanks + chr(9))}\t_" for line in numbered)
+    universal = universal.replace("2\tHaus", f"1.1\tempty\t_{blanks}\t_\n2\tHaus")
+    assert conll(file, universal) == expected
+    with pytest.raises(DataError, match="CoNLL-U without a column of B-, I- and O"):
+        conll(file, universal.replace("B-LOC", "_").replace("\tO\t", "\tSpaceAfter=No\t"))
+    assert conll(file, "1 CD\n2 CD\n3 CD\n") == [(["1", "2", "3"], ["CD"] * 3)]
+    assert conll(file, "1 CD O\n2 CD O\n\nIt PR O\n") == [(["1", "2"], ["O", "O"]), (["It"], ["O"])]
+
+
+def test_conll_2012_is_refused_and_its_marks_are_no_words(tmp_path: Path) -> None:
+    file, row = tmp_path / "a.conll", "bc/cctv/00/x 0 {} {} NN (NP*) - - - Speaker (PERSON) -\n"
+    body = "".join(row.format(*cells) for cells in enumerate(["Mary", "runs"]))
+    for text in (body, f"#begin document (bc/cctv/00/x); part 000\n{body}\n#end document\n", body.replace(" ", "\t")):
+        with pytest.raises(DataError, match="format of CoNLL-2012; write a word and its tag"):
+            conll(file, text)
+    text = "#begin document (x); part 000\nMary B-PER\n\nruns O\n#end document\n"
+    assert conll(file, text * 2) == [(["Mary", "runs"], ["B-PER", "O"])] * 2
 
 
 def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
@@ -149,6 +192,8 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     features = Features({"tokens": List(Value("string")), "ner_tags": List(Value("int64"))})
     numbers = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[5]]}, features=features)
     numbers.cast(Features({**features, "ner_tags": List(Value("int64"))})).save_to_disk(str(tmp_path / "numbers"))
+    for name in ("a.conll.gz", "a.ner"):
+        (tmp_path / name).write_text("word O\n")
     cases = [
         (DataError, "not 'tokens'", [write([{"word": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")]),
         (DataError, "Row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")]),
@@ -156,10 +201,38 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
         (DataError, "Line 1 .* has no tag", [str(tmp_path / "bad.conll")]),
         (DataError, "There are no words", [str(tmp_path / "empty.conll")]),
         (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")]),
+        (DataError, "Row 2 .* has the word null", [write([*good[:1], {"tokens": [None], "ner_tags": ["O"]}], tmp_path / "6.jsonl")]),
+        (DataError, "different types.*--tags-column", [write([{"tokens": ["a", "b"], "ner_tags": ["O", 1]}], tmp_path / "7.jsonl")]),
+        (DataError, "different types", [write([{"tokens": ["a"], "ner_tags": [tag]} for tag in (True, "O")], tmp_path / "8.jsonl")]),
+        (DataError, "holds float64, but a class", [write([{"tokens": ["a"], "ner_tags": [0.5]}], tmp_path / "9.jsonl")]),
+        (DataError, "Row 2 .* no label", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O", ""]}], tmp_path / "10.jsonl")]),
+        (DataError, "no format that is read.*.conll, .iob, .bio", [str(tmp_path / "a.conll.gz")]),
+        (DataError, "no format that is read.*.conll, .iob, .bio", [str(tmp_path / "a.ner")]),
     ]
     for error, words, data in cases:
         with pytest.raises(error, match=words):
             read_tagged(TokenDataArguments(data=data), seed=0)
+
+
+def test_words_and_tags_that_are_no_texts_are_written_as_in_json(tmp_path: Path) -> None:
+    cases = [([True, "a"], [True, False], ["true", "a"], ["true", "false"]), ([1, 2.5], [0, 1.0], ["1", "2.5"], ["0", "1"])]
+    for number, (words, tags, texts, names) in enumerate(cases):
+        source = write([{"tokens": words, "ner_tags": tags}], tmp_path / f"{number}.jsonl")
+        train, _ = read_tagged(TokenDataArguments(data=[source], validation=source), seed=0)
+        assert train[0] == {"words": texts, "tags": names}
+
+
+def test_kinds_of_entities_that_only_the_validation_data_have_are_refused(tmp_path: Path) -> None:
+    def read(train: list[str], held_out: list[str], **settings: Any) -> Any:
+        files = [write([{"tokens": tags, "ner_tags": tags}], tmp_path / f"{tags}.jsonl") for tags in (train, held_out)]
+        return read_tagged(TokenDataArguments(data=files[:1], validation=files[1], **settings), seed=0)
+
+    for train, held_out in ((["O", "B-PER"], ["O", "I-PER"]), (["B-A", "I-B"], ["O", "S-A", "B-B"]), (["NN", "VB"], ["VB"])):
+        assert read(train, held_out)[1]["tags"][:] == [held_out]
+    for train, held_out, new in ((["O", "B-PER"], ["B-LOC", "I-PER"], "B-LOC"), (["NN", "O"], ["NN", "VB", "ADJ"], "ADJ, VB")):
+        with pytest.raises(DataError, match=f"has the tags {new}, but .* only {', '.join(sorted(train))}; write the same tags"):
+            read(train, held_out)
+        read(train, held_out, max_train_samples=1)
 
 
 def test_iob1_data_are_scored_in_their_scheme() -> None:

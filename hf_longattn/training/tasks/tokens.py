@@ -24,8 +24,8 @@ from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns
 from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import read_words, tag_names, to_windows
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.data.words import IOB_TAG, read_words, tag_names, to_windows
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import is_iob1
 from hf_longattn.tasks import Task
@@ -130,7 +130,7 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
     is set.
 
     Raises:
-        DataError: a missing column, words without tags, or a single tag.
+        DataError: a missing column, words without tags, a single tag, or a kind of entity in ``--validation`` only.
     """
     data, held_out = train_test_split(
         args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
@@ -138,6 +138,13 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
     known = tag_names(data)
     if len(known) < 2 and not args.only_scores:
         raise DataError(f"All words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn.")
+    if args.validation and not args.only_scores and args.max_train_samples is None:
+        kinds = {"O", *known, *(tag[2:] for tag in known if IOB_TAG.fullmatch(tag))}
+        if new := [tag for tag in tag_names(held_out) if (tag[2:] if tag != "O" and IOB_TAG.fullmatch(tag) else tag) not in kinds]:
+            raise DataError(
+                f"{args.validation} has the tags {listed(new)}, but {', '.join(args.data)} only {listed(known)}; write the same tags in "
+                "both, or leave such documents out."
+            )
     return data, held_out
 
 
