@@ -26,7 +26,8 @@ from .constants import GRAPHS
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
-from .processor_files import sentence_modules
+from .processor_files import SENTENCE_LIMIT, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS, sentence_modules
+from .reading import read_json_object
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 POOLER = re.compile(r"(^|\.)pooler\.")
@@ -261,7 +262,12 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     file = f"The tokenizer.json of {name!r}"
     with checkpoint_errors(f"{file} is damaged"):
         if (special := backend.num_special_tokens_to_add(False)) >= longest:
-            raise CheckpointError(f"{file} puts {special:,} special tokens around a text, but at most {longest:,} are read; correct it.")
+            files = (path for path in Path(name).rglob(TRANSFORMER_SETTINGS) if read_json_object(path).get(SENTENCE_LIMIT) == longest)
+            setting = next((f"{SENTENCE_LIMIT} in {path.name}" for path in files), f"{TOKENIZER_LIMIT} in {TOKENIZER_CONFIG}")
+            raise CheckpointError(
+                f"The checkpoint {name!r} reads {longest:,} tokens ({setting}) and its tokenizer.json puts {special:,} special tokens "
+                "around a text, which leaves none for the text; correct the one that is wrong."
+            )
         for rule in _rules(backend.post_processor, "processors"):
             for template in (rule.get("single") or [], rule.get("pair") or []):
                 texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]

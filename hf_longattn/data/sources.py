@@ -9,6 +9,7 @@ import contextlib
 import glob
 import gzip
 import json
+import logging
 import math
 import random
 import re
@@ -564,6 +565,9 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
         The rows of the files, or the splits of a dataset on the Hub.
     """
     name, _, subset = source.partition(":")
+    readers = logging.getLogger("datasets.packaged_modules")
+    level = readers.level
+    readers.setLevel(logging.CRITICAL)  # they log the errors that they raise
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # of cells that pandas leaves out
@@ -586,6 +590,12 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
                 f"{source} has rows with more cells than columns{', the first' + line.group() if line else ''}; put texts with separators "
                 "into double quotes."
             ) from error
+        if opened := re.search(r"EOF inside string starting at row (\d+)", first):
+            place = f"row {opened[1]}" if int(opened[1]) else "its header"
+            raise DataError(
+                f"{source} has a cell in {place} that begins with a quotation mark and is not closed; close it, or write the cell in "
+                'double quotes and the quotation marks in it twice ("").'
+            ) from error
         if isinstance(cause, pandas.errors.EmptyDataError) or "corresponds to no data" in first or "BatchSize must be greater" in first:
             raise DataError(f"{source} has no rows; give other data.") from error
         subsets: list[str] = []
@@ -597,6 +607,8 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
             advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first}).") from error
+    finally:
+        readers.setLevel(level)
 
 
 def _load(source: str, name: str, *subset: str | None, **options: Any) -> DatasetDict:
@@ -606,7 +618,12 @@ def _load(source: str, name: str, *subset: str | None, **options: Any) -> Datase
         return DatasetDict({split: _json_table(source, paths) for split, paths in builder.config.data_files.items()})
     if builder.name == "csv" and builder.info.features is None:
         first = next(iter(builder.config.data_files.values()))[0]
-        columns = pandas.read_csv(first, **{**builder.config.pd_read_csv_kwargs, "chunksize": None, "nrows": 0}).columns
+        reading = {**builder.config.pd_read_csv_kwargs, "chunksize": None}
+        columns = pandas.read_csv(first, **{**reading, "nrows": 0}).columns
+        if "names" not in reading and reading["header"] == "infer" and reading["usecols"] is None:
+            header = pandas.read_csv(first, **{**reading, "nrows": 1, "header": None, "na_filter": False, "dtype": str}).iloc[0]
+            if twice := [column for column, count in Counter(header).items() if column and count > 1]:  # pandas would rename the second
+                raise DataError(f"The header of {source!r} names the column {twice[0]!r} more than once; give each column another name.")
         # index_col: pandas would take the first column for an index where the first row has too many cells
         options |= {"features": Features(dict.fromkeys(columns, Value("string"))), "na_filter": False, "index_col": False}
     elif builder.name == "csv":
@@ -705,6 +722,14 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
             unit = {".jsonl": "Line", ".txt": "Document"}.get(Path(source).suffix.lower(), "Row")
             size, most = sizes[row].as_py() / 1e6, LARGEST_TEXT / 1e6
             raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it.")
+        if format_of(source) != ".tsv":
+            continue
+        swallows = pyarrow.compute.match_substring_regex(data.data.column(column), r"(?s)\t.*\n|\n.*\t")
+        if (row := pyarrow.compute.index(swallows, True).as_py()) >= 0:
+            raise DataError(
+                f"Row {row + 1} of {source!r} has a cell that begins with a quotation mark and runs over lines and tabs to the next one; "
+                'remove the quotation mark, or write the cell in double quotes and the quotation marks in it twice ("").'
+            )
     return data
 
 

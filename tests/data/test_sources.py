@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,33 @@ def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
     for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", "a,b,\nc,d,\n"):
         with pytest.raises(DataError, match=r"rows with more cells than columns.*; put texts with separators into double quotes"):
             load_labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
+
+
+def test_cells_that_swallow_rows_and_open_quotation_marks_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    swallowed = ('"quoted start\tpos\nsecond\tneg\n4th"\tneg\n', '"start\tpos\n"next" one\tneg\n')
+    for first, rows in enumerate(swallowed):
+        for name in ("rows.tsv", "rows.tsv.gz"):
+            source = write(tmp_path / name, "text\tlabel\n" + "a\tpos\n" * first + rows)
+            with pytest.raises(DataError, match=rf"Row {first + 1} of '.*{name}' has a cell that begins with a quotation mark"):
+                load_labelled(source)
+    for separator, name in ((",", "rows.csv"), ("\t", "rows.tsv")):
+        for lines, place in (("a|b\n" * 10_001 + '"c|d\n', "row 10002"), ('"c|d\n"e|f\n"g|h\n', r"row \d")):
+            source = write(tmp_path / name, ("text|label\n" + lines).replace("|", separator))
+            with pytest.raises(DataError, match=rf"{name} has a cell in {place} that begins with a quotation mark and is not closed"):
+                load_labelled(source)
+        with pytest.raises(DataError, match="has a cell in its header that begins"):
+            load_labelled(write(tmp_path / name, '"text|label\na|b\n'.replace("|", separator)))
+        quoted = 'text|label\n"a ""b"" c"|x\n"two\nlines"|y\na "mark" within|x\n'.replace("|", separator)
+        assert read_source(write(tmp_path / name, quoted))["text"] == ['a "b" c', "two\nlines", 'a "mark" within']
+    assert not caplog.records
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name, header in (("a.csv", "text,text,label"), ("b.csv", '\ufeff"text",label,text'), ("c.tsv.gz", "text\tlabel\ttext")):
+        with pytest.raises(DataError, match=rf"The header of '.*{name}' names the column 'text' more than once"):
+            load_labelled(write(tmp_path / name, header + "\n" + re.sub("[a-z]+", "a", header) + "\n"))
+    for header in ("text,text.1,label", "text,,,label", "text,NA,label,nan"):
+        assert read_source(write(tmp_path / "rows.csv", f"{header}\n{header}\n"))["label"] == ["label"]
 
 
 @every_cell("read", [load_labelled, load_qa, lambda source: load_text([source])])

@@ -231,7 +231,12 @@ DAMAGED = (
     ("sentence_bert_config.json", {"max_seq_length": 64.0}, "says max_seq_length=64.0"),
     ("sentence_bert_config.json", {"max_seq_length": True}, "says max_seq_length=True"),
     ("sentence_bert_config.json", [], "must contain a JSON object"),
-    ("sentence_bert_config.json", {"max_seq_length": 2}, "puts 2 special tokens around a text, but at most 2 are read"),
+    (
+        "sentence_bert_config.json",
+        {"max_seq_length": 1},
+        r"1 tokens \(max_seq_length in sentence_bert_config.json\) .* puts 2 special",
+    ),
+    ("sentence_bert_config.json", {"max_seq_length": 2}, r"\(max_seq_length in sentence_bert_config.json\) .* leaves none"),
     ("config_sentence_transformers.json", {"prompts": "x"}, "says prompts='x', which must be an object of text"),
     ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "which must be an object of text"),
     ("config_sentence_transformers.json", {"model_type": 3}, "says model_type=3"),
