@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, flag
 from hf_longattn.naming import LOGGER
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -70,25 +70,46 @@ def checkpoint_to_resume(folder: Path) -> str:
     return newest
 
 
-def check_same_model(checkpoint: Path, model: str, args: Any = None) -> None:
+def check_same_model(checkpoint: Path, model: str, args: Any = None, run: Any = None) -> None:
     """Refuse another model or learning rate than the checkpoint's, which a resumed training would keep.
 
     Args:
         checkpoint: to resume from. It is accepted if it does not name its model.
         model: the name or folder of the model to train.
         args: of the training that resumes.
+        run: all its arguments, to compare the data also.
 
     Raises:
-        CheckpointError: the checkpoint is of another model, or its optimizer has other values than ``args``.
+        CheckpointError: the checkpoint is of another model or other data, or its optimizer has other values than ``args``.
     """
     settings = _state(checkpoint).get("stateful_callbacks", {}).get("RunSettings", {}).get("attributes", {}).get("settings", {})
     check_same_name(settings.get("model"), model, checkpoint)
+    if run is not None:
+        check_same_data(settings, run, checkpoint)
     for name in OF_OPTIMIZER & args.explicit.keys() if settings and args is not None else ():
         before, now = settings.get(name, type(args).__dataclass_fields__[name].default), getattr(args, name)
         if before != now:
             raise CheckpointError(
                 f"The optimizer in {str(checkpoint)!r} continues with {name}={before}, as saved, not {now}; leave the option out, or "
                 f"start a new training with --model {checkpoint} and another --output."
+            )
+
+
+def check_same_data(earlier: dict[str, Any], run: Any, folder: Path) -> None:
+    """Refuse other data options or another seed than ``earlier``, which decide the rows that are trained on and held out.
+
+    Raises:
+        CheckpointError: naming the option. Nothing is refused if ``earlier``, the settings of the run in ``folder``, is empty.
+    """
+    settings: dict[str, Any] = run.settings
+    for name in sorted({*run.data.__dataclass_fields__, "seed"}) if earlier else ():
+        before, now = ([value] if isinstance(value, str) else value for value in (earlier.get(name), settings.get(name)))
+        if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and all(map(_same_place, before, now)):
+            continue
+        if before != now:
+            raise CheckpointError(
+                f"{str(folder)!r} continues a training with another {flag(name)} ({earlier.get(name, 'the default')}), and rows that it "
+                "trained on could be held out; give its data options and seed, or start a new training with another --output."
             )
 
 
@@ -99,15 +120,20 @@ def place_or_name(model: str) -> str:
 
 def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None:
     """As :func:`check_same_model`, for a ``folder`` that was trained from ``earlier_model``."""
-    if earlier_model is None or earlier_model == model or place_or_name(earlier_model) == place_or_name(model):
-        return
-    earlier, now = Path(earlier_model), Path(model).resolve()
-    if earlier.is_absolute() and not earlier.exists() and now.is_dir() and earlier.name == now.name:  # a folder that was moved
+    if earlier_model is None or _same_place(earlier_model, model):
         return
     raise CheckpointError(
         f"{str(folder)!r} continues a training of {earlier_model!r}, not of {model!r}; give --model {earlier_model}, or "
         f"--overwrite without --resume to train {model!r} from the beginning."
     )
+
+
+def _same_place(earlier: str, now: str) -> bool:
+    """Whether two names are equal or of one file or folder, which may have moved."""
+    if earlier == now or place_or_name(earlier) == place_or_name(now):
+        return True
+    before, path = Path(earlier), Path(now).resolve()
+    return before.is_absolute() and not before.exists() and path.exists() and before.name == path.name
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def starting_point(run: TaskArguments) -> str | None:
     """The checkpoint to resume from: the named one, or with ``resume`` the latest complete one; ``None`` if neither is given.
 
     Raises:
-        CheckpointError: the checkpoint is missing, incomplete, or of another model.
+        CheckpointError: the checkpoint is missing, incomplete, or of another model or other data.
     """
     args = run.training
     if args.resume_from_checkpoint:
@@ -199,7 +199,7 @@ def starting_point(run: TaskArguments) -> str | None:
         start = checkpoint_to_resume(args.folder)
     else:
         return None
-    check_same_model(Path(start), run.model.model, args)
+    check_same_model(Path(start), run.model.model, args, run)
     return start
 
 
@@ -269,8 +269,9 @@ class RunSettings(TrainerCallback, ExportableState):
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = dict(settings or {})
-        if "model" in self.settings:
-            self.settings["model"] = place_or_name(self.settings["model"])
+        for name in {"model", "data", "text", "validation"} & self.settings.keys():
+            value = self.settings[name]
+            self.settings[name] = [*map(place_or_name, value)] if isinstance(value, list) else place_or_name(value)
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"settings": self.settings}}

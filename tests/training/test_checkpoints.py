@@ -13,10 +13,19 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 from hf_longattn.errors import CheckpointError
 from hf_longattn.training import checkpoints as checkpoints_module
-from hf_longattn.training.checkpoints import check_checkpoint, check_same_model, checkpoint_to_resume, damage, newest_checkpoint
+from hf_longattn.training.args import ModelArguments
+from hf_longattn.training.checkpoints import (
+    check_checkpoint,
+    check_same_data,
+    check_same_model,
+    checkpoint_to_resume,
+    damage,
+    newest_checkpoint,
+)
 from hf_longattn.training.processes import how_to_resume
+from hf_longattn.training.tasks.classify import ClassificationDataArguments
 from hf_longattn.training.trainer import Processes
-from hf_longattn.training.training_args import LongTrainingArguments
+from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import RunSettings
 from tests.cells import every_cell
 
@@ -137,6 +146,36 @@ def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_p
         (tmp_path / "elsewhere" / "bert-base-uncased").mkdir(exist_ok=True)
         with pytest.raises(CheckpointError, match="continues a training of 'google-bert/bert-base-uncased', not of "):
             check_same_model(folder, other)
+
+
+def test_a_resumed_run_keeps_its_data_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other rows would be held out, and the first run trained on some of them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "b.csv"):
+        Path(name).touch()
+
+    def run(data: tuple[str, ...] = ("a.csv",), seed: int = 42, steps: int = 3, **options: Any) -> TaskArguments:
+        training = LongTrainingArguments("out", bf16=False, seed=seed, max_steps=steps, per_device_train_batch_size=steps)
+        return TaskArguments(ModelArguments("one"), ClassificationDataArguments(data=list(data), **options), training)
+
+    earlier = RunSettings(run(validation="b.csv").settings).settings
+    check_same_data(earlier, run(validation="b.csv", steps=9), Path("checkpoint-2"))
+    check_same_data(earlier, run((str(tmp_path / "a.csv"),), validation="./b.csv"), Path("checkpoint-2"))
+    check_same_data({}, run(seed=1), Path("checkpoint-2"))  # a run that does not say
+    for other, option in (
+        (run(), "validation"),
+        (run(("b.csv",), validation="b.csv"), "data"),
+        (run(("a.csv", "b.csv"), validation="b.csv"), "data"),
+        (run(validation="b.csv", seed=1), "seed"),
+        (run(validation="b.csv", max_train_samples=8), "max-train-samples"),
+        (run(validation="b.csv", split="test"), "split"),
+        (run(validation="b.csv", text_column="title"), "text-column"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"'checkpoint-2' continues a training with another --{option} \(.*; give its data"):
+            check_same_data(earlier, other, Path("checkpoint-2"))
+    (tmp_path / "moved").mkdir()
+    Path("a.csv").rename("moved/a.csv")
+    check_same_data(earlier, run(("moved/a.csv",), validation="b.csv"), Path("checkpoint-2"))
 
 
 def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:

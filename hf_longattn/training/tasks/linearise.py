@@ -24,6 +24,7 @@ from hf_longattn.training.checkpoints import (
     CHECKPOINTS,
     DISTILLATION_REPORT,
     STAGE_1,
+    check_same_data,
     check_same_model,
     check_same_name,
     checkpoints,
@@ -150,7 +151,7 @@ def check_converted(model_args: LineariseModelArguments, args: LineariseTraining
 
 
 def check_resumable(run: TaskArguments) -> None:
-    """Refuse to resume without a checkpoint, or another model's distillation.
+    """Refuse to resume without a checkpoint, or a distillation of another model or of other data.
 
     Raises:
         CheckpointError: with one sentence.
@@ -159,9 +160,10 @@ def check_resumable(run: TaskArguments) -> None:
     report = read_report(args.folder / STAGE_1)
     if report is not None:
         check_same_name(report["settings"].get("model"), run.model.model, args.folder)
+        check_same_data(report["settings"], run, args.folder)
     newest = [start for stage in (1, 2) if (start := newest_of_stage(args.folder, stage)) is not None]
     for start in newest:
-        check_same_model(Path(start), run.model.model)
+        check_same_model(Path(start), run.model.model, run=run)
     if not newest and finished_part(args.folder) is None:
         raise CheckpointError(f"There is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew.")
 
