@@ -109,7 +109,7 @@ def check_same_data(earlier: dict[str, Any], run: Any, folder: Path) -> None:
         if before != now:
             raise CheckpointError(
                 f"{str(folder)!r} continues a training with another {flag(name)} ({earlier.get(name, 'the default')}), and rows that it "
-                "trained on would be held out; give its data options and seed, or start a new training with another --output."
+                "trained on could be held out; give its data options and seed, or start a new training with another --output."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
 import json
 import os
 import re
@@ -227,8 +228,9 @@ def test_scores_and_passages_are_numbers_also_in_tables(tmp_path: Path) -> None:
 
 
 def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
-    """pandas would take the first cell for a name of the row, and its text for a label."""
-    for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", "a,b,\nc,d,\n"):
+    """pandas would take the first cell for a name of the row, and its text for a label. Before pandas 3, empty cells are left out."""
+    empty = ["a,b,\nc,d,\n"] if int(importlib.metadata.version("pandas").split(".")[0]) >= 3 else []
+    for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", *empty):
         with pytest.raises(DataError, match=r"rows with more cells than columns.*; put texts with separators into double quotes"):
             load_labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
 
