@@ -313,11 +313,13 @@ def test_models_that_cannot_pack_say_so() -> None:
     memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
     with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document its own row"):
         memory(tokens(1, LENGTH), **packed("position_ids", True))
-    prefix = torch.ones(60, 60, dtype=torch.bool).tril()
-    prefix[:, :10] = True
+    causal = torch.ones(60, 60, dtype=torch.bool).tril()
+    without_a_pair, prefix = causal.clone(), causal.clone()
+    without_a_pair[40, 3], prefix[:, :10] = False, True
     linear = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"})
-    with pytest.raises(MaskError, match="A four-dimensional attention_mask was given, but mechanism"):
-        linear(tokens(1, 60), attention_mask=prefix[None, None], use_cache=False)
+    for mask, sentence in ((without_a_pair, "A four-dimensional attention_mask was given, but mechanism"), (prefix, "shows later keys")):
+        with pytest.raises(MaskError, match=sentence):
+            linear(tokens(1, 60), attention_mask=mask[None, None], use_cache=False)
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
     with pytest.raises(MaskError, match="documents must ascend"):
         model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
