@@ -95,7 +95,7 @@ def test_the_maximum_length_is_a_number_of_tokens() -> None:
             check_tokenizer(tokenizer_with(limit), "bert")
 
 
-def test_a_panic_is_a_sentence_at_loading_and_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_panic_of_a_tokenizer_is_refused_at_loading_and_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     failing = tokenizer_with(pre_tokenizer=CATASTROPHIC)
     for call in (call_tokenizer, token_ids):
         with pytest.raises(CheckpointError, match=r"A tokenizer failed, .* the text: Onig: Regex search error"):

@@ -91,7 +91,7 @@ class StateLayer(AttentionCacheLayer):
 
     keeps = "a state"
     is_unread = False
-    """Whether the attention function has not read the tokens that were added last."""
+    """Whether tokens were added that the attention function has not read yet."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -120,7 +120,7 @@ class StateLayer(AttentionCacheLayer):
         """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state.
 
         Raises:
-            BackendError: the attention function has not read the tokens that were added before.
+            BackendError: earlier tokens were never read by the attention function.
         """
         if self.is_unread and not torch.compiler.is_exporting():
             raise unread_cache(type(self).__name__)

@@ -292,7 +292,7 @@ def test_a_prompt_leaves_room_for_windows(folder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("vectors", ["document", "passages:4"])
-def test_a_token_beyond_the_table_is_a_sentence(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+def test_embed_refuses_a_token_beyond_the_table_of_the_model(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
     values = json.loads((tmp_path / "short" / "tokenizer.json").read_text())
     values["model"]["vocab"]["the"] = 999_999

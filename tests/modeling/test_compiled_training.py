@@ -158,7 +158,7 @@ def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weig
         assert not rows(x, dropout=1.0).any()
 
 
-def test_the_error_of_an_engine_is_not_replaced_while_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_shows_the_error_of_an_engine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("this engine failed")
 
