@@ -263,7 +263,7 @@ def typed(command: str, further: str = "") -> None:
     assert stopped.value.code == 0, command
 
 
-QUICK = ("longformer-triviaqa", "prolong-512k")
+QUICK = ("longformer-triviaqa", "prolong-64k")
 """One for labelled data and one with all kinds of commands; the others are slow tests."""
 
 
