@@ -47,7 +47,6 @@ COMMANDS = (
     embed.embed,
     audit.audit,
     probe.probe,
-    export.revert,
     inspect.mechanisms,
     inspect.recipes,
     hub.card,
