@@ -24,10 +24,8 @@ if TYPE_CHECKING:
         ConversionConfig,
         ConversionPlan,
         ConversionReport,
-        RevertConfig,
         convert_checkpoint,
         plan_conversion,
-        revert_checkpoint,
     )
     from .engines.common.grid import Grid
     from .errors import LongAttentionError

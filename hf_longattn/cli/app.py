@@ -46,7 +46,6 @@ COMMANDS = (
     search.search,
     embed.embed,
     audit.audit,
-    export.revert,
     inspect.mechanisms,
     inspect.recipes,
     hub.card,
