@@ -23,7 +23,6 @@ LAYERS = (
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
-    ("sharding",),
     ("drawing", "options"),
     ("catalogue",),
     ("mechanisms",),
@@ -61,7 +60,7 @@ CONVERSION = (
     ("verify_embeddings", "verify_loss"),
     ("verify", "verify_outputs", "verify_generic", "verify_sizes", "verify_towers"),
     ("native",),
-    ("convert", "revert"),
+    ("convert",),
     ("__init__",),
 )
 # And inside `modeling`.
