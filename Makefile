@@ -63,7 +63,7 @@ test-matrix: $(READY)  ## the wheel of `make release` on every Python, with the 
 	@mkdir -p $(TMPDIR)
 	$(PY) -m scripts.dev.tools.version_matrix $(ARGS)
 
-lint: $(STUBS)  ## ruff, mypy and the ceiling of the package's lines
+lint: $(STUBS)  ## ruff, mypy and the ceilings of the package's size
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
