@@ -31,9 +31,9 @@ from ..options import Options, option
 from ..positions.distances import Locality
 from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
-from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism, documents_layout
 from .common.layout import band_pairs, full_pairs
+from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .common.traits import Handling

@@ -68,14 +68,8 @@ for causal in (True, False):
             ("longformer", L, causal, {}),
             ("longformer", W, causal, {"globals": True, "scores": True}),
             ("window", W, causal, {"scores": True}),
-            *(
-                ("lsg", {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4, "selection": how}, causal, {"globals": True})
-                for how in ("strided", "block_strided", "max_norm", "average_pooling", "lsh")
-            ),
-            ("lsg", {"block_size": 16, "sparse_block_size": 32, "sparsity_factor": 2}, causal, {"padding": "right"}),
             ("union", {"of": "window:window=8+longformer:window=32,global_tokens=0+5"}, causal, {}),
             ("union", {"of": "segmented:block_size=24+longformer:window=32,global_tokens=0+5"}, causal, {"padding": "right"}),
-            ("per_head", {"heads": HEADS}, causal, {}),
             ("longformer", {**W, "separate_global": True}, causal, {"globals": True}),
             ("segmented", {"block_size": 24, "integration": "previous"}, causal, {}),
             ("segmented", {"block_size": 24, "integration": "none"}, causal, {"padding": "right"}),
@@ -87,10 +81,6 @@ for causal in (True, False):
     )
 CASES += [
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}, True, {}),
-    ("delta", {"expand": 2}, True, {"padding": "left"}),
-    ("delta", {}, True, {}),
-    ("infini", {"segment_length": 400}, True, {}),
-    ("infini", {"segment_length": 40, "delta_rule": True}, True, {}),
 ]
 
 D, LEFT, G = {"documents": True}, {"padding": "left"}, {"globals": True}
@@ -113,8 +103,6 @@ for causal in (True, False):  # whole sequences of some of the heads
             ("union", {"of": "window:window=9+strided:stride=16"}, causal, {}),
             ("longformer", W, causal, {**G, **D}),
             ("longformer", W, causal, LEFT),
-            ("lsg", L8, causal, D),
-            ("lsg", {**L8, "block_offset": 5}, causal, {}),
             ("segmented", {"block_size": 24}, causal, LEFT),
             ("linear", {}, causal, D),
             ("hedgehog", {}, causal, D),
@@ -122,7 +110,6 @@ for causal in (True, False):  # whole sequences of some of the heads
             ("performer", {}, causal, D),
             ("hybrid", {"window": 16}, causal, D),
             ("hybrid", {"window": 16, "features": "taylor"}, causal, D),
-            ("cosformer", {}, causal, LEFT),
             ("top_k", {"num_keys": 8, "relative": "alibi"}, causal, {}),
         ],
     )
@@ -130,7 +117,6 @@ CASES += [
     ("nystrom", {"num_landmarks": 16, "conv_kernel": 7}, False, D),
     ("linformer", {"rank": 16, "sharing": "none"}, False, LEFT),
     ("nystrom", {"inv_coeff_init_option": "original"}, False, {}),
-    ("delta", {"gate_input": "key", "expand": 2}, True, D),
     ("bigbird", {"block_size": 16, "random_pattern": "hf_eval"}, False, {}),
 ]
 T = {"contents": True}
@@ -143,11 +129,9 @@ for causal in (True, False):
                 for given in ({}, {"padding": "right"})
                 for name, options in (
                     ("window", W),
-                    ("per_head", {"heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16,dilation=2"}),
                     ("union", {"of": "window:window=9+strided:stride=16"}),
                 )
             ),
-            ("per_head", {"heads": "2=window:window=32;window:window=16"}, causal, {**T, "padding": "left"}),
         ],
     )
 BATCH, HEADS_PER_LAYER, LENGTH, HEAD_DIM, HIDDEN_SIZE = 2, 4, 331, 8, 32
@@ -271,12 +255,11 @@ def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) ->
     """Whether a mechanism needs whole sequences and its heads cannot be divided over the processes."""
     shape = {"num_heads": HEADS_PER_LAYER, "head_dim": HEAD_DIM, "hidden_size": HIDDEN_SIZE, "max_length": LENGTH}
     module = build_mechanism(name, **{**shape, **options})
-    if isinstance(module, LinearMechanism) or name in ("delta", "hybrid", "per_head") or (module.traits.stateful and causal):
+    if isinstance(module, LinearMechanism) or name == "hybrid" or (module.traits.stateful and causal):
         return False
     if only_locality(module, causal) is not None:
         return False
-    divides_key_heads = name == "nsa"
-    return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
+    return module.per_head_tensors is None or module.relative is not None
 
 
 @every_cell(("name", "options", "causal", "given"), CASES, ids=str, by="name", of=9, alike=lambda name, options, *rest: (name, *options))

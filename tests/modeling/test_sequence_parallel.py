@@ -51,12 +51,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("LongBertForSequenceClassification", {**SHAPE, **NONE, "max_position_embeddings": 256}, LONGFORMER, "class"),
     (
-        "LongRobertaForMaskedLM",
-        {**SHAPE, **NONE, "max_position_embeddings": 256, "pad_token_id": 3},
-        {"mechanism": "lsg", "block_size": 16, "sparse_block_size": 16},
-        "labels",
-    ),
-    (
         "LongGPT2LMHeadModel",
         {
             "vocab_size": 99,
@@ -80,7 +74,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "LongLlamaForCausalLM",
         {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256},
-        {"mechanism": "delta", "layers": {"0": {"mechanism": "hybrid", "window": 16}}},
+        {"mechanism": "linear", "layers": {"0": {"mechanism": "hybrid", "window": 16}}},
         "labels",
     ),
     (
@@ -98,7 +92,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
             {"mechanism": "window", "window": 32},
             {"mechanism": "window", "window": 16, "num_sinks": 3},
             {"mechanism": "top_k"},
-            {"mechanism": "per_head", "heads": "2=window:window=32;1,3=segmented:block_size=24;window:window=16"},
         )
     ),
     (
@@ -318,11 +311,8 @@ def refusals() -> None:
     left = torch.ones(1, 50, dtype=torch.long)
     left[:, :9] = 0
     assert_refused("pad on the right", {"mechanism": "longformer", "window": 16, "separate_global": True}, attention_mask=left)
-    assert_refused("pad on the right", {"mechanism": "infini"}, name="LongLlamaForCausalLM", attention_mask=left)
     for padding in (left, left.flip(1)):
         assert_refused("looks at the whole sequence", {"mechanism": "top_k", "relative": "alibi"}, attention_mask=padding)
-        few = {"num_attention_heads": 2, "num_key_value_heads": 1}
-        assert_refused("at most 1 processes, not 2", {"mechanism": "nsa"}, "LongLlamaForCausalLM", few, attention_mask=padding)
     assert_refused("is not known to sequence parallelism", WINDOW, name="LongBertForNextSentencePrediction")
     convolution = {"relative_attention": True, "conv_kernel_size": 3, "conv_act": "gelu"}
     assert_refused("convolutions or recurrent layers", WINDOW, name="LongDebertaV2ForMaskedLM", settings=convolution)

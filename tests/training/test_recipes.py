@@ -232,8 +232,6 @@ SIZES = {
     "google/pegasus-large": "--max-length 2048",
     "meta-llama/Meta-Llama-3-8B": "--max-length 512",
     "meta-llama/Meta-Llama-3-8B-Instruct": "--max-length 1024",
-    "lsg-arxiv-4096": "--max-length 2048",
-    "lsg-pubmed-4096": "--max-length 2048",
     "bart-base-4096-arxiv": "--max-length 4096 --max-decoder-length 2048",
     "bart-base-4096-pubmed": "--max-length 4096 --max-decoder-length 2048",
     "prolong-64k": "--max-length 1024",
