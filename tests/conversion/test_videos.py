@@ -1,4 +1,4 @@
-"""Models of videos are planned, converted, verified and reverted as models of images are."""
+"""Models of videos are planned, converted and verified as models of images are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
@@ -44,8 +44,8 @@ def values(folder: Path, file: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("base", "head"), HEADS)
-def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: Path) -> None:
-    source, long, back = saved(base, head, tmp_path / "short"), tmp_path / "long", tmp_path / "back"
+def test_a_model_is_converted_and_verified(base: str, head: str, tmp_path: Path) -> None:
+    source, long = saved(base, head, tmp_path / "short"), tmp_path / "long"
     report = convert_checkpoint(source, long, image_size=64, frames=8)
     assert report.passed
     if head.endswith("ForVideoClassification"):
@@ -68,11 +68,6 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     assert processor is not None
     assert processor(frames, return_tensors="pt")["pixel_values"].shape == (1, 3, 3, 64, 64)
     assert "enlarged from videos of 4 × 32 × 32 to 8 × 64 × 64 frames and pixels" in (long / "README.md").read_text()
-    with pytest.warns(UserWarning, match="in place of window2d"):
-        assert statuses(revert_checkpoint(long, back))["equal to the long model with full attention"] == "passed"
-    for file in ("config.json", FILE if base == "videomae" else VIDEO_FILE):
-        assert values(back, file) == values(source, file)
-    assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
 @pytest.mark.thorough
