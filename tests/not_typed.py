@@ -41,10 +41,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "longattn train qa --config longformer-triviaqa": "trains for days",
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",
     },
-    "docs/how-to/many_processes.md": {
-        "import hf_longattn\n\nwith hf_longattn.sequence_parallel": "needs several processes: tests/modeling/run has them",
-        "from accelerate import ParallelismConfig": "needs devices other than the CPU",
-    },
     "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
     "docs/how-to/gliner.md": {
         "from gliner": INSTALLED,

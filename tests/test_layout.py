@@ -23,7 +23,6 @@ LAYERS = (
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
-    ("sharding",),
     ("drawing", "options"),
     ("catalogue",),
     ("mechanisms",),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
-from ..sharding import Shard, attend_sharded
 from .common.layout import band_tile, full_pairs, without
 from .common.locality import keys_per_query
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -29,9 +28,6 @@ from .common.registry import mechanism_class, register_mechanism
 from .common.traits import Handling
 from .strided import StridedOptions
 from .window import WindowOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 EXAMPLE = "of='window:window=256+strided:stride=64'"
 
@@ -75,8 +71,6 @@ class Union(GatheredMechanism):
 
     options: UnionOptions
     members: nn.ModuleList
-    some_heads: list[MaskedMechanism] | None = None
-    """The members restricted to some heads, after :meth:`of_heads`; ``None`` in a mechanism with all heads."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -108,14 +102,9 @@ class Union(GatheredMechanism):
         for member in self.mechanisms:
             member.layer = layer
 
-    def of_heads(self, first: int, last: int) -> Self:
-        part = super().of_heads(first, last)
-        part.some_heads = [member.of_heads(first, last) for member in self.mechanisms]
-        return part
-
     @property
     def mechanisms(self) -> list[MaskedMechanism]:
-        return self.some_heads or list(self.members)  # type: ignore[arg-type]
+        return list(self.members)  # type: ignore[arg-type]
 
     @property
     def bands(self) -> list[SparseMechanism]:
@@ -184,9 +173,6 @@ class Union(GatheredMechanism):
             beside=next(kind for kind in ("others", "globals", "") if kind in kinds),
             width_of_keys=back + ahead if len(known) > 1 else known[0].width,
         )  # fmt: skip
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        return attend_sharded(self, q, k, v, call, shard, None if self.gathered else self.pattern(call.causal))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)

@@ -19,7 +19,6 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import fla as kernels
-from hf_longattn.sharding import Shard
 from tests.cells import every_cell
 
 LENGTH = 300
@@ -121,15 +120,3 @@ def test_a_state_goes_in_and_comes_out(dtype: torch.dtype) -> None:
     torch.testing.assert_close(torch.cat([first, second], 2), whole, atol=2e-2, rtol=2e-2)
     for name, x in end.items():
         torch.testing.assert_close(after[name], x, atol=1e-3, rtol=1e-3)
-
-
-class OneAfterAnother(Shard):
-    """A shard of two, for processes that run one after another. Those before this one left their tensors in ``group``."""
-
-    def stacked(self, x: Tensor) -> Tensor:
-        self.group.append(x)
-        return torch.stack([*self.group, x][:2])
-
-
-def refuse(*_: Any, **__: Any) -> Any:
-    raise AssertionError("flex_attention")

@@ -31,10 +31,9 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
 
 
 QUICK = [name for name, way in WAYS.items() if not way.slow][::2]
-"""But for the processes that share a sequence, which tests/modeling/test_sequence_parallel.py has for its boxes."""
 
 
-@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), {*QUICK} - {"sharded"}))
+@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), QUICK))
 def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
