@@ -51,7 +51,7 @@ def test_a_region_knows_the_rest_of_the_image(model: Any) -> None:
     [
         base
         for base in grid_models.BASES
-        if FAMILIES[base].rule.shapes is None and base not in ("vit_mae", "dinat", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
+        if FAMILIES[base].rule.shapes is None and base not in ("vit_mae", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
     ],
     of=4,
     alike=kind_of_family,
@@ -78,12 +78,6 @@ def test_a_model_of_videos_has_no_regions(base: str, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path)
     with pytest.raises(BackendError, match="reads videos, not images; give a model of images"):
         dense_features(grid_models.long_model(base, grid_models.base_model(base), tmp_path), torch.randn(1, 4, 3, 32, 32))
-
-
-def test_layers_on_different_grids(tmp_path: Path) -> None:
-    grid_models.saved("dinat", "DinatModel", tmp_path)
-    with pytest.raises(BackendError, match="The layers of a LongDinatModel are on different grids"):
-        dense_features(grid_models.long_model("dinat", "DinatModel", tmp_path), torch.randn(1, 3, 32, 32))
 
 
 def test_part_of_a_patch_and_other_models_are_refused(model: Any) -> None:

@@ -148,7 +148,6 @@ IMAGE_LAYOUTS = {
 VIDEO_LAYOUTS = {
     "windows, 1 full": Layout(layers="3=full"),
     "windows": Layout(),
-    "sliding windows": Layout("neighborhood:kernel_size=5+7+7"),
 }
 """*windows* are what a conversion gives where no mechanism is named: of the size of the videos that the base was trained with."""
 _VIDEOS: dict[str, Any] = {
@@ -519,8 +518,4 @@ def _windows(record: dict[str, Any]) -> str:
             f"`window2d` of {'×'.join(sides)} patches in the other layers; *pooled*: `{POOLED}`; *tiles*: the stock model reads tiles of "
             f"{TRAINED_SIDE} pixels, *overlapping* ones every {TRAINED_SIDE // 2}"
         )
-    sliding = base.layouts["sliding windows"].mechanism
-    return (
-        f"`window2d` of {'×'.join(sides)} cells in the other layers, as a conversion has where none is named; *sliding windows*: "
-        f"`{sliding}`"
-    )
+    return f"`window2d` of {'×'.join(sides)} cells in the other layers, as a conversion has where none is named"

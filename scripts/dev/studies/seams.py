@@ -57,8 +57,6 @@ READINGS: dict[str, tuple[dict[str, Any], str]] = {
     "window2d": (WINDOWS, "tile"),
     "window2d, 2 of 4 layers full": ({**WINDOWS, "layers": {1: {"mechanism": "full"}, 3: {"mechanism": "full"}}}, "tile"),
     "window2d, shift=alternate": ({**WINDOWS, "shift": "alternate"}, "tile"),
-    "local2d": ({"mechanism": "local2d", "radius": CELLS // 2}, "tile"),
-    "neighborhood, kernel_size=9": ({"mechanism": "neighborhood", "kernel_size": CELLS + 1}, "tile"),
     "full, positions interpolated": ({"mechanism": "full"}, "interpolate"),
 }
 """Mechanisms and positions by name."""

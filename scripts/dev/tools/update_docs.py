@@ -32,7 +32,7 @@ from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 PAGES = (
-    "grid_models", "joint_reading", "linear_state", "real_retrieval", "rotary_bert", "rotary_encoder", "rotary_lengths", "same_precision",
+    "grid_models", "joint_reading", "real_retrieval", "rotary_bert", "rotary_encoder", "rotary_lengths", "same_precision",
     "seams", "sound_models", "whisper_lengths",
 )  # fmt: skip
 """Stored results whose page is a block of its own name."""
