@@ -30,7 +30,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""Trajectories': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
         "import hf_longattn\nfrom transformers import DecisionTransformerConfig": SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
     },
-    "docs/how-to/measure.md": {
+    "docs/performance.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,
         "python -m scripts.dev.benchmarks model": TIMES,
         "python -m scripts.dev.benchmarks.gpu_check": "needs a GPU: tests/scripts/dev/benchmarks runs it without one",

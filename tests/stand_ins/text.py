@@ -367,8 +367,6 @@ page(
         instead={
             "0-5:relative": "0:relative",
             "--max-length 16384": "--max-length 5120",
-            "--max-length 8192": "--max-length 1024",
-            "--max-minutes 30": "--max-steps 2",
         },
         slow=True,
     ),
