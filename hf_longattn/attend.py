@@ -318,7 +318,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
+    short = bool(mechanism.options.exact_length) and not call.causal
     full = full_of(mechanism) if short else None
     if full is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)

@@ -100,18 +100,6 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
     assert said == [f"{folder}: classifier is new, since it is of another size there."]
 
 
-def test_heads_that_are_loaded_afterwards_are_not_called_unused(folder: str, tmp_path: Path, said: list[str]) -> None:
-    from hf_longattn.evaluation.qa_heads import attach_evidence
-
-    model, tokenizer = load_qa_model(folder, complete=False)
-    attach_evidence(model, tokenizer)
-    model.save_pretrained(tmp_path / "read")
-    tokenizer.save_pretrained(tmp_path / "read")
-    said.clear()
-    load_qa_model(str(tmp_path / "read"))
-    assert said == []
-
-
 def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
     load_model(AutoModelForMaskedLM, folder, complete=True)
     with pytest.raises(CheckpointError, match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a"):

@@ -18,7 +18,7 @@ _CONVERSION = (
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "convert": _CONVERSION,
     "plan": _CONVERSION,
-    "search": ("frames", "pieces", "compare_at", "seed", "device", "revision", "token"),
+    "search": ("frames", "pieces", "compare_at", "device", "revision", "token"),
 }
 """By command, the parameters that only ``--help-all`` shows. Such a command has the argument ``help_all``."""
 SHOW_ALL = f"{__name__}.all"

@@ -171,7 +171,7 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if (step := plan.kind.training_step(plan)) is not None:
         return step
     length = f"texts of up to {plan.new_length} tokens"
-    head, layout = plan.architecture.source_class, plan.kind.trained_by
+    head = plan.architecture.source_class
     learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
@@ -187,10 +187,10 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
         return train_command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):
         return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
-    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
-        if head.endswith(ending) and (task == "tokens" or not layout):
-            return train_command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
+    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens")):
+        if head.endswith(ending):
+            return train_command(task, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        questions = "YOUR_QUESTIONS.jsonl" if layout else "YOUR_QUESTIONS.json"
-        return train_command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        data = ("--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length))
+        return train_command("qa", *data, output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}

@@ -27,7 +27,6 @@ from ..engines.common.dense import at_least_fp32, repeat_heads
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from ..options import Options, option
-from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
 from .common.layout import full_pairs
@@ -144,28 +143,6 @@ class Delta(Mechanism):
             documents = None if call.documents is None else call.batch
             out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv, documents)
             return out.to(q.dtype), {"kv": kv}
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The outputs of this process's tokens. The state before them follows from the maps A and B of the earlier shards.
-
-        A shard turns a state S into A S + B. One pass over its tokens finds A and B: it starts from the columns [0, I] in place of S, with
-        the values [v, 0], and ends with [B, A]. Outputs are affine in S, too. All processes gather all [B, A].
-        """
-        if shard.documents is not None:
-            return attend_by_heads(self, q, k, v, call, shard)
-        local_call = shard.local_call(call)
-        with torch.autocast(q.device.type, enabled=False):
-            g, beta = self._rates(k, local_call, torch.promote_types(q.dtype, torch.float32))
-            phi_q, phi_k, v = self._queries(q, local_call), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)
-            width, features = v.shape[3], phi_k.shape[3]
-            first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
-            out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
-            out = out.to(after.dtype)
-            state = torch.zeros_like(after[..., :width])
-            for number, transition in enumerate(shard.stacked(after)[:-1]):  # no process needs the last one's state
-                next_state = transition[..., width:] @ state + transition[..., :width]
-                state = torch.where(torch.tensor(number < shard.rank, device=q.device), next_state, state)
-            return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Every token reads the state of expand·D·D numbers twice and writes it once."""

@@ -88,8 +88,7 @@ class LongNet(GatheredMechanism):
     @property
     def heads(self) -> range:
         """Indices of this mechanism's heads among all heads of the layer."""
-        first = 0 if self.head_range is None else self.head_range[0]
-        return range(first, first + self.num_heads)
+        return range(self.num_heads)
 
     def times(self, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
         """M, the number of branches that pair a query with a key."""

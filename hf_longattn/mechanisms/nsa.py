@@ -64,7 +64,6 @@ from ..engines.topk import (
 )  # fmt: skip
 from ..errors import OptionError
 from ..options import Options, option
-from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
@@ -536,14 +535,6 @@ class NSA(SummarisedMechanism):
         order = ranking(scores.masked_fill(~allowed, float("-inf")))
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
         return ((chosen & allowed) | (away == 0))[..., block]
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        if k.shape[1] < len(shard.bounds):
-            raise OptionError(
-                f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
-                f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
-            )
-        return super().attend_sharded(q, k, v, call, shard)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The pairs of all three branches. A query and a compressed block are one pair."""

@@ -20,7 +20,6 @@ from ..engines.common.score_terms import take_heads
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
-from ..sharding import Shard
 from .common.composite import Composite, HeadSpec
 from .common.decoding import AttendStep, Columns
 from .common.locality import joined
@@ -132,10 +131,6 @@ class PerHead(Composite, FitsActivations):
             assert member.attend_step is not None
             outs.append(member.attend_step(*inputs, part, columns))
         return self._in_order(outs)
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        parts = self._parts(shard.length, call, q, k, v)
-        return self._in_order([member.attend_sharded(*inputs, part, shard) for member, inputs, part in parts])
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._in_order([member.dense_weights(*inputs, part) for member, inputs, part in self._parts(k.shape[2], call, q, k)])

@@ -91,8 +91,7 @@ class ShiftedGroups(MaskedMechanism):
     @property
     def first_shifted(self) -> int:
         """Index of the first shifted head among this mechanism's heads; ``num_heads`` if none is shifted."""
-        first, heads = self.head_range or (0, self.num_heads)
-        return min(max(heads // 2 - first, 0), self.num_heads)
+        return self.num_heads // 2
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """Mask of the groups, without the pairs that the option ``wrap`` adds. Those pairs depend on the length."""

@@ -19,7 +19,6 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
-from ..sharding import Shard, attend_sharded
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
@@ -139,9 +138,6 @@ class Union(Composite, GatheredMechanism):
 
     def locality(self, causal: bool) -> Locality | None:
         return joined((member.locality(causal) for member in self.mechanisms), one_softmax=True)
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        return attend_sharded(self, q, k, v, call, shard, None if self.gathered else self.pattern(call.causal))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)

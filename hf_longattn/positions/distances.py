@@ -19,8 +19,8 @@ class Locality:
     """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
-    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard
-        cannot rely on neighbouring tokens.
+    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys
+        anywhere.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
     in_eval: ``"same"``: the range also holds in eval mode. ``"everything"``: all keys are seen there. ``"unknown"``: not known.
     width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period - 1 if ahead > 0.

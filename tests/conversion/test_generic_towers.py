@@ -179,4 +179,4 @@ def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[
         folder = tmp_path / "long"
     said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn audit"
     with pytest.raises(CheckpointError, match=said):
-        search_design(folder, "a text " * 2000, output=tmp_path / "search")
+        search_design(folder, "a text " * 2000, output=tmp_path / "design.yaml")

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax
 from hf_longattn.engines.common.paths import observe
@@ -25,7 +24,6 @@ from hf_longattn.engines.cuda import fla as kernels
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms import nsa
-from hf_longattn.sharding import Shard, even_bounds
 from tests.cells import every_cell
 
 LENGTH = 300
@@ -180,29 +178,6 @@ def test_a_state_goes_in_and_comes_out(dtype: torch.dtype) -> None:
     torch.testing.assert_close(torch.cat([first, second], 2), whole, atol=2e-2, rtol=2e-2)
     for name, x in end.items():
         torch.testing.assert_close(after[name], x, atol=1e-3, rtol=1e-3)
-
-
-class OneAfterAnother(Shard):
-    """A shard of two, for processes that run one after another. Those before this one left their tensors in ``group``."""
-
-    def stacked(self, x: Tensor) -> Tensor:
-        self.group.append(x)
-        return torch.stack([*self.group, x][:2])
-
-
-@pytest.mark.usefixtures("fla")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_delta_rule_over_two_shards(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    module = build_mechanism("delta", num_heads=4, head_dim=16, gate_input="key")
-    q, k, v = (torch.randn(2, heads, LENGTH, 16).to(dtype) for heads in (4, 2, 2))
-    call, outs, left = AttentionCall(causal=True), [], []
-    for rank, (start, stop) in enumerate(bounds := even_bounds(LENGTH, 2)):
-        shard = OneAfterAnother(left, bounds, rank, run_batch)
-        outs.append(module.attend_sharded(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], call, shard))
-    expected = module.defined(q.double(), k.double(), v.double(), call)
-    assert outs[0].dtype == dtype
-    torch.testing.assert_close(torch.cat(outs, 2).double(), expected, atol=2e-2 * float(v.abs().max()), rtol=0)
 
 
 @pytest.mark.usefixtures("fla")

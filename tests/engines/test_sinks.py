@@ -246,7 +246,7 @@ def test_other_mechanisms_refuse_sinks() -> None:
 
 def test_the_page_of_families_lists_the_mechanisms() -> None:
     page = Path("docs/families.md").read_text(encoding="utf-8").partition("their attention has sinks")[2].partition("\n- ")[0]
-    assert {*re.findall(r"`(\w+)`", page)} == {*WITH_SINKS, "union", "per_head", "sequence_parallel"}
+    assert {*re.findall(r"`(\w+)`", page)} == {*WITH_SINKS, "union", "per_head"}
 
 
 def test_members_decide() -> None:

@@ -15,8 +15,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import BackendError, ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.evaluation.regions import dense_features
+from hf_longattn.errors import ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_checkpoint, export_native
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
@@ -211,8 +210,6 @@ class TestRefusals:
             model(torch.randn(1, 104, 65))
         with pytest.raises(GridError, match="The input has 15 frames, fewer than the 16 of a patch"):
             model(torch.randn(1, 15, 64))
-        with pytest.raises(BackendError, match="LongASTModel reads spectrograms, not images; give a model of images"):
-            dense_features(model, torch.randn(1, 3, 32, 32))
 
     @pytest.mark.parametrize("frames", [0, 3.5, True, "long"])
     def test_a_length_that_is_none(self, frames: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +14,6 @@ from ...errors import OptionError
 from ...options import EXACT_LENGTH, RELATIVE, Options
 from .base import Mechanism
 from .registry import check_options, mechanism_class
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +117,6 @@ class Composite(Mechanism):
     """A mechanism made of other mechanisms, its ``members``. Its forms (causal, bidirectional) and its traits follow from theirs."""
 
     members: nn.ModuleList
-    some_heads: list[Mechanism] | None = None
-    """The members restricted to some heads, after :meth:`of_heads`; ``None`` in a mechanism with all heads."""
 
     def enter(self, layer: int) -> None:
         for member in self.mechanisms:
@@ -172,11 +167,6 @@ class Composite(Mechanism):
             shared_by_layers=tuple(f"members.{i}.{name}" for i, member in enumerate(traits) for name in member.shared_by_layers),
         )
 
-    def of_heads(self, first: int, last: int) -> Self:
-        part = super().of_heads(first, last)
-        part.some_heads = [member.of_heads(first, last) for member in self.mechanisms]
-        return part
-
     @property
     def mechanisms(self) -> list[Mechanism]:
-        return self.some_heads or list(self.members)  # type: ignore[arg-type]
+        return list(self.members)  # type: ignore[arg-type]

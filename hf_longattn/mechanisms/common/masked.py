@@ -25,7 +25,6 @@ from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...positions.distances import Locality
 from ...private_apis import warn_missing
-from ...sharding import Shard, attend_sharded, global_rows_of
 from .base import Mechanism
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
@@ -93,7 +92,7 @@ class MaskedMechanism(Mechanism):
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         columns = _last_columns(q, k) if columns is None else columns
-        name = ("step", type(self), self.options, self.training, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
+        name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)
@@ -249,12 +248,6 @@ class SparseMechanism(MaskedMechanism):
         beside = "globals" if pattern.has_globals else ""
         return Locality(pattern.left, pattern.right, beside=beside) if pattern.bounded else None
 
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        return attend_sharded(self, q, k, v, call, shard, self.pattern(call.causal), self.global_rows)
-
-    global_rows = staticmethod(global_rows_of)
-    """See :func:`~hf_longattn.sharding.global_rows_of`."""
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 
@@ -314,7 +307,7 @@ class GatheredMechanism(MaskedMechanism):
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
-        key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
+        key = (type(self), self.options, self.num_heads, length, causal, device)
         return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:

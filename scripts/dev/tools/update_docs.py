@@ -31,10 +31,7 @@ from scripts.dev.tools import declared, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-PAGES = (
-    "grid_models", "joint_reading", "linear_state", "real_retrieval", "rotary_bert", "rotary_encoder", "rotary_lengths", "same_precision",
-    "seams", "sound_models", "whisper_lengths",
-)  # fmt: skip
+PAGES = ("grid_models", "joint_reading", "real_retrieval", "same_precision")
 """Stored results whose page is a block of its own name."""
 
 
@@ -203,11 +200,6 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
-def without_bounds(name: str) -> str:
-    """The page of a grid model without the paragraph on bounds, which stands above the first of them."""
-    return re.sub(r"^\*Bound by operations\*.+\n\n", "", study_page(name), flags=re.MULTILINE)
-
-
 def study_page(name: str) -> str:
     """The page of a study, as its command wrote it next to its JSON, without its title."""
     return re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8")).strip()
@@ -223,7 +215,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
     "real-retrieval-brief": lambda: real_retrieval_brief(stored("real_retrieval")),
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
-    "grid-models-videomae": partial(without_bounds, "grid_models_videomae"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
