@@ -85,8 +85,6 @@ def test_orders_of_tokens_and_mechanisms_on_the_grid_run(tmp_path: Path) -> None
     save(tmp_path)
     for attention in (
         {"mechanism": "window2d", "window": [5, 9], "shift": "alternate"},
-        {"mechanism": "local2d", "radius": 2},
-        {"mechanism": "axial", "axes": "rows"},
         {"mechanism": "window", "window": 16, "order": "columns"},
         {"mechanism": "longformer", "window": 16, "order": "tiles:5x4"},
     ):
@@ -159,7 +157,6 @@ class TestConversion:
     "attention",
     [
         {"mechanism": "window2d", "window": 3, "prefix_tokens": "none"},
-        {"mechanism": "local2d", "radius": 1, "prefix_tokens": "none"},
         {"mechanism": "window", "window": 6, "order": "columns"},
     ],
     ids=str,
