@@ -42,7 +42,7 @@ PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "BOOL"}
 """Type of an option -> placeholder of its value in the short help; TEXT for other types."""
 USUAL = (
     "output_dir", "num_train_epochs", "max_steps", "max_minutes", "learning_rate", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_before_training", "resume", "overwrite", "save_minutes",
+    "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_on_start", "resume", "overwrite", "save_minutes",
     "seed",
 )  # fmt: skip
 """Options of a training that the short help lists, all of them declared by this package."""
