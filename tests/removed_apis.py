@@ -91,7 +91,6 @@ def uses() -> dict[str, Callable[[], Any]]:
 
     from hf_longattn import backend
     from hf_longattn.conversion import model_loading
-    from hf_longattn.conversion.sources import pickled
     from hf_longattn.engines import topk
     from hf_longattn.engines.common import byte_cache, derivatives, global_rows
     from hf_longattn.engines.cpu import onednn
@@ -126,7 +125,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "floats_as_constants": flex_kernel.floats_as_constants,
         "stays_in_place": lambda: state_cache.stays_in_place(ones),
         "tensor_version": lambda: byte_cache.tensor_version(ones),
-        "storage_offset": lambda: pickled.storage_offset(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
         "parameter_dict": lambda: model_loading.replace_parameters(nothing, dict),
         "attention_implementation": lambda: config.attention_implementation(nothing),

@@ -200,7 +200,7 @@ class GridKind(SizedKind):
         kind = "image" if rule.reads_images else "video"
         blocks = f"{kind} {head.blocks} {'image_pipeline' if piped else ''}"
         reader = ("processor", "AutoImageProcessor") if processed else None
-        return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
+        return Example(head, blocks, facts, reader, (PILLOW,) if processed else (), piped)
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])

@@ -65,4 +65,4 @@ def load_to_watch(
 
 def _load(source: Source) -> nn.Module:
     with loading_errors(source.name):
-        return source.finish(source.load(AutoModel, dtype=torch.float32))
+        return source.load(AutoModel, dtype=torch.float32)
