@@ -24,7 +24,6 @@ from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.masked import MaskedMechanism
-from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.ordered import token_order
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
@@ -274,7 +273,7 @@ class DeclaredReach:
     def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:
         """The reach on a grid or with a token order. Unknown unless a mask defines the mechanism."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
-        bound, order = on_grid(mechanism, grid), mechanism.options.order
+        bound, order = mechanism.on_grid(grid), mechanism.options.order
         if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.traits.takes_globals:
             return replace(LayerReach.unknown(self.length), name=name)
         mask = bound.mask_mod(False, None)

@@ -17,7 +17,6 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import ExportError, OptionError
 from hf_longattn.export import export_native
 from hf_longattn.families.vitdet import interpolated_rows
-from hf_longattn.mechanisms.common.on_grid import on_grid
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from tests.cells import every_cell
 
@@ -232,7 +231,7 @@ def test_relative_positions_of_other_mechanisms(chosen: dict[str, Any], tmp_path
                     scores[0, :, i, j] += query[0, :, i] @ rows[most + min(most, max(-most, distance))]
         mechanism = layer_mechanisms(model)[layer]
         seen = (
-            on_grid(mechanism, Grid((10, 7))).mask_mod(False, None)(0, 0, torch.arange(70)[:, None], torch.arange(70))
+            mechanism.on_grid(Grid((10, 7))).mask_mod(False, None)(0, 0, torch.arange(70)[:, None], torch.arange(70))
             if mechanism.reads_grid
             else True
         )

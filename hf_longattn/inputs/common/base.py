@@ -21,7 +21,6 @@ from ...configuration import LongAttentionConfig
 from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
-from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...naming import load_module, module_names
@@ -120,7 +119,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
+        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
