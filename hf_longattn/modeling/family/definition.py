@@ -103,8 +103,6 @@ class Family:
     base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
         of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
-    padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
-        compared without a mask.
     """
 
     config_class: type[PreTrainedConfig]
@@ -122,7 +120,6 @@ class Family:
     rule: Any = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
-    padding_caveat: str = ""
 
     def __post_init__(self) -> None:
         """Register the family, and let its module make the Long classes.
