@@ -16,7 +16,6 @@ DEPRECATED_NAMES: dict[str, tuple[str, str]] = {
     "hf_longattn.diagnostics.diagnose": ("hf_longattn.inspect.diagnose", "0.4"),
     "hf_longattn.diagnostics.diagnose_picture": ("hf_longattn.inspect.diagnose", "0.4"),
     "hf_longattn.diagnostics.diagnose_sound": ("hf_longattn.inspect.diagnose", "0.4"),
-    "hf_longattn.diagnostics.html_page": ("hf_longattn.inspect.html_page", "0.4"),
 }
 """Former public name -> (new name, version that removes the former name). Names include the package:
 ``"hf_longattn.search.Priced": ("hf_longattn.search.CostedDesign", "0.4")``."""
