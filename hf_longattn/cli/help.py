@@ -12,7 +12,7 @@ from .terminal import say
 
 _CONVERSION = (
     "search_text", "search_images", "search_audio", "towers", "text_global", "frames", "decoder_mechanism", "max_decoder_length",
-    "max_shard_size", "allow_pickle", "merge_adapter", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",
+    "max_shard_size", "allow_pickle", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",
     "native", "remote_code", "bundle_user_code", "revision", "token", "private",
 )  # fmt: skip
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {

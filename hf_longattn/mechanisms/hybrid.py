@@ -29,9 +29,9 @@ from ..engines.linear_documents import segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism, documents_layout
 from .common.layout import band_pairs, full_pairs
+from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .common.traits import Handling

@@ -293,7 +293,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
         Each call sees, without gradients, as much of earlier calls as its mechanisms do: the last ``memory_length`` tokens with
-        ``transformer_xl``, a state with ``infini`` and linear mechanisms, memory tokens with ``recurrent_memory``.
+        ``transformer_xl``, a state with linear mechanisms, memory tokens with ``recurrent_memory``.
         ``attention_mask (B, n)`` covers the new tokens. Rows of ``memory_reset (B,)`` start a new document.
 
         Args:

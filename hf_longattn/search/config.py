@@ -32,7 +32,7 @@ class SearchConfig(Settings):
     candidates: Sequence[str | Candidate] | None = setting(
         None,
         "A mechanism that layers may run, for example window:window=256. Repeatable.",
-        unset="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for images those on grids; for sound chunked, too",
+        unset="windows of several widths, longformer, bigbird, block_top_k, full; for images those on grids",
         flag="--candidate",
         type=list,
         metavar="MECHANISM[:NAME=VALUE,...]",

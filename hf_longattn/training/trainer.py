@@ -412,15 +412,14 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def row_lengths(data: Any) -> list[int]:
-    """The tokens of each row: its column ``tokens`` (of rows that hold several inputs) or ``length``, or else its ``input_ids``.
+    """The tokens of each row: its column ``length``, or else its ``input_ids``.
 
     Raises:
         OptionError: rows of unknown length.
     """
     names = getattr(data, "column_names", None) or ()
-    column = next((name for name in ("tokens", "length") if name in names), None)
-    if column is not None:
-        return list(data[column])
+    if "length" in names:
+        return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]

@@ -72,10 +72,10 @@ def test_a_model_is_converted_and_verified(base: str, head: str, tmp_path: Path)
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
-def test_sliding_windows_of_a_rectangular_video(base: str, head: str, tmp_path: Path) -> None:
+def test_windows_of_a_rectangular_video(base: str, head: str, tmp_path: Path) -> None:
     """Frames alone, or pixels alone, may grow."""
     source = saved(base, head, tmp_path / "short")
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="neighborhood", kernel_size="2+5+5", image_size="32x48", frames=12)
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window2d", window="2+4+4", image_size="32x48", frames=12)
     checks = statuses(report)
     assert checks["equal at the new size with full attention"] == checks["image processor"] == "passed"
     assert (report.plan["positions"], report.plan["new_video_size"]) == ("interpolate", [12, 32, 48])
@@ -124,8 +124,6 @@ class TestRefusals:
             ({"image_size": "8x64x64"}, GridError, "must have 2 numbers at most"),
             ({"max_length": 512}, OptionError, "reads videos; give the size as --image-size 448 --frames 32"),
             ({"audio_seconds": 3.0}, OptionError, "reads videos; give the size as --image-size 448 --frames 32"),
-            ({"mechanism": "neighborhood", "kernel_size": "3+5", "frames": 8}, GridError, "has 2 numbers, 3[+]5, but the grid has 3 axes"),
-            ({"mechanism": "neighborhood", "kernel_size": 7, "frames": 8}, GridError, "7 · 1 is more than the 4 of 4 × 8 × 8 cells"),
             ({"mechanism": "window", "frames": 8}, OptionError, "sees neighbours along a text"),
         ],
         ids=str,

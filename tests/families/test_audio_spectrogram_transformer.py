@@ -15,8 +15,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import BackendError, ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.evaluation.regions import dense_features
+from hf_longattn.errors import ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_checkpoint, export_native
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
@@ -85,8 +84,6 @@ def test_orders_of_tokens_and_mechanisms_on_the_grid_run(tmp_path: Path) -> None
     save(tmp_path)
     for attention in (
         {"mechanism": "window2d", "window": [5, 9], "shift": "alternate"},
-        {"mechanism": "local2d", "radius": 2},
-        {"mechanism": "axial", "axes": "rows"},
         {"mechanism": "window", "window": 16, "order": "columns"},
         {"mechanism": "longformer", "window": 16, "order": "tiles:5x4"},
     ):
@@ -193,8 +190,6 @@ class TestRefusals:
             model(torch.randn(1, 104, 65))
         with pytest.raises(GridError, match="The input has 15 frames, fewer than the 16 of a patch"):
             model(torch.randn(1, 15, 64))
-        with pytest.raises(BackendError, match="LongASTModel reads spectrograms, not images; give a model of images"):
-            dense_features(model, torch.randn(1, 3, 32, 32))
 
     @pytest.mark.parametrize("frames", [0, 3.5, True, "long"])
     def test_a_length_that_is_none(self, frames: Any) -> None:

@@ -78,8 +78,8 @@ def test_default_layers(tmp_path: Path) -> None:
     model = hf_longattn.LongVitDetModel.from_pretrained(tmp_path)
     assert [layer.name for layer in layer_mechanisms(model)] == ["window2d", "full", "window2d", "full"]
     assert model.config._computes_as_base
-    other = hf_longattn.LongVitDetModel.from_pretrained(tmp_path, long_attention={"mechanism": "neighborhood", "kernel_size": 3})
-    assert {layer.name for layer in layer_mechanisms(other)} == {"neighborhood"}
+    other = hf_longattn.LongVitDetModel.from_pretrained(tmp_path, long_attention={"mechanism": "window2d", "window": 3})
+    assert {layer.options.window for layer in layer_mechanisms(other)} == {(3,)}
     assert not other.config._computes_as_base
 
 
@@ -192,7 +192,6 @@ def test_its_twin_is_transformers_vitdet(head: str, tmp_path: Path) -> None:
         ),
         ({"mechanism": "window2d", "window": [4, 2], "padding": "zeros"}, "Layer 0 has windows of 4 × 2 cells"),
         ({"mechanism": "window2d", "window": 4, "padding": "zeros", "shift": "alternate"}, "Layer 0 has 'window2d' with .*shift=alternate"),
-        ({"mechanism": "neighborhood", "kernel_size": 3}, "Layer 0 has 'neighborhood', and no stock architecture has the mechanism"),
         (
             {"mechanism": "window2d", "window": 4, "padding": "zeros", "layers": {"2": {"window": 3}}},
             "Layer 2 has another window than layer 0",
@@ -213,9 +212,7 @@ def test_without_its_position_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "chosen", [{"mechanism": "neighborhood", "kernel_size": 3}, {"mechanism": "window2d", "window": 5}, {"mechanism": "full"}]
-)
+@pytest.mark.parametrize("chosen", [{"mechanism": "window2d", "window": 5}, {"mechanism": "full"}])
 @torch.no_grad()
 def test_relative_positions_of_other_mechanisms(chosen: dict[str, Any], tmp_path: Path) -> None:
     """A layer that had windows keeps its rows, of which further distances have the last; the others interpolate theirs to the grid."""

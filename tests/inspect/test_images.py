@@ -23,7 +23,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_from
 
 Image: Any = pytest.importorskip("PIL.Image")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 4, "image_size": 32}
-CANDIDATES = ["window2d:window=3", "local2d:radius=1", "full"]
+CANDIDATES = ["window2d:window=3", "window2d:window=5", "full"]
 
 
 @pytest.fixture(scope="module")

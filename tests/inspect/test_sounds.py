@@ -138,7 +138,7 @@ def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsy
     model = grid_models.saved(base, grid_models.base_model(base), tmp_path / "ast")
     extractor = ASTFeatureExtractor(num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length)
     extractor.save_pretrained(tmp_path / "ast")
-    report = diagnose(tmp_path / "ast", talk, candidates=["axial", "full"])
+    report = diagnose(tmp_path / "ast", talk, candidates=["window2d:window=3", "full"])
     model.set_attn_implementation("eager")
     values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
     with torch.no_grad():
@@ -148,8 +148,8 @@ def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsy
         attention = expected[0, :, 0, report.image.grid.prefix :].mean(0)
         assert layer.attention is not None
         torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
-        axial, full = layer.captured.mean(0).tolist()
-        assert 0 < axial < full == pytest.approx(1, abs=1e-5)
+        windows, full = layer.captured.mean(0).tolist()
+        assert 0 < windows < full == pytest.approx(1, abs=1e-5)
     assert report.input_noun == "spectrogram"
     typed = ["inspect", str(tmp_path / "ast")]
     assert _run([*typed, str(talk), "--candidate", "full"]) == 0

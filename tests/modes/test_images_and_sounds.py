@@ -121,12 +121,8 @@ def test_two_ways_together(base: str, first: str, second: str) -> None:
     check(base, first, second)
 
 
-OF_BASE = {("dinat", "hidden states", "tuples")}
-"""What transformers' own class does not do: as a tuple, a DiNAT's outputs lack the hidden states as maps."""
-
-
 @pytest.mark.slow
-@every_cell(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED} - OF_BASE), by="base")
+@every_cell(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED}), by="base")
 def test_all_families(base: str, first: str, second: str) -> None:
     check(base, first, second)
 

@@ -138,10 +138,9 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert usual[0] == Candidate("window2d", {"window": (8,)}) or str(usual[0]) == "window2d:window=8"
     assert all(not candidate.by_user for candidate in usual)
     assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {"segmented", "bigbird", "block_top_k", "window"}
-    assert "more than the 8" in unsuitable(Candidate("neighborhood", {"kernel_size": 13}), False, sizes)
     assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
     assert unsuitable(FULL, False, sizes) == ""
-    assert "the model reads a text" in unsuitable(Candidate("axial"), False)
+    assert "the model reads a text" in unsuitable(Candidate("window2d"), False)
 
 
 def test_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
@@ -168,7 +167,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"compare_at": 96}, LengthError, "images of up to 64 × 64 pixels"),
     ({"compare_at": 33}, GridError, "not a multiple of the patch's 4"),
     ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
-    ({"candidates": ["neighborhood:kernel_size=13"]}, OptionError, "more than the 8"),
     ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "for example --candidate window2d:window=8"),
 ]
 

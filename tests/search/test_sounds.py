@@ -25,7 +25,7 @@ from ..modeling import grid_models
 from ..modeling.audio_models import EVERY_FAMILY, recording, saved, smallest_head, with_extractor
 
 CTC = "Wav2Vec2ForCTC"
-CANDIDATES = ["window:left=8,right=8", "window:left=64,right=64", "chunked:chunk_size=16,left_chunks=2", "full"]
+CANDIDATES = ["window:left=8,right=8", "window:left=64,right=64", "segmented:block_size=16,integration=previous", "full"]
 COSTS = dict(zip(CANDIDATES, (0.1, 0.2, 0.15, 1.0), strict=True))
 
 
@@ -118,7 +118,7 @@ def test_designs_are_judged_by_their_divergence(wav2vec2: Path, talks: Path) -> 
 def test_what_is_a_candidate(wav2vec2: Path) -> None:
     sizes = plan_conversion(wav2vec2).inputs
     usual = usual_candidates(sizes)
-    assert {"window", "chunked", "full", "longformer"} <= {candidate.mechanism for candidate in usual}
+    assert {"window", "full", "longformer"} <= {candidate.mechanism for candidate in usual}
     assert all(unsuitable(candidate, False, sizes) == "" for candidate in usual)
     assert "a sound is one line" in unsuitable(Candidate("window2d"), False, sizes)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from ...checks import Check
 from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
-from ...engines.common.grid import Grid
 from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
@@ -104,7 +103,6 @@ class InputSize:
     cost_name: str = ""
     unit: str = "tokens"
     grid: Any = None  # Grid
-    layers: tuple[Grid, ...] = ()
 
     def describe(self) -> str:
         """The size as text, for example "15 seconds, 749 frames"."""
@@ -122,13 +120,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        if not self.layers:
-            return list(layers)
-        return [on_grid(mechanism, grid, layer=number) for number, (mechanism, grid) in enumerate(zip(layers, self.layers, strict=True))]
-
-    def layer_tokens(self, layers: int) -> list[int]:
-        """Number of tokens in every layer."""
-        return [grid.length for grid in self.layers] or [self.tokens] * layers
+        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
@@ -261,7 +253,6 @@ class InputKind(ABC):
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if no search or diagnosis reads its files.
-    trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """
 
@@ -277,7 +268,6 @@ class InputKind(ABC):
     timed: ClassVar[bool] = False
     watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
-    trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
     instead: Mapping[str, str] = {}

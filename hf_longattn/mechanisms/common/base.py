@@ -142,9 +142,6 @@ class Mechanism(nn.Module, ABC):
                 "define reset_parameters(self, generator=None) in its class."
             )
 
-    def start_from(self, softmax: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> None:
-        """Set parameters in closed form before a distillation from ``softmax``, given a batch of it. By default they stay."""
-
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.

@@ -57,17 +57,13 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
-    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
-        """``call`` with the log of each pair's multiplicity added to its score, for dense code. Tiles may list a pair several times."""
-        return call
-
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
+        scores = scaled_scores(q, k, call)
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
@@ -338,7 +334,7 @@ class GatheredMechanism(MaskedMechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            return dense_attention(q, k, v, self.with_counts(call, q.dtype), mask_mod=self.mask_mod(call.causal, tokens))
+            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
-from hf_longattn.evaluation.qa_heads import rows_of, span_loss
+from hf_longattn.evaluation.qa_loss import qa_loss, span_loss
 
 
 def test_one_answer_is_bert_s_loss_and_several_are_their_sum() -> None:
@@ -33,5 +35,5 @@ def test_padding_has_no_probability() -> None:
     short = span_loss(logits[1:, :3], logits[1:, :3], starts[1:], ends[1:])
     torch.testing.assert_close(padded[1:], short)
     row = torch.cat([logits[0], logits[1, :3]])[None]
-    packed = rows_of(row, torch.tensor([6, 3]), -torch.inf)
-    torch.testing.assert_close(span_loss(packed, packed, starts, ends), padded)
+    packed = {"starts": starts, "ends": ends, "lengths": torch.tensor([6, 3])}
+    torch.testing.assert_close(qa_loss(SimpleNamespace(start_logits=row, end_logits=row), packed), padded)
