@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
+from .constants import BACKEND
 from .documents import (
     batch_of_mask,
     documents_from,
@@ -50,7 +51,6 @@ from .memory import AttentionCacheLayer
 from .memory.cache_layer import unread_cache
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .memory.window_cache import GrowingWindowLayer
-from .naming import BACKEND
 from .private_apis import warn_missing
 from .sharding import Shard
 

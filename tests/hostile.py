@@ -67,7 +67,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "probe": ("{model} --task copy --lengths 32 --samples 1",),
     "revert": ("{model} {out}",),
     "card": ("{model}",),
-    "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
+    "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate choice": ("{score} --data {data}/choice.jsonl",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",

@@ -9,7 +9,6 @@ import typer
 
 from ..search.config import SearchConfig
 from . import options as flags
-from .help import HelpAll
 
 
 @flags.takes_settings(SearchConfig)
@@ -23,7 +22,6 @@ def search(
     output: Annotated[Path, typer.Option(help="The folder of the search: report, image, trials, and design.yaml for `longattn convert`.")],
     config: SearchConfig,
     as_json: flags.Json = False,
-    help_all: HelpAll = False,
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.data.qa_features import pad_lists
 from hf_longattn.data.qa_markers import CANDIDATE, CANDIDATES, END_CANDIDATE, marked_question, plain
 from hf_longattn.data.sources import DataError, check_column, named_columns, read_source
 from hf_longattn.errors import LengthError
-from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
 COLUMNS = {

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.data.batching import pad_rows
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import encode_pages, pages_beside
@@ -22,7 +23,6 @@ from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import LengthError
 from hf_longattn.loading import call_tokenizer
-from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
 PADDING = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}

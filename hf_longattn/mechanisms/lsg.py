@@ -45,7 +45,6 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
-from ..naming import OPERATORS
 from ..options import Options, option
 from ..positions.distances import Locality
 from .common.base import Mechanism
@@ -417,7 +416,7 @@ def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, ce
     return PooledKeys(keys, values, (number > 0).flatten(2), position.flatten(2))
 
 
-@torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
+@torch.library.custom_op("hf_longattn::lsg_clusters", mutates_args=())
 def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, seed: int) -> Tensor:
     """Cluster number of every key of ``k (B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64 below ``many``."""
     (batch, heads, length, width), count = k.shape, -(-k.shape[2] // size)
