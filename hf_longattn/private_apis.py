@@ -77,7 +77,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
     ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
-    "context_parallel": ("accelerate:Accelerator._prepare_cp",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "awq_scales": ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),
     "response_templates": ("transformers.cli.serving.utils:_RESPONSE_TEMPLATE_FALLBACKS",),

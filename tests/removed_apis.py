@@ -87,7 +87,6 @@ def removed(where: str) -> Iterator[None]:
 
 def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here, so that :func:`imports` can import it without them."""
-    from accelerate import Accelerator
     from transformers.models.auto import modeling_auto
 
     from hf_longattn import backend
@@ -107,7 +106,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
-    from hf_longattn.training import trainer
 
     nothing: Any = types.SimpleNamespace()
     ones = torch.ones(2)
@@ -121,7 +119,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
         "func_transforms": derivatives.transform_readers,
-        "context_parallel": lambda: trainer.leave_context_parallelism(Accelerator(cpu=True)),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
         "trace_errors": graphs.trace_errors,

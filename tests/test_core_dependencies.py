@@ -16,7 +16,7 @@ from tests.cells import every_cell
 from tests.warm import run_fresh
 
 PACKAGES = (
-    "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "rouge_score", "sentence_transformers", "seqeval",
+    "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "rouge_score", "sentence_transformers", "seqeval",
     "sklearn", "torchao",
 )  # fmt: skip
 WITHOUT = f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
@@ -64,7 +64,6 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
         run("card long")
         run("push --help")
         run("export long graph --format torch")
-        run("revert long back")
         try:
             hf_longattn.export_checkpoint("long", "graph.onnx")
         except hf_longattn.LongAttentionError as error:
@@ -100,7 +99,6 @@ def test_an_import_says_which_extra_brings_what_is_missing(
 
 
 COMMANDS = [
-    ("search nowhere nothing --output study --trials 2", "optuna"),
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
     ("audit nowhere --onnx model.onnx", "onnxruntime"),

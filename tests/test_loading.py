@@ -33,7 +33,6 @@ from transformers import (
 from hf_longattn.cli import app
 from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError
-from hf_longattn.evaluation.probes import probe_model
 from hf_longattn.loading import check_token_ids, fit_tokenizer, load_config, load_model, load_padding_tokenizer, load_sentence_model
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import label_config
@@ -101,18 +100,6 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
     assert said == [f"{folder}: classifier is new, since it is of another size there."]
 
 
-def test_heads_that_are_loaded_afterwards_are_not_called_unused(folder: str, tmp_path: Path, said: list[str]) -> None:
-    from hf_longattn.evaluation.qa_heads import attach_evidence
-
-    model, tokenizer = load_qa_model(folder, complete=False)
-    attach_evidence(model, tokenizer)
-    model.save_pretrained(tmp_path / "read")
-    tokenizer.save_pretrained(tmp_path / "read")
-    said.clear()
-    load_qa_model(str(tmp_path / "read"))
-    assert said == []
-
-
 def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
     load_model(AutoModelForMaskedLM, folder, complete=True)
     with pytest.raises(CheckpointError, match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a"):
@@ -127,7 +114,7 @@ def test_pickled_weights_are_read_where_that_is_allowed(folder: str, server: Hub
     to_pickle(folder)
     server.add("someone/pickled", Path(folder))
     for name in (folder, "someone/pickled"):
-        for load in (lambda name: load_lm(name, "mlm"), probe_model, lambda name: load_model(AutoModelForMaskedLM, name)):
+        for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
                 CheckpointError, match=f"'{name}' holds its weights only as pickle .* add --allow-pickle .* longattn convert"
             ):

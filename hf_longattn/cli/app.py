@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
-from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
+from . import audit, compress, convert, embed, env, export, hub, inspect, search, train
 
 app = typer.Typer(
     name="longattn",
@@ -71,8 +71,6 @@ COMMANDS = (
     search.search,
     embed.embed,
     audit.audit,
-    probe.probe,
-    export.revert,
     inspect.mechanisms,
     inspect.recipes,
     hub.card,

@@ -27,7 +27,7 @@ from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import ConversionReport, StageProgress
-from .sources.base import LONGEST, ResultInfo
+from .sources.base import ResultInfo
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -99,7 +99,7 @@ def _converted(
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
     long_class, module = plan.architecture.long_class, plan.architecture.family.module
-    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, reads=LONGEST, name=str(destination))
+    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, longer=True, name=str(destination))
     return write_verified(
         plan,
         result,
@@ -128,7 +128,7 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if (step := plan.kind.training_step(plan)) is not None:
         return step
     length = f"texts of up to {plan.new_length} tokens"
-    head, layout = plan.architecture.source_class, plan.kind.trained_by
+    head = plan.architecture.source_class
     learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
@@ -144,10 +144,10 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
         return train_command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):
         return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
-    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
-        if head.endswith(ending) and (task == "tokens" or not layout):
-            return train_command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
+    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens")):
+        if head.endswith(ending):
+            return train_command(task, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        questions = "YOUR_QUESTIONS.jsonl" if layout else "YOUR_QUESTIONS.json"
-        return train_command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        data = ("--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length))
+        return train_command("qa", *data, output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel, AutoFeatureExtractor, pipeline
 
 import hf_longattn
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
-from hf_longattn.errors import BackendError, ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.evaluation.regions import dense_features
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.errors import ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_checkpoint, export_native
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
@@ -86,8 +85,6 @@ def test_orders_of_tokens_and_mechanisms_on_the_grid_run(tmp_path: Path) -> None
     save(tmp_path)
     for attention in (
         {"mechanism": "window2d", "window": [5, 9], "shift": "alternate"},
-        {"mechanism": "local2d", "radius": 2},
-        {"mechanism": "axial", "axes": "rows"},
         {"mechanism": "window", "window": 16, "order": "columns"},
         {"mechanism": "longformer", "window": 16, "order": "tiles:5x4"},
     ):
@@ -111,10 +108,6 @@ class TestConversion:
         config = json.loads((tmp_path / "long" / "config.json").read_text())
         assert (config["max_length"], config["long_max_length"], config["position_extension"]) == (104, 300, "tile")
         assert config["long_attention"]["window"] == list(CELLS)
-        with pytest.warns(UserWarning, match="in place of window2d"):
-            revert_checkpoint(tmp_path / "long", tmp_path / "back")
-        for file in FILES:
-            assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "short" / file).read_bytes()
 
     def test_the_feature_extractor_reads_the_new_length(self, tmp_path: Path) -> None:
         save(tmp_path / "short", mean=-3.0, std=2.0)
@@ -164,7 +157,6 @@ class TestConversion:
     "attention",
     [
         {"mechanism": "window2d", "window": 3, "prefix_tokens": "none"},
-        {"mechanism": "local2d", "radius": 1, "prefix_tokens": "none"},
         {"mechanism": "window", "window": 6, "order": "columns"},
     ],
     ids=str,
@@ -215,8 +207,6 @@ class TestRefusals:
             model(torch.randn(1, 104, 65))
         with pytest.raises(GridError, match="The input has 15 frames, fewer than the 16 of a patch"):
             model(torch.randn(1, 15, 64))
-        with pytest.raises(BackendError, match="LongASTModel reads spectrograms, not images; give a model of images"):
-            dense_features(model, torch.randn(1, 3, 32, 32))
 
     @pytest.mark.parametrize("frames", [0, 3.5, True, "long"])
     def test_a_length_that_is_none(self, frames: Any) -> None:

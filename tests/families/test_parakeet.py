@@ -88,7 +88,6 @@ def test_global_frames_and_chunks_take_the_positions(tmp_path: Path) -> None:
     expected = plain(**inputs).last_hidden_state
     for attention in (
         {"mechanism": "longformer", "window": 2, "global_tokens": list(range(15))},
-        {"mechanism": "chunked", "chunk_size": 15},
         {"mechanism": "segmented", "block_size": 15},
         {"mechanism": "window", "left": 15, "right": 15, "relative": "shaw"},
     ):

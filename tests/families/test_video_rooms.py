@@ -51,7 +51,7 @@ def videos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("base", "head"), in_turn(0))
 def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
-    convert_checkpoint(source, tmp_path / "long", mechanism="local2d", radius="1+1+1", image_size=40, frames=8, verify=False)
+    convert_checkpoint(source, tmp_path / "long", mechanism="window2d", window="2+3+3", image_size=40, frames=8, verify=False)
     diagnosis = diagnose(tmp_path / "long", clip)
     image = diagnosis.image
     assert image is not None
@@ -67,11 +67,11 @@ def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Pat
 @pytest.mark.parametrize(("base", "head"), in_turn(1))
 def test_a_mechanism_is_searched_by_videos(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source = saved(base, head, tmp_path / "short")
-    candidates = ["local2d:radius=1", "window2d:window=2+4+4"]
+    candidates = ["window2d:window=2+3+3", "window2d:window=2+4+4"]
     settings: dict[str, Any] = {"budget": 2.0, "image_size": 40, "frames": 8, "candidates": candidates, "pieces": 2, "queries": 16}
     result = hf_longattn.search_design(source, videos / "light", **settings)
     assert result.compared_sizes()["video_size"] == [8, 40, 40]
-    assert {name.partition(":")[0] for name in result.chosen.design.names} <= {"local2d", "window2d"}
+    assert {name.partition(":")[0] for name in result.chosen.design.names} <= {"window2d"}
     with pytest.raises(OptionError, match="reads videos, by which mechanisms are chosen; give a folder of frames"):
         hf_longattn.search_design(source, "a text", **settings)
     with pytest.raises(DataError, match="has 8 frames, but the model reads 12"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...mechanisms.shifted_groups import ShiftedGroups
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import TensorRename
@@ -43,8 +42,7 @@ class OwnTwin(NativeTwin):
             rule = model.family.rule
             size = rule.describe(rule.sizes(model.config)[1])
             return f"a plain {model.head} gives tokens of other sizes the positions of other tokens: give it {rule.noun}s of {size} only"
-        grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
-        return "it attends to everything in training as well, without shifted groups" if grouped else model.family.padding_caveat
+        return model.family.padding_caveat
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **model.family.rule.base_fields(model.config), **_windows(model, band_refusal(model)[1])[1]}

@@ -261,7 +261,6 @@ class InputKind(ABC):
     drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are not read by a search or an audit.
-    trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """
 
@@ -277,7 +276,6 @@ class InputKind(ABC):
     timed: ClassVar[bool] = False
     watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
-    trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
     instead: Mapping[str, str] = {}
@@ -488,12 +486,11 @@ class InputKind(ABC):
             limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
         return limits
 
-    def check_settings(self, source: str, request: Any, *, resizes: bool = True) -> None:
-        """Raise :class:`OptionError` for a setting that applies only to other kinds of input. resizes: whether it may set a size."""
+    def check_settings(self, source: str, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other kinds of input."""
         for name, (reason, gives) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
-                advice = self.instead.get(gives) if resizes or gives != SIZE else None
-                raise OptionError(f"{reason}, but {source} reads {self.nouns}; {advice or 'leave it out'}.")
+                raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
     def check_graph(self, model_class: Any) -> None:  # noqa: B027
         """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""

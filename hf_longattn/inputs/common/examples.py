@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configuration import LongAttentionConfig
-from ...data.page_words import BOXES, PATHS, word_argument
+from ...data.tokenization import BOXES, PATHS, word_argument
 from ...mechanisms.common.registry import prototype
 from ...processor_files import tokenizer_values
 from ...reading import read_json_object
@@ -128,8 +128,6 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
     return DOMAINS["code" if said & CODE else "text"]
 
 
-CANDIDATE_LABEL = {"0": "candidate"}
-"""``id2label`` of a model that scores candidates."""
 ADAPTER = Path("adapter", "adapter_config.json")
 """Path of the config of an adapter that was converted with its base."""
 ADAPTED = {
@@ -157,7 +155,6 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
     chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
     attention = None if chosen is None else LongAttentionConfig.from_dict(chosen)
     takes_globals = attention is not None and prototype(attention.mechanism, attention.options).traits.takes_globals
-    candidates = config.get("id2label") == CANDIDATE_LABEL and head.task == "token-classification"
     domain, adapted, words_with = domain_of(config, metadata), (folder / ADAPTER).is_file(), tokenizer_words(folder)
     texts, words = f"{domain.document} * 50", ""
     if words_with is not None:
@@ -167,13 +164,11 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
         words = f".split(), {places.format(count='len(document.split())')}"
     values = {
         **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked, "adapted": adapted},
-        "evidence": bool(config.get("has_evidence_heads")),
         "takes_globals": takes_globals and not marks_question,  # such a model makes the question global itself
         "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
         "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
     }
-    blocks = "candidates" if candidates else head.blocks
-    return Example(head, blocks, values, TOKENIZER, ((), ("from peft import PeftModel",) if adapted else ()))
+    return Example(head, head.blocks, values, TOKENIZER, ((), ("from peft import PeftModel",) if adapted else ()))
 
 
 def tokenizer_words(folder: Path) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,6 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
-from hf_longattn.evaluation.probes import TextTask, list_probes, probe_task
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.recipes import ready_recipes
@@ -33,10 +31,7 @@ from scripts.dev.tools import derived, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-PAGES = (
-    "grid_models", "joint_reading", "linear_state", "real_retrieval", "rotary_bert", "rotary_encoder", "rotary_lengths", "same_precision",
-    "seams", "sound_models", "whisper_lengths",
-)  # fmt: skip
+PAGES = ("grid_models", "joint_reading", "real_retrieval", "same_precision")
 """Stored results whose page is a block of its own name."""
 
 
@@ -198,26 +193,11 @@ def refused_families() -> str:
     return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
 
 
-def probes() -> str:
-    """All probes: what is asked, how it is scored and answered, and where it comes from."""
-    tasks, rows = [probe_task(name) for name in list_probes()], []
-    sources = list(dict.fromkeys(task.paper for task in tasks))
-    for task in sorted(tasks, key=lambda task: sources.index(task.paper)):
-        score = f"`{task.sample(9000, random.Random(0), len).score}`" if isinstance(task, TextTask) else "share of the tokens"
-        rows.append([f"`{task.name}`", task.summary, score, ", ".join(task.modes) if len(task.modes) < 3 else "all", task.paper])
-    return left(markdown_table(["task", "what is asked", "score", "modes", "source"], rows))
-
-
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in commands.items()]
     return left(markdown_table(["command", "what it does"], rows))
-
-
-def without_bounds(name: str) -> str:
-    """The page of a grid model without the paragraph on bounds, which stands above the first of them."""
-    return re.sub(r"^\*Bound by operations\*.+\n\n", "", study_page(name), flags=re.MULTILINE)
 
 
 def study_page(name: str) -> str:
@@ -235,7 +215,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
     "real-retrieval-brief": lambda: real_retrieval_brief(stored("real_retrieval")),
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
-    "grid-models-videomae": partial(without_bounds, "grid_models_videomae"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
@@ -249,7 +228,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "derived-families": derived_families,
     "refused-families": refused_families,
     "commands": commands,
-    "probes": probes,
 }
 
 
