@@ -186,18 +186,6 @@ def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.Ca
     assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
 
 
-def test_the_help_of_a_task_lists_its_own_options_first(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(LINEARISE, ["--help"], "", "longattn train linearise")
-    page = capsys.readouterr().out
-    own = page.partition("options of this task:")[2].partition("model and data:")[0]
-    assert "--transfer-steps N" in own
-    assert "--mechanism TEXT" in own
-    assert "--text" not in own
-    assert "--no-use-peft" in page
-    assert "--epochs" not in page  # refused by this task
-
-
 def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no-bf16"]

@@ -476,7 +476,8 @@ def length_before_conversion(config: Any) -> int | None:
 
 def family_for_class(name: str) -> Family | None:
     """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported."""
-    return next((FAMILIES[base] for base in _bases_of(name) if name in exported_names(base)), None)
+    bases = sorted(_bases_of(name), key=lambda base: module_name(base) in module_names("families"))  # those that are imported come last
+    return next((FAMILIES[base] for base in bases if name in exported_names(base)), None)
 
 
 def _bases_of(name: str) -> Iterator[str]:
