@@ -50,7 +50,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "floats_as_constants": ("torch:_dynamo.config",),
     "stays_in_place": ("torch:_dynamo.mark_static_address",),
     "tensor_version": ("torch:Tensor._version",),
-    "storage_offset": ("torch:UntypedStorage._checkpoint_offset",),
     "has_hooks": ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
     "parameter_dict": ("torch:nn.Module._parameters",),
     "attention_implementation": (

@@ -48,7 +48,6 @@ LINES: dict[str, tuple[str, ...]] = {
         "{model} {out} --mechanism window --max-length 256 --no-verify",
         "{model} {out} --mechanism window --max-length 256 --no-verify --allow-pickle",
         "{model} {out} --mechanism window --max-length 256 --no-verify --generic",
-        "{model} {out} --mechanism window --max-length 256 --no-verify --merge-adapter",
     ),
     "plan": ("{model} --mechanism window --max-length 256",),
     "export": ("{model} {out}", "{model} {out} --format native"),
