@@ -284,10 +284,6 @@ class Window2d(MaskedMechanism):
             call = call.with_mask(call.key_mask[:, seen])
         return dense_attention(queries, keys, values, call, q_idx=places)
 
-    @property
-    def mask_is_reach(self) -> bool:
-        return True  # a padding cell is not a token
-
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
 
