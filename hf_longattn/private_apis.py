@@ -15,8 +15,8 @@ import importlib.metadata
 import logging
 from typing import Any, NoReturn
 
+from .constants import LOGGER
 from .errors import BackendError
-from .naming import LOGGER
 
 logger = logging.getLogger(LOGGER)
 
@@ -50,7 +50,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "floats_as_constants": ("torch:_dynamo.config",),
     "stays_in_place": ("torch:_dynamo.mark_static_address",),
     "tensor_version": ("torch:Tensor._version",),
-    "storage_offset": ("torch:UntypedStorage._checkpoint_offset",),
     "has_hooks": ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
     "parameter_dict": ("torch:nn.Module._parameters",),
     "attention_implementation": (

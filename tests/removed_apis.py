@@ -91,12 +91,10 @@ def uses() -> dict[str, Callable[[], Any]]:
 
     from hf_longattn import backend
     from hf_longattn.conversion import model_loading
-    from hf_longattn.conversion.sources import pickled
     from hf_longattn.engines import topk
     from hf_longattn.engines.common import byte_cache, derivatives, global_rows
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
-    from hf_longattn.evaluation import transcription
     from hf_longattn.export import graphs
     from hf_longattn.families import wavlm
     from hf_longattn.mechanisms import performer
@@ -106,6 +104,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
+    from hf_longattn.training.tasks import ctc
 
     nothing: Any = types.SimpleNamespace()
     ones = torch.ones(2)
@@ -126,7 +125,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "floats_as_constants": flex_kernel.floats_as_constants,
         "stays_in_place": lambda: state_cache.stays_in_place(ones),
         "tensor_version": lambda: byte_cache.tensor_version(ones),
-        "storage_offset": lambda: pickled.storage_offset(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
         "parameter_dict": lambda: model_loading.replace_parameters(nothing, dict),
         "attention_implementation": lambda: config.attention_implementation(nothing),
@@ -135,7 +133,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "initialised": lambda: None,
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
-        "output_frames": lambda: transcription.output_frames(nothing, 1),
+        "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
         "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),

@@ -31,9 +31,9 @@ from transformers import (
 )
 
 from hf_longattn.cli import app
+from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import check_token_ids, fit_tokenizer, load_config, load_model, load_padding_tokenizer, load_sentence_model
-from hf_longattn.naming import LOGGER
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import label_config
 from hf_longattn.training.tasks.qa import load_qa_model
@@ -110,7 +110,7 @@ def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
         load_model(AutoModelForSequenceClassification, folder, complete=True, **label_config(list("abcde")))
 
 
-def test_pickled_weights_are_read_where_that_is_allowed(folder: str, server: Hub) -> None:
+def test_pickled_weights_are_refused(folder: str, server: Hub) -> None:
     to_pickle(folder)
     server.add("someone/pickled", Path(folder))
     for name in (folder, "someone/pickled"):
@@ -119,7 +119,6 @@ def test_pickled_weights_are_read_where_that_is_allowed(folder: str, server: Hub
                 CheckpointError, match=f"'{name}' holds its weights only as pickle .* add --allow-pickle .* longattn convert"
             ):
                 load(name)
-    load_model(AutoModelForMaskedLM, folder, complete=True, allow_pickle=True)
 
 
 def test_pickled_modules_of_a_sentence_model_are_refused(folder: str, server: Hub) -> None:

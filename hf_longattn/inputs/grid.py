@@ -130,7 +130,6 @@ class GridKind(SizedKind):
             name=self.rule.size_name,
             cost_name="size",
             grid=grid,
-            layers=tuple(self.rule.layer_grids(config, grid)),
         )
 
     def doubled(self, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -201,7 +200,7 @@ class GridKind(SizedKind):
         kind = "image" if rule.reads_images else "video"
         blocks = f"{kind} {head.blocks} {'image_pipeline' if piped else ''}"
         reader = ("processor", "AutoImageProcessor") if processed else None
-        return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
+        return Example(head, blocks, facts, reader, (PILLOW,) if processed else (), piped)
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])
@@ -415,10 +414,11 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     else:
         values = (request if named else replace(request, mechanism=name)).attention().to_dict()
         attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
-    attention.check_layers(len(sizes.new.layers))
-    for layer, grid in enumerate(sizes.new.layers):
+    layers = architecture.source_config.num_hidden_layers
+    attention.check_layers(layers)
+    for layer in range(layers):
         name, options = attention.for_layer(layer)
-        _check_layer(architecture, name, options, grid, layer)
+        _check_layer(architecture, name, options, sizes.new.grid)
     return attention
 
 
@@ -435,7 +435,7 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
     return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
 
 
-def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
+def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid) -> None:
     check_mechanism_for_grid(name, dict(options))
     mechanism = prototype(name, options)
     if not grid.prefix and options.get("prefix_tokens") is not None:
@@ -515,7 +515,7 @@ def computes_source(architecture: Any, positions: str, attention: LongAttentionC
     base_attention, config = architecture.family.own_attention, architecture.source_config
     if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
         return False
-    return attention.same_layers(base_attention(config), len(sizes.new.layers))
+    return attention.same_layers(base_attention(config), config.num_hidden_layers)
 
 
 def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:

@@ -118,11 +118,6 @@ class AuditImages(AuditInputs):
                 "hf_longattn.explain(model, inputs) instead."
             )
         images = cls(rule, config)
-        if len(set(rule.layer_grids(config, images.grid))) > 1:
-            raise OptionError(
-                f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
-                "hf_longattn.explain(model, inputs) instead."
-            )
         if length not in (None, images.length):
             size = rule.describe(images.size)
             raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")

@@ -18,14 +18,13 @@ from torch import Tensor
 from ...checks import Check
 from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
-from ...engines.common.grid import Grid
 from ...errors import GridError, LengthError, OptionError, RegistrationError
+from ...lazy import load_module, module_names
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
-from ...naming import load_module, module_names
 from ...options import EXACT_LENGTH
 from .examples import Example, Head, head_of
 
@@ -104,7 +103,6 @@ class InputSize:
     cost_name: str = ""
     unit: str = "tokens"
     grid: Any = None  # Grid
-    layers: tuple[Grid, ...] = ()
 
     def describe(self) -> str:
         """The size as text, for example "15 seconds, 749 frames"."""
@@ -122,13 +120,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        if not self.layers:
-            return list(layers)
-        return [on_grid(mechanism, grid, layer=number) for number, (mechanism, grid) in enumerate(zip(layers, self.layers, strict=True))]
-
-    def layer_tokens(self, layers: int) -> list[int]:
-        """Number of tokens in every layer."""
-        return [grid.length for grid in self.layers] or [self.tokens] * layers
+        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
