@@ -323,19 +323,19 @@ PILLOW = "from PIL import Image"
 SETTINGS_OF = {
     "image": (
         ("image_size", "search_images"),
-        "an image: longattn audit MODEL photo.jpg",
+        "an image: longattn inspect MODEL photo.jpg",
         "give the size as --image-size 1024",
         "give images as --search-images FOLDER",
     ),
     "video": (
         ("image_size", "frames", "search_images"),
-        "its frames: longattn audit MODEL frames/",
+        "its frames: longattn inspect MODEL frames/",
         "give the size as --image-size 448 --frames 32",
         "give videos as --search-images FOLDER",
     ),
     "spectrogram": (
         ("audio_seconds", "search_audio"),
-        "a recording: longattn audit MODEL talk.wav",
+        "a recording: longattn inspect MODEL talk.wav",
         "give the length as --audio-seconds 30",
         "give recordings as --search-audio FILE",
     ),
@@ -643,12 +643,6 @@ class UserImages(UserInputs):
         """The input that the processor makes of one file, at the processor's own size."""
         return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[rule.input])
 
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """One input as an image ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
-        mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-        return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
-
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
@@ -678,11 +672,6 @@ class UserVideos(UserImages):
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
 
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """The first frame of every tubelet, side by side."""
-        return UserImages.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
-
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         sized = self.sized_processor(size)
         videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
@@ -699,16 +688,9 @@ class UserSpectrograms(UserInputs):
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         if file.is_dir():
-            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
+            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is read; give one recording.")
         (sound,) = read_recordings([file], processor.sampling_rate)
         return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
-
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """``values (frames, mel bins)`` as a grey image ``(mel bins, frames, 3)``. Scaled so that its range is 0 to 1."""
-        seen = values.float().cpu().mT
-        low, high = seen.min(), seen.max()
-        return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
 
     @cached_property
     def sounds(self) -> list[Samples]:
