@@ -284,16 +284,6 @@ class GridKind(SizedKind):
     def further_checks(self, plan: Any, inputs: VerificationImages, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
         return CropChecks(plan, size, layers)
 
-    def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
-        """The old size, and one a few patches larger. The old grid need not divide the larger one's. If the stock model reads only the new
-        height and width: a video of two tubelets, or the old size if nothing grows."""
-        patch = self.rule.patch(config)
-        if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
-            few_frames = (2 * patch[0], *sizes.new.value[1:])
-            return [self.size(config, few_frames) if sizes.grows else sizes.old]
-        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.value, patch, strict=True)))
-        return [sizes.old, self.size(config, uneven)]
-
 
 IMAGE_HEADS = {
     "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),

@@ -15,8 +15,8 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.export import export_checkpoint, export_native
+from hf_longattn.errors import GridError, LongAttentionError, OptionError
+from hf_longattn.export import export_checkpoint
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
 
@@ -142,14 +142,6 @@ class TestConversion:
         report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
         assert all(check.status == "passed" for check in report.checks)
         assert report.inputs == ("input_values",)
-
-    def test_no_stock_class_reads_longer_spectrograms(self, tmp_path: Path) -> None:
-        save(tmp_path / "short")
-        convert_checkpoint(tmp_path / "short", tmp_path / "same", mechanism="full", verify=False)
-        assert {check.status for check in export_native(tmp_path / "same", tmp_path / "twin").checks} <= {"passed", "measured", "skipped"}
-        convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", audio_seconds=2, verify=False)
-        with pytest.raises(ExportError, match=r"plain ASTForAudioClassification reads spectrograms of 104 frames \(1\.04 s\) only"):
-            export_native(tmp_path / "long", tmp_path / "other")
 
 
 class TestRefusals:
