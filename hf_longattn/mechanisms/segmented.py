@@ -36,15 +36,13 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, product
 from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
 from ..positions.distances import Locality
-from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes, tokens_of
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism
 
 SUMMARISING = ("pooled", "attention")
 
@@ -93,7 +91,7 @@ class SegmentedOptions(Options):
 
 
 @register_mechanism("segmented")
-class Segmented(SummarisedMechanism, GatheredMechanism):
+class Segmented(GatheredMechanism):
     """Softmax inside blocks, together with neighbouring blocks or with summaries of the others."""
 
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
@@ -150,33 +148,6 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     @property
     def _by_attention(self) -> bool:
         return self.options.integration == "attention"
-
-    @property
-    def summary_unit(self) -> int | None:
-        return self.options.block_size if self.summarises else None
-
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean position, ``(B, 1, m)``."""
-        keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
-        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle_of(real)[:, None]}
-
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
-        size, heads = self.options.block_size, q.shape[1]
-        keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
-        positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
-        block = torch.div(positions, size, rounding_mode="floor")
-        places = tokens_of(block, size, k.shape[2]).expand(-1, heads, -1, -1)
-        columns, present = summaries.columns(places, k.shape[2])
-        earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
-        own_scores = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
-        scores = torch.cat([own_scores, products(q, keys)], -1) * call.scale_for(q.shape[-1])
-        if call.score_mod is not None:
-            middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
-            middles = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
-            scores = scores + term_at(call.score_mod, torch.cat([columns, middles], -1), k.shape[2])
-        seen = torch.cat([present & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
-        weights = softmax_over(scores, seen).to(v.dtype)
-        return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
         """Mask of the visible keys and of the visible summaries, which follow the keys."""

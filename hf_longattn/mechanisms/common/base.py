@@ -258,6 +258,14 @@ class Mechanism(nn.Module, ABC):
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None
 
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
+
+        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
+        the last :func:`~.locality.keys_per_query` keys, or all.
+        """
+        return None
+
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """Causal attention of new tokens, given the state after the past ones; for ``stateful`` mechanisms.
 
