@@ -11,7 +11,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_in
 def code_of_family(base: str, *rest: object) -> Hashable:
     """Where a family's positions, stacks, inputs and classes come from; one with code of its own is like no other."""
     one = FAMILIES[base]
-    own = (one.mixin, one.own_attention, one.base_classes)
+    own = (one.mixin, one.own_attention)
     return (
         one.rope,
         one.relative,

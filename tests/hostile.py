@@ -52,19 +52,16 @@ LINES: dict[str, tuple[str, ...]] = {
     "plan": ("{model} --mechanism window --max-length 256",),
     "export": ("{model} {out}", "{model} {out} --format native"),
     "compress": ("{model} {out} --method bf16",),
-    "inspect": ("{model}",),
-    "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
-    "audit": (
-        "{model} --length 16",
-        "{model} --url http://127.0.0.1:9/embed",
+    "inspect": (
+        "{model}",
         "{model} {data}/book.txt --lengths 16",
         "{model} {data}/images/a/0.png",
         "{model} {data}/sounds/a/0.wav",
     ),
-    "diagnose": ("{model} {data}/book.txt --lengths 16",),
+    "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "card": ("{model}",),
-    "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
+    "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
         "{score} --data {data}/images --images",

@@ -111,17 +111,14 @@ class SizeChecks:
         architecture = self.plan.architecture
         if architecture.family.own_attention is not None:
             return self.plan.attention.same_layers(architecture.family.own_attention(architecture.source_config), len(layers))
-        return all(layer.covers(length) for layer, length in zip(layers, size.layer_tokens(len(layers)), strict=True))
+        return all(layer.covers(size.tokens) for layer in layers)
 
     def compare(
         self, name: str, size: InputSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = ""
     ) -> Check:
         """Compare the result's outputs with the source's. why: reason why they may differ; empty if they must be equal."""
-        source = "the source"
-        if self.plan.architecture.family.base_classes is not None:  # transformers' class cannot be built
-            source = "the source, by the definition of its attention in plain operations,"
         values = {**size.values, "outputs": sorted(expected)}
-        return equality(name, f"{how}: largest difference from {source}", Difference.of(expected, measured), values, why)
+        return equality(name, f"{how}: largest difference from the source", Difference.of(expected, measured), values, why)
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
         """Check ``outputs`` at the old size, and those with the source's attention. The latter are empty if the mechanisms compute it."""

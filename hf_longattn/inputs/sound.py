@@ -101,7 +101,7 @@ class SoundKind(SizedKind):
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
     graph, timed, watched_as_long = ANY_LENGTH, True, True
-    diagnosed_with = "a recording or a folder: longattn audit MODEL talk.wav"
+    diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
@@ -203,7 +203,7 @@ class SoundKind(SizedKind):
         of_base = self.family.own_attention
         default = kind.default_attention() if of_base is None else of_base(architecture.source_config)
         attention: LongAttentionConfig = request.attention() if request.names_attention else default
-        layers = self.rule.layers(architecture.source_config)
+        layers = architecture.source_config.num_hidden_layers
         attention.check_layers(layers)
         for layer in range(layers):
             check_mechanism_for_audio(*attention.for_layer(layer))

@@ -136,11 +136,6 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
     stack = watched_layers(model)
     rule = grid_rule(stack, of_pixels=False)
     grid = rule.of_size(stack.config, rule.size_of(inputs[rule.input]))
-    if len(set(rule.layer_grids(stack.config, grid))) > 1:
-        raise BackendError(
-            f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
-            "hf_longattn.explain(model, inputs) instead."
-        )
     return stack, {**rule.arguments_of_head(stack, inputs), **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 

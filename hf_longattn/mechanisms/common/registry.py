@@ -15,25 +15,28 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...catalogue import unknown_mechanism
 from ...engines.common.grid import Grid
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at
-from ...naming import FLAT_FILES, load_module, module_names
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at, nearest
+from ...lazy import load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
 from .exact import why_not_in_full
-from .on_grid import GridMechanism
 from .traits import Handling, Traits
 
+COMPOSED = {
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
+    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
+    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
+}
+"""Name from the literature for settings of other mechanisms -> what to write instead."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
 """Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
-EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids on which :func:`mechanism_info` looks for options equal to full attention, in this order. Some mechanisms have such options only
-on the second, a single row of cells."""
+EXAMPLE_GRID = Grid((64, 64))
+"""Grid on which :func:`mechanism_info` names options equal to full attention."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -130,7 +133,7 @@ def _discover() -> None:
     """Import every module of this package once, so that a new mechanism needs only one new file."""
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
-        if name not in _REGISTRY and not FLAT_FILES:
+        if name not in _REGISTRY:
             raise RegistrationError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
 
 
@@ -146,7 +149,14 @@ def mechanism_class(name: str) -> type[Mechanism]:
             f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
         )
     if name not in _REGISTRY:
-        raise unknown_mechanism(name, _REGISTRY)
+        if name in COMPOSED:
+            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+        plain, _, options = name.partition(":")
+        if plain in _REGISTRY:
+            raise UnknownMechanismError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
+        raise UnknownMechanismError(
+            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
+        )
     return _REGISTRY[name]
 
 
@@ -195,11 +205,9 @@ def input_in_words(name: str) -> str:
 
 def _exact_when(cls: type[Mechanism]) -> str:
     """Description of the options with which a mechanism equals full attention."""
-    if issubclass(cls, GridMechanism):
-        for grid in EXAMPLE_GRIDS:
-            if (on_grid := cls.covering_grid(grid)) is not None:
-                return f"with {_in_words(on_grid)}, on {grid}"
-        return "never"
+    if cls.traits.needs_grid:
+        covering: Any = getattr(cls, "covering_grid", None)
+        return "never" if covering is None else f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
     forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
     options = [cls.covering(EXAMPLE_LENGTH, causal) for causal in forms]
     if options[0] is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +38,6 @@ class GridRule(InputRule):
     returns_maps: whether hidden states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
     table_size: the config's field with the input size for which the position table was trained. If this is not ``image_size``, the model
         was trained further on inputs of ``image_size``.
-    trained_pixels: side in pixels of the inputs in the checkpoints' training, if the config does not have it.
     square: heads of the base that arrange patches as a square image.
     trained_size: heads of the base that read the size of images from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
@@ -68,7 +67,6 @@ class GridRule(InputRule):
     why_no_crops: str = ""
     returns_maps: bool = False
     table_size: str = IMAGE_SIZE
-    trained_pixels: int | None = None
     square: tuple[str, ...] = ()
     trained_size: tuple[str, ...] = ()
     resizes: Literal["square", "none"] = "square"
@@ -153,14 +151,6 @@ class GridRule(InputRule):
         """Fields of a Long config for inputs of this size, larger than the position table's."""
         return {"long_image_size": list(size)}
 
-    def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        """Config fields and values with which the base has positions for inputs of this size. ``None`` if no fields can do that."""
-        return None
-
-    def base_fields(self, config: Any) -> Mapping[str, Any]:
-        old, new = self.sizes(config)
-        return {} if old == new else self.base_fields_of_size(new) or {}
-
     def tells_grid(self, arguments: Collection[str]) -> bool:
         return self.input in arguments
 
@@ -191,7 +181,7 @@ class GridRule(InputRule):
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Sizes in pixels: of the table's training, and of the conversion."""
-        table = getattr(config, self.table_size, self.trained_pixels)
+        table = getattr(config, self.table_size, None)
         if table is None and self.shapes is not None:  # every size is read, and the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
         trained = image_size(table)
@@ -199,14 +189,6 @@ class GridRule(InputRule):
         if converted is None and self.table_size != IMAGE_SIZE:
             converted = [max(sides) for sides in zip(trained, image_size(config.image_size), strict=True)]
         return trained, trained if converted is None else image_size(converted)
-
-    def layers(self, config: Any) -> int:
-        """Number of layers with attention."""
-        return int(config.num_hidden_layers)
-
-    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
-        """The grid of every layer, for an input on ``grid``."""
-        return [grid] * self.layers(config)
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Number of tokens of the largest input for which a model was made. It has this config."""
@@ -308,34 +290,6 @@ class GridRule(InputRule):
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
-
-
-@dataclass(frozen=True)
-class StagedGrid(GridRule):
-    """The grids of a hierarchical model, whose stages have ``config.depths`` layers. Cells of the first stage are patches. Each later stage
-    has half as many along each axis, rounded up like the outputs of the base's padded convolutions.
-
-    least_sides: ``config ->`` the minimum side of each layer's grid, in cells. Smaller grids are padded.
-    """
-
-    least_sides: Callable[[Any], Sequence[int]] | None = None
-
-    def layers(self, config: Any) -> int:
-        return sum(config.depths)
-
-    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
-        least = [1] * self.layers(config) if self.least_sides is None else self.least_sides(config)
-        stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
-        return [
-            Grid(tuple(max(side, -(-size // 2**stage)) for size in grid.sizes), grid.prefix)
-            for stage, side in zip(stages, least, strict=True)
-        ]
-
-    def rows(self, states: Tensor, grid: Grid) -> Tensor:
-        return super().rows(states.flatten(1, -2), grid)  # (B, height, width, D)
-
-    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
-        return Grid(tuple(-(-pixels // side) for pixels, side in zip(size, self.patch(config), strict=True)), self.prefix_of(config))
 
 
 FRAMES_PER_SECOND = 100

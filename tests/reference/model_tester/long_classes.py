@@ -15,7 +15,7 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import PATCH_MASK, StagedGrid
+from hf_longattn.modeling.family.grid_rule import PATCH_MASK
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -285,8 +285,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 values = {"common_properties": []}
             if family.wraps_encoder:  # which has the usual fields
                 values = {}
-            if isinstance(family.rule, StagedGrid):  # whose stages have widths, heads and layers of their own
-                values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
             self.config_tester = ConfigTester(
                 self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
             )
