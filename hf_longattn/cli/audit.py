@@ -24,7 +24,7 @@ def audit(
         typer.Argument(
             metavar="INPUT",
             help="Also measure how attention spreads over this: a UTF-8 text file; for a model of images a photo, for one of sound a "
-            "recording or a folder of them, for one of videos a folder of frames or an array (.npy).",
+            "recording or a folder of them.",
             show_default=False,
         ),
     ] = None,

@@ -366,8 +366,7 @@ def _checks_of_sizes(kind: SizedKind, plan: TwinPlan, opened: Source, inputs: An
         step_gradients = {} if why_not else gradients_of_outputs(part, run_model(part, at_old, gradients=True))
         outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
         for size in sizes[1:]:
-            with kind.resized(base, size) as resized:
-                outputs.append(run_model(base, {**inputs.at(size), **resized, HIDDEN_STATES: True}))
+            outputs.append(run_model(base, {**inputs.at(size), **kind.arguments_for_resizing(), HIDDEN_STATES: True}))
         return outputs, step_gradients
 
     (expected, long_gradients), (of_twin, twin_gradients) = _run_both(plan, opened, scratch, run)

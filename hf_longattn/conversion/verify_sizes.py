@@ -52,8 +52,7 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
     expected = run_model(kind.compared_part(source, checks.headless), at_old)
     expected_new: dict[str, Tensor] = {}
     if compares_new := grows and kind.base_reads(plan.architecture.source_config, new):
-        with kind.resized(kind.base(source), new) as resized:
-            expected_new = kind.states(run_model(kind.base(source), {**at_new, **resized}))
+        expected_new = kind.states(run_model(kind.base(source), {**at_new, **kind.arguments_for_resizing()}))
     further.run_source(kind.base(source), at_new)
     del source
 

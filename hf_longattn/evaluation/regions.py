@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import BackendError
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 
@@ -32,9 +32,9 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
     """
     base: Any = without_head(model)
     rule = grid_rule(base)
-    arguments = {rule.input: inputs} if isinstance(inputs, Tensor) else dict(inputs)
-    pixels = arguments[rule.input].to(base.device, base.dtype)
-    grid = rule.of_size(base.config, tuple(pixels.shape[-len(rule.axes) :]))
+    arguments = {PIXELS: inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    pixels = arguments[PIXELS].to(base.device, base.dtype)
+    grid = rule.of_size(base.config, tuple(pixels.shape[-2:]))
     if len(set(rule.layer_grids(base.config, grid))) > 1:
         raise BackendError(
             f"The layers of a {type(base).__name__} are on different grids, so that its patches have no features in the last one; take a "
@@ -42,7 +42,7 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
         )
     resized = {INTERPOLATE_ARGUMENT: True} if rule.interpolates and not hasattr(base, "out_features") else {}
     with evaluating(base):
-        outputs = base(**{rule.input: pixels}, **resized)
+        outputs = base(**{PIXELS: pixels}, **resized)
     maps = getattr(outputs, "feature_maps", None)
     if maps is None:
         return rule.features(outputs.last_hidden_state, grid)

@@ -22,9 +22,8 @@ from transformers.utils.output_capturing import capture_outputs
 from ..errors import AudioError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.audio_rule import AudioRule, Convolution
 from ..modeling.family.config import FullDecoder
-from ..modeling.family.convolutions import Convolution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -153,7 +152,7 @@ RULE = WhisperRule(
     rate=ROWS_PER_SECOND,
     features=lambda config: config.num_mel_bins,
     time_axis=2,
-    front=lambda config: [Convolution.centred(3), Convolution(3, ROWS_PER_FRAME, 1, 1)],
+    front=lambda config: [Convolution(3, 1, 1, 1), Convolution(3, ROWS_PER_FRAME, 1, 1)],
     positions="sinusoids",
     extractor_fields=extractor_fields,
     why_train=why_train,

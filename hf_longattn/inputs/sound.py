@@ -251,8 +251,8 @@ class SoundKind(SizedKind):
         return checks
 
     def base(self, model: Any) -> Any:
-        """The encoder if the model has a decoder or wraps an encoder. Otherwise the model without its head."""
-        if not (self.family.two_stacks or self.family.wraps_encoder):
+        """The encoder if the model has a decoder. Otherwise the model without its head."""
+        if not self.family.two_stacks:
             return super().base(model)
         return (model if hasattr(model, "encoder") else model.base_model).encoder
 
@@ -313,12 +313,9 @@ WANTED_RECORDINGS = (
 class UserSounds(UserInputs):
     """Excerpts of the user's recordings. They are cut from the features of the whole recording."""
 
-    unit = "stretch"
+    unit, processor_kind = "stretch", FEATURE_EXTRACTOR
     files_in = staticmethod(RECORDING_FILES.files)
     reads, wanted = "sound", WANTED_RECORDINGS
-
-    def find_processor(self) -> Any:
-        return load_processor(self.folder, FEATURE_EXTRACTOR)
 
     @cached_property
     def rows(self) -> list[Tensor]:

@@ -6,7 +6,6 @@ import base64
 import io
 from typing import Any
 
-import torch
 from markupsafe import Markup
 from torch import Tensor
 
@@ -50,11 +49,8 @@ def spread_chart(diagnosis: Diagnosis) -> Markup:
 
 
 def attention_on_image(image: Image, attention: Tensor) -> str:
-    """Heat map of the ``attention (rows, columns)`` on the patches of an image; of a video, with the time steps side by side."""
-    attention = attention if attention.dim() == 2 else torch.cat(list(attention), 1)
+    """Heat map of the ``attention (rows, columns)`` on the patches of an image."""
     pixels = image.pixels
-    if image.noun == "spectrogram":  # high frequencies are drawn at the top
-        pixels, attention = pixels.flip(0), attention.flip(0)
     height, width = pixels.shape[:2]
     figure = new_figure(4 * width / max(height, width), 4 * height / max(height, width), dpi=120)
     axis = figure.add_axes((0, 0, 1, 1))

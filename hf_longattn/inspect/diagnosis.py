@@ -82,15 +82,14 @@ class LengthDiagnosis:
 
 @dataclass(frozen=True)
 class Image:
-    """An image, video or spectrogram as the model reads it.
+    """An image as the model reads it.
 
-    pixels: ``(height, width, 3)``, 0 to 1; of a spectrogram ``(mel bins, frames, 3)``, from the lowest frequency.
-    grid: of its tokens. noun, size: the noun for the input, for example "image", and its size as text.
+    pixels: ``(height, width, 3)``, 0 to 1.
+    grid: of its tokens. size: as text.
     """
 
     pixels: Tensor
     grid: Grid
-    noun: str
     size: str
 
     @property
@@ -157,7 +156,7 @@ class Diagnosis:
     def input_noun(self) -> str:
         """The noun for the input, such as "text"."""
         if self.image is not None:
-            return self.image.noun
+            return "image"
         return "text" if self.frame_seconds is None else "sound"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:

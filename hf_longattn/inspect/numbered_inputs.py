@@ -22,8 +22,7 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.grid import GridKind
 from ..inputs.sound import SoundKind
 from ..mechanisms import Mechanism
-from ..modeling.family.audio_rule import MASK, AudioRule
-from ..modeling.family.convolutions import Convolution
+from ..modeling.family.audio_rule import MASK, AudioRule, Convolution
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 
@@ -90,11 +89,11 @@ class AuditImages(AuditInputs):
     """Images of the model's default size, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
-        self.rule, self.config, self.argument = rule, config, rule.input
+        self.rule, self.config, self.argument = rule, config, "pixel_values"
         self.size = rule.sizes(config)[1]
         self.grid: Grid = rule.of_size(config, self.size)
         self.length = self.grid.length
-        self.step, self.channels = rule.step(config), rule.channels(config)
+        self.step, self.channels = rule.patch(config), config.num_channels
         self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
         generator = torch.Generator().manual_seed(0)
         self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
@@ -125,7 +124,7 @@ class AuditImages(AuditInputs):
             )
         if length not in (None, images.length):
             size = rule.describe(images.size)
-            raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
+            raise LengthError(f"A model of images is audited at the size that it was made for, {size}; leave --length out.")
         return images
 
     def binds(self, mechanism: Mechanism) -> bool:
@@ -165,11 +164,6 @@ class AuditSounds(AuditInputs):
         self.values = torch.randn(DIFFERENT_PATCHES, *shape, generator=torch.Generator().manual_seed(0))
         self.numbers = torch.arange(DIFFERENT_PATCHES)
         self.before = self.inside = None  # unless the family declares them
-        over_frames = rule.over_frames(config)
-        if over_frames is not None and rule.output_rows(config, self.samples) == frames:
-            positions, inside = over_frames
-            before = [_mixing("frames that overlap", rule.front(config)), _mixing("positions by a convolution", positions)]
-            self.before, self.inside = (tuple(part for part in parts if part.mixes) for parts in (before, [_mixing("convolution", inside)]))
 
     @classmethod
     def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditSounds:

@@ -82,7 +82,7 @@ def _add_diagnosis(report: Report, diagnosis: Diagnosis) -> None:
     unit, chosen, image = diagnosis.unit, diagnosis.chosen(), diagnosis.image
     report.section("How attention spreads")
     report.say(diagnosis.conclusion(), "strong", only="terminal")
-    size = "" if image is None else f"{image.noun} of {image.size}, {image.grid}".capitalize() + "."
+    size = "" if image is None else f"Image of {image.size}, {image.grid}."
     for sentence in (size, diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes):
         report.say(sentence)
     report.gap()
@@ -135,7 +135,7 @@ def _add_maps(report: Report, diagnosis: Diagnosis, image: Image) -> None:
     for number, layer in enumerate(diagnosis.last.layers):
         if layer.attention is not None:
             report.add(Drawing(partial(charts.attention_on_image, image, layer.attention), f"attention of layer {number}"), "page")
-    report.say(f"--html FILE draws the attention of every layer over the {image.noun}.", "quiet", only="terminal")
+    report.say("--html FILE draws the attention of every layer over the image.", "quiet", only="terminal")
 
 
 def _add_mechanisms(report: Report, diagnosis: Diagnosis) -> None:

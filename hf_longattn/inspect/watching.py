@@ -36,7 +36,7 @@ from ..modeling.attach.patch_places import packs_images
 from ..modeling.classes import check_interface
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import towers_of
@@ -134,14 +134,14 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
         GridError: the image's size does not fit.
     """
     stack = watched_layers(model)
-    rule = grid_rule(stack, of_pixels=False)
-    grid = rule.of_size(stack.config, rule.size_of(inputs[rule.input]))
+    rule = grid_rule(stack)
+    grid = rule.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
     if len(set(rule.layer_grids(stack.config, grid))) > 1:
         raise BackendError(
             f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
             "hf_longattn.explain(model, inputs) instead."
         )
-    return stack, {**rule.arguments_of_head(stack, inputs), **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:

@@ -139,7 +139,7 @@ def opened_folder(path: str | Path, model: str, text: str | Path | Tensor, confi
 
 def settings_of(model: str, text: str | Path | Tensor, config: SearchConfig) -> dict[str, Any]:
     """What a search that resumes must have in common with the one that was stopped."""
-    sizes = {"image_size": config.image_size and str(config.image_size), "frames": config.frames, "audio_seconds": config.audio_seconds}
+    sizes = {"image_size": config.image_size and str(config.image_size), "audio_seconds": config.audio_seconds}
     return {
         "model": model, "revision": config.revision, "text": digest(text), "budget": str(config.limit()), "mode": config.mode,
         "length": config.length, "positions": config.positions, **{name: size for name, size in sizes.items() if size is not None},

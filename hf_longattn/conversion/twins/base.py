@@ -276,16 +276,9 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 def tiled_refusal(model: LongModel) -> str | None:
     """Reason why the stock model has other positions for larger inputs, or none. ``None`` if it has the same."""
-    rule = model.family.rule
-    if not rule.has_positions:
+    if not model.family.rule.has_positions or model.config.position_extension != TILE:
         return None
-    old, new = rule.sizes(model.config)
-    if rule.resizes == "none" and old != new and rule.base_fields_of_size(new) is None:
-        return f"A plain {model.head} reads {rule.noun}s of {rule.describe(old)} only; it has no positions for longer ones."
-    if model.config.position_extension != TILE:
-        return None
-    counted = "goes on counting" if rule.counts_places else "interpolates"
-    return f"Its positions are tiled, and a plain {model.head} {counted} them; convert with --positions interpolate."
+    return f"Its positions are tiled, and a plain {model.head} interpolates them; convert with --positions interpolate."
 
 
 def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:

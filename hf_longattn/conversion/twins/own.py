@@ -1,6 +1,6 @@
 """The base class as the twin. Full attention, or windows if its config has a field for them.
 
-The fields are ``sliding_window``, ``layer_types`` and GPT-Neo's ``attention_types``.
+The fields are ``sliding_window`` and ``layer_types``.
 
 In a decoder ``sliding_window`` includes the query; the windows of ModernBERT and of bidirectional Gemma are distances to either side.
 """
@@ -15,9 +15,6 @@ from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin, tiled_refusal
 
-NOT_FULL = frozenset(("nystromformer",))
-"""Base model types whose attention is not full attention."""
-
 
 @register_twin("own")
 class OwnTwin(NativeTwin):
@@ -28,7 +25,7 @@ class OwnTwin(NativeTwin):
     rank = 10
 
     def takes(self, model: LongModel) -> bool:
-        return model.base not in NOT_FULL and model.family.own_attention is None
+        return model.family.own_attention is None
 
     def twin_model_type(self, model: LongModel) -> str:
         return model.base
@@ -39,15 +36,11 @@ class OwnTwin(NativeTwin):
         return reason or _windows(model, lookbacks)[0]
 
     def note(self, model: LongModel) -> str:
-        if model.family.rule.base_fields(model.config):
-            rule = model.family.rule
-            size = rule.describe(rule.sizes(model.config)[1])
-            return f"a plain {model.head} gives tokens of other sizes the positions of other tokens: give it {rule.noun}s of {size} only"
         grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
         return "it attends to everything in training as well, without shifted groups" if grouped else model.family.padding_caveat
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        return {**model.values(), **model.family.rule.base_fields(model.config), **_windows(model, band_refusal(model)[1])[1]}
+        return {**model.values(), **_windows(model, band_refusal(model)[1])[1]}
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         table = model.family.table(name)
@@ -74,11 +67,6 @@ def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
     now = [None if back is None else back + 1 if model.causal else 2 * back for back in lookbacks]
     if now == before or (None not in lookbacks and not lookbacks):
         return None, {}
-    if "attention_types" in values:
-        reason, back = one_width(lookbacks)
-        kinds = ["global" if back is None else "local" for back in lookbacks]
-        width = {} if back is None else {"window_size": back + 1}
-        return (reason, {}) if reason is not None else (None, {"attention_types": [[kinds, 1]], "attention_layers": kinds, **width})
     if not hasattr(config, "sliding_window") and not hasattr(config, "local_attention"):
         odd = next((index for index, back in enumerate(lookbacks) if back is not None), None)
         return (None if odd is None else f"Layer {odd} has a window, for which a plain {model.head} has no setting."), {}

@@ -200,14 +200,9 @@ class Family:
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
-    def wraps_encoder(self) -> bool:
-        """Whether the attention layers are in an encoder with a separate config, ``encoder_config`` (Parakeet's heads)."""
-        return hasattr(self.config_class, "encoder_class")
-
-    @property
     def two_stacks(self) -> bool:
-        """Whether the base has an encoder and a decoder, both with attention. A transducer's decoder has none."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.wraps_encoder
+        """Whether the base has an encoder and a decoder, both with attention."""
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -473,7 +468,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_num_frames", "long_max_length", "long_audio_seconds")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None
