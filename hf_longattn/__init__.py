@@ -24,14 +24,11 @@ if TYPE_CHECKING:
         ConversionConfig,
         ConversionPlan,
         ConversionReport,
-        RevertConfig,
         convert_checkpoint,
         plan_conversion,
-        revert_checkpoint,
     )
     from .engines.common.grid import Grid
     from .errors import LongAttentionError
-    from .evaluation.probes import ProbeReport, probe_model
     from .evaluation.transcription import Transcript, transcribe
     from .export import (
         CompressionConfig,

@@ -19,8 +19,6 @@ FILE = "preprocessor_config.json"
 VIDEO_FILE = "video_preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-FIELD_BEFORE = "extended_from"
-"""The field of a tokenizer's or processor's file with its limits or sizes before the conversion."""
 TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 """Maximum tokens of a text: a field of the tokenizer's config, and one of sentence-transformers'."""
 
@@ -58,7 +56,6 @@ class ProcessorKind(NamedTuple):
 IMAGE_PROCESSOR = ProcessorKind(("image_processor",), FILE, "AutoImageProcessor")
 VIDEO_PROCESSOR = ProcessorKind(("video_processor",), VIDEO_FILE)
 FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), FILE, "AutoFeatureExtractor")
-KINDS = (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)
 
 
 @dataclass(frozen=True)
@@ -118,22 +115,6 @@ def limits_of(values: object) -> dict[str, int]:
     """The fields of a tokenizer's config that are a number of tokens."""
     fields = values.items() if isinstance(values, Mapping) else ()
     return {name: value for name, value in fields if isinstance(value, int) and not isinstance(value, bool) and value > 0}
-
-
-def limits_before(folder: Path) -> dict[str, int]:
-    """The limits of a checkpoint before it was converted, by field."""
-    return limits_of(tokenizer_values(folder).get(FIELD_BEFORE))
-
-
-def limited_tokenizer(values: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """The values of a tokenizer's config with another limit; a smaller one from before is kept in it."""
-    limit = limits_of(values).get(TOKENIZER_LIMIT, length)
-    limited = {**values, TOKENIZER_LIMIT: length}
-    if limit < length:
-        limited[FIELD_BEFORE] = {TOKENIZER_LIMIT: limit}
-    elif limit > length:
-        limited.pop(FIELD_BEFORE, None)
-    return limited
 
 
 def sentence_kind(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What is drawn by seeds, as digests by name: `python -m tests.hash_seeds probes|inputs|search FOLDER CHECKPOINT`.
+"""What is drawn by seeds, as digests by name: `python -m tests.hash_seeds inputs|search FOLDER CHECKPOINT`.
 
 Run with another PYTHONHASHSEED, in which strings in sets come in another order, the same digests must come out. The checkpoint, a small
 BERT with its tokenizer, is given, since a tokenizer that is trained anew is another one.
@@ -8,33 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def digest(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
-
-
-def probes(folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Samples of every probe, with what they compare by likelihood."""
-    from hf_longattn.evaluation.probes import TextTask, list_probes, probe_task
-
-    drawn: dict[str, Any] = {}
-    for name in list_probes():
-        task, rng = probe_task(name), random.Random(0)
-        for number in range(2):
-            if isinstance(task, TextTask):
-                sample: Any = task.sample(600, rng, lambda text: len(text.split()))
-                drawn[f"{name} {number}"] = digest((sample, sample.continuations(8)))
-            else:
-                drawn[f"{name} {number}"] = digest(task.sample(128, torch.arange(300), number, 8))  # type: ignore[attr-defined]
-    return drawn
 
 
 def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
@@ -78,4 +59,4 @@ def search(folder: Path, checkpoint: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"probes": probes, "inputs": inputs, "search": search}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))))
+    print(json.dumps({"inputs": inputs, "search": search}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))))

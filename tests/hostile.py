@@ -64,8 +64,6 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "diagnose": ("{model} {data}/book.txt --lengths 16",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
-    "probe": ("{model} --task copy --lengths 32 --samples 1",),
-    "revert": ("{model} {out}",),
     "card": ("{model}",),
     "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
     "evaluate choice": ("{score} --data {data}/choice.jsonl",),

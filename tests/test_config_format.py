@@ -125,7 +125,7 @@ def test_commands_and_load_generic_refuse_a_newer_format(
     newer = FORMAT + 1
     change(long_folder, **{FIELD: newer, "long_attention": {"mechanism": "of_tomorrow"}})
     change(generic_folder, **{FIELD: newer})
-    for line in (["inspect", str(long_folder)], ["inspect", str(generic_folder)], ["revert", str(long_folder), str(tmp_path / "short")]):
+    for line in (["inspect", str(long_folder)], ["inspect", str(generic_folder)], ["export", str(long_folder), str(tmp_path / "graph")]):
         with pytest.raises(SystemExit, match="1"):
             main(line)
         said = capsys.readouterr().err

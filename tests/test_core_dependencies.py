@@ -64,7 +64,6 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
         run("card long")
         run("push --help")
         run("export long graph --format torch")
-        run("revert long back")
         try:
             hf_longattn.export_checkpoint("long", "graph.onnx")
         except hf_longattn.LongAttentionError as error:

@@ -61,7 +61,7 @@ CONVERSION = (
     ("verify_embeddings", "verify_loss"),
     ("verify", "verify_outputs", "verify_generic", "verify_sizes", "verify_towers"),
     ("native",),
-    ("convert", "revert"),
+    ("convert",),
     ("__init__",),
 )
 # And inside `modeling`.

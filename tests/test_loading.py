@@ -32,7 +32,6 @@ from transformers import (
 
 from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
-from hf_longattn.evaluation.probes import probe_model
 from hf_longattn.loading import check_token_ids, fit_tokenizer, load_config, load_model, load_padding_tokenizer, load_sentence_model
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.lm import load_lm
@@ -127,7 +126,7 @@ def test_pickled_weights_are_read_where_that_is_allowed(folder: str, server: Hub
     to_pickle(folder)
     server.add("someone/pickled", Path(folder))
     for name in (folder, "someone/pickled"):
-        for load in (lambda name: load_lm(name, "mlm"), probe_model, lambda name: load_model(AutoModelForMaskedLM, name)):
+        for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
                 CheckpointError, match=f"'{name}' holds its weights only as pickle .* add --allow-pickle .* longattn convert"
             ):

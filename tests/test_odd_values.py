@@ -39,7 +39,6 @@ Command = tuple[str, ...]
 CARD: Command = ("card", "MODEL")
 PUSH: Command = ("push", "MODEL", REPO, "--token", WRITER)
 INSPECT: Command = ("inspect", "MODEL")
-REVERT: Command = ("revert", "MODEL", "OUT", "--no-verify")
 PLAN: Command = ("plan", "MODEL", *CONVERT)
 TURN: Command = ("convert", "MODEL", "OUT", *CONVERT)
 MERGE: Command = (*TURN, "--merge-adapter")
@@ -52,10 +51,10 @@ FILES: dict[tuple[str, str], tuple[Command, ...]] = {
     ("llama", "generation_config.json"): (TURN,),
     ("bert", "tokenizer_config.json"): (TURN,),
     ("adapter", "adapter_config.json"): (PLAN, TURN, MERGE),
-    ("long", "config.json"): (INSPECT, CARD, REVERT, PUSH),
-    ("long", "tokenizer_config.json"): (INSPECT, CARD, REVERT, PUSH),
-    ("long", "conversion_report.json"): (CARD, REVERT, PUSH),
-    ("long", "README.md"): (CARD, REVERT, PUSH),
+    ("long", "config.json"): (INSPECT, CARD, PUSH),
+    ("long", "tokenizer_config.json"): (INSPECT, CARD, PUSH),
+    ("long", "conversion_report.json"): (CARD, PUSH),
+    ("long", "README.md"): (CARD, PUSH),
 }
 """(checkpoint, file in it) -> the commands that read it."""
 
@@ -180,10 +179,9 @@ def test_an_odd_value_in_what_is_exported(data: st.DataObject, wholes: dict[str,
 
 
 MANY = 1_000_000
-LONG = (INSPECT, CARD, REVERT, EXPORT, PUSH)
+LONG = (INSPECT, CARD, EXPORT, PUSH)
 HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
     "layers of a long model": ("long", {"num_hidden_layers": MANY}, LONG),
-    "layers of the model it was made from": ("long", {"extended_from": {"num_hidden_layers": MANY}}, (REVERT,)),
     "a layer's number": ("long", {"long_attention": {"mechanism": "window", "layers": {str(MANY): {"mechanism": "full"}}}}, LONG),
     "numbers in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"0-{10**9}=full"}}, LONG),
     "times in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"{10**9}*full"}}, LONG),
@@ -214,7 +212,7 @@ def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tm
     shutil.copytree(wholes["long"], tmp_path / "model")
     (tmp_path / "model" / file).unlink()
     os.mkfifo(tmp_path / "model" / file)
-    for command in (CARD, PUSH, INSPECT, REVERT):
+    for command in (CARD, PUSH, INSPECT):
         code, err = run(*typed(command, tmp_path / "model", tmp_path / "out"))
         assert code in (0, 1), err
         assert "Traceback" not in err

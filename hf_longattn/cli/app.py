@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
-from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
+from . import audit, compress, convert, embed, env, export, hub, inspect, search, train
 from .help import Command
 
 app = typer.Typer(
@@ -46,8 +46,6 @@ COMMANDS = (
     search.search,
     embed.embed,
     audit.audit,
-    probe.probe,
-    export.revert,
     inspect.mechanisms,
     inspect.recipes,
     hub.card,

@@ -1,15 +1,13 @@
-"""`longattn export MODEL OUT` and `longattn revert MODEL DST`: what a long checkpoint is turned into."""
+"""`longattn export MODEL OUT`: what a long checkpoint is turned into."""
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..conversion import RevertConfig
 from ..errors import ExportError, nearest
 from . import options as flags
 
@@ -76,24 +74,3 @@ def export(
         overwrite=overwrite, revision=revision, token=token, progress=partial(say, stderr=True),
     )  # fmt: skip
     print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_export(report)
-
-
-@flags.takes_settings(RevertConfig)
-def revert(
-    model: Model,
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
-    config: RevertConfig,
-    as_json: flags.Json = False,
-) -> None:
-    """Turn a long checkpoint back into one of its base.
-
-    The result has the base's architecture and loads without this package. DST appears complete and verified, or not at all.
-    """
-    from ..conversion import revert_checkpoint
-    from .show import conversion_progress, show_report
-    from .terminal import print_json
-
-    with conversion_progress() as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in the report
-        report = revert_checkpoint(model, destination, config, progress=progress)
-    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)

@@ -1,4 +1,4 @@
-"""What the commands report of plans, conversions, checkpoints, probes, exports and mechanisms; progress bars on stderr."""
+"""What the commands report of plans, conversions, checkpoints, exports and mechanisms; progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal, pick_unit_and_suffix
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..evaluation.summaries import plus_minus
 from ..reports import Fact, Report, Style, Table
 from . import terminal
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import MechanismCost
-    from ..evaluation.probes import ProbeReport
     from ..export import CompressionReport, ExportReport
     from ..inputs.common.base import InputSizes, LengthCost
     from ..mechanisms import MechanismInfo
@@ -234,33 +232,6 @@ def show_compression(compression: CompressionReport) -> None:
     )  # fmt: skip
     report.table(Table(("", "before", "after"), compression.rows()))
     terminal.show(report)
-
-
-def show_probe(probe: ProbeReport) -> None:
-    """The scores of each task by length, and by depth where depths were given."""
-    report = Report()
-    report.facts(("model", f"{probe.model}  ({probe.class_name})"), ("asked", ASKED[probe.mode]))
-    cells = {(cell.task, cell.depth, cell.length): cell for cell in probe.cells}
-    depths = any(cell.depth is not None for cell in probe.cells)
-    chances = any(cell.chance is not None for cell in probe.cells)
-    headings = ["task", *(["depth"] if depths else []), *(f"{length:,}" for length in probe.lengths), *(["chance"] if chances else [])]
-    samples = probe.cells[0].samples
-    measured = "percent right" if probe.cells[0].error is None else "percent right ± standard error"
-    rows = []
-    for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in probe.cells):
-        row = [cells[task, depth, length] for length in probe.lengths]
-        where = ["–" if depth is None else f"{depth:g}"] if depths else []
-        by_chance = [f"{row[-1].chance:.0f}"] if row[-1].chance is not None else [""] * chances
-        rows.append([task, *where, *(plus_minus(cell.score, cell.error, 0) for cell in row), *by_chance])
-    report.table(Table(headings, rows, f"{measured}, by tokens of a text; {samples} text{'s' * (samples > 1)} each"))
-    terminal.show(report)
-
-
-ASKED = {
-    "generate": "answers are generated greedily",
-    "likelihood": "right answers are compared with wrong ones by likelihood",
-    "span": "answers are marked in the text",
-}
 
 
 def show_export(export: ExportReport) -> None:

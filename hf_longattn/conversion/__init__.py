@@ -1,4 +1,4 @@
-"""From a short checkpoint to a long one, and back: plan → write → verify.
+"""From a short checkpoint to a long one: plan → write → verify.
 
 The public names are imported on first use, so that the command line can read the settings of a conversion without loading torch.
 """
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..checks import Check as Check
     from ..data.english import verification_text as verification_text
     from .config import ConversionConfig as ConversionConfig
-    from .config import RevertConfig as RevertConfig
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import complete_folder as complete_folder
     from .folders import remove_sidecars as remove_sidecars
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from .plan import plan_conversion as plan_conversion
     from .plan_tensors import TensorPlan as TensorPlan
     from .report import ConversionReport as ConversionReport
-    from .revert import revert_checkpoint as revert_checkpoint
     from .sources.hub import fetch_model as fetch_model
 
 __getattr__, __all__ = public_names(__name__)

@@ -23,7 +23,7 @@ from ..inputs.common.base import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
+from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
@@ -215,22 +215,6 @@ def _supported(family: Family, converter: CheckpointConverter | None, model_type
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
     """Config values without ``model_type`` and ``architectures``."""
     return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
-
-
-def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[Any], class_name: str, origin: str) -> Any:
-    """A ``config_class`` with the values of ``config`` and the configs of ``towers``. ``class_name`` is its model class.
-
-    Raises:
-        CheckpointError: the config is invalid. ``origin`` says in the message where its values come from.
-    """
-    values = {name: value for name, value in config.to_dict().items() if name not in NAMES}
-    for name, tower in towers.items():
-        of_tower = {key: value for key, value in tower.to_dict().items() if key not in NAMES}
-        values[tower_field(name)] = {**of_tower, "model_type": tower.model_type}
-    with checkpoint_errors(f"{origin} makes no valid {class_name}"):
-        result = config_class.from_dict(values)
-    result.architectures = [class_name]
-    return result
 
 
 def generic_architecture(source: Source) -> Architecture:

@@ -1,4 +1,4 @@
-"""Settings of a conversion and of a reversal. Command line, plan, conversion and report read them here.
+"""Settings of a conversion. Command line, plan, conversion and report read them here.
 
 Nothing heavy is imported here, since the command line reads the help texts when it starts.
 """
@@ -65,7 +65,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """Base class of the settings of a conversion, of a reversal and of a search. noun: what they are settings of."""
+    """Base class of the settings of a conversion and of a search. noun: what they are settings of."""
 
     noun: ClassVar[str]
 
@@ -381,30 +381,6 @@ def of_conversion(name: str) -> Any:
     return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
 
 
-@dataclass(frozen=True)
-class RevertConfig(Settings):
-    noun: ClassVar[str] = "reversal"
-    max_length: int | None = setting(
-        None, "Maximum length of the result, in tokens.", unset="that before the conversion", unit="tokens", type=int, minimum=1
-    )
-    positions: str = setting(
-        "auto",
-        "Position table: auto restores the rows before the conversion, truncate keeps the first rows, interpolate resizes the whole table.",
-    )
-    dtype: str | torch.dtype | None = of_conversion("dtype")
-    max_shard_size: str | int | None = of_conversion("max_shard_size")
-    verify: bool = of_conversion("verify")
-    verify_text: str | Path | None = of_conversion("verify_text")
-    verify_audio: str | Path | None = of_conversion("verify_audio")
-    overwrite: bool = of_conversion("overwrite")
-    revision: str | None = of_conversion("revision")
-    token: str | bool | None = of_conversion("token")
-
-    def __post_init__(self) -> None:
-        if self.max_shard_size is not None:
-            shard_bytes(self.max_shard_size)
-
-
 def _alone(config: S, values: Mapping[str, Any]) -> S:
     """Return the config; raise ``OptionError`` if keywords were given as well."""
     if values:
@@ -424,4 +400,3 @@ def documented(config: type[Settings], summary: str) -> None:
 
 
 documented(ConversionConfig, "Settings of a conversion, one object or keywords of `convert_checkpoint`.")
-documented(RevertConfig, "Settings of a reversal, one object or keywords of `revert_checkpoint`.")

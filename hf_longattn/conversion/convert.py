@@ -27,7 +27,7 @@ from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import ConversionReport, StageProgress
-from .sources.base import LONGEST, ResultInfo
+from .sources.base import ResultInfo
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -101,7 +101,7 @@ def _converted(
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
     long_class, module = plan.architecture.long_class, plan.architecture.family.module
-    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, reads=LONGEST, name=str(destination))
+    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, longer=True, name=str(destination))
     return write_verified(
         plan,
         result,

@@ -2,7 +2,7 @@
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers, an adapter,
-licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan, and do all of this by
+licence) and :func:`write_report` (report and card). Conversions and native twins have a plan, and do all of this by
 :func:`write_verified`.
 """
 
@@ -26,7 +26,7 @@ from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TRANSFORMER_SETTINGS, limited_tokenizer
+from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
@@ -336,4 +336,4 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
         named = of_type
     chosen = {} if named is None else {"tokenizer_class": ANY_FAST_TOKENIZER if named == ANY_TOKENIZER else named}
     settings = {**values, **chosen}
-    return limited_tokenizer(settings, length) if length else settings
+    return {**settings, TOKENIZER_LIMIT: length} if length else settings

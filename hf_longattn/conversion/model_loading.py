@@ -91,22 +91,21 @@ def load_result(
     folder: Path,
     architecture: Architecture,
     config: Any,
-    dtype: torch.dtype | None = None,
-    scratch: Path | None = None,
     *,
+    scratch: Path | None = None,
     config_instead: Any = None,
 ) -> tuple[nn.Module, set[str]]:
     """Load the result with the Auto class of its head, in fp32. Returns the model and the names of missing parameters.
 
-    dtype, scratch: as in `load_source`. config_instead: a config to use instead of the folder's.
+    scratch: as in `load_source`. config_instead: a config to use instead of the folder's.
     """
     if architecture.tower is not None and config_instead is None:
         config_instead = config  # the folder's config is the whole model's
     arguments = {} if config_instead is None else {"config": config_instead}
     if scratch is not None:
         tensors = open_source(folder).tensors
-        return _load_from_files(architecture.model_class, folder, folder, dtype, tensors, scratch, **arguments)
-    return _load(partial(load_weights, result_class(architecture, config), folder), dtype, local_files_only=True, **arguments)
+        return _load_from_files(architecture.model_class, folder, folder, None, tensors, scratch, **arguments)
+    return _load(partial(load_weights, result_class(architecture, config), folder), None, local_files_only=True, **arguments)
 
 
 def load_as_result(source: Source, architecture: Architecture, config: Any) -> nn.Module:

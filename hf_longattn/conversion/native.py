@@ -103,9 +103,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         )
     refuse_quantised(source)
     if is_generic(source.config):
-        raise ExportError(
-            f"{source.name!r} has the class of another architecture already, with mechanisms; `longattn revert` writes it without them."
-        )
+        raise ExportError(f"{source.name!r} has the class of another architecture already, with mechanisms.")
     config, class_name, family, long_skeleton = read_long(source)
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
@@ -316,7 +314,7 @@ def _without_mask(probe: Probe) -> Probe:
 def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:
     """Return ``run(model, headless)`` for the long model and for the twin. They are never in memory together. ``headless``: the long
     checkpoint has no weights for its head."""
-    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
+    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, scratch=scratch)
     headless = newly_initialised(missing, long)
     of_long = run(long, headless)
     del long

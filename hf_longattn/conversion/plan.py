@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..errors import OptionError, PositionError
+from ..errors import OptionError, PositionError, checkpoint_errors
 from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind, PlainLengths, reads_only_text
@@ -28,13 +28,13 @@ from ..options import RELATIVE
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import DROPPED, REPLACED, keeps_old_rows
 from ..staging import check_destination
-from .architectures import Architecture, config_of_towers, find_architecture, generic_architecture
+from .architectures import NAMES, Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
-from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, set_dtype
+from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -314,9 +314,13 @@ def _plan_towers(kind: TowersKind, opened: Source, architecture: Architecture, r
     requests = tower_requests(architecture, request)
     base_classes = {name: part.family.base_model_name for name, part in kind.parts.items()}
     plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part) for name, part in requests.items()}
-    configs = {name: plan.config for name, plan in plans.items()}
-    family = architecture.family
-    config = config_of_towers(architecture.source_config, configs, family.config_class, architecture.long_class, "The source's config")
+    values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
+    for name, plan in plans.items():
+        of_tower = {key: value for key, value in plan.config.to_dict().items() if key not in NAMES}
+        values[tower_field(name)] = {**of_tower, "model_type": plan.config.model_type}
+    with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
+        config = architecture.family.config_class.from_dict(values)
+    config.architectures = [architecture.long_class]
     set_dtype(config, cast)
     skeleton: Any = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
@@ -333,7 +337,11 @@ def _plan_towers(kind: TowersKind, opened: Source, architecture: Architecture, r
         shape=longest.shape,
         costs=(),
         warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
-        **fields_of_towers(opened, architecture, skeleton, plans, cast),
+        inputs=tower_inputs([plan.inputs for plan in plans.values()], longest.inputs),
+        positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+        tensors=tuple(tensors_with_towers(opened, architecture, skeleton, plans, cast)),
+        files={name: values for plan in plans.values() for name, values in plan.files.items()},
+        towers=plans,
     )
 
 

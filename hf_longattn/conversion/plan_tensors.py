@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
 from ..inputs.common.base import InputKind, InputSizes
-from ..inputs.towers import WithTowers, text_part, tower_inputs
+from ..inputs.towers import WithTowers
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models.base import TensorRename
-from .sources.base import Source, TowerSource, open_source, tower_prefix
+from .sources.base import Source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
 
@@ -170,19 +169,6 @@ def tensors_with_towers(
     return planned
 
 
-def fields_of_towers(
-    source: Source, architecture: Architecture, skeleton: Any, plans: Mapping[str, ResultPlan], cast: torch.dtype | None
-) -> dict[str, Any]:
-    """Fields of a plan with several towers, computed from the towers' plans. Lengths are the text tower's."""
-    return {
-        "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_part(plans).inputs),
-        "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
-        "tensors": tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
-        "files": {name: values for plan in plans.values() for name, values in plan.files.items()},
-        "towers": plans,
-    }
-
-
 def _computed(
     source: Source, renamed: list[RenamedTensor], names: Mapping[str, ModelName], skeleton: Any, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
@@ -258,7 +244,7 @@ def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
     return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
-ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "averaged", "copied", "added", "dropped")
+ACTIONS = ("kept", "renamed", "changed", "extended", "averaged", "copied", "added", "dropped")
 """What happens to a tensor. "changed": renamed, with its values rearranged. "averaged": a position table
 that keeps its mean row alone. "copied": a mechanism's parameter, initialised from its layer. "added": a newly initialised parameter."""
 
@@ -310,7 +296,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class ResultPlan(WithTowers):
-    """What a conversion or a reversal writes."""
+    """What a conversion or a native export writes."""
 
     source: Source
     architecture: Architecture
@@ -355,11 +341,6 @@ class ResultPlan(WithTowers):
     def position_rule(self, name: str) -> str:
         """The position rule for the tensor ``name``: its tower's rule if there are several towers."""
         return next((plan.positions for tower, plan in self.towers.items() if name.startswith(tower_prefix(tower))), self.positions)
-
-    def open_result(self, folder: Path) -> Source:
-        """Open the written folder, or the tower in it that this plan describes."""
-        opened = open_source(folder)
-        return opened if self.architecture.tower is None else TowerSource.of(opened, self.architecture.tower, self.architecture.long_class)
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""

@@ -59,7 +59,6 @@ def check_written(
     inputs: Any,
     compare: Callable[[Source, Path | None], list[Step]],
     *,
-    further: Sequence[Step] = (),
     in_memory: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
@@ -70,7 +69,6 @@ def check_written(
         plan: what was written. inputs: for verification.
         compare: makes the steps that run source and result, from the opened result and a folder for computed tensors, if the weights stay
             in their files. They are left out if the models do not fit into memory.
-        further: steps after the check of the tensors.
         in_memory: models must be loaded whole.
         progress: called as progress("verify", done, total).
 
@@ -80,7 +78,7 @@ def check_written(
     running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=in_memory), open_source(result)
     checks: list[Check] = []
     with running.scratch(result) as scratch:
-        steps: list[Step] = [partial(check_tensors, plan, opened), *further, partial(plan.kind.check_reader, plan, result, inputs)]
+        steps: list[Step] = [partial(check_tensors, plan, opened), partial(plan.kind.check_reader, plan, result, inputs)]
         steps += [lambda: [running.check()], *([] if running.why_not else compare(opened, scratch))]
         for done, step in enumerate(steps):
             if progress is not None:
@@ -220,14 +218,13 @@ _checks_of.register(TowersKind, check_together)
 
 def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
     """The steps that run source and result."""
+
+    def named(name: str, step: Step) -> list[Check]:
+        return [replace(check, name=f"{name}: {check.name}") for check in step()]
+
     of_towers = [
-        named_step(name, step)
+        partial(named, name, step)
         for name, part in ({} if plan.generic else plan.towers).items()  # check_generic compares its towers itself
         for step in _output_steps(part, result, inputs[name], scratch, given_text)
     ]
     return [*of_towers, partial(_checks_of, plan.kind, plan, result, inputs, scratch, given_text)]
-
-
-def named_step(name: str, step: Step) -> Step:
-    """``step`` with the tower's ``name`` in front of the names of its checks. ``step`` itself if ``name`` is empty."""
-    return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

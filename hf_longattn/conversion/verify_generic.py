@@ -19,7 +19,6 @@ from .architectures import attached_mechanisms
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan
 from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
-from .sources.base import open_source
 from .verify_outputs import all_finite
 
 LONGEST, LOGITS = 4096, 2**26
@@ -101,15 +100,3 @@ def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[st
     for hook in hooks:
         hook.remove()
     return outputs, bool(covered) and all(covered)
-
-
-def check_reverted(kind: PlainKind, plan: Any, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Check that a reverted model gives the same outputs as its source. The source runs its class's own attention."""
-    plain: Any = load_source(open_source(result), plan.architecture, None, scratch)[0]
-    seeded, implementation = seeded_inputs(plain), attention_implementation(plain.config)
-    outputs = run_inputs(plain, seeded)
-    del plain
-    long: Any = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch)[0]
-    set_implementation(long, implementation, is_tower=False)
-    detail = f"outputs for {_shapes(seeded)}: largest difference from the source with the class's attention"
-    return [equality("equal to the source with the class's attention", detail, Difference.of(run_inputs(long, seeded), outputs), {})]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,18 +38,6 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     order = order.to(ids.device).masked_fill(torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0)
     chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
     return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
-
-
-def mask_places(ids: Sequence[int], places: Sequence[int], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The token ids of a row, masked at ``places``, and the original tokens there.
-
-    Raises:
-        CheckpointError: the tokenizer has no mask token.
-    """
-    masked, mask = list(ids), mask_token(tokenizer)
-    for place in places:
-        masked[place] = mask
-    return masked, [ids[place] for place in places]
 
 
 def mask_token(tokenizer: Any) -> int:

@@ -193,8 +193,8 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
 
 
 class DebertaV2OnTheBackend(OnTheBackend):
-    """Replaces modules of the base. Heads pass :data:`MARKED` masks to the base model, which separates padding from global tokens and passes
-    a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
+    """Replaces modules of the base. Heads pass :data:`MARKED` masks to the base model, which separates padding from global tokens and
+    passes a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
 
     hands_globals_down = False
     marks_globals = True

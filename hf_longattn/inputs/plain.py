@@ -37,7 +37,7 @@ class PlainKind(TextKind):
 
     settings = ("max_length", "verify_text")
 
-    def check_settings(self, source: str, request: Any, *, resizes: bool = True) -> None:
+    def check_settings(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for the settings of decoders and of other sizes."""
         for name in SETTINGS:
             if getattr(request, name, None) is not None and name not in self.settings:

@@ -138,7 +138,7 @@ class Window2d(GridMechanism):
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger))
+        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
         out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -214,14 +214,13 @@ class Window2d(GridMechanism):
         return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
 
 
-def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:
-    """``term`` on the padded grid ``larger``, with its ``queries (B, H, N, D)``. Padding cells have distances, but no position in the
-    sequence."""
+def _on_padded(term: ScoreTerm, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod:
+    """``term`` on the padded grid ``larger``. Padding cells have distances, but no position in the sequence."""
     if term.grid_bias is not None:
         return term.on(larger)
     inner = term.written_out
-    positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
-    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
+    positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
+    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         query, key = positions[q_idx], positions[kv_idx]

@@ -24,7 +24,7 @@ from ..errors import BackendError, CheckpointError, OptionError, nearest
 from ..loading import check_complete, load_config, load_weights
 from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
+from .attach.attention_sites import attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
@@ -39,8 +39,6 @@ from .family.towers_config import TOWERS
 
 OWN_STACK = "_model"
 """Suffix of the name of a tower that uses the model's own config."""
-MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
-"""Part of the name of every parameter of a mechanism."""
 
 
 class GenericConfig:

@@ -41,8 +41,6 @@ KEPT_ROWS = 20
 """Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
 """Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
-SHORTER = ("truncate", "interpolate")
-"""Ways to shorten a table: keep the first rows, or compute the rows from which interpolation best restores the table."""
 
 
 def _tile(old: Tensor, rows: int) -> Tensor:
@@ -52,7 +50,7 @@ def _tile(old: Tensor, rows: int) -> Tensor:
 def _interpolate(old: Tensor, rows: int) -> Tensor:
     if old.shape[0] == 1:
         return old.expand(rows, -1)
-    channels_first = old.to(torch.float64).T.unsqueeze(0)  # rounds each row once, so that the inverse is exact
+    channels_first = old.to(torch.float64).T.unsqueeze(0)  # rounds each row once
     stretched = functional.interpolate(channels_first, size=rows, mode="linear", align_corners=True)
     return stretched[0].T.to(old.dtype)
 
@@ -63,65 +61,11 @@ def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
         raise PositionError(
             f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}."
         )
-    below, share = _stretched_places(len(old) - kept, rows - kept)
+    at = torch.arange(rows - kept, dtype=torch.float64) * (len(old) - kept) / (rows - kept)
+    below = at.floor().long().clamp(max=len(old) - kept - 2)
+    share = at - below  # beyond the last row, weights exceed 1
     tail = old[kept:].to(torch.float64)
     return torch.cat([old[:kept], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
-
-
-def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """For each of ``new_rows``, the old row below it and the weight of the old row above. Beyond the last row, weights exceed 1."""
-    at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
-    below = at.floor().long().clamp(max=rows - 2)
-    return below, at - below
-
-
-def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
-    """Invert :func:`_stretch` by least squares: ``long`` becomes a table of ``rows`` rows. The first ``kept`` rows are unchanged."""
-    if long.is_meta or rows < kept + 2:
-        return long[:rows]
-    below, share = _stretched_places(rows - kept, len(long) - kept)
-    tail = _solve(*_normal_equations(long[kept:].to(torch.float64), below, share, rows - kept))
-    return torch.cat([long[:kept], tail.to(long.dtype)])
-
-
-def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """Invert :func:`_interpolate` by least squares: ``long`` becomes a table of ``rows`` rows. Both end rows are unchanged."""
-    if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
-        return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
-    target = long.to(torch.float64)
-    at = torch.arange(len(long), dtype=torch.float64) * (rows - 1) / (len(long) - 1)
-    below = at.floor().long().clamp(max=rows - 2)
-    diagonal, off_diagonal, right_side = _normal_equations(target, below, at - below, rows)
-    for end, neighbour, pair in ((0, 1, 0), (-1, -2, -1)):
-        right_side[end], diagonal[end] = target[end], 1.0
-        right_side[neighbour] -= off_diagonal[pair] * right_side[end]
-        off_diagonal[pair] = 0.0
-    return _solve(diagonal, off_diagonal, right_side).to(long.dtype)
-
-
-def _normal_equations(target: Tensor, below: Tensor, share: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal equations for ``rows`` rows. Each ``target`` row mixes the row ``below`` and, with weight ``share``, the row above it.
-
-    Returns:
-        Diagonal ``(rows,)``, off-diagonal ``(rows - 1,)`` between a row and the one above, and right side ``(rows, d)``, float64.
-    """
-    diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, (1 - share) ** 2).index_add_(0, below + 1, share**2)
-    off_diagonal = torch.zeros(rows - 1, dtype=torch.float64).index_add_(0, below, share * (1 - share))
-    right_side = torch.zeros(rows, target.shape[1], dtype=torch.float64)
-    right_side.index_add_(0, below, (1 - share)[:, None] * target).index_add_(0, below + 1, share[:, None] * target)
-    return diagonal, off_diagonal, right_side
-
-
-def _solve(diagonal: Tensor, off_diagonal: Tensor, right_side: Tensor) -> Tensor:
-    """Solve symmetric tridiagonal equations by one elimination from row to row. Overwrites its arguments."""
-    for row in range(1, len(diagonal)):
-        factor = off_diagonal[row - 1] / diagonal[row - 1]
-        diagonal[row] -= factor * off_diagonal[row - 1]
-        right_side[row] -= factor * right_side[row - 1]
-    right_side[-1] /= diagonal[-1]
-    for row in range(len(diagonal) - 2, -1, -1):
-        right_side[row] = (right_side[row] - off_diagonal[row] * right_side[row + 1]) / diagonal[row]
-    return right_side
 
 
 def _random(old: Tensor, rows: int) -> Tensor:
@@ -203,7 +147,7 @@ def extends_learned(strategy: str) -> bool:
 
 
 def moves_rows(strategy: str) -> bool:
-    """Whether old rows move to other places in the extended table. :func:`shorten_table` then restores them by least squares."""
+    """Whether old rows move to other places in the extended table."""
     return strategy == INTERPOLATE or stretched_from(strategy) is not None
 
 
@@ -260,30 +204,3 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         return weight.clone()
     extended = extend(weight[offset:], new_rows - offset)
     return torch.cat([weight[:offset], extended]).contiguous()
-
-
-def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
-    """A position table with ``new_rows`` rows: the first rows of ``weight``, or rows that best restore it when extended.
-
-    Args:
-        weight: ``(P, d)``, any floating dtype, on the CPU or on ``meta``; not changed.
-        new_rows: rows of the result, including the ``offset`` special rows.
-        offset: number of rows at the start that are not positions; they are copied.
-        strategy: "truncate", or "interpolate": keep both end rows and solve for the others, so that interpolation is closest to
-            ``weight`` (least squares). If :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch"
-            and "stretch:ROWS" invert that strategy in the same way.
-
-    Raises:
-        PositionError: the strategy is unknown; or the table would grow, or have only ``offset`` rows.
-    """
-    kept_rows = stretched_from(strategy)
-    if strategy not in SHORTER and kept_rows is None:
-        raise PositionError(f"Unknown way {strategy!r} to shorten positions; expected {' or '.join(SHORTER)}.{nearest(strategy, SHORTER)}")
-    if not offset < new_rows <= weight.shape[0]:
-        raise PositionError(f"A position table of {weight.shape[0]} rows cannot be shortened to {new_rows}.")
-    weight = weight.detach()
-    if strategy == "truncate" or new_rows == weight.shape[0]:
-        return weight[:new_rows].contiguous()
-    trained, rows = weight[offset:], new_rows - offset
-    shortened = _before_interpolation(trained, rows) if kept_rows is None else _before_stretching(trained, rows, kept_rows)
-    return torch.cat([weight[:offset], shortened]).contiguous()

@@ -37,7 +37,7 @@ def written() -> set[str]:
     return {option for option, flag in flags.items() if flag not in READ and not flag.startswith(("--search-", "--verify-"))} - FOLDERS
 
 
-BEFORE = {"inspect": "{here}", "audit": "{here}", "probe": "{here}"}
+BEFORE = {"inspect": "{here}", "audit": "{here}"}
 """The arguments of the commands that write files, in a folder without a model."""
 
 
@@ -73,7 +73,6 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("audit {here} --lengths 512", "--lengths"),
-        ("probe {here} photo.png", "PHOTO"),
         ("search {here} text.txt --output out --objective kl", "--objective"),
         ("search {here} text.txt --output out --seed 1", "--seed"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),

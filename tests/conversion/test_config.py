@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.cli.app import app
-from hf_longattn.conversion import ConversionConfig, RevertConfig, convert_checkpoint, plan_conversion
+from hf_longattn.conversion import ConversionConfig, convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from tests.cells import every_cell
 
@@ -82,13 +82,3 @@ def test_a_dry_run_says_what_the_plan_says(built: Callable[[str], Path], tmp_pat
     assert json.loads(plan) == json.loads(dry)
     assert json.loads(plan)["long_attention"]["layers"] == {"0": {"mechanism": "full"}}
     assert not (tmp_path / "long").exists()
-
-
-def test_the_settings_of_a_reversal_are_those_of_a_conversion_where_both_have_them() -> None:
-    for one in dataclasses.fields(RevertConfig):
-        if one.name not in ("max_length", "positions"):
-            assert (one.default, one.metadata, one.repr) == (FIELDS[one.name].default, FIELDS[one.name].metadata, FIELDS[one.name].repr)
-    with pytest.raises(OptionError, match=r"'overwrit' is not a setting of a reversal; expected one of .* 'overwrite'\?"):
-        RevertConfig.from_keywords(None, {"overwrit": True})
-    with pytest.raises(OptionError, match="'dtype' was given together with a config"):
-        RevertConfig.from_keywords(RevertConfig(), {"dtype": "bf16"})

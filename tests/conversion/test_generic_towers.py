@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, BertTokenizer
 from typer.testing import CliRunner
 
 import hf_longattn
-from hf_longattn import convert_checkpoint, plan_conversion, revert_checkpoint, search_design
+from hf_longattn import convert_checkpoint, plan_conversion, search_design
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
@@ -69,25 +69,6 @@ def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
     assert (report.plan["old_length"], report.plan["new_length"]) == (2048, 8192)
     assert hf_longattn.load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("case", ["siglip", "llava", "qwen2_vl"])
-def test_reverting_gives_the_plain_model_back(case: str, tmp_path: Path) -> None:
-    build(case)[0].save_pretrained(tmp_path / "plain")
-    towers = {"text": {"mechanism": "hedgehog"} if case == "siglip" else WINDOW, "vision": WINDOW}
-    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, verify=False)
-    report = revert_checkpoint(tmp_path / "long", tmp_path / "again")
-    assert {check.name: check.status for check in report.checks}["equal to the source with the class's attention"] == "passed"
-    files = [load_file(tmp_path / folder / "model.safetensors") for folder in ("plain", "again")]
-    assert files[0].keys() == files[1].keys()
-    assert all(torch.equal(files[1][name], values) for name, values in files[0].items())
-    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("plain", "again")]
-    assert configs[0]["model_type"] == configs[1]["model_type"]
-    assert "long_attention" not in configs[1]
-    assert type(AutoModel.from_pretrained(tmp_path / "again")) is type(AutoModel.from_pretrained(tmp_path / "plain"))
-    with pytest.raises(OptionError, match="left its positions as they were; leave --max-length out"):
-        revert_checkpoint(tmp_path / "long", tmp_path / "other", max_length=20)
 
 
 @pytest.mark.thorough

@@ -1,4 +1,4 @@
-"""`--positions rope:self-extend`, `rope:dual-chunk` and `rope:drop`: written, loaded, generated with, reverted, or refused."""
+"""`--positions rope:self-extend`, `rope:dual-chunk` and `rope:drop`: written, loaded, generated with, or refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longattn import LongLlamaForCausalLM
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, revert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.export import export_checkpoint
 from tests.cells import every_cell
@@ -82,17 +82,6 @@ def test_graphs_read_as_the_model_does(source: Path, tmp_path: Path, positions: 
         for length in (OLD // 2, NEW):
             ids = tokens(2, length)
             torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0)
-
-
-@every_cell("positions", ["rope:self-extend", "rope:drop"])
-def test_a_reversal_gives_the_source_back(source: Path, tmp_path: Path, positions: str) -> None:
-    target, back = tmp_path / f"{positions[5:]}", tmp_path / f"{positions[5:]}-back"
-    converted(source, target, positions, verify=False)
-    with pytest.warns(UserWarning, match=r"Its relative positions \(.*\) are dropped"):
-        assert revert_checkpoint(target, back).passed
-    again, plain = (LlamaForCausalLM.from_pretrained(folder).eval() for folder in (back, source))
-    with torch.no_grad():
-        assert torch.equal(again(tokens(1, OLD)).logits, plain(tokens(1, OLD)).logits)
 
 
 def test_a_source_that_is_scaled_keeps_its_scaling(source: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{%
 CARD = "---\nlicense: mit\nlanguage: de\n---\n\n# A model\n"
 SPECIAL = {"eos_token_id": [0, 3], "pad_token_id": 0, "bos_token_id": 1}
 GENERATION = {"do_sample": False, "max_new_tokens": 6, "repetition_penalty": 1.3, **SPECIAL}
-QUICK = ("convert", "revert", "compress bf16", "export native")
+QUICK = ("convert", "compress bf16", "export native")
 """Commands that neither trace a graph nor search for what matters least."""
 
 
@@ -228,7 +228,6 @@ NO_TWIN = (("reranker", "has no native twin"),)
 NO_TOKENS = tuple((kind, "predicts no tokens") for kind in ENCODERS)
 KNOWN = {
     "convert": Writer("convert", ("MECHANISM", "--max-length", str(LONG)), False, 1e-4),
-    "revert": Writer("revert", tolerance=1e-4),
     "export onnx": Writer("export onnx", tolerance=1e-4),
     "export torch": Writer("export torch", tolerance=1e-4),
     "export native": Writer("export native", tolerance=1e-4, refuses=NO_TWIN),
@@ -272,9 +271,9 @@ def command(*arguments: Any) -> None:
 
 
 def test_every_command_with_a_destination_is_here() -> None:
-    assert {name.split()[0] for name in WRITERS} == {"convert", "revert", "compress", "export"}
+    assert {name.split()[0] for name in WRITERS} == {"convert", "compress", "export"}
     assert KNOWN.keys() <= WRITERS.keys()
-    assert len(WRITERS) == 2 + len(METHODS) + len(EXPORT_FORMATS)
+    assert len(WRITERS) == 1 + len(METHODS) + len(EXPORT_FORMATS)
 
 
 CHANGED = ("tokenizer_config.json", "generation_config.json", "modules.json", "sentence_bert_config.json")

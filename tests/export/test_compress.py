@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from transformers import (
 )
 
 import hf_longattn
-from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint, revert_checkpoint
+from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint
 from hf_longattn.cli.show import show_compression
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
@@ -451,30 +450,23 @@ def test_registry_of_families_is_covered() -> None:
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])
-def test_pruned_heads_are_zeros_in_plain_models_and_native_twins(base: str, saved: Saved, tmp_path: Path) -> None:
+def test_pruned_heads_are_zeros_in_native_twins(base: str, saved: Saved, tmp_path: Path) -> None:
     source = saved(base, WINDOW if base == "llama" else {"mechanism": "longformer", "window": 16, "global_tokens": ()})
     compress_checkpoint(source, tmp_path / "heads", method="prune-heads", share=0.5, **QUICK)
-    with pytest.warns(UserWarning, match="the same number of heads in all layers, so those that were pruned are there again, as zeros"):
-        report = revert_checkpoint(tmp_path / "heads", tmp_path / "plain", max_length=128)
-    assert "equal to the long model with full attention" in {check.name for check in report.checks}
     auto: Any = AutoModelForCausalLM if base == "llama" else AutoModelForMaskedLM
-    plain, long = (auto.from_pretrained(tmp_path / name).eval() for name in ("plain", "heads"))
-    assert not hasattr(plain.config, "kept_heads")
-    assert plain.num_parameters() > long.num_parameters()
-    ids = tokens(1, 60)
+    long, ids = auto.from_pretrained(tmp_path / "heads").eval(), tokens(1, 60)
     with torch.no_grad():
         expected = long(ids)[0]
-        long.use_base_attention()
-        torch.testing.assert_close(plain(ids)[0], long(ids)[0], rtol=1e-4, atol=1e-5)
     report = export_native(tmp_path / "heads", tmp_path / "twin")
     assert {"equal gradients", "tensors"} <= {check.name for check in report.checks if check.status == "passed"}
     twin = auto.from_pretrained(tmp_path / "twin").eval()
+    assert not hasattr(twin.config, "kept_heads")
+    assert twin.num_parameters() > long.num_parameters()
     assert twin.config.model_type == {"bert": "longformer", "llama": "mistral"}[base]
     with torch.no_grad():
         torch.testing.assert_close(twin(ids)[0], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(CheckpointError, match="is already a long checkpoint"):
         convert_checkpoint(tmp_path / "heads", tmp_path / "longer", max_length=1024)
-    assert convert_checkpoint(tmp_path / "plain", tmp_path / "longer", max_length=256, mechanism="window").destination.exists()
 
 
 def test_a_quantised_language_model_is_audited_with_its_head(saved: Saved, tmp_path: Path) -> None:
@@ -488,7 +480,7 @@ def test_a_quantised_language_model_is_audited_with_its_head(saved: Saved, tmp_p
 def test_a_quantised_checkpoint_can_only_be_loaded(saved: Saved, tmp_path: Path) -> None:
     compress_checkpoint(saved("llama"), tmp_path / "int8", method="int8-weight-only", **QUICK)
     message = r"int8' holds quantised weights \(torchao\), which can only be loaded; give the checkpoint that it was quantised from\."
-    for make in (export_native, export_checkpoint, partial(revert_checkpoint, max_length=128)):
+    for make in (export_native, export_checkpoint):
         with pytest.raises(CheckpointError, match=message):
             make(tmp_path / "int8", tmp_path / "made")
     with pytest.raises(CheckpointError, match="is already a long checkpoint"):

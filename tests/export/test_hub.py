@@ -18,7 +18,6 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "inspect": lambda out: ["inspect", REPO],
     "torch": lambda out: ["export", REPO, str(out), "--format", "torch"],
     "native": lambda out: ["export", REPO, str(out), "--format", "native"],
-    "revert": lambda out: ["revert", REPO, str(out), "--max-length", "128", "--no-verify"],
     "compress": lambda out: ["compress", REPO, str(out), "--method", "bf16", "--length", "64"],
     "audit": lambda out: ["audit", REPO],
 }

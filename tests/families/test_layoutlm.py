@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, explain, export_checkpoint
-from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
 from tests.cells import every_cell
@@ -86,7 +86,7 @@ def test_boxes_that_lie_nowhere_are_refused(change: Any, words: str, mechanisms:
         model(tokens(2, 30), bbox=change(boxes(model.config, 2, 30)))
 
 
-def test_a_checkpoint_is_converted_verified_with_boxes_and_reverted(tmp_path: Path) -> None:
+def test_a_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> None:
     head = "LayoutLMForQuestionAnswering"
     plain = plain_model(BASE, head, max_position_embeddings=64)
     plain.save_pretrained(tmp_path / "short")
@@ -101,9 +101,6 @@ def test_a_checkpoint_is_converted_verified_with_boxes_and_reverted(tmp_path: Pa
     with torch.no_grad():
         assert torch.allclose(plain(ids, bbox=places).start_logits, model(ids, bbox=places).start_logits, atol=1e-5)
         assert model(tokens(1, 256), bbox=boxes(model.config, 1, 256)).start_logits.isfinite().all()
-    assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed
-    again = transformers.LayoutLMForQuestionAnswering.from_pretrained(tmp_path / "again").state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in plain.state_dict().items())
 
 
 @pytest.mark.slow  # LiLT's quick test is of onnx, with the same input

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.page_words import page_encoding
 from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
@@ -58,7 +58,7 @@ def test_paths_that_the_model_does_not_have_are_refused(name: str) -> None:
         model(ids, **{name: values[..., :-1]})
 
 
-def test_a_checkpoint_is_converted_verified_with_paths_and_reverted(tmp_path: Path) -> None:
+def test_a_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> None:
     plain = plain_model(BASE, "MarkupLMForQuestionAnswering", max_position_embeddings=66)
     plain.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
@@ -69,7 +69,6 @@ def test_a_checkpoint_is_converted_verified_with_paths_and_reverted(tmp_path: Pa
         expected = plain(ids, **paths(plain.config, 2, 64)).start_logits
         assert torch.allclose(expected, model(ids, **paths(model.config, 2, 64)).start_logits, atol=1e-5)
         assert model(tokens(1, 256), **paths(model.config, 1, 256)).start_logits.isfinite().all()
-    assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed
 
 
 @torch.no_grad()

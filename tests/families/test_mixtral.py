@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn import convert_checkpoint, revert_checkpoint
+from hf_longattn import convert_checkpoint
 from tests.reference.small_models import long_model, plain_model, tokens
 
 
@@ -20,8 +20,6 @@ def test_scaled_rotary_positions_of_heads_without_a_width(tmp_path: Path) -> Non
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
     with torch.no_grad():
         assert model(tokens(1, 600)).logits.isfinite().all()
-    revert_checkpoint(tmp_path / "long", tmp_path / "back", verify=False)
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "back").head_dim is None
 
 
 @pytest.mark.parametrize(("family", "head"), [("mixtral", "MixtralForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM")])

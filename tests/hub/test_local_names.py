@@ -23,7 +23,6 @@ from ..trained import tokenizer_of
 REPO, TEXT = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
-    "revert": lambda at, out: ["revert", f"{at}/long", f"{out}", "--max-length", "128", "--verify-text", f"{at}/book.txt"],
     "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
     "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
     "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
@@ -61,7 +60,7 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
     command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(private)
-    at, out = Path("../secret client") if command == "revert" else private, private / command
+    at, out = Path("../secret client") if command == "native" else private, private / command
     with pytest.raises(SystemExit) as ended:
         main(COMMANDS[command](at, out))
     assert not ended.value.code, capsys.readouterr().err

@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import AutoModel, DecisionTransformerConfig, DecisionTransformerModel
 import hf_longattn
-from hf_longattn import LongAttentionError, audit_reach, convert_checkpoint, diagnose, export_checkpoint, revert_checkpoint
+from hf_longattn import LongAttentionError, audit_reach, convert_checkpoint, diagnose, export_checkpoint
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.search import choose_mechanisms
 
@@ -40,7 +40,6 @@ card = (folder / "long" / "README.md").read_text()
 assert "It was made for trajectories of 128 steps" in card
 code = card.partition("```python\\n")[2].partition("```")[0]
 exec(code, {})
-revert_checkpoint(folder / "long", folder / "back")
 with pytest.raises(LongAttentionError, match="takes --max-length of 32 to 4,096 steps, not 5,000"):
     plan_conversion(folder / "short", max_length=5000)
 with pytest.raises(LongAttentionError, match="reads trajectories; give the number of steps as --max-length 1024"):

@@ -81,15 +81,3 @@ def test_documents_are_not_packed_where_states_pass_their_borders(tmp_path: Path
     with pytest.raises(MaskError, match="recurrent layers of this model read across their borders; give each document its own row"):
         long(ids, documents=documents)
     assert "recurrent layers" in str(packing_refusal(long.base_model))
-
-
-def test_reverting_gives_the_source(tmp_path: Path) -> None:
-    stock = short("nemotron_h", tmp_path / "short")
-    hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG)
-    hf_longattn.revert_checkpoint(tmp_path / "long", tmp_path / "back")
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
-    assert type(back) is type(stock)
-    assert back.config.max_position_embeddings == TOKENS
-    ids = torch.randint(5, 150, (2, TOKENS), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert torch.equal(back(ids).logits, stock(ids).logits)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions.tables import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table, unchanged_rows
+from hf_longattn.positions.tables import STRATEGIES, extend_table, keeps_old_rows, unchanged_rows
 from tests.cells import every_cell
 
 
@@ -60,17 +60,6 @@ def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int
     assert not torch.equal(new[kept + 3], old[kept + 3])
 
 
-@every_cell("offset", [0, 2])
-@every_cell(("rows", "more", "kept"), [(22, 1, 20), (77, 171, 20), (77, 100, 20), (64, 1, 1), (512, 3584, 20)])
-@every_cell("dtype", [torch.float32, torch.bfloat16])
-def test_a_stretched_table_is_solved_back(rows: int, more: int, kept: int, offset: int, dtype: torch.dtype) -> None:
-    old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    long = extend_table(old, rows + more + offset, offset=offset, strategy=f"stretch:{kept}")
-    back = shorten_table(long, rows + offset, offset=offset, strategy=f"stretch:{kept}")
-    assert back.dtype == dtype
-    assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
-
-
 def test_random_rows_follow_the_tables_spread() -> None:
     old = torch.randn(256, 64) * 0.3
     new = extend_table(old, 2048, offset=0, strategy="random")
@@ -90,25 +79,6 @@ def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: 
     assert torch.equal(old, before)
     assert torch.equal(extend_table(old, 6, offset=1, strategy=strategy), old)
     assert torch.equal(new[:6], old) == keeps_old_rows(strategy)
-
-
-@every_cell("offset", [0, 2])
-@every_cell(("rows", "more"), [(1, 7), (2, 2), (3, 1), (10, 1), (64, 1), (64, 64), (512, 1), (512, 3584)])
-@every_cell("dtype", [torch.float32, torch.bfloat16])
-def test_an_interpolated_table_is_solved_back(rows: int, more: int, offset: int, dtype: torch.dtype) -> None:
-    old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    long = extend_table(old, rows + more + offset, offset=offset, strategy="interpolate")
-    back = shorten_table(long, rows + offset, offset=offset, strategy="interpolate")
-    assert back.dtype == dtype
-    assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
-
-
-@every_cell("strategy", SHORTER)
-@every_cell("rows", [1, 2, 9])
-def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, rows: int) -> None:
-    long = torch.empty(102, 8, dtype=torch.bfloat16, device="meta")
-    short = shorten_table(long, rows + 2, offset=2, strategy=strategy)
-    assert (short.shape, short.dtype, short.is_meta) == ((rows + 2, 8), torch.bfloat16, True)
 
 
 @every_cell(

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 Builder = Callable[[Path], None]
 BUILDERS: dict[str, Builder] = {}
 SETTINGS: dict[str, Setting] = {}
-WRITES = ("convert", "export", "compress", "revert")
+WRITES = ("convert", "export", "compress")
 """Commands whose second name is what they write."""
 CACHE: list[Path] = []
 """The folder of the present :class:`StandIns`, where builders find what they are made from."""

@@ -381,15 +381,3 @@ page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --m
 page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
 page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
 page("docs/how-to/audit.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
-page(
-    "docs/how-to/measure.md",
-    Setting(
-        instead={
-            "probe llama-8192": "probe --samples 2 --lengths 1K llama-8192",
-            "--task mqar": "--samples 4 --task mqar",
-            "lengths=[4096, 8192], samples=100": "lengths=[1024], samples=2",
-            '"vt", 8192': '"vt", 1024',
-        },
-        slow=True,
-    ),
-)

@@ -15,12 +15,10 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-import hf_longattn
 from hf_longattn.cli.train import train
 from hf_longattn.data.segments import SegmentStream
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import to_documents
-from hf_longattn.errors import CheckpointError
 from hf_longattn.tasks import task_names
 from hf_longattn.training.training_loop import check_rows
 from tests.training.conftest import checkpoint
@@ -204,8 +202,6 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
     words = "holds an adapter, not a model; merge it"
     for task in ("mlm", "classify", "qa"):
         assert words in sentence(task, [{**ROWS[task], "id": str(number)} for number in range(4)], "--model", str(adapter))
-    with pytest.raises(CheckpointError, match=words):
-        hf_longattn.probe_model(adapter)
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
         "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max-length", "32"
     )

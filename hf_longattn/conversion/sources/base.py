@@ -31,10 +31,6 @@ SIDECARS = (
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 
 
-LONGEST, BEFORE = "longest", "before"
-"""Values of :attr:`ResultInfo.reads`."""
-
-
 @dataclass(frozen=True)
 class ResultInfo:
     """Facts about the result, for a source that writes its files beside it.
@@ -42,7 +38,7 @@ class ResultInfo:
     destination: where the result will be.
     class_name, module: name and module of its model class.
     max_length: maximum tokens that it takes; 0 if unlimited.
-    reads: how much of a text it reads: up to max_length (``LONGEST``), as much as before a conversion (``BEFORE``), or as the source.
+    longer: whether it reads texts of up to max_length; else as much of a text as the source.
     name: what users type to load it; the destination by default.
     """
 
@@ -50,7 +46,7 @@ class ResultInfo:
     class_name: str
     module: str
     max_length: int
-    reads: str = ""
+    longer: bool = False
     name: str | None = None
 
 

@@ -10,24 +10,20 @@ from typing import Any
 from ...errors import CheckpointError
 from ...processor_files import (
     EMBEDDINGS,
-    FIELD_BEFORE,
     MODULES,
     RERANKER,
     SENTENCE_LIMIT,
     SETTINGS_FILE,
     TOKEN_VECTORS,
-    TOKENIZER_CONFIG,
     TRANSFORMER_SETTINGS,
-    limits_before,
     sentence_kind,
     sentence_modules,
     sentence_values,
-    tokenizer_values,
 )
 from ...reading import check_files
 from ...staging import copy_folder
 from ..tensor_files import write_json
-from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
+from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 from .folder import read_config
 
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
@@ -47,7 +43,7 @@ class SentenceSource(WrappedSource):
         return self.root
 
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        return [*super().write_beside(folder, result), *write_modules(self.root, folder, result.max_length, result.reads)]
+        return [*super().write_beside(folder, result), *write_modules(self.root, folder, result.max_length, longer=result.longer)]
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...]:
         kind = sentence_kind(self.root)
@@ -77,13 +73,11 @@ class SentenceTransformers(SourceFormat):
         return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
 
 
-def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = "") -> list[str]:
+def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> list[str]:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
-    After a conversion ``max_seq_length`` is the new length; after a reversion it is the value from before the conversion.
-
     Args:
-        max_length, reads: of the result; see :class:`ResultInfo`.
+        max_length, longer: of the result; see :class:`ResultInfo`. A longer result's ``max_seq_length`` is its maximum length.
     """
     written = [MODULES]
     modules = sentence_modules(root)
@@ -91,16 +85,8 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
     for settings in sorted(transformer.glob(TRANSFORMER_SETTINGS)):
         values = sentence_values(settings)
-        limit = values.get(SENTENCE_LIMIT)
-        if reads == LONGEST and limit is not None:
-            if limit < max_length and (tokenizer := tokenizer_values(folder)):
-                before = {**limits_before(folder), SENTENCE_LIMIT: limit}
-                write_json(folder / TOKENIZER_CONFIG, {**tokenizer, FIELD_BEFORE: before})
-            limit = max_length
-        elif reads == BEFORE:
-            limit = limits_before(transformer).get(SENTENCE_LIMIT, limit)
-        if limit is not None and max_length:
-            values[SENTENCE_LIMIT] = min(limit, max_length)
+        if (limit := values.get(SENTENCE_LIMIT)) is not None and max_length:
+            values[SENTENCE_LIMIT] = max_length if longer else min(limit, max_length)
         write_json(folder / settings.name, values)
         written.append(settings.name)
     if (root / SETTINGS_FILE).is_file():

@@ -483,12 +483,11 @@ class InputKind(ABC):
             limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
         return limits
 
-    def check_settings(self, source: str, request: Any, *, resizes: bool = True) -> None:
-        """Raise :class:`OptionError` for a setting that applies only to other kinds of input. resizes: whether it may set a size."""
+    def check_settings(self, source: str, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other kinds of input."""
         for name, (reason, gives) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
-                advice = self.instead.get(gives) if resizes or gives != SIZE else None
-                raise OptionError(f"{reason}, but {source} reads {self.nouns}; {advice or 'leave it out'}.")
+                raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
     def check_graph(self, model_class: Any) -> None:  # noqa: B027
         """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""

@@ -1,7 +1,6 @@
 """The image processor or feature extractor of a checkpoint. The size of its outputs, and its file for another size.
 
-In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop). The old size is kept in the
-file for a reversal.
+In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...loading import load_part
-from ...processor_files import FIELD_BEFORE, FILE, KINDS, ProcessorFile, ProcessorKind
+from ...processor_files import FILE, ProcessorFile, ProcessorKind
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 
@@ -77,25 +76,12 @@ def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) 
 
 
 def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a processor's file with ``fields`` changed and the old values under :data:`FIELD_BEFORE`."""
+    """The values of a processor's file with ``fields`` changed."""
     values, changed = place.values, dict(fields)
     if not any(values.get(name) for name in TYPE_FIELDS):  # transformers finds the class by model_type, which changed
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
         changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    before = {name: values.get(name) for name in changed}
-    return {**values, **changed, FIELD_BEFORE: before} if changed else values
-
-
-def files_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of each processor file in ``folder`` that :func:`values_with` changed -> the file's contents before."""
-    files: dict[str, dict[str, Any]] = {}
-    for place in filter(None, (ProcessorFile.find(folder, kind) for kind in KINDS)):
-        values = place.values
-        before = values.pop(FIELD_BEFORE, None)
-        if isinstance(before, Mapping):
-            restored = {**values, **before}
-            files |= place.with_values({name: value for name, value in restored.items() if value is not None or name not in before})
-    return files
+    return {**values, **changed}
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:

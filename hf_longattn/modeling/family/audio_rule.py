@@ -89,7 +89,6 @@ class AudioRule(InputRule):
 the attention of {base} instead.
 """
     counts_tokens = False
-    not_probed = "reads sound, and probes ask what lies where in a text; give a checkpoint that reads text"
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None

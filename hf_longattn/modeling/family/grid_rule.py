@@ -42,9 +42,6 @@ class GridRule(InputRule):
     reads = "grid"
     mixins = ("LongGridMixin", "LongGridModelMixin")
     counts_tokens = False
-    not_probed = (
-        "reads images, and probes ask what lies where in a text; to see what its patches attend to, type longattn audit MODEL photo.jpg"
-    )
     prefix: int | Callable[[Any], int] = 0
     shapes: str | None = None
     interpolates: bool = True

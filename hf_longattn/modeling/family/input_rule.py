@@ -26,8 +26,6 @@ the attention of {base} instead.
     """Whether FlashAttention of transformers can compute windows over the tokens."""
     has_positions: bool = False
     """Whether the model has positions that are resized or tiled for larger inputs."""
-    not_probed: ClassVar[str] = ""
-    """Why probes of texts cannot ask the models, and what to do instead, as a clause; empty if they can."""
 
     @property
     def kind(self) -> str:

@@ -32,7 +32,6 @@ from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.choice_text import read_choice
 from hf_longattn.cli import main as longattn
 from hf_longattn.conversion.flops import ModelShape, state_bytes
-from hf_longattn.evaluation.probes.token_tasks import Mqar
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
@@ -92,7 +91,7 @@ class Words(NamedTuple):
     def batch(self, task: str, rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Texts of a task and labels ``(rows, length)``: the next token where it answers a question, else -100."""
         if task == "MQAR":
-            ids, labels = Mqar(PAIRS, length + PAIRS, 2 * SYMBOLS).batch(rows, generator)
+            ids, labels = recall(PAIRS, length + PAIRS, 2 * SYMBOLS, rows, generator)
             symbols, (names, values) = torch.cat([self.names, self.values]), ids[:, : 2 * PAIRS].view(-1, PAIRS, 2).unbind(-1)
             ids = torch.cat([self.facts[names, values - SYMBOLS], symbols[ids[:, 2 * PAIRS :]]], 1)
             return ids, torch.where(labels < 0, labels, symbols[labels.clamp(min=0)])[:, PAIRS:]
@@ -111,6 +110,27 @@ class Words(NamedTuple):
         ids[before::2] = self.names[names[order]]
         ids[before + 1 :: 2] = labels[before::2] = self.values[values[order]]
         return ids, labels
+
+
+def recall(pairs: int, length: int, vocab: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Multi-query associative recall (Arora et al. 2023, Zoology, section 3 and appendix E): key–value pairs, and later each key once.
+
+        k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
+
+    Distances from the pairs follow a power law, ``p(gap) ∝ gap^-0.9``, so that most are near; the rest is random.
+
+    vocab: tokens; the lower half are keys, the upper half values.
+    Returns:
+        Tokens and labels ``(size, length)``: the value at each question's key, else -100.
+    """
+    keys = torch.rand(size, vocab // 2, generator=generator).topk(pairs, -1).indices
+    values = torch.randint(vocab // 2, vocab, (size, pairs), generator=generator)
+    tokens = torch.randint(vocab, (size, length), generator=generator)
+    tokens[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
+    law = torch.arange(1, (length - 2 * pairs) // 2 + 1, dtype=torch.float64) ** -0.9
+    places = 2 * pairs + 2 * torch.multinomial(law.expand(size, -1), pairs, generator=generator)
+    tokens.scatter_(1, places, keys)
+    return tokens, torch.full_like(tokens, -100).scatter_(1, places, values)
 
 
 def texts(work: Path, split: str) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,6 @@ import typer
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.declarations import FILE
-from hf_longattn.evaluation.probes import TextTask, list_probes, probe_task
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
@@ -198,16 +196,6 @@ def refused_families() -> str:
     return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
 
 
-def probes() -> str:
-    """All probes: what is asked, how it is scored and answered, and where it comes from."""
-    tasks, rows = [probe_task(name) for name in list_probes()], []
-    sources = list(dict.fromkeys(task.paper for task in tasks))
-    for task in sorted(tasks, key=lambda task: sources.index(task.paper)):
-        score = f"`{task.sample(9000, random.Random(0), len).score}`" if isinstance(task, TextTask) else "share of the tokens"
-        rows.append([f"`{task.name}`", task.summary, score, ", ".join(task.modes) if len(task.modes) < 3 else "all", task.paper])
-    return left(markdown_table(["task", "what is asked", "score", "modes", "source"], rows))
-
-
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -249,7 +237,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "derived-families": derived_families,
     "refused-families": refused_families,
     "commands": commands,
-    "probes": probes,
 }
 
 

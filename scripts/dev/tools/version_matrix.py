@@ -5,7 +5,7 @@
     python -m scripts.dev.tools.version_matrix --list              # as JSON, the matrix of a continuous integration
 
 For each row uv makes an environment with that Python, the wheel and what it requires (gigabytes, which uv keeps). There, outside of the
-checkout, a small BERT is made, converted, inspected, trained, reverted and loaded, as in the README; then :data:`CORE`, a subset of the
+checkout, a small BERT is made, converted, inspected, trained and loaded, as in the README; then :data:`CORE`, a subset of the
 quick tests, runs. Rows are independent, and a Python that uv does not find is named and fails.
 """
 
@@ -72,7 +72,6 @@ COMMANDS = (
     "longattn convert bert bert-256 --mechanism longformer --option window=32 --max-length 256",
     "longattn inspect bert-256",
     "longattn train mlm --model bert-256 --text texts --max-steps 1 --output trained --bf16 false --use-cpu true",
-    "longattn revert bert-256 bert-again",
 )
 
 

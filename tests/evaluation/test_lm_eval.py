@@ -1,4 +1,4 @@
-"""lm-evaluation-harness runs on a converted decoder: a local task, and the log-likelihoods of `candidate_log_likelihoods`."""
+"""lm-evaluation-harness runs on a converted decoder: a local task, whose log-likelihoods are the model's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
-from tokenizers import processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import hf_longattn
-from hf_longattn.evaluation.probes import candidate_log_likelihoods, probe_task
-
-from .small import byte_tokenizer, small_decoder
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install lm-eval==0.4.13")
 
@@ -44,14 +42,35 @@ RUN = "import hf_longattn; from lm_eval.__main__ import cli_evaluate; cli_evalua
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 512 positions."""
     folder = tmp_path_factory.mktemp("harness") / "short"
-    model = small_decoder()
-    model.config.max_position_embeddings = 512
-    model.save_pretrained(folder)
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()  # nothing is added, as GPT-2's and most decoders' do
-    tokenizer.bos_token, tokenizer.eos_token = "[CLS]", "[SEP]"
+    config = transformers.LlamaConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
+        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    symbols = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    of_bytes = Tokenizer(models.BPE({one: number for number, one in enumerate(symbols)}, []))
+    of_bytes.pre_tokenizer, of_bytes.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    of_bytes.post_processor = processors.ByteLevel()  # nothing is added, as GPT-2's and most decoders' do
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=of_bytes, pad_token="[PAD]", bos_token="[CLS]", eos_token="[SEP]")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def passkey(number: int) -> dict[str, Any]:
+    """A number in some 1,200 bytes of noise, and other numbers to choose from."""
+    rng = random.Random(number)
+    keys = rng.sample(range(10_000, 100_000), 5)
+    noise = ["The grass is green. The sky is blue. The sun is yellow."] * 20
+    noise.insert(rng.randrange(20), f"The pass key is {keys[0]}. Remember it.")
+    return {"prompt": f"{' '.join(noise)} What is the pass key? The pass key is", "choices": [f" {key}." for key in keys], "label": 0}
+
+
+@torch.no_grad()
+def log_likelihood(model: Any, tokenizer: Any, prompt: str, candidate: str) -> float:
+    ids = tokenizer(prompt + candidate, return_tensors="pt")["input_ids"]
+    first = len(tokenizer(prompt)["input_ids"])
+    scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return float(scores.gather(1, ids[0, 1:, None])[first - 1 :].sum())
 
 
 @pytest.mark.slow
@@ -61,9 +80,7 @@ def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], bundled:
     long = tmp_path / "long"
     hf_longattn.convert_checkpoint(short, long, max_length=2048, verify=False, remote_code=bundled, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(long)
-    task: Any = probe_task("passkey")
-    samples = [task.sample(1200, random.Random(number), lambda text: len(text)) for number in range(3)]
-    told = [{"prompt": one.prompt, "choices": one.continuations(4)[0], "label": 0} for one in samples]
+    told = [passkey(number) for number in range(3)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local_passkey.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
@@ -80,6 +97,7 @@ def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], bundled:
     assert type(model).__name__ == "LongLlamaForCausalLM"
     for line, one in zip(lines, told, strict=True):
         theirs = [float(answer[0][0]) for answer in line["resps"]]
-        assert theirs == pytest.approx(candidate_log_likelihoods(model, tokenizer, one["prompt"], one["choices"]), abs=1e-4)
+        ours = [log_likelihood(model, tokenizer, one["prompt"], choice) for choice in one["choices"]]
+        assert theirs == pytest.approx(ours, abs=1e-4)
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert "acc,none" in json.loads(results.read_text())["results"]["local_passkey"]
