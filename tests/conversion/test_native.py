@@ -36,7 +36,7 @@ SEPARATE = {**LONGFORMER, "separate_global": True}
 QUESTION = {**LONGFORMER, "global_first_segment": True, "separator_token_id": 2}
 ANSWER = {**LONGFORMER, "global_second_segment": True, "separator_token_id": 2}
 FULL = {"mechanism": "full"}
-BIG_BIRD, NYSTROM = long_attention("bigbird"), long_attention("nystrom")
+BIG_BIRD = long_attention("bigbird")
 QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "llama, one window": ("llama", WINDOW, None, {}, "MistralForCausalLM"),
     "gemma": ("gemma", WINDOW, None, {}, "VaultGemmaForCausalLM"),
@@ -50,7 +50,6 @@ QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     ),
     "bart": ("bart", SEPARATE, None, {}, "LEDForConditionalGeneration"),
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
-    "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
     "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
     "clip's text": ("clip_text_model", FULL, None, {}, "CLIPTextModel"),
     "siglip's text": ("siglip_text_model", FULL, None, {}, "SiglipTextModel"),
@@ -90,15 +89,9 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "roberta, bigbird": ("roberta", BIG_BIRD, "RobertaModel", {}, "BigBirdModel"),
     "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
     "bigbird_pegasus": ("bigbird_pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
-    "bert, nystrom without convolution": ("bert", NYSTROM, "BertForTokenClassification", {}, "NystromformerForTokenClassification"),
-    "roberta, nystrom without its pooler": ("roberta", NYSTROM, "RobertaModel", {}, "NystromformerModel"),
-    "nystromformer": ("nystromformer", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
-    "nystromformer, full": ("nystromformer", FULL, None, {}, "NystromformerForMaskedLM"),
     "t5": ("t5", WINDOW, None, {}, "LongT5ForConditionalGeneration"),
-    "umt5, full": ("umt5", FULL, None, {}, "UMT5ForConditionalGeneration"),
     "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
     "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
-    "gpt_neo, another layer": ("gpt_neo", {"layers": "0=window:window=6;1=full"}, None, {}, "GPTNeoForCausalLM"),
 }  # fmt: skip
 CASES = {**QUICK, **SLOW}
 
@@ -137,7 +130,6 @@ def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
         "led",
         "big_bird",
         "bigbird_pegasus",
-        "nystromformer",
         "ministral",
         "vaultgemma",
         "longt5",
@@ -184,8 +176,6 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "seeded blocks": ("bert", {"mechanism": "bigbird"}, None, {}, "random_pattern=seeded"),
     "blocks of the text": ("bert", {**BIG_BIRD, "blocks_over": "text"}, None, {}, "blocks_over=text"),
     "another head": ("bert", BIG_BIRD, "BertForQuestionAnswering", {}, "head of a BertForQuestionAnswering differs"),
-    "exact inverse": ("bert", {**NYSTROM, "inv_coeff_init_option": "exact"}, None, {}, "inv_coeff_init_option=exact"),
-    "landmarks": ("bert", {**NYSTROM, "num_landmarks": 15}, None, {}, "15 landmarks for 64 tokens"),
     "two lengths": ("bart", FULL, None, {"max_decoder_position_embeddings": 32}, "encoder takes 64 tokens and the decoder 32"),
 }  # fmt: skip
 

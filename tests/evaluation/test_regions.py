@@ -48,11 +48,7 @@ def test_a_region_knows_the_rest_of_the_image(model: Any) -> None:
 
 @every_cell(
     "base",
-    [
-        base
-        for base in grid_models.BASES
-        if FAMILIES[base].rule.shapes is None and base not in ("vit_mae", "dinat", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
-    ],
+    [base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None and base != "dinat"],
     of=4,
     alike=kind_of_family,
 )
@@ -71,13 +67,6 @@ def test_families_and_backbones(base: str, tmp_path: Path) -> None:
                 torch.testing.assert_close(features, model(pixels).feature_maps[-1].movedim(1, -1))
         else:
             torch.testing.assert_close(features, dense_features(plain, pixels), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("base", grid_models.VIDEOS)
-def test_a_model_of_videos_has_no_regions(base: str, tmp_path: Path) -> None:
-    grid_models.saved(base, grid_models.base_model(base), tmp_path)
-    with pytest.raises(BackendError, match="reads videos, not images; give a model of images"):
-        dense_features(grid_models.long_model(base, grid_models.base_model(base), tmp_path), torch.randn(1, 4, 3, 32, 32))
 
 
 def test_layers_on_different_grids(tmp_path: Path) -> None:

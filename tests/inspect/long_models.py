@@ -117,18 +117,6 @@ LONG_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "GPT-OSS": partial(build, "GptOss", sliding_window=16, head_dim=16, **EXPERTS, **DECODER),
     "SmolLM3": partial(build, "SmolLM3", sliding_window=16, use_sliding_window=True, **DECODER),
     "Llama 4": partial(build, "Llama4Text", attention_chunk_size=16, intermediate_size_mlp=48, head_dim=16, **EXPERTS, **DECODER),
-    "GPT-Neo": partial(
-        build,
-        "GPTNeo",
-        hidden_size=32,
-        num_layers=2,
-        attention_types=[[["global", "local"], 1]],
-        num_heads=2,
-        intermediate_size=48,
-        window_size=16,
-        vocab_size=200,
-        max_position_embeddings=LONGEST,
-    ),
     "OPT": partial(
         build,
         "OPT",

@@ -33,7 +33,6 @@ WINDOWS = {
     "Cohere2": [(15, 0)] * 2,
     "OLMo 3": [(15, 0)] * 2,
     "GPT-OSS": [(15, 0), (LONGEST - 1, 0)],
-    "GPT-Neo": [(LONGEST - 1, 0), (15, 0)],
 }
 UNKNOWN = {
     "BigBird", "BigBird, full", "BigBirdPegasus", "Nystromformer", "LongT5, transient-global", "PegasusX", "ProphetNet", "FNet",

@@ -147,7 +147,7 @@ def test_what_its_members_are_holds_for_the_whole() -> None:
 
 def test_a_member_that_counts_padding_is_refused() -> None:
     with pytest.raises(OptionError, match=r"'nystrom' counts padding, .*use 'nystrom' for the whole layer"):
-        build_mechanism("per_head", num_heads=4, head_dim=8, heads="nystrom:landmarks_over=input,full")
+        build_mechanism("per_head", num_heads=4, head_dim=8, heads="nystrom:inv_coeff_init_option=original,full")
 
 
 def test_members_are_initialised_from_the_activations_of_their_heads() -> None:

@@ -30,13 +30,13 @@ import hf_longattn
 def imported():
     return {name.rpartition(".")[2] for name in sys.modules if name.startswith("hf_longattn.families.")}
 
-assert {"LongBertModel", "LongParakeetForCTC", "LongMultimodalConfig"} <= {*dir(hf_longattn)}
+assert {"LongBertModel", "LongCLIPVisionModel", "LongMultimodalConfig"} <= {*dir(hf_longattn)}
 for typo in ("LongBrtForMaskedLM", "LongBertForMaskdLM", "LongNothing"):
     assert not hasattr(hf_longattn, typo)
 assert not imported(), imported()
 assert not {"torch", "transformers"} & {*sys.modules}
-assert hf_longattn.LongParakeetCTCConfig
-assert imported() == {"parakeet_ctc", "parakeet_encoder"}, imported()
+assert hf_longattn.LongCLIPConfig
+assert imported() == {"clip", "clip_text_model", "clip_vision_model"}, imported()
 """
 FAULTY = """
 import sys
@@ -136,7 +136,7 @@ def test_a_class_and_a_long_checkpoint_are_looked_up_in_one_family(monkeypatch: 
     loaded: list[str] = []
     load = definition.load_module
     monkeypatch.setattr(definition, "load_module", lambda package, name: loaded.append(name) or load(package, name))
-    for name, module in (("LongParakeetForCTC", "parakeet_ctc"), ("LongGemma3ForCausalLM", "gemma3_text"), ("LongT5Model", None)):
+    for name, module in (("LongCLIPVisionModel", "clip_vision_model"), ("LongGemma3ForCausalLM", "gemma3_text"), ("LongT5Model", None)):
         assert definition.family_for_class(name) is (module and FAMILIES[module])
         assert {*loaded} <= {module}, name
         loaded.clear()

@@ -261,7 +261,6 @@ def decode(
 @app.command()
 def sound_models(
     minutes: Annotated[str, typer.Option(help="Minutes of sound, separated by commas.")] = "5,15,60",
-    models: Annotated[str, typer.Option(help="parakeet, wav2vec2 or both, separated by commas.")] = "parakeet,wav2vec2",
     base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured in one pass.")] = 5,
     full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention over the whole sound is measured.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
@@ -269,29 +268,23 @@ def sound_models(
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Parakeet and Wav2Vec2 of base size over minutes of sound: seconds and MiB of windows, full attention and the stock model."""
+    """A Wav2Vec2 of base size over minutes of sound: seconds and MiB of windows, full attention and the stock model."""
     from .sound_models import run_sound_models, sound_table
 
     with measuring(output_dir, threads):
         durations = parse_minutes(minutes)
-        names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
+        output = output_dir / "sound_models"
         limits = {"base_up_to": base_up_to, "full_up_to": full_up_to}
-        record = run_sound_models(durations, names, output, **limits, layers=layers, side=side, log=typer.echo)
+        record = run_sound_models(durations, output, **limits, layers=layers, side=side, log=typer.echo)
         show(output.with_suffix(".json"), sound_table(record))
 
 
 @app.command()
 def grid_models(
-    base: Annotated[str, typer.Option(help="vit, videomae or vjepa2.")] = "vit",
-    sizes: Annotated[
-        str, typer.Option(help="Pixels along each side of square images or videos, separated by commas; default: 1024,2048 or 448.")
-    ] = "",
-    frames: Annotated[int | None, typer.Option(min=2, max=MOST, help="Frames of a video; default: 32.")] = None,
-    dtypes: Annotated[str | None, typer.Option(help="fp32, bf16 or both, separated by commas; default: both, of a video fp32.")] = None,
-    window: Annotated[
-        str, typer.Option(help="Cells along the axes of a window, such as 14 or 8+14+14; default: what the base is trained with.")
-    ] = "",
-    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Default: 12, of a model of videos 4.")] = None,
+    sizes: Annotated[str, typer.Option(help="Pixels along each side of square images, separated by commas.")] = "1024,2048",
+    dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",
+    window: Annotated[str, typer.Option(help="Cells along the axes of a window, such as 14 or 14+8.")] = "14",
+    layers: Annotated[int, typer.Option(min=1, max=1000)] = 12,
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     batch: Batch = 1,
@@ -300,21 +293,16 @@ def grid_models(
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """A ViT, VideoMAE or V-JEPA 2 on large inputs: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
+    """A ViT on large images: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
     from .case import Case
-    from .grid_models import grid_base, grid_model_table, run_grid_models
+    from .grid_models import grid_model_table, run_grid_models
 
     with measuring(output_dir, threads):
-        chosen = grid_base(base)
-        cells = window or chosen.window
-        options = {"window": int(cells) if cells.isdigit() else cells}
-        case = Case("window2d", options, heads=heads, head_dim=head_dim, batch=batch, layers=layers or chosen.layers, base=base)
-        dtypes = dtypes if dtypes is not None else "fp32,bf16" if chosen.frames is None else "fp32"
+        options = {"window": int(window) if window.isdigit() else window}
+        case = Case("window2d", options, heads=heads, head_dim=head_dim, batch=batch, layers=layers)
         names = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
-        output = output_dir / ("grid_models" if base == "vit" else f"grid_models_{base}")
-        record = run_grid_models(
-            parse_lengths(sizes or chosen.sizes), names, case, output, repeats=repeats, frames=frames, memory=memory, log=typer.echo,
-        )  # fmt: skip
+        output = output_dir / "grid_models"
+        record = run_grid_models(parse_lengths(sizes), names, case, output, repeats=repeats, memory=memory, log=typer.echo)
         show(output.with_suffix(".json"), grid_model_table(record))
 
 

@@ -169,7 +169,7 @@ def _positions(family: Family) -> str:
     return "; ".join(sorted(kinds)) or "relative"
 
 
-READS = {"text": "texts", "grid": "images, videos, spectrograms", "sound": "sound", "towers": "several inputs"}
+READS = {"text": "texts", "grid": "images", "sound": "sound", "towers": "several inputs"}
 
 
 def families() -> str:
@@ -203,11 +203,6 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
-def without_bounds(name: str) -> str:
-    """The page of a grid model without the paragraph on bounds, which stands above the first of them."""
-    return re.sub(r"^\*Bound by operations\*.+\n\n", "", study_page(name), flags=re.MULTILINE)
-
-
 def study_page(name: str) -> str:
     """The page of a study, as its command wrote it next to its JSON, without its title."""
     return re.sub(r"\A# .*\n+", "", (RESULTS / f"{name}.md").read_text(encoding="utf-8")).strip()
@@ -223,7 +218,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
     "real-retrieval-brief": lambda: real_retrieval_brief(stored("real_retrieval")),
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
-    "grid-models-videomae": partial(without_bounds, "grid_models_videomae"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),

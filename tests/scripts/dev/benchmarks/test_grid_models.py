@@ -16,8 +16,8 @@ from scripts.dev.benchmarks.case import Case
 from scripts.dev.benchmarks.implementations import build_implementation
 from scripts.dev.benchmarks.memory import Memory
 
-SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8, base="vit")
-LAYOUTS = grid_models.BASES["vit"].layouts
+SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8)
+LAYOUTS = grid_models.LAYOUTS
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_the_command_stores_speed_bounds_and_memory(tmp_path: Path, monkeypatch:
 
 @pytest.mark.thorough
 def test_every_layout_has_its_own_outputs() -> None:
-    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.BASES["vit"].checked))
+    inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED))
     names = ("sdpa", grid_models.NOTHING, *LAYOUTS)
     states = {name: build_implementation(grid_models.KIND, name, inputs).run(False) for name in names}
     for name, tensor in states.items():

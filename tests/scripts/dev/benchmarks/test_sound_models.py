@@ -15,23 +15,19 @@ from tests.modeling.audio_models import defined, seeing
 
 pytestmark = pytest.mark.slow
 LAYERS = 2
-SECONDS = {"parakeet": 40.0, "wav2vec2": 26.0}
-"""Durations with more frames than a window."""
-NARROW: dict[str, dict[str, Any]] = {
-    "parakeet": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "subsampling_conv_channels": 16},
-    "wav2vec2": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "conv_dim": [32] * 7},
-}
+SECONDS = 26.0
+"""A duration with more frames than a window."""
+NARROW: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "conv_dim": [32] * 7}
 
 
 def of_largest(difference: Tensor, expected: Tensor) -> float:
     return float(difference.detach().abs().max() / expected.detach().abs().max())
 
 
-@pytest.mark.parametrize("name", SECONDS)
-def test_a_model_in_the_shape_of_a_checkpoint_is_the_stock_one_under_its_band(name: str) -> None:
+def test_a_model_in_the_shape_of_a_checkpoint_is_the_stock_one_under_its_band() -> None:
     """Outputs, computed in stretches and at once, and gradients; samples become features without any, as in fine-tuning."""
-    model, stock = build(name, WINDOW, LAYERS), build(name, STOCK, LAYERS)
-    sound = sound_of(name, model, SECONDS[name])
+    model, stock = build(WINDOW, LAYERS), build(STOCK, LAYERS)
+    sound = sound_of(model, SECONDS)
     with torch.no_grad():
         frames = model(sound).last_hidden_state.shape[1]
         visible = defined(model, frames)
@@ -42,7 +38,7 @@ def test_a_model_in_the_shape_of_a_checkpoint_is_the_stock_one_under_its_band(na
         assert of_largest(stock(sound).last_hidden_state - expected, expected) > 1e-3
     gradients: list[dict[str, Tensor]] = []
     for each in (model, stock):
-        parameters = {path: value for path, value in each.named_parameters() if not path.startswith(("feature_extractor", "subsampling"))}
+        parameters = {path: value for path, value in each.named_parameters() if not path.startswith("feature_extractor")}
         for parameter in parameters.values():
             parameter.requires_grad_()
         with seeing(stock, *visible) if each is stock else nullcontext():
@@ -57,12 +53,11 @@ def test_a_model_in_the_shape_of_a_checkpoint_is_the_stock_one_under_its_band(na
         assert float((gradients[0][path] - gradient).abs().max()) < 1e-4 * max(float(gradient.abs().max()), floor), path
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_the_memory_of_an_hour_is_that_of_its_minutes(name: str) -> None:
+def test_the_memory_of_an_hour_is_that_of_its_minutes() -> None:
     peaks = []
     for minutes in (5, 15, 60):
-        row = measured(name, WINDOW, minutes * 60, 1, **NARROW[name])
-        peaks.append(Memory(name, row["frames"], 0, row["mebibytes"]))
+        row = measured(WINDOW, minutes * 60, 1, **NARROW)
+        peaks.append(Memory(WINDOW, row["frames"], 0, row["mebibytes"]))
     growth = exponent(peaks)
     assert growth is not None
     assert growth < 1.03
