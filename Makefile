@@ -63,7 +63,7 @@ test-matrix: $(READY)  ## the wheel of `make release` on every Python, with the 
 	@mkdir -p $(TMPDIR)
 	$(PY) -m scripts.dev.tools.version_matrix $(ARGS)
 
-lint: $(STUBS)  ## ruff, mypy and the ceiling of the package's lines
+lint: $(STUBS)  ## ruff, mypy and the ceilings of the package's size
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -93,7 +93,6 @@ test-slow: $(READY)  ## every test, transformers' own suites included (takes hou
 
 # Timings count on a quiet machine only: nothing else may run. scripts/dev/results/commands.toml has the commands.
 bench: $(READY)  ## make every benchmark's stored result anew, and the tables of the documents; ARGS=--studies adds trainings, which take days
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --group rivals
 	$(PY) -m scripts.dev.benchmarks.everything $(ARGS)
 	$(MAKE) docs
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
     from .modeling.inference.optimize import optimize_for_inference
-    from .modeling.run.sharding import sequence_parallel
     from .search import SearchConfig, SearchResult, search_design
 
 __version__ = "0.2.0"

@@ -65,8 +65,7 @@ def attend(
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries are the last Nq
             positions.
         mechanism: a registered name, run in eval mode, or a module from :func:`hf_longattn.build_mechanism`, used as is; call ``.eval()``
-            yourself. A new module is in training mode, where ``shifted_groups``, for example, attends within groups only. Within
-            ``torch.compile(fullgraph=True)`` it must be a module.
+            yourself, since a new module is in training mode. Within ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are refused.
         documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within their document
@@ -318,7 +317,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
+    short = bool(mechanism.options.exact_length) and not call.causal
     full = full_of(mechanism) if short else None
     if full is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)

@@ -7,7 +7,6 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
@@ -34,7 +33,7 @@ from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
-from .engines.common.derivatives import func_transforms, values_mapped
+from .engines.common.derivatives import values_mapped
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
@@ -42,7 +41,7 @@ from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
-from .mechanisms.common.exact import by_length_sharded, for_length, full_of
+from .mechanisms.common.exact import for_length
 from .mechanisms.common.locality import keys_per_query
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
@@ -52,7 +51,6 @@ from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns,
 from .memory.window_cache import GrowingWindowLayer
 from .naming import BACKEND
 from .private_apis import warn_missing
-from .sharding import Shard
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -212,8 +210,6 @@ def longattn_attention_forward(
     call = AttentionCall(
         causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=_grid(kwargs), sink_scores=kwargs.get(SINKS)
     )
-    if mechanism.shard is not None:
-        return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
     padding = attention_mask
     if isinstance(layer, AttentionCacheLayer):
         cached = _attend_by_cache(layer, mechanism, query, key, value, attention_mask, call, kwargs)
@@ -264,11 +260,10 @@ def _check_own_window(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLaye
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the call is plain attention without observers and collected weights, outside of graphs, autocast and shards."""
+    """Whether the call is plain attention without observers and collected weights, outside of graphs and autocast."""
     return (
         ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
         and not OBSERVERS
-        and mechanism.shard is None
         and not in_graph()
         and not torch.is_autocast_enabled(query.device.type)
         and not attentions_collected()
@@ -389,32 +384,6 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
         return key, value, mask if mask is None else mask[..., :total]
     wide = mask
     return key, value, cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
-
-
-def _sharded(
-    mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
-) -> Tensor:
-    """The output ``(B, Nq, H, D)`` of this process's tokens. The shard holds padding, documents and global tokens."""
-    if func_transforms():
-        raise DerivativeError(
-            "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
-            "sequence_parallel, or differentiate by backward()."
-        )
-    if call.sink_scores is not None:
-        raise BackendError("A model with sinks in its attention (s_aux) cannot be split across processes; leave sequence_parallel out.")
-    bias = kwargs.get("position_bias")
-    if isinstance(bias, Tensor) or _weights_wanted(kwargs):
-        refused = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
-        raise MaskError(f"A sequence that is split across processes cannot be given {refused}; leave that, or sequence parallelism, out.")
-    call = call.replace(score_mod=_score_terms(None, query, key.shape[2], kwargs))
-    if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(shard.length):
-        call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
-    sharded = functools.partial(mechanism.attend_sharded, shard=shard)
-    full = None if call.causal else full_of(mechanism)
-    if full is None:
-        return sharded(query, key, value, call).transpose(1, 2).contiguous()
-    in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, full.max_length, query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:

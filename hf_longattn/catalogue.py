@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from .declarations import declared, declared_class
 from .errors import UnknownMechanismError, nearest
-from .lazy import warn_deprecated
 from .naming import module_names
 from .options import RELATIVE
 
@@ -21,17 +20,6 @@ COMPOSED = {
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
 """Name from the literature for settings of other mechanisms -> what to write instead."""
-FORMER_NAMES = {"shifted_window": ("shifted_groups", "0.5")}
-"""Former name of a mechanism -> its new name, and the version that removes the former one."""
-
-
-def current_name(name: str) -> str:
-    """The present name of a mechanism. Warns of a former name."""
-    if name not in FORMER_NAMES:
-        return name
-    new, removed_in = FORMER_NAMES[name]
-    warn_deprecated(f"The mechanism name {name!r}", removed_in, repr(new))
-    return new
 
 
 def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismError:
@@ -81,7 +69,7 @@ def check_early(name: str, options: Mapping[str, Any]) -> None:
     """
     if REGISTRY in sys.modules:
         return
-    names, name = module_names("mechanisms"), current_name(name)
+    names = module_names("mechanisms")
     if name not in names:
         raise unknown_mechanism(name, names)
     if (entry := declared()["mechanisms"].get(name)) is not None:

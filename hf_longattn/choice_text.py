@@ -2,7 +2,7 @@
 
     CHOICE   window                     window:window=256,dilation=2
     MEMBERS  window:window=256+strided:stride=64
-    RULES    0-5=window:window=64;6-11=full        numbered: layers or heads, counted from 0
+    RULES    0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
              window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in turn
     TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
@@ -24,7 +24,7 @@ from .errors import OptionError, nearest
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
 HIGHEST_LAYER = 9999
-"""Largest number of a layer or head: above any model's, and it bounds what a typo can allocate."""
+"""Largest number of a layer: above any model's, and it bounds what a typo can allocate."""
 IN_TURN = "in_turn"
 """Key of ``layers`` for the mechanisms that layers take in turn."""
 TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "depth_decoder", "codec", "encoder", "decoder")
@@ -114,13 +114,8 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
     return {name: read_choice(value) for name, value in towers.items()}
 
 
-def read_numbers(where: str | int | Sequence[int]) -> list[int]:
+def read_numbers(where: str) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
-    if not isinstance(where, str):
-        numbers: list[Any] = [where] if isinstance(where, int) else list(where) if isinstance(where, Sequence) else []
-        if numbers and all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= HIGHEST_LAYER for number in numbers):
-            return numbers
-        raise OptionError(f"{where!r} must be numbers from 0 to {HIGHEST_LAYER}, for example '0-3,7'.")
     listed: list[int] = []
     for part in where.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
@@ -135,16 +130,14 @@ def _is_number(text: str) -> bool:
 
 
 def write_choice(values: Mapping[str, Any]) -> str:
-    """A mapping with ``mechanism``, and perhaps ``heads``, as text that reads back as the same mapping."""
-    options = {name: value for name, value in values.items() if name not in ("mechanism", "heads")}
-    written = ",".join(f"{name}={_written(value)}" for name, value in options.items())
-    where = f"{values['heads']}=" if "heads" in values else ""
-    return where + values["mechanism"] + (f":{written}" if written else "")
+    """A mapping with ``mechanism`` as text that reads back as the same mapping."""
+    written = ",".join(f"{name}={_written(value)}" for name, value in values.items() if name != "mechanism")
+    return values["mechanism"] + (f":{written}" if written else "")
 
 
 def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
-    """Members of a union; rules if one of them has ``heads``."""
-    return (";" if any("heads" in choice for choice in values) else "+").join(write_choice(choice) for choice in values)
+    """Members of a union."""
+    return "+".join(write_choice(choice) for choice in values)
 
 
 def write_numbers(numbers: Sequence[int]) -> str:

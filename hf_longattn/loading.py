@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dyn
 from transformers.utils import cached_file, logging
 
 from .constants import GRAPHS
-from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra, rust_panics
+from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
 from .processor_files import SENTENCE_LIMIT, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS, sentence_modules
@@ -126,12 +126,22 @@ def check_loadable(name: str | Path, revision: str | None = None, token: str | b
         CheckpointError: neither a folder nor a repository, or an adapter without its model.
     """
     folder = check_saved_model(str(name), revision, token)
-    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{str(name)!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
-            "which merges it."
-        )
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder, str(name))
     return folder
+
+
+def refuse_adapter(folder: Path, name: str) -> None:
+    """Refuse a folder of a PEFT adapter.
+
+    Raises:
+        CheckpointError: the folder has an adapter_config.json. The message says how to merge the adapter.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type peft.PeftModel."
+            f"from_pretrained(base, {name!r}).merge_and_unload().save_pretrained('merged')."
+        )
 
 
 def load_config(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Any:
@@ -337,9 +347,7 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
         return loader.from_pretrained(name, **safely, **arguments)
 
 
-def load_model(
-    loader: Any, name: str | Path, *, complete: bool = False, allow_pickle: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any
-) -> Any:
+def load_model(loader: Any, name: str | Path, *, complete: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any) -> Any:
     """A model, in float32 unless ``arguments`` name another dtype.
 
     New or unused weights give a warning of one sentence, in place of transformers' LOAD REPORT.
@@ -348,7 +356,6 @@ def load_model(
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
         complete: whether new weights are an error, because nothing will be trained.
-        allow_pickle: read tensors of .bin files where there are no safetensors.
         elsewhere: prefixes of weights that are loaded in another way.
         arguments: of ``from_pretrained``.
 
@@ -357,7 +364,7 @@ def load_model(
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
     with without_load_report():
-        model, info = load_weights(loader, name, allow_pickle=allow_pickle, **options)
+        model, info = load_weights(loader, name, **options)
     if complete:
         check_complete(model, info, str(name))
     if int(os.environ.get("RANK", "0")) == 0 and (sentence := load_report(info, elsewhere, model.base_model_prefix)):
@@ -485,14 +492,6 @@ def _refuse_pickled_modules(name: str, modules: list[dict[str, Any]]) -> None:
             safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
             if pickled and not safe:
                 raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
-
-
-def merge_adapter(model: Any, folder: Path) -> Any:
-    """The model with the PEFT adapter in a folder added to its weights."""
-    with needs_extra("peft"):
-        from peft import PeftModel
-    with checkpoint_errors(f"peft cannot merge the adapter {str(folder)!r}"):
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:

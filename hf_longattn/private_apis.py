@@ -50,7 +50,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "floats_as_constants": ("torch:_dynamo.config",),
     "stays_in_place": ("torch:_dynamo.mark_static_address",),
     "tensor_version": ("torch:Tensor._version",),
-    "storage_offset": ("torch:UntypedStorage._checkpoint_offset",),
     "has_hooks": ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
     "parameter_dict": ("torch:nn.Module._parameters",),
     "attention_implementation": (
@@ -74,7 +73,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "distance_buckets": ("transformers.models.wavlm.modeling_wavlm:WavLMAttention._relative_positions_bucket",),
     "turned_states": ("transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
-    "context_parallel": ("accelerate:Accelerator._prepare_cp",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "awq_scales": ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),
     "response_templates": ("transformers.cli.serving.utils:_RESPONSE_TEMPLATE_FALLBACKS",),

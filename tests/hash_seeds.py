@@ -42,7 +42,7 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
 
 
 def search(folder: Path, checkpoint: Path) -> dict[str, str]:
-    """The designs of a search with trials, with costs that do not depend on the machine."""
+    """The design of a search, with costs that do not depend on the machine."""
     from hf_longattn.search import search_design
     from hf_longattn.search.costs import LayerCost, LayerCosts
     from tests.trained import REAL_TEXT
@@ -53,8 +53,8 @@ def search(folder: Path, checkpoint: Path) -> dict[str, str]:
     LayerCosts.measure = measure  # type: ignore[method-assign]
     (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
     names = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
-    settings: dict[str, Any] = {"budget": "0.5", "length": 128, "candidates": names, "pieces": 2, "trials": 6}
-    found = search_design(checkpoint, folder / "text.txt", folder / "out", **settings)
+    settings: dict[str, Any] = {"budget": "0.5", "length": 128, "candidates": names, "pieces": 2}
+    found = search_design(checkpoint, folder / "text.txt", **settings)
     return {"front": digest([str(one) for one in found.front]), "chosen": digest(str(found.chosen)), "rows": digest(str(found.rows))}
 
 

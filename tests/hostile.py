@@ -48,7 +48,6 @@ LINES: dict[str, tuple[str, ...]] = {
         "{model} {out} --mechanism window --max-length 256 --no-verify",
         "{model} {out} --mechanism window --max-length 256 --no-verify --allow-pickle",
         "{model} {out} --mechanism window --max-length 256 --no-verify --generic",
-        "{model} {out} --mechanism window --max-length 256 --no-verify --merge-adapter",
     ),
     "plan": ("{model} --mechanism window --max-length 256",),
     "export": ("{model} {out}", "{model} {out} --format native"),
@@ -66,11 +65,9 @@ LINES: dict[str, tuple[str, ...]] = {
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "card": ("{model}",),
     "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
-    "evaluate choice": ("{score} --data {data}/choice.jsonl",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
         "{score} --data {data}/images --images",
-        "{score} --data {data}/videos --videos",
         "{score} --data {data}/sounds --audio",
     ),
     "evaluate clm": ("{score} --text {data}/book.txt",),
@@ -81,11 +78,9 @@ LINES: dict[str, tuple[str, ...]] = {
     "evaluate qa": ("{score} --data {data}/questions.json --stride 8",),
     "evaluate seq2seq": ("{score} --data {data}/summaries.jsonl",),
     "evaluate tokens": ("{score} --data {data}/tags.conll --stride 8",),
-    "train choice": ("{run} --data {data}/choice.jsonl",),
     "train classify": (
         "{run} --data {data}/labels.csv",
         "{run} --data {data}/images --images",
-        "{run} --data {data}/videos --videos",
         "{run} --data {data}/sounds --audio",
     ),
     "train clm": ("{run} {texts}",),
@@ -175,8 +170,6 @@ def write_data(folder: Path) -> None:
     write_rows(folder / "pairs.jsonl", [{"anchor": row[:20], "positive": row} for row in rows])
     write_rows(folder / "summaries.jsonl", [{"document": row, "summary": row[:20]} for row in rows])
     (folder / "labels.csv").write_text("text,label\n" + "".join(f'"{row}",{"ab"[number % 2]}\n' for number, row in enumerate(rows)))
-    choice = {"question": "who", "choices": ["a", "b"]}
-    write_rows(folder / "choice.jsonl", [{"context": row, "label": number % 2, **choice} for number, row in enumerate(rows)])
     answers = [{"id": str(number), "question": "who", "answers": [{"text": row[:4], "answer_start": 0}]} for number, row in enumerate(rows)]
     paragraphs = [{"context": row, "qas": [answer]} for row, answer in zip(rows, answers, strict=True)]
     (folder / "questions.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
@@ -184,12 +177,11 @@ def write_data(folder: Path) -> None:
     (folder / "tags.conll").write_text("\n\n".join(documents))
     spoken = ["file,text"]
     for label in "ab":
-        for kind in ("images", "sounds", "videos"):
+        for kind in ("images", "sounds"):
             (folder / kind / label).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (28, 28), (number, 0, 0)).save(folder / "images" / label / f"{number}.png")
             soundfile.write(folder / "sounds" / label / f"{number}.wav", np.sin(np.arange(3200.0)), 16000)
-            np.save(folder / "videos" / label / f"{number}.npy", np.zeros((8, 28, 28, 3), dtype=np.uint8))
             spoken.append(f"sounds/{label}/{number}.wav,a b")
     (folder / "spoken.csv").write_text("\n".join(spoken) + "\n")
 

@@ -30,7 +30,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""Trajectories': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
         "import hf_longattn\nfrom transformers import DecisionTransformerConfig": SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
     },
-    "docs/how-to/measure.md": {
+    "docs/performance.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,
         "python -m scripts.dev.benchmarks model": TIMES,
         "python -m scripts.dev.benchmarks.gpu_check": "needs a GPU: tests/scripts/dev/benchmarks runs it without one",
@@ -40,10 +40,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     "docs/how-to/recipes.md": {
         "longattn train qa --config longformer-triviaqa": "trains for days",
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",
-    },
-    "docs/how-to/many_processes.md": {
-        "import hf_longattn\n\nwith hf_longattn.sequence_parallel": "needs several processes: tests/modeling/run has them",
-        "from accelerate import ParallelismConfig": "needs devices other than the CPU",
     },
     "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
     "docs/how-to/gliner.md": {

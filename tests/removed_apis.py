@@ -87,12 +87,10 @@ def removed(where: str) -> Iterator[None]:
 
 def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here, so that :func:`imports` can import it without them."""
-    from accelerate import Accelerator
     from transformers.models.auto import modeling_auto
 
     from hf_longattn import backend
     from hf_longattn.conversion import model_loading
-    from hf_longattn.conversion.sources import pickled
     from hf_longattn.engines import topk
     from hf_longattn.engines.common import byte_cache, derivatives, global_rows
     from hf_longattn.engines.cpu import onednn
@@ -106,7 +104,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.modeling import classes, mixin
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
-    from hf_longattn.training import trainer
 
     nothing: Any = types.SimpleNamespace()
     ones = torch.ones(2)
@@ -120,7 +117,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
         "func_transforms": derivatives.transform_readers,
-        "context_parallel": lambda: trainer.leave_context_parallelism(Accelerator(cpu=True)),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
         "trace_errors": graphs.trace_errors,
@@ -128,7 +124,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "floats_as_constants": flex_kernel.floats_as_constants,
         "stays_in_place": lambda: state_cache.stays_in_place(ones),
         "tensor_version": lambda: byte_cache.tensor_version(ones),
-        "storage_offset": lambda: pickled.storage_offset(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
         "parameter_dict": lambda: model_loading.replace_parameters(nothing, dict),
         "attention_implementation": lambda: config.attention_implementation(nothing),

@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
 from hf_longattn.attend import prepare
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.paths import observe
 from hf_longattn.errors import (
     GridError,
     LengthError,
@@ -88,11 +89,9 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), MaskError, "but is a list for a batch of 2;"),
     "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
     "a list of hidden states that are taken": (
-        lambda run: run(Q, Q, Q, build_mechanism("delta", num_heads=4, head_dim=8), causal=True, hidden_states=[1]),
         LengthError, "hidden_states is a list, but must be",
     ),
     "hidden states of a width": (
-        lambda run: run(Q, Q, Q, build_mechanism("delta", num_heads=4, head_dim=8), causal=True, hidden_states=torch.ones(2, 10, 9)),
         LengthError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
     ),
 }  # fmt: skip
@@ -146,7 +145,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "prefix": {"grid": (11, 12), "prefix": 12},
 }
 UNCHANGED = {
-    ("cosformer", "scaling"): "the scale of ReLU features cancels",
     **{(name, "seed"): "nothing is drawn" for name in ALL_NAMES},
 }
 """Where an argument may leave the output as it is, as the definition has it."""
@@ -158,14 +156,14 @@ def test_every_argument_is_used_or_refused() -> None:
     for name in ALL_NAMES:
         cls = mechanism_class(name)
         variants = [dict(cls.sample)]
-        if name == "delta":
-            variants.append({"gate_input": "hidden_states"})
+        if name == "longformer":
+            variants.append({**cls.sample, "separate_global": True})
         if name in ("window", "top_k"):
             variants.append({**cls.sample, "order": "hilbert"})
         for options in variants:
             usual: dict[str, Any] = {"causal": cls.causal is True, **options}
             usual |= {"grid": PLACES} if cls.traits.needs_grid or "order" in options else {}
-            usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("gate_input") == "hidden_states" else {}
+            usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("separate_global") else {}
             before = attend(q, k, v, name, **usual)
             for argument, change in CHANGES.items():
                 changed = {**usual, **change} if change else {**usual, "causal": not usual["causal"]}
@@ -230,8 +228,9 @@ def test_lists_by_causality_and_engine() -> None:
 
 def test_what_a_mechanism_needs_besides_q_k_v_is_an_argument() -> None:
     hidden = torch.randn(*Q.shape[:1], Q.shape[2], 24)
-    call = {"causal": True, "hidden_states": hidden}
-    torch.testing.assert_close(attend(Q, Q, Q, "delta", **call), reference_attend(Q, Q, Q, "delta", **call).float(), atol=1e-5, rtol=0)
+    call = {"separate_global": True, "global_tokens": 0, "window": 4, "hidden_states": hidden}
+    expected = reference_attend(Q, Q, Q, "longformer", **call).float()
+    torch.testing.assert_close(attend(Q, Q, Q, "longformer", **call), expected, atol=1e-5, rtol=0)
     with pytest.raises(OptionError, match="leave hidden_states out"):
         attend(Q, Q, Q, "window", window=4, hidden_states=hidden)
 
@@ -241,7 +240,6 @@ DRAWN = [
     ("taylor", {"feature_dim": 4}),
     ("synthesizer", {"variant": "random"}),
     ("routing", {"router": "learned", "num_clusters": 2}),
-    ("delta", {"gate_input": "key", "expand": 2}),
     ("hybrid", {"features": "taylor:feature_dim=4"}),
 ]
 
@@ -303,10 +301,11 @@ def test_few_prototypes_are_kept() -> None:
 
 def test_a_name_stands_for_the_eval_mode_and_a_module_for_its_own() -> None:
     q, k, v = torch.randn(3, 1, 2, 70, 8)
-    module = build_mechanism("shifted_groups", num_heads=2, head_dim=8, group_size=8)
-    by_name = attend(q, k, v, "shifted_groups", group_size=8)
-    assert not torch.allclose(by_name, attend(q, k, v, module))
-    assert torch.equal(by_name, attend(q, k, v, module.eval()))
+    modes: list[bool] = []
+    with observe(lambda mechanism, _: modes.append(mechanism.training)):
+        attend(q, k, v, "window")
+        attend(q, k, v, build_mechanism("window", num_heads=2, head_dim=8))
+    assert modes == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +313,7 @@ def test_a_name_stands_for_the_eval_mode_and_a_module_for_its_own() -> None:
 )
 def test_the_seed_of_a_call_by_name_is_the_option(name: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 300, 8)
-    options = dict(mechanism_class(name).sample) | ({"selection": "lsh"} if name == "lsg" else {})
+    options = dict(mechanism_class(name).sample)
     outs = [attend(q, k, v, name, seed=seed, **options) for seed in (0, 7)]
     assert not torch.equal(*outs)
     for seed, out in zip((0, 7), outs, strict=True):

@@ -42,7 +42,6 @@ def test_prints_a_readable_table() -> None:
     [
         ({"mechanism": "longfromer"}, UnknownMechanismError, "Did you mean 'longformer'?"),
         ({"mechanism": "based"}, UnknownMechanismError, "--config based"),
-        ({"mechanism": "delta", "expand": 0}, OptionError, "for example expand=1"),
         ({"mechanism": "lsh", "num_hashes": 0}, OptionError, "for example num_hashes=4"),
         ({"mechanism": "window", "windwo": 3}, OptionError, "Did you mean 'window'?"),
         ({"mechanism": "window", "window": "wide"}, OptionError, "must be int"),
@@ -139,7 +138,7 @@ def test_the_table_writes_a_mechanism_inside_an_option_as_it_is_typed() -> None:
 
 @pytest.mark.parametrize(
     ("mechanism", "options", "told"),
-    [("lsg", {}, "global_tokens=position 0"), ("longformer", {"global_tokens": ()}, "global_tokens=none"),
+    [("longformer", {"global_tokens": 0}, "global_tokens=position 0"), ("longformer", {"global_tokens": ()}, "global_tokens=none"),
      ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"), ("window", {"dilation": (1, 2)}, "dilation=1,2")],
 )  # fmt: skip
 def test_tables_tell_positions_from_numbers(mechanism: str, options: dict, told: str) -> None:

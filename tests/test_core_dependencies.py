@@ -16,7 +16,7 @@ from tests.cells import every_cell
 from tests.warm import run_fresh
 
 PACKAGES = (
-    "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "optuna", "peft", "rouge_score", "sentence_transformers", "seqeval",
+    "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "rouge_score", "sentence_transformers", "seqeval",
     "sklearn", "torchao",
 )  # fmt: skip
 WITHOUT = f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
@@ -99,7 +99,6 @@ def test_an_import_says_which_extra_brings_what_is_missing(
 
 
 COMMANDS = [
-    ("search nowhere nothing --output study --trials 2", "optuna"),
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
     ("audit nowhere --onnx model.onnx", "onnxruntime"),

@@ -23,7 +23,6 @@ LAYERS = (
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
-    ("sharding",),
     ("drawing", "options"),
     ("catalogue",),
     ("mechanisms",),
@@ -292,8 +291,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("conversion", "hf_longattn.export")
     assert not forbidden("conversion", "hf_longattn.hub")
     assert forbidden("evaluation", "hf_longattn.training.tasks.qa")
-    assert forbidden("data", "hf_longattn.evaluation.qa_heads")
-    assert not forbidden("training", "hf_longattn.evaluation.qa_heads")
+    assert forbidden("data", "hf_longattn.evaluation.qa_loss")
+    assert not forbidden("training", "hf_longattn.evaluation.qa_loss")
     assert not forbidden("families", "hf_longattn.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")

@@ -30,16 +30,12 @@ Calls of a module's first import, lambdas and comprehensions do not count, but a
 """
 LIMITS = {
     "window": (86, 10),
-    "nsa": (205, 16),
-    "neighborhood": (435, 16),
     "bert": (190, 20),
     "load": (1100, 22),
 }
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 ARGUMENTS: dict[str, tuple[int, dict[str, Any]]] = {
     "window": (2048, {"window": 256}),
-    "nsa": (1024, {"causal": True}),
-    "neighborhood": (1024, {"grid": (32, 32), "kernel_size": 7}),
 }
 
 

@@ -26,7 +26,6 @@ PURPOSES = {
     "onnx": "`longattn export` to ONNX",
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `--plot`, `longattn audit --html`",
-    "search": "`longattn search`, and trials of learning rates",
     "sentence": "`longattn train embed`, `longattn embed`",
     "serve": "the example servers of a clone, for embeddings, classes, texts and answers",
 }

@@ -12,13 +12,13 @@ from .terminal import say
 
 _CONVERSION = (
     "search_text", "search_images", "search_audio", "towers", "text_global", "decoder_mechanism", "max_decoder_length",
-    "max_shard_size", "allow_pickle", "merge_adapter", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",
+    "max_shard_size", "allow_pickle", "needs_training", "generic", "verify_text", "verify_audio", "init_from_text",
     "native", "remote_code", "bundle_user_code", "revision", "token", "private",
 )  # fmt: skip
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "convert": _CONVERSION,
     "plan": _CONVERSION,
-    "search": ("pieces", "compare_at", "seed", "device", "revision", "token"),
+    "search": ("pieces", "compare_at", "device", "revision", "token"),
 }
 """By command, the parameters that only ``--help-all`` shows. Such a command has the argument ``help_all``."""
 SHOW_ALL = f"{__name__}.all"

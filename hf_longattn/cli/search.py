@@ -20,7 +20,7 @@ def search(
         Path,
         typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
     ],
-    output: Annotated[Path, typer.Option(help="The folder of the search: report, image, trials, and design.yaml for `longattn convert`.")],
+    output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
     config: SearchConfig,
     as_json: flags.Json = False,
     help_all: HelpAll = False,
@@ -28,22 +28,15 @@ def search(
     """Choose a mechanism for every layer under a budget.
 
     The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
-    machine. With --trials it then tries whole designs. The result is converted with `longattn convert MODEL DST --config
-    OUTPUT/design.yaml`.
+    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
     """
-    if not config.trials:
-        flags.refuse_typed(context, ("--objective", "--seed"), "is for stage 2, which requires --trials.")
     if config.full_layers:
         flags.refuse_typed(context, ("--score",), "is for --mode mechanisms; full-layers judges by kl.")
     from ..search import search_design
-    from .terminal import print_json, progress, say, show
+    from .terminal import print_json, progress, show
 
-    try:
-        with progress() as tell:
-            result = search_design(model, text, output, config, progress=tell)
-    except KeyboardInterrupt:
-        say("Stopped; type the same command with --resume to continue.", stderr=True)
-        raise typer.Exit(130) from None
+    with progress() as tell:
+        result = search_design(model, text, output, config, progress=tell)
     if as_json:
         print_json(result.to_dict())
     else:

@@ -218,12 +218,7 @@ class ConversionConfig(Settings):
     max_shard_size: str | int | None = setting(
         None, "Maximum size of a weight file, for example 5GB.", unset="as in the source", unit="bytes", planned=True
     )
-    allow_pickle: bool = setting(
-        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.", planned=True
-    )
-    merge_adapter: bool = setting(
-        False, "Merge a PEFT adapter into the weights of its base instead of keeping it in DST/adapter.", planned=True
-    )
+    allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
         False,
         "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds.",

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
-from ..errors import ExportError
+from ..errors import ExportError, checkpoint_errors
 from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
+from ..loading import PICKLED_WEIGHTS
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
-from ..processor_files import EMBEDDINGS, sentence_kind
+from ..processor_files import EMBEDDINGS, MODULES, sentence_kind, sentence_modules
+from ..reading import check_files
 from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_verified
 from .model_loading import quiet_libraries
 from .native import export_native
-from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
+from .plan import Chooser, ConversionPlan, plan_conversion
 from .report import ConversionReport, StageProgress
-from .sources.base import ResultInfo
+from .sources.base import ResultInfo, SourceRequest, has_safetensors, open_source
+from .sources.hub import fetch_model, fetch_snapshot
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -47,7 +54,7 @@ def convert_checkpoint(
         convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096)
 
     Args:
-        source: a folder (transformers, sentence-transformers or a PEFT adapter), or a Hub repository id.
+        source: a folder (transformers or sentence-transformers), or a Hub repository id.
         destination: a folder that does not exist yet. It appears complete, or not at all.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
             mechanism; pass options whose names come from a user as the mapping `options`.
@@ -64,22 +71,56 @@ def convert_checkpoint(
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text = verification_text(chosen.verify_text)
-    on_the_hub = not Path(source).expanduser().exists()
-    if on_the_hub:  # refuse before downloading the weights
-        plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
-    plan = plan_conversion(open_requested(source, chosen), target, chosen, choose=choose)
-    clock["planned"] = time.perf_counter()
-    if not chosen.native:
-        return _converted(plan, destination, chosen, text, clock, progress)
-    choice = plan.native_twin
-    if choice is not None and choice.twin is None:
-        raise ExportError(f"The result would have no native twin: {choice.reason}")
-    check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
-    beside = next(folder for folder in target.parents if folder.is_dir())
-    with ending_cleanly(), tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
-        long, plain = Path(folder) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
+    with ending_cleanly(), contextlib.ExitStack() as stack:
+        weights = None
+        if chosen.allow_pickle:
+            weights = weights_as_safetensors(source, chosen, lambda: _folder_beside(target, stack))
+        elif not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
+            plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
+        opened = open_source(source, revision=chosen.revision, token=chosen.token, weights=weights)
+        plan = plan_conversion(opened, target, chosen, choose=choose)
+        clock["planned"] = time.perf_counter()
+        if not chosen.native:
+            return _converted(plan, destination, chosen, text, clock, progress)
+        choice = plan.native_twin
+        if choice is not None and choice.twin is None:
+            raise ExportError(f"The result would have no native twin: {choice.reason}")
+        check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
+        long, plain = _folder_beside(target, stack) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
         report = _converted(plan, long, plain, text, clock, progress)
         return export_native(long, target, verify=chosen.verify, overwrite=chosen.overwrite, progress=progress, converted=report)
+
+
+def _folder_beside(target: Path, stack: contextlib.ExitStack) -> Path:
+    """A new folder on the destination's disk, which `stack` removes."""
+    beside = next(folder for folder in target.parents if folder.is_dir())
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".longattn-", dir=beside)))
+
+
+def weights_as_safetensors(source: str | Path, chosen: ConversionConfig, new_folder: Callable[[], Path]) -> Path | None:
+    """A new folder with the tensors of a source's .bin files as safetensors; ``None`` if it has no such files, or safetensors as well.
+
+    They are read as ``from_pretrained`` reads them, with ``weights_only=True``, so that no code in them runs.
+
+    Raises:
+        CheckpointError: a file holds more than tensors, or is damaged.
+    """
+    folder = fetch_model(source, chosen.revision, chosen.token, weights=True)
+    place = folder / (sentence_modules(folder)[0]["path"] if (folder / MODULES).is_file() else "")
+    if has_safetensors(place):
+        return None
+    if folder != Path(source).expanduser():
+        fetch_snapshot(SourceRequest(str(source), folder, chosen.revision, chosen.token), (PICKLED_WEIGHTS,))
+    check_files(place, (PICKLED_WEIGHTS,))
+    files = sorted(place.glob(PICKLED_WEIGHTS))
+    if not files:
+        return None
+    weights, tensors = new_folder(), dict[str, Any]()
+    with checkpoint_errors(f"The .bin files of {str(source)!r} hold more than tensors, or are damaged"):
+        for file in files:
+            tensors |= load_state_dict(file)
+        save_torch_state_dict(tensors, weights)
+    return weights
 
 
 def _converted(
@@ -130,7 +171,7 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if (step := plan.kind.training_step(plan)) is not None:
         return step
     length = f"texts of up to {plan.new_length} tokens"
-    head, layout = plan.architecture.source_class, plan.kind.trained_by
+    head = plan.architecture.source_class
     learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
@@ -146,10 +187,10 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
         return train_command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):
         return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
-    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
-        if head.endswith(ending) and (task == "tokens" or not layout):
-            return train_command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
+    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens")):
+        if head.endswith(ending):
+            return train_command(task, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        questions = "YOUR_QUESTIONS.jsonl" if layout else "YOUR_QUESTIONS.json"
-        return train_command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        data = ("--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length))
+        return train_command("qa", *data, output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}

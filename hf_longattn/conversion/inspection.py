@@ -28,7 +28,7 @@ from .flops import (
 )
 from .model_loading import quiet_libraries
 from .plain_parts import PlainPart, parts_with_mechanisms, text_length, text_tower
-from .sources.base import Source, TowerSource, open_source
+from .sources.base import Source, open_source, tower_of
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _inspect_towers(kind: TowersKind, source: Source) -> Inspection:
     class_name = read_long(source)[1] if long else find_architecture(source).source_class
     for name, part in kind.parts.items():
         base = part.family.base_model_name
-        towers[name] = _inspect(TowerSource.of(source, name, part.family.model_classes[base] if long else base))
+        towers[name] = _inspect(tower_of(source, name, part.family.model_classes[base] if long else base))
     return _of_whole(source, text_part(towers), class_name=class_name, model_type=source.config["model_type"], towers=towers)
 
 

@@ -78,7 +78,6 @@ def load_source(
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     if scratch is None:
         model, missing = _load(partial(source.load, model_class), dtype, **model_arguments)
-        model = source.finish(model)
     else:
         config = architecture.source_config if architecture.original_config is None else architecture.original_config
         arguments = {"config": config, "state_dict": {}, **model_arguments}  # transformers must not look for the weights itself
@@ -115,7 +114,8 @@ def load_as_result(source: Source, architecture: Architecture, config: Any) -> n
         CheckpointError: the source does not load.
     """
     with loading_errors(source.name):
-        return source.finish(source.load(result_class(architecture, config), config=config, dtype=torch.float32)).eval()
+        model: nn.Module = source.load(result_class(architecture, config), config=config, dtype=torch.float32)
+        return model.eval()
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
@@ -216,7 +216,7 @@ def quiet_libraries() -> Iterator[None]:
 #
 # The disk offload of accelerate, from_pretrained(device_map={"": "disk"}), cannot be used instead. It fills a parameter in a hook of the
 # module that owns it. Where another module reads the parameter, the model does not run: DeBERTa-v2, and Long models with the mechanism
-# synthesizer or the option relative=shaw. It also reads no pickled files and no towers. It saves nothing: a Llama of 1,131 MiB
+# synthesizer or the option relative=shaw. It also reads no towers. It saves nothing: a Llama of 1,131 MiB
 # in fp32 took 276 MiB and 4.7 s for 64 tokens here, 266 MiB and 3.1 s there; from a bf16 file 317 MiB and 4.6 s here, 807 MiB and 4.6 s
 # there (peak resident memory over that of the imports, one core).
 

@@ -33,7 +33,6 @@ from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source
 from .sources.folder import refuse_quantised
-from .sources.peft import refuse_adapter, with_kept_adapter
 from .tensor_names import ModelName, names_in_model
 from .twins.base import LongModel, NativeTwin, choose_twin
 from .verify import check_written
@@ -240,10 +239,7 @@ def export_native(
     with quiet_libraries():
         clock = {"start": time.perf_counter()}
         opened, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
-        opened = with_kept_adapter(opened)
         plan = plan_twin(opened, masked=global_attention_mask)
-        if any(tensor.name not in opened.tensors for tensor in plan.tensors):
-            refuse_adapter(opened)  # an adapter has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
         inputs = plan.kind.verification_inputs(plan, verification_text(None)) if verify else None

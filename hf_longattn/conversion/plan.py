@@ -35,7 +35,7 @@ from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
-from .sources.base import Source, TowerSource, open_source
+from .sources.base import Source, open_source, tower_of
 from .sources.sentence_transformers import scores_pairs
 from .twins.base import LongModel, TwinChoice, choose_twin
 
@@ -152,7 +152,9 @@ def plan_conversion(
     if not searches and (request.mechanism is not None or request.long_attention is not None):
         request.attention()  # a mistyped name is refused before anything is fetched
     parse_dtype(request.dtype)
-    opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=not searches)
+    opened = source
+    if not isinstance(opened, Source):
+        opened = open_source(opened, revision=request.revision, token=request.token, headers_only=not searches)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     if choose is None or not searches:
@@ -160,12 +162,6 @@ def plan_conversion(
     _checked_architecture(opened, request)  # before the search, which takes long
     attention, choice = choose(opened, request)
     return replace(_plan(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
-
-
-def open_requested(source: str | Path, request: ConversionConfig, *, headers_only: bool = False) -> Source:
-    """Open a source with the settings of ``request``."""
-    how = {name: getattr(request, name) for name in ("revision", "token", "allow_pickle", "merge_adapter")}
-    return open_source(source, headers_only=headers_only, **how)
 
 
 def _checked_architecture(opened: Source, request: ConversionConfig) -> Architecture:
@@ -231,7 +227,6 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
-    opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 
     tensors = plan_tensors(
         opened,
@@ -286,7 +281,6 @@ def _plan_sized(kind: SizedKind, opened: Source, architecture: Architecture, req
     config = architecture.long_config(attention, inputs.fields, None, inputs.extension)
     set_dtype(config, cast)
     skeleton = architecture.skeleton(config)
-    opened.check_result(skeleton, lambda name: False)
     tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.tokens, cast)
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     shape = replace(shape, matrix_parameters=shape.matrix_parameters + kind.further_operations(skeleton, config))
@@ -313,7 +307,7 @@ def _plan_towers(kind: TowersKind, opened: Source, architecture: Architecture, r
     cast = parse_dtype(request.dtype)
     requests = tower_requests(architecture, request)
     base_classes = {name: part.family.base_model_name for name, part in kind.parts.items()}
-    plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part) for name, part in requests.items()}
+    plans = {name: _plan(tower_of(opened, name, base_classes[name]), part) for name, part in requests.items()}
     values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
     for name, plan in plans.items():
         of_tower = {key: value for key, value in plan.config.to_dict().items() if key not in NAMES}
@@ -323,7 +317,6 @@ def _plan_towers(kind: TowersKind, opened: Source, architecture: Architecture, r
     config.architectures = [architecture.long_class]
     set_dtype(config, cast)
     skeleton: Any = architecture.skeleton(config)
-    opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
     longest, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
     return ConversionPlan(
         source=opened,
@@ -388,8 +381,6 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
 def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
     cast = parse_dtype(request.dtype)
-    if source.needs_family:
-        raise OptionError("--generic only replaces the attention of a plain class, to which adapters do not apply; merge it first.")
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)

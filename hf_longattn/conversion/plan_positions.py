@@ -14,7 +14,7 @@ from ..errors import CheckpointError, LengthError, OptionError, PositionError, c
 from ..inputs.common.base import PositionWarning, StackLength, layers_in_words
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import why_not_in_full
-from ..mechanisms.common.locality import eval_locality, keys_per_query, needs_training_by
+from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
@@ -230,7 +230,7 @@ def position_warnings(
     """
     grows = length.new > length.old
     if auto and rule in ("rope:linear", "rope:yarn") and grows:
-        localities = [eval_locality(layer, causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
+        localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
         if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
             problem = (
                 f"{rule} scales the rotations of all tokens, though only sinks or global tokens are further away than the {length.old:,} "

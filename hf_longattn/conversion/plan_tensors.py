@@ -90,7 +90,6 @@ def plan_tensors(
     attached_prefixes = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
     names = names_in_model([tensor.target for tensor in renamed if tensor.target is not None], skeleton)
     keys = {tensor.header.name: None if tensor.target is None else names[tensor.target].key for tensor in renamed}
-    shared = {key: tensor.header.shared for tensor in renamed if (key := keys[tensor.header.name]) is not None and tensor.header.shared}
     old_rows = max((tensor.shape[0] for tensor in renamed if tensor.target in tables), default=old_length)
     planned: list[TensorPlan] = []
     sources: dict[str, RenamedTensor] = {}
@@ -100,9 +99,6 @@ def plan_tensors(
         dtype = dtype_of(header, cast)
         key = keys[header.name]
         reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows})
-        tied = skeleton.all_tied_weights_keys.get(key)
-        if not reason and key in shared and shared[key] == shared.get(tied):  # the file has the tensor under both names
-            reason = f"tied to {tied}"
         if tensor.target is None or reason:
             planned.append(TensorPlan.dropped(header, reason, cast))
             continue

@@ -53,7 +53,6 @@ class TensorHeader:
 
     start: offset of its bytes in the file, if they are contiguous; else `None`.
     values: reads the tensor if `start` is `None`.
-    shared: the first tensor of the file with the same memory; empty if there is no other.
     """
 
     name: str
@@ -62,7 +61,6 @@ class TensorHeader:
     shape: tuple[int, ...]
     start: int | None = None
     values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
-    shared: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in SAFETENSORS_DTYPES:
@@ -113,7 +111,11 @@ def read_tensor(header: TensorHeader) -> Tensor:
     """
     if header.values is not None:
         return header.values()
-    return read_span(header, _start(header), header.nbytes).view(header.dtype).reshape(header.shape)
+    raw = torch.empty(header.nbytes, dtype=torch.uint8)
+    with open(header.file, "rb", buffering=0) as file:
+        file.seek(_start(header))
+        _fill(file, raw.numpy().data, header)
+    return raw.view(header.dtype).reshape(header.shape)
 
 
 def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
@@ -131,15 +133,6 @@ def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: in
                 yield block
             else:
                 yield torch.frombuffer(block, dtype=header.dtype).to(dtype).view(torch.uint8).numpy().data
-
-
-def read_span(header: TensorHeader, start: int, count: int) -> Tensor:
-    """``(count,)`` uint8: bytes of the tensor's file from offset ``start``."""
-    raw = torch.empty(count, dtype=torch.uint8)
-    with open(header.file, "rb", buffering=0) as file:
-        file.seek(start)
-        _fill(file, raw.numpy().data, header)
-    return raw
 
 
 def _fill(file: FileIO, block: memoryview, header: TensorHeader) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
-    DataCollatorForMultipleChoice,
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithFlattening,
@@ -27,6 +26,8 @@ from hf_longattn.backend import BACKEND
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
+
+GLOBALS = "global_attention_mask"
 
 
 def processes() -> PartialState:
@@ -61,12 +62,8 @@ class DropLengthsMixin:
     """Removes the lengths by which rows were grouped, before a collator of transformers."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        rows = [{name: value for name, value in row.items() if name not in ("length", "tokens")} for row in features]
+        rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
-
-
-class ChoiceCollator(DropLengthsMixin, DataCollatorForMultipleChoice):
-    """transformers' collator, without lengths."""
 
 
 class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
@@ -74,7 +71,7 @@ class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
-    """``(B, length)`` of rows of numbers, or ``(B, length, width)`` of rows of lists, such as the boxes of tokens.
+    """``(B, length)`` of rows of numbers.
 
     Args:
         fill: the number of padding.
@@ -87,49 +84,31 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
-class PadExtraColumnsMixin:
-    """Pads columns along the tokens that tokenizers do not know, before a collator of transformers. ``token_columns`` maps their names to
-    padding values; ``marks`` are columns padded with 0."""
-
-    token_columns: Mapping[str, int]
-    tokenizer: PreTrainedTokenizerBase
-    marks: ClassVar[tuple[str, ...]] = ()
-
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        """A batch as the base makes it, and these columns where rows have them.
-
-        Raises:
-            KeyError: some rows have a column and others do not.
-        """
-        rows = [dict(feature) for feature in features]
-        fills = {**dict.fromkeys(self.marks, 0), **self.token_columns}
-        columns = {name: [row.pop(name) for row in rows] for name in fills if name in rows[0]}
-        arguments = () if return_tensors is None else (return_tensors,)
-        batch = super().__call__(rows, *arguments)  # type: ignore[misc]
-        length, left = batch["input_ids"].shape[1], self.tokenizer.padding_side == "left"
-        return {**batch, **{name: pad_rows(values, fills[name], length, left=left) for name, values in columns.items()}}
-
-
 @dataclass
-class DataCollatorWithGlobals(PadExtraColumnsMixin, DataCollatorWithPadding):
-    """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
+class DataCollatorWithGlobals(DataCollatorWithPadding):
+    """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global.
 
     A tokenizer pads its own columns and fails on other columns of lists. Padding is never global. Models whose config says which tokens are
     global (question answering) need no such column.
-
-    Args:
-        token_columns: columns that a model of pages reads, such as the boxes of tokens, and their padding (:func:`.pages.page_columns`).
     """
 
-    token_columns: Mapping[str, int] = field(default_factory=dict)
-    marks: ClassVar[tuple[str, ...]] = ("global_attention_mask",)
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A padded batch.
+
+        Raises:
+            KeyError: some rows have the column and others do not.
+        """
+        rows = [dict(feature) for feature in features]
+        marks = [row.pop(GLOBALS) for row in rows] if GLOBALS in rows[0] else None
+        batch = dict(super().__call__(rows))
+        if marks is not None:
+            left = self.tokenizer.padding_side == "left"
+            batch[GLOBALS] = pad_rows(marks, 0, batch["input_ids"].shape[1], left=left)
+        return batch
 
 
-@dataclass
-class TokenCollator(DropLengthsMixin, PadExtraColumnsMixin, DataCollatorForTokenClassification):
-    """transformers' collator, without lengths; ``token_columns`` as in :class:`DataCollatorWithGlobals`."""
-
-    token_columns: Mapping[str, int] = field(default_factory=dict)
+class TokenCollator(DropLengthsMixin, DataCollatorForTokenClassification):
+    """transformers' collator, without lengths."""
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -166,18 +145,17 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class DocumentCollator(PadExtraColumnsMixin, DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``. ``token_columns``
-    as in :class:`DataCollatorWithGlobals`."""
+class DocumentCollator(DataCollatorWithPadding):
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, token_columns: Mapping[str, int] | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
         super().__init__(tokenizer)
-        self.pack, self.token_columns = pack, token_columns or {}
+        self.pack = pack
 
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
         if not self.pack:
-            return dict(super().__call__(rows, return_tensors))
+            return dict(super().__call__(rows))
         lengths = {
             "labels": torch.tensor([row.pop("labels") for row in rows]),
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),

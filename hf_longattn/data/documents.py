@@ -1,4 +1,4 @@
-"""Documents or pages with a class, and documents with a summary, as model inputs."""
+"""Documents with a class, and documents with a summary, as model inputs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.pages import encode_pages, placed_words
-from hf_longattn.data.sources import DataError, check_column, label_reader, read_source
-from hf_longattn.errors import PageError
+from hf_longattn.data.sources import DataError, check_column, read_source
 from hf_longattn.loading import call_tokenizer
-
-PAGES = Features(
-    {"words": List(Value("string")), "boxes": List(List(Value("int32"))), "xpaths": List(Value("string")), "label": Value("string")}
-)
-"""What :func:`read_labelled_pages` returns."""
 
 
 def label_names(*parts: Dataset) -> list[str]:
@@ -53,47 +46,6 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
         }
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
-
-
-def read_labelled_pages(source: str, split: str, words_column: str, places_column: str, label_column: str) -> Dataset:
-    """Read documents whose words have boxes or XPaths, and the names of their labels.
-
-    Args:
-        source, split: see :func:`.sources.read_source`.
-        words_column, places_column: words and their boxes or XPaths, see :func:`.pages.placed_words`.
-        label_column: holds names, whole numbers or ``datasets.ClassLabel``.
-
-    Raises:
-        DataError: the source cannot be read, a column is missing, a row has no label, or boxes that do not fit its words.
-    """
-    data = read_source(source, split)
-    for column, option in ((words_column, "--words-column"), (places_column, "--boxes-column"), (label_column, "--label-column")):
-        check_column(data, column, source, option)
-    name = label_reader(data.features[label_column], label_column, source)
-
-    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        try:
-            pages = placed_words(row, words_column, places_column)
-        except PageError as error:
-            raise DataError(f"Row {number + 1} of {source}: {error}") from error
-        return {"words": pages.words, "boxes": pages.boxes, "xpaths": pages.paths, "label": name(row[label_column], number)}
-
-    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=PAGES)
-
-
-def to_page_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], page: Sequence[str]) -> Dataset:
-    """As :func:`to_documents`, for words with boxes or XPaths, which become the columns ``page``."""
-    numbers = {name: number for number, name in enumerate(names)}
-
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        encoded = encode_pages(row, None, tokenizer, return_attention_mask=False, verbose=False)
-        document = len(encoded["input_ids"])
-        if document > length:
-            encoded = encode_pages(row, None, tokenizer, truncation=True, max_length=length, return_attention_mask=False)
-        columns = {name: encoded[name] for name in ("input_ids", *page)}
-        return {**columns, "labels": numbers[row["label"]], "length": len(columns["input_ids"]), "document": document}
-
-    return data.map(encode, remove_columns=data.column_names)
 
 
 def read_summaries(source: str, split: str, text_column: str, summary_column: str) -> Dataset:

@@ -16,17 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_longattn.data.batching import pad_rows
-from hf_longattn.data.page_words import word_argument
-from hf_longattn.data.pages import encode_pages, pages_beside
-from hf_longattn.data.qa_markers import Marked, insert, marked_document, marked_question
-from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import LengthError
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
-PADDING = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
-"""Targets with several numbers for each input, and their padding."""
+PADDING = -1
+"""Padding of targets with several numbers for each input."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +34,12 @@ class QAEncodingConfig:
         stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input; the rest is cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
-        markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
-        token_columns: columns for each word besides its text, such as its box, mapped to their padding (:func:`.pages.page_columns`).
-            Examples then have ``words`` with boxes or paths. Empty = only text; None = a
-            :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and examples.
     """
 
     max_length: int = 512
     stride: int | None = None
     global_question: bool = False
     max_question_tokens: int = 64
-    markers: bool = False
-    token_columns: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -57,20 +47,14 @@ class QAFeature:
     """One model input of length L and its origin.
 
     Attributes:
-        inputs: lists of L: input_ids and, where they apply, token_type_ids, global_attention_mask and the columns of pages.
-        offsets: per token the (start, end) characters in the context, equal for a marker; None outside the context.
+        inputs: lists of L: input_ids and, where they apply, token_type_ids and global_attention_mask.
+        offsets: per token the (start, end) characters in the context; None outside the context.
         spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
-        sentences: for each sentence (HotpotQA) in this input: its number in the example, its marker (or its last token), and whether it
-            supports the answer.
-        paragraphs: for each paragraph whose marker lies in this input: its number in the example, its marker, and 1 if a supporting
-            sentence lies in this input, 0 if it has none, -1 if they lie elsewhere.
     """
 
     inputs: dict[str, list[Any]]
     offsets: list[tuple[int, int] | None]
     spans: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
-    sentences: list[tuple[int, int, bool]] = field(default_factory=list)
-    paragraphs: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -91,15 +75,8 @@ class QAFeature:
         return next((place for place, span in enumerate(self.offsets) if span is not None), len(self))
 
     def targets(self) -> dict[str, list[int]]:
-        """The targets of the losses, by the names of :data:`PADDING`."""
-        return {
-            "starts": sorted({start for start, _ in self.spans}),
-            "ends": sorted({end for _, end in self.spans}),
-            "sentences": [token for _, token, _ in self.sentences],
-            "supports": [int(supports) for _, _, supports in self.sentences],
-            "paragraphs": [token for _, token, _ in self.paragraphs],
-            "relevant": [relevant for _, _, relevant in self.paragraphs],
-        }
+        """The targets of the loss."""
+        return {"starts": sorted({start for start, _ in self.spans}), "ends": sorted({end for _, end in self.spans})}
 
     def locate(self, example: Mapping[str, Any]) -> list[tuple[int, int]]:
         """First and last token of each answer that lies completely in this input; [(0, 0)] without one."""
@@ -109,23 +86,6 @@ class QAFeature:
         ]
         spans = [span for place in places if (span := self._tokens(place)) is not None]
         return list(dict.fromkeys(spans)) or [(0, 0)]
-
-    def locate_sentences(self, example: Mapping[str, Any], markers: Mapping[int, int] | None = None) -> list[tuple[int, int, bool]]:
-        """The example's sentences as in :attr:`sentences`; ``markers`` are the tokens of markers, by the sentences' numbers."""
-        sentences = []
-        for number, sentence in enumerate(example.get("sentences") or []):
-            span = self._tokens((sentence["start"], sentence["end"]))
-            token = span[1] if span is not None and markers is None else (markers or {}).get(number)
-            if span is not None and token is not None:
-                sentences.append((number, token, bool(sentence["supports"])))
-        return sentences
-
-    def locate_paragraphs(self, example: Mapping[str, Any], markers: Mapping[int, int]) -> list[tuple[int, int, int]]:
-        """The example's paragraphs as in :attr:`paragraphs`; ``markers`` are the tokens of markers, by the paragraphs' numbers."""
-        sentences = example.get("sentences") or []
-        supporting = {sentence["paragraph"] for sentence in sentences if sentence["supports"]}
-        here = {sentences[number]["paragraph"] for number, _, supports in self.sentences if supports}
-        return [(number, token, 1 if number in here else -int(number in supporting)) for number, token in markers.items()]
 
     def _tokens(self, characters: tuple[int, int]) -> tuple[int, int] | None:
         start, end = token_at(self.offsets, characters[0]), token_at(self.offsets, characters[1] - 1)
@@ -147,14 +107,8 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         LengthError: ``encoding.max_length`` leaves no more tokens than the stride for the document beside the question.
     """
     question = cut_question(example["question"].lstrip(), tokenizer, encoding.max_question_tokens)
-    document = insert(example["context"], [])
-    if encoding.markers:
-        question, document = marked_question(question), marked_document(example)
-    as_text = {"split_special_tokens": not encoding.markers, "verbose": False}
-    if encoding.token_columns:
-        beside = pages_beside(question, tokenizer)
-    else:
-        beside = len(call_tokenizer(tokenizer, question, "", **as_text)["input_ids"])
+    as_text = {"split_special_tokens": True, "verbose": False}
+    beside = len(call_tokenizer(tokenizer, question, "", **as_text)["input_ids"])
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
         stride = f", not more than the stride {encoding.stride}; lower --stride" if left > 0 else "; lower --max-question-tokens"
@@ -169,50 +123,32 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         "return_overflowing_tokens": encoding.stride is not None,
         "return_offsets_mapping": True,
     }
-    if encoding.token_columns:
-        encoded = encode_pages(example, question, tokenizer, verbose=False, **settings)
-    else:
-        encoded = call_tokenizer(tokenizer, question, document.text, **as_text, **settings)
+    encoded = call_tokenizer(tokenizer, question, example["context"], **as_text, **settings)
     if encoding.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
         sequence_ids = [encoded.sequence_ids(i) for i in range(len(encoded["input_ids"]))]
         encoded = {**encoded, "sequence_ids": sequence_ids}
-    return [_feature(example, document, encoded, index, encoding) for index in range(len(encoded["input_ids"]))]
+    return [_feature(example, encoded, index, encoding) for index in range(len(encoded["input_ids"]))]
 
 
-def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``, or ``(B, L, width)``.
-
-    Args:
-        padding: name of an input -> its padding, where that is not 0.
-    """
-    length = max(map(len, features))
+def pad_features(features: Sequence[QAFeature], pad_token: int) -> dict[str, torch.Tensor]:
+    """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``."""
+    length, padding = max(map(len, features)), {"input_ids": pad_token}
     batch = {key: pad_rows([feature.inputs[key] for feature in features], padding.get(key, 0), length) for key in features[0].inputs}
     return {**batch, "attention_mask": pad_rows([[1] * len(feature) for feature in features], 0, length)}
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
-    """The padded targets of a batch. They are distinct ``starts (B, K)`` and ``ends (B, M)``, the tokens of ``sentences (B, S)`` with
-    ``supports (B, S)``, and the tokens of ``paragraphs (B, P)`` with ``relevant (B, P)``."""
+    """The padded targets of a batch: distinct ``starts (B, K)`` and ``ends (B, M)``."""
     rows = [feature.targets() for feature in features]
-    return {name: pad_lists([row[name] for row in rows], padding) for name, padding in PADDING.items()}
+    return {name: pad_lists([row[name] for row in rows]) for name in rows[0]}
 
 
-def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    """``(B, most)`` of rows of different length."""
+def pad_lists(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """``(B, most)`` of rows of different length, padded with :data:`PADDING`."""
     most = max(map(len, rows))
-    return torch.tensor([[*row, *[padding] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
-
-
-def kind_number(example: Mapping[str, Any], feature: QAFeature) -> int:
-    """The class of the answer for one input: 0 span, 1 yes, 2 no, -100 none. Also -100 for yes or no if the known supporting sentences lie
-    in other inputs."""
-    number = {"span": 0, "yes": 1, "no": 2}.get(example.get("kind") or "", IGNORED)
-    elsewhere = any(sentence["supports"] for sentence in example.get("sentences") or []) and not any(
-        supports for _, _, supports in feature.sentences
-    )
-    return IGNORED if number > 0 and elsewhere else number
+    return torch.tensor([[*row, *[PADDING] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
 
 
 def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:
@@ -238,34 +174,21 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     """Return the question, or its first ``limit`` tokens with a warning."""
     if len(question) <= limit:
         return question
-    settings: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    if word_argument(tokenizer) is None:
-        offsets = call_tokenizer(tokenizer, question, split_special_tokens=True, **settings)["offset_mapping"]
-    else:
-        words = question.split()
-        question = " ".join(words)
-        offsets = encode_pages({"words": words}, None, tokenizer, **settings)["offset_mapping"]
+    settings = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+    offsets = call_tokenizer(tokenizer, question, **settings)["offset_mapping"]
     if len(offsets) <= limit:
         return question
     logger.warning_once(f"Questions of more than {limit} tokens are cut; max_question_tokens (--max-question-tokens) raises the limit.")
     return question[: offsets[limit - 1][1]]
 
 
-def _feature(example: Mapping[str, Any], document: Marked, encoded: Mapping[str, Any], index: int, encoding: QAEncodingConfig) -> QAFeature:
-    sequence_ids, origin = encoded["sequence_ids"][index], document.origin
-    places = [tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)]
-    first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
-    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(encoding.token_columns or ())) if key in encoded}
+def _feature(example: Mapping[str, Any], encoded: Mapping[str, Any], index: int, encoding: QAEncodingConfig) -> QAFeature:
+    sequence_ids = encoded["sequence_ids"][index]
+    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids") if key in encoded}
     if encoding.global_question:
+        first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
-    feature = QAFeature(inputs, [None if place is None else (origin[place[0]], origin[place[1]]) for place in places])
+    offsets = zip(encoded["offset_mapping"][index], sequence_ids, strict=True)
+    feature = QAFeature(inputs, [tuple(span) if sequence == 1 else None for span, sequence in offsets])
     feature.spans = feature.locate(example)
-    if not encoding.markers:
-        feature.sentences = feature.locate_sentences(example)
-        return feature
-    ends = {place[1] - 1: token for token, place in enumerate(places) if place is not None}
-    count = len(example.get("paragraphs") or [])
-    tokens = {number: ends[place] for number, place in enumerate(document.places) if place in ends}
-    feature.sentences = feature.locate_sentences(example, {number - count: token for number, token in tokens.items() if number >= count})
-    feature.paragraphs = feature.locate_paragraphs(example, {number: token for number, token in tokens.items() if number < count})
     return feature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, packed
-from hf_longattn.data.qa_features import PADDING, QAEncodingConfig, encode_qa, kind_number, pad_lists
+from hf_longattn.data.qa_features import QAEncodingConfig, encode_qa, pad_lists
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError
 
-TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "relevant", "lengths", "real")
+TARGETS = ("starts", "ends", "lengths", "real")
 """Columns of a batch that the loss takes, and not the model."""
 
 
@@ -54,8 +53,7 @@ def to_features(
 
     Returns:
         A dataset with the tokenizer's columns, ``global_attention_mask`` if ``encoding`` asks for it, ``starts`` and ``ends`` (all correct
-        tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences``, ``supports``, ``paragraphs`` and
-        ``relevant`` (HotpotQA), ``length`` (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
+        tokens; [0] = no answer here), ``length`` (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -66,7 +64,6 @@ def to_features(
                 row = {
                     **feature.inputs,
                     **feature.targets(),
-                    "kinds": kind_number(example, feature),
                     "length": len(feature),
                     "answer_cut": bool(example["answers"]["text"]) and feature.spans == [(0, 0)],
                     **({"document_start": feature.document_start} if document_start else {}),
@@ -81,19 +78,14 @@ def to_features(
 class QACollator(DataCollatorWithGlobals):
     """Batches of question-answering inputs: padded rows, or with ``pack`` one row without padding; the targets beside them are padded."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, token_columns: Mapping[str, int] | None = None) -> None:
-        super().__init__(tokenizer, token_columns=token_columns or {})
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+        super().__init__(tokenizer)
         self.pack = pack
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
-        """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S), paragraphs and relevant (B, P);
-        packed, also lengths (B,)."""
+        """The model's inputs; starts (B, K), ends (B, M); packed, also lengths (B,)."""
         rows = [{name: value for name, value in row.items() if name not in ("length", "answer_cut")} for row in features]
-        targets: dict[str, Tensor] = {}
-        for name in TARGETS:
-            if name in rows[0]:
-                values = [row.pop(name) for row in rows]
-                targets[name] = pad_lists(values, PADDING[name]) if name in PADDING else torch.tensor(values)
+        targets: dict[str, Tensor] = {name: pad_lists([row.pop(name) for row in rows]) for name in ("starts", "ends") if name in rows[0]}
         if self.pack:
             return {**packed(rows), **targets, "lengths": torch.tensor([len(row["input_ids"]) for row in rows])}
         return {**super().__call__(rows), **targets}

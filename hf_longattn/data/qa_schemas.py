@@ -1,16 +1,15 @@
 """Questions about documents: files in several schemas become examples of one schema.
 
-SQuAD 1 and 2 (nested JSON or flat), MRQA, HotpotQA, plain ``question``, ``context``, ``answer``, and questions about pages, whose words
-have boxes (DocVQA) or XPaths. Where the data give answers without their places (DocVQA, plain answers), every occurrence in the document
-counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018). Other data are written in the common schema first, by
-:func:`save_qa`; for TriviaQA and Natural Questions, ``scripts/`` has a program each.
+SQuAD 1 and 2 (nested JSON or flat), MRQA, HotpotQA, and plain ``question``, ``context``, ``answer``. Where the data give answers without
+their places (HotpotQA, plain answers), every occurrence in the document counts as one (distant supervision, Joshi et al. 2017; Clark &
+Gardner 2018). Other data are written in the common schema first, by :func:`save_qa`; for TriviaQA and Natural Questions, ``scripts/`` has a
+program each.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,29 +18,19 @@ from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
-from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
 from hf_longattn.data.sources import LINES, DataError, as_number, check_file, json_texts, json_values, read_source, saved_by_datasets
-from hf_longattn.errors import PageError
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
 
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
-PARAGRAPH = {"title": Value("string"), "start": Value("int64"), "end": Value("int64")}
-SENTENCE = {**PARAGRAPH, "index": Value("int64"), "supports": Value("bool"), "paragraph": Value("int64")}
 EXAMPLE = Features(
     {
         **{name: Value("string") for name in ("id", "title", "context", "question")},
         "answers": ANSWERS,
         "gold": List(Value("string")),
         "kind": Value("string"),
-        "paragraphs": List(PARAGRAPH),
-        "sentences": List(SENTENCE),
         "document": Value("string"),
-        "words": List(Value("string")),
-        "boxes": List(List(Value("int32"))),
-        "xpaths": List(Value("string")),
-        "pages": List(Value("int32")),
     }
 )
 """What :func:`load_qa` returns."""
@@ -52,12 +41,6 @@ SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
 """Names of a question's id in the schemas."""
-PAGE_IDS = ("id", "questionId", "question_id")
-"""Names of the id of a question about pages."""
-FURTHER = ("document", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")
-"""Columns of the common schema that only some examples have."""
-ANSWER_PAGES = ("answer_page_idx", "answer_page")
-"""Names of the number of the answer's page."""
 MARKS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False), "": None}
 """What ``is_impossible`` says, in small letters; empty = nothing."""
 
@@ -79,11 +62,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
     Returns:
         A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
-        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are character ranges start … end of the context,
-        ``paragraphs`` those of the titles. A question about several documents (TriviaQA) has one example for each ``document``, with the
-        question's ``id``.
-        Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
-        with a space between them.
+        texts to score against, ``kind`` one of :data:`KINDS`. A question about several documents (TriviaQA) has one example for each
+        ``document``, with the question's ``id``.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
@@ -118,11 +98,10 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def _common(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Examples of this package (:func:`save_qa`): SQuAD's columns, the texts to score against, the kind, and :data:`FURTHER`."""
+    """Examples of this package (:func:`save_qa`): SQuAD's columns, the texts to score against, the kind, and perhaps the document."""
     if row["kind"] not in KINDS:
         raise RowError(f"The kind must be one of {', '.join(KINDS)}, not {row['kind']!r}.")
-    further = {name: row[name] for name in FURTHER if row.get(name)}
-    return {**_squad(row), "gold": list(row["gold"]), "kind": row["kind"], **further}
+    return {**_squad(row), "gold": list(row["gold"]), "kind": row["kind"], "document": row.get("document") or ""}
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,66 +191,28 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         paragraphs = zip(paragraphs["title"], paragraphs["sentences"], strict=True)
     pairs = zip(facts["title"], facts["sent_id"], strict=True) if isinstance(facts, dict) else facts
     supporting = {(title, index) for title, index in pairs}
-    parts: list[str] = []
-    titles: list[dict[str, Any]] = []
-    sentences, at = [], 0
+    context, inside = "", []  # characters of the supporting sentences
     for title, texts in paragraphs:
-        titles.append({"title": title, "start": at, "end": at + len(title)})
-        parts.append(f"{title}\n")
-        at += len(parts[-1])
+        context += f"{title}\n"
         for index, text in enumerate(texts):
-            place = {"title": title, "index": index, "supports": (title, index) in supporting, "paragraph": len(titles) - 1}
-            if text.strip():
-                start = at + len(text) - len(text.lstrip())
-                sentences.append({**place, "start": start, "end": start + len(text.strip())})
-            parts.append(text)
-            at += len(text)
-        parts.append("\n")
-        at += 1
-    context, answer = "".join(parts), row.get("answer")
-    example: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
+            if (title, index) in supporting:
+                start = len(context) + len(text) - len(text.lstrip())
+                inside.append(range(start, start + len(text.strip())))
+            context += text
+        context += "\n"
+    answer, example = row.get("answer"), {"id": row.get("_id", row.get("id")), "context": context}
     if answer in ("yes", "no"):
         return {**example, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
     if not answer:  # a test set
         return {**example, "answers": {"text": [], "answer_start": []}}
-    inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
-    near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
+    near = [at for at in spans["answer_start"] if any(at in sentence for sentence in inside)]
     if near:  # only occurrences in supporting sentences count
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
         raise RowError(f"The answer {answer!r} is not in the context; give words of the context.")
     return {**example, "answers": spans, "gold": [answer]}
-
-
-def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Questions about pages: words with boxes or xpaths (see :func:`.pages.pages_of`), question or query, and answers. Answers with places
-    are as in :func:`_squad`. Text answers are searched for, only on the page ``answer_page_idx`` or ``answer_page`` if it is given."""
-    try:
-        pages = pages_of(row)
-    except PageError as error:
-        raise RowError(str(error)) from error
-    question = row.get("question", row.get("query"))
-    question = question.get("en") if isinstance(question, Mapping) else question
-    example = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
-    answers = _answers({**row, "answer_start": None})
-    if isinstance(answers, Mapping) and answers.get("answer_start"):
-        return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
-    texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
-    texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if not _is_empty(text)]
-    spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
-    where = "on the pages"
-    if page is not None:
-        starts = word_starts(pages.words)
-        numbers = [pages.numbers[bisect_right(starts, start) - 1] for start in spans["answer_start"]]
-        spans = {
-            name: [value for value, number in zip(values, numbers, strict=True) if number == int(page)] for name, values in spans.items()
-        }
-        where = f"on page {page} (counted as in its data)"
-    if texts and not spans["text"]:
-        raise RowError(f"The answer {texts[0]!r} is not {where}.")
-    return {**example, **pages.columns(), "answers": spans, "gold": texts}
 
 
 class Schema(NamedTuple):
@@ -284,8 +225,6 @@ class Schema(NamedTuple):
 
 SCHEMAS = (
     Schema("common", frozenset({"question", "context", "answers", "gold", "kind"}), _common),
-    *(Schema("DocVQA", frozenset({question, "words", boxes}), _paged) for boxes in BOX_COLUMNS for question in ("question", "query")),
-    Schema("web pages", frozenset({"question", "words", "xpaths"}), _paged),
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
     Schema("MRQA", frozenset({"question", "context", "detected_answers"}), _mrqa),
     Schema("SQuAD", frozenset({"question", "context", "answers"}), _squad),
@@ -293,7 +232,6 @@ SCHEMAS = (
 )
 """Asked in this order."""
 OTHERS = {
-    frozenset({"query", "candidates", "supports"}): "WikiHop's candidates, which are multiple choice; train with `longattn train choice`",
     frozenset({"question", "answer", "entity_pages", "search_results"}): "the columns of TriviaQA; write it in the common schema first, "
     "with prepare_triviaqa.py in the scripts of a clone",
     frozenset({"question", "document", "annotations"}): "the columns of Natural Questions; write them in the common schema first, with "
@@ -331,7 +269,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int, *, in_json: bo
     row = json.loads(row["row"]) if in_json else row
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {**dict.fromkeys(("title", "context", "question", "document"), ""), "answers": {"text": [], "answer_start": []}}
-    empty |= {"kind": "none", **{name: [] for name in ("gold", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")}}
+    empty |= {"kind": "none", "gold": []}
     try:
         example = {**common, "problem": "", "kind": "span", **schema.convert(row if in_json else _read_cells(row))}
         name = str(number if example["id"] is None else example["id"])

@@ -6,20 +6,43 @@ get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from hf_longattn.data.page_words import page_encoding, reads_words, text_encoding
 from hf_longattn.loading import call_tokenizer, load_part
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a token without loss."""
+BOXES, PATHS = "boxes", "xpaths"
+"""Arguments of tokenizers with a place of every word: LayoutLMv2's and MarkupLM's."""
+LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
+"""A first word and later words. They show how a tokenizer reads a list of words."""
+
+
+def word_argument(tokenizer: PreTrainedTokenizerBase | type) -> str | None:
+    """The argument, ``boxes`` or ``xpaths``, in which a tokenizer takes the place of every word; ``None`` if it takes only text."""
+    tokenizer_class: Any = tokenizer if isinstance(tokenizer, type) else type(tokenizer)
+    parameters = inspect.signature(tokenizer_class.__call__).parameters
+    if BOXES in parameters or hasattr(tokenizer_class, "call_boxes"):
+        return BOXES
+    return PATHS if PATHS in parameters else None
+
+
+def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
+    """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths gets those of one line."""
+    argument = word_argument(tokenizer)
+    if argument is None:
+        return call_tokenizer(tokenizer, text, **tokenizer_kwargs)
+    words = text.split()
+    place: Any = "/html/body/p" if argument == PATHS else [0, 0, 1000, 1000]
+    return call_tokenizer(tokenizer, words, **{argument: [place] * len(words)}, **tokenizer_kwargs)
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -97,6 +120,18 @@ def to_single_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
 # ---- documents given as words
 
 
+def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
+    """Whether a list of words gets the same ids as the text, as tokenised by ``original`` if it is given."""
+    lead = call_tokenizer(original or tokenizer, LEAD, add_special_tokens=False)["input_ids"]
+    for word in WORDS:
+        ids = call_tokenizer(original or tokenizer, f"{LEAD} {word}", add_special_tokens=False)["input_ids"]
+        encoded = call_tokenizer(tokenizer, [LEAD, word], is_split_into_words=True, add_special_tokens=False)
+        alone = [token for token, number in zip(encoded["input_ids"], encoded.word_ids(), strict=True) if number == 1]
+        if ids[: len(lead)] == lead and ids[len(lead) :] != alone:
+            return False
+    return True
+
+
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer for lists of words. A byte-level BPE is loaded with ``add_prefix_space``, as in ``run_ner``, since it would join the
     words.
@@ -116,41 +151,26 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
 
 
 def word_windows(
-    documents: Sequence[Sequence[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    stride: int,
-    places: Sequence[Sequence[Any]] | None = None,
+    documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
 ) -> tuple[dict[str, list[list[Any]]], list[list[int]], list[list[bool]], list[int]]:
     """Windows of at most ``length`` tokens for documents as lists of words.
 
     Args:
         tokenizer: a fast one.
         stride: tokens that consecutive windows share.
-        places: the boxes or paths of each document's words, for a model of pages.
 
     Returns:
-        For each window: the tokenizer's columns (with those of places), the word of each token (-1: special), whether the token is its
+        For each window: the tokenizer's columns, the word of each token (-1: special), whether the token is its
         word's first, and the document's number. A word may begin in the previous window.
     """
     settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": stride}
     settings |= {"return_overflowing_tokens": True, "return_attention_mask": False}
-    if places is not None:
-        parts = [page_encoding(tokenizer, *document, **settings) for document in zip(documents, places, strict=True)]
-    else:
-        if not reads_words(tokenizer):
-            documents = [[f" {word}" if word else word for word in words] for words in documents]
-        parts = [call_tokenizer(tokenizer, documents, is_split_into_words=True, **settings)]
-    columns: dict[str, list[list[Any]]] = {}
-    words_of: list[list[int]] = []
-    owners: list[int] = []
-    for number, encoded in enumerate(parts):
-        samples = encoded.pop("overflow_to_sample_mapping")
-        owners += samples if places is None else [number] * len(samples)
-        words_of += [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(samples))]
-        for name, values in encoded.items():
-            columns.setdefault(name, []).extend(values)
-    return columns, words_of, first_tokens_of_words(words_of, owners, stride), owners
+    if not reads_words(tokenizer):
+        documents = [[f" {word}" if word else word for word in words] for words in documents]
+    encoded = call_tokenizer(tokenizer, documents, is_split_into_words=True, **settings)
+    owners = encoded.pop("overflow_to_sample_mapping")
+    words_of = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
+    return dict(encoded), words_of, first_tokens_of_words(words_of, owners, stride), owners
 
 
 def first_tokens_of_words(words: Sequence[Sequence[int]], owners: Sequence[int], stride: int) -> list[list[bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,13 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.pages import placed_words
 from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, not_utf8, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
-from hf_longattn.errors import PageError
 
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-"""Features of :func:`read_words` for text."""
-PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List(Value("string"))})
-"""Features of :func:`read_words` for pages."""
+"""Features of :func:`read_words`."""
 WORDS = ("tokens", "words")
-"""Columns of words that need not be named: CoNLL's and FUNSD's."""
+"""Columns of words that need not be named."""
 DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
 """Beginnings of the lines around the documents of a CoNLL file."""
 PART = re.compile(r"\d+[-.]\d+")
@@ -31,31 +27,25 @@ IOB_TAG = re.compile("O|[BIESLU]-.+")
 """A tag of a named entity, or of none."""
 
 
-def read_words(source: str, split: str, words_column: str | None, tags_column: str, places_column: str | None = None) -> Dataset:
-    """Read tagged documents. Documents without words are left out, except pages.
+def read_words(source: str, split: str, words_column: str | None, tags_column: str) -> Dataset:
+    """Read tagged documents. Documents without words are left out.
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
         words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``. ``None`` = the first
             of :data:`WORDS` that the data have.
-        places_column: the boxes or XPaths of the words, see :func:`.pages.read_pages`; words, tags and boxes may have a list for each
-            page. ``None`` = only text.
 
     Raises:
-        DataError: the source cannot be read, lacks a column, or has no words, missing tags or wrong boxes.
+        DataError: the source cannot be read, lacks a column, or has no words or missing tags.
     """
     if Path(source).suffix.lower() in CONLL:
-        if places_column is not None:
-            raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out.")
         return read_conll(Path(source))
     data = read_source(source, split, CONLL)
     column = words_column or next((name for name in WORDS if name in data.column_names), WORDS[0])
     check_column(data, column, source, "--words-column")
     check_column(data, tags_column, source, "--tags-column")
-    if places_column is not None:
-        check_column(data, places_column, source, "--boxes-column")
     feature = data.features[tags_column]
-    while isinstance(feature, List):  # also a list for each page
+    while isinstance(feature, List):
         feature = feature.feature
     if isinstance(feature, Json) or feature == Value("null"):  # values of several types, lists in some rows, or no tags
         parts = chain.from_iterable(tags for tags in data[tags_column] if isinstance(tags, list))
@@ -66,15 +56,6 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
 
     def as_names(row: dict[str, Any], number: int) -> dict[str, list[Any]]:
         words, tags = row[column], row[tags_column]
-        placed: dict[str, list[Any]] = {}
-        if places_column is not None:
-            try:
-                pages = placed_words(row, column, places_column)
-            except PageError as error:
-                raise DataError(f"Row {number + 1} of {source}: {error}") from error
-            in_pages = any(isinstance(part, list) for part in words)
-            words, placed = pages.words, {"boxes": pages.boxes, "xpaths": pages.paths}
-            tags = [tag for page in tags or [] for tag in page or []] if in_pages and isinstance(tags, list) else tags
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
             raise DataError(
                 f"Row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word."
@@ -85,10 +66,9 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
             shown = json.dumps(wrong[0], default=str)
             raise DataError(f"Row {number + 1} of {source} has the word {shown:.40}; a word is a text or a number.")
         texts = [word if isinstance(word, str) else json.dumps(word).removesuffix(".0") for word in words]  # Arrow: 1 is 1.0 beside 2.5
-        return {"words": texts, "tags": [name_of(tag, number) for tag in tags], **placed}
+        return {"words": texts, "tags": [name_of(tag, number) for tag in tags]}
 
-    features = TAGGED if places_column is None else PLACED
-    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=features)
+    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=TAGGED)
     tagged = tagged.filter(lambda row: bool(row["words"]))
     if not len(tagged):
         raise DataError(f"There are no words in {source}; give other data.")
@@ -175,26 +155,22 @@ def tag_names(*parts: Dataset) -> list[str]:
     return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
 
 
-def to_windows(
-    data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
-) -> Dataset:
+def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
     """Model inputs of tagged documents, one for each window of a document; none if no word has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
         names: the tags in the order of their numbers.
-        page: the columns that a model of pages reads, see :func:`.pages.page_columns`; ``data`` then have boxes or XPaths.
 
     Returns:
-        A dataset with the tokenizer's columns and these, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
+        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
         ``word_ids`` (-1 for none), ``document`` (its number) and ``length``.
     """
     numbers = {name: number for number, name in enumerate(names)}
 
     def encode(rows: dict[str, list[Any]], numbers_of_rows: list[int]) -> dict[str, list[Any]]:
         share = min(stride, length // 4)
-        places = [boxes or paths for boxes, paths in zip(rows["boxes"], rows["xpaths"], strict=True)] if page else None
-        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share, places)
+        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share)
         labels = [
             [numbers[rows["tags"][owner][word]] if first else IGNORED for word, first in zip(*window, strict=True)]
             for owner, *window in zip(owners, words, firsts, strict=True)

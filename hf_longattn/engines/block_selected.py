@@ -1,8 +1,7 @@
 """The block-selected engine: each query sees its own block and the blocks it selected.
 
 On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On CUDA, in one flex_attention call, each block of queries visits the
-key blocks that any of its queries selected. If flash-linear-attention is installed and many heads share a selection, its kernel visits only
-the blocks that each query selected. Elsewhere the selection becomes tiles of the gathered engine.
+key blocks that any of its queries selected. Elsewhere the selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from torch import Tensor
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, DispatchContext, GatherTile, rows_of
-from .common.dense import repeat_heads, same_dtype
+from .common.dense import same_dtype
 from .cpu.softmax import attend_parts
-from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
 from .dispatch import try_path
 from .gathered import gathered_attention
@@ -28,23 +26,17 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     """Softmax attention of every query over its own block and its selected blocks.
 
     Args:
-        q: ``(B, H, N, D)``, and k, v ``(B, H_kv, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H_kv, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
+        q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
+        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
         call: if causal, a query does not see later keys in its block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees no key.
     """
-    length, heads = k.shape[2], q.shape[1]
-    selection = heads // chosen.shape[1], block_size
-    context = DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3], selection=selection)
-    runs = {
-        "fla-blocks": lambda: fla.block_selected(q, k, v, chosen, block_size, call),
-        "flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out()),
-    }
+    length, context = k.shape[2], DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3])
+    runs = {"flex-blocks": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
     out, path = try_path("chosen blocks", context, runs)
     if out is not None:
         return out
-    k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
         q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)

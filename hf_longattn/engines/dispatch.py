@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import grid_halo, grid_lines, grid_windows
+from . import grid_windows
 from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
 from .common.paths import OBSERVERS, Kind, PathName, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
-from .cpu import grid_halo as cpu_grid_halo
 from .cpu.dropout import drops_in_tiles
 from .cuda import fla, flash_band, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
@@ -44,10 +43,6 @@ def _many_pairs(context: DispatchContext) -> str | None:
     if context.few_pairs or (context.global_tokens and torch.compiler.is_compiling()):
         return None
     return MANY_PAIRS
-
-
-def _many_cells(context: DispatchContext) -> str | None:
-    return "an exported graph has no N×N matrix" if torch.compiler.is_exporting() else _many_pairs(context)
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
@@ -115,11 +110,6 @@ def _no_split(context: DispatchContext) -> str | None:
 ROW_PATHS: tuple[tuple[PathName, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
 DOCUMENT_PATHS: tuple[tuple[PathName, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
 PAIR_PATHS: tuple[tuple[PathName, Reason], ...] = (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _always_runs))
-LINE_PATHS: tuple[tuple[PathName, Reason], ...] = (
-    ("dense-masked", _many_cells),
-    ("lines", grid_lines.why_not),
-    ("sparse", _always_runs),
-)
 PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
@@ -142,7 +132,6 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "tiles": (("cpu-gathered", gathered.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _always_runs)),
     "chosen blocks": (
         ("cpu-blocks", block_selected.why_not),
-        ("fla-blocks", fla.why_not_blocks),
         ("flex-blocks", flex_blocks.why_not),
         ("tiles", _always_runs),
     ),
@@ -152,17 +141,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("dense-masked", _many_pairs),
         ("sparse", _always_runs),
     ),
-    "line": (("dense", _not_covered), ("windows", grid_windows.why_not), *LINE_PATHS),
-    "lines": (("dense", _not_covered), *LINE_PATHS),
-    "halo": (
-        ("dense", _not_covered),
-        ("dense-masked", _many_cells),
-        ("cpu-halo", cpu_grid_halo.why_not),
-        ("halo", grid_halo.why_not),
-        ("sparse", _always_runs),
-    ),
-    "linear": (("linear-fla", fla.why_not_linear), ("linear-chunks", _always_runs)),
-    "delta": (("delta-fla", fla.why_not_delta), ("delta-chunks", _always_runs)),
+    "linear": (("linear-fla", fla.why_not), ("linear-chunks", _always_runs)),
 }
 """Kind of call -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
 

@@ -15,13 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.axis_tiles import window_bias
 from .common.batch import in_graph
 from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid
-from .common.score_terms import NO_GRID_BIAS
+from .common.score_terms import PREFIX_PAIRS
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
@@ -33,7 +32,9 @@ def why_not(context: DispatchContext) -> str | None:
     masked = context.call.key_mask is not None and not torch.compiler.is_exporting()
     if masked and not context.few_pairs and why_not_tiles(context) is None:
         return "padding lies between the cells, and the fused kernel runs the listed pairs"
-    return None if "windows" in context.call.term.engines else NO_GRID_BIAS
+    if "windows" in context.call.term.engines:
+        return None
+    return "a score term other than a bias by distance on the grid is added to listed pairs"
 
 
 class Stretch(NamedTuple):
@@ -219,8 +220,18 @@ def _region(
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` if the call has none."""
-    bias, shared = call.term.grid_bias, 0 if prefix is None else prefix[0].shape[2]
-    return None if bias is None else window_bias(bias, [stretch.size for stretch in region], shared)
+    bias, rank, distances = call.term.grid_bias, len(region), []
+    if bias is None:
+        return None
+    for axis, stretch in enumerate(region):
+        place, shape = torch.arange(stretch.size), [1] * (2 * rank)
+        shape[axis] = shape[rank + axis] = stretch.size
+        distances.append((place[:, None] - place).view(shape))
+    term = bias.over(bias.entries(distances).flatten(rank).flatten(0, rank - 1))[None]
+    if prefix is None:
+        return term
+    front = bias.table[:, 1 - PREFIX_PAIRS, None, None] if bias.has_prefix else term.new_zeros(())
+    return torch.cat([front.expand(*term.shape[:-1], prefix[0].shape[2]), term], -1)
 
 
 def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

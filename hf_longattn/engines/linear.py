@@ -1,4 +1,4 @@
-"""Linear engine: attention with weights φ(q)·φ(k), and the gated delta rule. Time and memory are linear in N.
+"""Linear engine: attention with weights φ(q)·φ(k). Time and memory are linear in N.
 
 Without causality two matrix products suffice. Causal attention is quadratic inside chunks, with a running sum of φ(k)ᵀv between them
 (Katharopoulos et al. 2020, eq. 9-12). Let ã = φ(q)·φ(k) over the visible pairs, d_i = Σ_j ã_ij and o_i = Σ_j ã_ij v_j / d_i. For a
@@ -11,15 +11,14 @@ over earlier and later chunks. Therefore no tensor of size N×chunk is saved.
 
 On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, the limit of their tiles.
 Linear attention runs there in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest value). For bf16 values it runs in
-bf16, which rounds features, too (2·10⁻²). The delta rule runs in half precision. Packed documents are passed as offsets. Without the
-package, the plain operations of the CPU run.
+bf16, which rounds features, too (2·10⁻²). Packed documents are passed as offsets. Without the package, the plain operations of the CPU
+run.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import accelerator
-from .common.batch import Batch, Place, Places, in_graph, laid_out_as
+from .common.batch import Place, Places, laid_out_as
 from .common.call import ANY_CALL, State
 from .common.dense import at_least_fp32, divided, inverse_of, repeat_heads
 from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
@@ -36,7 +34,7 @@ from .cuda import fla
 from .dispatch import choose
 
 CHUNK = 64
-"""Tokens per chunk of causal attention, and per triangular system of the delta rule. Cost is quadratic inside a chunk."""
+"""Tokens per chunk of causal attention. Cost is quadratic inside a chunk."""
 MAX_LOOPED_CHUNKS = 16
 """Maximum chunks that a loop sums. For more, a cumulative sum along the middle axis is faster."""
 
@@ -402,119 +400,3 @@ def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
     dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
     path = choose("linear", phi_q, phi_k, ANY_CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1]))
     return dtype if path == "linear-fla" else None
-
-
-def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None, documents: Batch | None = None
-) -> tuple[Tensor, Tensor]:
-    """The causal gated delta rule (Yang et al. 2024, Gated Delta Networks, equation 10 and section 3.3; WY form of Yang et al. 2024b).
-
-        S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = S_tᵀ q_t        α_t = exp(g_t)
-
-    Inside a chunk, with G the running sum of g and Γ_ij = exp(G_i - G_j) for j ≤ i, the updates condense into one triangular system
-
-        (I + tril(diag(β) K Kᵀ ⊙ Γ, -1)) [U, W] = diag(β) [V, diag(exp G) K]
-
-    With S the state before the chunk, the values added to the state are U - W S. The token-by-token recurrence takes 5 times as long
-    for the forward pass and 24 to 73 times for forward and backward (1,024 and 4,096 tokens, 4 heads of 64, one CPU thread).
-
-    Each chunk multiplies the state by one matrix and adds another. Accelerators compute these matrices for all chunks at once, and then the
-    states of n chunks by about 2√n products (:func:`_states`). The CPU's loop takes 9 operations per chunk.
-
-    Args:
-        q, k: ``(B, H, N, F)``, q scaled already.
-        v: ``(B, H, N, D)``.
-        g: ``(B, H, N)``, the logarithm of the decay, at most 0.
-        beta: ``(B, H, N)``, how much of the old value is replaced. A beta of 0 and a g of 0 leave the state unchanged.
-        state: ``(B, H, F, D)`` from the tokens before, zeros when None.
-        documents: a batch whose packed documents each start with a state of zeros. Not together with ``state``.
-    Returns:
-        ``(B, H, N, D)`` and the state after the last token, in fp32 (fp64 for fp64 inputs). Triton kernels choose the output's dtype.
-    """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
-    dtype_of_inputs = q.dtype if q.dtype == v.dtype else None
-    if choose("delta", q, k, ANY_CALL, dtype=dtype_of_inputs, features=max(q.shape[-1], v.shape[-1])) == "delta-fla":
-        return fla.gated_delta_rule(q, k, v, g, beta, state, documents)
-    with torch.autocast(q.device.type, enabled=False):
-        q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
-        return (
-            _delta_step(q, k, v, g, beta, state)
-            if q.shape[2] == 1
-            else _delta_chunks(q, k, v, g, beta, state, None if documents is None else documents.labels.number)
-        )
-
-
-def _delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: the recurrence itself."""
-    state = state * g.exp()[..., None]
-    state = state + k.mT @ (beta[..., None] * (v - k @ state))
-    return q @ state, state
-
-
-def _delta_chunks(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, documents: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    length, chunk = q.shape[2], min(CHUNK, q.shape[2])
-    short = -length % chunk
-    if short:
-        q, k, v = (F.pad(x, (0, 0, 0, short)) for x in (q, k, v))
-        g, beta = (F.pad(x, (0, short)) for x in (g, beta))
-    q, k, v, g, beta = (x.unflatten(2, (-1, chunk)) for x in (q, k, v, g, beta))
-    total = g.cumsum(-1)
-    hidden = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
-    of_state, of_keys, last = total.exp(), (total[..., -1:] - total).exp(), total[..., -1].exp()
-    if documents is not None:
-        document = F.pad(documents[:, None], (0, short), mode="replicate").view(len(documents), 1, -1, chunk)
-        hidden = hidden | (document[..., :, None] != document[..., None, :])
-        before = F.pad(document[:, :, :-1, -1:], (0, 0, 1, 0), value=-1)  # document of the state before each chunk
-        of_state, of_keys = of_state.masked_fill(document != before, 0.0), of_keys.masked_fill(document != document[..., -1:], 0.0)
-        last = last.masked_fill((document[..., -1:] != before)[..., 0], 0.0)
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(hidden, float("-inf")).exp()
-    system = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
-    right = beta[..., None] * torch.cat((v, k * of_state[..., None]), -1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    updates, seen = solved.split((v.shape[-1], k.shape[-1]), -1)
-    inside = (q @ k.mT) * decay
-    q, k, last = q * of_state[..., None], k * of_keys[..., None], last[..., None, None]
-    if accelerator.accelerated(q) and not in_graph():
-        unchanged = last * torch.eye(k.shape[-1], dtype=q.dtype, device=q.device)
-        states, state = _states(unchanged - k.mT @ seen, k.mT @ updates, state)
-        return (q @ states + inside @ (updates - seen @ states)).flatten(2, 3)[:, :, :length], state
-    outs = []
-    for one_q, one_k, one_fresh, one_seen, one_inside, one_last in zip(
-        *(x.unbind(2) for x in (q, k, updates, seen, inside, last)), strict=True
-    ):
-        entering = one_fresh - one_seen @ state
-        outs.append(one_q @ state + one_inside @ entering)
-        state = state * one_last + one_k.mT @ entering
-    return torch.cat(outs, 2)[:, :, :length], state
-
-
-def _states(factors: Tensor, terms: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The states ``(B, H, n, F, D)`` before each step ``S ← A S + B``, and the final state.
-
-    A blocked scan: all groups of √n steps run side by side. Then one loop carries the state from group to group: about 2√n operations.
-
-    Args:
-        factors, terms: A ``(B, H, n, F, F)`` and B ``(B, H, n, F, D)``.
-        state: the first state, ``(B, H, F, D)``.
-    """
-    count, (features, width) = factors.shape[2], terms.shape[3:]
-    size = max(1, math.isqrt(count - 1) + 1)
-    groups = -(-count // size)
-    eye = torch.eye(features, dtype=factors.dtype, device=factors.device)
-    missing = groups * size - count
-    factors = torch.cat([factors, eye.expand(*factors.shape[:2], missing, -1, -1)], 2) if missing else factors
-    # within a group, every state is P S + R, where S is the group's first state; P and R are stored as one matrix [P, R]
-    terms = F.pad(terms, (features, 0, 0, 0, 0, missing))
-    factors, terms = (x.unflatten(2, (groups, size)) for x in (factors, terms))
-    steps = [F.pad(eye, (0, width)).expand(*terms.shape[:3], -1, -1)]
-    for factor, term in zip(factors.unbind(3), terms.unbind(3), strict=True):
-        steps.append(factor @ steps[-1] + term)
-    begins = [state]
-    for end in steps[-1].unbind(2):
-        begins.append(end[..., :features] @ begins[-1] + end[..., features:])
-    every = torch.stack(steps[:-1], 3)
-    states = every[..., :features] @ torch.stack(begins[:-1], 2).unsqueeze(3) + every[..., features:]
-    return states.flatten(2, 3)[:, :, :count], begins[-1]

@@ -21,9 +21,9 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
 
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length; "long_classification": accuracy and
-            macro F1 of classes, by document length; "entities": precision, recall and F1 of tagged words; "hotpot": HotpotQA's answers and
-            supporting facts; "rouge": ROUGE of summaries; "ranking": MRR, nDCG and accuracy of ranked candidates; "correlation":
-            Spearman's and Pearson's correlation; "wer": word and character error rates of transcripts; "anls": DocVQA's score of answers.
+            macro F1 of classes, by document length; "entities": precision, recall and F1 of tagged words;
+            "rouge": ROUGE of summaries; "ranking": MRR, nDCG and accuracy of ranked candidates; "correlation":
+            Spearman's and Pearson's correlation; "wer": word and character error rates of transcripts.
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:

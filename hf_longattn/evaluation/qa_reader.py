@@ -6,17 +6,16 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.pages import has_places, page_columns, with_context
-from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, encode_qa, kind_number, pad_features, pad_targets
+from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, encode_qa, pad_features, pad_targets
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
+from hf_longattn.evaluation.qa_loss import qa_loss
 from hf_longattn.modeling.attach.token_globals import takes_globals, token_rule
 from hf_longattn.modeling.inference.optimize import evaluating
 
@@ -57,13 +56,10 @@ class QAReader:
             token_rule(model) is not None or not takes_globals(model)
         ):  # the model marks them itself, or has no global tokens
             encoding = dataclasses.replace(encoding, global_question=False)
-        if getattr(getattr(model, "config", None), "has_evidence_heads", False):
-            encoding = dataclasses.replace(encoding, markers=True)
         self.name, self.model, self.tokenizer, self.encoding = name, model, tokenizer, encoding
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)
-        self.token_columns = page_columns(config)
         self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
     def answer(self, example: Mapping[str, Any]) -> str:
@@ -81,10 +77,7 @@ class QAReader:
         return answers
 
     def _read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        examples = [with_context(example) for example in examples]
-        if len({has_places(example) for example in examples}) > 1:
-            raise OptionError("Some of the examples have words with boxes and others do not; read them in two calls.")
-        inputs = [_Input(number, feature, example) for number, example in enumerate(examples) for feature in self.encode(example)]
+        inputs = [_Input(number, feature) for number, example in enumerate(examples) for feature in self.encode(example)]
         order = sorted(inputs, key=lambda item: len(item.feature), reverse=True)
         with evaluating(self.model):
             for place in range(0, len(order), self.batch_size):
@@ -98,78 +91,43 @@ class QAReader:
         """The inputs made of an example.
 
         Raises:
-            OptionError: the example has no ``question``, or neither ``context`` nor ``words``.
-            PageError: the boxes do not fit the words.
+            OptionError: the example has no ``question`` or no ``context``.
         """
-        example = with_context(example)
         if not all(isinstance(example.get(name), str) for name in ("question", "context")):
             known = ", ".join(repr(name) for name, value in example.items() if value is not None)
             raise OptionError(f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
-        encoding = self.encoding
-        if encoding.token_columns is None and has_places(example):
-            encoding = dataclasses.replace(encoding, token_columns=self.token_columns)
-        return encode_qa(example, self.tokenizer, encoding)
+        return encode_qa(example, self.tokenizer, self.encoding)
 
     def _choose(self, example: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
         features = [part.feature for part in parts]
         starts, ends = [part.starts for part in parts], [part.ends for part in parts]
         spans = n_best_spans(example["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
-        sentences, paragraphs = _highest([part.sentences for part in parts]), _highest([part.paragraphs for part in parts])
-        with_evidence = [part for part in parts if max(part.sentences.values(), default=0.0) > 0] or parts  # which decide on yes or no
-        kind = KINDS[int(np.sum([part.kinds for part in with_evidence], axis=0).argmax())]
-        owner = {number: sentence.get("paragraph", 0) for number, sentence in enumerate(example.get("sentences") or [])}
-        supporting = chosen_evidence(
-            sentences, paragraphs, owner, getattr(getattr(self.model, "config", None), "evidence_paragraphs", None)
-        )
         places = sorted({offset for feature in features for offset in feature.offsets if offset is not None})
         answers = example.get("answers") or {"answer_start": []}
         first = min(answers["answer_start"], default=None)
         position = -1 if first is None else bisect_right(places, (first, np.inf)) - 1
-        answer = Answer("", spans, kind, supporting, tuple(part.loss for part in parts), len(places), position)
+        answer = Answer("", spans, tuple(part.loss for part in parts), len(places), position)
         return dataclasses.replace(answer, text=answer.above(self.null_threshold))
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[_Input]) -> None:
-        device, padding = self.model.device, {"input_ids": self.tokenizer.pad_token_id or 0, **self.token_columns}
-        features = [item.feature for item in batch]
-        inputs = {key: value.to(device) for key, value in pad_features(features, padding).items()}
-        evidence = getattr(self.model, "evidence", None)
+        device, features = self.model.device, [item.feature for item in batch]
+        inputs = {key: value.to(device) for key, value in pad_features(features, self.tokenizer.pad_token_id or 0).items()}
         with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
-            outputs = self.model(**inputs, **({"output_hidden_states": True} if evidence is not None else {}))
-            targets = {
-                **{name: value.to(device) for name, value in pad_targets(features).items()},
-                "attention_mask": inputs["attention_mask"],
-            }
-            losses = qa_loss(outputs, {**targets, "kinds": torch.tensor([item.kind for item in batch], device=device)}, evidence).tolist()
-            predicted = None if evidence is None else evidence_scores(outputs, targets, evidence)
+            outputs = self.model(**inputs)
+            targets = {name: value.to(device) for name, value in pad_targets(features).items()}
+            losses = qa_loss(outputs, {**targets, "attention_mask": inputs["attention_mask"]}).tolist()
         for row, item in enumerate(batch):
             item.starts, item.ends = (scores[row].float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
             item.loss = losses[row]
-            if predicted is not None:
-                item.kinds = predicted.kinds[row].float().log_softmax(-1).cpu().numpy()
-                item.sentences = {number: float(predicted.sentences[row, at]) for at, (number, _, _) in enumerate(item.feature.sentences)}
-                item.paragraphs = {
-                    number: float(predicted.paragraphs[row, at]) for at, (number, _, _) in enumerate(item.feature.paragraphs)
-                }
 
 
 class _Input:
     """One of an example's inputs, and the model's scores for it."""
 
-    def __init__(self, number: int, feature: QAFeature, example: Mapping[str, Any]) -> None:
-        self.example_number, self.feature, self.kind = number, feature, kind_number(example, feature)
+    def __init__(self, number: int, feature: QAFeature) -> None:
+        self.example_number, self.feature, self.loss = number, feature, 0.0
         self.starts = self.ends = np.zeros(0)
-        self.kinds, self.loss = np.array([1.0, 0.0, 0.0]), 0.0
-        self.sentences: dict[int, float] = {}
-        self.paragraphs: dict[int, float] = {}
-
-
-def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The highest score of each number."""
-    highest: dict[int, float] = {}
-    for number, score in (pair for part in scores for pair in part.items()):
-        highest[number] = max(score, highest.get(number, -np.inf))
-    return highest
 
 
 def windows(max_length: int = 512, stride: int = 128, max_question_tokens: int = 64) -> QAEncodingConfig:
@@ -204,8 +162,6 @@ class Answer:
     Attributes:
         text: the answer, "" for none.
         spans: candidates, best first.
-        kind: "span", or HotpotQA's kind: "yes" or "no".
-        supporting: numbers of the example's sentences that support the answer (HotpotQA).
         losses: of the document's inputs.
         length: tokens of the document.
         position: tokens before the first right answer; -1 without one.
@@ -213,8 +169,6 @@ class Answer:
 
     text: str
     spans: list[Span]
-    kind: str = "span"
-    supporting: list[int] = field(default_factory=list)
     losses: tuple[float, ...] = ()
     length: int = 0
     position: int = -1
@@ -222,7 +176,7 @@ class Answer:
     @property
     def best(self) -> str:
         """The answer if there must be one."""
-        return self.kind if self.kind != "span" else self.spans[0].text if self.spans else ""
+        return self.spans[0].text if self.spans else ""
 
     @property
     def score(self) -> float:
@@ -231,7 +185,7 @@ class Answer:
 
     def above(self, threshold: float | None) -> str:
         """The answer, "" where the best span's score is below ``threshold``; ``None`` = there must be one."""
-        return "" if threshold is not None and self.kind == "span" and self.score < threshold else self.best
+        return "" if threshold is not None and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
         """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to 1."""
@@ -265,7 +219,7 @@ def n_best_spans(
     """
     spans: dict[tuple[int, int], float] = {}
     for feature, starts, ends in zip(features, start_scores, end_scores, strict=True):
-        inside = np.array([offset is not None and offset[0] < offset[1] for offset in feature.offsets])  # markers are not answers
+        inside = np.array([offset is not None and offset[0] < offset[1] for offset in feature.offsets])  # empty tokens are not answers
         null = float(starts[0] + ends[0])
         starts = np.where(inside, starts[: len(feature)], -np.inf)
         ends = np.where(inside, ends[: len(feature)], -np.inf)

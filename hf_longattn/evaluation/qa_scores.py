@@ -1,5 +1,5 @@
-"""Scores of answers, and files of predictions in SQuAD's, HotpotQA's and TriviaQA's formats. The scores are exact match and F1 by document
-length and by the answer's position, SQuAD 2's threshold, HotpotQA's facts, TriviaQA's several documents, and DocVQA's ANLS."""
+"""Scores of answers, and files of predictions in SQuAD's and TriviaQA's formats. The scores are exact match and F1 by document length and
+by the answer's position, with SQuAD 2's threshold and TriviaQA's several documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_longattn.evaluation.metrics.long_qa import SCRIPTS
 from hf_longattn.evaluation.qa_reader import Answer
 
 PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
-FACTS, BY_DOCUMENT = "hotpot_predictions.json", "triviaqa_predictions.json"
+BY_DOCUMENT = "triviaqa_predictions.json"
 
 
 def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], threshold: float | None = None) -> dict[str, Any]:
@@ -28,8 +28,7 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
 
     Returns:
         exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
-        without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*; of
-        questions about pages, whose examples have words, DocVQA's anls.
+        without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
         A question with several documents (TriviaQA) counts once (:func:`by_question`). document_* count every document, as in TriviaQA's
         Web part.
     """
@@ -49,17 +48,6 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     for name, numbers in parts.items():
         if numbers:
             result |= _named(name, _scores([examples[number] for number in numbers], [texts[number] for number in numbers]))
-    if any(example.get("sentences") for example in examples):
-        predictions = [
-            {"answer": text, "facts": _as_facts(facts_of(example, answer.supporting))}
-            for text, example, answer in zip(texts, examples, answers, strict=True)
-        ]
-        references = [{"answer": (gold_of(example) or [""])[0], "facts": _as_facts(facts_of(example))} for example in examples]
-        scores = load_metric("hotpot").compute(predictions=predictions, references=references)
-        result |= {name: value for name, value in scores.items() if name.startswith(("sp_", "joint_"))}
-    if any(example.get("words") for example in examples):
-        scores = load_metric("anls").compute(predictions=texts, references=[gold_of(example) for example in examples])
-        result |= {name: value for name, value in scores.items() if name != "n"}
     return result
 
 
@@ -77,10 +65,6 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
 def _named(name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a part of the questions under the names of SQuAD 2's script."""
     return {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
-
-
-def _as_facts(facts: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    return [{"title": title, "sentence": sentence} for title, sentence in facts]
 
 
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
@@ -120,13 +104,6 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
     return list(example.get("gold") or example["answers"]["text"])
 
 
-def facts_of(example: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[tuple[str, int]]:
-    """Title and number of the sentences ``numbers``; default: of the sentences that support the correct answer."""
-    sentences = example.get("sentences") or []
-    chosen = [sentence for sentence in sentences if sentence["supports"]] if numbers is None else [sentences[number] for number in numbers]
-    return [(sentence["title"], sentence["index"]) for sentence in chosen]
-
-
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
     """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no answer" in the order
     of their scores."""
@@ -145,9 +122,8 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
-    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. HotpotQA also gets
-    ``hotpot_predictions.json`` {answer, sp}, and TriviaQA ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script)
-    and QUESTION--DOCUMENT (for the Web's)."""
+    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. TriviaQA also gets
+    ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script) and QUESTION--DOCUMENT (for the Web's)."""
     each = {
         f"{example['id']}--{example['document']}": answer
         for example, answer in zip(examples, answers, strict=True)
@@ -160,9 +136,6 @@ def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answe
         NULL_ODDS: {name: -answer.score if answer.spans else 0.0 for name, answer in named.items()},
         N_BEST: {name: answer.n_best() for name, answer in named.items()},
     }
-    if any(example.get("sentences") for example in examples):
-        pairs = {str(example["id"]): facts_of(example, named[str(example["id"])].supporting) for example in examples}
-        files[FACTS] = {"answer": files[PREDICTIONS], "sp": pairs}
     if each:
         files[BY_DOCUMENT] = {**files[PREDICTIONS], **{name: answer.text for name, answer in each.items()}}
     for name, contents in files.items():

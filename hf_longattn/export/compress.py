@@ -25,7 +25,6 @@ from ..conversion.folders import add_source_files, open_for_writing, with_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo
-from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
@@ -247,7 +246,6 @@ def compress_checkpoint(
         check_extra("compress")
     with quiet_libraries():
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
-    refuse_adapter(opened)
     inputs = CompressionInput.from_source(opened, chosen)
     if chosen.method in QUANTISED and sentence_kind(opened.card_folder) == EMBEDDINGS:
         # transformers cannot load a base model from quantised files that include a head

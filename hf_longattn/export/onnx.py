@@ -26,7 +26,6 @@ from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo, Source, open_source
 from ..conversion.sources.folder import refuse_quantised
-from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
@@ -149,7 +148,6 @@ def export_checkpoint(
     if not is_long(source.config):
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     refuse_quantised(source)
-    refuse_adapter(source)
     source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
     say(f"reading {short_name(source)}")

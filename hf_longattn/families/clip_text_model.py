@@ -36,7 +36,7 @@ class TakesPackedRows(_Module):
 
 
 class LongCLIPTextMixin(ReplacedModules):
-    """Pools every text at its end token. Also if the base ran on packed rows or segments."""
+    """Pools every text at its end token. Also if the base ran in segments."""
 
     replaced = {CLIPTextEmbeddings: TakesPackedRows}
 

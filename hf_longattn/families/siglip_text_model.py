@@ -24,7 +24,7 @@ from .clip_text_model import TakesPackedRows
 
 
 class ReadsLastToken(ReplacedModules):
-    """Pools a text at its last real token. Also if the base ran on packed rows or segments. Without a mask, at the last position."""
+    """Pools a text at its last real token. Also if the base ran in segments. Without a mask, at the last position."""
 
     replaced = {SiglipAttention: HandsKeywordsDown, SiglipTextEmbeddings: TakesPackedRows}
     head: nn.Module

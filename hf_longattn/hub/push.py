@@ -18,9 +18,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from ..constants import PREDICTIONS
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
-from ..inputs.common.examples import ADAPTER
 from ..local_names import without_folders
-from ..reading import check_link, homes_of, read_json_object, read_text
+from ..reading import check_link, homes_of, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
 from .remote_code import bundle_remote_code
@@ -148,7 +147,7 @@ def _push(
     with translated_errors(repo_id, api.token):
         if (place / "README.md").is_file():
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
-        _changed(place, files, repo_id)  # damaged files are refused before that, too
+        _records(place, files, repo_id)  # damaged files are refused before that, too
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
         if private:
@@ -157,7 +156,7 @@ def _push(
             api.create_branch(name, branch=revision, exist_ok=True)
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
-    changed = _changed(place, files, name) | ({"README.md": text} if text is not None else {})
+    changed = _records(place, files, name) | ({"README.md": text} if text is not None else {})
     sent = tuple(sorted({*files, *changed}))
     added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
     with translated_errors(repo_id, api.token):  # upload_folder would split a large folder into several commits
@@ -244,24 +243,8 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
     return text, "the folder's"
 
 
-def _changed(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> text to upload in place of a file. The file names folders of this machine."""
-    return {**_adapter(place, name), **_records(place, files, name)}
-
-
-def _adapter(place: Path, name: str) -> dict[str, str]:
-    """Path -> config of the model's PEFT adapter, with the repository as its base. Empty if no adapter has this folder as its base."""
-    file = place / ADAPTER
-    if not file.is_file():
-        return {}
-    config = read_json_object(file)
-    base = Path(str(config.get("base_model_name_or_path"))).expanduser()
-    ours = base.is_absolute() and (base.name == place.resolve().name or base.resolve() == place.resolve())
-    return {ADAPTER.as_posix(): json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"} if ours else {}
-
-
 def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> text of a report or log, with the repository's name. Without folders of this machine."""
+    """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
     read_report(place)  # refuses a report that no conversion wrote
     changed = {}
     for file in files:

@@ -118,10 +118,9 @@ def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_
     body = "".join(_block(block, values) for block in example.blocks.split())
     loaded = [auto] if auto else [] if ours else [architecture]
     classes = [*loaded, *([example.reader[1]] if example.reader else []), *(["pipeline"] if example.pipeline else [])]
-    first, last = example.imports
     uses_torch = "torch." in body or (body.strip() and example.reader != TOKENIZER)
-    imports = [*first, *(["import torch"] if uses_torch else []), *([IMPORT_LINE] if ours else [])]
-    imports += [*last, *([f"from transformers import {', '.join(sorted(classes))}"] if classes else [])]
+    imports = [*example.imports, *(["import torch"] if uses_torch else []), *([IMPORT_LINE] if ours else [])]
+    imports += [f"from transformers import {', '.join(sorted(classes))}"] if classes else []
     loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
     values |= {"imports": imports, "reader": example.reader, "loaded_by": loaded_by, "trust": _trust(trusts_code), "body": body}
     return re.sub(r"\n{3,}", "\n\n", _block("code", values)).strip()

@@ -165,7 +165,7 @@ class GridKind(SizedKind):
         piped = processed and head.auto_class == "AutoModelForImageClassification"
         reader = ("processor", "AutoImageProcessor") if processed else None
         blocks = f"image {head.blocks} {'image_pipeline' if piped else ''}"
-        return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
+        return Example(head, blocks, facts, reader, (PILLOW,) if processed else (), piped)
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])

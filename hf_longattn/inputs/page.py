@@ -14,7 +14,5 @@ from .text import TextKind
 class PageKind(TextKind):
     """Token ids and further arguments of ``forward``, such as boxes (``Family.page``)."""
 
-    trained_by = ("--layout",)
-
     def seeded(self, config: Any, ids: Tensor) -> dict[str, Tensor]:
         return self.family.rule.seeded(config, ids.shape[0], ids.shape[1])

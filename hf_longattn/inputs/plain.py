@@ -73,7 +73,7 @@ class PlainKind(TextKind):
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         if head.blocks == "image outputs" and ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
             reader = ("processor", "AutoImageProcessor")
-            return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, ((), (PILLOW,)))
+            return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, (PILLOW,))
         if head.blocks in ("image outputs", ""):
             return Example(head, "", {}, None)
         return super().example(folder, {**config, "long_attention": None}, head, length, metadata)  # forward takes no global tokens

@@ -168,7 +168,7 @@ class SoundKind(SizedKind):
         }
         reader = ("processor", "AutoFeatureExtractor") if processed else None
         blocks = f"sound {head.blocks} {'sound_pipeline' if piped else ''}"
-        return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
+        return Example(head, blocks, facts, reader, ("import numpy as np",) if processed else (), piped)
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As in :class:`SizedKind`. Also raises :class:`LengthError` for a duration at which an untrained result is of no use."""

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FAILED, PASSED, SKIPPED, Check
-from ..data.page_words import text_encoding
-from ..data.tokenization import between, special_ids
+from ..data.tokenization import between, special_ids, text_encoding
 from ..errors import CheckpointError, LengthError, OptionError
 from ..loading import check_token_ids, load_part
 from ..mechanisms import Mechanism, list_mechanisms

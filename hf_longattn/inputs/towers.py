@@ -102,7 +102,7 @@ class TowersKind(InputKind):
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         if not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
             return None
-        return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), ((), (PILLOW,)))
+        return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), (PILLOW,))
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
         """Maximum length, in tokens, of the towers that read texts."""

@@ -22,19 +22,17 @@ from .layer_attention import LayerAttention
 
 USUAL = (
     "window:window=128", "window:window=256", "window:window=512", "window:window=1024",
-    "longformer:window=256", "longformer:window=512", "bigbird", "lsg", "lsg:selection=strided", "strided", "fixed",
-    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_groups",
+    "longformer:window=256", "longformer:window=512", "bigbird", "strided", "fixed",
+    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl",
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
 """Candidates by default. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
 """Further candidates by default for causal layers. In bidirectional layers global tokens take the role of attention sinks."""
-USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
-"""Chunked mechanisms among the default candidates for sound."""
-USUAL_FOR_SOUND = ("window:window=32", "window:window=64", *USUAL_CHUNKS)
+USUAL_FOR_SOUND = ("window:window=32", "window:window=64")
 """Candidates by default for sound, in addition to the candidates for texts that support it."""
 USUAL_ON_GRIDS = (
-    "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",
+    "window2d:window=14", "window2d:window=7",
     "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
 )  # fmt: skip

@@ -32,7 +32,6 @@ from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import enable_long_attention
-from ..sharding import only_locality
 from .numbered_inputs import AuditInputs, Mixing
 
 PAIRS_IN_MEMORY = 1 << 22
@@ -299,9 +298,9 @@ class DeclaredReach:
         mechanism = with_storage(for_length(mechanism, self.length, causal))
         call = AttentionCall(causal=causal, global_mask=chosen if mechanism.traits.takes_globals else None)
         tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
-        local = only_locality(mechanism, causal)
+        local = mechanism.locality(causal)
         masked = isinstance(mechanism, MaskedMechanism) and mechanism.mask_is_reach
-        if local is None or (tokens is not None and not masked):
+        if local is None or local.beside == "others" or (tokens is not None and not masked):
             back, ahead = self.length, 0 if causal else self.length
         else:
             back, ahead = local.back, local.ahead

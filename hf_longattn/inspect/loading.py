@@ -69,4 +69,4 @@ def _load(source: Source) -> nn.Module:
         model_class: Any = AutoModel
         if family is not None and family.base_classes is not None:  # transformers' class cannot be built
             model_class = family.base_class(family.base_model_name)
-        return source.finish(source.load(model_class, dtype=torch.float32))
+        return source.load(model_class, dtype=torch.float32)

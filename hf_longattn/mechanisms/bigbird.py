@@ -150,10 +150,9 @@ class BigBird(MaskedMechanism):
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
         """The block pattern of sequences with ``count (B or 1,)`` blocks each. The longest sequence has ``rows`` blocks."""
         o, seed = self.options, self.options.seed + self.layer + seed
-        first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "seeded":
             sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
-            random = seeded_blocks(seed, heads, count, rows, *sizes, causal, device)[:, first : first + self.num_heads]
+            random = seeded_blocks(seed, self.num_heads, count, rows, *sizes, causal, device)
         else:
             random = count.new_zeros(1, 1, rows, 0)
         again = o.num_random_blocks - random.shape[-1]
@@ -235,7 +234,7 @@ class BigBird(MaskedMechanism):
 
         if tokens is not None:
             return make()
-        key = (type(self), self.options, self.num_heads, self.head_range, self.layer + seed, length, causal, device, dtype)
+        key = (type(self), self.options, self.num_heads, self.layer + seed, length, causal, device, dtype)
         return BYTE_CACHE.get(key, make)
 
 

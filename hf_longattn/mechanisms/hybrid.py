@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,14 @@ from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.linear_documents import segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
-from ..positions.distances import Locality
-from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
-from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism, documents_layout
 from .common.layout import band_pairs, full_pairs
+from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .common.traits import Handling
 from .hedgehog import HedgehogOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 HEDGEHOG = MechanismSpec("hedgehog", HedgehogOptions())  # frozen, so a field may have it as default
 INITIAL_MIXING = 0.1
@@ -109,11 +104,6 @@ class Hybrid(Mechanism):
             first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
-    def of_heads(self, first: int, last: int) -> Self:
-        part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # hides the submodule ``linear``, which ``part`` shares with ``self``
-        return part
-
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return True
 
@@ -142,33 +132,8 @@ class Hybrid(Mechanism):
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, leaving:], "values": v[:, :, leaving:], "real": mask[:, leaving:]}
 
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """Fetch the window's keys from the neighbouring processes. For all other keys, processes exchange only their sums."""
-        if shard.documents is not None:
-            return attend_by_heads(self, q, k, v, call, shard)
-        pattern = Pattern.window(self.options.window, call.causal)
-        ranges = shard.around(Locality(pattern.left, pattern.right))
-        low, high = ranges[shard.rank]
-        with torch.autocast(q.device.type, enabled=False):
-            keys, values = shard.reach(torch.cat([k, v], -1), ranges).split(k.shape[-1], -1)
-            features = self.linear.keys(at_least_fp32(k), call)
-            summed = _with_ones(at_least_fp32(v), features.shape[1])
-            if shard.mask is not None:
-                features = masked(features, shard.mask[:, shard.start : shard.stop])
-
-            def beyond(parts: list[slice]) -> State:
-                """The sums that this process needs, over all shards. ``parts[r]`` selects the local tokens that process r needs."""
-                sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
-                return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
-
-            earlier = beyond([slice(0, max(0, first - shard.start)) for first, _ in ranges])
-            later = None if call.causal else beyond([slice(max(0, last - shard.start), None) for _, last in ranges])
-            queries = F.pad(q, (0, 0, 0, high - shard.stop))
-            out = self._run(queries, keys, values, earlier, shard.call(call, low, high), later)
-        return out[:, :, : shard.stop - shard.start]
-
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
-        """The output. ``sums`` covers the keys before ``k``, and ``later`` the keys after ``k``."""
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall) -> Tensor:
+        """The output. ``sums`` covers the keys before ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         numbers = None if call.documents is None else (call.documents.number, call.documents.number)
@@ -176,7 +141,7 @@ class Hybrid(Mechanism):
         total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
-            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, later, call)
+            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call)
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -208,9 +173,7 @@ class Hybrid(Mechanism):
         return min(full_pairs(length, causal), band + length * 2 * self.linear.features_per_head())
 
 
-def _far(
-    phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None, call: AttentionCall
-) -> Tensor:  # fmt: skip
+def _far(phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, call: AttentionCall) -> Tensor:
     """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``."""
     values = _with_ones(at_least_fp32(v), phi_k.shape[1])
     phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
@@ -219,7 +182,7 @@ def _far(
         return far
     rows = phi_q.shape[2]
     phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
-    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, later, call, reverse=True).flip(2)
+    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, None, call, reverse=True).flip(2)
 
 
 def _beyond(

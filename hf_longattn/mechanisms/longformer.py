@@ -27,7 +27,6 @@ from ..engines.common.global_rows import global_index, put_rows, separate_rows
 from ..errors import LengthError, MaskError, OptionError
 from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
-from ..sharding import Shard, global_rows_of
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
@@ -135,15 +134,6 @@ class Longformer(SparseMechanism):
         query, key, value = self.separate.exact(self._hidden(call), q.dtype)
         weights = super().dense_weights(*with_dense_terms(self, query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
-
-    def global_rows(
-        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.options.separate_global:
-            return global_rows_of(q, k, v, call, index, shard)
-        separate, hidden = self.separate, self._hidden(call)
-        chosen = shard.tokens(hidden[:, None], index)[:, 0]
-        return separate.heads(separate.query(chosen)), separate.heads(separate.key(hidden)), separate.heads(separate.value(hidden))
 
     def _hidden(self, call: AttentionCall) -> Tensor:
         if call.hidden_states is None:

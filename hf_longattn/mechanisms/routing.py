@@ -34,7 +34,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +49,6 @@ from .common.bucketed import BucketedMechanism, recent_by_rows, recent_in_bucket
 from .common.layout import band_tile, full_pairs
 from .common.registry import register_mechanism
 from .common.traits import needs_whole_batch
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of clusters if the longest input is unknown."""
@@ -318,16 +315,6 @@ class Routing(BucketedMechanism):
             earlier, sums = self._unshared or (self.centroids.clone(), 0)
             self._unshared = earlier, sums + torch.stack(kinds)
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
-
-    def of_heads(self, first: int, last: int) -> Self:
-        part, num_heads = super().of_heads(first, last), self.num_heads
-
-        def follow(kinds: list[Tensor]) -> None:
-            """Move the centroids of these heads by ``kinds``, see :func:`moved`. Those of other heads get no tokens, and stay."""
-            self._follow([F.pad(sums, (0, 0, 0, 0, first, num_heads - last)) for sums in kinds])
-
-        vars(part)["_follow"] = follow
-        return part
 
     def unshared_sums(self) -> Tensor:
         """:func:`cluster_sums` of this process's queries and keys since the last :meth:`share`, ``(2, H, clusters, D + 1)``."""

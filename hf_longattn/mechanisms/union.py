@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
-from ..sharding import Shard, attend_sharded
-from .common.base import Mechanism
-from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
-from .common.locality import joined, keys_per_query
+from .common.locality import keys_per_query
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
+from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
 from .common.traits import Handling
 from .strided import StridedOptions
@@ -48,7 +47,7 @@ class UnionOptions(Options):
             if not masked or not choice.options.is_mask():
                 raise OptionError(
                     f"Mechanism {choice.mechanism!r} is not a mask over positions, so a union cannot contain it; "
-                    "join masks such as window, longformer or strided, or give it separate heads with 'per_head'."
+                    "join masks such as window, longformer or strided."
                 )
 
     def min_heads(self) -> int:
@@ -56,14 +55,14 @@ class UnionOptions(Options):
 
 
 @register_mechanism("union")
-class Union(Composite, GatheredMechanism):
+class Union(GatheredMechanism):
     """Softmax over the pairs that any member's mask allows. Each pair counts once."""
 
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
     when = "one softmax over several patterns, for example a window and strided columns"
     cost = "the sum of its members'"
-    traits = Composite.traits.but(takes_globals=True)
+    traits = GatheredMechanism.traits.but(takes_globals=True)
     sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
 
     @classmethod
@@ -71,13 +70,41 @@ class Union(Composite, GatheredMechanism):
         return {"of": f"longformer:window=8+window:window={2 * length}"}
 
     options: UnionOptions
+    members: nn.ModuleList
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.adopt(_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of)
+        built = (choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of)
+        self.members = nn.ModuleList(member.for_union() for member in built if isinstance(member, MaskedMechanism))
+        forms = {member.causal for member in self.mechanisms} - {"both"}
+        if len(forms) > 1:
+            causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
+            raise OptionError(
+                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has no causal "
+                "form; leave one of them out."
+            )
+        self.causal = forms.pop() if forms else "both"
+        traits = [member.traits for member in self.mechanisms]
+        needs = {member.needs_whole_batch for member in traits}
+        self.traits = self.traits.but(
+            trains=any(member.trains for member in traits),
+            takes_globals=any(member.takes_globals for member in traits),
+            token_rule=next((member.token_rule for member in traits if member.token_rule is not None), None),
+            takes_sinks=all(member.takes_sinks for member in traits),
+            needs_whole_batch=next(when for when in ("always", "in training", "never") if when in needs),
+            exports=all(member.exports for member in traits),
+        )
         if all(member.per_head_tensors is not None for member in self.mechanisms):
             named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
             self.per_head_tensors = tuple(f"members.{i}.{name}" for i, name in named)
+
+    def enter(self, layer: int) -> None:
+        for member in self.mechanisms:
+            member.layer = layer
+
+    @property
+    def mechanisms(self) -> list[MaskedMechanism]:
+        return list(self.members)  # type: ignore[arg-type]
 
     @property
     def bands(self) -> list[SparseMechanism]:
@@ -99,19 +126,16 @@ class Union(Composite, GatheredMechanism):
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
-        mods = [member.mask_mod(causal, global_mask) for member in self._masks()]
+        mods = [member.mask_mod(causal, global_mask) for member in self.mechanisms]
         return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The tokens that are global to any member."""
-        masks = [tokens for member in self._masks() if (tokens := member.resolve_globals(k, call)) is not None]
+        masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
         return functools.reduce(torch.logical_or, masks) if masks else None
 
     def most_globals(self) -> int:
-        return sum(member.most_globals() for member in self._masks())
-
-    def _masks(self) -> list[MaskedMechanism]:
-        return self.mechanisms  # type: ignore[return-value]
+        return sum(member.most_globals() for member in self.mechanisms)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """A tile for the band, then each member's tiles without the pairs of earlier tiles."""
@@ -138,17 +162,24 @@ class Union(Composite, GatheredMechanism):
         return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
 
     def locality(self, causal: bool) -> Locality | None:
-        return joined((member.locality(causal) for member in self.mechanisms), one_softmax=True)
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        return attend_sharded(self, q, k, v, call, shard, None if self.gathered else self.pattern(call.causal))
+        members = [member.locality(causal) for member in self.mechanisms]
+        known = [local for local in members if local is not None]
+        if len(known) < len(members):
+            return None
+        back, ahead = max(local.back for local in known), max(local.ahead for local in known)
+        kinds = {local.beside for local in known}
+        return Locality(
+            back, ahead, math.lcm(*(local.period for local in known)),
+            beside=next(kind for kind in ("others", "globals", "") if kind in kinds),
+            width_of_keys=back + ahead if len(known) > 1 else known[0].width,
+        )  # fmt: skip
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         masks = []
-        for member in self._masks():
+        for member in self.mechanisms:
             reached, mask = keys_per_query(member), member.kept(positions, upcoming)
             if reached is not None:
                 mask = positions > upcoming - reached
@@ -160,7 +191,3 @@ class Union(Composite, GatheredMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         """Upper bound on the number of pairs. A pair counts once per member that sees it, up to full attention in total."""
         return min(full_pairs(length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
-
-
-def _joined(member: Mechanism) -> Mechanism:
-    return member.for_union() if isinstance(member, MaskedMechanism) else member

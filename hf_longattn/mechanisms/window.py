@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,9 +33,6 @@ from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import register_mechanism
 from .common.traits import Handling
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +111,6 @@ class Window(SparseMechanism, GatheredMechanism):
     @property
     def handling(self) -> Handling:  # type: ignore[override]
         return self.band_handling(exports_definition=self.max_dilation > 1)
-
-    def of_heads(self, first: int, last: int) -> Self:
-        part = super().of_heads(first, last)
-        part._dilate(self.dilations[first:last])
-        return part
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""

@@ -63,11 +63,6 @@ class SegmentMemory(ABC):
         """The size in bytes."""
 
 
-def of_memory(cache: Any) -> bool:
-    """Whether a decode cache belongs to a :class:`CacheMemory`."""
-    return hasattr(cache, "positions_restart")
-
-
 class TokenMemory(SegmentMemory):
     """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with the learned tokens."""
 

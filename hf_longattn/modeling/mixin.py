@@ -21,7 +21,6 @@ from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
-from ..memory.segment_memory import of_memory
 from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
@@ -38,10 +37,8 @@ from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import KEPT_HEADS, cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
 from .run.losses import with_training_loss
-from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
-from .run.modes import RunsInModes, run_in_modes
-from .run.segment_decoding import SegmentDecoding
-from .run.segments import TOKEN_MEMORY_ARGUMENT, Segments
+from .run.memory import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
+from .run.segments import run_in_segments
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -52,7 +49,6 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-IN_SEGMENTS = (SegmentDecoding(), Segments())
 LONG_ARGUMENTS: dict[str, str] = {
     "global_attention_mask": "Tensor | None",
     "documents": "Tensor | None",
@@ -155,10 +151,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
-
-    def modes_of(self, arguments: dict[str, Any]) -> list[str]:
-        """The modes that apply to a call of this model. A head leaves them to its base model."""
-        return []
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward``, with the training loss; see :func:`with_training_loss`."""
@@ -267,8 +259,8 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             model_kwargs["global_attention_mask"] = nn.functional.pad(mask, (0, new))
         return model_kwargs
 
-    def optimize_for_inference(self, precision: str = "bf16", *, pack: bool | None = None) -> Self:
-        """Make this model fast for inference on the CPU, in place. Linear layers in bf16 or 8 bits, no work on padding.
+    def optimize_for_inference(self, precision: str = "bf16") -> Self:
+        """Make this model fast for inference on the CPU, in place. Linear layers compute in bf16 or 8 bits.
 
             model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
 
@@ -276,7 +268,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
         Args:
             precision: ``fp32``, ``bf16`` or ``int8``.
-            pack: whether to run padded batches as one row; by default if the model can.
 
         Returns:
             This model.
@@ -284,7 +275,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         Raises:
             OptionError, BackendError: as for :func:`hf_longattn.optimize_for_inference`.
         """
-        return optimize_for_inference(self, precision, pack=pack)
+        return optimize_for_inference(self, precision)
 
     def call_with_memory(
         self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
@@ -296,13 +287,13 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """
         if memory is None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
+        return run_with_memory(self, forward, arguments, memory, reset)
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
         Each call sees, without gradients, as much of earlier calls as its mechanisms do: the last ``memory_length`` tokens with
-        ``transformer_xl``, a state with ``infini`` and linear mechanisms, memory tokens with ``recurrent_memory``.
+        ``transformer_xl``, a state with linear mechanisms, memory tokens with ``recurrent_memory``.
         ``attention_mask (B, n)`` covers the new tokens. Rows of ``memory_reset (B,)`` start a new document.
 
         Args:
@@ -370,13 +361,18 @@ class LongGenerationMixin(_Base):
             kwargs["global_attention_mask"] = global_tokens_of(
                 rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )
+        if getattr(self.running_base, "runs_in_segments", False):  # every step reads the whole text: segments have no cache
+            if inputs_embeds is not None:
+                raise MemoryMismatchError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
+            kept = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
+            return {**super().prepare_inputs_for_generation(input_ids, **kept), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         if not self.config.is_encoder_decoder and self.runs_mechanisms:
             _in_fixed_shapes(inputs)
         return inputs
 
 
-class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
+class LongBaseModelMixin(FindsDocuments, LongAttentionMixin):
     """Mixin before the base model, which receives all inputs: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
@@ -406,17 +402,6 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
                 arguments[name] = value.flatten(0, 1)
         super().read_arguments(arguments)
 
-    def modes_of(self, arguments: dict[str, Any]) -> list[str]:
-        """The modes that apply to a call of this model."""
-        cache = arguments.get(CACHE)
-        applies = {
-            "sharding": self.sharding is not None,
-            "packing": self.packing is not None,
-            "segments": self.runs_in_segments,
-            "memory": TOKEN_MEMORY_ARGUMENT in arguments or (cache is not None and of_memory(cache)),
-        }
-        return [key for key in applies if applies[key]]
-
     def after_attach(self) -> None:
         """Set ``attention_modules`` and ``exact_length``, and add memory tokens if needed. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
@@ -433,26 +418,16 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
                 self.exact_length = None if computes_source or any(not layer.traits.ignores_padding for layer in layers) else 0
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""
+        """The outputs of ``base_forward``. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
+        model runs in segments. A base model has no loss."""
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
-        outputs = None
-        if modes := self.modes_of(arguments):
-            outputs = run_in_modes((self.sharding, self.packing), self, base_forward, arguments, modes)
-        return self.run_whole(base_forward, arguments) if outputs is None else outputs
-
-    def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs for whole batch rows. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
-        model runs in segments."""
         self.check_inputs(arguments)
         self._find_globals(arguments)
         arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
         if self.runs_mechanisms and self.hands_globals_down and self._collects_attentions(arguments):
             arguments[COLLECT_WEIGHTS] = True
-        outputs = None
-        if self.runs_in_segments:
-            outputs = run_in_modes(IN_SEGMENTS, self, base_forward, arguments, self.modes_of(arguments))
-        return base_forward(self, **arguments) if outputs is None else outputs
+        return run_in_segments(self, base_forward, arguments) if self.runs_in_segments else base_forward(self, **arguments)
 
     @property
     def takes_globals(self) -> bool:

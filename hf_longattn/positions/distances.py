@@ -19,10 +19,9 @@ class Locality:
     """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
-    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard
-        cannot rely on neighbouring tokens.
+    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys
+        anywhere.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
-    in_eval: ``"same"``: the range also holds in eval mode. ``"everything"``: all keys are seen there. ``"unknown"``: not known.
     width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period - 1 if ahead > 0.
     """
 
@@ -31,7 +30,6 @@ class Locality:
     period: int = 1
     beside: str = ""
     is_window: bool = False
-    in_eval: str = "same"
     width_of_keys: int | None = None
 
     @property
@@ -54,7 +52,7 @@ def untrained_distances(rule: str, trained: int, length: int, local: Locality | 
         rule: how positions are extended: ``"tile"``, ``"rope:none"`` …
         trained: length that the checkpoint was trained for, in tokens.
         length: maximum length of the result, in tokens.
-        local: how far a query of this layer sees in eval mode; ``None`` if unbounded, or chosen by content.
+        local: how far a query of this layer sees; ``None`` if unbounded, or chosen by content.
         reach: maximum number of past keys that a causal query sees, sinks included; ``None`` if unbounded.
 
     Returns:

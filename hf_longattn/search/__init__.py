@@ -1,15 +1,12 @@
 """Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
 
-run                  the search: its steps, and what is known after each of them
+run                  the search: its steps, and what is known after each of them; ``--mechanism auto`` of a conversion
 config               its settings
 budget, candidates   the limit, and the mechanisms to choose from
 costs, design        seconds and bytes of a candidate in one layer, measured on this machine; a candidate for each layer, with its costs
 inputs, model        pieces of a text, images and recordings; the checkpoint with any design in its layers
-scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
-objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
-folder               where it is kept, and how it resumes
+scores, knapsack     what each candidate is worth in each layer, the best choice within the budget, and what a design does to predictions
 result               the report
-auto                 ``--mechanism auto`` of a conversion
 """
 
 from __future__ import annotations
@@ -19,12 +16,12 @@ from typing import TYPE_CHECKING
 from ..lazy import public_names
 
 if TYPE_CHECKING:
-    from .auto import choose_mechanisms as choose_mechanisms
     from .budget import Budget as Budget
     from .config import SearchConfig as SearchConfig
     from .design import CostedDesign as CostedDesign
     from .design import Design as Design
     from .result import SearchResult as SearchResult
+    from .run import choose_mechanisms as choose_mechanisms
     from .run import search_design as search_design
 
 __getattr__, __all__ = public_names(__name__)

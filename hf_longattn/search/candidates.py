@@ -8,27 +8,26 @@ from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputSizes
 from ..inputs.text import text_sizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CAUSAL, USUAL_CHUNKS, unasked, unique_candidates
+from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.registry import prototype
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
     "window:window=320", "window:window=384", "window:window=512", "window:window=768", "window:window=1024", "longformer:window=128",
-    "longformer:window=256", "longformer:window=384", "longformer:window=512", "bigbird", "lsg", "block_top_k:num_blocks=4",
+    "longformer:window=256", "longformer:window=384", "longformer:window=512", "bigbird", "block_top_k:num_blocks=4",
     "block_top_k:num_blocks=8",
 )  # fmt: skip
 """Tried by default, besides full attention."""
 USUAL_ON_GRIDS = (
     "window2d:window=7", "window2d:window=8", "window2d:window=16", "window2d:window=32", "window2d:window=16,shift=alternate",
-    "local2d:radius=4", "local2d:radius=8", "local2d:radius=16", "neighborhood:kernel_size=7", "neighborhood:kernel_size=13",
-    "neighborhood:kernel_size=7,dilation=4", "axial", "window:window=256,order=hilbert", "window:window=512,order=hilbert",
+    "window:window=256,order=hilbert", "window:window=512,order=hilbert",
     "segmented:block_size=64,integration=pooled,order=tiles:8x8", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
     "bigbird:block_size=64,order=tiles:8x8", "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
 """Tried by default for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
-USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": (*USUAL, *USUAL_CHUNKS)}
+USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": USUAL}
 """What a model reads -> the candidates tried by default; those of the other inputs are on a grid."""
 FULL = Candidate("full")
 

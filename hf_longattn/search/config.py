@@ -1,4 +1,4 @@
-"""Settings of a search. Command line, search and folder read them here. Nothing heavy is imported, as in ``conversion/config.py``."""
+"""Settings of a search. Command line and search read them here. Nothing heavy is imported, as in ``conversion/config.py``."""
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SearchConfig(Settings):
     candidates: Sequence[str | Candidate] | None = setting(
         None,
         "A mechanism that layers may run, for example window:window=256. Repeatable.",
-        unset="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for images those on grids; for sound chunked, too",
+        unset="windows of several widths, longformer, bigbird, block_top_k, full; for images those on grids",
         flag="--candidate",
         type=list,
         metavar="MECHANISM[:NAME=VALUE,...]",
@@ -39,11 +39,8 @@ class SearchConfig(Settings):
     mode: str = setting("mechanisms", "mechanisms, or full-layers: which layers keep full attention while all others run --candidate.")
     score: str = setting(
         "mass",
-        "How stage 1 judges a candidate in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the "
-        "predictions.",
+        "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the predictions.",
     )
-    trials: int = setting(0, "Stage 2: number of designs tried on the whole model.", type=int, minimum=0)
-    objective: str = setting("loss", "What stage 2 measures: loss, held-out at --length, or kl, the divergence from the checkpoint.")
     pieces: int = setting(4, "Pieces of TEXT, or images, that are read at most.", type=int, minimum=1)
     queries: int = setting(512, "Queries measured in each piece for captured mass.", flag="-", type=int)
     compare_at: int | None = setting(
@@ -54,21 +51,16 @@ class SearchConfig(Settings):
         minimum=1,
     )
     positions: str = setting("auto", "How positions are extended, as --positions of `longattn convert`.")
-    seed: int = setting(0, "Seed of stage 2.", type=int)
     device: str | None = setting(None, "cpu, cuda …", unset="the accelerator, if there is one")
-    resume: bool = setting(False, "Continue the search in --output with the same settings.")
-    overwrite: bool = setting(False, "Replace the search in --output.")
     revision: str | None = of_conversion("revision")
     token: str | bool | None = of_conversion("token")
 
     def __post_init__(self) -> None:
-        for name, known in {"mode": ("mechanisms", "full-layers"), "score": ("mass", "kl"), "objective": ("loss", "kl")}.items():
+        for name, known in {"mode": ("mechanisms", "full-layers"), "score": ("mass", "kl")}.items():
             if (value := getattr(self, name)) not in known:
                 raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
         if min(self.pieces, self.queries) < 1:
             raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
-        if self.trials < 0:
-            raise OptionError(f"--trials is {self.trials}; give --trials 0 or more.")
 
     @property
     def full_layers(self) -> bool:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from ..attend import run_batch
 from ..conversion.flops import ModelShape, state_bytes
-from ..conversion.tensor_files import write_json
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
@@ -30,8 +27,6 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
-from ..reading import read_json_object
-from ..staging import staged_file
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """Errors of a mechanism while it is measured, which leave it out of the search."""
@@ -51,38 +46,20 @@ class LayerCost(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def setting_of(shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> dict[str, Any]:
-    """What costs depend on besides the candidate: the layer's shape, the length, the device, threads and software of this process."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
-    return {
-        "length": length, "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "hidden": shape.hidden,
-        "causal": shape.causal, "device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-        **({} if grid is None else {"grid": [*grid.sizes, grid.prefix]}),
-    }  # fmt: skip
-
-
 class LayerCosts:
-    """Costs of candidates in one setting, measured once and kept in a file.
+    """Costs of candidates in one setting.
 
     Args:
         shape: of the model.
         length: in tokens.
         device: on which layers run.
         grid: on which the tokens lie, if they are patches of an image.
-        file: JSON with what was measured before; it is written anew after each measurement. ``None`` keeps nothing.
     """
 
-    def __init__(
-        self, shape: ModelShape, length: int, device: torch.device, file: Path | None = None, grid: Grid | None = None
-    ) -> None:  # fmt: skip
-        self.shape, self.length, self.device, self.file, self.grid = shape, length, device, file, grid
-        self.setting = setting_of(shape, length, device, grid)
+    def __init__(self, shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> None:
+        self.shape, self.length, self.device, self.grid = shape, length, device, grid
         self.known: dict[str, LayerCost] = {}
         self.refused: dict[str, str] = {}
-        if file is not None and file.is_file():
-            stored = read_json_object(file)
-            if stored.get("setting") == self.setting:
-                self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
 
     def measure(self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False) -> Mapping[str, LayerCost]:
         """The costs by the candidates' text; those that cannot run at this length are missing, and in :attr:`refused`.
@@ -95,8 +72,7 @@ class LayerCosts:
         runs: dict[str, Callable[[], Tensor]] = {}
         for candidate in candidates:
             name = str(candidate)
-            known = self.known.get(name)
-            if name in runs or (known is not None and (known.bytes is not None or not memory)):
+            if name in runs:
                 continue
             try:
                 run, size = self._prepare(candidate)
@@ -119,10 +95,6 @@ class LayerCosts:
             for name, run in quick.items():
                 cost = self.known[name]
                 self.known[name] = LayerCost(min(cost.seconds, _timed(run)), cost.bytes)
-        if runs and self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with staged_file(self.file) as stage:
-                write_json(stage, {"setting": self.setting, "costs": {name: cost.to_dict() for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:

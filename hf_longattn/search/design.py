@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ from ..inspect import Candidate
 from .budget import Budget
 from .candidates import FULL
 from .costs import LayerCost
-from .knapsack import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -86,23 +85,18 @@ class CostedDesign:
 
     seconds: of the attention of all layers for one text of the target length.
     bytes: of a decoder, the state of all layers; of an encoder, the working memory of the largest layer; ``None`` where not measured.
-    score: by which stage 1 chose, the greater the better: captured mass, mean over layers, or minus the sum of the layers' KL divergences;
+    score: by which it was chosen, the greater the better: captured mass, mean over layers, or minus the sum of the layers' KL divergences;
         ``None`` where a layer's candidate has none.
-    loss: measured in stage 2.
     """
 
     design: Design
     seconds: float
     bytes: int | None
     score: float | None = None
-    loss: float | None = None
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
         """JSON-serialisable form, with six digits of each number."""
-        values = {
-            "seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds, "bytes": self.bytes, "score": self.score,
-            "loss": self.loss,
-        }  # fmt: skip
+        values = {"seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds, "bytes": self.bytes, "score": self.score}
         numbers = {name: value if name == "bytes" else float(f"{value:.6g}") for name, value in values.items() if value is not None}
         return {"layers": list(self.design.names), **numbers}
 
@@ -148,27 +142,9 @@ class DesignCosts:
         """What a design costs, in seconds or bytes as the budget."""
         return (max if self.peak else sum)(map(self.of_layer, design.names))
 
-    def excess(self, design: Design) -> float:
-        """What a design costs beyond the budget; 0 within it."""
-        return max(0.0, self.of_design(design) - self.limit * (1 + TOLERANCE))
-
-    def costed(self, design: Design, score: float | None = None, loss: float | None = None) -> CostedDesign:
+    def costed(self, design: Design, score: float | None = None) -> CostedDesign:
         """A design with its costs."""
         costs = [self.by_candidate[name] for name in design.names]
         sizes = [cost.bytes for cost in costs if cost.bytes is not None]
         size = None if len(sizes) < len(costs) else sum(sizes) if self.causal else max(sizes)
-        return CostedDesign(design, sum(cost.seconds for cost in costs), size, score, loss)
-
-
-def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
-    """The designs with a loss that no other design beats at the same cost or less, cheapest first."""
-    front: list[CostedDesign] = []
-    for costed in sorted((costed for costed in designs if costed.loss is not None), key=lambda costed: (costed.seconds, costed.loss)):
-        if not front or costed.loss < front[-1].loss:  # type: ignore[operator]
-            front.append(costed)
-    return front
-
-
-def unique(designs: Sequence[Design]) -> list[Design]:
-    """The designs without repetitions, in order."""
-    return list({design.names: design for design in designs}.values())
+        return CostedDesign(design, sum(cost.seconds for cost in costs), size, score)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,16 +97,3 @@ def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: 
     searched = SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
     searched.name = name or searched.name
     return searched
-
-
-def digest(text: str | Path | Tensor | None) -> str:
-    """What a search that resumes knows its input by: the hash of the text or the recording, or of names and sizes of the files in a
-    folder."""
-    if isinstance(text, Tensor):
-        content = text.numpy().tobytes()
-    elif isinstance(text, Path) and text.is_dir():
-        files = [file for file in sorted(text.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-        content = "\n".join(f"{file.name} {file.stat().st_size}" for file in files).encode()
-    else:
-        content = text.read_bytes() if isinstance(text, Path) and text.is_file() else str(text).encode()
-    return hashlib.sha256(content).hexdigest()

@@ -13,8 +13,8 @@ from ..conversion import plan_conversion
 from ..conversion.architectures import converter_of
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
-from ..conversion.plan import ConversionPlan, open_requested
-from ..conversion.sources.base import Source
+from ..conversion.plan import ConversionPlan
+from ..conversion.sources.base import Source, open_source
 from ..errors import CheckpointError
 from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
@@ -41,7 +41,7 @@ class SearchedModel:
     """
 
     def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
-        self.source = open_requested(source, config) if isinstance(source, str) else source
+        self.source = open_source(source, revision=config.revision, token=config.token) if isinstance(source, str) else source
         check_one_stack(self.source)
         self.conversion, self.device = config, device
         plan = self.original = self.planned(None)

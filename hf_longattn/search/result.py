@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from ..reports import Report, Table
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
-from .design import CostedDesign, pareto
+from .design import CostedDesign
 
-FORMAT = 1
+FORMAT = 2
 """Number of the JSON form; it changes when a key changes its meaning or goes."""
-SCORES = {"mass": "captured mass", "kl": "minus the sum of the layers' KL divergences (nats)"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,13 @@ class SearchResult:
         reason: why, in a sentence.
         front: the best designs by ``score`` under every budget, cheapest first.
         uniform: designs with one candidate in every layer.
-        tried: the designs of stage 2.
         rows: the layers.
         importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
         costs: seconds and bytes of one layer, by candidate.
         reasons: why candidates were left out, by candidate.
-        objective: of stage 2, "loss" or "kl"; ``None`` without it.
         loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
         no_loss: why it was not measured.
-        recipe: flags of `longattn convert`.
+        recipe: flags of `longattn convert`. file: in which they were written.
         machine: where it ran.
     """
 
@@ -75,12 +72,10 @@ class SearchResult:
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    tried: tuple[CostedDesign, ...] = ()
-    objective: str | None = None
     importance: tuple[float, ...] = ()
     compared: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    folder: str | None = None
+    file: str | None = None
     loss_change: LossChange | None = None
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
@@ -90,11 +85,6 @@ class SearchResult:
     def layers_kept(self) -> int | None:
         """In the mode full-layers, how many layers keep the checkpoint's own attention."""
         return int(self.budget.value) if self.budget.of_layers else None
-
-    @property
-    def pareto(self) -> list[CostedDesign]:
-        """The designs of stage 2 that no other beats in loss at the same cost."""
-        return pareto(self.tried)
 
     @property
     def target(self) -> str:
@@ -110,9 +100,10 @@ class SearchResult:
     @property
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
-        file = f"{self.folder}/design.yaml" if self.folder else "design.yaml"
         size = self.length if self.sizes is None else self.sizes[0].typed
-        return shlex.join(["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{size}"), "--config", file])
+        return shlex.join(
+            ["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{size}"), "--config", self.file or "design.yaml"]
+        )
 
     @property
     def loss_sentence(self) -> str:
@@ -144,7 +135,6 @@ class SearchResult:
                 else {"budget": str(self.budget)}
             ),
             "score": self.score,
-            "objective": self.objective,
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
             "loss_change": None if self.loss_change is None else self.loss_change.to_dict(),
@@ -158,7 +148,6 @@ class SearchResult:
             "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
             "front": [costed.to_dict(full) for costed in self.front],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
-            "tried": [costed.to_dict(full) for costed in self.tried],
             **({} if not self.compared else {"compared": dict(self.compared)}),
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
@@ -166,43 +155,22 @@ class SearchResult:
         }
 
     def report(self) -> Report:
-        """For terminal and page: the design and why it, what it was chosen from, and what to type."""
-        report = Report(f"A design for {self.model} at {self.target}", width=100)
+        """For the terminal: the design and why it, and what it was chosen from."""
+        report = Report(width=100)
         report.say(self.reason, "strong")
-        report.say(self.loss_sentence)
-        report.say(self.command, typed=True, only="page")
-        limit = f"{self.budget} layers with the checkpoint's own attention" if self.budget.of_layers else f"a budget of {self.budget}"
-        read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
-        if self.sizes is not None:
-            read, compared = f"by {self.material} ({self.text})", self.sizes[1].describe()
-        report.say(
-            f"Searched under {limit}, {read}. Costs are those of attention alone, for one sequence of {self.length:,} tokens; full "
-            f"attention in every layer takes {readable_seconds(self.full_seconds)}. The score is {SCORES[self.score]} at {compared}.",
-            only="page",
-        )
-        for note in self.notes:
-            report.say(note)
+        for sentence in (self.loss_sentence, *self.notes):
+            report.say(sentence)
         report.gap()
         report.table(self._layers())
-        if self.tried:
-            report.section(f"Tried: {len(self.tried)} designs")
-        report.table(self._designs("designs with the least loss for their cost", self.pareto))
-        report.table(self._designs("the same in every layer", self.uniform))
+        report.table(self._uniform())
         for name, value in self.compared.items():
             report.say(f"full layers, {name}: {value:.4f} nats of KL divergence")
         left_out = ", ".join(sorted(self.reasons))
-        report.say(f"left out: {left_out} (report.md says why)" if left_out else "", "quiet", only="terminal")
-        report.facts(*((f"left out: {name}", why) for name, why in self.reasons.items()), only="page")
-        report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}", only="terminal")
-        if self.folder is not None:
-            files = "report.md, report.json, design.yaml"
-            report.say(f"written: {self.folder}/{files}\nnext: {self.command}", typed=True, only="terminal")
-        report.say(f"Machine: {', '.join(f'{name} {value}' for name, value in self.machine.items())}.", only="page")
+        report.say(f"left out: {left_out} (--json says why)" if left_out else "", "quiet")
+        report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}")
+        if self.file is not None:
+            report.say(f"written: {self.file}\nnext: {self.command}", typed=True)
         return report
-
-    def to_markdown(self) -> str:
-        """The report as a page."""
-        return self.report().markdown()
 
     def _layers(self) -> Table:
         columns = {
@@ -215,13 +183,13 @@ class SearchResult:
         }
         return Table.of_columns(columns, align="rlr")
 
-    def _designs(self, title: str, designs: Sequence[CostedDesign]) -> Table:
+    def _uniform(self) -> Table:
+        """What one candidate in every layer is worth, and costs."""
         columns = {
-            "design": [str(costed.design).removesuffix(" in every layer") for costed in designs],
-            "score": ["" if costed.score is None else f"{costed.score:.3f}" for costed in designs],
-            self.objective or "loss": ["" if costed.loss is None else f"{costed.loss:.4f}" for costed in designs],
+            "design": [costed.design.names[0] for costed in self.uniform],
+            "score": ["" if costed.score is None else f"{costed.score:.3f}" for costed in self.uniform],
             "cost" if self.budget.of_memory else "cost (of full)": [
-                self.cost_of(costed).replace(" of full attention", "") for costed in designs
+                self.cost_of(costed).replace(" of full attention", "") for costed in self.uniform
             ],
         }
-        return Table.of_columns(columns, title)
+        return Table.of_columns(columns, "the same in every layer")

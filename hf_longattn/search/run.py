@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
+from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
-from ..data.files import evenly_spread
-from ..errors import OptionError, check_extra, in_a_line
+from ..errors import OptionError, in_a_line
 from ..evaluation.layer_choice import choose_layers, layers_keep
 from ..evaluation.token_loss import LossChange
 from ..inputs.common.base import InputSize
@@ -27,20 +27,19 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
 from ..positions.distances import widest_span
+from ..staging import check_new_file, write_text
+from .budget import BUDGET
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import SearchConfig
 from .costs import FAILURES, LayerCosts
-from .design import CostedDesign, Design, DesignCosts, unique
-from .folder import COSTS, SCORES, SearchFolder, opened_folder
+from .design import CostedDesign, Design, DesignCosts
 from .inputs import SearchText, read_inputs
 from .model import SearchedModel
-from .objectives import Divergence, HeldOutLoss
 from .result import LayerRow, SearchResult
-from .scores import ScoreTable, choose, divergence_table, mass_table
-from .study import STUDY, DesignStudy
+from .scores import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 
-SEEDS = 12
-"""Designs of stage 1 with which stage 2 starts."""
+REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
+"""What plan and report keep of a search's JSON form, besides the size of the inputs compared."""
 
 
 @quiet_libraries()
@@ -58,16 +57,15 @@ def search_design(
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
 
-    Stage 1 measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
-    are summed over layers, so the best choice under every budget is found exactly. Stage 2 (``trials``) measures what designs do to the
-    model as a whole, starting with those of stage 1. The mode "full-layers" is after Li et al. 2025 (arXiv 2512.20569): the layers whose
-    restoration reduces the KL divergence most keep the checkpoint's attention.
+    The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
+    are summed over layers, so the best choice under every budget is found exactly. The mode "full-layers" is after Li et al. 2025 (arXiv
+    2512.20569): the layers whose restoration reduces the KL divergence most keep the checkpoint's attention.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images an image or a
             folder of images (``Path``), for one of sound a recording or a folder of recordings.
-        output: the folder of the search, with report, image and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
+        output: a new YAML file for the design, a recipe of ``longattn convert --config``; ``None`` writes none.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
         progress: called with a sentence before each step.
     Returns:
@@ -75,22 +73,43 @@ def search_design(
     Raises:
         OptionError, UnknownMechanismError: settings or candidates that do not exist, or a budget that nothing meets.
         LengthError: the text is too short.
-        DestinationExistsError: ``output`` holds a search, or something else.
-        MissingExtraError: Optuna is not installed.
+        DestinationExistsError: ``output`` exists.
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
-    if output is None and (config.trials or config.resume or config.overwrite):
-        raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials at 0.")
-    if config.limit().of_layers and (len(read_candidates(config.candidates)) != 1 or config.trials):
-        raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
-    if config.trials:
-        check_extra("search", "optuna")
-    with nullcontext(None) if output is None else opened_folder(output, str(model), text, config) as folder:
-        result = Search(str(model), text, config, folder, progress).run()
-        if folder is not None:
-            folder.write(result)
+    if config.limit().of_layers and len(read_candidates(config.candidates)) != 1:
+        raise OptionError("In the mode full-layers all other layers run one candidate; give one --candidate.")
+    if output is not None:
+        check_new_file(Path(output))
+    result = Search(str(model), text, config, progress).run()
+    if output is not None:
+        result = replace(result, file=str(output))
+        head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
+        recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
+        write_text(Path(output), head + recipe, overwrite=False)
     return result
+
+
+def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
+    """The attention of every layer, chosen by a text, images or recordings, and for plan and report what was chosen and why.
+
+    Args:
+        source: the opened checkpoint.
+        config: the settings of the conversion.
+    Raises:
+        OptionError: a budget that nothing meets.
+        LengthError: a text that is too short.
+        DataError, CheckpointError: no image or recording, or a model without its processor.
+    """
+    inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)
+    result = Search(
+        source,
+        None if inputs is None else Path(inputs),
+        SearchConfig(budget=config.budget or BUDGET),
+        conversion=replace(config.without_search(), native=False),
+    ).run()
+    values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
+    return result.chosen.design.attention(), {**values, result.material: result.text}
 
 
 class Search:
@@ -100,22 +119,21 @@ class Search:
         model: a folder, a Hub repository or an opened checkpoint.
         text: or images, or recordings; ``None`` for those that come with packages.
         config: the settings.
-        folder: where measurements are kept; ``None`` keeps nothing.
         progress: called with a sentence before each step.
         conversion: settings of the conversion, if ``config`` does not have them.
 
     length: tokens of the pieces by which candidates are judged, or the size of images or sounds.
     candidates: those that single layers can run. reasons: why others were left out, by their text. notes: for the report.
-    costs, table: of the candidates. front: the best designs under every budget. tried: those of stage 2.
+    costs, table: of the candidates. front: the best designs under every budget.
     """
 
     costs: DesignCosts
 
     def __init__(
-        self, model: str | Source, text: str | Path | Tensor | None, config: SearchConfig, folder: SearchFolder | None = None,
-        progress: Progress | None = None, conversion: ConversionConfig | None = None,
+        self, model: str | Source, text: str | Path | Tensor | None, config: SearchConfig, progress: Progress | None = None,
+        conversion: ConversionConfig | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.progress, self.budget = config, folder, progress or silent, config.limit()
+        self.config, self.progress, self.budget = config, progress or silent, config.limit()
         self.asked = None if config.candidates is None else read_candidates(config.candidates)
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
@@ -127,12 +145,13 @@ class Search:
         self.candidates: list[Candidate] = []
         self.table = ScoreTable([{} for _ in range(self.model.layers)])
         self.front: list[CostedDesign] = []
-        self.tried: list[CostedDesign] = []
 
     def run(self) -> SearchResult:
-        """Measure candidates, choose a design, and try designs if there is a stage 2."""
+        """Measure candidates, and choose a design."""
         config = self.config
-        self._check_pieces()
+        pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
+        if pieces < config.pieces:
+            self.notes.append(self.text.too_few(pieces, config.pieces))
         self._take_candidates()
         self._measure_costs()
         if config.full_layers:
@@ -140,43 +159,24 @@ class Search:
         self._judge()
         design, front = choose(self.table, self.candidates, self.costs)
         best, self.front = self._costed(design), list(map(self._costed, front))
-        if config.trials:
-            return self._try(best)
         what = "keeps the most of the layers' attention" if config.judged_by == "mass" else "changes the predictions least"
         return self._result(best, f"{design} {what} within {self.budget}.")
-
-    def _check_pieces(self) -> None:
-        """Read as many pieces as candidates and designs are measured on.
-
-        Raises:
-            LengthError: there is none.
-            OptionError: stage 2 measures a loss that the model does not have.
-        """
-        config, text, sizes = self.config, self.text, [self.length]
-        if config.trials and config.objective == "loss":
-            if self.model.no_loss:
-                raise OptionError(f"{self.model.no_loss}; add --objective kl.")
-            sizes.append(self.model.length)
-        pieces = min(len(text.pieces(size, config.pieces)) for size in sizes)  # type: ignore[arg-type]
-        if pieces < config.pieces:
-            self.notes.append(text.too_few(pieces, config.pieces))
 
     def _take_candidates(self) -> None:
         """Keep the candidates that single layers can run and that positions hold for.
 
-        One that the user named is kept where stage 2 measures what it does at the target length.
+        In the mode full-layers one that the user named is kept, with a note.
 
         Raises:
             OptionError: one that the user named cannot run, or none is left.
         """
         config, shape, sizes = self.config, self.model.original.shape, self.model.original.inputs
-        measured = config.full_layers or (config.trials > 0 and config.objective == "loss")
         for candidate in usual_candidates(sizes, shape.causal) if self.asked is None else self.asked:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
             untrained = "" if why else self._untrained(candidate)
-            if untrained and candidate.by_user and measured:
+            if untrained and candidate.by_user and config.full_layers:
                 self.notes.append(f"{candidate} {untrained}.")
             elif why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
@@ -212,80 +212,35 @@ class Search:
             raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
 
     def _measure_costs(self) -> None:
-        """Measure what each candidate costs in a layer, or read it."""
+        """Measure what each candidate costs in a layer."""
         model, budget = self.model, self.budget
-        shape, file = model.original.shape, None if self.folder is None else self.folder.file(COSTS)
-        layers = LayerCosts(shape, model.length, model.device, file, model.original.inputs.new.grid)
+        shape = model.original.shape
+        layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
         base = model.base_design.layers if budget.of_layers else ()
         measured = layers.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, budget.of_memory)
         self._leave_out(layers.refused)
         self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
 
     def _judge(self) -> None:
-        """Measure what each candidate is worth in each layer, or read it."""
+        """Measure what each candidate is worth in each layer."""
         config = self.config
 
-        def compute() -> dict[str, Any]:
-            if config.judged_by == "mass":
-                table = mass_table(self.model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
-            else:
-                table = divergence_table(self._divergence(), self.candidates, self.model.base_design, self.progress)
-            return asdict(table)
-
-        self.table = ScoreTable(**(compute() if self.folder is None else self.folder.stored(SCORES, compute)))
+        if config.judged_by == "mass":
+            self.table = mass_table(self.model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
+        else:
+            self.table = divergence_table(self._divergence(), self.candidates, self.model.base_design, self.progress)
         self._leave_out(self.table.failed)
-        for name, why in self.table.reasons.items():
-            self.reasons[name] = why if config.trials == 0 else f"{why.rstrip('.')}, so stage 1 left it to stage 2."
+        self.reasons |= self.table.reasons
 
     def _divergence(self) -> Divergence:
         return Divergence(self.model, self.text, self.config.pieces, self.length)
 
-    def _held_out_loss(self) -> HeldOutLoss:
-        return HeldOutLoss(self.model, self.text, self.config.pieces)
-
-    def _costed(self, design: Design, loss: float | None = None) -> CostedDesign:
+    def _costed(self, design: Design) -> CostedDesign:
         """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
         total = self.table.total(design)
         if total is not None and self.config.judged_by == "mass":
             total /= self.model.layers
-        return self.costs.costed(design, total, loss)
-
-    @property
-    def _uniform(self) -> list[CostedDesign]:
-        """Every candidate in all layers, cheapest first."""
-        designs = [self._costed(self.costs.uniform(candidate)) for candidate in self.candidates]
-        return sorted(designs, key=lambda costed: costed.seconds)
-
-    def _try(self, best: CostedDesign) -> SearchResult:
-        """The result of stage 2, which tries the designs of stage 1 first."""
-        config, costs, folder = self.config, self.costs, self.folder
-        assert folder is not None
-
-        def dearest_first(designs: Sequence[CostedDesign]) -> list[Design]:
-            return [costed.design for costed in reversed(designs) if not costs.excess(costed.design)]
-
-        seeds = unique([best.design, *evenly_spread(dearest_first(self.front), SEEDS), *dearest_first(self._uniform)])
-        possible = [candidate for candidate in self.candidates if not (costs.peak and costs.excess(costs.uniform(candidate)))]
-        study = DesignStudy(folder.file(STUDY), possible, costs, config.seed)
-        study.begin(seeds[: max(min(2, config.trials), config.trials // 2)])
-        if (left := config.trials - study.complete) > 0:
-            study.work(self._held_out_loss() if config.objective == "loss" else self._divergence(), left, self.progress)
-        self.notes += [f"{name} could not be tried: {why}." for name, why in study.failed().items()]
-        self.tried = [self._costed(design, loss) for design, loss in study.tried()]
-        affordable = [costed for costed in self.tried if not costs.excess(costed.design)]
-        if not affordable:  # the search was stopped at its first designs, and resumed with fewer trials
-            return self._result(
-                best, f"{best.design} is what stage 1 chooses; none of the {len(self.tried)} designs tried is within {self.budget}."
-            )
-        chosen = min(affordable, key=lambda costed: (costed.loss, costed.seconds))
-        first = next((costed for costed in self.tried if costed.design.names == best.design.names), None)
-        what = "held-out loss" if config.objective == "loss" else "KL divergence"
-        alone = f"; stage 1 alone would choose {best.design}, {'not tried' if first is None else f'{first.loss:.4f} nats'}."
-        return self._result(
-            chosen,
-            f"{chosen.design} has the lowest {what} of the {len(self.tried)} designs tried, {chosen.loss:.4f} nats within {self.budget}"
-            + (alone if first is not chosen else ", and is what stage 1 alone would choose."),
-        )
+        return self.costs.costed(design, total)
 
     def _full_layers(self) -> SearchResult:
         """The result in the mode full-layers: the layers that need their attention most keep it, and all others run the candidate.
@@ -322,7 +277,7 @@ class Search:
             f"{layers_keep(layers.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
             f"checkpoint, {layers.divergence:.4f} nats; without any full layer it is {layers.nothing:.4f}."
         )
-        chosen = self.costs.costed(restored(frozenset(layers.kept)), loss=layers.divergence)
+        chosen = self.costs.costed(restored(frozenset(layers.kept)))
         return self._result(chosen, reason, importance=tuple(layers.importance.values()), compared=layers.compared)
 
     def _result(self, chosen: CostedDesign, reason: str, **more: Any) -> SearchResult:
@@ -338,15 +293,14 @@ class Search:
         )
         full = costs.costed(costs.uniform(FULL))
         change, no_loss = self._loss_change(chosen.design)
+        uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
         return SearchResult(
             model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
             score=config.judged_by, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
-            front=tuple(self.front), uniform=() if config.full_layers else tuple(self._uniform), tried=tuple(self.tried),
+            front=tuple(self.front), uniform=() if config.full_layers else tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=_machine(model.device), recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            folder=None if self.folder is None else str(self.folder.path),
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material,
-            objective="kl" if config.full_layers else config.objective if self.tried else None, **more,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material, **more,
         )  # fmt: skip
 
     def _loss_change(self, design: Design) -> tuple[LossChange | None, str]:
@@ -357,7 +311,7 @@ class Search:
             return None, f"{self.model.no_loss}."
         try:
             self.progress(f"held-out loss of {design}")
-            return self._held_out_loss().change(design), ""
+            return loss_change(self.model, self.text, self.config.pieces, design), ""
         except FAILURES as error:
             return None, f"{in_a_line(error)}."
 

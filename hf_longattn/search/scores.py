@@ -1,25 +1,32 @@
-"""Stage 1: what each candidate is worth in each layer, and the best choice of one per layer under a budget."""
+"""What each candidate is worth in each layer, the best choice of one per layer under a budget, and what a design does to predictions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..errors import OptionError
+from ..data.tokenization import special_ids
+from ..errors import OptionError, in_a_line
+from ..evaluation.divergence import kl_divergence
+from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
-from .design import Design, DesignCosts, unique
+from .costs import FAILURES
+from .design import Design, DesignCosts
 from .inputs import SearchInputs, SearchText
 from .knapsack import Numbers, Solution, best_under_peak, front, thinned
 from .model import SearchedModel
-from .objectives import Objective, measured
 
-DRAWN = 40
-"""Best designs under every budget that are kept."""
+FRONT = 40
+"""Maximum number of best designs under every budget that the result has."""
+PREDICTIONS_COMPARED = 256
+"""Predictions of a piece that are compared."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def mass_table(
     return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
 
 
-def divergence_table(divergence: Objective, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
+def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
     """Minus the KL divergence of the model in which this layer alone runs the candidate. The others run the checkpoint's ``base``."""
     table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
@@ -66,7 +73,11 @@ def divergence_table(divergence: Objective, candidates: Sequence[Candidate], bas
         name = str(candidate)
         for layer, row in enumerate(table):
             progress(f"layer {layer}: {name}")
-            value, why = measured(divergence, replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
+            try:
+                value = divergence(replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
+                why = "" if math.isfinite(value) else f"its loss is {value}"
+            except FAILURES as error:
+                why = in_a_line(error)
             if why:
                 failed[name] = f"It failed in layer {layer}: {why}."
                 break
@@ -105,4 +116,80 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
     def design(solution: Solution) -> Design:
         return Design(tuple(judged[number] for number in solution.candidates), costs.named)
 
-    return design(best), unique([design(solution) for solution in thinned([one for one in solutions if one is not None], DRAWN)])
+    designs = map(design, thinned([one for one in solutions if one is not None], FRONT))
+    return design(best), list({design.names: design for design in designs}.values())
+
+
+def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
+    """The change of the held-out loss at the target length, from the checkpoint, which reads chunks of at most its own maximum length, to
+    the converted model without training. ``None`` if no token is predicted.
+
+    Args:
+        model: to convert; it must predict tokens.
+        pieces: how many of ``text`` are read, at most.
+    """
+    special = ([], []) if model.tokenizer is None else special_ids(model.tokenizer)
+    causal, texts = model.original.shape.causal, []
+    for ids, labels in text.predicted(model.length, pieces, causal=causal):
+        chunk = min(len(ids), model.trained_length)
+        tokens = len(ids) // chunk * chunk
+        texts.append((ids[None, :tokens].to(model.device), labels[None, :tokens], chunk))
+    original = model.run_with(model.base_attention, short=True)
+    before = []
+    for ids, labels, chunk in texts:
+        losses = chunk_losses(original, ids, labels, chunk, causal=causal, special=special)
+        before.append(with_context(losses, chunk, causal=causal))
+    converted = model.run_with(design.attention())
+    after = [token_losses(converted, ids, labels, causal=causal) for ids, labels, _ in texts]
+    return LossChange.of(torch.cat(before), torch.cat(after))
+
+
+class Divergence:
+    """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
+
+    Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text, of its tokens, of
+    the image or of its places.
+
+    Args:
+        model: with any head. text: or images or recordings. pieces: how many are read, at most.
+        length: of the pieces, or the size of the images or sounds.
+    Raises:
+        OptionError: the checkpoint has no head.
+    """
+
+    def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
+        self.model, self.text = model, text
+        masked = model.predicts_tokens and not model.original.shape.causal
+        self.inputs = [(piece, _places(labels)) for piece, labels in text.predicted(length, pieces, causal=not masked)]
+        self.expected = self._logits(model.run_with(model.base_attention, short=True))
+
+    def __call__(self, design: Design) -> float:
+        """The divergence, mean over pieces."""
+        model = self.model.run_with(design.attention(), short=True)
+        divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
+        return sum(divergences) / len(divergences)
+
+    @torch.no_grad()
+    def _logits(self, model: Any) -> list[Tensor]:
+        """The logits of each piece, ``(predictions, classes)`` float32."""
+        rows = []
+        for piece, places in self.inputs:
+            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)  # type: ignore[arg-type]
+            if not isinstance(logits, Tensor):
+                raise OptionError(
+                    f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
+                    "language-modelling or classification head, or leave --score kl out."
+                )
+            logits = logits[0].float().cpu()
+            if logits.dim() == 3:  # (classes, height, width)
+                logits = logits.flatten(1).T
+            rows.append(logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
+        return rows
+
+
+def _places(labels: Tensor | None) -> Tensor | slice:
+    """The places whose predictions are compared: some of those with a label, or all places of an input without labels."""
+    if labels is None:
+        return slice(None)
+    predicted = torch.nonzero(labels >= 0).flatten()
+    return predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .linearise.args import LineariseModelArguments, LineariseTrainingArguments
     from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, finetune_lm
     from .modalities import load_multitask_head
-    from .tasks.choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
     from .tasks.clm import CLMDataArguments, CLMModelArguments
     from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student

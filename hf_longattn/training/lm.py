@@ -107,7 +107,7 @@ class LMDataArguments(TextDataArguments):
 
     segments: int = argument(
         0, "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones; 0 = independent "
-        "inputs. For mechanisms with a memory: transformer_xl, infini, recurrent_memory, linear, window."
+        "inputs. For mechanisms with a memory: transformer_xl, recurrent_memory, linear, window."
     )  # fmt: skip
     packing: bool | None = argument(
         None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "

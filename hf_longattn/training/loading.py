@@ -10,6 +10,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from hf_longattn.data.sources import class_names
+from hf_longattn.data.tokenization import word_argument
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.mixin import LongAttentionMixin
@@ -26,10 +27,16 @@ def load_start(
         head, names, otherwise: see :func:`config_with_head`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, has no such head, or its tokenizer does not fit.
+        CheckpointError: the checkpoint cannot be loaded, has no such head, or its tokenizer does not fit or reads more than text.
     """
     config = config_with_head(name, head, names, otherwise)
-    return config, load_padding_tokenizer(name, config)
+    tokenizer = load_padding_tokenizer(name, config)
+    if (places := word_argument(tokenizer)) is not None:
+        raise CheckpointError(
+            f"The tokenizer of {name!r} reads words with their {places}, and this command reads text alone; encode the data with its "
+            "processor, and train it with transformers' Trainer."
+        )
+    return config, tokenizer
 
 
 def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, Any] = NOTHING_ELSE) -> PreTrainedConfig:

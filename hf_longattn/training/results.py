@@ -18,10 +18,10 @@ from hf_longattn.local_names import public_name
 CURVES = "training_curves.png"
 HELD_OUT, TRAINED = "held out", "on the training data"
 PERCENT = {
-    "exact_match": "exact match", "f1": "F1", "sp_f1": "F1 of supporting facts", "joint_f1": "joint F1", "accuracy": "accuracy",
+    "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
-    "anls": "ANLS", "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
+    "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
     "cer": "character error rate",
 }  # fmt: skip
 """Scores in per cent, by their names in a log."""

@@ -18,7 +18,7 @@ import torch.utils.data
 from accelerate.utils import broadcast, gather_object
 from huggingface_hub import HfApi
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
@@ -34,10 +34,7 @@ from hf_longattn.hub_errors import translated_errors
 from hf_longattn.loading import load_weights
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
-from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.losses import label_count, share_of_step
-from hf_longattn.modeling.run.sharding import sequence_parallel
-from hf_longattn.private_apis import missing
 from hf_longattn.training.processes import how_to_resume
 
 LEAST_LOGS = 10
@@ -62,7 +59,6 @@ class LongTrainer(Trainer):
     - ``get_train_dataloader``, ``_get_train_sampler``: batches of ``tokens_per_batch`` tokens, and groups that depend on the seed.
     - ``get_eval_dataloader``, ``get_test_dataloader``, ``_get_eval_sampler``: evaluation in the order of the rows, by ``eval_collator``.
     - ``evaluation_loop``, ``prediction_step``, ``log``: standard errors of the loss, an end if it is not finite, and tokens per second.
-    - ``create_accelerator_and_postprocess``, ``_prepare_context_parallel_inputs``: sequences shared by several devices.
     - ``_run_epoch``: a resumed run takes no further step once its steps or minutes are spent.
     - ``_load_from_checkpoint``, ``_load_best_model``: weights that have another name in files than in the model.
     - ``save_model``, ``create_model_card``, ``init_hf_repo``, ``push_to_hub``: a complete folder, our card, and one sentence for an error.
@@ -249,23 +245,6 @@ class LongTrainer(Trainer):
         self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, self.args.warmup_steps)
         return self.lr_scheduler
 
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        if self._shards_sequences():
-            leave_context_parallelism(self.accelerator)
-
-    def _shards_sequences(self) -> bool:
-        """Whether a Long model's sequences are sharded across processes."""
-        config = getattr(self.accelerator, "parallelism_config", None)
-        return config is not None and config.cp_enabled and isinstance(self.model, LongAttentionMixin)
-
-    def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
-        """With ``ParallelismConfig(cp_size=…)``, :func:`hf_longattn.sequence_parallel` shards a Long model's sequences. torch's context
-        parallelism supports only full causal attention."""
-        if not self._shards_sequences():
-            return super()._prepare_context_parallel_inputs(model, inputs)
-        return partial(sequence_parallel, model, self.accelerator.torch_device_mesh["cp"]), inputs
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         return SeededGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
@@ -433,15 +412,14 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def row_lengths(data: Any) -> list[int]:
-    """The tokens of each row: its column ``tokens`` (of rows that hold several inputs) or ``length``, or else its ``input_ids``.
+    """The tokens of each row: its column ``length``, or else its ``input_ids``.
 
     Raises:
         OptionError: rows of unknown length.
     """
     names = getattr(data, "column_names", None) or ()
-    column = next((name for name in ("tokens", "length") if name in names), None)
-    if column is not None:
-        return list(data[column])
+    if "length" in names:
+        return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
@@ -719,10 +697,3 @@ def timed_schedule(optimizer: Optimizer, clock: Clock, num_training_steps: int, 
         return min(1.0, risen) * max(0.0, 1.0 - done)
 
     return LambdaLR(optimizer, scale)
-
-
-def leave_context_parallelism(accelerator: Any) -> None:
-    """Disable accelerate's preparation for torch's context parallelism. It supports only full causal attention, so no Long model."""
-    if not hasattr(accelerator, "_prepare_cp"):
-        raise missing("context_parallel")
-    accelerator._prepare_cp = lambda *prepared: prepared

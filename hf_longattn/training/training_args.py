@@ -166,6 +166,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(
                 "This task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu."
             )
+        if (getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))) > 1:
+            raise OptionError("The sequences of a Long model cannot be split over processes; leave cp_size out.")
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise OptionError("--use-liger-kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel.")
         if "underflow_overflow" in self.debug:
@@ -192,10 +194,9 @@ class LongTrainingArguments(TrainingArguments):
             self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
     def _accumulation_steps(self) -> int:
-        """Forward passes per device for ``total_batch_size`` rows. Devices that share a sequence count once."""
+        """Forward passes per device for ``total_batch_size`` rows."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
-        devices = max(1, processes // shares) if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
+        devices = processes if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
         rows = self.per_device_train_batch_size * devices
         if self.total_batch_size % rows:
             raise OptionError(

@@ -73,8 +73,6 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("audit {here} --lengths 512", "--lengths"),
-        ("search {here} text.txt --output out --objective kl", "--objective"),
-        ("search {here} text.txt --output out --seed 1", "--seed"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("audit {here} --timeout 5", "--timeout"),
         ("audit --make-fixtures new --timeout 60", "--timeout"),

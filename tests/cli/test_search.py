@@ -1,10 +1,9 @@
-"""`longattn search`: a design on the terminal, JSON, a folder; refusals in one sentence with exit code 1."""
+"""`longattn search`: a design on the terminal, JSON, a recipe; refusals in one sentence with exit code 1."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,40 +42,24 @@ FEW = ("--length", "256", "--candidate", "window:window=8", "--candidate", "wind
 def test_a_search_then_its_conversion(
     places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "study"
-    code, out, err = run(capsys, *places.values(), "--output", output, "--budget", "9.5", *FEW, "--trials", "2")
+    output = tmp_path / "design.yaml"
+    code, out, err = run(capsys, *places.values(), "--output", output, "--budget", "9.5", *FEW)
     assert (code, err) == (0, "")
     assert "the held-out loss at 256 tokens is" in " ".join(out.split())
     typed = next(line.removeprefix("next: longattn ") for line in out.splitlines() if line.startswith("next: "))
-    assert typed == f"convert {places['model']} bert-256 --config {output}/design.yaml"
-    assert (output / "design.yaml").read_text(encoding="utf-8").startswith(f"# longattn {typed}\n")
+    assert typed == f"convert {places['model']} bert-256 --config {output}"
+    assert output.read_text(encoding="utf-8").startswith(f"# longattn {typed}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(shlex.split(typed))
     assert not ended.value.code
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     written = json.loads((tmp_path / "bert-256" / "config.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other.yaml", "--budget", "9.5", *FEW, "--json")
+    report = json.loads(out)
+    assert (code, report["length"]) == (0, 256)
     chosen, converted = (LongAttentionConfig.from_dict(of["long_attention"]) for of in (report, written))
     assert converted == chosen.with_option("exact_length", 64)  # which a conversion adds
-    capsys.readouterr()
-    code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other", "--budget", "9.5", *FEW, "--json")
-    assert code == 0
-    assert json.loads(out)["length"] == 256
-
-
-def test_an_interrupt(
-    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
-    def interrupted(self: object, design: object) -> float:
-        raise KeyboardInterrupt
-
-    arguments = (*places.values(), "--output", tmp_path / "study", "--budget", "9.5", *FEW, "--trials", "1")
-    with monkeypatch.context() as patched:
-        patched.setattr("hf_longattn.search.objectives.HeldOutLoss.__call__", interrupted)
-        code, out, err = run(capsys, *arguments)
-    assert (code, out, err) == (130, "", "Stopped; type the same command with --resume to continue.\n")
-    code, _, err = run(capsys, *arguments, "--resume")
-    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -93,24 +76,14 @@ def test_an_interrupt(
 def test_refusals(
     typed: tuple[str, ...], sentence: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, *places.values(), "--output", tmp_path / "study", *FEW, *typed)
+    code, out, err = run(capsys, *places.values(), "--output", tmp_path / "design.yaml", *FEW, *typed)
     assert (code, out) == (1, "")
     assert sentence in err
     assert err.count("\n") == 1
 
 
-def test_without_optuna(
-    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    code, _, err = run(capsys, *places.values(), "--output", tmp_path / "study", *FEW, "--trials", "2")
-    assert code == 1
-    assert "needs the package 'optuna', which is not installed" in err
-    assert not (tmp_path / "study").exists()
-
-
 def test_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "short.txt").write_text("A few words.")
-    code, _, err = run(capsys, places["model"], tmp_path / "short.txt", "--output", tmp_path / "study", *FEW)
+    code, _, err = run(capsys, places["model"], tmp_path / "short.txt", "--output", tmp_path / "design.yaml", *FEW)
     assert code == 1
     assert "give a longer text" in err

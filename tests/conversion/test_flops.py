@@ -53,7 +53,6 @@ def test_what_grows_and_what_does_not() -> None:
     assert state_of("window", length=50, window=100) == DecodeState(50 * 256, 0)
     assert state_of("transformer_xl", segment_length=50, memory_length=70) == DecodeState((70 + 50) * 256, 0)
     assert state_of("recurrent_memory", segment_length=50, num_memory_tokens=5).per_token == 0
-    assert state_of("infini", segment_length=64).per_token == 0
     assert state_of("strided", window=8, stride=16, columns="absolute").per_token == 16
 
 

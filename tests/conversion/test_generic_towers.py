@@ -112,7 +112,7 @@ def test_a_model_of_one_stack_has_no_towers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_and_an_inspection_say_what_each_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
     build(case)[0].save_pretrained(tmp_path / "plain")
-    towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "local2d", "radius": 1}}
+    towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
     sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
@@ -179,4 +179,4 @@ def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[
         folder = tmp_path / "long"
     said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn audit"
     with pytest.raises(CheckpointError, match=said):
-        search_design(folder, "a text " * 2000, output=tmp_path / "search")
+        search_design(folder, "a text " * 2000, output=tmp_path / "design.yaml")

@@ -240,15 +240,10 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"options": {"window": 6, "shift": "alternate"}}, "Every layer equals full attention on images of up to 24 × 24 pixels."),
-        ({"mechanism": "neighborhood", "options": {"kernel_size": 5}}, "Every layer equals full attention on images of 20 × 20 pixels."),
         ({"mechanism": "full"}, "Every layer equals full attention on images of up to 64 × 64 pixels."),
         (
             {"options": {"prefix_tokens": "none"}},
             "On no image does every layer equal full attention: layer 0 has `window2d`, whose patches do not see the tokens before them.",
-        ),
-        (
-            {"mechanism": "full", "layers": {1: {"mechanism": "axial"}}},
-            "On no image does every layer equal full attention: layer 1 has `axial`, which leaves patches out on every image.",
         ),
     ],
 )
@@ -362,7 +357,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, GridError, "larger than the grid of 16 × 16.*'full'"),
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, GridError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
-    ({"image_size": 64, "mechanism": "infini"}, OptionError, "neighbours along a text"),
     ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),

@@ -110,7 +110,6 @@ def checked(report: Any) -> tuple[str, list[Any]]:
     [
         pytest.param("BertForMaskedLM", WINDOW, marks=pytest.mark.slow),
         ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
-        pytest.param("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}, marks=pytest.mark.slow),
         ("BartForConditionalGeneration", WINDOW),
     ],
 )

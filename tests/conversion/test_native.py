@@ -60,7 +60,6 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
     "pegasus": ("pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
     "llama, biases": ("llama", LAST, None, {"attention_bias": True, "mlp_bias": True}, "SmolLM3ForCausalLM"),
-    "llama, shifted groups": ("llama", {"mechanism": "shifted_groups", "group_size": 8}, None, {}, "LlamaForCausalLM"),
     "mistral, full": ("mistral", FULL, None, {"sliding_window": 8}, "MistralForCausalLM"),
     "mistral, some windows": ("mistral", LAST, None, {}, "MinistralForCausalLM"),
     "mistral, a classifier": ("mistral", LAST, "MistralForTokenClassification", {}, "MinistralForTokenClassification"),
@@ -145,7 +144,6 @@ def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
 REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "mixed": ("llama", {"layers": "0=window:window=6;1=strided"}, None, {}, "Layer 1 has 'strided'"),
     "two widths": ("qwen2", {"layers": "0=window:window=6;1=window:window=8"}, None, {}, "Layer 1 has another window than layer 0"),
-    "kept groups": ("llama", {"mechanism": "shifted_groups", "keep_groups": True}, None, {}, "Layer 0 has 'shifted_groups', and no"),
     "sinks": ("llama", {"mechanism": "window", "num_sinks": 4}, None, {}, "Layer 0 has 'window' with num_sinks=4"),
     "dilation": ("llama", {"mechanism": "window", "dilation": 2}, None, {}, r"Layer 0 has 'window' with dilation=\[2\]"),
     "relative": ("llama", {"mechanism": "full", "relative": "alibi"}, None, {}, "Layer 0 .*alibi"),

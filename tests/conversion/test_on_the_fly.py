@@ -201,13 +201,12 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
 @pytest.mark.thorough
 @every_cell(
     ("mechanism", "base"),
-    itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"], ["bert", "gpt2", "llama"]),
+    itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid"], ["bert", "gpt2", "llama"]),
     of=4,
 )
 def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
-    options = {"heads": "adaptive_span,performer"} if mechanism == "per_head" else mechanism_class(mechanism).sample
-    check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **options})
+    check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).sample})
 
 
 @pytest.mark.thorough

@@ -33,7 +33,6 @@ LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 MECHANISMS: dict[str, dict[str, Any]] = {
     "window": {"left": 20, "right": 10},
     "longformer": {"window": 32},
-    "chunked": {"chunk_size": 16, "left_chunks": 2},
 }
 Checkpoint = Callable[..., Path]
 

@@ -112,7 +112,6 @@ def test_heads_that_pick_the_token_themselves_are_padded() -> None:
     "options",
     [
         {"mechanism": "longformer", "window": 8},
-        {"mechanism": "lsg", "block_size": 8},
         {"mechanism": "linear"},
         {"mechanism": "nystrom"},
         {"mechanism": "bigbird", "block_size": 4},

@@ -18,13 +18,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.choices import to_choices
 from hf_longattn.data.documents import to_documents, to_summaries
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
-from hf_longattn.data.page_words import reads_words
 from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import to_features
-from hf_longattn.data.tokenization import IGNORED, for_words, special_ids, to_inputs
+from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
 from hf_longattn.training.parsing import build_arguments
@@ -268,29 +266,7 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
     assert found["ends"][:] == [[end] for _, _, end in expected]
 
 
-# ---- run_swag, run_classification, run_summarization
-
-
-@every_cell("length", [1000, 60])
-def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = [
-        {"context": text, "question": "The next one", "choices": [f"is {number}.", "is not."], "label": number % 2}
-        for number, text in enumerate(TEXTS)
-    ]
-    found = to_choices(Dataset.from_list(rows), tokenizer, length)
-    for row, one in zip(rows, found, strict=True):
-        seconds = [f"{row['question']} {choice}" for choice in row["choices"]]
-        expected = tokenizer([row["context"]] * 2, seconds, truncation=True, max_length=length)
-        assert {name: one[name] for name in expected} == dict(expected)
-        assert one["labels"] == row["label"]
-
-
-def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Models that make the first of two texts global read the question and its choice there, and the document is cut."""
-    row = {"context": TEXTS[2], "question": "Is it", "choices": ["so?", "not so?"], "label": 0}
-    found = to_choices(Dataset.from_list([row]), tokenizer, 30, question_first=True)[0]
-    expected = tokenizer(["Is it so?", "Is it not so?"], [TEXTS[2]] * 2, truncation="only_second", max_length=30)
-    assert found["input_ids"] == expected["input_ids"]
+# ---- run_classification, run_summarization
 
 
 @every_cell("length", [1000, LENGTH])

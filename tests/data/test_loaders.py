@@ -98,10 +98,6 @@ def plain(kind: str, **more: Any) -> Callable[[Models, Path], dict[str, Any]]:
     return settings
 
 
-def choice(count: int) -> list[dict[str, Any]]:
-    return [{"context": text, "question": "q", "choices": ["a", "b"], "label": n % 2} for n, text in enumerate(texts(count))]
-
-
 def pairs(count: int) -> list[dict[str, Any]]:
     return [{"anchor": f"query {number}", "positive": text} for number, text in enumerate(texts(count))]
 
@@ -130,7 +126,6 @@ SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
     "qa": lambda models, folder: {**labelled(questions)(models, folder), "stride": 16},
     "classify": labelled(lambda count: [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts(count))]),
     "tokens": labelled(tagged),
-    "choice": labelled(choice),
     "mlm": plain("mlm"),
     "clm": plain("clm"),
     "seq2seq": lambda models, folder: {**labelled(summaries)(models, folder), "model": models.bart()},
@@ -216,7 +211,7 @@ def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 COUNTED_OR_STREAMED = ("tokens", "clm --segments")
 """Tasks of which one process alone is seen with workers, too: rows that are counted, and a stream."""
-AS_OTHERS = ("choice", "ctc", "distill", "embed", "mlm", "multitask")
+AS_OTHERS = ("ctc", "distill", "embed", "mlm", "multitask")
 """Ways that have a data set and a sampler of the same kind as another one: rows of a table, packed text, pairs."""
 
 
@@ -270,7 +265,7 @@ def test_distillation_reads_text_as_language_models_do(name: str, models: Models
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("name", ["qa", "classify", "tokens", "choice", "seq2seq", "ctc"])
+@pytest.mark.parametrize("name", ["qa", "classify", "tokens", "seq2seq", "ctc"])
 def test_no_row_comes_twice_and_none_is_lost(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(name, models, tmp_path / "run", monkeypatch)
     collated: list[str] = []

@@ -57,7 +57,7 @@ def test_every_form(form: str, tmp_path: Path) -> None:
         DatasetDict({"train": data, "test": data}).save_to_disk(str(path))
     (record,) = load_qa(path, "train").to_list()
     assert {key: record[key] for key in RECORD} == RECORD
-    assert (record["gold"], record["kind"], record["sentences"]) == (["fox"], "span", [])
+    assert (record["gold"], record["kind"]) == (["fox"], "span")
 
 
 def write_csv(path: Path, *records: dict) -> None:
@@ -144,11 +144,10 @@ def test_the_answer_counts_in_whichever_of_answer_and_answers_it_stands(tmp_path
     Dataset.from_list([{**row, "answers": None, **text}, {**row, "answers": spans, "answer": None}]).to_parquet(
         str(tmp_path / "rows.parquet")
     )
-    pages = {"question": "?", "words": ["Ada", "built"], "boxes": [[0, 0, 5, 5]] * 2, "answers": [], **text}
     nested = load_qa(tmp_path / "nested.json").to_list()
     tables = [load_qa(tmp_path / name).to_list() for name in ("rows.csv", "starts.csv", "rows.parquet")]
     flat = [read([{**row, **each} for each in rows], tmp_path) for rows in (answered, answered[::-1], unanswered)]
-    for example in chain(nested[: len(answered)], *tables, *flat[:2], read([pages], tmp_path)):
+    for example in chain(nested[: len(answered)], *tables, *flat[:2]):
         assert (example["kind"], example["gold"], example["answers"]) == ("span", ["Ada"], spans), example
     for example in (*nested[len(answered) :], *flat[2]):
         assert (example["kind"], example["gold"]) == ("none", []), example
@@ -279,9 +278,8 @@ def test_mrqa(tmp_path: Path) -> None:
 
 
 def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Of every kind: with a span, yes, a document of several, HotpotQA's sentences, and pages."""
-    pages = {"question": "?", "words": ["a", "fox"], "boxes": [[0, 0, 5, 5]] * 2, "answers": ["fox"]}
-    parts = [[RECORD], [HOTPOT, {**HOTPOT, "answer": "yes"}], [pages]]
+    """Of every kind: with a span, yes, and a document of several."""
+    parts = [[RECORD], [HOTPOT, {**HOTPOT, "answer": "yes"}]]
     examples = [example for rows in parts for example in read(rows, tmp_path)]
     for number, example in enumerate(examples):
         example.update(id=str(number), document=f"{number}.txt" * (number == 0))
@@ -456,9 +454,7 @@ def test_natural_questions(tmp_path: Path) -> None:
 
 def test_hotpot_qa(tmp_path: Path) -> None:
     (record,) = read([HOTPOT], tmp_path)
-    told = [record["context"][one["start"] : one["end"]] for one in record["sentences"]]
-    assert told == ["The tower is old.", "It was painted by Ann Lee.", "Ann Lee was a painter.", "Ann Lee."]
-    assert [one["supports"] for one in record["sentences"]] == [False, True, True, False]
+    assert record["context"] == "Tower\nThe tower is old. It was painted by Ann Lee.\nAnn Lee\nAnn Lee was a painter.\nOther\nAnn Lee.\n"
     assert record["answers"]["answer_start"] == [record["context"].index("Ann Lee."), record["context"].index("Ann Lee was")]
     hub = {
         **{name: HOTPOT[name] for name in ("question", "answer")},
@@ -540,8 +536,6 @@ def test_wrong_sources(tmp_path: Path) -> None:
         load_qa(tmp_path / "splits", "validaton")
 
 
-def test_bad_rows_and_data_of_another_task_are_told_by_their_names(tmp_path: Path) -> None:
+def test_bad_rows_are_told_by_their_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 2 questions .* Question h7: The answer 'Nobody' is not in the context"):
         read([HOTPOT, {**HOTPOT, "_id": "h7", "answer": "Nobody"}], tmp_path)
-    with pytest.raises(DataError, match="has WikiHop's candidates, which are multiple choice; train with `longattn train choice`"):
-        read([{"id": "1", "query": "q", "candidates": ["a", "b"], "supports": ["a"], "answer": "a"}], tmp_path)

@@ -9,11 +9,9 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.dense import masked_softmax, repeat_heads
+from hf_longattn.engines.common.dense import masked_softmax
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex
-from hf_longattn.mechanisms import nsa
 from tests.cells import every_cell
 
 from .eager_flex import by_the_lists
@@ -73,9 +71,6 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
 
 
 ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
-    ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-blocks"),
-    ("nsa", {"block_size": 128, "num_blocks": 4}, "flex-blocks"),
-    ("nsa", {"block_size": 48, "num_blocks": 5}, "flex-gathered"),
     ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-blocks"),
     ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex-blocks"),
 ]
@@ -92,8 +87,6 @@ def test_selected_blocks_on_the_paths_for_cuda(
     name: str, options: dict[str, Any], path: str, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
-    window = lambda q, k, v, *rest: blockwise_attention(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), *rest)  # noqa: E731
-    monkeypatch.setattr(nsa, "block_sparse_attention", window)
     torch.manual_seed(0)
     module = build_mechanism(name, num_heads=4, head_dim=16, **options)
     length = 600 if options["block_size"] >= 128 else 400

@@ -17,10 +17,10 @@ from .pretended_h100 import results
 
 QUICK = ("window",)
 """The others are slow tests."""
-CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsg", "lsh", "nsa", "routing", "top_k")
+CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsh", "routing", "top_k")
 """Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer, and choices may be
 made in float64."""
-WAITING: dict[str, set[str]] = {"cosformer": {*SETTINGS}, "performer": {*SETTINGS}}
+WAITING: dict[str, set[str]] = {"performer": {*SETTINGS}}
 """Mechanisms that still wait for the device more often, or compute in float64 without a choice, with the settings in which they do."""
 
 

@@ -162,17 +162,16 @@ def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
 
 
 CHUNKS: list[tuple[str, dict[str, int]]] = [
-    ("chunked", {"chunk_size": 14, "left_chunks": 5}),
-    ("chunked", {"chunk_size": 70, "left_chunks": 1}),
-    ("chunked", {"chunk_size": 150, "left_chunks": 1}),
-    ("chunked", {"chunk_size": 1000, "left_chunks": 0}),
+    ("transformer_xl", {"segment_length": 14, "memory_length": 70, "bptt": True}),
     ("transformer_xl", {"segment_length": 40, "memory_length": 65, "bptt": True}),
+    ("transformer_xl", {"segment_length": 150, "memory_length": 150, "bptt": True}),
+    ("transformer_xl", {"segment_length": 1000, "memory_length": 10, "bptt": True}),
 ]
 
 
 @every_cell("causal", [False, True], pairs=True)
 @every_cell("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
-@every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one", "segments"])
+@every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
 def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
     torch.manual_seed(0)
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
@@ -194,36 +193,30 @@ def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[s
 
 
 @every_cell("relative", ["transformer_xl", "shaw:clip=9"])
-@every_cell(
-    ("name", "options", "causal"),
-    [
-        ("per_head", {"heads": "0-1=window:window=32;chunked:chunk_size=30"}, False),
-        ("union", {"of": "window:window=32+longformer:window=64"}, False),
-        ("nsa", {"compress_size": 8, "compress_stride": 4, "block_size": 16, "num_blocks": 5, "window": 24, "hidden": 8}, True),
-    ],
-)
-def test_bands_within_other_mechanisms_are_fused(name: str, options: dict[str, Any], causal: bool, relative: str) -> None:
+def test_the_band_of_a_union_is_fused(relative: str) -> None:
     torch.manual_seed(0)
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}
-    mechanism = build_mechanism(name, **shape, relative=relative, **options).double()
+    mechanism = build_mechanism("union", **shape, relative=relative, of="window:window=32+longformer:window=64").double()
     assert mechanism.relative is not None
     for parameter in mechanism.relative.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     q, k, v = (torch.randn(1, HEADS, 300, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
-        out = attend(q, k, v, mechanism, causal=causal)
+        out = attend(q, k, v, mechanism)
     paths = {choice.path for choice in choices}
     assert "cpu-distances" in paths
     assert "blockwise" not in paths
-    expected = reference_attend(q, k, v, mechanism, causal=causal)
+    expected = reference_attend(q, k, v, mechanism)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     same_gradients(out, expected, (q, k, v, *mechanism.relative.parameters()))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "options"), [("window", {"left": 40, "right": 9}), ("chunked", {"chunk_size": 30, "left_chunks": 1})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("window", {"left": 40, "right": 9}), ("transformer_xl", {"segment_length": 30, "memory_length": 30})]
+)
 def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], backend: str) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, **options, relative="transformer_xl")
     for parameter in mechanism.parameters():

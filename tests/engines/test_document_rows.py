@@ -125,12 +125,9 @@ def test_documents_on_one_grid_share_a_call(name: str) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "random blocks": {"mechanism": "bigbird", "block_size": 8, "num_random_blocks": 2, "num_window_blocks": 3},
     "a memory without gradients": {"mechanism": "transformer_xl", "segment_length": 40, "memory_length": 60},
-    "global tokens among tiles": {"mechanism": "union", "of": "chunked:chunk_size=32+longformer:window=8,global_tokens=0+3"},
     "sinks": {"mechanism": "window", "window": 16, "num_sinks": 3},
     **{kind: {"mechanism": "top_k", "num_keys": 8, "relative": kind} for kind in RELATIVE},
     "far distances": {"mechanism": "longformer", "window": 16, "relative": "shaw:clip=8"},
-    "heads of several kinds": {"mechanism": "per_head", "heads": "nsa,window:window=9,routing:num_clusters=4,linear"},
-    "pools": {"mechanism": "nsa", "compress_size": 8, "compress_stride": 4, "block_size": 8, "num_blocks": 3, "window": 16},
 }
 """Options besides the mechanisms' samples."""
 
@@ -148,7 +145,7 @@ def test_other_options_too_in_one_call_or_several(name: str, calls: int, monkeyp
 
 
 def test_documents_that_a_pattern_covers_are_full_attention_in_one_call(emulated_flash: list[dict[str, Any]]) -> None:
-    module = build_mechanism("chunked", num_heads=2, head_dim=16, chunk_size=90)
+    module = build_mechanism("segmented", num_heads=2, head_dim=16, block_size=90)
     q, k, v = (torch.randn(1, 2, 240, 16, dtype=torch.double) for _ in range(3))
     labels = documents(((80, 70, 90),))
     assert module.covers(90, True)

@@ -208,13 +208,11 @@ def test_an_axis_of_whole_blocks_is_not_gathered() -> None:
         assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks", "nsa": "flex-blocks"}
+FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks"}
 """Where it is not tiles of positions that reach the kernel."""
-OTHER_PATHS = {
-    "axial": "lines", "window2d": "windows",  # calls of PyTorch's fused attention, for all lines or windows of a size
-    "local2d": "halo", "neighborhood": "halo",  # the same, with a mask that all tiles share
-}  # fmt: skip
-ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows", "grid_halo")
+OTHER_PATHS = {"window2d": "windows"}
+"""Calls of PyTorch's fused attention, for all windows of a size."""
+ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows")
 
 
 @pytest.mark.usefixtures("cuda_paths")
@@ -233,7 +231,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
     monkeypatch.setattr(flex_tiles, "plain_tile", None)
     monkeypatch.setattr("hf_longattn.engines.gathered.plain_gathered", None)
     learning, length = setting == "gradients", 2048
-    module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning or name == "shifted_groups")
+    module = build_mechanism(name, num_heads=2, head_dim=16, max_length=length).train(learning)
     q, k, v = (torch.randn(2, 2, length, 16, requires_grad=learning) for _ in range(3))
     arguments: dict[str, Any] = {"grid": (32, 64)} if module.reads_grid else {}
     if module.traits.takes_hidden_states:

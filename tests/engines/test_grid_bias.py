@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.on_grid import on_grid
@@ -23,13 +22,13 @@ HEADS, DIM = 2, 4
 Cell = tuple[int, ...]
 
 
-def bias_by_hand(table: Tensor, sizes: Cell, grid: Grid, dilation: int = 1) -> Tensor:
+def bias_by_hand(table: Tensor, sizes: Cell, grid: Grid) -> Tensor:
     """``(H, N, N)``: the entry of the distance of every pair; the last three are for the prefix."""
-    return table[:, entries_by_hand(table.shape[1], sizes, grid, dilation)].view(len(table), grid.length, grid.length)
+    return table[:, entries_by_hand(table.shape[1], sizes, grid)].view(len(table), grid.length, grid.length)
 
 
 @functools.cache
-def entries_by_hand(entries_of_table: int, sizes: Cell, grid: Grid, dilation: int) -> list[int]:
+def entries_by_hand(entries_of_table: int, sizes: Cell, grid: Grid) -> list[int]:
     """The entry of every pair, row by row."""
     cells = [None] * grid.prefix + list(itertools.product(*map(range, grid.sizes)))  # type: ignore[list-item]
     distances = entries_of_table - (3 if grid.prefix else 0)
@@ -40,8 +39,7 @@ def entries_by_hand(entries_of_table: int, sizes: Cell, grid: Grid, dilation: in
             continue
         entry = 0
         for q, k, size in zip(query, key, sizes, strict=True):
-            step = (q - k) // dilation
-            entry = entry * (2 * size - 1) + max(1 - size, min(size - 1, step)) + size - 1
+            entry = entry * (2 * size - 1) + max(1 - size, min(size - 1, q - k)) + size - 1
         entries.append(entry)
     return entries
 
@@ -52,34 +50,27 @@ def table_for(sizes: Cell, prefix: int) -> Tensor:
     return torch.randn(HEADS, entries, dtype=torch.double, requires_grad=True)
 
 
-CASES: list[tuple[str, dict[str, Any], Grid, Cell, int]] = [
-    ("window2d", {"window": 5}, Grid((12, 23)), (5, 5), 1),
-    ("window2d", {"window": 5, "shift": "alternate"}, Grid((17, 11), 2), (5, 5), 1),
-    ("window2d", {"window": (2, 3, 4)}, Grid((5, 7, 8), 1), (2, 3, 4), 1),
-    ("local2d", {"radius": 3}, Grid((19, 17), 1), (4, 4), 1),
-    ("local2d", {"radius": (1, 2, 2)}, Grid((5, 7, 8)), (2, 2, 3), 1),
-    ("local2d", {"radius": 4}, Grid((300,), 10), (3,), 1),
-    ("neighborhood", {"kernel_size": 5}, Grid((19, 17)), (5, 5), 1),
-    ("neighborhood", {"kernel_size": 3, "dilation": 4, "stride": 2}, Grid((19, 17), 1), (3, 3), 4),
-    ("axial", {"axes": "both"}, Grid((19, 17), 1), (19, 17), 1),
-    ("axial", {"axes": "columns"}, Grid((19, 17), 1), (19, 17), 1),
+CASES: list[tuple[str, dict[str, Any], Grid, Cell]] = [
+    ("window2d", {"window": 5}, Grid((12, 23)), (5, 5)),
+    ("window2d", {"window": 5, "shift": "alternate"}, Grid((17, 11), 2), (5, 5)),
+    ("window2d", {"window": (2, 3, 4)}, Grid((5, 7, 8), 1), (2, 3, 4)),
 ]
 
 
 WAYS = ("fused", "without fused kernels", "with holes", "listed pairs", "bound grid")
 
 
-@every_cell(("name", "options", "grid", "sizes", "dilation", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
-def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell, dilation: int) -> None:
+@every_cell(("name", "options", "grid", "sizes", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
+def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=DIM, **options).eval()
     mechanism.layer = 1
     table = table_for(sizes, grid.prefix)
-    bias = GridBias(table, sizes, (dilation,))
+    bias = GridBias(table, sizes)
     q, k, v = (torch.randn(2, HEADS, grid.length, DIM, dtype=torch.double, requires_grad=True) for _ in range(3))
     real = torch.rand(2, grid.length) > 0.2 if way == "with holes" else torch.ones(2, grid.length, dtype=torch.bool)
     positions = torch.arange(grid.length)
     seen = on_grid(mechanism, grid).mask_mod(False, None)(0, 0, positions[:, None], positions) & real[:, None, None]  # type: ignore[operator]
-    scores = (q @ k.transpose(-1, -2)) * DIM**-0.5 + bias_by_hand(table, sizes, grid, dilation)
+    scores = (q @ k.transpose(-1, -2)) * DIM**-0.5 + bias_by_hand(table, sizes, grid)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     theirs = torch.where(seen.any(-1, keepdim=True), weights, 0.0) @ v
     term: Any = (lambda *arguments: bias.on(grid)(*arguments)) if way == "listed pairs" else bias
@@ -94,46 +85,16 @@ def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], gri
         torch.testing.assert_close(got, wanted)
 
 
-def test_paths_that_add_it() -> None:
-    taken = {}
-    for name, options, grid, sizes, dilation in CASES:
-        paths: list[str] = []
-        q = torch.randn(1, HEADS, grid.length, DIM, dtype=torch.double)
-        with observe(lambda _, choice, paths=paths: paths.append(choice.path)):  # type: ignore[misc]
-            attend(q, q, q, name, grid=grid, score_mod=GridBias(table_for(sizes, grid.prefix), sizes, (dilation,)), **options)
-        taken[name, options.get("axes")] = paths[-1]
-    assert taken == {
-        ("window2d", None): "windows",
-        ("local2d", None): "cpu-halo",
-        ("neighborhood", None): "cpu-halo",
-        ("axial", "both"): "lines",
-        ("axial", "columns"): "windows",
-    }
-
-
 def test_every_sequence_has_its_grid() -> None:
     grids = [Grid((16, 20), 1), Grid((25, 14), 1)]
     longest = max(grid.length for grid in grids)
     mask = torch.arange(longest) < torch.tensor([[grid.length] for grid in grids])
     q, k, v = (torch.randn(2, HEADS, longest, DIM, dtype=torch.double) for _ in range(3))
     bias = GridBias(table_for((3, 3), 1), (3, 3))
-    out = attend(q, k, v, "local2d", radius=2, grid=grids, padding_mask=mask, score_mod=bias)
+    out = attend(q, k, v, "window2d", window=4, grid=grids, padding_mask=mask, score_mod=bias)
     for row, grid in enumerate(grids):
         alone = [x[row : row + 1, :, : grid.length] for x in (q, k, v)]
-        torch.testing.assert_close(out[row : row + 1, :, : grid.length], attend(*alone, "local2d", radius=2, grid=grid, score_mod=bias))
-
-
-def test_layout_of_neighborhood_attention() -> None:
-    """NAT's and DiNAT's ``rpb[h, i, j]`` is for the key at the query's place + (i, j) - (k - 1)."""
-    rpb = torch.randn(HEADS, 5, 5, dtype=torch.double)
-    grid = Grid((4, 4))
-    bias = GridBias.of_neighborhood(rpb).on(grid)
-    positions, zero = torch.arange(16), torch.zeros((), dtype=torch.double)
-    added = bias(zero, 0, torch.arange(HEADS)[:, None, None], positions[:, None], positions)  # type: ignore[arg-type]
-    for query, key in itertools.product(range(16), range(16)):
-        step = [key // 4 - query // 4, key % 4 - query % 4]
-        if max(map(abs, step)) < 3:
-            assert torch.equal(added[:, query, key], rpb[:, step[0] + 2, step[1] + 2])
+        torch.testing.assert_close(out[row : row + 1, :, : grid.length], attend(*alone, "window2d", window=4, grid=grid, score_mod=bias))
 
 
 def test_refusals() -> None:
@@ -143,7 +104,7 @@ def test_refusals() -> None:
     with pytest.raises(GridError, match="pass grid= with 2 sizes"):
         attend(q, q, q, "window", score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
     with pytest.raises(GridError, match="on another grid"):
-        attend(q, q, q, "local2d", radius=2, grid=(300,), score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
+        attend(q, q, q, "window2d", window=4, grid=(300,), score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
 
 
 def test_heads() -> None:

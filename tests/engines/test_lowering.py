@@ -24,12 +24,9 @@ WITHOUT_FLEX = {
     "recurrent": "all pairs of a segment",
     "low_rank": "products of low rank",
     "grid_windows": "calls for all windows of an image",
-    "grid_halo": "calls for all windows of an image",
     "selected": "keys gathered for each query",
 }
 """Engines that do not compare tokens by lists of blocks, and what they do."""
-FULL_IN_EVAL_MODE = {"shifted_groups"}
-"""Mechanisms that run full attention when they are not training."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def test_what_a_mechanism_asks_for_can_be_generated(name: str, lowered_mechanism
     form = mechanism_info(name).causal
     forms = ["both ways", "causal"] if form == "both" else ["causal" if form else "both ways"]
     assert list(cells) == [(form, condition) for form in forms for condition in CONDITIONS]
-    compares_blocks = mechanism_info(name).engine not in WITHOUT_FLEX and name not in FULL_IN_EVAL_MODE
+    compares_blocks = mechanism_info(name).engine not in WITHOUT_FLEX
     for where, found in cells.items():
         assert not [failure for cell in found for failure in cell["failures"]], where
         assert bool(sum(cell["kernels"] for cell in found)) == compares_blocks, where

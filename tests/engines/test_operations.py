@@ -70,9 +70,9 @@ def asked(name: str, length: int, causal: bool, documents: int = 0, gradients: b
 MOST: list[tuple[str, int, bool, int, int, int]] = [
     ("linear", 8192, False, 0, 30, 33), ("linear", 8192, True, 0, 40, 64), ("linear", 8192, True, 32, 41, 66),
     ("taylor", 2048, True, 0, 56, 88), ("performer", 2048, False, 0, 49, 40), ("performer", 2048, True, 0, 69, 73),
-    ("delta", 2048, True, 0, 100, 195), ("hybrid", 2048, True, 0, 86, 112),
+    ("hybrid", 2048, True, 0, 86, 112),
     ("linear", 2048, False, 32, 57, 101), ("taylor", 2048, True, 32, 57, 90), ("performer", 2048, True, 32, 53, 75),
-    ("delta", 2048, True, 32, 110, 200), ("hybrid", 2048, True, 32, 95, 121),
+    ("hybrid", 2048, True, 32, 95, 121),
 ]  # fmt: skip
 """Mechanism, tokens, causal, documents in a row, most operations of the forward and of the backward pass, for 8 heads."""
 
@@ -102,9 +102,8 @@ def test_the_search_of_top_k_waits_once(causal: bool) -> None:
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize(("name", "most", "waits"), [("nsa", 325, 1), ("block_top_k", 132, 0)])
-def test_selected_blocks_wait_for_rows_in_doubt_alone(name: str, most: int, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selected_blocks_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "fused_flex", fused)
-    forward, _ = asked(name, 2048, True)
-    assert forward.launches <= most
-    assert forward.waits.total() == waits
+    forward, _ = asked("block_top_k", 2048, True)
+    assert forward.launches <= 132
+    assert forward.waits.total() == 0

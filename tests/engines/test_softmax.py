@@ -7,10 +7,6 @@ from typing import Any
 import torch
 
 import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
-from hf_longattn.engines.common.axis_tiles import AxisWindows
-from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.score_terms import GridBias
-from hf_longattn.engines.cpu.grid_halo import halo_numbers
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
 from tests.cells import every_cell
 
@@ -41,11 +37,6 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     elif name == "distances":
         learned = [torch.randn(1, 2, 100, 3), torch.randn(1, 21, 3), torch.randn(1, 2, 100, 4), torch.randn(2, 21, 4)]
         fixed, numbers = [None, None, torch.arange(100)[None] < 3], [10, 10, 10, 0, 1, 0]
-    elif name == "halo":
-        grid, axis = Grid((11, 9), 1), ([max(0, x - 2) for x in range(11)], [min(10, x + 2) for x in range(11)])
-        windows = AxisWindows(tuple(axis[0]), tuple(axis[1])), AxisWindows((0,) * 9, (8,) * 9)
-        bias = GridBias(torch.randn(2, 5 * 17 + 3), (3, 9), (1,))
-        learned, fixed, numbers = [bias.table], [torch.arange(100)[None] < 90], halo_numbers(grid, windows, 1, bias)
     elif name == "tiles":
         rows = torch.arange(100).view(1, 1, 10, 10)
         fixed, numbers = [None, rows, rows, rows, rows.flip(2), None, None], [-99, 99, 1, 0, -99, 99, 1, 0]
@@ -55,9 +46,9 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, None, sinks
 
 
-@every_cell("name", ["band", "blocks", "distances", "halo", "tiles"])
+@every_cell("name", ["band", "blocks", "distances", "tiles"])
 def test_operator_is_well_formed(name: str) -> None:
-    assert set(SOURCES) == {"band", "blocks", "distances", "halo", "tiles"}
+    assert set(SOURCES) == {"band", "blocks", "distances", "tiles"}
     arguments = arguments_of(name)
     torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
     out, _ = cpu_softmax(*arguments)

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import build_mechanism
 from hf_longattn.data.qa_features import QAEncodingConfig
-from hf_longattn.data.qa_markers import EVIDENCE
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.qa_heads import EvidenceScores
 from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
 from tests.byte_tokenizer import train_tokenizer
 
@@ -41,7 +39,7 @@ class PointsAt(nn.Module):
         self.seen.append(inputs)
         ids = inputs["input_ids"]
         scores = (5.0 * (ids == number) for number in (self.ids[0], self.ids[-1]))
-        return SimpleNamespace(**dict(zip(("start_logits", "end_logits"), scores, strict=True)), hidden_states=[ids[..., None].float()])
+        return SimpleNamespace(**dict(zip(("start_logits", "end_logits"), scores, strict=True)))
 
 
 def test_a_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,36 +84,6 @@ def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     reader = QAReader("row", model, tokenizer, whole(2048), null_threshold=100.0)  # type: ignore[arg-type]
     assert reader.answer(RECORD) == ""
-
-
-class HearsEvidence(nn.Module):
-    """Windows with this token support an answer and say "yes"; the others say "no", and are surer of it."""
-
-    def __init__(self, token: int) -> None:
-        super().__init__()
-        self.token = token
-
-    def forward(self, hidden: torch.Tensor, sentences: torch.Tensor, paragraphs: torch.Tensor) -> EvidenceScores:
-        supports = (hidden[..., 0] == self.token).any(1)[:, None]
-        kinds = torch.where(supports, torch.tensor([0.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 9.0]))
-        return EvidenceScores(kinds, torch.where(supports, 1.0, -1.0).expand(sentences.shape), torch.zeros(paragraphs.shape))
-
-
-def test_yes_or_no_is_decided_by_the_windows_with_evidence(tokenizer: PreTrainedTokenizerBase) -> None:
-    (needle,) = tokenizer(" needle", add_special_tokens=False)["input_ids"]
-    marked = train_tokenizer([CONTEXT, " needle" * 50, "find"], vocab_size=300)
-    marked.add_tokens(list(EVIDENCE), special_tokens=True)
-    ends = [*range(120, len(CONTEXT), 120), len(CONTEXT)]
-    sentences = [{"start": end - 120, "end": end, "paragraph": 0, "supports": False, "title": "t", "index": 0} for end in ends]
-    record = {**RECORD, "sentences": sentences, "paragraphs": [{"start": 0, "end": len(CONTEXT)}]}
-    for token, answer in ((needle, "yes"), (-1, "no")):  # without any evidence, all windows decide
-        model = PointsAt([needle])
-        model.config, model.evidence = SimpleNamespace(has_evidence_heads=True, evidence_paragraphs=None), HearsEvidence(token)  # type: ignore[assignment]
-        reader = QAReader("row", model, marked, windows(96, 32), batch_size=3)  # type: ignore[arg-type]
-        (found,) = reader.read([record])
-        assert len(model.seen) > 1
-        assert (found.kind, found.text) == (answer, answer)
-        assert bool(found.supporting) == (answer == "yes")
 
 
 def test_a_record_without_its_document(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -32,7 +32,7 @@ def programs_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "load", load_once)
 
 
-OWN_LENGTH = {"cosformer": {"max_length": LENGTH}, "linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
+OWN_LENGTH = {"linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
 
 
 def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:

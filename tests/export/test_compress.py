@@ -59,8 +59,8 @@ NOT_QUANTISED = {
     "nomic_bert": r"hold 3 layers as one \(attn\.Wqkv\), and transformers cannot split quantised weights",
 }
 """Bases that torchao does not quantise, and why."""
-TOGETHER = ("bigbird", "longnet", "lsh", "per_head")
-"""Mechanisms whose heads differ by their number (patterns, members or random draws), in BERT."""
+TOGETHER = ("bigbird", "lsh")
+"""Mechanisms whose heads differ by their number (patterns or random draws), in BERT."""
 Saved = Callable[..., Path]
 
 
@@ -102,8 +102,8 @@ def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
     assert outputs(target).isfinite().all()
 
 
-QUICK_MECHANISMS = ("adaptive_span", "delta", "linformer", "longformer", "per_head", "recurrent_memory", "window")
-"""Without parameters, with parameters by heads (also of grouped keys) and others, with members, and with memory tokens."""
+QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "recurrent_memory", "window")
+"""Without parameters, with parameters by heads (also of grouped keys) and others, and with memory tokens."""
 
 
 @pytest.mark.thorough
@@ -154,7 +154,7 @@ def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: P
     assert messages == [optimize.PRODUCTS_OVERFLOW]
 
 
-GROUPED = ("adaptive_span", "hedgehog", "hybrid", "nsa", "routing", "synthesizer", "taylor")
+GROUPED = ("adaptive_span", "hedgehog", "hybrid", "routing", "synthesizer", "taylor")
 """Causal mechanisms with parameters by heads, besides those of :func:`test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads`."""
 
 

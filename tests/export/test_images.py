@@ -122,7 +122,7 @@ def test_graphs_of_other_inputs_and_outputs(base: str, head: str, inputs: dict[s
     of_pixels = inputs["pixel_values"]
     size = of_pixels[1:] if len(of_pixels) == 3 else SIZE
     saved_base(base, head, tmp_path / "short", num_hidden_layers=1, out_indices=[1])
-    model = long_model(base, head, tmp_path / "short", long_attention={"mechanism": "local2d", "radius": 2}, long_image_size=size)
+    model = long_model(base, head, tmp_path / "short", long_attention={"mechanism": "window2d", "window": 4}, long_image_size=size)
     model.save_pretrained(tmp_path / "long")
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
     assert all(check.status == "passed" for check in report.checks)

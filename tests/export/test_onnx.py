@@ -45,9 +45,8 @@ def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
-@pytest.mark.parametrize("mechanism", ["lsg", pytest.param("longformer", marks=pytest.mark.slow)])  # which is traced twice as long
-def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(mechanism: str, tmp_path: Path) -> None:
-    small = saved(tmp_path / "long", mechanism, head="LongBertForSequenceClassification")
+def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(tmp_path: Path) -> None:
+    small = saved(tmp_path / "long", head="LongBertForSequenceClassification")
     report = export_checkpoint(small, tmp_path / "graph", format="torch", global_attention_mask=True)
     assert report.inputs == ("input_ids", "attention_mask", "global_attention_mask")
     exported = torch.export.load(tmp_path / "graph" / "model.pt2")

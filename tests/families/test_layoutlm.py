@@ -31,10 +31,9 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
 
 
 QUICK = [name for name, way in WAYS.items() if not way.slow][::2]
-"""But for the processes that share a sequence, which tests/modeling/test_sequence_parallel.py has for its boxes."""
 
 
-@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), {*QUICK} - {"sharded"}))
+@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), QUICK))
 def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
@@ -92,7 +91,7 @@ def test_a_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> No
     plain.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
     assert report.passed
-    assert " --layout --data YOUR_QUESTIONS.jsonl " in str(report.train_command)
+    assert " --data YOUR_QUESTIONS.json " in str(report.train_command)
     names = {check.name: check.status for check in report.checks}
     assert names["equal where the mechanism covers the input"] == names["padding changes nothing"] == "passed"
     model = transformers.AutoModelForDocumentQuestionAnswering.from_pretrained(tmp_path / "long").eval()

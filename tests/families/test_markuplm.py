@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.page_words import page_encoding
+from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
 from tests.byte_tokenizer import train_tokenizer
@@ -101,7 +101,7 @@ def test_a_folder_with_a_processor_is_converted_by_its_own_tokenizer(tmp_path: P
     model, written = (auto.from_pretrained(result) for auto in (transformers.AutoModelForTokenClassification, transformers.AutoTokenizer))
     assert isinstance(written, transformers.MarkupLMTokenizer)
     assert written.model_max_length == 256
-    page = page_encoding(written, "a river and a lighthouse " * 100, truncation=True, return_tensors="pt")
+    page = text_encoding(written, "a river and a lighthouse " * 100, truncation=True, return_tensors="pt")
     assert page["input_ids"].shape == (1, 256)
     with torch.no_grad():
         assert model.eval()(**page).logits.isfinite().all()

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, add_markers, marked_document, marked_question
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
@@ -96,44 +95,6 @@ def test_an_example_is_of_what_a_model_reads(
 def run_example(card: str) -> None:
     [code] = re.findall(r"^```python\n(.*?)^```$", card, flags=re.DOTALL | re.MULTILINE)
     exec(compile(code, "usage", "exec"), {})
-
-
-def marked(folder: Path, kind: str, markers: tuple[str, ...], **config: Any) -> Path:
-    """A saved model whose tokenizer has the markers, and whose config names tokens that are global."""
-    saved(folder, kind)
-    model, reader = AutoModel.from_pretrained(folder), tokenizer()
-    add_markers(model, reader, markers)
-    reader.save_pretrained(folder)
-    values = json.loads((folder / "config.json").read_text())
-    marks = [reader.convert_tokens_to_ids(marker) for marker in markers if marker in (TITLE, SENTENCE)]
-    values |= {"question_separator_id": reader.eos_token_id, **({"global_token_ids": marks} if marks else {}), **config}
-    (folder / "config.json").write_text(json.dumps({**values, "vocab_size": len(reader)}))
-    FAMILIES["bert"].model_class(f"Long{kind}")(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    return folder
-
-
-def test_a_model_of_hotpotqa_is_shown_its_marks_and_its_global_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = marked(tmp_path / "model", "BertForQuestionAnswering", EVIDENCE, has_evidence_heads=True)
-    text = write_model_card(folder).read_text()
-    assert "Global by the config, too: a question before the document, up to the first `</s>` and every `<t>`, `[s]`." in text
-    assert "global_attention_mask" not in text
-    question = "Where does the name of the house come from?"
-    assert f'question = "{marked_question(question)}"' in text
-    sentences = ["The house stands on a hill.", "Its name is that of the birds that nest there."]
-    context = f"Larkfield {' '.join(sentences)}"
-    places = [context.index(one) for one in sentences]
-    spans = [{"start": at, "end": at + len(one)} for at, one in zip(places, sentences, strict=True)]
-    document = marked_document({"context": context, "paragraphs": [{"start": 0, "end": len("Larkfield")}], "sentences": spans}).text
-    assert " ".join(document.split()) in " ".join(text.split())
-    run_example(text)
-
-
-def test_a_model_of_candidates_is_shown_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labels = {"id2label": {"0": "candidate"}, "label2id": {"candidate": 0}}
-    text = write_model_card(marked(tmp_path / "model", "BertForTokenClassification", CANDIDATES, **labels)).read_text()
-    assert "Global by the config, too: a question before the document, up to the first `</s>`." in text
-    run_example(text)
-    assert capsys.readouterr().out.strip() in ("birds", "a hill")
 
 
 @pytest.mark.parametrize(

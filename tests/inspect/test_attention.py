@@ -51,9 +51,9 @@ def test_json_is_complete_and_strict(diagnosis: Diagnosis) -> None:
 def test_captured_mass_is_what_a_search_needs(checkpoint: Make) -> None:
     model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
     ids = torch.randint(5, 300, (128,))
-    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "delta"], queries=50)
+    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "linformer"], queries=50)
     assert report.mass.shape == (3, 4, 3)
-    assert list(report.reasons) == ["delta"]
+    assert list(report.reasons) == ["linformer"]
     assert report.mass[..., 2].isnan().all()
     assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
     assert report.pairs[0] < report.full_pairs == 128 * 129 // 2
@@ -175,7 +175,7 @@ def test_a_model_is_left_as_it_was_after_a_refusal() -> None:
     model = transformers.BertModel(config).train()
     before = {name for name, _ in model.named_modules()}
     with pytest.raises(OptionError):
-        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "per_head:heads=0-30=full"])
+        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "window:dilation=1+2+3"])
     assert {name for name, _ in model.named_modules()} == before
     assert model.training
     assert model.config._attn_implementation == "sdpa"

@@ -123,13 +123,13 @@ def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_the_reach_of_each_tower_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build("siglip")[0].save_pretrained(tmp_path / "plain")
-    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
+    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "window2d", "window": 2}}
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, verify=False)
     audit = audit_reach(tmp_path / "long")
     assert audit.agrees
     assert set(audit.towers) == {"text", "vision"}
     assert audit.towers["text"].stages[0].measured == (8, 8)
-    assert audit.towers["vision"].stages[0].mechanism.startswith("local2d")
+    assert audit.towers["vision"].stages[0].mechanism.startswith("window2d")
     model: Any = load_generic(tmp_path / "long")
     towers_of(model)["text"].set_attn_implementation("sdpa")
     found = audit_reach(model).towers
@@ -145,7 +145,7 @@ def test_the_reach_of_each_tower_is_audited(tmp_path: Path, capsys: pytest.Captu
 
 def test_towers_that_pack_images_are_named_and_left_out() -> None:
     model = build("qwen2_vl")[0]
-    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
+    towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "window2d", "window": 2}}
     audit = audit_reach(enable_long_attention(model, {"towers": towers}), length=64)
     assert audit.agrees
     assert set(audit.towers) == {"text"}

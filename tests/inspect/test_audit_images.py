@@ -19,9 +19,6 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 CASES: list[dict[str, Any]] = [
     {"mechanism": "window2d", "window": 3},
     {"mechanism": "window2d", "window": 4, "shift": "alternate", "prefix_tokens": "none"},
-    {"mechanism": "local2d", "radius": 1, "prefix_tokens": "reads"},
-    {"mechanism": "neighborhood", "kernel_size": 3},
-    {"mechanism": "axial", "axes": "rows"},
     {"mechanism": "window", "window": 8, "order": "tiles:4x4"},
     {"mechanism": "segmented", "block_size": 16, "order": "tiles:4x4", "integration": "none"},
     {"mechanism": "full"},

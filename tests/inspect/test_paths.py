@@ -84,11 +84,6 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
     assert not nameless
 
 
-def test_members_name_the_path_of_a_composite() -> None:
-    x = torch.randn(1, 2, 300, 16)
-    assert paths(lambda: attend(x, x, x, "per_head", heads="full,linear")) == ["dense, linear"]
-
-
 def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
     call = AttentionCall()
     for kind, listed in PATHS.items():

@@ -143,7 +143,7 @@ def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsy
     model = grid_models.saved(base, grid_models.base_model(base), tmp_path / "ast")
     extractor = ASTFeatureExtractor(num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length)
     extractor.save_pretrained(tmp_path / "ast")
-    report = diagnose(tmp_path / "ast", talk, candidates=["axial", "full"])
+    report = diagnose(tmp_path / "ast", talk, candidates=["window2d:window=3", "full"])
     model.set_attn_implementation("eager")
     values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
     with torch.no_grad():
@@ -153,12 +153,12 @@ def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsy
         attention = expected[0, :, 0, report.image.grid.prefix :].mean(0)
         assert layer.attention is not None
         torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
-        axial, full = layer.captured.mean(0).tolist()
-        assert 0 < axial < full == pytest.approx(1, abs=1e-5)
+        windows, full = layer.captured.mean(0).tolist()
+        assert 0 < windows < full == pytest.approx(1, abs=1e-5)
     assert report.input_noun == "spectrogram"
     assert tuple(report.image.pixels.shape) == (model.config.num_mel_bins, model.config.max_length, 3)
     typed = ["audit", str(tmp_path / "ast")]
-    assert _run([*typed, str(talk), "--candidate", "axial", "--html", str(tmp_path / "page.html")]) == 0
+    assert _run([*typed, str(talk), "--candidate", "window2d:window=3", "--html", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count('src="data:image/png;base64,') == len(report.last.layers)
     capsys.readouterr()
     assert _run([*typed, str(talk.parent)]) == 1

@@ -22,34 +22,25 @@ MORE = [
     ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
     ("longformer", {"window": 16, "global_tokens": (0, 70)}),
     ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
-    ("lsg", {"block_size": 16, "sparse_block_size": 16, "selection": "strided"}),
-    ("lsg", {"block_size": 16, "sparse_block_size": 32, "selection": "block_strided", "block_offset": 1}),
-    ("lsg", {"block_size": 16, "sparse_block_size": 16, "selection": "max_norm", "block_offset": 3}),
-    ("lsg", {"block_size": 16, "sparse_block_size": 0}),
     ("block_top_k", {"block_size": 16, "num_blocks": 3, "per": "query_block"}),
     ("segmented", {"block_size": 24, "integration": "previous"}),
     ("segmented", {"block_size": 24, "integration": "none"}),
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
     ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
     ("routing", {"num_clusters": 6, "window_per_cluster": 20, "window": 8}),
-    ("shifted_groups", {"group_size": 32, "wrap": True}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
-    ("per_head", {"heads": "0-1=window:window=16;top_k:num_keys=5"}),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 20}),
 ]  # fmt: skip
 SOFT = ("adaptive_span",)
 """Mechanisms whose weights fade at the edge of what they keep."""
 NOT_A_SELECTION = [
-    ("lsg", {"selection": "average_pooling"}),
-    ("lsg", {"selection": "lsh"}),
     ("lsh", {"shared_qk": True}),
     ("lsh", {"count_duplicates": True}),
     ("routing", {"router": "learned"}),
     ("routing", {"normalise": True}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
-    ("per_head", {"heads": "0-1=window:window=16;linear"}),
 ]
 
 

@@ -48,10 +48,10 @@ GRAPHS = ("compiled", "exported")
 
 
 def quick_graph(name: str, causal: bool, graph: str) -> bool:
-    """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_grid_mechanisms.py, and those of
-    mechanisms by head, which hold all of their members, in tests/memory/test_static_decoding.py, and that of routing in test_routing.py."""
+    """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_window2d.py, and that
+    of routing in test_routing.py."""
     engine = mechanism_info(name).engine
-    if name in GRID_NAMES or name in ("per_head", "routing"):
+    if name in GRID_NAMES or name == "routing":
         return False
     if name in ("window", "linear"):  # which tests/mechanisms/test_inputs.py compiles, and tests/positions/test_relative.py exports
         return False

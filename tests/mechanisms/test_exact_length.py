@@ -139,12 +139,11 @@ def test_weights_of_a_graph_of_any_length_are_those_of_its_length() -> None:
     [
         (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, order="hilbert"), "reads a grid"),
-        (lambda: build_mechanism("infini", num_heads=2, head_dim=8, exact_length=8), "causal form only"),
         (lambda: build_mechanism("recurrent_memory", num_heads=2, head_dim=8, exact_length=8), "memory tokens"),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"), "relative positions"),
         (
-            lambda: build_mechanism("per_head", num_heads=2, head_dim=8, heads="window:exact_length=8,full"),
-            "give exact_length to 'per_head'",
+            lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"),
+            "give exact_length to 'union'",
         ),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=-1), "must be at least 0"),
         (lambda: attend(*torch.zeros(3, 1, 2, 9, 8), "window", causal=True, exact_length=8), "this call is causal; leave it out"),
@@ -229,10 +228,10 @@ READ = {"exact_length": 64}
             "",
         ),
         (
-            {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "chunked", "chunk_size": 8}, 1: {"window": 16}}},
+            {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "segmented", "block_size": 8}, 1: {"window": 16}}},
             {
                 **{"mechanism": "window", "window": 8, **READ},
-                "layers": {"0": {"mechanism": "chunked", "chunk_size": 8, **READ}, "1": {"window": 16}},
+                "layers": {"0": {"mechanism": "segmented", "block_size": 8, **READ}, "1": {"window": 16}},
             },
             "",
         ),

@@ -24,21 +24,15 @@ BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("longformer", {"left": 3, "right": 20, "global_tokens": (0, 2)}),
     ("bigbird", {"block_size": 8, "num_random_blocks": 0}),
     ("bigbird", {"block_size": 8, "random_pattern": "hf_eval"}),
-    ("lsg", {"block_size": 8, "sparse_block_size": 0}),
-    ("lsg", {"block_size": 8, "sparse_block_size": 8, "sparsity_factor": 2, "selection": "strided"}),
     ("segmented", {"block_size": 24, "integration": "previous"}),
     ("segmented", {"block_size": 24, "integration": "none"}),
-    ("chunked", {"chunk_size": 12, "left_chunks": 2}),
     ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
-    ("shifted_groups", {"group_size": 32, "keep_groups": True}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 40}),
-    ("per_head", {"heads": "0-1=window:window=16;segmented:block_size=24,integration=none"}),
     ("union", {"of": "window:window=16+segmented:block_size=24,integration=none"}),
     ("union", {"of": "segmented:block_size=24,integration=none"}),
 ]
 UNBOUNDED: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in ("full", "bigbird", "strided", "fixed", "top_k", "block_top_k", "lsh", "routing", "nsa", "linear", "nystrom")),
-    ("per_head", {"heads": "0-1=window:window=16;full"}),
+    *((name, {}) for name in ("full", "bigbird", "strided", "fixed", "top_k", "block_top_k", "lsh", "routing", "linear", "nystrom")),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("segmented", {"integration": "pooled"}),
 ]

@@ -108,7 +108,6 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("window", {"window": 32, "num_sinks": 2}),
     ("window", {"window": 32, "relative": "shaw"}),
     ("longformer", {"window": 32, "separate_global": True}),
-    ("delta", {"gate_input": "hidden_states"}),
     ("top_k", {"num_keys": 8, "order": "hilbert"}),
 )
 

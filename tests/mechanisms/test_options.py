@@ -47,7 +47,7 @@ ODD: list[Any] = [
     *([], [0], [1], [-1], [1, 1], [0, 0, 0], [10**12], [1.5], ["x"], [None], [True], [[1]], [[]], (2, 3)),
     *({}, {"x": 1}, {"mechanism": "window"}, {"mechanism": "nothing"}, {"mechanism": 5}, {"mechanism": "window", "window": 0}, [{}]),
     *("shaw:clip=0", "shaw:clip=-1", "shaw:clip=x", "shaw:", "t5_buckets:num_buckets=0", "t5_buckets:max_distance=1", "alibi:x=1"),
-    *("window:window=8", "window:window=0", "window:", ":window", "0-1=window", "5=window", "window:window=8+full", "union", "per_head"),
+    *("window:window=8", "window:window=0", "window:", ":window", "0-1=window", "5=window", "window:window=8+full", "union", "hybrid"),
     *(object(), b"5", 3 + 0j),
 ]
 """What people and damaged files write: numbers out of range, of another type, lists, mappings, names of other options."""
@@ -240,7 +240,6 @@ class Sizes(TorchDispatchMode):
 NUMERIC = [
     (name, field.name)
     for name in list_mechanisms()
-    if name != "nsa"
     for field in mechanism_class(name).options_type.__dataclass_fields__.values()
     if re.search(r"\b(int|float)\b", str(field.type))
 ]

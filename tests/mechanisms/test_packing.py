@@ -31,7 +31,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "asymmetric": {"mechanism": "window", "left": 40, "right": 7},
     "dilated": {"mechanism": "window", "window": 6, "dilation": [1, 2, 3, 1]},
     "global tokens": {"mechanism": "longformer", "window": 32, "global_tokens": (0, 5)},
-    "per_head": {"mechanism": "per_head", "heads": "window:window=9,full"},
     "alibi": {"mechanism": "window", "window": 32, "relative": "alibi"},
 }
 """Options besides the mechanisms' samples, in models."""

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from packaging.version import Version
 
-import hf_longattn
-from hf_longattn import LongAttentionConfig, LongViTConfig, attend, build_mechanism, list_mechanisms, mechanism_info
-from hf_longattn.catalogue import FORMER_NAMES, check_early
+from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError, RegistrationError
-from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
-from hf_longattn.inspect.candidates import Candidate
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.window import Window, WindowOptions
 from tests.cells import every_cell
@@ -101,48 +94,6 @@ def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
     words = registry.input_in_words(name)
     assert takes({} if mechanism_info(name).needs_grid else {"order": "hilbert"}) is ("image" in words)
     assert takes({}) is ("image" in words and "`order`" not in words)
-
-
-@pytest.mark.parametrize(("old", "new", "removed_in"), [(old, *new) for old, new in FORMER_NAMES.items()])
-def test_a_former_name_of_a_mechanism_works_warns_and_is_stored_as_the_new_one(
-    old: str, new: str, removed_in: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert Version(hf_longattn.__version__) < Version(removed_in), f"remove {old} from FORMER_NAMES of hf_longattn/catalogue.py"
-    assert old not in list_mechanisms()
-    q, sample = torch.randn(1, 2, 70, 8), registry.mechanism_class(new).sample
-    sentence = f"The mechanism name '{old}' is deprecated and will be removed in hf_longattn {removed_in}; write: '{new}'"
-    with pytest.warns(FutureWarning, match=re.escape(sentence)) as caught:
-        out = attend(q, q, q, old, **sample)
-    assert {warning.filename for warning in caught} == {__file__}
-    assert torch.equal(out, attend(q, q, q, new, **sample))
-    with pytest.warns(FutureWarning, match=old):
-        assert build_mechanism(old, num_heads=2, head_dim=8).name == new
-    with pytest.warns(FutureWarning, match=old):
-        assert mechanism_info(old).name == new
-    with pytest.warns(FutureWarning, match=old):
-        config = LongAttentionConfig(old, layers=f"0={old};1-2=per_head:heads=[{old},full]")
-    with pytest.warns(FutureWarning, match=old):
-        assert Candidate.read(old) == Candidate.read(new)
-    assert config == LongAttentionConfig(new, layers=f"0={new};1-2=per_head:heads=[{new},full]")
-    monkeypatch.delitem(sys.modules, registry.__name__)  # as before torch is imported
-    with pytest.warns(FutureWarning, match=old):
-        check_early(old, sample)
-
-
-def test_a_checkpoint_that_says_a_former_name_loads_as_before(tmp_path: Path) -> None:
-    sizes = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LongLlamaForCausalLM(LongLlamaConfig(**sizes, long_attention={"mechanism": "shifted_groups", "group_size": 8})).eval()
-    model.save_pretrained(tmp_path / "old")
-    file = tmp_path / "old" / "config.json"
-    values = json.loads(file.read_text())
-    values["long_attention"]["mechanism"] = "shifted_window"
-    file.write_text(json.dumps(values))
-    with pytest.warns(FutureWarning, match="shifted_window"):
-        loaded = LongLlamaForCausalLM.from_pretrained(tmp_path / "old").eval()
-    ids = torch.arange(40)[None] % 9
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-    loaded.save_pretrained(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "config.json").read_text())["long_attention"]["mechanism"] == "shifted_groups"
 
 
 def test_options_that_the_module_does_not_define_are_refused_with_a_sentence() -> None:

@@ -23,7 +23,6 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("fixed", {"block_size": 150, "num_summary": 7}),
     ("fixed", {"block_size": 5, "num_summary": 3}),
     ("segmented", {"block_size": 8, "integration": "none"}),
-    ("chunked", {"chunk_size": 10, "left_chunks": 3}),
     ("segmented", {"block_size": 140, "integration": "none"}),
     ("segmented", {"block_size": 8, "integration": "previous"}),
     ("segmented", {"block_size": 1, "integration": "previous"}),

@@ -187,7 +187,6 @@ def test_the_three_ways_to_write_it_are_one() -> None:
         ("windw", "Did you mean 'window'"),
         ("window:window=0", "at least 1"),
         ("window:windo=3", "Did you mean 'window'"),
-        ("per_head:heads=window", "not a mask over positions"),
         ("segmented:integration=pooled", "not a mask over positions"),
         ("longformer:separate_global=true", "not a mask over positions"),
         ([3], "each entry must name a mechanism"),

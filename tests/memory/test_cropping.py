@@ -29,7 +29,6 @@ KINDS: dict[str, dict[str, Any]] = {
     **{name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True, grid=False)},
     "window of one": {"mechanism": "window", "window": 1},
     "sinks": {"mechanism": "window", "window": 9, "num_sinks": 2},
-    "kept groups": {"mechanism": "shifted_groups", "group_size": 16, "keep_groups": True},
     "segment and memory": {"mechanism": "transformer_xl", "segment_length": 12, "memory_length": 7},
 }
 

@@ -33,8 +33,8 @@ def model(base: str, name: str) -> Any:
     return built.double() if any(module.traits.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
 
 
-FLOAT32 = ("window", "fixed", "top_k", "linear", "delta", "full")
-"""A mechanism for each kind of cache: a window, scattered keys, summaries, a state, a state of another shape, every key."""
+FLOAT32 = ("window", "fixed", "top_k", "linear", "full")
+"""A mechanism for each kind of cache: a window, scattered keys, summaries, a state, every key."""
 NAMES = list_mechanisms(causal=True, grid=False)
 PRECISIONS = grid(
     [(base, name, dtype) for base, name in CASES for dtype in (torch.float32, torch.float64)],

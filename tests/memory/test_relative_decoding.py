@@ -33,7 +33,6 @@ FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(
     "lsh, shared": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 64, "shared_qk": True},
     "routing, learned": {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10, "window": 7, "router": "learned"},
     "union, kept": {"mechanism": "union", "of": "window:window=9+fixed:block_size=10,num_summary=2"},
-    "per_head, states": {"mechanism": "per_head", "heads": "window:window=9,lsh:num_hashes=2,bucket_size=8,num_buckets=8"},
 }
 LENGTH = 100
 
@@ -56,7 +55,7 @@ MOVED = ["self_extend:window=12,group=5", "dual_chunk:chunk=15,trained=20"]
 def quick(form: str, kind: str, base: str) -> bool:
     """Every kind with `window` on one base; with other forms every second kind, the bases in turn; rotations where keys are summarised."""
     of_form, of_kind = [*FORMS].index(form), KINDS.index(kind)
-    if kind == "rotary" and form in ("block_top_k", "nsa", "top_k"):
+    if kind == "rotary" and form in ("block_top_k", "top_k"):
         return True
     if form == "window":
         return base == DECODERS[0]
@@ -102,10 +101,9 @@ def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, ba
 
 
 def test_members_have_no_relative_positions_of_their_own() -> None:
-    """So that there is one term for a layer, which the caches of composites meet as those of any other mechanism."""
-    for name, option in (("union", "of"), ("per_head", "heads")):
-        with pytest.raises(OptionError, match=f"give relative to '{name}' itself"):
-            build_mechanism(name, num_heads=4, head_dim=16, **{option: [{"mechanism": "window", "relative": "alibi"}]})
+    """So that there is one term for a layer, which the cache of a union meets as that of any other mechanism."""
+    with pytest.raises(OptionError, match="give relative to 'union' itself"):
+        build_mechanism("union", num_heads=4, head_dim=16, of=[{"mechanism": "window", "relative": "alibi"}])
 
 
 def test_columns_are_found_once_for_all_layers() -> None:

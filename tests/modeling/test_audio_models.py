@@ -36,7 +36,6 @@ BAND = {"mechanism": "window", "left": 9, "right": 4}
 MECHANISMS = (
     BAND,
     {"mechanism": "longformer", "window": 8, "global_tokens": "none"},
-    {"mechanism": "chunked", "chunk_size": 8, "left_chunks": 1},
 )
 QUICK_HEADS = grid(HEADS, lambda base, head: base == "wav2vec2" or head == base_model(base))
 NOISY = "ForPreTraining"

@@ -133,7 +133,7 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("mechanism", ["delta", "hedgehog", "infini", "longformer", "strided"])
+@pytest.mark.parametrize("mechanism", ["hedgehog", "transformer_xl", "longformer", "strided"])
 def test_values_may_be_narrower_than_keys(mechanism: str, tmp_path: Path) -> None:
     """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one pass."""
     auto, short = check_derived.small_model("deepseek_v3")

@@ -109,7 +109,6 @@ def test_generation_keeps_what_the_widest_layer_sees(base: str) -> None:
         ("bert", {"mechanism": "window", "window": 6, "relative": "alibi"}),
         ("bert", {"mechanism": "window", "left": 3, "right": 1}),
         ("bert", {"mechanism": "window", "window": 6, "dilation": 2}),
-        ("llama", {"mechanism": "window", "window": 6, "layers": {1: {"mechanism": "chunked"}}}),
         ("t5", {"mechanism": "window", "window": 6}),
         ("albert", {"mechanism": "window", "window": 6}),
         ("bart", {"mechanism": "window", "window": 6}),

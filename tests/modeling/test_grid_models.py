@@ -38,7 +38,7 @@ from tests.modeling.grid_models import (
 WINDOWS = {"mechanism": "window2d", "window": 8}
 ONE_LAYER = {"num_hidden_layers": 1, "out_indices": [1]}
 NEW_SIZES = ((32, 32), (48, 48), (40, 64))
-MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "neighborhood", "kernel_size": 5})
+MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "window2d", "window": 5, "padding": "zeros"})
 
 
 COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
@@ -106,7 +106,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@every_cell("base", [base for base in BASES if base != "dinat"], of=4)  # which transformers does not compute again
+@every_cell("base", BASES, of=4)
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
@@ -129,8 +129,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
-    if base != "dinat":  # which transformers does not compute again
-        model.train().activation_checkpointing_enable({"use_reentrant": False})
+    model.train().activation_checkpointing_enable({"use_reentrant": False})
     inputs, outputs = inputs_of(base, (40, 48)), []
     for copied in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         torch.manual_seed(0)

@@ -19,8 +19,6 @@ SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}
 MECHANISMS = [
     *((name, mechanism_class(name).sample) for name in list_mechanisms(causal=True, grid=False)),
-    ("delta", {}),
-    ("delta", {"expand": 2}),
     ("window", {"window": 16, "relative": "transformer_xl"}),
 ]
 

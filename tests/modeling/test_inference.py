@@ -30,16 +30,13 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.modeling.run.packing import packing_refusal
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.alike import engine_of_form, kind_of_family
 from tests.cells import every_cell
-from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
+from tests.reference.small_models import BASES, CAUSAL, long_model, padding, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
 WINDOW = {"mechanism": "window", "window": 16}
-PACKS = [base for base in BASES if base != "esm"]
-"""ESM scales its embeddings by each row's share of masked tokens."""
 
 
 def batch(length: int = 100, *, left: bool = False) -> dict[str, Tensor]:
@@ -51,33 +48,6 @@ def uncached(base: str) -> dict[str, Any]:
     return {"use_cache": False} if base in CAUSAL else {}
 
 
-def packs(model: Any, **inputs: Any) -> bool:
-    """Whether a call ran as one packed row."""
-    shapes: list[Any] = []
-    handle = next(module for module in model.modules() if hasattr(module, "long_attention")).register_forward_hook(
-        lambda module, args, out: shapes.append(out[0].shape[:2])
-    )
-    with torch.no_grad():
-        model(**inputs)
-    handle.remove()
-    return shapes[0][0] == 1 and shapes[0] != inputs["attention_mask"].shape
-
-
-@every_cell("base", BASES, of=9, alike=kind_of_family)
-def test_packed_batches_equal_padded_ones(base: str) -> None:
-    model = long_model(base, None, WINDOW)
-    for left in (False, True):
-        inputs = {**batch(left=left), **uncached(base)}
-        fast = copy.deepcopy(model).optimize_for_inference("fp32")
-        with torch.no_grad():
-            found, expected = fast(**inputs), model(**inputs)
-        assert packs(fast, **inputs) == (base in PACKS)
-        real = inputs["attention_mask"].bool()
-        torch.testing.assert_close(found.last_hidden_state[real], expected.last_hidden_state[real], rtol=1e-4, atol=1e-4)
-        if not left and "pooler_output" in expected:
-            torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-4)
-
-
 def run(model: Any, base: str, **inputs: Any) -> Tensor:
     if FAMILIES[base].two_stacks:
         inputs["decoder_input_ids"] = tokens(len(inputs["input_ids"]), 20)
@@ -85,25 +55,11 @@ def run(model: Any, base: str, **inputs: Any) -> Tensor:
         return model(**inputs).last_hidden_state
 
 
-@every_cell("left", [False, True])
-@every_cell(("pad", "filled"), [(0, 0), (1, 1), (3, 3), (1, 0)])
-def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -> None:
-    """The padding token of RoBERTa's config takes no position; another one of the tokenizer does, and so does padding of embeddings."""
-    model, mask = long_model("roberta", None, WINDOW, pad_token_id=pad), padding(3, 40, left=left)
-    ids = torch.where(mask.bool(), tokens(3, 40).clamp(min=5), filled)
-    fast, embedded = copy.deepcopy(model).optimize_for_inference("fp32"), model.get_input_embeddings()(ids)
-    for inputs in ({"input_ids": ids}, {"inputs_embeds": embedded}):
-        with torch.no_grad():
-            expected, packed = (one(**inputs, attention_mask=mask).last_hidden_state for one in (model, fast))
-        torch.testing.assert_close(packed[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
-    assert packs(fast, input_ids=ids, attention_mask=mask)
-
-
 @every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    fast = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).optimize_for_inference("bf16", pack=False)
+    fast = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).optimize_for_inference("bf16")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     inputs = {"input_ids": tokens(2, 40)}
     assert torch.equal(run(fast, base, **inputs), run(loaded, base, **inputs))
@@ -147,7 +103,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
 
 @every_cell("name", list_mechanisms(grid=False), of=9, alike=engine_of_form)
 def test_every_mechanism_after_it(name: str) -> None:
-    """Packed rows equal padded ones; bf16 and 8 bits are finite."""
+    """fp32 changes nothing; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
     model = long_model(base, None, {"mechanism": name, **mechanism_class(name).sample})
     inputs = {**batch(150), **uncached(base)}
@@ -160,116 +116,13 @@ def test_every_mechanism_after_it(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@every_cell(
-    ("base", "head"),
-    [("bert", "BertForSequenceClassification"), ("albert", "AlbertForSequenceClassification"),
-     ("big_bird", "BigBirdForSequenceClassification"),
-     ("roberta", "RobertaForQuestionAnswering"), ("bert", "BertForMaskedLM"), ("modernbert", "ModernBertForSequenceClassification"),
-     ("albert", "AlbertForMultipleChoice"), ("llama", "LlamaForTokenClassification")],
-)  # fmt: skip
-def test_heads_over_packed_rows(base: str, head: str) -> None:
-    model = long_model(base, head, WINDOW)
-    inputs = {**head_inputs(head), **uncached(base)}
-    fast = copy.deepcopy(model).optimize_for_inference("fp32", pack=True)
-    with torch.no_grad():
-        found, expected = fast(**inputs), model(**inputs)
-    mask = inputs["attention_mask"].bool()
-    for name, value in found.items():
-        if isinstance(value, Tensor):
-            by_token = value.shape[:2] == mask.shape
-            one, other = (value[mask], expected[name][mask]) if by_token else (value, expected[name])
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("base", ["mixtral", "qwen3_moe"])
-def test_routers_over_packed_rows(base: str) -> None:
-    """Their logits come back for every token of the batch, so that the auxiliary loss is that of the padded rows."""
-    model = long_model(base, LANGUAGE_MODELS[base], WINDOW, output_router_logits=True, router_aux_loss_coef=0.5)
-    inputs = {**batch(), "use_cache": False}
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    fast = copy.deepcopy(model).optimize_for_inference("fp32")
-    assert packs(fast, **inputs)
-    with torch.no_grad():
-        packed, expected = fast(**inputs), model(**inputs)
-    real = inputs["attention_mask"].flatten().bool()
-    for router, other in zip(packed.router_logits, expected.router_logits, strict=True):
-        torch.testing.assert_close(router[real], other[real], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close((packed.loss, packed.aux_loss), (expected.loss, expected.aux_loss), rtol=1e-4, atol=1e-4)
-
-
-def test_an_encoder_alone_is_packed() -> None:
-    model = long_model("t5", "T5EncoderModel", WINDOW)
-    fast, inputs = copy.deepcopy(model).optimize_for_inference("fp32"), batch()
-    assert packs(fast, **inputs)
-    real = inputs["attention_mask"].bool()
-    with torch.no_grad():
-        states, expected = fast(**inputs).last_hidden_state, model(**inputs).last_hidden_state
-    torch.testing.assert_close(states[real], expected[real], rtol=1e-4, atol=1e-4)
-
-
-class TestPacking:
-    def model(self) -> Any:
-        return long_model("bert", None, {"mechanism": "longformer", "window": 16})
-
-    def test_everything_that_belongs_to_tokens(self) -> None:
-        model, inputs = self.model(), batch()
-        inputs["token_type_ids"] = (torch.arange(100) > 50).long().expand(3, -1)
-        inputs["global_attention_mask"] = (torch.arange(100) % 33 == 0).long().expand(3, -1)
-        fast = copy.deepcopy(model).optimize_for_inference("fp32")
-        embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
-        mask = inputs["attention_mask"].bool()
-        for given in (inputs, {**{k: v for k, v in inputs.items() if k != "input_ids"}, "inputs_embeds": embeddings}):
-            assert packs(fast, **given)
-            found, expected = fast(**given, output_hidden_states=True), model(**given, output_hidden_states=True)
-            for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
-                torch.testing.assert_close(one[mask], other[mask], rtol=1e-4, atol=1e-4)
-        as_tuple = fast(**inputs, return_dict=False)
-        torch.testing.assert_close(as_tuple[0][mask], expected.last_hidden_state[mask], rtol=1e-4, atol=1e-4)
-
-    def test_padding_becomes_zeros_and_an_empty_row_is_finite(self) -> None:
-        inputs = batch()
-        inputs["attention_mask"][1] = 0
-        out = self.model().optimize_for_inference("fp32")(**inputs)
-        assert not out.last_hidden_state[~inputs["attention_mask"].bool()].any()
-        assert out.pooler_output.isfinite().all()
-
-    def test_what_runs_as_it_is(self) -> None:
-        fast = self.model().optimize_for_inference("fp32")
-        inputs = batch()
-        holes = inputs["attention_mask"].clone()
-        holes[:, 20] = 0
-        assert packs(fast, **inputs)
-        assert not packs(fast, input_ids=inputs["input_ids"], attention_mask=torch.ones_like(holes))
-        assert not packs(fast, input_ids=inputs["input_ids"], attention_mask=holes)
-        assert not packs(fast, **inputs, output_attentions=True)
-        assert not packs(self.model().optimize_for_inference("fp32", pack=False), **inputs)
-        decoder = long_model("llama", None, WINDOW).optimize_for_inference("fp32")
-        assert not packs(decoder, **inputs), "a cache is returned"
-        assert packs(decoder, **inputs, use_cache=False)
-        fast.use_base_attention()
-        assert not packs(fast, **inputs)
-
-    def test_hidden_states_that_a_head_collects(self) -> None:
-        model = long_model("bert", "BertForMaskedLM", WINDOW)
-        expected = model(**batch(), output_hidden_states=True).hidden_states
-        found = model.optimize_for_inference("fp32")(**batch(), output_hidden_states=True).hidden_states
-        assert [one.shape for one in found] == [one.shape for one in expected]
-
-    def test_documents_see_what_they_see_alone(self) -> None:
-        fast, inputs = self.model().optimize_for_inference("int8"), batch()
-        with torch.no_grad():
-            together = fast(**inputs).last_hidden_state
-            for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
-                alone = fast(input_ids=inputs["input_ids"][row : row + 1, :length]).last_hidden_state
-                torch.testing.assert_close(together[row, :length], alone[0], rtol=2e-2, atol=2e-2)
-
-    def test_generation_goes_on(self) -> None:
-        model = long_model("llama", "LlamaForCausalLM", WINDOW)
-        inputs = batch(left=True)
-        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
-        expected = model.generate(**inputs, **options)
-        assert torch.equal(copy.deepcopy(model).optimize_for_inference("fp32").generate(**inputs, **options), expected)
-        assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
+def test_generation_goes_on() -> None:
+    model = long_model("llama", "LlamaForCausalLM", WINDOW)
+    inputs = batch(left=True)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
+    expected = model.generate(**inputs, **options)
+    assert torch.equal(copy.deepcopy(model).optimize_for_inference("fp32").generate(**inputs, **options), expected)
+    assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
 
 
 IN_PIECES = (
@@ -281,7 +134,7 @@ IN_PIECES = (
 
 @every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
+    model = long_model(base, None, WINDOW).optimize_for_inference("int8")
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
     expected = run(model, base, **batch(100))
     monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)
@@ -307,7 +160,7 @@ def test_what_is_not_of_tokens_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> No
 def test_layers_run_in_pieces_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
-    inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8", pack=False)
+    inputs, whole = batch(100), copy.deepcopy(model).optimize_for_inference("int8")
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
         monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)  # 16 tokens of each of three rows
@@ -331,8 +184,6 @@ def test_models_without_a_long_class() -> None:
         expected = vit(pixels).last_hidden_state
         found = hf_longattn.optimize_for_inference(copy.deepcopy(vit), "int8")(pixels.bfloat16()).last_hidden_state
     assert (found - expected).norm() / expected.norm() < 0.05
-    with pytest.raises(OptionError, match="pack=True: ViTModel does not keep documents of one row apart"):
-        hf_longattn.optimize_for_inference(vit, pack=True)
 
 
 def test_layers_that_stay() -> None:
@@ -495,9 +346,6 @@ def test_refusals() -> None:
         model.optimize_for_inference("int4")
     with pytest.raises(BackendError, match="takes a model of transformers or sentence-transformers, not Linear"):
         hf_longattn.optimize_for_inference(nn.Linear(2, 2))
-    with pytest.raises(OptionError, match=r"pack=True: .* LongBertModel runs in segments with memory tokens"):
-        long_model("bert", None, {"mechanism": "recurrent_memory"}).optimize_for_inference(pack=True)
-    assert "token_dropout" in str(packing_refusal(long_model("esm", None, WINDOW)))
     model.optimize_for_inference("fp32")
     with pytest.raises(BackendError, match="optimised for inference already \\(fp32\\); load it again to choose anew"):
         model.optimize_for_inference("bf16")

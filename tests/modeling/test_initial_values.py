@@ -35,9 +35,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, mechanism_class(name).sample) for name in list_mechanisms(grid=False)),
     *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).sample and name not in SIZED),
     *(("window", {"relative": relative}) for relative in RELATIVE),
-    ("delta", {"gate": False}),
-    ("delta", {"gate": False, "gate_input": "key"}),
-    ("delta", {"gate_input": "key", "expand": 2}),
     ("hybrid", {"mixing": 0.5}),
     ("hybrid", {"features": "taylor:feature_dim=4"}),
     ("hybrid", {"features": "taylor:feature_dim=8"}),
@@ -46,8 +43,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("longformer", {"separate_global": True}),
     ("nystrom", {"num_landmarks": 4, "conv_kernel": 3}),
     ("performer", {"num_features": 8, "kernel": "relu"}),
-    ("per_head", {"heads": "hedgehog,taylor,performer,window"}),
-    ("per_head", {"heads": "adaptive_span,window", "relative": "shaw:clip=4"}),
     ("routing", {"num_clusters": 4, "router": "learned"}),
     ("taylor", {"feature_dim": 4}),
     *(("synthesizer", {"variant": kind}) for kind in ("dense", "factorized_dense", "random", "factorized_random")),
@@ -147,7 +142,6 @@ def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("hedgehog", {}),
-    ("per_head", {"heads": "adaptive_span,window", "relative": "shaw:clip=4"}),
     ("hybrid", {"mixing": 0.5}),
     ("adaptive_span", {}),
 ]
@@ -209,7 +203,7 @@ def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) 
     assert all(value.isfinite().all() for value in tensors(model).values())
 
 
-MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "per_head", "heads": "taylor:feature_dim=4,adaptive_span"}]}
+MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "taylor", "feature_dim": 4}]}
 
 
 @pytest.mark.thorough
@@ -230,7 +224,7 @@ def test_below_a_head(tmp_path: Path) -> None:
 
 @every_cell(
     ("base", "name", "options"),
-    [one for one in BOTH_FORMS if one.values[0] == "bert" or one.values[1] == "delta"],
+    [one for one in BOTH_FORMS if one.values[0] == "bert"],
     of=9,
     alike=lambda base, name, options: name,
 )

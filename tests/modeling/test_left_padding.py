@@ -24,7 +24,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
 GRID = [*itertools.product(ENCODERS, list_mechanisms(causal=False, grid=False))]
 for refused in ("esmc", "modernbert", "ultrabert"):  # no embeddings as input, or layers with windows of their own
     GRID.remove((refused, "recurrent_memory"))
-GRID.remove(("gemma3_text", "lsg"))  # chooses keys by their norms, which this base makes equal
 LENGTH, LEFT = 60, 37
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
 from hf_longattn.engines.common.call import AttentionCall
@@ -209,34 +208,14 @@ def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
     ),
     ids=str,
 )
-def test_generation_keeps_one_segment(base: str, options: dict[str, str]) -> None:
+def test_generation_reads_the_whole_text_at_every_step(base: str, options: dict[str, str]) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     _, longer = pair(base, head, **options)
     ids, mask = tokens(3, 90), padding(3, 90, left=True)
     arguments = {"attention_mask": mask, "max_new_tokens": 34, "do_sample": False, "eos_token_id": None}
-    out = longer.generate(ids, return_dict_in_generate=True, **arguments)
-    assert torch.equal(out.sequences, longer.generate(ids, use_cache=False, **arguments))
-    for layer in out.past_key_values.layers:
-        assert layer.state["keys"].shape[2] == 40 - MEMORY
-        assert layer.get_seq_length() == 123
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("base", "changes"),
-    [*((base, {}) for base in (*DECODERS, "opt")), *(("roberta", {"is_decoder": True, "pad_token_id": pad}) for pad in (1, 0))],
-    ids=str,
-)
-def test_single_tokens_equal_the_full_forward_pass_in_float32(base: str, changes: dict[str, Any]) -> None:
-    usual = {"initializer_range": 0.02, "init_std": 0.02, **changes}
-    longer = long_like(plain_model(base, **usual), base, RMT, **usual)
-    ids, mask = tokens(3, 134), padding(3, 134, left=True)
-    whole = longer(ids, attention_mask=mask, use_cache=False).last_hidden_state
-    cache, states = DynamicCache(config=longer.config), []
-    for begin, end in ((0, 70), (70, 110), *((i, i + 1) for i in range(110, 134))):
-        out = longer(ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache)
-        states.append(out.last_hidden_state)
-    assert (torch.cat(states, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    assert torch.equal(longer.generate(ids, **arguments), longer.generate(ids, use_cache=False, **arguments))
+    with pytest.raises(MemoryMismatchError, match="generates after input_ids"):
+        longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)
 
 
 @pytest.mark.parametrize("relative", [None, "alibi", "shaw"])
@@ -263,6 +242,8 @@ def test_bad_input_is_a_sentence() -> None:
         longer(tokens(3, 100), memory=memory)
     with pytest.raises(MemoryMismatchError, match="another kind of model"):
         long_like(plain_model("gpt2"), "gpt2", {"mechanism": "full"})(ids, memory=memory)
+    with pytest.raises(MemoryMismatchError, match="there is no cache; pass use_cache=False"):
+        longer(ids, use_cache=True)
     with pytest.raises(OptionError, match="Attentions were asked for"):
         longer(ids, output_attentions=True)
     with pytest.raises(OptionError, match="give every layer the same"):

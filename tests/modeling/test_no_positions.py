@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 import hf_longattn
 from hf_longattn.errors import MaskError, PositionError
 from hf_longattn.modeling.family.definition import FAMILIES
-from hf_longattn.modeling.run.packing import packing_refusal
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.derived import WITHOUT_POSITIONS
 from tests.cells import every_cell
@@ -80,4 +79,3 @@ def test_documents_are_not_packed_where_states_pass_their_borders(tmp_path: Path
     ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
     with pytest.raises(MaskError, match="recurrent layers of this model read across their borders; give each document its own row"):
         long(ids, documents=documents)
-    assert "recurrent layers" in str(packing_refusal(long.base_model))

@@ -105,7 +105,7 @@ def test_a_row_begins_anew(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("long_attention", [XL, {"mechanism": "infini", "segment_length": 32}, {"mechanism": "window", "window": 40}])
+@pytest.mark.parametrize("long_attention", [XL, {"mechanism": "linear"}, {"mechanism": "window", "window": 40}])
 def test_the_memory_is_left_as_it_was_and_does_not_grow(long_attention: dict[str, Any]) -> None:
     longer, ids = model("llama", long_attention), tokens(2, 32)
     memory, sizes = longer.new_memory(), []
@@ -130,7 +130,7 @@ def test_no_gradient_comes_from_earlier_calls() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["transformer_xl", "infini", "window", "recurrent_memory", "full"])
+@pytest.mark.parametrize("name", ["transformer_xl", "linear", "window", "recurrent_memory", "full"])
 def test_a_memory_is_saved_and_read(name: str) -> None:
     longer, ids = model("llama", {"mechanism": name, **mechanism_class(name).sample}), tokens(2, 300)
     memory = longer.new_memory()

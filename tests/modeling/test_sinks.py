@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import hf_longattn
-from hf_longattn.errors import BackendError, OptionError
+from hf_longattn.errors import OptionError
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from tests.cells import every_cell
 
@@ -103,10 +103,3 @@ def test_a_mechanism_that_is_no_softmax_is_refused(tmp_path: Path) -> None:
         hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="linear", max_length=LONG)
     with pytest.raises(OptionError, match=r"GptOssForCausalLM has sinks.*'linear'"):
         hf_longattn.enable_long_attention(stock, {"mechanism": "linear"})
-
-
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    _, long = converted("gpt_oss", tmp_path, mechanism="window", options={"window": 16})
-    long.model.layers[0].self_attn.long_attention.shard = object()
-    with pytest.raises(BackendError, match=r"s_aux.*cannot be split across processes"):
-        long(ids())

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.alike import kind_of_family
@@ -34,7 +33,7 @@ def gradients(module: Any, inputs: dict[str, Tensor], rows: slice, of: list[Tens
 
 def projections(module: Any) -> list[Tensor]:
     """The parameters of the last attention that has the mechanism; none where other layers share them."""
-    last = [site for site in attention_sites(module) if site.mechanism.name in ("transformer_xl", "per_head")][-1]
+    last = [site for site in attention_sites(module) if site.mechanism.name == "transformer_xl"][-1]
     return [] if last.shared else list(last.module.parameters())
 
 
@@ -172,18 +171,3 @@ def test_a_module_whose_input_has_another_name_says_what_to_do() -> None:
     module = attention_sites(model("llama"))[0].module
     with pytest.raises(BackendError, match="stop_gradient=keys_values"):
         module(states=torch.zeros(1, LENGTH, 64, dtype=torch.float64, requires_grad=True))
-
-
-@pytest.mark.parametrize("heads", ["0-1={};full", "{}"])
-def test_heads_of_their_own_stop_there_as_well(heads: str) -> None:
-    grads = []
-    for bptt in ("", ",bptt=true"):
-        member = f"transformer_xl:segment_length={SIZE},memory_length={MEMORY}{bptt}"
-        choice = {"mechanism": "per_head", "heads": heads.format(member)}
-        long = enable_long_attention(plain_model("llama"), choice).double()
-        embeddings = embedded(long)
-        grads.append(gradients(long, {"inputs_embeds": embeddings}, slice(LENGTH - SIZE, LENGTH), [embeddings, *projections(long)]))
-    own, crossing = grads
-    assert not torch.allclose(own[0], crossing[0])
-    for mine, theirs in zip(own[1:], crossing[1:], strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-8)

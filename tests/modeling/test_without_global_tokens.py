@@ -12,12 +12,10 @@ from tests.reference.small_models import long_model, padding, tokens
 
 BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
 WITHOUT = {
-    "per_head": {"mechanism": "per_head", "heads": "0-3=window:window=16"},
     "union": {"mechanism": "union", "of": "window:window=8+window:window=16"},
 }
 """Composites that compute a window of 16."""
 WITH = {
-    "per_head": {"mechanism": "per_head", "heads": "1=longformer:window=16;window:window=8"},
     "union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"},
     "longformer": {"mechanism": "longformer"},
 }

@@ -182,7 +182,7 @@ class Cell:
         order = sorted(self.ways, key=lambda way: INNERMOST.index(way.name) if way.name in INNERMOST else -1)
         for way in order:
             run = way.baseline(run) if baseline else way.call(run)
-        needs = any(way.call(fields_of) is not fields_of for way in self.ways if way.name in DIFFERENTIATE)
+        needs = any(way.call(fields_of) is not fields_of for way in self.ways if way.name == "gradient checkpointing")
         with torch.set_grad_enabled(needs):
             return run(model, arguments)
 
@@ -260,7 +260,7 @@ class Cell:
             return Outcome("none", reason)
         torch.manual_seed(0)
         try:
-            found = self._run_sharded() if any(way.name == "sharded" for way in self.ways) else self.run()
+            found = self.run()
         except LongAttentionError as error:
             if isinstance(error, BackendError) and "computes no bf16" in str(error):
                 raise  # of the processor, not of the cell: tests are skipped by tests/conftest.py
@@ -294,14 +294,6 @@ class Cell:
             return f"with transformers' own attention, it fails as well ({type(error).__name__})"
         return None
 
-    def _run_sharded(self) -> tuple[list[Fields], Fields]:
-        from tests.modes.rank_pair import run_in_pair
-
-        found = run_in_pair(self.row, tuple(way.name for way in self.ways))
-        model = self.model()
-        text = self.lay_out(model, self.sequences())
-        return self.split(found, text), {name: value for name, value in found.items() if name in WHOLE}
-
     def compare(self, name: str, found: Tensor, expected: Tensor) -> None:
         assert found.shape == expected.shape, f"{name}: {tuple(found.shape)} instead of {tuple(expected.shape)}"
         found, expected = found.detach().double(), expected.detach().double()
@@ -322,11 +314,10 @@ class Cell:
 
 
 INNERMOST = (
-    *("compiled", "tuples", "memory", "cache", "forward mode", "func.grad", "vmap", "gradient checkpointing"),
-    *("inference mode", "autocast", "sharded"),
+    *("compiled", "tuples", "memory", "cache", "gradient checkpointing"),
+    *("inference mode", "autocast"),
 )
 """Ways that wrap the call, from the inside to the outside."""
-DIFFERENTIATE = ("gradient checkpointing", "func.grad", "forward mode")
 WHOLE = ("gradient", "loss", "aux_loss")
 """Fields of the whole batch."""
 

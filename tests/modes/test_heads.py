@@ -10,7 +10,7 @@ import torch
 from hf_longattn.errors import MaskError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
-from hf_longattn.modeling.run.outputs import FIELDS
+from hf_longattn.modeling.run.segments import FIELDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.alike import kind_of_family
 from tests.cells import every_cell
@@ -58,7 +58,7 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.thorough
 @every_cell(("base", "head"), HEADS, of=9, alike=kind_of_family)
 def test_every_base_runs_and_gets_documents_and_positions(base: str, head: str) -> None:
-    """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word.
+    """A head that calls a module inside its base instead, or drops an argument, would leave out what the base does, without a word.
 
     A base that takes no positions would read on after those that restart, with the documents kept apart at best.
     """
@@ -100,7 +100,7 @@ def uncached(model: Any) -> dict[str, Any]:
 @pytest.mark.thorough
 @every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_every_field_of_a_base_is_known(base: str) -> None:
-    """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
+    """Segments give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]
     names: set[str] = set()
     head = next(head for head in family.model_classes if head.endswith("Model"))

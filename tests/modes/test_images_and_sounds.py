@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 import hf_longattn
-from hf_longattn import sequence_parallel
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
-from hf_longattn.modeling.run.modes import MODE_INTERACTIONS
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config
 from tests.cells import every_cell
 from tests.grids import ONLY_QUICK
@@ -30,13 +28,13 @@ from tests.modes.ways import COARSE, WAYS, Fields, Way
 IMAGES, SOUNDS = grid_models.BASES, audio_models.BASES
 BASES = [*IMAGES, *SOUNDS]
 NAMES = (
-    *("packed fp32", "packed bf16", "packed int8", "hidden states", "attentions", "inference mode", "autocast", "tuples"),
+    *("optimised fp32", "optimised bf16", "optimised int8", "hidden states", "attentions", "inference mode", "autocast", "tuples"),
     "save and reload",
 )
 """The ways that have a meaning for them and no tests of their own in tests/modeling."""
-PRECISIONS = ("packed fp32", "packed bf16", "packed int8")
+PRECISIONS = ("optimised fp32", "optimised bf16", "optimised int8")
 REFUSED = {
-    ("packed int8", "save and reload"): "rounded and cannot be saved; save the model before",
+    ("optimised int8", "save and reload"): "rounded and cannot be saved; save the model before",
     **dict.fromkeys(itertools.combinations(PRECISIONS, 2), "optimised for inference already"),
 }
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -88,7 +86,7 @@ def called(model: Any, ways: list[Way], inputs: dict[str, Any], *, baseline: boo
 
 def check(base: str, *names: str) -> None:
     """Each row of a batch gives what a plain model gives for it alone, or the ways are refused together."""
-    if not cpu_computes_bf16() and {"packed bf16", "packed int8"} & {*names}:
+    if not cpu_computes_bf16() and {"optimised bf16", "optimised int8"} & {*names}:
         pytest.skip("this processor computes no bf16")
     ways = [WAYS[name] for name in names]
     inputs = two_rows(base)
@@ -123,12 +121,8 @@ def test_two_ways_together(base: str, first: str, second: str) -> None:
     check(base, first, second)
 
 
-OF_BASE = {("dinat", "hidden states", "tuples")}
-"""What transformers' own class does not do: as a tuple, a DiNAT's outputs lack the hidden states as maps."""
-
-
 @pytest.mark.slow
-@every_cell(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED} - OF_BASE), by="base")
+@every_cell(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED}), by="base")
 def test_all_families(base: str, first: str, second: str) -> None:
     check(base, first, second)
 
@@ -145,28 +139,8 @@ def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
     assert (found.float() - expected).norm() / expected.norm() < COARSE
 
 
-def test_all_modes_are_here() -> None:
-    """A model of images or of sound enters none of them, so that no two meet."""
-    assert {mode for pair in MODE_INTERACTIONS for mode in pair} == {"sharding", "packing", "segments", "memory"}
-
-
-@pytest.mark.usefixtures("one_process")
 @every_cell("base", BASES)
 class TestModesThatArePartsOfTexts:
-    def test_sharding(self, base: str) -> None:
-        rule = FAMILIES[base].rule
-        with (
-            pytest.raises(OptionError, match=f"reads {rule.input}, which cannot be split along a sequence"),
-            sequence_parallel(built(base)),
-        ):
-            pass
-
-    @pytest.mark.thorough
-    def test_packing(self, base: str) -> None:
-        reason = f"reads {FAMILIES[base].rule.input}, which have no padding; " if base in IMAGES else ""
-        with pytest.raises(OptionError, match=f"{reason}leave it out"):
-            built(base).optimize_for_inference("fp32", pack=True)
-
     @pytest.mark.thorough
     def test_memory(self, base: str) -> None:
         with pytest.raises(MemoryMismatchError, match="a memory holds past tokens only"):

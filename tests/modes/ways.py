@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_longattn import sequence_parallel
 from hf_longattn.errors import MaskError
 from scripts.dev.tools.small_models import TEXT_FAMILIES, token_model
 from tests.reference.small_models import checkpoint_activations
@@ -256,89 +254,7 @@ def objective(logits: Tensor, arguments: dict[str, Any]) -> Tensor:
     classes = torch.cos(torch.arange(logits.shape[-1], dtype=logits.dtype))
     if "decoder_input_ids" in arguments:
         return (logits * classes).sum()
-    if logits.shape[1] != ids.shape[1]:  # one process's tokens of all
-        rank, processes, length = torch.distributed.get_rank(), torch.distributed.get_world_size(), ids.shape[1]
-        factors = factors[:, length * rank // processes : length * (rank + 1) // processes]
     return (logits * factors[..., None] * classes).sum()
-
-
-def _embedded(model: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Embeddings, a direction that depends on each token alone, and the other arguments."""
-    ids = arguments["input_ids"]
-    embedded = model.get_input_embeddings()(ids).detach()
-    direction = torch.sin(ids.to(embedded.dtype))[..., None] * torch.cos(torch.arange(embedded.shape[-1], dtype=embedded.dtype))
-    return embedded, direction, {name: value for name, value in arguments.items() if name != "input_ids"}
-
-
-def forward_mode(call: Call) -> Call:
-    """The outputs' tangent for a change of the embeddings, by ``torch.func.jvp``."""
-
-    def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        embedded, direction, others = _embedded(model, arguments)
-        fields: list[Fields] = []
-
-        def function(x: Tensor) -> Tensor:
-            fields.append(call(model, {**others, "inputs_embeds": x}))
-            return fields[-1]["logits"]
-
-        _, tangent = torch.func.jvp(function, (embedded,), (direction,))
-        with torch.no_grad():
-            return {**call(model, {**others, "inputs_embeds": embedded}), "tangent": tangent}
-
-    return run
-
-
-def twice_backward(call: Call) -> Call:
-    """The same tangent by reverse mode alone: the product with the transposed Jacobian is linear, and its own transpose is the tangent."""
-
-    def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        embedded, direction, others = _embedded(model, arguments)
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            inputs = embedded.requires_grad_()
-            fields = call(model, {**others, "inputs_embeds": inputs})
-            factors = torch.zeros_like(fields["logits"], requires_grad=True)
-            (product,) = torch.autograd.grad(fields["logits"], inputs, factors, create_graph=True)
-            (tangent,) = torch.autograd.grad(product, factors, direction)
-        return {**{name: value.detach() for name, value in fields.items()}, "tangent": tangent}
-
-    return run
-
-
-def functional_gradient(call: Call) -> Call:
-    """The gradients of :func:`differentiated` by ``torch.func.grad`` of ``functional_call``."""
-
-    def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-        def function(values: dict[str, Tensor]) -> tuple[Tensor, Fields]:
-            fields = call(lambda **given: torch.func.functional_call(model, values, (), given), arguments)
-            return objective(fields["logits"], arguments), fields
-
-        gradients, fields = torch.func.grad(function, has_aux=True)(parameters)
-        return {**fields, "gradient": torch.cat([gradient.flatten() for gradient in gradients.values()])}
-
-    return run
-
-
-def vectorised(call: Call) -> Call:
-    """``torch.func.vmap`` over the rows of the batch."""
-
-    def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        rows = {
-            name: value
-            for name, value in arguments.items()
-            if isinstance(value, Tensor) and value.shape[:1] == arguments["input_ids"].shape[:1]
-        }
-        others = {name: value for name, value in arguments.items() if name not in rows}
-
-        def function(*values: Tensor) -> Fields:
-            fields = call(model, {**others, **{name: value[None] for name, value in zip(rows, values, strict=True)}})
-            return {name: value[0] if value.dim() and name != "gradient" else value for name, value in fields.items()}
-
-        fields = torch.func.vmap(function)(*rows.values())
-        return {name: value.sum(0) if name == "gradient" else value for name, value in fields.items()}
-
-    return run
 
 
 def compiled(call: Call) -> Call:
@@ -364,34 +280,17 @@ def under_autocast(call: Call) -> Call:
     return run
 
 
-def sharded(call: Call) -> Call:
-    """Of one process of two; :mod:`tests.modes.rank_pair` runs both and joins what they return."""
-
-    def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        with sequence_parallel(model):
-            return call(model, arguments)
-
-    return run
-
-
 # ---- models
 
 
-def optimised(precision: str, *, pack: bool | None = None) -> Callable[[Any], Any]:
-    return lambda model: model.optimize_for_inference(precision, pack=pack)
+def optimised(precision: str) -> Callable[[Any], Any]:
+    return lambda model: model.optimize_for_inference(precision)
 
 
 def reloaded(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        names = [folder]
-        if torch.distributed.is_initialized():  # the first process writes for all
-            torch.distributed.broadcast_object_list(names)
-        model.save_pretrained(names[0])
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        again = type(model).from_pretrained(names[0], dtype=model.dtype).train(model.training)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        model.save_pretrained(folder)
+        again = type(model).from_pretrained(folder, dtype=model.dtype).train(model.training)
     if hasattr(model.config, "num_experts_per_tok"):
         again.set_experts_implementation("eager")  # PyTorch's grouped product takes no float64
     if getattr(model, "is_gradient_checkpointing", False):
@@ -404,7 +303,6 @@ def checkpointed(model: Any) -> Any:
     return model
 
 
-GRADIENTS = ("gradient checkpointing", "func.grad")
 OWN_LOSS = "every call has a loss of its own"
 ONE_FUNCTION = "both replace the call"
 INFERENCE = "inference mode"
@@ -422,10 +320,9 @@ WAYS: dict[str, Way] = {
         Way("segments", values={"long_attention": {"mechanism": "recurrent_memory", "segment_length": 24, "num_memory_tokens": 4}}),
         Way("global tokens", values={"long_attention": {"mechanism": "longformer", "window": 16}}, layout="globals"),
         Way("exact length", values={"long_attention": {"exact_length": EXACT_LENGTH}}, lacks=looks_back),
-        Way("packed fp32", prepare=optimised("fp32", pack=None), dtype=torch.float32, tolerance=2e-4),
-        Way("packed bf16", prepare=optimised("bf16"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
-        Way("packed int8", prepare=optimised("int8"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
-        Way("sharded", call=sharded),
+        Way("optimised fp32", prepare=optimised("fp32"), dtype=torch.float32, tolerance=2e-4),
+        Way("optimised bf16", prepare=optimised("bf16"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
+        Way("optimised int8", prepare=optimised("int8"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
         Way("hidden states", arguments={"output_hidden_states": True}),
         Way("attentions", arguments={"output_attentions": True}),
         Way("router logits", values={"output_router_logits": True, "router_aux_loss_coef": 0.5}, lacks=no_router),
@@ -433,17 +330,17 @@ WAYS: dict[str, Way] = {
         Way(
             "inference mode",
             call=in_reused_buffers,
-            apart=dict.fromkeys(GRADIENTS, "inference mode has no gradients") | {"forward mode": "inference mode has no tangents"},
+            apart={"gradient checkpointing": "inference mode has no gradients"},
         ),
         Way(
             "gradient checkpointing",
             prepare=checkpointed,
             call=differentiated,
             baseline=differentiated,
-            apart={"cache": "decoded without gradients", "packed fp32": "an optimised model has nothing to train"},
+            apart={"cache": "decoded without gradients", "optimised fp32": "an optimised model has nothing to train"},
         ),
         Way("autocast", call=under_autocast, baseline=under_autocast, dtype=torch.float32, tolerance=COARSE),
-        Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache", "forward mode", "func.grad", "vmap"), ONE_FUNCTION)),
+        Way("tuples", call=as_tuples, apart=dict.fromkeys(("memory", "cache"), ONE_FUNCTION)),
         Way("save and reload", prepare=reloaded, tolerance=1e-8),
         Way(
             "cache",
@@ -452,20 +349,6 @@ WAYS: dict[str, Way] = {
             lacks=no_cache,
             apart={"attentions": "a step has the weights of the keys that the cache holds"},
         ),
-        Way(
-            "forward mode",
-            call=forward_mode,
-            baseline=twice_backward,
-            tolerance=1e-5,
-            apart={"func.grad": ONE_FUNCTION, "memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "autocast": "derivatives of rounded numbers"},
-        ),
-        Way(
-            "func.grad",
-            call=functional_gradient,
-            baseline=differentiated,
-            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "gradient checkpointing": ONE_FUNCTION},
-        ),
-        Way("vmap", call=vectorised, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION, "labels": "each row has a loss of its own"}),
         Way(
             "compiled",
             call=compiled,

@@ -25,9 +25,7 @@ P = 512
         ("segmented", {"block_size": 512, "integration": "none"}, False, True),
         ("segmented", {"block_size": 256}, False, False),
         ("bigbird", {}, False, False),
-        ("per_head", {"heads": "window:window=512,window:window=64"}, False, True),
-        ("per_head", {}, False, False),
-        *((name, {}, False, False) for name in ("full", "top_k", "block_top_k", "lsh", "routing", "nsa", "strided", "linear")),
+        *((name, {}, False, False) for name in ("full", "top_k", "block_top_k", "lsh", "routing", "strided", "linear")),
     ],
 )
 def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, options: dict, causal: bool, holds: bool) -> None:  # type: ignore[type-arg]

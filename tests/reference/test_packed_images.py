@@ -22,10 +22,7 @@ CASES = ["pixtral", "qwen2_vl", "qwen2_5_vl"]
 Sees = Callable[[Tensor, Tensor], Tensor]
 """Places of queries and of keys ``(…, 2)`` -> whether the one sees the other."""
 MECHANISMS: dict[str, tuple[dict[str, Any], Sees]] = {
-    "local2d": ({"mechanism": "local2d", "radius": 1}, lambda q, k: ((q - k).abs() <= 1).all(-1)),
-    "wide and low": ({"mechanism": "local2d", "radius": [0, 2]}, lambda q, k: ((q - k).abs() <= torch.tensor([0, 2])).all(-1)),
     "window2d": ({"mechanism": "window2d", "window": 3}, lambda q, k: (q // 3 == k // 3).all(-1)),
-    "axial": ({"mechanism": "axial"}, lambda q, k: (q == k).any(-1)),
 }
 
 
@@ -115,7 +112,7 @@ def test_a_window_of_the_sequence_stays_in_its_image(case: str) -> None:
 def test_images_are_as_if_each_were_alone(case: str) -> None:
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
-    enable_long_attention(model, {"towers": {"vision": {"mechanism": "neighborhood", "kernel_size": 2}}})
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 2}}})
     together = features(tower, case, inputs)
     if case == "pixtral":
         sizes = inputs["image_sizes"]
@@ -134,7 +131,7 @@ def test_images_are_as_if_each_were_alone(case: str) -> None:
 def test_frames_of_a_video_are_each_on_a_grid() -> None:
     model, inputs = double("qwen2_vl")
     tower = towers_of(model)["vision"]
-    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 1}}})
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 2}}})
     patches = inputs["pixel_values"][:48]
     video = features(tower, "qwen2_vl", {"pixel_values": patches, "image_grid_thw": torch.tensor([[2, 4, 6]])})
     frames = [
@@ -151,7 +148,7 @@ def test_images_of_one_size_are_on_one_grid(case: str) -> None:
     prefix = 0 if case == "siglip" else 1
     places = torch.tensor([(row, column) for row in range(8) for column in range(8)])
     seen = torch.ones(prefix + 64, prefix + 64, dtype=torch.bool)
-    seen[prefix:, prefix:] = ((places[:, None] - places[None]).abs() <= 2).all(-1)
+    seen[prefix:, prefix:] = (places[:, None] // 3 == places[None] // 3).all(-1)
     mask = torch.where(seen, 0.0, -torch.inf).double()[None, None]
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
@@ -165,7 +162,7 @@ def test_images_of_one_size_are_on_one_grid(case: str) -> None:
     with torch.no_grad():
         expected = tower(inputs["pixel_values"]).last_hidden_state
     tower.config._attn_implementation = "sdpa"
-    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 2}}})
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 3}}})
     with torch.no_grad():
         assert torch.allclose(tower(inputs["pixel_values"]).last_hidden_state, expected, rtol=0, atol=1e-12)
 
@@ -180,7 +177,7 @@ def gradient(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("case", ["siglip", "qwen2_vl"])
 def test_layers_that_are_computed_again_know_the_grid(case: str) -> None:
     model, inputs = double(case)
-    enable_long_attention(model, {"towers": {"vision": {"mechanism": "local2d", "radius": 1}}})
+    enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 2}}})
     tower = towers_of(model)["vision"].train()
     expected = gradient(case, tower, inputs)
     tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

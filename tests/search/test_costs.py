@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -30,17 +28,6 @@ def test_a_window_is_cheaper_than_full_attention() -> None:
     result = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
     assert 0 < result["window:window=64"].seconds < result["full"].seconds
     assert result["full"].bytes is None
-
-
-def test_costs_are_measured_once_for_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "costs.json"
-    first = dict(LayerCosts(shape(), 256, CPU, file).measure(read("window:window=64", "full")))
-    again = LayerCosts(shape(), 256, CPU, file)
-    monkeypatch.setattr(again, "_prepare", lambda candidate: pytest.fail(f"{candidate} is measured again"))
-    assert again.measure(read("full", "window:window=64")) == first
-    assert LayerCosts(shape(), 512, CPU, file).known == {}
-    assert LayerCosts(shape(causal=True), 256, CPU, file).known == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
 def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hf_longattn.cli import main
 from hf_longattn.inspect import Candidate
 from hf_longattn.inspect.candidates import USUAL_CAUSAL
 from hf_longattn.search.candidates import USUAL, usual_candidates
-from hf_longattn.search.design import CostedDesign, Design, pareto, unique
+from hf_longattn.search.design import Design
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
 NESTED = Candidate.read("union:of=[window:window=8,dilation=2+strided:stride=4]")
@@ -50,16 +50,6 @@ def test_a_recipe_converts_to_the_same_attention(layers: tuple[Candidate, ...], 
 
 def test_usual_candidates_exist() -> None:
     assert all(str(Candidate.read(text)) == text for text in USUAL)
-
-
-def test_the_best_designs_for_their_cost() -> None:
-    designs = [Design((candidate,)) for candidate in (NARROW, WIDE, FULL, NESTED)]
-    result = [
-        CostedDesign(design, seconds, None, None, loss)
-        for design, seconds, loss in zip(designs, (1, 2, 3, 4), (3.0, 3.5, 1.0, None), strict=True)
-    ]
-    assert [costed.design for costed in pareto(result)] == [designs[0], designs[2]]
-    assert unique([designs[0], designs[1], designs[0]]) == designs[:2]
 
 
 def test_windows_with_sinks_are_tried_for_decoders_only() -> None:

@@ -24,17 +24,6 @@ page(
     Setting(instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}, slow=True),
 )
 page(
-    "docs/how-to/videos.md",
-    Setting(
-        before='clips = "clips"',
-        instead={
-            "ffmpeg -v error -i clip12.mp4 clips/walk/clip12/%05d.png": "cp clips/walk/clip0/* clips/walk/clip12/",
-            **ONE_EPOCH,
-        },
-        slow=True,
-    ),
-)
-page(
     "docs/how-to/classify.md",
     Setting(
         instead={
@@ -60,7 +49,6 @@ page(
     "docs/how-to/captions.md",
     Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}),
 )
-page("docs/how-to/pages.md", Setting(copies=20, instead=ONE_EPOCH, slow=True))
 page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH, slow=True))
 for name in ("image_text", "series", "speech"):
     page(f"docs/how-to/{name}.md", Setting(slow=True))
@@ -189,38 +177,6 @@ def qwen2_vl(folder: Path) -> None:
     tower = {"depth": 2, "num_heads": 2, "patch_size": 14, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "in_channels": 3}
     config = transformers.Qwen2VLConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=tower, **special)
     save("Qwen2VLForConditionalGeneration", config, folder)
-
-
-# Pages with layout
-
-
-@stand_in("microsoft/layoutlm-base-uncased")
-def layoutlm(folder: Path) -> None:
-    from tests.trained import tokenizer_of
-
-    tokenizer = tokenizer_of("layoutlm", 512)
-    config = transformers.LayoutLMConfig(**SMALL, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    save("LayoutLMForMaskedLM", config, folder, tokenizer)
-
-
-def forms(labelled: Callable[[list[str], int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Words one below the other, with labels."""
-    rows = []
-    for number in range(20):
-        words = random.Random(number).choices(["Invoice", "Total:", "euros", "12", "7", "Name", "Date"], k=12)
-        boxes = [[80, 40 + 20 * place, 160, 55 + 20 * place] for place in range(len(words))]
-        rows.append({"words": words, "bboxes": boxes, **labelled(words, number)})
-    return rows
-
-
-@stand_in("funsd.jsonl")
-def funsd(file: Path) -> None:
-    write_rows(file, forms(lambda words, number: {"ner_tags": ["B-HEADER" if word == "Invoice" else "O" for word in words]}))
-
-
-@stand_in("rvl_cdip.jsonl")
-def rvl_cdip(file: Path) -> None:
-    write_rows(file, forms(lambda words, number: {"label": ("letter", "invoice")[number % 2]}))
 
 
 # Sound

@@ -208,21 +208,6 @@ def squad(file: Path) -> None:
     file.write_text(json.dumps({"version": "1.1", "data": [{"title": "houses", "paragraphs": paragraphs}]}), encoding="utf-8")
 
 
-@stand_in("wikihop")
-def wikihop(folder: Path) -> None:
-    """Two files of questions in QAngaroo's form."""
-    folder.mkdir()
-    for part, count in (("train", 20), ("dev", 4)):
-        rows = [
-            {
-                "id": f"WH_{part}_{number}", "query": "colour door", "answer": colour, "candidates": ["red", "green", "blue", "white"],
-                "supports": [f"{name} painted the door {colour}.", "The house is old."],
-            }
-            for number, (name, colour) in enumerate((HOUSES * count)[:count])
-        ]  # fmt: skip
-        (folder / f"{part}.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
 def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as opened:
@@ -367,8 +352,6 @@ page(
         instead={
             "0-5:relative": "0:relative",
             "--max-length 16384": "--max-length 5120",
-            "--max-length 8192": "--max-length 1024",
-            "--max-minutes 30": "--max-steps 2",
         },
         slow=True,
     ),

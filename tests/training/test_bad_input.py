@@ -32,7 +32,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "qa": {"id": "1", "question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}},
     "classify": {"text": "a tree", "label": "plant"},
     "tokens": {"tokens": ["a", "tree"], "ner_tags": ["O", "B-PLANT"]},
-    "choice": {"context": "a tree", "question": "which?", "choices": ["a tree", "a file"], "label": 0},
     "mlm": TEXT,
     "clm": TEXT,
     "seq2seq": {"document": "a tree", "summary": "tree"},
@@ -44,7 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """A good row of each task's data."""
 LEFT_OUT = {
-    "qa": "context", "classify": "label", "tokens": "ner_tags", "choice": "choices", "mlm": "text", "clm": "text", "seq2seq": "summary",
+    "qa": "context", "classify": "label", "tokens": "ner_tags", "mlm": "text", "clm": "text", "seq2seq": "summary",
     "embed": "positive", "multitask": "label", "linearise": "text", "distill": "text", "ctc": "text",
 }  # fmt: skip
 """A column without which it cannot be learnt."""
@@ -52,7 +51,6 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "correct them.*not at character 0"), ({"context": 5}, "context|text")],
     "classify": [({"label": None}, "a class is a name or a whole number"), ({"text": 5}, "not text")],
     "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "lists")],
-    "choice": [({"label": 9}, "none of its 2 choices"), ({"label": "house"}, "none of its"), ({"choices": "a"}, "two texts")],
     "mlm": [({"text": 5}, "not text")],
     "clm": [({"text": 5}, "not text")],
     "seq2seq": [({"summary": 5}, "not text"), ({"summary": ""}, "both a text")],

@@ -69,7 +69,6 @@ def losses_and_norms(attention: dict[str, Any], epochs: int, rate: float) -> lis
         ROUTING,
         {"mechanism": "adaptive_span", "max_span": 64},
         {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2},
-        {"mechanism": "delta"},
     ],
     ids=lambda attention: attention["mechanism"],
 )

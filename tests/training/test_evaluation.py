@@ -163,17 +163,6 @@ def test_tags_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrain
     assert "does not know the labels B-OTHER of the data; its classes are B-THING, I-THING, O" in said
 
 
-def test_candidates_need_the_markers_of_a_model_that_was_trained_on_them(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
-) -> None:
-    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **SHAPE)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    record = {"id": "1", "query": "is a", "candidates": ["tree", "file"], "supports": ["a tree"], "answer": "tree"}
-    code, said, _ = scored("choice", "--model", tmp_path / "model", "--data", table(tmp_path, [record] * 12))
-    assert code == 1
-    assert "lacks the markers of candidates; take a model that was trained on candidates" in said
-
-
 def test_what_cannot_be_scored_is_a_sentence(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +185,7 @@ def test_what_cannot_be_scored_is_a_sentence(
             wrong[line] = said
     assert wrong == {}
     assert evaluate("distill", ["--model", model]) == 2
-    assert "distill trains a model and scores none; the tasks that do are choice, classify" in capsys.readouterr().err
+    assert "distill trains a model and scores none; the tasks that do are classify" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "model")
     assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
     assert "The output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err

@@ -56,8 +56,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """A task, with an option in a second word -> the table of the classes that have its head, and the arguments of a run.
 
-Tests of their own train what reads sound, images, pages or candidates."""
-OTHERS = ("choice", "ctc")
+Tests of their own train what reads sound or images."""
+OTHERS = ("ctc",)
 
 
 APART = ("nystromformer", "xmod")

@@ -48,7 +48,6 @@ DATA: dict[str, list[dict[str, Any]]] = {
     ],
     "classify": CLASSES,
     "tokens": [{"tokens": ["a", WORDS[n % 4], "is", "here"] * 3, "ner_tags": ["O", "B-X", "O", "O"] * 3} for n in range(20)],
-    "choice": [{"context": f"a {WORDS[n % 4]} is " * 4, "question": "which?", "choices": list(WORDS), "label": n % 4} for n in range(20)],
     "mlm": TEXT,
     "clm": TEXT,
     "seq2seq": [{"document": f"the {WORDS[number % 4]} is here " * 3, "summary": WORDS[number % 4]} for number in range(20)],

@@ -31,7 +31,6 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
 from hf_longattn.data.qa_features import QAEncodingConfig, encode_qa
 from hf_longattn.data.qa_inputs import QACollator, to_features
-from hf_longattn.data.qa_markers import marked_texts
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
@@ -445,95 +444,6 @@ def test_an_evaluation_marks_the_question_as_the_training_did(checkpoint: str, d
         evaluation_arguments(QA), model=str(tmp_path / "out"), output_dir=str(tmp_path / "s"), data=[data], **SCORED
     )
     assert finetune_qa(*arguments)["held_out_loss"]["after"] == pytest.approx(trained["held_out_loss"]["after"], abs=1e-6)
-
-
-def hotpot_rows() -> list[dict[str, Any]]:
-    """Questions in HotpotQA's schema whose answers, yes and no too, and supporting sentences can be told from their words."""
-    choose = random.Random(0)
-    rows: list[dict[str, Any]] = []
-    for number in range(24):
-        name, other = choose.sample(["tree", "file", "node", "path"], 2)
-        kind = ("span", "yes", "no")[number % 3]
-        age = "it is old." if kind == "no" else "it is new."
-        paragraphs = [
-            ["module", [f"the module is {name}.", " nothing here."]],
-            ["noise", ["nothing here.", " nothing here."] * choose.randint(1, 5)],
-            ["age", [f"the other is {other}.", f" {age}"]],
-        ]
-        choose.shuffle(paragraphs)
-        answer = name if kind == "span" else kind
-        question = "what is the module?" if kind == "span" else "is it new?"
-        facts = [["module", 0], ["age", 1]]
-        rows.append({"_id": str(number), "question": question, "answer": answer, "supporting_facts": facts, "context": paragraphs})
-    return rows
-
-
-def hotpot_run(checkpoint: str, tmp_path: Path, **more: Any) -> dict[str, Any]:
-    (tmp_path / "hotpot.json").write_text(json.dumps(hotpot_rows()))
-    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "hotpot.json")]}
-    settings = {**FAST, "per_device_train_batch_size": 8, "learning_rate": 1e-2, **more}
-    return finetune_qa(*build_arguments(QA, **given, validation=given["data"][0], **settings))
-
-
-@pytest.mark.slow
-def test_hotpot_qa_is_learned(checkpoint: str, tmp_path: Path) -> None:
-    """Yes and no, spans, the two supporting paragraphs and their sentences, in the official metric."""
-    log = hotpot_run(checkpoint, tmp_path, max_steps=90)
-    before, after = log["held_out"]["before"], log["held_out"]["after"]
-    assert after["exact_match"] > 90 > before["exact_match"]
-    assert after["sp_f1"] > 70 > before["sp_f1"]
-    assert after["joint_f1"] > 70 > before["joint_f1"]
-    written = json.loads((tmp_path / "out" / "hotpot_predictions.json").read_text())
-    asked = [row for row in hotpot_rows() if row["answer"] in ("yes", "no")]
-    assert sum(written["answer"][row["_id"]] == row["answer"] for row in asked) >= 0.8 * len(asked)
-
-
-@pytest.mark.thorough
-def test_hotpot_qa_from_file_to_files(checkpoint: str, tmp_path: Path) -> None:
-    """What is saved and written is found again by every way to call the model."""
-    log = hotpot_run(checkpoint, tmp_path, max_steps=12)
-    assert log["packed"]
-    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
-    assert {"sp_em", "sp_f1", "joint_em", "joint_f1"} <= set(log["held_out"]["after"])
-    written = json.loads((tmp_path / "out" / "hotpot_predictions.json").read_text())
-    assert all(len({title for title, _ in facts}) == 2 for facts in written["sp"].values())
-    model, tokenizer = load_qa_model(str(tmp_path / "out"))
-    assert model.config.evidence_paragraphs == 2
-    reader, records = QAReader("row", model, tokenizer, whole(700)), load_qa(tmp_path / "hotpot.json").to_list()
-    read = reader.read(records)
-    assert [answer.text for answer in read] == list(written["answer"].values())
-    assert [[[records[row]["sentences"][one]["title"], records[row]["sentences"][one]["index"]] for one in answer.supporting]
-            for row, answer in enumerate(read)] == list(written["sp"].values())  # fmt: skip
-    plain = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out").eval()
-    inputs = AutoTokenizer.from_pretrained(tmp_path / "out")(*marked_texts(records[0]), return_tensors="pt")
-    (feature,) = reader.encode(records[0])
-    assert inputs["input_ids"][0].tolist() == feature.inputs["input_ids"]
-    with torch.inference_mode():
-        scores = plain(**inputs).start_logits[0]
-        seen = model(**inputs, global_attention_mask=torch.tensor([marks_of(inputs["input_ids"][0], tokenizer)])).start_logits[0]
-    torch.testing.assert_close(scores, seen)
-
-
-def marks_of(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Longformer's global tokens on HotpotQA: the question, the beginnings of titles, and sentences."""
-    known = tokenizer.convert_tokens_to_ids(["<t>", "[s]"])
-    document = ids.tolist().index(tokenizer.sep_token_id) + 1
-    return [int(place < document or number in known) for place, number in enumerate(ids.tolist())]
-
-
-def test_a_short_model_with_evidence_heads_keeps_them_when_it_is_converted(checkpoint: str, tmp_path: Path) -> None:
-    context = [["module", ["the module is tree."]], ["age", ["it is new."]]]
-    row = {"question": "?", "answer": "tree", "supporting_facts": [["module", 0]], "context": context}
-    (tmp_path / "hotpot.json").write_text(json.dumps([{**row, "_id": "1"}, {**row, "_id": "2", "answer": "yes"}]))
-    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "hotpot.json")], "max_steps": 1}
-    finetune_qa(*build_arguments(QA, **given, **FAST))
-    convert_checkpoint(tmp_path / "out", tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
-    short, tokenizer = load_qa_model(str(tmp_path / "out"))
-    long, _ = load_qa_model(str(tmp_path / "long"))
-    for one, other in zip(short.evidence.parameters(), long.evidence.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert long.config.global_token_ids == tokenizer.convert_tokens_to_ids(["<t>", "[s]"])
-    assert long.config.question_separator_id == tokenizer.sep_token_id
 
 
 def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:

@@ -126,16 +126,6 @@ def trivia(number: int) -> dict[str, Any]:
     return {**about, "entity_pages": pages, "search_results": nothing, "answer": answer}
 
 
-def hotpot(number: int) -> dict[str, Any]:
-    yes = number % 2 == 0
-    sentences = [["The loop returns a value.", " It has no other name."], [words(20, number), " This file is a tree."]]
-    return {
-        "id": str(number), "question": "Is the file a tree?" if yes else "What returns a value?", "answer": "yes" if yes else "The loop",
-        "type": "bridge", "level": "hard", "supporting_facts": {"title": ["Loops"], "sent_id": [0]},
-        "context": {"title": ["Loops", "Trees"], "sentences": sentences},
-    }  # fmt: skip
-
-
 def natural(number: int) -> dict[str, Any]:
     tokens = ["<P>", *words(40, number).split(), "Paris", "is", "large", "</P>"]
     place = tokens.index("Paris")
@@ -157,17 +147,6 @@ def natural(number: int) -> dict[str, Any]:
     return {
         "id": str(number), "document": document, "question": question, "long_answer_candidates": candidates, "annotations": annotations,
     }  # fmt: skip
-
-
-def hop(number: int) -> dict[str, Any]:
-    supports = [f"{words(30, number)} . The tree is in Greece .", words(200, number + 1)]
-    return {
-        "query": "country tree",
-        "supports": supports,
-        "candidates": ["greece", "italy", "chile"],
-        "answer": "greece",
-        "id": f"WH_{number}",
-    }
 
 
 def paper(number: int) -> dict[str, Any]:
@@ -201,9 +180,7 @@ IMDB = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos
 SUBJECTS = ["math.AC", "cs.CV", "cs.AI", "cs.SY", "math.GR", "cs.CE", "cs.PL", "cs.IT", "cs.DS", "cs.NE", "math.ST"]
 DATA: dict[str, tuple[Callable[[int], dict[str, Any]], tuple[str, ...], Features | None]] = {
     "mandarjoshi/trivia_qa:rc.wikipedia": (trivia, ("train", "validation", "test"), None),
-    "hotpotqa/hotpot_qa:distractor": (hotpot, ("train", "validation"), None),
     "google-research-datasets/natural_questions": (natural, ("train", "validation"), None),
-    "community-datasets/qangaroo:wikihop": (hop, ("train", "validation"), None),
     "stanfordnlp/imdb": (review, ("train", "test", "unsupervised"), IMDB),
     "ccdv/arxiv-classification": (
         review, ("train", "validation", "test"), Features({"text": Value("string"), "label": ClassLabel(names=SUBJECTS)})
@@ -238,7 +215,6 @@ SIZES = {
 STEPS = "--bf16 false --disable-tqdm true --total-batch-size 2 --per-device-train-batch-size 1 --per-device-eval-batch-size 4"
 LENGTHS = {
     "train qa": "--max-length 256 --max-question-tokens 24 --max-steps 2 --save-steps 0",
-    "train choice": "--max-length 256 --max-steps 2 --save-steps 2 --eval-steps 2",
     "train classify": "--max-length 128 --max-steps 2 --save-steps 0",
     "train mlm": "--max-length 256 --max-steps 2 --save-steps 0",
     "train clm": "--max-length 256 --max-steps 2 --save-steps 0",

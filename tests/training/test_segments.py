@@ -123,7 +123,7 @@ def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[s
     )
 
 
-@pytest.mark.parametrize("mechanism", ["transformer_xl", "infini", "recurrent_memory"])
+@pytest.mark.parametrize("mechanism", ["transformer_xl", "recurrent_memory"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, mechanism: str) -> None:
     options = {"recurrent_memory": {"num_memory_tokens": 2}}.get(mechanism, {})
     long_attention = {"mechanism": mechanism, "segment_length": 16, **options}

@@ -23,7 +23,6 @@ from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
 from tests.cells import every_cell
 from tests.training import test_options
-from tests.training.test_candidate_scores import wikihop
 from tests.training.test_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner
@@ -37,16 +36,8 @@ CASES = {
     "embed": ["--reranker"],  # embeddings are contrasted with the others of a batch, which accumulation does not change
     "distill": ["--method tinybert", "--method logits"],
     "linearise": ["--finetune-loss lm", "--finetune-loss mixed --hidden-factor 0.5"],
-    "choice": ["--candidates separate", "--candidates joint"],
 }
 """What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they are."""
-
-
-ROWS_OF = {
-    "--candidates separate": [{**row, "context": "a", "question": "?"} for row in DATA["choice"]],  # which fit into the head's window
-    "--candidates joint": wikihop(),
-}
-"""Rows of a case, where they are not those of the other tests."""
 
 
 class Stop(Exception):
@@ -157,7 +148,7 @@ def test_accumulated_batches_are_one_large_batch(
     monkeypatch.setattr(LongTrainer, "train", compare)
     for number, case in enumerate(CASES.get(task, [""])):
         with pytest.raises(Stop):
-            runner(task, f"--batch-size {ROWS} {case}", output=str(number), rows=ROWS_OF.get(case))
+            runner(task, f"--batch-size {ROWS} {case}", output=str(number))
     assert found
     assert not {name: value for name, value in found.items() if not value < 2e-6}
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-
-from torch import nn
 
 from ...errors import CheckpointError, check_registration
 from ...hub_errors import NO_FOLDER, check_revision
@@ -21,7 +19,6 @@ from ...naming import load_modules
 from ...reading import check_files, check_name
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_tensor
 
-W = TypeVar("W", bound="WrappedSource")
 F = TypeVar("F", bound="type[SourceFormat]")
 
 SIDECARS = (
@@ -60,6 +57,7 @@ class Source:
     loading: arguments of ``load_weights(class, folder, ...)`` for transformers' own reader of the weights, so that a mistake in `tensors`
         shows in the comparison. ``None`` if transformers cannot read them; then the model gets the values of `tensors`.
     paths: files and folders besides `folder` that belong to it and must not be written to.
+    tower: the name of the tower that this source is; ``None`` for a whole model.
     """
 
     name: str
@@ -68,15 +66,7 @@ class Source:
     tensors: dict[str, TensorHeader]
     loading: Mapping[str, Any] | None = None
     paths: tuple[Path, ...] = ()
-
-    needs_family: ClassVar[bool] = False
-    """Whether the source can be converted only to Long classes, not with --generic."""
-    merges_adapter: ClassVar[bool] = False
-
-    @property
-    def tower(self) -> str | None:
-        """Name of the tower that this source is; ``None`` for a whole model."""
-        return None
+    tower: str | None = None
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -93,17 +83,13 @@ class Source:
         return self.folder
 
     def load(self, model_class: Any, **arguments: Any) -> Any:
-        """Load the weights into ``model_class``, and return what ``from_pretrained`` returns, before `finish`."""
+        """Load the weights into ``model_class``, and return what ``from_pretrained`` returns."""
         if self.loading is not None:
             return load_weights(model_class, self.folder, local_files_only=True, **{**self.loading, **arguments})
         config = arguments.pop("config", None) or model_class.config_class.from_dict(self.config)
         values = {name: read_tensor(header) for name, header in self.tensors.items()}
         with loading_errors(self.name):
             return load_weights(model_class, None, config=config, state_dict=values, **arguments)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Complete the loaded model, for example by merging an adapter into it. By default nothing is missing."""
-        return model
 
     def result_files(self) -> dict[Path, str]:
         """Weight file of the source -> name of the result's safetensors file for its tensors."""
@@ -112,21 +98,9 @@ class Source:
             return {files[0]: WEIGHTS}
         return {file: f"{file.stem}.safetensors" for file in files}
 
-    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Raise CheckpointError if a part of this source does not fit the result. An adapter is such a part. By default all parts fit.
-
-        Args:
-            skeleton: the result on the meta device.
-            is_position_table: whether a tensor's name is that of a position table.
-        """
-
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
         """Write the source's files other than model, config and tokenizer. Returns the names of those in the result's folder."""
         return []
-
-    def tensors_beside(self) -> Mapping[str, TensorHeader]:
-        """Tensors in the files that `write_beside` writes; they are checked for NaN and infinity."""
-        return {}
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
         """How to train a result. A task of ``longattn train`` with its arguments, or advice with ``{model}`` for the result's name.
@@ -134,73 +108,16 @@ class Source:
         return None
 
 
-@dataclass(frozen=True)
-class WrappedSource(Source):
-    """A source that wraps another source, ``base``, and passes calls on to it unless overridden."""
-
-    base: Source = field(kw_only=True)
-
-    @classmethod
-    def around(cls: type[W], base: Source, **values: Any) -> W:
-        """Wrap ``base``, with other values for some fields."""
-        return cls(**{**{entry.name: getattr(base, entry.name) for entry in fields(Source)}, **values}, base=base)
-
-    def load(self, model_class: Any, **arguments: Any) -> Any:
-        return self.base.load(model_class, **arguments)
-
-    @property
-    def card_folder(self) -> Path:
-        return self.base.card_folder
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        return self.base.finish(model)
-
-    def result_files(self) -> dict[Path, str]:
-        return self.base.result_files()
-
-    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        self.base.check_result(skeleton, is_position_table)
-
-    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        return self.base.write_beside(folder, result)
-
-    def tensors_beside(self) -> Mapping[str, TensorHeader]:
-        return self.base.tensors_beside()
-
-    def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
-        return self.base.training_hint(max_length)
-
-
 def tower_prefix(name: str) -> str:
     """Prefix of a tower's tensors in the files of the whole model, such as "text_model."."""
     return f"{name}_model."
 
 
-@dataclass(frozen=True)
-class TowerSource(WrappedSource):
-    """One tower of a larger model (CLIP's text model), as a separate checkpoint.
-
-    named: the tower's name.
-    """
-
-    named: str = field(kw_only=True)
-
-    @classmethod
-    def of(cls, source: Source, name: str, class_name: str) -> TowerSource:
-        """The tower ``name`` of a source, as a model of the class ``class_name``."""
-        prefix, config = tower_prefix(name), source.config.get(tower_field(name)) or {}
-        tensors = {key.removeprefix(prefix): header for key, header in source.tensors.items() if key.startswith(prefix)}
-        return cls.around(source, config={**config, "architectures": [class_name]}, tensors=tensors, loading=None, named=name)
-
-    @property
-    def tower(self) -> str:
-        return self.named
-
-    def load(self, model_class: Any, **arguments: Any) -> Any:
-        return Source.load(self, model_class, **arguments)
-
-    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Check nothing: the whole model's source is checked with the whole result."""
+def tower_of(source: Source, name: str, class_name: str) -> Source:
+    """The tower ``name`` of a source, as a model of the class ``class_name``."""
+    prefix, config = tower_prefix(name), source.config.get(tower_field(name)) or {}
+    tensors = {key.removeprefix(prefix): header for key, header in source.tensors.items() if key.startswith(prefix)}
+    return replace(source, config={**config, "architectures": [class_name]}, tensors=tensors, loading=None, tower=name)
 
 
 @dataclass(frozen=True)
@@ -211,8 +128,7 @@ class SourceRequest:
     path: the file or folder that it names, if there is one.
     revision, token: of a Hub repository.
     headers_only: the values of the tensors will not be read, so that the Hub need not send them.
-    allow_pickle, merge_adapter: as in :class:`~hf_longattn.conversion.ConversionConfig`.
-    for_adapter: the checkpoint is the base of an adapter.
+    weights: a folder with the weights as safetensors, if the checkpoint has only .bin files.
     remote_headers: returns the headers of a repository's safetensors files, if the weights were not downloaded.
     """
 
@@ -221,9 +137,7 @@ class SourceRequest:
     revision: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     headers_only: bool = False
-    allow_pickle: bool = False
-    merge_adapter: bool = False
-    for_adapter: bool = False
+    weights: Path | None = None
     remote_headers: Callable[[], dict[str, TensorHeader]] | None = None
 
 
@@ -238,8 +152,6 @@ class SourceFormat(ABC):
 
     markers: ClassVar[tuple[str, ...]] = ()
     """Names of files that only folders of this format have."""
-    after_safetensors: ClassVar[bool] = False
-    """Whether safetensors files in the same folder are read instead."""
 
     def recognises(self, request: SourceRequest) -> bool:
         """Whether this is such a checkpoint: by default, whether it has one of the ``markers``."""
@@ -279,8 +191,7 @@ def open_source(
     revision: str | None = None,
     token: str | bool | None = None,
     headers_only: bool = False,
-    allow_pickle: bool = False,
-    merge_adapter: bool = False,
+    weights: Path | None = None,
 ) -> Source:
     """Open a checkpoint in any of the formats. Reads its config and the headers of its tensors.
 
@@ -288,20 +199,15 @@ def open_source(
         source: a file, a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
         revision, token: of the Hub repository, which is first downloaded into the Hub cache.
         headers_only: of a Hub repository, fetch the headers of the weight files instead of the files.
-        allow_pickle: read torch's .bin files where there is no safetensors file, with ``weights_only=True``.
-        merge_adapter: add a PEFT adapter to the weights of its base instead of keeping it beside them.
+        weights: a folder with the weights as safetensors, if the checkpoint has only .bin files.
 
     Raises:
-        CheckpointError: missing, without config or weights, only pickle files, damaged, quantised, or unreachable.
+        CheckpointError: missing, without config or weights, only pickle files, an adapter, damaged, quantised, or unreachable.
     """
     check_name(str(source))
     check_revision(str(source), revision)
     path = Path(source).expanduser()
-    request = SourceRequest(str(source), path, revision, token, headers_only, allow_pickle, merge_adapter)
-    opened = open_request(request)
-    if merge_adapter and not opened.merges_adapter:
-        raise CheckpointError(f"{str(source)!r} has no adapter_config.json, so there is no adapter to merge; leave --merge-adapter out.")
-    return opened
+    return open_request(SourceRequest(str(source), path, revision, token, headers_only, weights))
 
 
 def has_safetensors(folder: Path) -> bool:
@@ -309,24 +215,21 @@ def has_safetensors(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
-def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
+def open_request(request: SourceRequest) -> Source:
     """Open a request by the first format that recognises it.
 
     Args:
-        request: what is to be opened; a format may pass on a changed one (a folder that it downloaded, the base of an adapter).
-        below: ask only formats of a lower priority.
+        request: what is to be opened; a format may pass on a changed one (a folder that it downloaded).
 
     Raises:
         CheckpointError: no format recognises the request, or the format that does cannot open it.
     """
     load_modules("conversion.sources")
-    formats = [entry for entry in FORMATS.values() if below is None or entry.priority < below]
     if request.path.is_dir():
         patterns = [pattern for entry in FORMATS.values() for pattern in entry.files]
         check_files(request.path, (*SIDECARS, "README.md", *patterns), SIDECAR_FOLDERS)
-    has_weights = request.remote_headers is not None or has_safetensors(request.path)
-    for entry in sorted(formats, key=lambda entry: (-entry.priority, entry.name)):
-        if not (has_weights and entry.after_safetensors) and entry.recognises(request):
+    for entry in sorted(FORMATS.values(), key=lambda entry: (-entry.priority, entry.name)):
+        if entry.recognises(request):
             return entry.open(request)
     if request.path.is_file():
         raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}.")

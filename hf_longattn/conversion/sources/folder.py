@@ -5,12 +5,13 @@ Quantised checkpoints are refused: packed weights can be neither extended nor co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...config_format import in_current_format
 from ...errors import CheckpointError
+from ...loading import has_pickles, only_pickles, refuse_adapter
 from ...reading import check_counts, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
 from .base import Source, SourceFormat, SourceRequest, has_safetensors, register_source
@@ -37,18 +38,20 @@ class Folder(SourceFormat):
 
     def open(self, request: SourceRequest) -> Source:
         config = read_plain_config(request)
+        place = request.weights or request.path
         if request.remote_headers is not None:
             tensors = request.remote_headers()
-        elif has_safetensors(request.path):
-            tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_headers)
+        elif has_safetensors(place):
+            tensors = indexed_headers(place)
         else:
             raise CheckpointError(_no_weights(request.path))
         check_counts(config, request.name, len(tensors))
-        return Source(request.name, request.path, config, tensors, {})
+        return Source(request.name, request.path, config, tensors, {} if request.weights is None else {"allow_pickle": True})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
+    refuse_adapter(folder, str(folder))
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = in_current_format(read_json_object(folder / "config.json"))
@@ -109,30 +112,29 @@ def _forget_code(values: Any) -> None:
         _forget_code(inner)
 
 
-def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:
+def indexed_headers(folder: Path) -> dict[str, TensorHeader]:
     """Headers of a folder's single weight file, or of all shards in its index."""
-    if (folder / weights).is_file():
-        return read(folder / weights)
-    ending = Path(weights).suffix
-    weight_map = read_json_object(folder / index).get("weight_map")
+    if (folder / WEIGHTS).is_file():
+        return read_headers(folder / WEIGHTS)
+    weight_map = read_json_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{str(folder / index)!r} has no weight_map of tensor names to file names; download it again.")
+        raise CheckpointError(f"{str(folder / INDEX)!r} has no weight_map of tensor names to file names; download it again.")
     tensors: dict[str, TensorHeader] = {}
     for file in dict.fromkeys(weight_map.values()):
-        if Path(file).name != file or not file.endswith(ending):
+        if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index} names the file {file[:100]!r}, but shards are {ending} files of the same folder; download it again."
+                f"{INDEX} names the file {file[:100]!r}, but shards are .safetensors files of the same folder; download it again."
             )
         if not _is_file(folder / file):
-            raise CheckpointError(f"{index} names the shard {file[:100]!r}, which is missing in {str(folder)!r}; download it again.")
-        for name, header in read(folder / file).items():
+            raise CheckpointError(f"{INDEX} names the shard {file[:100]!r}, which is missing in {str(folder)!r}; download it again.")
+        for name, header in read_headers(folder / file).items():
             if name in tensors:
                 raise CheckpointError(f"Tensor {name!r} is in two shards, {tensors[name].file.name!r} and {file!r}; download them again.")
             tensors[name] = header
     lost = [name for name in weight_map if name not in tensors]
     if lost:
         raise CheckpointError(
-            f"{index} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}; download the shards again."
+            f"{INDEX} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}; download the shards again."
         )
     return tensors
 
@@ -148,6 +150,8 @@ def _no_weights(folder: Path) -> str:
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
     if variants:
         return f"{str(folder)!r} has no {WEIGHTS} or {INDEX}, but {variants[0]!r}; where that is the whole model, rename it to {WEIGHTS}."
+    if has_pickles(str(folder)):
+        return only_pickles(str(folder))
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         return (

@@ -12,7 +12,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 
 from ...errors import CheckpointError
 from ...hub_errors import DOWNLOAD, HUB_ID, NO_FOLDER, check_revision, translated_errors
-from ...loading import PICKLED_WEIGHTS, has_pickles, only_pickles
+from ...loading import has_pickles, only_pickles
 from ...reading import check_name
 from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
@@ -31,14 +31,11 @@ class Hub(SourceFormat):
         return not request.path.exists() and HUB_ID.fullmatch(request.name) is not None
 
     def open(self, request: SourceRequest) -> Source:
-        headers_only = request.headers_only and not request.allow_pickle  # the headers of pickled files need the files
-        folder = fetch_snapshot(request, SMALL if headers_only else (*SMALL, WEIGHTS))
-        if not headers_only and not any(folder.glob(WEIGHTS)):
-            if request.allow_pickle:
-                fetch_snapshot(request, (PICKLED_WEIGHTS,))
-            elif has_pickles(request.name, request.revision, request.token):
-                raise CheckpointError(only_pickles(request.name))
-        headers = partial(fetch_headers, request, folder) if headers_only else None
+        whole = request.weights is None and not request.headers_only
+        folder = fetch_snapshot(request, (*SMALL, WEIGHTS) if whole else SMALL)
+        if whole and not any(folder.glob(WEIGHTS)) and has_pickles(request.name, request.revision, request.token):
+            raise CheckpointError(only_pickles(request.name))
+        headers = partial(fetch_headers, request, folder) if request.headers_only else None
         return open_request(replace(request, path=folder, remote_headers=headers))
 
 

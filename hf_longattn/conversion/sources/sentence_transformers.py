@@ -23,8 +23,8 @@ from ...processor_files import (
 from ...reading import check_files
 from ...staging import copy_folder
 from ..tensor_files import write_json
-from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
-from .folder import read_config
+from .base import ResultInfo, Source, SourceFormat, SourceRequest, register_source
+from .folder import Folder, read_config
 
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
@@ -33,7 +33,7 @@ CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_fu
 
 
 @dataclass(frozen=True)
-class SentenceSource(WrappedSource):
+class SentenceSource(Source):
     """The transformer, which is the first module of the folder ``root``."""
 
     root: Path = field(kw_only=True)
@@ -43,7 +43,7 @@ class SentenceSource(WrappedSource):
         return self.root
 
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        return [*super().write_beside(folder, result), *write_modules(self.root, folder, result.max_length, longer=result.longer)]
+        return write_modules(self.root, folder, result.max_length, longer=result.longer)
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...]:
         kind = sentence_kind(self.root)
@@ -69,8 +69,8 @@ class SentenceTransformers(SourceFormat):
             )
         check_files(root, (), [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")])
         read_config(root / first["path"])  # raises if there is no config.json
-        inner = open_request(replace(request, path=root / first["path"]), below=self.priority)
-        return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
+        inner = Folder().open(replace(request, path=root / first["path"]))
+        return SentenceSource(**{**vars(inner), "paths": (*inner.paths, root)}, root=root)
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...mechanisms.shifted_groups import ShiftedGroups
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import TensorRename
@@ -36,8 +35,7 @@ class OwnTwin(NativeTwin):
         return reason or _windows(model, lookbacks)[0]
 
     def note(self, model: LongModel) -> str:
-        grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
-        return "it attends to everything in training as well, without shifted groups" if grouped else model.family.padding_caveat
+        return model.family.padding_caveat
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_windows(model, band_refusal(model)[1])[1]}

@@ -1,1 +1,1 @@
-"""Code shared by the engines: calls, batches, caches, sharding, and paths for every device."""
+"""Code shared by the engines: calls, batches, caches, and paths for every device."""

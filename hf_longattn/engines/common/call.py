@@ -338,8 +338,6 @@ class DispatchContext:
     """How packed documents may be stacked into a right-padded batch. ``None`` if they may not."""
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
-    selection: tuple[int, int] = (1, 1)
-    """Number of query heads that share a selection of blocks, and tokens per block."""
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 

@@ -18,19 +18,17 @@ from .batch import in_graph
 
 Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
-    "tiles", "windows", "line", "lines", "halo", "chosen blocks", "linear", "delta",
+    "tiles", "windows", "chosen blocks", "linear",
 ]  # fmt: skip
 """Kinds of calls, chosen by mechanisms and engines. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 PathName = Literal[
     "packed", "stacked", "split", "masked", "rolled",
-    "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
-    "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
-    "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
+    "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "cpu-band",
+    "cpu-distances", "cpu-gathered", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
+    "linear-fla", "linear-chunks",
 ]  # fmt: skip
 """Algorithms or kernels that run a call. The first five are layouts of a batch, see :mod:`.sequences`."""
 GPU_RECORD: dict[str, str] = {
-    "fla-blocks": "no GPU has run this path yet",
-    "delta-fla": "no GPU has run this path yet",
     "flex-blocks": "correct on an H100, never timed",
     "linear-fla": "correct on an H100, never timed",
     "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",

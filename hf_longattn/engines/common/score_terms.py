@@ -8,7 +8,7 @@ of a batch, or for rolled rows. :func:`as_term` gives a plain function the metho
 |---|---|---|
 | :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
 | :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
-| :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT, DiNAT |
+| :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT |
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``index(b, position) -> (b, position)``: maps a token's batch row and position after a move to those before it."""
-NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
-"""Why a grid engine does not run, as a clause."""
 PREFIX_PAIRS = 3
 """Number of table entries for pairs with prefix tokens: only the query, only the key, or both are prefix tokens."""
 
@@ -136,7 +134,7 @@ class _Function(ScoreTerm):
 class _Nothing(ScoreTerm):
     """The term of a call without one."""
 
-    engines = ("cpu-band", "dense", "windows", "lines", "halo")
+    engines = ("cpu-band", "dense", "windows")
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score
@@ -352,22 +350,20 @@ def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
 class GridBias(ScoreTerm):
     """A learned ``score_mod`` of the head and the distance on every axis of a grid.
 
-    The windows engine adds it as one mask for all windows of equal size, the halo engine as a mask for its tiles, and the lines engine line
-    by line. Every other engine calls it as an ordinary ``score_mod``. A call with a grid sets :attr:`grid`.
+    The windows engine adds it as one mask for all windows of equal size. Every other engine calls it as an ordinary ``score_mod``. A call
+    with a grid sets :attr:`grid`.
 
     table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
         the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
         and (prefix token, prefix token). Without them, nothing is added to these pairs.
     sizes: s, cells along each axis.
-    dilation: cells from one distance of the table to the next: one number for all axes, or one for each.
     """
 
     table: Tensor
     sizes: tuple[int, ...]
-    dilation: tuple[int, ...] = (1,)
     grid: Grid | None = None
 
-    engines = ("windows", "lines", "halo")
+    engines = ("windows",)
 
     @property
     def grid_bias(self) -> GridBias:  # type: ignore[override]
@@ -386,12 +382,6 @@ class GridBias(ScoreTerm):
     def of_swin(cls, table: Tensor, window: Sequence[int]) -> GridBias:
         """The bias of ``relative_position_bias_table (M, H)`` for windows of these sizes; BEiT's ``(M + 3, H)`` as well."""
         return cls(table.t(), tuple(window))
-
-    @classmethod
-    def of_neighborhood(cls, rpb: Tensor, dilation: Sequence[int] = (1,)) -> GridBias:
-        """The bias of NAT's and DiNAT's ``rpb (H, 2·k - 1, …)`` for kernels of size k. Its distances are key - query."""
-        sizes = tuple((size + 1) // 2 for size in rpb.shape[1:])
-        return cls(rpb.flip(tuple(range(1, rpb.dim()))).flatten(1), sizes, tuple(dilation))
 
     @property
     def _distances(self) -> tuple[int, ...]:
@@ -452,29 +442,14 @@ class GridBias(ScoreTerm):
     def entries(self, distances: Sequence[Tensor]) -> Tensor:
         """Table indices for distances, query - key, on every axis. The tensors broadcast."""
         index: Tensor | int = 0
-        dilation = self.dilation if len(self.dilation) == len(self.sizes) else self.dilation * len(self.sizes)
-        for distance, size, step in zip(distances, self.sizes, dilation, strict=True):
-            nearest = (distance if step == 1 else torch.div(distance, step, rounding_mode="floor")).clamp(1 - size, size - 1)
-            index = index * (2 * size - 1) + nearest + (size - 1)
+        for distance, size in zip(distances, self.sizes, strict=True):
+            index = index * (2 * size - 1) + distance.clamp(1 - size, size - 1) + (size - 1)
         assert isinstance(index, Tensor)
         return index
 
     def over(self, entries: Tensor) -> Tensor:
         """The bias ``(H, …)`` at table indices ``entries (…)``."""
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
-
-    @property
-    def to_prefix(self) -> Tensor | None:
-        """The bias ``(H,)`` of pairs of a cell and a prefix token, if any."""
-        return self.table[:, 1 - PREFIX_PAIRS] if self.has_prefix else None
-
-    def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
-        """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens, which all cells see."""
-        if not prefix:
-            return term
-        of_prefix = self.to_prefix
-        front = term.new_zeros(()) if of_prefix is None else of_prefix[:, None, None]
-        return torch.cat([front.expand(*term.shape[:-1], prefix), term], -1)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         grid = self.bound_grid

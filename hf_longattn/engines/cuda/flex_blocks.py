@@ -2,7 +2,7 @@
 
 A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries select it.
 Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full
-attention. The selection is a boolean table ``(N, blocks)`` for each key head. The host reads no values from the device.
+attention. The selection is a boolean table ``(N, blocks)`` for each head. The host reads no values from the device.
 """
 
 from __future__ import annotations
@@ -42,30 +42,27 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     if BAND_BLOCK % block_size and block_size % BAND_BLOCK:
         raise NoKernel(f"blocks of {block_size} tokens do not fit the kernel's blocks of {BAND_BLOCK}")
     q, k, v = same_dtype(q, k, v)
-    (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
-    causal, group = call.causal, heads // chosen.shape[1]
+    length, key_mask, score_mod, causal = q.shape[2], call.key_mask, call.score_mod, call.causal
     own_block = torch.arange(length, device=q.device)[:, None] // block_size
-    selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H_kv, N, blocks)
+    selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H, N, blocks)
     touched = _touched(selected, block_size, causal, key_mask)
-    touched = touched.repeat_interleave(group, 1) if group > 1 else touched
     places = torch.arange(touched.shape[3], device=q.device)
     by_query, by_key = ((packed(x, places), None) for x in (touched, touched.mT))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        seen = selected[b, h // group, q_idx, kv_idx // block_size]
+        seen = selected[b, h, q_idx, kv_idx // block_size]
         if causal:
             seen = seen & (kv_idx <= q_idx)
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     mask = flex.block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
-    settings: dict[str, Any] = {} if k.shape[1] == heads else {"enable_gqa": True}
     kind = "chosen blocks", causal, key_mask is None, kind_of(score_mod)
-    out: Tensor = flex.fused_flex(kind, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
+    out: Tensor = flex.fused_flex(kind, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]))
     return out
 
 
 def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:
-    """Whether any pair of a query block and a key block of the kernel may be visible, ``(B, H_kv, n, n)`` bool for n blocks."""
+    """Whether any pair of a query block and a key block of the kernel may be visible, ``(B, H, n, n)`` bool for n blocks."""
     touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
         parts = BAND_BLOCK // block_size

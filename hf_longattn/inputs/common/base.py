@@ -260,7 +260,6 @@ class InputKind(ABC):
     drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are not read by a search or an audit.
-    trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """
 
@@ -276,7 +275,6 @@ class InputKind(ABC):
     timed: ClassVar[bool] = False
     watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
-    trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
     instead: Mapping[str, str] = {}

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...configuration import LongAttentionConfig
-from ...data.page_words import BOXES, PATHS, word_argument
+from ...data.tokenization import BOXES, PATHS, word_argument
 from ...mechanisms.common.registry import prototype
 from ...processor_files import tokenizer_values
-from ...reading import read_json_object
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Example:
     blocks: names of template blocks that make the input and run the model.
     values: values of the template's variables.
     reader: variable and class name of the tokenizer or processor; ``None`` if the folder has neither.
-    imports: (lines before the import of torch, lines between the imports of torch and of transformers).
+    imports: lines before the imports of torch and of transformers.
     pipeline: whether the code also calls transformers' pipeline.
     """
 
@@ -52,7 +51,7 @@ class Example:
     blocks: str
     values: Mapping[str, Any]
     reader: tuple[str, str] | None
-    imports: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    imports: tuple[str, ...] = ()
     pipeline: bool = False
 
 
@@ -128,26 +127,11 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
     return DOMAINS["code" if said & CODE else "text"]
 
 
-CANDIDATE_LABEL = {"0": "candidate"}
-"""``id2label`` of a model that scores candidates."""
-ADAPTER = Path("adapter", "adapter_config.json")
-"""Path of the config of an adapter that was converted with its base."""
-ADAPTED = {
-    "SEQ_CLS": "ForSequenceClassification",
-    "TOKEN_CLS": "ForTokenClassification",
-    "QUESTION_ANS": "ForQuestionAnswering",
-    "CAUSAL_LM": "ForCausalLM",
-    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
-}
-"""Task of an adapter -> ending of the adapted class's name."""
 TOKENIZER = ("tokenizer", "AutoTokenizer")
 
 
 def text_head(folder: Path, architecture: str) -> Head | None:
-    """The head of a model of texts, or the head for its adapter's task. ``None`` for a class without an example."""
-    task = read_json_object(folder / ADAPTER).get("task_type") if (folder / ADAPTER).is_file() else None
-    if isinstance(task, str):
-        architecture = ADAPTED.get(task, architecture)
+    """The head of a model of texts. ``None`` for a class without an example."""
     lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
     return lilt or head_of(architecture, HEADS)
 
@@ -157,8 +141,7 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
     chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
     attention = None if chosen is None else LongAttentionConfig.from_dict(chosen)
     takes_globals = attention is not None and prototype(attention.mechanism, attention.options).traits.takes_globals
-    candidates = config.get("id2label") == CANDIDATE_LABEL and head.task == "token-classification"
-    domain, adapted, words_with = domain_of(config, metadata), (folder / ADAPTER).is_file(), tokenizer_words(folder)
+    domain, words_with = domain_of(config, metadata), tokenizer_words(folder)
     texts, words = f"{domain.document} * 50", ""
     if words_with is not None:
         places = f"{words_with}={_PLACES[words_with]}"
@@ -166,14 +149,12 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
         texts = f"{domain.document}.split() * 50, {places.format(count=count)}"
         words = f".split(), {places.format(count='len(document.split())')}"
     values = {
-        **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked, "adapted": adapted},
-        "evidence": bool(config.get("has_evidence_heads")),
+        **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked},
         "takes_globals": takes_globals and not marks_question,  # such a model makes the question global itself
         "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
         "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
     }
-    blocks = "candidates" if candidates else head.blocks
-    return Example(head, blocks, values, TOKENIZER, ((), ("from peft import PeftModel",) if adapted else ()))
+    return Example(head, head.blocks, values, TOKENIZER)
 
 
 def tokenizer_words(folder: Path) -> str | None:

@@ -5,21 +5,20 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
 - ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
-- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. If a sequence is sharded, it tells which
-  tokens a process fetches from others. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
+- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
+  with the length that positions were trained for (:mod:`.locality`).
 - ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
-- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: how it computes a shard (:mod:`hf_longattn.sharding`).
+- ``advance``, ``attend_step``: how it decodes with a cache.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +30,12 @@ from ...errors import LengthError, OptionError
 from ...options import Options
 from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
-from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
 from .exact import full_of, weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms
 from .traits import Handling, Traits, aligns_sequences
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -78,8 +73,8 @@ class Mechanism(nn.Module, ABC):
     handling: Handling = Handling()
     """What ``forward`` does by itself with padding, packed documents and graphs."""
     per_head_tensors: tuple[str, ...] | None = None
-    """Names, relative to the mechanism, of tensors whose first axis is the heads. A process can then compute only some heads
-    (:meth:`of_heads`). ``None`` if heads depend on each other, on their index or on their number."""
+    """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
+    heads depend on each other, on their index or on their number."""
     _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
@@ -109,10 +104,6 @@ class Mechanism(nn.Module, ABC):
         mechanism of a cross-attention module."""
         self.ignores_exact_length = False
         """Whether the option ``exact_length`` is temporarily off, to measure the mechanism itself on short texts."""
-        self.shard: Shard | None = None
-        """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
-        self.head_range: tuple[int, int] | None = None
-        """``(first head, number of heads in the layer)`` after :meth:`of_heads`; ``None`` for a mechanism with all heads."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -150,9 +141,6 @@ class Mechanism(nn.Module, ABC):
                 f"Mechanism {self.name!r} owns a tensor, {owned!r}, that nothing initialises; "
                 "define reset_parameters(self, generator=None) in its class."
             )
-
-    def start_from(self, softmax: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> None:
-        """Set parameters in closed form before a distillation from ``softmax``, given a batch of it. By default they stay."""
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -268,24 +256,6 @@ class Mechanism(nn.Module, ABC):
             an empty state, so that single rows can be reset.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The output ``(B, H, n, D)`` for this process's tokens of a sharded sequence. All processes must call it.
-
-        Args:
-            q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
-            call: has no batch and no global tokens; the shard holds both.
-        Raises:
-            OptionError: the mechanism needs whole sequences but heads cannot be divided, or has relative positions and global tokens.
-            MaskError: the mechanism counts tokens, and there is left padding or several packed documents.
-        """
-        return attend_sharded(self, q, k, v, call, shard)
-
-    def of_heads(self, first: int, last: int) -> Self:
-        """This mechanism restricted to heads ``first … last - 1``. It shares all tensors; callers replace :attr:`per_head_tensors`."""
-        part = copy.copy(self)
-        part.num_heads, part.head_range = last - first, (first, self.num_heads)
-        return part
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())

@@ -5,7 +5,6 @@ A sequence is a batch row from its first to its last real token, or one packed d
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,8 +17,6 @@ from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence, rolled
 from ...errors import OptionError
-from ...positions.distances import Locality
-from ...sharding import Shard
 
 
 def by_length(
@@ -96,37 +93,6 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
         return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
     short = last_real(_every_token(k, length) if mask is None else mask) < most
     return torch.where(short[:, None, None, None], in_full(q, k, full_call), by_mechanism(q, k, call))
-
-
-def by_length_sharded(
-    in_full: AttentionFunction,
-    by_mechanism: AttentionFunction,
-    most: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: AttentionCall,
-    shard: Shard,
-) -> Tensor:
-    """:func:`by_length` for one process's tokens ``(B, H, n, D)``. Tokens of a short sequence are less than ``most`` apart.
-
-    Args:
-        by_mechanism: computes the mechanism for this process's tokens.
-    """
-    every_token = _every_token(k, shard.length)
-    short = torch.zeros_like(every_token)
-    sequences = Batch(every_token if shard.mask is None else shard.mask, shard.documents).sequences
-    for span in sequences:
-        short[span.row, span.start : span.stop] = span.length <= most
-    if all(span.length > most for span in sequences):
-        return by_mechanism(q, k, v, call)
-    real = short if shard.mask is None else short & shard.mask
-    short_shard = dataclasses.replace(shard, mask=real, global_mask=None)
-    out = short_shard.attend(in_full, q, k, v, call.for_full_attention(), Locality(most - 1, most - 1))
-    if all(span.length <= most for span in sequences):
-        return out
-    is_short = short[:, None, shard.start : shard.stop, None]
-    return torch.where(is_short, out, by_mechanism(q, k, v, call))
 
 
 def _every_token(k: Tensor, length: int) -> Tensor:

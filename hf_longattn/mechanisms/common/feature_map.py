@@ -27,7 +27,6 @@ from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
 from ...engines.linear_documents import Layout, segmented_linear_attention
 from ...options import Options
-from ...sharding import Shard, attend_by_heads
 from .base import Mechanism
 from .layout import full_pairs
 from .scores import drop_keys, normalised, visible_to_all
@@ -185,34 +184,6 @@ class LinearMechanism(Mechanism):
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
         """The output of ``q`` over the keys, and the state after them."""
         return self.in_pieces(q, source, state, self.causal_piece)
-
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """Every process sums its own keys. If causal, it then starts from the sums of earlier processes; otherwise it reads the total."""
-        if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
-            return attend_by_heads(self, q, k, v, call, shard)
-        with torch.autocast(q.device.type, enabled=False):
-            local_call = shard.local_call(call)
-            v = drop_keys(v, call.dropout)
-            if self.counts_positions:
-                positions = torch.arange(shard.length, device=q.device)[None]
-                angles = self.read_positions(positions, shard.call(call, 0, shard.length), resumed=False)
-                local_call = local_call.replace(positions=angles[:, shard.start : shard.stop])
-            source, state = KeyPieces(self, k, v, local_call), None
-            for piece in self._pieces(0, k.shape[2], q):
-                state = self.absorbed(state, *source.take(piece))
-            assert state is not None
-            state = self.summed_over_processes(state, call.causal, shard)
-            if call.causal:
-                return self.attended(q, source, state)[0]
-            outs = [
-                self.read(self.queries(at_least_fp32(q[:, :, at]), source.of_tokens(at)), state) for at in self._pieces(0, q.shape[2], q)
-            ]
-            return torch.cat(outs, 2).to(q.dtype)
-
-    def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
-        """The total of all processes' sums or, if causal, of the processes before this one. ``state`` has this process's sums."""
-        stacked = {name: shard.stacked(state[name]) for name in ("kv", "z")}
-        return {name: (shard.before(x) if causal else x).sum(0) for name, x in stacked.items()}
 
     def in_pieces(self, q: Tensor, source: KeyPieces, state: State | None, causal_piece: CausalPiece) -> tuple[Tensor, State]:
         """The result of :meth:`attended`, computed piece by piece."""

@@ -20,7 +20,6 @@ from ...engines.common.dense import at_least_fp32
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
 from ...options import Options
-from ...sharding import Shard
 from .feature_map import KeyPieces, LinearMechanism
 from .scores import softmax_over
 
@@ -130,18 +129,6 @@ class LogLinearMechanism(LinearMechanism):
 
     def read(self, phi_q: Tensor, state: State) -> Tensor:
         return read(relative_queries(phi_q, _scale_of(state)[:, :, None]) if self.logarithms else phi_q, state)
-
-    def summed_over_processes(self, state: State, causal: bool, shard: Shard) -> State:
-        if not self.logarithms:
-            return super().summed_over_processes(state, causal, shard)
-        stacked = {name: shard.stacked(state[name]) for name in ("kv", "z")}
-        if causal:
-            stacked = {name: shard.before(x) for name, x in stacked.items()}
-        with torch.no_grad():
-            scale = torch.where(stacked["z"] == 0, NO_KEYS, shard.stacked(_scale_of(state)))
-            top = scale.amax(0)
-            factor = (scale - top).exp()
-        return {"kv": (stacked["kv"] * factor[..., None]).sum(0), "z": (stacked["z"] * factor).sum(0), "log": top}
 
 
 class _Rises:

@@ -25,7 +25,6 @@ from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
 from ...positions.distances import Locality
 from ...private_apis import warn_missing
-from ...sharding import Shard, attend_sharded, global_rows_of
 from .base import Mechanism
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
@@ -58,17 +57,13 @@ class MaskedMechanism(Mechanism):
         """Whether an output depends on exactly the keys in its row of the mask."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
-    def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
-        """``call`` with the log of each pair's multiplicity added to its score, for dense code. Tiles may list a pair several times."""
-        return call
-
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
         return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
+        scores = scaled_scores(q, k, call)
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
@@ -93,7 +88,7 @@ class MaskedMechanism(Mechanism):
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         columns = _last_columns(q, k) if columns is None else columns
-        name = ("step", type(self), self.options, self.training, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
+        name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)
@@ -249,12 +244,6 @@ class SparseMechanism(MaskedMechanism):
         beside = "globals" if pattern.has_globals else ""
         return Locality(pattern.left, pattern.right, beside=beside) if pattern.bounded else None
 
-    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        return attend_sharded(self, q, k, v, call, shard, self.pattern(call.causal), self.global_rows)
-
-    global_rows = staticmethod(global_rows_of)
-    """See :func:`~hf_longattn.sharding.global_rows_of`."""
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 
@@ -314,7 +303,7 @@ class GatheredMechanism(MaskedMechanism):
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
-        key = (type(self), self.options, self.num_heads, self.head_range, length, causal, device)
+        key = (type(self), self.options, self.num_heads, length, causal, device)
         return BYTE_CACHE.get(key, lambda: mark_static(self.parts(length, causal, device)))
 
     def only_parts(self) -> bool:
@@ -345,7 +334,7 @@ class GatheredMechanism(MaskedMechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            return dense_attention(q, k, v, self.with_counts(call, q.dtype), mask_mod=self.mask_mod(call.causal, tokens))
+            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
             max_globals = self.most_globals() if compiling else int(tokens.sum(-1).max())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...catalogue import current_name, unknown_mechanism
+from ...catalogue import unknown_mechanism
 from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at
 from ...naming import FLAT_FILES, load_module, module_names
@@ -135,7 +135,7 @@ def _discover() -> None:
 
 
 def mechanism_class(name: str) -> type[Mechanism]:
-    """The class registered under ``name``, which may be a former name.
+    """The class registered under ``name``.
 
     Raises:
         UnknownMechanismError: no mechanism has this name; the message has the nearest one.
@@ -145,7 +145,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
         raise UnknownMechanismError(
             f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
         )
-    if name not in _REGISTRY and (name := current_name(name)) not in _REGISTRY:
+    if name not in _REGISTRY:
         raise unknown_mechanism(name, _REGISTRY)
     return _REGISTRY[name]
 

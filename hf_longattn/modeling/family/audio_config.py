@@ -61,7 +61,7 @@ def audio_seconds(seconds: Any, name: str) -> float:
 def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
     built = prototype(mechanism, options)
-    instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."
+    instead = "choose for example 'window'."
     if built.traits.recursion is not None or built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "

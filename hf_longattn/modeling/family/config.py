@@ -52,7 +52,7 @@ class LongConfig(_Base):
         unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
         ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
     global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
-        mechanism's options. ``longattn train qa`` sets it to the tokens that mark paragraphs and sentences (HotpotQA).
+        mechanism's options.
     extended_from: the short model's values of changed fields; set automatically.
 
     ``from_pretrained`` also reads the folder of a base model: ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096,

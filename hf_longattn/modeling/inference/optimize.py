@@ -1,7 +1,7 @@
-"""Makes whole models fast on a CPU. Linear layers in bf16 or 8 bits, and no work on padding.
+"""Makes whole models fast on a CPU. Linear layers in bf16 or 8 bits.
 
 At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. :func:`optimize_for_inference`
-replaces them (:mod:`.fast_linear`). It also makes base models run a padded batch as one packed row of separate documents.
+replaces them (:mod:`.fast_linear`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import has_hooks
 from ...naming import LOGGER
 from ..attach.stretches import run_in_stretches
-from ..run.modes import RunsInModes
-from ..run.packing import Packing, packing_refusal
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 
 logger = logging.get_logger(LOGGER)
@@ -60,7 +58,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool | None = None) -> Model:
+def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
     """Make ``model`` fast for inference on the CPU, in place.
 
         model = LongBertModel.from_pretrained("longformer-base")
@@ -75,42 +73,30 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
       then stay in the CPU cache. This changes no result.
     - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM, Parakeet …), converted or not, run
       these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a fraction of its memory.
-    - Base models of Long classes run a padded batch as one packed row, so that no layer works on padding. Each document has the same
-      outputs as alone, and rows of padding in ``last_hidden_state`` become zeros. A batch is not packed if attentions or a cache are
-      requested (``use_cache=False`` packs decoders), if it has padding between real tokens, or if the model is compiled.
 
     The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can be saved after
     ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers (``fullgraph=True`` is an error); to compile the
     whole model, load it in bf16 instead.
 
     Args:
-        model: a Long model, a model after :func:`hf_longattn.enable_long_attention` (without packed batches), or any model of transformers
-            or sentence-transformers. Further modules of the latter then compute in float32.
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or any model of transformers or
+            sentence-transformers. Further modules of the latter then compute in float32.
         precision: ``fp32``, ``bf16`` or ``int8``.
-        pack: whether to run padded batches packed; by default if the model can.
 
     Returns:
         The same model.
 
     Raises:
-        OptionError: the precision is unknown, or ``pack=True`` and the model cannot run packed batches.
+        OptionError: the precision is unknown.
         BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or the processor has no
             bf16.
     """
     first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
     if isinstance(transformer := getattr(first, "auto_model", None), PreTrainedModel):  # of sentence-transformers
-        optimize_for_inference(transformer, precision, pack=pack)
+        optimize_for_inference(transformer, precision)
         first.register_forward_hook(_in_float32)
         return model.eval()
-    return _optimized(model, precision, pack)
-
-
-def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
     _check(model, precision)
-    bases = [module for module in model.modules() if isinstance(module, RunsInModes)]
-    refusals = {base: packing_refusal(base) for base in bases}
-    if pack and (why := packing_refusal(model) if not bases else next((why for why in refusals.values() if why), None)):
-        raise OptionError(f"pack=True: {why.rstrip('.')}; leave it out.")
     if precision == "int8" and has_amx():
         logger.warning_once(INT8_IS_SLOWER)
     model.eval().requires_grad_(False)
@@ -122,9 +108,6 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
         _cast(model, torch.float32)
     if precision == "int8":
         _run_in_pieces(model)
-    for base, refused in refusals.items():
-        if pack is not False and refused is None:
-            base.packing = Packing(base)
     setattr(model, PRECISION_ATTRIBUTE, precision)
     if precision != "fp32":
         setattr(model, APPLY_METHOD, partial(_apply_to_all, model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,8 +18,7 @@ from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
 from ..family.config import attention_implementation, runs_mechanisms
 from ..family.position_table import input_of
-from .modes import Forward, Mode
-from .segments import TOKEN_MEMORY_ARGUMENT
+from .segments import TOKEN_MEMORY_ARGUMENT, wants_tuple
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"
 """Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new tokens only."""
@@ -47,68 +46,46 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
 
 
-@dataclass(frozen=True)
-class MemoryInputs:
-    """A call's arguments, with the memory that it reads. And the memory for the next call."""
-
-    arguments: dict[str, Any]
-    following: SegmentMemory
-
-
-class Memory(Mode[MemoryInputs]):
-    """Runs the outermost model with the memory of the previous call. ``outputs.memory`` is the memory for the next call.
+def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory, reset: Tensor | None) -> Any:
+    """The outputs of the outermost model, called with the memory of the previous call. ``outputs.memory`` is for the next call.
 
     Args:
         memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.
         reset: ``(B,)``, rows that start a new document.
     """
-
-    name, key = "a memory", "memory"
-
-    def __init__(self, memory: SegmentMemory, reset: Tensor | None) -> None:
-        self.memory, self.reset = memory, reset
-
-    def prepare(self, model: Any, arguments: dict[str, Any]) -> MemoryInputs:
-        self._check(model, arguments)
-        tokens = input_of(arguments)
-        if tokens is None:
-            raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
-        following = self.memory.begin(tokens.shape[0], self.reset)
-        added: dict[str, Any] = {}
-        if isinstance(following, TokenMemory):
-            added[TOKEN_MEMORY_ARGUMENT] = following
-        elif isinstance(following, CacheMemory):
-            _refuse_checkpointing(model)
-            added = following.extend(_real(arguments.get("attention_mask"), tokens))
-            table = next((table for table in model.family.position_tables if not table.decoder), None)
-            if model.hands_globals_down:
-                added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
-            if table is not None:
-                added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-                table.check_positions(model.config, added["position_ids"])
-        return MemoryInputs({**arguments, **added, "return_dict": True}, following)
-
-    def _check(self, model: Any, arguments: dict[str, Any]) -> None:
-        memory = self.memory
-        if not isinstance(memory, SegmentMemory):
-            raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
-        if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
-            raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
-        if arguments.get(CACHE) is not None:
-            raise MemoryMismatchError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
-        if arguments.get("position_ids") is not None:
-            raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
-
-    def run(self, model: Any, forward: Forward, inputs: MemoryInputs) -> list[Any]:
-        outputs = forward(model, **inputs.arguments)
-        if isinstance(inputs.following, CacheMemory):
-            inputs.following.close()
-        return [outputs]
-
-    def restore(self, model: Any, inputs: MemoryInputs, parts: Sequence[Any]) -> Any:
-        """The outputs, which may have a head's fields, unchanged except for the added memory."""
-        kind: Any = type(parts[0])
-        return _remembering(kind)(**parts[0], memory=inputs.following)
+    if not isinstance(memory, SegmentMemory):
+        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
+        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
+    if arguments.get(CACHE) is not None:
+        raise MemoryMismatchError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
+    if arguments.get("position_ids") is not None:
+        raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
+    tokens = input_of(arguments)
+    if tokens is None:
+        raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+    following = memory.begin(tokens.shape[0], reset)
+    added: dict[str, Any] = {"return_dict": True}
+    if isinstance(following, TokenMemory):
+        added[TOKEN_MEMORY_ARGUMENT] = following
+    elif isinstance(following, CacheMemory):
+        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise MemoryMismatchError(
+                "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with "
+                "one."
+            )
+        added |= following.extend(_real(arguments.get("attention_mask"), tokens))
+        table = next((table for table in model.family.position_tables if not table.decoder), None)
+        if model.hands_globals_down:
+            added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
+        if table is not None:
+            added["position_ids"] = added["position_ids"] + table.first_id(model.config)
+            table.check_positions(model.config, added["position_ids"])
+    outputs = forward(model, **{**arguments, **added})
+    if isinstance(following, CacheMemory):
+        following.close()
+    outputs = _remembering(type(outputs))(**outputs, memory=following)
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
 @cache
@@ -138,10 +115,3 @@ def _real(mask: Any, tokens: Tensor) -> Tensor:
             f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
         )
     return mask.bool()
-
-
-def _refuse_checkpointing(model: Any) -> None:
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise MemoryMismatchError(
-            "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with one."
-        )

@@ -8,7 +8,7 @@ whole text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,9 @@ from torch import Tensor, nn
 
 from ...cache_argument import CACHE
 from ...engines.common.batch import in_graph, roll_left
-from ...errors import MaskError, MemoryMismatchError, OptionError
+from ...errors import BackendError, MaskError, MemoryMismatchError, OptionError
 from ...mechanisms.common.segment_state import left_padding
-from ...memory import TokenMemory
 from ..attach.attention_sites import attention_sites
-from .modes import Forward, Mode
-from .outputs import Join, Kind, by_rows, joined
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"
 """Keyword by which a head passes a call's memory tokens to its inner model."""
@@ -83,14 +80,9 @@ class Text:
                 raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
             embeddings = model.get_input_embeddings()(ids)
         batch, length = embeddings.shape[:2]
-        cache = further.get(CACHE)
-        if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
+        if mask is not None and mask.shape != (batch, length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
-        if mask is None:
-            real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
-        else:  # it also has the columns of earlier tokens, and the empty slots of a static cache
-            start = mask.shape[1] - length if cache is None else min(int(cache.get_seq_length()), mask.shape[1] - length)
-            real = mask[:, start : start + length].bool()
+        real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
         along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.names) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 
@@ -118,83 +110,56 @@ class Text:
         return [plain(0), *(after_first(at) for at in range(size, length, size - 1))]
 
 
-@dataclass(frozen=True)
-class SegmentedInputs:
-    """The segments of a call, and values that they share.
+def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """The outputs of a base model with memory tokens for the whole text, which it reads in segments, one after another.
 
-    segments: segments of the text after rolling row b to the left by ``-back[b]`` tokens; ``back`` is ``None`` if no row is rolled.
-    memory: ``(B, M, d)``, read by the first segment.
-    causal: whether memory tokens are written after each segment.
-    remembered: the previous call's memory object, which stores this call's memory.
+    In an encoder, the first token's outputs come from the row's last segment.
+
+    Raises:
+        MemoryMismatchError: a decode cache is given or requested, or processes have different numbers of segments.
     """
-
-    segments: list[Text]
-    memory: Tensor
-    back: Tensor | None
-    causal: bool
-    remembered: TokenMemory | None
-
-
-class Segments(Mode[SegmentedInputs]):
-    """Runs a base model with memory tokens over a text's segments, one after another."""
-
-    name, key = "memory tokens", "segments"
-
-    def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs:
-        text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
-        causal, recursion = is_causal(model), model.recursion
-        start = left_padding(text.real) % text.real.shape[1]
-        padded = in_graph() or bool(start.any())
-        segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
-        check_segment_counts(model, len(segments))
-        memory = first_memory(model, text, remembered)
-        return SegmentedInputs(segments, memory, -start if padded else None, causal, remembered)
-
-    def run(self, model: Any, forward: Forward, inputs: SegmentedInputs) -> list[Any]:
-        memory, depth = inputs.memory, model.recursion.depth
-        parts: list[Any] = []
-        for index, segment in enumerate(inputs.segments):
-            left = len(inputs.segments) - 1 - index
-            keep = left > 0 or inputs.remembered is not None
-            outputs = _run_segment(model, forward, segment, memory, write=inputs.causal and keep)
-            if keep:
-                memory = _written_memory(outputs.last_hidden_state, segment, memory, inputs.causal, first=index == 0)
-            if left and depth is not None and left % (depth + 1) == 0:
-                memory = memory.detach()
-            parts.append(outputs)
-        if inputs.remembered is not None:
-            inputs.remembered.take(memory)
-        return parts
-
-    def restore(self, model: Any, inputs: SegmentedInputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole text. In an encoder, the first token's outputs come from the row's last segment."""
-        segments, causal, memory = inputs.segments, inputs.causal, inputs.memory.shape[1]
-
-        def text(states: Sequence[Tensor]) -> Tensor:
-            cut = [state[:, memory : memory + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
-            first = cut[0][:, :1]
-            for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
-                there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
-                first = torch.where(there, state[:, :1], first)
-            rolled = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
-            return rolled if inputs.back is None else roll_left(rolled, inputs.back, 1)
-
-        return joined_text(model, parts, text, self.name)
-
-
-def is_causal(model: Any) -> bool:
-    """Whether this base model is a decoder, which writes memory tokens after a segment."""
-    return any(site.causal for site in attention_sites(model))
-
-
-def first_memory(model: Any, text: Text, remembered: TokenMemory | None) -> Tensor:
-    """The memory ``(B, M, d)`` that the first segment reads. The learned one, or the previous call's."""
+    if arguments.get(CACHE) is not None or arguments.get("use_cache"):
+        raise MemoryMismatchError(
+            "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
+        )
+    text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
+    causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
+    start = left_padding(text.real) % text.real.shape[1]
+    padded = in_graph() or bool(start.any())
+    segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
+    check_segment_counts(model, len(segments))
     learned, batch = model.long_memory.tokens, text.real.shape[0]
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
-    return memory.to(text.embeddings.dtype)
+    memory, size = memory.to(text.embeddings.dtype), memory.shape[1]
+    parts: list[Any] = []
+    for index, segment in enumerate(segments):
+        left = len(segments) - 1 - index
+        keep = left > 0 or remembered is not None
+        outputs = _run_segment(model, forward, segment, memory, write=causal and keep)
+        if keep:
+            memory = _written_memory(outputs.last_hidden_state, segment, memory, causal, first=index == 0)
+        if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
+            memory = memory.detach()
+        parts.append(outputs)
+    if remembered is not None:
+        remembered.take(memory)
+
+    def whole_text(states: Sequence[Tensor]) -> Tensor:
+        cut = [state[:, size : size + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
+        first = cut[0][:, :1]
+        for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
+            there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+            first = torch.where(there, state[:, :1], first)
+        rolled = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
+        return roll_left(rolled, -start, 1) if padded else rolled
+
+    outputs = _joined(parts, whole_text)
+    if outputs.get("pooler_output") is not None:
+        outputs.pooler_output = model.pooler(outputs.last_hidden_state)
+    return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
-def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *, write: bool) -> Any:
+def _run_segment(model: Any, forward: Callable[..., Any], segment: Text, memory: Tensor, *, write: bool) -> Any:
     """The base's outputs for a segment, which include the memory tokens read and written."""
     around = (memory.shape[1], memory.shape[1] if write else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
@@ -215,12 +180,56 @@ def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool,
     return torch.where(real.any(1)[:, None, None], written, memory)
 
 
-def joined_text(model: Any, parts: Sequence[Any], text: Join, mode: str) -> Any:
-    """The outputs of several runs. ``text`` joins their tensors ``(B, n, …)`` to one for the whole text."""
-    routes = by_rows(text, len(parts[0].last_hidden_state))
-    joins: dict[Kind, Join] = {Kind.TOKENS: text, Kind.ROUTES: routes, Kind.SEQUENCES: lambda values: values[0]}
-    joins[Kind.STATE] = lambda caches: caches[0]
-    outputs = joined(parts, joins, mode)
-    if outputs.get("pooler_output") is not None:
-        outputs.pooler_output = model.pooler(outputs.last_hidden_state)
+TOKENS, ROUTES, WEIGHTS = (
+    "a value for each token (B, N, …)",
+    "a value for each token of all rows (B·N, experts)",
+    "attention weights (B, H, Nq, Nk)",
+)
+FIELDS: Mapping[str, str] = {
+    "last_hidden_state": TOKENS,
+    "hidden_states": TOKENS,
+    "pooler_output": "a value for each row (B, …)",
+    "router_logits": ROUTES,
+    "attentions": WEIGHTS,
+    "cross_attentions": WEIGHTS,
+    CACHE: "a cache",
+}
+"""Every output field of base models that read texts, with its contents. Fields with a value for each layer hold a tuple of values."""
+
+
+def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+    """The outputs of all segments, joined to those of the whole text. The first of ``parts`` is changed and returned.
+
+    Args:
+        whole_text: joins tensors ``(B, n, …)`` of all segments to ``(B, N, …)``.
+
+    Raises:
+        BackendError: there is a field that cannot be joined.
+    """
+    outputs = parts[0]
+    rows = len(outputs.last_hidden_state)
+
+    def join(values: Sequence[Any], kind: str) -> Any:
+        if isinstance(values[0], tuple | list):
+            return tuple(join(layers, kind) for layers in zip(*values, strict=True))
+        if not isinstance(values[0], Tensor) or kind not in (TOKENS, ROUTES):
+            return values[0]
+        if kind == TOKENS:
+            return whole_text(values)
+        return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
+
+    for name in list(outputs):
+        if (kind := FIELDS.get(name)) in (None, WEIGHTS):
+            holds = "" if kind is None else f" ({kind})"
+            raise BackendError(
+                f"{type(outputs).__name__}.{name}{holds} cannot be returned with memory tokens; do not request it, or run the model "
+                "without."
+            )
+        outputs[name] = join([part[name] for part in parts], str(kind))
     return outputs
+
+
+def wants_tuple(model: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of ``model`` requests its outputs as a tuple."""
+    by_name = arguments.get("return_dict")
+    return (model.config.return_dict if by_name is None else by_name) is False

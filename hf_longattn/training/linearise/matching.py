@@ -54,8 +54,6 @@ class Matching(Mechanism):
             takes_score_mod=student.traits.takes_score_mod,
             token_rule=student.traits.token_rule,
         )
-        self.starts = False
-        """Whether the next forward pass lets the student start from the teacher in closed form."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The teacher's output; sets ``loss`` and ``errors``."""
@@ -63,9 +61,6 @@ class Matching(Mechanism):
         with torch.no_grad():
             target = self.teacher(q, k, v, call)
         q, k, v = q.detach(), k.detach(), v.detach()
-        if self.starts:
-            self.student.start_from(self.teacher, q, k, v, call)
-        self.starts = False
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             output = self.student(q, k, v, call)
             squared = mean_square(output.float() - target.float(), padding)
@@ -145,13 +140,6 @@ class MatchingModel(nn.Module):
         self.model.eval()
         self.students.train(mode)
         return self
-
-    @torch.no_grad()
-    def start(self, batch: Batch) -> None:
-        """Let every mechanism start from softmax attention on a batch (:meth:`Mechanism.start_from`)."""
-        for matching in self.layers.values():
-            matching.starts = True
-        self(**{name: value.to(self.model.device) for name, value in batch.items()})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
         """``loss``: the sum over the layers that learn; ``layer_losses (L,)``: each of them; ``errors (L, 2)``: see :class:`Matching`."""

@@ -120,11 +120,9 @@ class Stages:
 
     def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
         """Train, or resume from the latest checkpoint of this stage."""
-        args, inputs, size = self.args, to_inputs(self.documents, self.tokenizer, length), self.args.per_device_train_batch_size
+        args, inputs = self.args, to_inputs(self.documents, self.tokenizer, length)
         check_rows(inputs, sources_in_words(self.run.settings), "train on")
         resumed = newest_of_stage(args.folder, stage) if args.resume else None
-        if isinstance(model, MatchingModel) and resumed is None:
-            model.start(held_out_batches(inputs, self.masks, size, size)[0])
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
             model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks, train_dataset=inputs,

@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, pages (--layout), large images (--images), videos (--videos) or long audio files (--audio)."""
+"""Fine-tune to classify long documents, large images (--images) or long audio files (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoModelForVideoClassification,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,20 +24,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
 from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
-from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
+from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.files import FileKind, load_labelled_files
 from hf_longattn.data.images import EXTRA, IMAGE_FILES, ImageCollator, augmentation_of, check_augmentation, checked_size, count_transparent
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.page_words import word_argument
-from hf_longattn.data.pages import chosen_columns, page_columns
 from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
-from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, listed, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
@@ -53,21 +48,17 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 OPTIONS_OF = {
     "texts": ("text_column", "question_column", "packing", "max_length"),
-    "pages": ("words_column", "boxes_column", "packing", "max_length"),
     "images": ("image_column", "augmentation"),
-    "videos": (),
     "audio": ("audio_column", "resample", "mono"),
 }
 """Options that not all kinds of data have."""
-FLAGS = {"pages": "layout", "images": "images", "videos": "videos", "audio": "audio"}
-"""Kind of data -> its option. Texts have none."""
 NO_LENGTH = -1
 """Length of an image, or of a document of unknown length, for the metric."""
 
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents, pages, images or audio files to classify."""
+    """Documents, images or audio files to classify."""
 
     shape: ClassVar[str] = "a labelled file"
     training_only: ClassVar[tuple[str, ...]] = ("augmentation", "packing")
@@ -78,21 +69,11 @@ class ClassificationDataArguments(LabelledDataArguments):
         "audio files with --audio), "
         "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
-    layout: bool = argument(False, "Classify pages: give the model (LayoutLM, LiLT, MarkupLM …) the box, or XPath, of every word.")
-    words_column: str = argument("words", "The column that holds the words of pages.")
-    boxes_column: str = argument(
-        "bboxes", "The column that holds their boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next to "
-        "page_sizes, or width and height; or their XPaths. Words and boxes may have a list for each page."
-    )  # fmt: skip
     images: bool = argument(False, "Classify images, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
     image_column: str = argument("image", "The column that holds the images, or their paths relative to the table.")
     augmentation: str = argument(
         "", "Random changes of the images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
-    videos: bool = argument(
-        False, "Classify videos, with a model that reads them (VideoMAE, V-JEPA 2), short or converted: one sub-folder per label, of "
-        "folders of numbered frames and of arrays (.npy)."
-    )  # fmt: skip
     audio: bool = argument(False, "Classify audio files, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
     audio_column: str = argument("audio", "The column that holds the audio files, or their paths relative to the table.")
     resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
@@ -111,20 +92,18 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        if len(kinds := [name for name in FLAGS.values() if getattr(self, name)]) > 1:
-            raise OptionError(f"--{kinds[0]} and --{kinds[1]} are two kinds of data; leave one of them out.")
+        if self.images and self.audio:
+            raise OptionError("--images and --audio are two kinds of data; leave one of them out.")
         kind = self.reader.kind
         for other, names in OPTIONS_OF.items():
             others = [name for name in names if name not in OPTIONS_OF[kind]]
             if (unused := next((name for name in others if name in self.explicit), None)) is not None:
-                advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
+                advice = f"leave it out, or leave --{kind} out" if other == "texts" else f"add --{other}"
                 raise OptionError(f"{flag(unused)} is an option for {other}; {advice}.")
         column = self.reader.column
-        if column and getattr(self, column) == self.label_column:
+        if getattr(self, column) == self.label_column:
             raise OptionError(f"{flag(column)} and --label-column are both {self.label_column!r}; name two columns.")
         check_augmentation(self.augmentation)
-        if self.videos:
-            check_extra(EXTRA, "PIL")
         if self.images:
             check_extra(EXTRA, "PIL", *(["torchvision"] if self.augmentation not in ("", "none") else []))
         if self.audio:
@@ -133,7 +112,7 @@ class ClassificationDataArguments(LabelledDataArguments):
     @property
     def reader(self) -> Reader:
         """The reader of the data."""
-        return next((reader for reader in (PAGES, IMAGES, VIDEOS, AUDIO) if getattr(self, FLAGS[reader.kind])), TEXTS)
+        return IMAGES if self.images else AUDIO if self.audio else TEXTS
 
 
 @dataclass
@@ -161,7 +140,7 @@ def finetune_classification(
     run = prepare_run(model_args, data_args, training_args)
     reader = data_args.reader
     if training_args.tokens_per_batch and isinstance(reader, Files):
-        raise OptionError(f"--tokens-per-batch has no effect with --{FLAGS[reader.kind]}; give --batch-size instead.")
+        raise OptionError(f"--tokens-per-batch has no effect with --{reader.kind}; give --batch-size instead.")
     _, processor = reader.load_start(model_args.model)
     parts = read_labelled(data_args, training_args.seed)
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
@@ -208,15 +187,8 @@ class Texts:
     head = AutoModelForSequenceClassification
 
     def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and tokenizer of a checkpoint.
-
-        Raises:
-            OptionError: the tokenizer requires boxes or XPaths of words.
-        """
-        start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
-        if word_argument(start[1]):
-            raise OptionError(f"The tokenizer of {name!r} reads words with their {word_argument(start[1])}; add --layout.")
-        return start
+        """Config and tokenizer of a checkpoint."""
+        return load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The documents of a source, with the names of their labels."""
@@ -232,20 +204,11 @@ class Texts:
             carry_question(model, processor)
         no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
-        documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)
+        documents, held_out = each_part(lambda data: to_documents(data, processor, length, names), *rows)
         counts = {"train": len(documents), "held_out": len(held_out), "cut": sum(map(_cut, {documents, held_out}))}
         log = {"input_length": length, "packed": pack, "documents": counts}
-        columns = self.columns(model)
-        unpacked = DocumentCollator(processor, token_columns=columns)  # several processes gather a row for each document
-        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, token_columns=columns), unpacked, log)
-
-    def columns(self, model: PreTrainedModel) -> dict[str, int]:
-        """Columns for each token besides its id, mapped to their padding."""
-        return {}
-
-    def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
-        """Rows as inputs of up to ``length`` tokens, with the numbers of their labels."""
-        return to_documents(data, processor, length, names)
+        unpacked = DocumentCollator(processor)  # several processes gather a row for each document
+        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack), unpacked, log)
 
     def described(self, log: Mapping[str, Any]) -> str:
         """The text of the model card about the inputs."""
@@ -256,32 +219,6 @@ class Texts:
         """Notes about the inputs for the terminal."""
         cut = log["documents"]["cut"]
         return [f"{cut:,} documents are longer than {log['input_length']:,} tokens and were cut"] if cut else []
-
-
-class Pages(Texts):
-    """Documents whose words have boxes or XPaths, and models that read them."""
-
-    kind, column = "pages", "words_column"
-
-    def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and tokenizer of a checkpoint.
-
-        Raises:
-            OptionError: the model reads only text.
-        """
-        start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
-        chosen_columns(start[0], name, True)
-        return start
-
-    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The pages of a source, with the names of their labels."""
-        return read_labelled_pages(source, split, args.words_column, args.boxes_column, args.label_column)
-
-    def columns(self, model: PreTrainedModel) -> dict[str, int]:
-        return page_columns(model.config)
-
-    def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
-        return to_page_documents(data, processor, length, names, tuple(self.columns(model)))
 
 
 class Files:
@@ -333,48 +270,6 @@ class Images(Files):
         return [f"{counted(transparent, 'image')} with transparent parts, which are shown on white"] if transparent else []
 
 
-class Videos(Files):
-    """Videos, and models that read them."""
-
-    kind, unit, content, column = "videos", "video", "video", ""
-    task, types = "video classification", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
-    head = AutoModelForVideoClassification
-
-    def load_start(self, name: str) -> tuple[Any, Any]:
-        """Config and processor of a checkpoint."""
-        return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
-
-    def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The paths of a folder's videos, with the names of their labels."""
-        return load_labelled_videos(source, split=split)
-
-    def inputs(
-        self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
-    ) -> Inputs:
-        """Their pixels, as the processor makes them.
-
-        Raises:
-            CheckpointError: the processor makes frames of another size than the model was converted for.
-            DataError: a video cannot be read, or has too few frames.
-        """
-        training_args.train_sampling_strategy = "random"
-        collator = VideoCollator.of(model, processor, names)
-        size = checked_frames(model, collator, rows[0]["video"][0])
-        for place in (place for data in set(rows) for place in data["video"]):  # before the training
-            collator.pixels(place)
-        counts = {"train": len(rows[0]), "held_out": len(rows[1])}
-        return Inputs(*rows, collator, collator, {"input_size": list(size), "videos": counts})
-
-    def described(self, log: Mapping[str, Any]) -> str:
-        """The text of the model card about the inputs."""
-        frames, *sides = log["input_size"]
-        return f"{frames} frames of {' × '.join(map(str, sides))} pixels each"
-
-    def notes(self, log: Mapping[str, Any]) -> list[str]:
-        """Notes about the inputs for the terminal."""
-        return []
-
-
 class Recordings(Files):
     """Audio files, and models that hear them."""
 
@@ -419,12 +314,11 @@ class Recordings(Files):
         return [f"{counted(cut, 'audio file')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
 
-Reader = Texts | Images | Videos | Recordings
-TEXTS, PAGES, IMAGES, VIDEOS, AUDIO = Texts(), Pages(), Images(), Videos(), Recordings()
+Reader = Texts | Images | Recordings
+TEXTS, IMAGES, AUDIO = Texts(), Images(), Recordings()
 READS = {
     "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     "images": ("it reads images: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    "videos": ("it reads videos: add --videos", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
     "audio": ("it hears audio files: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
 }
 """Kind of data -> advice for its models, and their types."""
@@ -432,17 +326,17 @@ READS = {
 
 def otherwise_of(kind: str) -> dict[str, Any]:
     """Advice for models of other kinds of data than ``kind``."""
-    return {words.format(flag=FLAGS.get(kind)): types for other, (words, types) in READS.items() if other != kind}
+    return {words.format(flag=kind): types for other, (words, types) in READS.items() if other != kind}
 
 
 def rows_key(reader: Reader) -> str:
-    """The entry of a log with the numbers of rows: "documents", "images", "videos" or "audio_files"."""
+    """The entry of a log with the numbers of rows: "documents", "images" or "audio_files"."""
     return f"{reader.unit}s".replace(" ", "_")
 
 
 def _reader_of(log: Mapping[str, Any]) -> Reader:
     """The reader of the data of a log's run."""
-    return next(reader for reader in (IMAGES, VIDEOS, AUDIO, TEXTS) if rows_key(reader) in log)
+    return next(reader for reader in (IMAGES, AUDIO, TEXTS) if rows_key(reader) in log)
 
 
 class ClassificationTrainer(LongTrainer):
@@ -528,5 +422,5 @@ TASK = Task(
     arguments=CLASSIFICATION,
     train=finetune_classification,
     result=describe_classification_result,
-    evaluation="Score the classes of documents, pages, images, videos or audio files.",
+    evaluation="Score the classes of documents, images or audio files.",
 )

@@ -31,7 +31,7 @@ from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, flag, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_heads import qa_loss
+from hf_longattn.evaluation.qa_loss import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -65,7 +65,7 @@ DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "audio": (ClassificationDataArguments, {"audio": True}),
 }
 """Kind of task -> its data arguments, and their fixed values."""
-WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "videos", "audio", "layout")
+WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "audio")
 """Options of single tasks that a file of tasks does not take."""
 Scores = dict[str, float]
 

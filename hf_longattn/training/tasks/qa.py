@@ -1,27 +1,23 @@
 """Fine-tune for extractive question answering.
 
-The data are in the schema of SQuAD, MRQA or HotpotQA, or questions about pages, whose words have boxes (DocVQA).
-Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
-as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of them together (Clark & Gardner 2018). HotpotQA's yes,
-no and supporting sentences get heads beside the span's, as in Longformer.
+The data are in the schema of SQuAD, MRQA or HotpotQA. Documents longer than the model are read in overlapping windows; in a window without
+an answer the target is the first token, "no answer", as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of
+them together (Clark & Gardner 2018).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoModelForDocumentQuestionAnswering,
@@ -33,28 +29,25 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import PositionRange, input_length
-from hf_longattn.data.page_words import word_argument
-from hf_longattn.data.pages import chosen_columns, has_places
 from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, train_test_split
+from hf_longattn.data.sources import train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, sentence_case
-from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
+from hf_longattn.evaluation.qa_loss import qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
-from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, loading_errors
+from hf_longattn.loading import load_config, load_model
 from hf_longattn.local_names import without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
-from hf_longattn.training.loading import SPAN_LABELS, check_reads_text, config_with_head
+from hf_longattn.training.loading import SPAN_LABELS, check_reads_text, load_start
 from hf_longattn.training.results import (
     HELD_OUT,
     compared_losses,
@@ -73,26 +66,16 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
-QA_HEADS = ("auto", "span", "hotpot")
 
 
 @dataclass
 class QAModelArguments(ModelArguments):
-    """The checkpoint to start from, and its heads."""
+    """The checkpoint to start from, and its global tokens."""
 
-    training_only: ClassVar[tuple[str, ...]] = ("heads",)
-
-    heads: str = argument(
-        "auto", "span, hotpot (also yes and no answers and supporting sentences, as in Longformer) or auto (what the data have)."
-    )
     global_question: bool | None = argument(
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
         "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
     )  # fmt: skip
-
-    def check(self) -> None:
-        super().check()
-        check_choices(self, heads=QA_HEADS)
 
 
 @dataclass
@@ -105,8 +88,7 @@ class QADataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
         "a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
-        "(NAME:SUBSET); in the schema of SQuAD, MRQA or HotpotQA, with question, context and answer, or with "
-        "question, words, boxes and answers (pages, as in DocVQA)."
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     validation: str = argument(
         "", "Questions to answer before, during (--eval-strategy) and after training; they also tune the no-answer threshold; "
@@ -126,10 +108,6 @@ class QADataArguments(LabelledDataArguments):
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
     max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
-    layout: bool | None = argument(
-        None, "Give the model the box (DocVQA) or XPath (WebSRC) of every word of the pages; default: yes where the model reads them and "
-        "the data have them."
-    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
@@ -177,14 +155,6 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     encoding = encoding_for(model, tokenizer, model_args, data_args)
     if data_args.long_documents != "truncate":
         encoding = dataclasses.replace(encoding, stride=data_args.shared_tokens(encoding.max_length))
-    has_sentences = model_args.heads == "auto" and any(examples["sentences"])
-    if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
-        attach_evidence(model, tokenizer)
-        model.config.evidence_paragraphs = supporting_paragraphs(examples)
-    token_columns = pages_to_read(model, tokenizer, model_args, data_args, examples, validation)
-    if token_columns and training_args.windows:
-        raise OptionError("--windows has no effect on models of pages, which take no mask of token pairs; leave it out.")
-    encoding = dataclasses.replace(encoding, markers=hasattr(model, "evidence"), token_columns=token_columns)
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(examples, tokenizer, encoding, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
@@ -204,7 +174,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         train_dataset=features,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=QACollator(tokenizer, pack=pack, token_columns=token_columns),
+        data_collator=QACollator(tokenizer, pack=pack),
         positions=PositionRange.of(model) if training_args.random_positions else None,
         windows=training_args.windows,
         reader=reader,
@@ -220,9 +190,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         training_args.folder.mkdir(parents=True, exist_ok=True)
         write_predictions(training_args.folder, validation, trainer.given_answers)
     trainer.accelerator.wait_for_everyone()
-    return save_run(
-        trainer, run, log, describe_qa_training, hub_task="document-question-answering" if token_columns else "question-answering"
-    )
+    return save_run(trainer, run, log, describe_qa_training, hub_task="question-answering")
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -234,40 +202,6 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """
     read = partial(load_qa, skip_bad_rows=args.skip_bad_rows)
     return train_test_split(args, read, seed, unit="id", classes="kind")
-
-
-def pages_to_read(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments, *parts: Dataset
-) -> dict[str, int]:
-    """The model's columns of pages (:func:`~hf_longattn.data.pages.page_columns`). Empty for text, or with ``--layout false``.
-
-    Raises:
-        OptionError: ``--layout`` with a text model or HotpotQA's heads, or a tokenizer that requires boxes without them.
-        DataError: ``--layout`` with texts, or boxes for some questions only.
-    """
-    columns = chosen_columns(model.config, model_args.model, data_args.layout)
-    with_places = [has_places(example) for part in parts for example in part.select_columns(["words", "boxes", "xpaths"])]
-    if columns and data_args.layout and not any(with_places):
-        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out.")
-    if not any(with_places):
-        columns = {}
-    if columns and not all(with_places):
-        raise DataError(
-            f"{with_places.count(False):,} of {len(with_places):,} questions have no words with boxes; give boxes to all, or "
-            "--layout false to read texts alone."
-        )
-    if columns and hasattr(model, "evidence"):
-        raise OptionError("--heads hotpot adds markers to the text, which have no boxes; leave it out, or add --layout false.")
-    if not columns and word_argument(tokenizer):
-        raise OptionError(f"The tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA).")
-    return columns
-
-
-def supporting_paragraphs(examples: Dataset) -> int | None:
-    """Number of paragraphs with supporting sentences, if it is the same for all questions (HotpotQA: 2); otherwise ``None``."""
-    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in examples["sentences"])
-    counts = {len(paragraphs) for paragraphs in known if paragraphs}
-    return counts.pop() if len(counts) == 1 else None
 
 
 class QATrainer(LongTrainer):
@@ -298,10 +232,9 @@ class QATrainer(LongTrainer):
         """The mean loss of the batch over all correct spans, or the model's own loss for a batch with ``start_positions``."""
         if "starts" not in inputs:
             return super().mean_loss(model, inputs)
-        evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
         model_inputs = {name: value for name, value in inputs.items() if name not in TARGETS}
-        outputs = model(**model_inputs, **({"output_hidden_states": True} if evidence is not None else {}))
-        loss = qa_loss(outputs, inputs, evidence).mean()
+        outputs = model(**model_inputs)
+        loss = qa_loss(outputs, inputs).mean()
         return loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
     def answers(self, examples: Dataset) -> list[Answer]:
@@ -412,7 +345,7 @@ def qa_table(log: dict[str, Any]) -> str:
     part, compared = scored_part(log), bool(log["held_out"]["before"])
     for when, scores in log["held_out"].items():
         if scores:
-            names = [name for name in ("exact_match", "f1", "anls", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
+            names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1") if name in scores]
             shown = ", ".join(score_in_words(scores, name, name) for name in names)
             title = f"{part}, {when}" if compared and part != HELD_OUT else when if compared else part
             lines.append(f"{title}: {shown}{rows_in_words(scores['n'], 'question')}")
@@ -441,31 +374,14 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     check_reads_text(config, name)
     kind = config.model_type
     of_texts, of_pages_too = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    config_with_head(name, "question answering", {*of_texts, *of_pages_too})
+    _, tokenizer = load_start(name, "question answering", {*of_texts, *of_pages_too})
     of_pages = kind in of_pages_too and kind not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if of_pages else AutoModelForQuestionAnswering
-    model: PreTrainedModel = load_model(loader, name, complete=complete, elsewhere=("evidence.",), **SPAN_LABELS)
-    tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    if getattr(model.config, "has_evidence_heads", False):
-        with loading_errors(name):
-            attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
+    model: PreTrainedModel = load_model(loader, name, complete=complete, **SPAN_LABELS)
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     return model, tokenizer
-
-
-def _evidence_weights(name: str) -> dict[str, Tensor]:
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
-    files = [SAFE_WEIGHTS_NAME]
-    if index is not None:
-        parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({file for weight, file in parts.items() if weight.startswith("evidence.")})
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(str(cached_file(name, file)), framework="pt") as tensors:
-            weights |= {key.removeprefix("evidence."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("evidence.")}  # noqa: SIM118
-    return weights
 
 
 def encoding_for(

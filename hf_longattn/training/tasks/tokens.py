@@ -20,8 +20,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, chosen_packing
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.page_words import word_argument
-from hf_longattn.data.pages import chosen_columns
 from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import IOB_TAG, read_words, tag_names, to_windows
@@ -51,11 +49,6 @@ class TokenDataArguments(LabelledDataArguments):
     )  # fmt: skip
     words_column: str | None = argument(None, "The column that holds a document's words; default: tokens, or words where that is missing.")
     tags_column: str = argument("ner_tags", "The column that holds their tags: names (B-PER, I-PER, O) or numbers of classes.")
-    layout: bool | None = argument(None, "Give the model the box (or XPath) of every word; default: yes where the model reads them.")
-    boxes_column: str = argument(
-        "bboxes", "The column that holds the words' boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next "
-        "to page_sizes, or width and height; or their XPaths. Words, tags and boxes may have a list for each page (FUNSD)."
-    )  # fmt: skip
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -64,8 +57,6 @@ class TokenDataArguments(LabelledDataArguments):
         super().check()
         if self.words_column == self.tags_column:
             raise OptionError(f"--words-column and --tags-column are both {self.words_column!r}; name two columns.")
-        if self.layout is False and "boxes_column" in self.explicit:
-            raise OptionError("--boxes-column has no effect with --layout false; leave one of the two out.")
         check_extra("metrics", "seqeval")
 
 
@@ -89,20 +80,18 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         The log, as written to ``training_log.json``: arguments, versions, tags, scores before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    config, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    _, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"The tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer."
         )
-    columns = chosen_columns(config, model_args.model, data_args.layout)
-    if word_argument(tokenizer) is None:
-        tokenizer = for_words(tokenizer, model_args.model)
+    tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens and windows keep the order of the words
-    texts, held_texts = read_tagged(data_args, training_args.seed, data_args.boxes_column if columns else None)
+    texts, held_texts = read_tagged(data_args, training_args.seed)
     tags, complete = tag_names(texts, held_texts), training_args.only_scores
     model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tokenizer, tags, complete=complete)
     length = input_length(model, tokenizer, data_args.max_length)
-    encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names, page=tuple(columns))
+    encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names)
     rows, held_out = each_part(encode, texts, held_texts)
     pack = chosen_packing(model, data_args.packing, training_args)
     apart = ["word_ids", "document"]
@@ -112,8 +101,8 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         train_dataset=rows.remove_columns(apart),
         eval_dataset=held_out.remove_columns(apart),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer, token_columns=columns),
-        eval_collator=TokenCollator(tokenizer, token_columns=columns),
+        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
+        eval_collator=TokenCollator(tokenizer),
     )
 
     def measure() -> dict[str, Any]:
@@ -125,16 +114,13 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     return save_run(trainer, run, log, describe_tokens)
 
 
-def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None = None) -> tuple[Dataset, Dataset]:
-    """Training and evaluation documents with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` if ``places_column``
-    is set.
+def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and evaluation documents with the columns ``words`` and ``tags`` (names).
 
     Raises:
         DataError: a missing column, words without tags, a single tag, or a kind of entity in ``--validation`` only.
     """
-    data, held_out = train_test_split(
-        args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
-    )
+    data, held_out = train_test_split(args, lambda source, split: read_words(source, split, args.words_column, args.tags_column), seed)
     known = tag_names(data)
     if len(known) < 2 and not args.only_scores:
         raise DataError(f"All words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn.")

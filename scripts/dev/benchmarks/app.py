@@ -23,8 +23,6 @@ app = typer.Typer(
 
 LONGEST, MOST = 2**24, 2**16
 """Maximum of lengths in tokens, and of all other counts."""
-MOST_MINUTES = 24 * 60
-"""Maximum duration of a sound."""
 
 Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
 Options = Annotated[
@@ -85,23 +83,6 @@ def parse_lengths(text: str) -> list[int]:
             f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
         )
     return lengths
-
-
-def parse_minutes(text: str) -> list[float]:
-    """``"5,0.5"`` -> ``[5.0, 0.5]``.
-
-    Raises:
-        OptionError: when an entry is not a number above 0 and up to a day, or there is none.
-    """
-    try:
-        minutes = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        minutes = []
-    if not minutes or not all(0 < duration <= MOST_MINUTES for duration in minutes):
-        raise OptionError(
-            f"A benchmark of sound needs minutes from above 0 to {MOST_MINUTES}, not {text[:80]!r}; for example --minutes 5,15."
-        )
-    return minutes
 
 
 def say(text: str, err: bool = False) -> None:
@@ -259,32 +240,11 @@ def decode(
 
 
 @app.command()
-def sound_models(
-    minutes: Annotated[str, typer.Option(help="Minutes of sound, separated by commas.")] = "5,15,60",
-    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured in one pass.")] = 5,
-    full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention over the whole sound is measured.")] = 5,
-    layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
-    side: Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames that windows see to each side; default: the families'.")] = None,
-    threads: Threads = None,
-    output_dir: OutputDir = Path("scripts/dev/results"),
-) -> None:
-    """A Wav2Vec2 of base size over minutes of sound: seconds and MiB of windows, full attention and the stock model."""
-    from .sound_models import run_sound_models, sound_table
-
-    with measuring(output_dir, threads):
-        durations = parse_minutes(minutes)
-        output = output_dir / "sound_models"
-        limits = {"base_up_to": base_up_to, "full_up_to": full_up_to}
-        record = run_sound_models(durations, output, **limits, layers=layers, side=side, log=typer.echo)
-        show(output.with_suffix(".json"), sound_table(record))
-
-
-@app.command()
 def grid_models(
     sizes: Annotated[str, typer.Option(help="Pixels along each side of square images, separated by commas.")] = "1024,2048",
     dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",
-    window: Annotated[str, typer.Option(help="Cells along the axes of a window, such as 14 or 14+8.")] = "14",
-    layers: Annotated[int, typer.Option(min=1, max=1000)] = 12,
+    window: Annotated[int, typer.Option(min=1, max=MOST, help="Patches along a side of a window.")] = 14,
+    layers: Layers = 12,
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     batch: Batch = 1,
@@ -293,13 +253,12 @@ def grid_models(
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """A ViT on large images: layouts of windows and full layers against SDPA, with the bounds of their speed-up."""
+    """A ViT on large images: layouts of windows and full layers against SDPA."""
     from .case import Case
     from .grid_models import grid_model_table, run_grid_models
 
     with measuring(output_dir, threads):
-        options = {"window": int(window) if window.isdigit() else window}
-        case = Case("window2d", options, heads=heads, head_dim=head_dim, batch=batch, layers=layers)
+        case = Case("window2d", {"window": window}, heads=heads, head_dim=head_dim, batch=batch, layers=layers, base="vit")
         names = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
         output = output_dir / "grid_models"
         record = run_grid_models(parse_lengths(sizes), names, case, output, repeats=repeats, memory=memory, log=typer.echo)

@@ -111,8 +111,6 @@ def first_checks() -> Iterator[DeviceCase]:
         yield from (WINDOW.at(term=term), WINDOW.at(term=term, causal=True))
     for relative in ("alibi", "t5_buckets", "shaw", "transformer_xl"):
         yield WINDOW.at(causal=True, options={"window": 128, "relative": relative})
-    heads = {"heads": "0-1=window:window=64;2-3=window:window=256"}
-    yield from (WINDOW.at(mechanism="per_head", options=heads, term=term) for term in ("none", "bias"))
     yield from (WINDOW.at(head_dim=head_dim) for head_dim in (8, 16, 80, 96, 128, 256))
     yield WINDOW.at(head_dim=128, dtype="fp32")
     yield from (WINDOW.at(queries=queries, causal=True, mode="no_grad") for queries in (1, 40, 300))
@@ -131,20 +129,18 @@ def first_checks() -> Iterator[DeviceCase]:
 def kernel_checks() -> Iterator[DeviceCase]:
     """Mechanisms whose kernels depend on values, each in the settings that change what it is given."""
     linear = DeviceCase("linear", causal=True, length=2048)
-    for case in (linear, linear.at(mechanism="delta")):
-        yield from (case.at(dtype=dtype) for dtype in ("bf16", "fp32"))
-        yield from (case.at(kv_heads=4, padding="none"), case.at(padding="documents"))
+    yield from (linear.at(dtype=dtype) for dtype in ("bf16", "fp32"))
+    yield from (linear.at(kv_heads=4, padding="none"), linear.at(padding="documents"))
     yield linear.at(queries=1000)  # after a state that has gradients
     yield from (linear.at(mechanism=name) for name in ("performer", "taylor"))  # features as logarithms, and many
     hybrid = linear.at(mechanism="hybrid")
     yield from (hybrid, hybrid.at(causal=False, kv_heads=4), hybrid.at(dtype="fp32", padding="none"), hybrid.at(padding="documents"))
     for causal in (True, False):
         yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex-blocks")
-    yield DeviceCase("nsa", length=4096, causal=True, batch=1, heads=2, kv_heads=1, padding="none", path="flex-blocks")
     for name in ("lsh", "routing"):
         rounds = DeviceCase(name, length=2048, causal=True, path="flex-gathered")
         yield from (rounds, rounds.at(causal=False, path=""), rounds.at(padding="documents", path=""))
-    for name in ("strided", "chunked", "union", "nsa", "lsg"):  # tiles, pools, summaries
+    for name in ("strided", "union"):
         yield DeviceCase(name, length=2048, causal=True, padding="documents", path="stacked")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
 
@@ -161,8 +157,8 @@ def first_timings() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
     for cache in ("dynamic", "static"):
         yield from (DeviceCase(name, task="decode", causal=True, length=16384, cache=cache) for name in ("full", "window", "linear"))
-    image = base.at(mechanism="neighborhood", length=4096, grid=True)
-    yield from (image, image.at(length=16384), image.at(mechanism="window2d"))
+    image = base.at(mechanism="window2d", length=4096, grid=True)
+    yield from (image, image.at(length=16384))
 
 
 def other_checks() -> Iterator[DeviceCase]:

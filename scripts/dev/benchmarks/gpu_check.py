@@ -37,19 +37,19 @@ from .report import machine, markdown_table, store_study
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
 CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
 """A worker that takes longer for a case, or for one that compiles a model or tries many kernels, is ended."""
-TUNED = ("linear", "linear (chunked WY)")
-"""Engines of flash-linear-attention, which at first compiles some hundred variants of its kernels to find the fastest."""
+TUNED_ENGINE = "linear"
+"""The engine of flash-linear-attention, which at first compiles some hundred variants of its kernel to find the fastest."""
 QUADRATIC = 1.5
 """Memory that grows faster than this power of the length is taken for N×N."""
 BASELINES = ("sdpa flash", "sdpa")
 """Full attention by the kernel to which the table compares: on a GPU, and on a CPU."""
 GROUPS = {
-    "windows and global tokens": ("block_sparse", "its members'"),
+    "windows and global tokens": ("block_sparse",),
     "patterns of tiles": ("gathered",),
-    "images": ("grid_windows", "grid_halo"),
+    "images": ("grid_windows",),
     "chosen keys": ("block_selected", "selected"),
     "rounds of hashing": ("bucketed",),
-    "states (linear, delta, memories)": ("linear", "linear (chunked WY)", "recurrent"),
+    "states (linear, memories)": ("linear", "recurrent"),
     "full and low-rank": ("dense", "low_rank"),
 }
 """The checks of a table's line, by the engines of their mechanisms."""
@@ -329,7 +329,7 @@ def run_stage(
                     worker.close()
                     worker = None
                 worker = worker or start()
-                longer = case.task == "compiled" or mechanism_info(case.mechanism).engine in TUNED
+                longer = case.task == "compiled" or mechanism_info(case.mechanism).engine == TUNED_ENGINE
                 result = worker.run(case, min(COMPILED_SECONDS if longer else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()

@@ -1,10 +1,7 @@
 """A ViT of base width on large images, layer by layer windows, pooled windows or full attention, against SDPA in every layer.
 
-A layout is checked first, on a small input: the stock model where every layer is full, otherwise its definition in float64. Speed is then
-stated next to two bounds: what the operations allow, and what they allow at the rates of this machine, at which attention is slower than
-matrix products. The latter needs a model without attention, which is timed in the same run:
-
-    bound = T / (T₀ + (T - T₀) · pairs of the layout / pairs of full attention),   T: full attention, T₀: none
+A layout is checked first, on a small image: the stock model where every layer is full, otherwise its definition in float64. The model
+without attention, which is timed in the same run, bounds what any layout can gain.
 """
 
 from __future__ import annotations
@@ -22,10 +19,8 @@ from torch import Tensor
 from transformers import AttentionInterface, ViTConfig, ViTModel
 
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.conversion.flops import cost_of, matrix_speed, model_shape
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
-from hf_longattn.inputs.common.base import LengthCost, kind_of
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 
@@ -39,11 +34,12 @@ from .verify import Check, difference
 
 KIND = "image"
 PATCH, TRAINED_SIDE = 16, 224
-"""Pixels along a side of a patch, and pixels along a side of what the models were trained on."""
+"""Pixels along a side of a patch, and of the images that the model was trained on."""
+CHECKED, FIRST = (20, 36), (16, 16)
+"""The grid on which layouts are checked, whose sides no window divides; and that of a first pass, after which lazy imports and threads are
+there."""
 POOLED = "segmented:block_size=256,integration=pooled,order=tiles:16x16"
 NOTHING, NO_ATTENTION = "no attention", "benchmark-no-attention"
-MATRIX = 2048
-"""Side of the matrices whose product measures the machine."""
 CROPS_AT_ONCE = 16
 """Tiles that are read in one call."""
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -75,11 +71,15 @@ def image_fields(case: Case) -> dict[str, Any]:
     }
 
 
-LAYOUTS = {"windows, 4 full": "2,5,8,11=full", "windows, 2 full": "5,11=full", "windows, 4 pooled": f"2,5,8,11={POOLED}", "windows": ""}
-"""Name -> layers with another mechanism than windows, as in ``--layers`` of a conversion. The first are those of ViTDet."""
-CHECKED, FIRST = (20, 36), (16, 16)
-"""The grid on which layouts are checked, whose sides no window divides, and that of a first pass, after which lazy imports and threads are
-there."""
+LAYOUTS = {
+    "windows, 4 full": "2,5,8,11=full",
+    "windows, 2 full": "5,11=full",
+    "windows, 4 pooled": f"2,5,8,11={POOLED}",
+    "windows": "",
+}
+"""Name -> layers with another mechanism than the case's, as in ``--layers`` of a conversion."""
+RULE: Any = FAMILIES["vit"].rule
+"""How the patches lie on a grid."""
 
 
 class ImageInputs:
@@ -88,14 +88,13 @@ class ImageInputs:
     def __init__(self, case: Case) -> None:
         self.case = case
         torch.manual_seed(case.seed)
-        config = ViTConfig(**image_fields(case), attn_implementation="sdpa")
-        self.stock = self.place(ViTModel(config, add_pooling_layer=False))
+        self.stock = self.place(ViTModel(ViTConfig(**image_fields(case), attn_implementation="sdpa"), add_pooling_layer=False))
         self.pixels = self.values(case.grid)
 
     def values(self, grid: Sequence[int]) -> Tensor:
-        """Random pixels ``(B, 3, height, width)`` with this many cells along each axis."""
+        """Random pixels ``(B, 3, height, width)`` with this many patches along each axis."""
         generator = torch.Generator().manual_seed(self.case.seed)
-        shape = (self.case.batch, 3, *(PATCH * cells for cells in grid))
+        shape = (self.case.batch, 3, *(PATCH * patches for patches in grid))
         return torch.randn(shape, generator=generator).to(self.case.device, self.case.torch_dtype)
 
     def place(self, model: Any) -> Any:
@@ -118,18 +117,12 @@ class ImageModel(Implementation):
         return self.states(self.inputs.pixels)
 
     def states(self, pixels: Tensor) -> Tensor:
-        """The hidden states of an input."""
-        return states_of(self.model, pixels)
+        """The hidden states of an image, with positions of its size."""
+        return self.model(pixels, **{INTERPOLATE_ARGUMENT: True}).last_hidden_state
 
     @torch.no_grad()
     def warm_up(self, backward: bool) -> None:
         self.states(self.inputs.values(FIRST))
-
-
-def states_of(model: Any, pixels: Tensor) -> Tensor:
-    """The hidden states of a model, whose positions are those of the pixels' size."""
-    states: Tensor = model(pixels, **{INTERPOLATE_ARGUMENT: True}).last_hidden_state
-    return states
 
 
 @register_implementation(KIND, "sdpa")
@@ -214,7 +207,8 @@ class LongModel(ImageModel):
     """The model of this package with a mechanism for each layer."""
 
     def build(self, inputs: ImageInputs) -> Any:
-        model = long_model(inputs.case, attention_of(inputs.case, self.name))
+        attention = attention_of(inputs.case, self.name)
+        model = LongViTModel(LongViTConfig(**image_fields(inputs.case), long_attention=attention.to_dict()), add_pooling_layer=False)
         model.load_state_dict(inputs.stock.state_dict())
         return model
 
@@ -224,11 +218,6 @@ def attention_of(case: Case, layout: str) -> LongAttentionConfig:
     if layout == EVERY_LAYER_FULL:
         return LongAttentionConfig("full")
     return LongAttentionConfig(case.mechanism, layers=LAYOUTS[layout] or None, **case.options)
-
-
-def long_model(case: Case, attention: LongAttentionConfig) -> Any:
-    config = LongViTConfig(**image_fields(case), long_attention=attention.to_dict())
-    return LongViTModel(config, add_pooling_layer=False)
 
 
 EVERY_LAYER_FULL = "full"
@@ -260,9 +249,10 @@ def check_layouts(case: Case) -> list[Check]:
 @torch.no_grad()
 def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
     """The hidden states in float64: of the stock model, or by the N×N weights of every layer's mechanism."""
-    if candidate.computes == "full":
-        return states_of(copy.deepcopy(inputs.stock).double(), inputs.pixels.double())
     defined = copy.copy(candidate)
+    if candidate.computes == "full":
+        defined.model = copy.deepcopy(inputs.stock).double()
+        return defined.states(inputs.pixels.double())
     defined.model = copy.deepcopy(candidate.model).double()
     mechanisms: list[Any] = layer_mechanisms(defined.model)
     for mechanism in mechanisms:
@@ -270,44 +260,27 @@ def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
     return defined.states(inputs.pixels.double())
 
 
-def costs(case: Case) -> dict[str, LengthCost]:
-    """The operations of full attention in every layer and of every layout, for one input of the case's size."""
-    config = ViTConfig(**image_fields(case))
-    size = kind_of(FAMILIES["vit"]).size(config, tuple(PATCH * cells for cells in case.grid))
-    attention = {name: attention_of(case, name) for name in (EVERY_LAYER_FULL, *LAYOUTS)}
-    with torch.device("meta"):
-        shape = model_shape(config, long_model(case, attention[EVERY_LAYER_FULL]), [case.torch_dtype])
-    return {name: cost_of(size, chosen, shape) for name, chosen in attention.items()}
-
-
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of every layout in turns, its speed-up over SDPA, the bounds of that, and the rate at which it computes."""
+    """Seconds of every layout in turns, and its speed-up over SDPA."""
     inputs = ImageInputs(case)
     candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *TILES, *LAYOUTS)]
     for candidate in candidates:
         candidate.warm_up(False)
     timed = time_in_turn(candidates, case.length, backward=False, repeats=repeats, clock=CLOCKS[clock()], warm=False)
-    timings = {timing.implementation: timing for timing in timed}
-    operations, peak = costs(case), matrix_speed(MATRIX, dtype=case.torch_dtype)
-    full, free = operations[EVERY_LAYER_FULL], timings[NOTHING].median
-    entries = []
-    for name, timing in timings.items():
-        cost = operations.get(EVERY_LAYER_FULL if name == "sdpa" else name)
-        entry: dict[str, Any] = {"layout": name, "seconds": [round(value / 1e3, 3) for value in timing.rounds]}
-        entry["times_faster"] = round(times_faster(timing, timings["sdpa"]), 3)
-        if cost is not None:
-            share = cost.attention_flops / full.attention_flops
-            entry["gflop"] = round(case.batch * cost.total_flops / 1e9, 1)
-            entry["matrix_share"] = round(case.batch * cost.total_flops / (timing.median / 1e3) / peak, 3)
-            entry["flop_bound"] = round(full.total_flops / cost.total_flops, 3)
-            entry["rate_bound"] = round(timings["sdpa"].median / (free + (timings["sdpa"].median - free) * share), 3)
-        entries.append(entry)
-    return entries
+    sdpa = next(timing for timing in timed if timing.implementation == "sdpa")
+    return [
+        {
+            "layout": timing.implementation,
+            "seconds": [round(value / 1e3, 3) for value in timing.rounds],
+            "times_faster": round(times_faster(timing, sdpa), 3),
+        }
+        for timing in timed
+    ]
 
 
 def run_grid_models(
-    sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int,
-    memory: bool = False, log: Callable[[str], None] = lambda line: None,
+    sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int, memory: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Check and time every layout on square images.
 
@@ -318,20 +291,19 @@ def run_grid_models(
         repeats: timed rounds; the median over them counts.
         memory: measure the memory of a pass as well, each in a fresh process.
     Returns:
-        The record that is stored: for each dtype and size seconds, times as fast as SDPA, two bounds of it, the share of the machine's
-        matrix product, and MiB on top of weights and input.
+        The record that is stored: for each dtype and size seconds, times as fast as SDPA, and MiB on top of weights and image.
     Raises:
         GridError: a size that is not a multiple of the patch.
-        OptionError: no dtype, or an unknown dtype.
+        OptionError: no dtype, or an unknown one.
         LongAttentionError: a layout differs from its definition.
     """
     if not dtypes:
         raise OptionError(f"No dtype was given; choose from {', '.join(DTYPES)}, for example --dtypes fp32,bf16.")
-    about = {key: getattr(case, key) for key in ("mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
+    about = {key: getattr(case, key) for key in ("base", "mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
     record: dict[str, Any] = {"machine": machine(), "kind": "grid models", "clock": clock(), "case": about, "checks": [], "results": []}
     cases = {dtype: case.at(dtype=dtype) for dtype in dtypes}
-    config, rule = ViTConfig(**image_fields(case)), FAMILIES["vit"].rule
-    grids = {size: rule.of_size(config, (size, size)) for size in sizes}
+    config = ViTConfig(**image_fields(case))
+    grids = {size: RULE.of_size(config, (size, size)) for size in sizes}
     for dtype, at_dtype in cases.items():
         record["checks"] += [dataclasses.asdict(check) for check in check_layouts(at_dtype)]
         log(f"{dtype}: every layout equals its definition")
@@ -341,49 +313,31 @@ def run_grid_models(
             for layout in entry["layouts"]:
                 if memory:
                     layout["mebibytes"] = round(measure_memory(KIND, layout["layout"], at_dtype.on_grid(grid.sizes)).extra, 1)
-                log(_line(entry, layout))
+                log(f"{dtype} {size:,} px: {layout}")
             store_study(output, record, grid_model_table(record))
     return record
 
 
-def _line(entry: dict[str, Any], layout: dict[str, Any]) -> str:
-    bounds = f", bounds {layout['flop_bound']:.2f}× and {layout['rate_bound']:.2f}×" if "flop_bound" in layout else ""
-    memory = f", {layout['mebibytes']:.0f} MiB" if "mebibytes" in layout else ""
-    median = statistics.median(layout["seconds"])
-    return f"{entry['dtype']} {entry['size']:,} px {layout['layout']:<20} {median:8.2f} s {layout['times_faster']:6.2f}×{bounds}{memory}"
-
-
 def grid_model_table(record: dict[str, Any]) -> str:
-    """Layouts × sizes and dtypes: seconds, speed-up, both bounds with the share that is reached, share of the matrix product, memory."""
-    about, case = record["machine"], record["case"]
-    header = ["image", "layout", "seconds", "times as fast", "bound by operations", "bound at measured rates", "of matrix peak", "MiB"]
-    rows = []
+    """Layouts × sizes and dtypes: seconds, speed-up, memory."""
+    case, rows = record["case"], []
     for entry in sorted(record["results"], key=lambda entry: (entry["dtype"] != "fp32", entry["size"])):
         for layout in entry["layouts"]:
-            faster, bounds, share = layout["times_faster"], ["–", "–"], "–"
-            if "flop_bound" in layout:
-                share = f"{layout['matrix_share']:.0%}"
-                if layout["layout"] != "sdpa":
-                    bounds = [f"{bound:.2f}× ({faster / bound:.0%})" for bound in (layout["flop_bound"], layout["rate_bound"])]
             memory = f"{layout['mebibytes']:,.0f}" if "mebibytes" in layout else "–"
             seconds = f"{statistics.median(layout['seconds']):.2f}"
-            rows.append([f"{entry['size']:,} px, {entry['dtype']}", layout["layout"], seconds, f"{faster:.2f}×", *bounds, share, memory])
+            rows.append([f"{entry['size']:,} px, {entry['dtype']}", layout["layout"], seconds, f"{layout['times_faster']:.2f}×", memory])
     worst = ", ".join(
         f"{dtype} {max(check['error'] for check in record['checks'] if check['what'].endswith(dtype)):.0e}"
         for dtype in dict.fromkeys(check["what"].rpartition(" ")[2] for check in record["checks"])
     )
-    sides = str(case["options"]["window"]).split("+")
-    sides = sides * (2 if len(sides) == 1 else 1)
+    window = case["options"]["window"]
     return (
-        f"A ViTModel with {case['layers']} layers, {case['heads']} heads of {case['head_dim']} and patches of {PATCH} pixels, "
-        f"random weights, batch {case['batch']}, inference. *sdpa*: transformers' `ViTModel` with full attention; *no "
-        f"attention*: the same model without it; *windows*: `window2d` of {'×'.join(sides)} patches in the other "
-        f"layers; *pooled*: `{POOLED}`; *tiles*: the stock model reads tiles of {TRAINED_SIDE} pixels, *overlapping* ones every "
-        f"{TRAINED_SIDE // 2}.\n\n"
-        "*Bound by operations*: the speed-up that the operation count allows. *Bound at measured rates*: the same, if attention runs as "
-        "fast per operation as SDPA, and everything else as fast as the model without attention. In brackets: the share of the bound that "
-        "is reached. *Of matrix peak*: the rate of operations, as a share of a large matrix product's. *MiB*: memory of a pass, on top of "
-        "weights and image.\n\n"
-        f"{markdown_table(header, rows)}\n\nLargest differences from the definition in float64, before timing: {worst}.\n\n"
-        + footnote(about, f", {record['clock']} time")
+        f"A ViTModel with {case['layers']} layers, {case['heads']} heads of {case['head_dim']} and patches of {PATCH} pixels, random "
+        f"weights, batch {case['batch']}, inference. *sdpa*: transformers' `ViTModel` with full attention; *no attention*: the same model "
+        f"without it, the bound of all speed-ups; *windows*: `window2d` of {window}×{window} patches in the other layers; *pooled*: "
+        f"`{POOLED}`; *tiles*: the stock model reads tiles of {TRAINED_SIDE} pixels, *overlapping* ones every {TRAINED_SIDE // 2}. *MiB*: "
+        "memory of a pass, on top of weights and image.\n\n"
+        f"{markdown_table(['image', 'layout', 'seconds', 'times as fast', 'MiB'], rows)}\n\n"
+        f"Largest differences from the definition in float64, before timing: {worst}.\n\n"
+        + footnote(record["machine"], f", {record['clock']} time")
     )

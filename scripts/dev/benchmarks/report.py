@@ -121,7 +121,7 @@ def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[...
     return told
 
 
-ROW = 240
+ROW = 480
 """Maximum characters of a list or an object on one line of a stored result."""
 
 

@@ -10,7 +10,6 @@ title in front of each; and the model converted to 4,096 tokens. All trainings a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -25,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -280,36 +279,31 @@ class Nearest:
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     """Train the reader of excerpts that all share, and from it the three readers of pages, on the same data."""
     few = f"--max-eval-samples {12 if quick else 100} --warmup-steps 50 --tokens-per-batch 2048 --learning-rate"
-    fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{few} 2e-4")
+    fine_tune(work, "first", "minilm", "first", minutes.first, seed, f"{few} 2e-4")
     like_converted = f"{few} 1.5e-4 --windows 0 64 128 --random-positions"
-    fine_tune(work, "second", "qa", "first", "second", minutes.second, seed, like_converted)
-    fine_tune(work, "reader", "qa", "second", "second", minutes.third, seed + 1, f"{few} 1e-4")
-    convert(work, "reader", "converted", *LAYOUT)
+    fine_tune(work, "second", "first", "second", minutes.second, seed, like_converted)
+    fine_tune(work, "reader", "second", "second", minutes.third, seed + 1, f"{few} 1e-4")
+    if not (work / "converted").exists():
+        run("convert", work / "reader", work / "converted", "--mechanism", "longformer", "--max-length", LONG, *LAYOUT)
     same = "--tokens-per-batch 4096" + " --max-eval-samples 12" * quick
     for name, model in (("windows", "reader"), ("long", "converted")):
         more = f"{same} --warmup-steps 50 --learning-rate 1e-4"
-        fine_tune(work, name, "qa", model, "longer pages", minutes.pages, seed, more, held_out="validation")
+        fine_tune(work, name, model, "longer pages", minutes.pages, seed, more, held_out="validation")
     for name, titled in (("windows", ""), ("titled", "-titled"), ("long", "")):
         model, data = "long" if name == "long" else "windows", f"longer{titled} pages{titled}"
         more = f"{same} --learning-rate 5e-5"
-        fine_tune(work, f"{name}-{seed}", "qa", model, data, minutes.seed, seed, more, held_out=f"validation{titled}")
+        fine_tune(work, f"{name}-{seed}", model, data, minutes.seed, seed, more, held_out=f"validation{titled}")
 
 
-def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
+def fine_tune(work: Path, name: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
     """Train a model of ``work`` on files of it as users do, with the options ``more``; a trained one is kept, a stopped one goes on."""
     if not (work / name / "model.safetensors").exists():
         again = "--resume" if any((work / name).glob("checkpoint-*")) else "--overwrite"
         files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
-        run("train", *task.split(), "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
+        run("train", "qa", "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
             "--gradient-accumulation-steps", "1", "--no-eval-before-training", "--logging-steps", "50", *validation, *more.split(),
             "--output", work / name, again)  # fmt: skip
-
-
-def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:
-    """Convert a model of ``work``, with the options ``more``; a folder that is there is kept."""
-    if not (work / name).exists():
-        run("convert", work / model, work / name, "--mechanism", "longformer", "--max-length", length, *more)
 
 
 def windows_of(asked: str, text: str, tokenizer: Any, size: int = SHORT, stride: int = STRIDE) -> list[tuple[int, str]]:
@@ -337,14 +331,14 @@ def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
     pages = {context: f"page {number}" for number, context in enumerate(dict.fromkeys(record["context"] for record in records))}
     answers += [scored(name, None, record, pages, rule(record), 0.0) for record in records for name, rule in RULES.items()]
     for seed in seeds:
-        answers += stored(work / f"answers-{seed}.json", Answer, partial(on_every_core, partial(answers_of, work, seed, pages)))
+        file = work / f"answers-{seed}.json"
+        if not file.exists():
+            file.write_text(json.dumps(list(on_every_core(partial(answers_of, work, seed, pages)))), encoding="utf-8")
+        answers += [Answer(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
     return answers
 
 
-Row = TypeVar("Row", bound=tuple[Any, ...])
-
-
-def on_every_core(read: Callable[[int, int], Iterable[Row]]) -> Iterator[Row]:
+def on_every_core(read: Callable[[int, int], Iterable[Answer]]) -> Iterator[Answer]:
     """Yield what ``read(step, first)`` finds in every ``step``-th item, in as many processes as cores, each with one thread."""
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -376,13 +370,6 @@ def scored(system: str, seed: int | None, record: Mapping[str, Any], pages: Mapp
 
     exact, f1 = score_answer(text, record["answers"]["text"])
     return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
-
-
-def stored(file: Path, kind: Callable[..., Row], make: Callable[[], Iterable[Row]]) -> list[Row]:
-    """The rows of a file, which is made of those of ``make`` where it is not there."""
-    if not file.exists():
-        file.write_text(json.dumps(list(make())), encoding="utf-8")
-    return [kind(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple[float, float, float]:
@@ -423,14 +410,6 @@ def over_pages(values: Mapping[tuple[str, str], float]) -> list[float]:
     for (page, _), value in values.items():
         pages[page].append(value)
     return [round(number, 1) for number in interval(pages)]
-
-
-def means_over_seeds(rows: Iterable[tuple[str, tuple[str, str], float]]) -> dict[str, dict[tuple[str, str], float]]:
-    """The mean of the values of (system, (page, question), value), for each system and question."""
-    values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for system, question, value in rows:
-        values[system][question].append(value)
-    return {system: {question: sum(found) / len(found) for question, found in its.items()} for system, its in values.items()}
 
 
 def exact(row: Mapping[str, Any]) -> list[str]:
@@ -477,48 +456,28 @@ def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {**kinds, "pages": len(lengths), "shortest": lengths[0], "longest": lengths[-1], "median": lengths[len(lengths) // 2]}
 
 
-def read_options(
-    arguments: list[str] | None, description: str, output: Path, kind: type[Any], trained: str, *, quick: str = ""
-) -> argparse.Namespace:
-    """The options of a study of joint reading: ``output``, ``quick``, ``work``, ``seeds``, and ``minutes`` as a ``kind``.
-
-    Args:
-        trained: on what, for as many minutes as the fields of ``kind``.
-        quick: what else the quick form leaves out.
-    """
-    parser = study_parser(description, output, ", ".join(filter(None, ("one seed, a minute of each training", quick))))
-    add, usual = parser.add_argument, list(kind())
-    add("--work", type=Path, required=True, help="folder of models and answers (about 4 GB); what is there is not made again")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
-    names, shown = tuple(name.upper() for name in kind._fields), " ".join(f"{minutes:g}" for minutes in usual)
-    add("--minutes", type=float, nargs=len(usual), default=usual, metavar=names, help=f"minutes of training {trained} (default: {shown})")
-    options = parser.parse_args(arguments)
-    options.output = output_of(options, output)
-    if options.quick:
-        options.seeds, options.minutes = [0], [1] * len(usual)
-    options.minutes = kind(*options.minutes)
-    return options
-
-
-def finish(options: argparse.Namespace, test: Mapping[str, Any], table: Mapping[str, Any], markdown: Callable[[Any], str]) -> None:
-    """Store and print the result of a study with these options."""
-    record = {"test": test, "seeds": options.seeds, "minutes": options.minutes, "table": table, "machine": machine()}
-    finish_study(options.output, record, markdown(record))
-
-
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run the study; return its exit code."""
-    options = read_options(
-        arguments, __doc__, OUTPUT, Minutes, "on excerpts, thrice; on pages; for each seed", quick="a tenth of the questions"
-    )
-    prepare(options.work)
-    if not (options.work / "test.jsonl").exists():
-        build(options.work, options.quick)
-    for seed in options.seeds:
-        train(options.work, seed, options.minutes, options.quick)
-    table = summary(score(options.work, options.seeds))
-    finish(options, about_test(read(options.work / "test.jsonl")), table, markdown)
+    parser = study_parser(__doc__, OUTPUT, "one seed, a minute of each training, a tenth of the questions")
+    add, usual = parser.add_argument, list(Minutes())
+    add("--work", type=Path, required=True, help="folder of models and answers (about 4 GB); what is there is not made again")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings (default: 0 1 2)")
+    names, shown = tuple(name.upper() for name in Minutes._fields), " ".join(f"{minutes:g}" for minutes in usual)
+    what = f"minutes of training on excerpts, thrice; on pages; for each seed (default: {shown})"
+    add("--minutes", type=float, nargs=len(usual), default=usual, metavar=names, help=what)
+    options = parser.parse_args(arguments)
+    work, seeds, minutes = options.work, options.seeds, Minutes(*options.minutes)
+    if options.quick:
+        seeds, minutes = [0], Minutes(*[1.0] * len(usual))
+    prepare(work)
+    if not (work / "test.jsonl").exists():
+        build(work, options.quick)
+    for seed in seeds:
+        train(work, seed, minutes, options.quick)
+    test, table = about_test(read(work / "test.jsonl")), summary(score(work, seeds))
+    record = {"test": test, "seeds": seeds, "minutes": minutes, "table": table, "machine": machine()}
+    finish_study(output_of(options, OUTPUT), record, markdown(record))
     return 0
 
 

@@ -1,16 +1,18 @@
 """The second part of the demo: which README is a sentence from? Nothing is trained.
 
-READMEs are those of the installed packages. ``real_retrieval`` has the whole comparison, with trainings, on manual pages.
+READMEs are those of the installed packages. docs/results/embed.md has a larger comparison, with trainings, on manual pages.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import disable_progress_bars
@@ -18,22 +20,92 @@ from rich.console import Console
 
 from hf_longattn.evaluation.embedding import embed_documents
 from scripts.dev.studies.joint_reading import prepare, windows_of, write
-from scripts.dev.studies.manual_pages import Manual, page_queries
-from scripts.dev.studies.real_retrieval import Vectors, by_words, grouped, ranks, vectors_of
 
 COUNT, LENGTHS, CHUNK = 60, (700, 4000), 256
 """READMEs at most, their tokens, and those of a chunk."""
+SENTENCE = re.compile(r"(?:(?<=[.] )|(?<=   ))[A-Z][^.!?:;|\[\]<>{}=]{60,220}\.(?=\s)")
+Vectors = Mapping[str, np.ndarray]
+"""Vectors ``(count, width)`` of a document or a query, by its id."""
 
 
-def readmes(tokenizer: Any) -> list[Manual]:
+class Readme(NamedTuple):
+    """A README: the package's name, its description in one line, and the text."""
+
+    name: str
+    about: str
+    text: str
+
+    def names_itself(self, start: int, end: int) -> bool:
+        """Whether the text between two characters has the package's name or its last part ("box" of copier-box)."""
+        whole, last = re.sub(r"[-_.@\s]+", r"[-_.@\\s]+", self.name), re.escape(re.split(r"[-_.@\s]+", self.name)[-1])
+        return re.search(rf"{whole}|\b{last}\b", self.text[start:end], flags=re.IGNORECASE) is not None
+
+    def queries(self, rng: random.Random) -> tuple[str, list[str]] | None:
+        """The text without its description and a sentence, and these two; None where it has no sentence."""
+        sentences = [match for match in SENTENCE.finditer(self.text) if not self.names_itself(*match.span())]
+        if not sentences or len(self.about.split()) < 3:
+            return None
+        asked, text = [self.about, " ".join(rng.choice(sentences)[0].split())], self.text
+        for words in asked:
+            text = re.sub(r"\s+".join(map(re.escape, words.split())), "", text)
+        return text, asked
+
+
+def readmes(tokenizer: Any) -> list[Readme]:
     """READMEs of installed packages of :data:`LENGTHS` tokens, at most :data:`COUNT` of them."""
     found = {}
     for package in metadata.distributions():
         about = package.metadata.json
         name, text = str(about.get("name", "")), str(about.get("description", ""))
         if LENGTHS[0] <= len(tokenizer(text, verbose=False)["input_ids"]) <= LENGTHS[1]:
-            found[name.lower()] = Manual(name, name, str(about.get("summary", "")), text)
+            found[name.lower()] = Readme(name, str(about.get("summary", "")), text)
     return [found[name] for name in sorted(random.Random(0).sample(sorted(found), min(COUNT, len(found))))]
+
+
+def vectors_of(folder: Path) -> Vectors:
+    """The vectors of a folder that ``longattn embed`` wrote."""
+    import pyarrow.parquet as pq
+
+    found = defaultdict(list)
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(16_384, columns=["id", "vector"]):
+            flat = batch.column("vector").flatten().to_numpy()
+            for name, vector in zip(batch.column("id").to_pylist(), flat.reshape(batch.num_rows, -1), strict=True):
+                found[name].append(vector)
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+def grouped(vectors: Vectors) -> Vectors:
+    """The vectors of chunks, "readme#number", by README."""
+    pages = defaultdict(list)
+    for name, rows in vectors.items():
+        pages[name.rpartition("#")[0]].append(rows)
+    return {name: np.concatenate(rows) for name, rows in pages.items()}
+
+
+def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> dict[str, float]:
+    """One over the rank of each query's document: the sum over the query's vectors of the best among the document's (MaxSim)."""
+    numbers = {name: number for number, name in enumerate(documents)}
+    flat, first = np.concatenate(list(documents.values())), np.cumsum([0, *(len(rows) for rows in documents.values())])[:-1]
+    found = {}
+    for query, rows in queries.items():
+        scores = np.maximum.reduceat(rows @ flat.T, first, axis=1).sum(0)
+        found[query] = 1.0 / (1 + int((scores > scores[numbers[rights[query]]]).sum()))
+    return found
+
+
+def by_words(texts: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The same by BM25 of bm25s."""
+    import bm25s
+
+    def tokens(given: Sequence[Mapping[str, Any]]) -> Any:
+        return bm25s.tokenize([row["text"] for row in given], stopwords="en", show_progress=False)
+
+    index, names = bm25s.BM25(), [row["id"] for row in texts]
+    index.index(tokens(texts), show_progress=False)
+    found, _ = index.retrieve(tokens(queries), k=len(texts), show_progress=False)
+    orders = {row["id"]: [names[number] for number in numbers] for row, numbers in zip(queries, found, strict=True)}
+    return {row["id"]: 1.0 / (1 + orders[row["id"]].index(row["right"])) for row in queries}
 
 
 def show_search(console: Console, long: Path, work: Path) -> None:
@@ -50,11 +122,11 @@ def show_search(console: Console, long: Path, work: Path) -> None:
     tokenizer, rng = AutoTokenizer.from_pretrained(long), random.Random(0)
     documents, chunks, queries = list[dict[str, str]](), list[dict[str, str]](), list[dict[str, str]]()
     for page in readmes(tokenizer):
-        if (page_and_queries := page_queries(page, rng)) is not None:
-            text, asked = page_and_queries
+        if (text_and_queries := page.queries(rng)) is not None:
+            text, asked = text_and_queries
             documents.append({"id": page.name, "text": text})
             chunks += [{"id": f"{page.name}#{at}", "text": part} for at, part in windows_of("", text, tokenizer, CHUNK, 0)]
-            queries += [{"id": f"{page.name}#{number}", "text": words, "right": page.name} for number, (words, _) in enumerate(asked)]
+            queries += [{"id": f"{page.name}#{number}", "text": words, "right": page.name} for number, words in enumerate(asked)]
     for name, rows in (("documents", documents), ("chunks", chunks), ("queries", queries)):
         write(work / f"{name}.jsonl", rows)
     rights = {row["id"]: row["right"] for row in queries}
@@ -84,4 +156,4 @@ def show_search(console: Console, long: Path, work: Path) -> None:
         found = find()
         mrr = 100 * float(np.mean(list(found.values())))
         console.print(f"   {mrr:>7.1f}   {time.monotonic() - started:>7.1f}   {name}", highlight=False)
-    console.print("   On manual pages and after training, in hours: python -m scripts.dev.studies.real_retrieval --work runs/retrieval")
+    console.print("   On manual pages and after training: docs/results/embed.md")

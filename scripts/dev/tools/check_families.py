@@ -29,15 +29,14 @@ from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.conversion.plan import plan_conversion
 from hf_longattn.data.english import verification_text
-from hf_longattn.errors import ExportError, LongAttentionError
+from hf_longattn.errors import ExportError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
-from hf_longattn.inspect import ReachAudit, audit_reach
 from hf_longattn.positions.tables import moves_rows
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table, store_study, stored_study
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
-from scripts.dev.tools.small_models import IN_FULL, Shape, known_head, of_trained_size, predicts_tokens, small_config_of, values_of_base
+from scripts.dev.tools.small_models import IN_FULL, Shape, known_head, of_trained_size, predicts_tokens, small_config_of
 
 PASSED, FAILED, NOT_APPLICABLE, NOT_RUN = "passed", "failed", "not applicable", "not run"
 TOLERANCE = 1e-4
@@ -45,13 +44,6 @@ TOLERANCE = 1e-4
 TOKENS, GROWTH = 64, 4
 SHAPE = Shape(layers=4)
 SPECIAL = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
-AUDITED: dict[str, dict[str, Any]] = {
-    "text": {"mechanism": "window", "window": 8},
-    "grid": {"mechanism": "window2d", "window": 3},
-    "sound": {"mechanism": "window", "left": 5, "right": 3},
-}
-"""The mechanism whose reach is audited, unless the family has an attention of its own."""
-AUDITED_TOKENS = 48
 SUITE = "ModelTesterMixin"
 INTRODUCTION = f"""\
 # Every family, checked
@@ -66,7 +58,6 @@ tokenizer or a processor.
 - *compile*: fullgraph, aot_eager
 - *export*: ONNX in onnxruntime for encoders and images, otherwise torch.export
 - *generate*: greedy, with a cache and without
-- *reach*: `longattn audit` of a window: every layer's outputs change where the config lets them, and nowhere else
 - *{SUITE}*: transformers' own suite ([model_tester.md](model_tester.md))
 """
 Cell = dict[str, str]
@@ -259,28 +250,8 @@ def generate(subject: Subject) -> str:
     return "same tokens with and without cache"
 
 
-def reach(subject: Subject) -> str:
-    """What `longattn audit` says of a small model with windows."""
-    if subject.family.towers:
-        raise NotApplicable(f"audited as {', '.join(tower.base_model_type for tower in subject.family.towers.values())}")
-    attention = {} if subject.family.own_attention else {"long_attention": AUDITED[subject.reads]}
-    config = subject.family.config_class(
-        **values_of_base(small_config_of(subject.base, Shape(tokens=2 * AUDITED_TOKENS), **SPECIAL)), **attention
-    )
-    torch.manual_seed(0)
-    model = of_trained_size(subject.family.model_class(subject.family.model_classes[subject.family.base_model_name])(config).eval())
-    try:
-        audit = audit_reach(model, length=None if subject.reads == "grid" or subject.base == "whisper" else AUDITED_TOKENS)
-    except LongAttentionError as error:
-        raise NotApplicable(str(error)) from error
-    assert isinstance(audit, ReachAudit), "towers are audited as families of their own"
-    if not audit.agrees:
-        raise Differs("the reach is not the declared one")
-    return f"{model.config.long_attention.mechanism}: {len(audit.stages)} stages, {100 * audit.tested:.0f} % of the pairs"
-
-
 CHECKS: dict[str, Callable[[Subject], str]] = {
-    "convert": convert, "LoRA": lora, "compile": compiled, "export": export, "generate": generate, "reach": reach,
+    "convert": convert, "LoRA": lora, "compile": compiled, "export": export, "generate": generate,
 }  # fmt: skip
 """Column -> the check, which says what it found in a few words, or raises."""
 

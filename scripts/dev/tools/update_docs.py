@@ -26,15 +26,11 @@ from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
-from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
 from scripts.dev.tools import declared, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-PAGES = (
-    "grid_models", "joint_reading", "linear_state", "real_retrieval", "rotary_bert", "rotary_encoder", "rotary_lengths", "same_precision",
-    "seams", "sound_models", "whisper_lengths",
-)  # fmt: skip
+PAGES = ("grid_models", "joint_reading", "same_precision")
 """Stored results whose page is a block of its own name."""
 
 
@@ -216,7 +212,6 @@ def left(table: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name.replace("_", "-"): partial(study_page, name) for name in PAGES},
     "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
-    "real-retrieval-brief": lambda: real_retrieval_brief(stored("real_retrieval")),
     "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,

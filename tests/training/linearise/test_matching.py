@@ -150,33 +150,6 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
     assert float(layer.errors.max()) < 1e-10
 
 
-@pytest.mark.parametrize("expand", [1, 2])
-def test_delta_starts_with_the_distances_and_the_size_of_softmax_attention(expand: int) -> None:
-    """A head's state loses half in the mean distance of softmax attention; no other factor of its outputs has a smaller error."""
-    student = build_mechanism("delta", num_heads=4, head_dim=8, hidden_size=24, expand=expand).double()
-    layer = Matching(student, softmax(4, 8), True, 1.0, 0.0)
-    q, k, v = (torch.randn(2, heads, 40, 8, dtype=torch.float64) for heads in (4, 2, 2))
-    mask = torch.ones(2, 40, dtype=torch.bool)
-    mask[1, 29:] = False
-    given = {"causal": True, "padding_mask": mask, "hidden_states": torch.randn(2, 40, 24, dtype=torch.float64)}
-    layer.starts = True
-    attend(q, k, v, layer, **given)
-
-    weights = (8**-0.5 * q @ k.repeat_interleave(2, 1).mT).masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf).softmax(-1)
-    distances = [[sum(w * (i - j) for j, w in enumerate(row)) for i, row in enumerate(weights[0, h].tolist())] for h in range(4)]
-    shorter = [[sum(w * (i - j) for j, w in enumerate(row)) for i, row in enumerate(weights[1, h, :29].tolist())] for h in range(4)]
-    mean = torch.tensor([(sum(a) + sum(b)) / 69 for a, b in zip(distances, shorter, strict=True)], dtype=torch.float64)
-    decay = -student.log_a.exp() * torch.nn.functional.softplus(student.bias)
-    torch.testing.assert_close((decay * mean).exp(), torch.full((4,), 0.5, dtype=torch.float64))
-
-    outputs = reference_attend(q, k, v, student, **given)
-    softmax_outputs = reference_attend(q, k, v, layer.teacher, causal=True, padding_mask=mask)
-    for head in range(4):
-        wanted, found = (torch.cat([x[0, head], x[1, head, :29]]).flatten() for x in (softmax_outputs, outputs))
-        factor = torch.linalg.lstsq(found[:, None], wanted[:, None]).solution
-        assert float(factor) == pytest.approx(1.0) or float(student.log_gain[head].exp()) == pytest.approx(0.1)
-
-
 @every_cell("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
 def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     cls = mechanism_class(name)

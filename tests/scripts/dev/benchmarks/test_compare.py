@@ -42,7 +42,6 @@ NOISY = [10.0, 10.4, 9.8, 10.1, 10.2]
         (record([10, 20, 10, 20, 15]), record([12, 22, 11, 21, 16]), 0),  # slower, but by less than rounds differ
         (record(NOISY, NOISY), record([t * 2 for t in NOISY], [t * 2 for t in NOISY]), 0),  # the machine was half as fast
         (record(NOISY, NOISY), record([t * 2 for t in NOISY], [t * 1.5 for t in NOISY]), 1),
-        (record(NOISY), record(NOISY, case={"mechanism": "lsg"}), 2),
         (record(NOISY), record(NOISY, clock="processor time"), 2),
         (record(NOISY), {"kind": "grid"}, 2),
         (record(NOISY), "not json", 2),

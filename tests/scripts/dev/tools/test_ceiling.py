@@ -1,20 +1,34 @@
-"""The package may not grow, and its ceiling follows when it shrinks."""
+"""The package may not grow, and its ceilings follow when it shrinks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.dev.tools.ceiling import against_ceiling
+import pytest
+
+from scripts.dev.tools.ceiling import against_ceilings
+
+FUNCTION = "def f():\n    pass\n"
+SIZES = {"lines": 12, "functions": 6, "bytes": 6 * len(FUNCTION)}
+"""Of the package that the fixture writes."""
 
 
-def test_the_package_may_not_grow_and_its_ceiling_follows(tmp_path: Path) -> None:
-    for name, lines in {"errors.py": 4, "engines/band.py": 8}.items():
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name, functions in {"errors.py": 2, "engines/band.py": 4}.items():
         (tmp_path / "hf_longattn" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "hf_longattn" / name).write_text("x = 1\n" * lines)
+        (tmp_path / "hf_longattn" / name).write_text(FUNCTION * functions)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("unit", "slack"), [("lines", 500), ("functions", 40), ("bytes", 25_000)])
+def test_the_package_may_not_grow_and_its_ceilings_follow(tree: Path, unit: str, slack: int) -> None:
+    size = SIZES[unit]
     said = {}
-    for ceiling in (11, 12, 511, 512):
-        (tmp_path / "pyproject.toml").write_text(f"[tool.hf_longattn.size]\nlines = {ceiling}\n")
-        said[ceiling] = against_ceiling(tmp_path)
-    assert said[12] == said[511] == ""
-    assert said[11] == "hf_longattn has 12 lines and may have 11 (pyproject.toml); take out 1\n"
-    assert said[512] == "hf_longattn has 12 lines; lower [tool.hf_longattn.size] in pyproject.toml from 512 to that\n"
+    for ceiling in (size - 1, size, size + slack - 1, size + slack):
+        ceilings = "\n".join(f"{name} = {number}" for name, number in (SIZES | {unit: ceiling}).items())
+        (tree / "pyproject.toml").write_text(f"[tool.hf_longattn.size]\n{ceilings}\n")
+        said[ceiling - size] = against_ceilings(tree)
+    assert said[0] == said[slack - 1] == ""
+    assert said[-1] == f"hf_longattn has {size} {unit} and may have {size - 1} (pyproject.toml); take out 1\n"
+    assert said[slack] == f"hf_longattn has {size} {unit}; lower [tool.hf_longattn.size] in pyproject.toml from {size + slack:,} to that\n"

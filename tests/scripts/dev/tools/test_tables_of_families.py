@@ -10,7 +10,7 @@ import pytest
 
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import stored_study
-from scripts.dev.tools import check_families, native_twins
+from scripts.dev.tools import check_families
 from scripts.dev.tools.run_transformers_tests import stored_suite
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cells import every_cell
@@ -43,19 +43,12 @@ def test_every_family_has_all_cells(table: str, base: str) -> None:
     assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=base)}"
 
 
-@pytest.mark.thorough
-@every_cell("base", sorted(IN_FULL), of=10)
-def test_every_twin_is_stored(base: str) -> None:
-    assert native_twins.twins_of(base) == stored(native_twins.OUTPUT)["twins"][base], "type python -m scripts.dev.tools.native_twins"
-
-
 @pytest.mark.parametrize("table", sorted(TABLES))
 def test_a_family_without_a_row_is_named(table: str) -> None:
     assert TABLES[table][0]("a_new_family")
 
 
 def test_stored_pages_say_what_the_results_say() -> None:
-    families, twins = stored(RESULTS / "families"), stored(native_twins.OUTPUT)
+    families = stored(RESULTS / "families")
     page = check_families.markdown(families, stored_suite(RESULTS, families["transformers"]))
     assert (RESULTS / "families.md").read_text(encoding="utf-8") == page
-    assert native_twins.OUTPUT.with_suffix(".md").read_text(encoding="utf-8") == native_twins.markdown(twins)

@@ -1,0 +1,65 @@
+"""Texts for tokenizers of pages, which read words with their boxes or paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.data.tokenization import special_ids, text_encoding, word_argument
+from hf_longattn.errors import CheckpointError
+from hf_longattn.hub.usage import snippet
+from hf_longattn.inputs.common.examples import tokenizer_words
+from hf_longattn.inputs.text import token_ids
+from hf_longattn.training.loading import load_start
+from tests.byte_tokenizer import train_tokenizer
+
+WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
+BYTE_PIECES = train_tokenizer([" ".join(WORDS)] * 3, 300)
+VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
+OF_PAGES = ("LayoutLMv2Tokenizer", "LayoutLMv3Tokenizer", "MarkupLMTokenizer")
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    extra = {"tags_dict": {"html": 0, "body": 1, "p": 2}} if name == "MarkupLMTokenizer" else {}
+    tokenizer_class: Any = getattr(transformers, name)
+    merges = {} if name == "LayoutLMv2Tokenizer" else {"merges": []}
+    return tokenizer_class(vocab=VOCABULARY, model_max_length=64, **merges, **SPECIAL, **extra)
+
+
+@pytest.mark.parametrize("name", OF_PAGES)
+def test_a_tokenizer_of_pages_reads_text_as_words_of_a_page(name: str) -> None:
+    tokenizer, text = tokenizer_of(name), " ".join(WORDS)
+    places = {"xpaths": ["/html/body/p"] * len(WORDS)} if name == "MarkupLMTokenizer" else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
+    assert token_ids(tokenizer, text) == tokenizer(WORDS, **places)["input_ids"]
+    assert special_ids(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+    assert token_ids(tokenizer, text, special_tokens=False) == token_ids(tokenizer, text)[1:-1]
+
+
+def test_other_tokenizers_read_text_as_it_is() -> None:
+    assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
+
+
+@pytest.mark.parametrize("name", OF_PAGES)
+def test_the_example_of_a_card_calls_a_tokenizer_of_pages_with_places(tmp_path: Path, name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_words(tmp_path) == word_argument(tokenizer)
+    code = snippet(tmp_path, {"architectures": ["MarkupLMForTokenClassification"]}, "name", 64, {})
+    assert code is not None
+    lines = [line for line in code.splitlines() if line.startswith(("question =", "document =", "inputs ="))]
+    names: dict[str, Any] = {"tokenizer": tokenizer}
+    exec("\n".join(lines), names)  # the lines of the card that read a text
+    assert names["inputs"]["input_ids"].shape == (1, 64)
+
+
+def test_training_commands_refuse_a_tokenizer_of_pages(tmp_path: Path) -> None:
+    tokenizer_of("MarkupLMTokenizer").save_pretrained(tmp_path)
+    transformers.MarkupLMConfig(vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"reads words with their xpaths, .* encode the data with its processor, and train it with"):
+        load_start(str(tmp_path), "token classification", ["markuplm"])

@@ -1,0 +1,358 @@
+"""Windows on a grid against what their papers say, written here as loops over cells, whatever the rank, the prefix and the path."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hf_longattn import attend, build_mechanism
+from hf_longattn.attend import reference_attend
+from hf_longattn.engines.common.grid import Grid
+from hf_longattn.engines.common.paths import observe
+from hf_longattn.engines.common.score_terms import GridBias
+from hf_longattn.errors import GridError, OptionError
+from hf_longattn.mechanisms.window2d import Window2d
+from hf_longattn.naming import OPERATORS
+from tests.cells import every_cell
+from tests.grids import pairwise
+
+Cell = tuple[int, ...]
+HEADS, DIM = 2, 4
+
+
+def per_axis(value: Any, axis: int) -> Any:
+    return value if isinstance(value, int | bool) else value[axis] if len(value) > 1 else value[0]
+
+
+def same_window(cells: int, window: int, shifted: bool) -> list[set[int]]:
+    """Swin: windows side by side; in a shifted layer the first ends after half a window, unless one window holds all."""
+    first = window // 2 if shifted and window < cells else window
+    cuts = [0, *range(first, cells, window), cells] if first else [*range(0, cells, window), cells]
+    windows = [set(range(start, stop)) for start, stop in itertools.pairwise(cuts)]
+    return [next(members for members in windows if cell in members) for cell in range(cells)]
+
+
+@functools.cache
+def definition(sizes: Cell, prefix: int, mode: str, options: tuple[tuple[str, Any], ...]) -> Tensor:
+    """The keys that every token sees, ``(N, N)`` bool."""
+    values = dict(options)
+    shifted = values.get("shift") == "alternate"
+    along = [same_window(cells, per_axis(values["window"], axis), shifted) for axis, cells in enumerate(sizes)]
+    pairs = [torch.tensor([[key in keys for key in range(len(rows))] for keys in rows]) for rows in along]
+    seen = functools.reduce(torch.kron, [of_axis.int() for of_axis in pairs]).bool()
+    full = torch.ones(prefix + len(seen), prefix + len(seen), dtype=torch.bool)
+    full[prefix:, prefix:] = seen
+    full[prefix:, :prefix] = mode == "global"
+    full[:prefix, prefix:] = mode != "none"
+    return full
+
+
+CASES: list[dict[str, Any]] = [{"window": 4}, {"window": 5, "shift": "alternate"}, {"window": 1000, "shift": "alternate"}]
+OF_EACH_AXIS: list[tuple[dict[str, Any], Cell]] = [
+    ({"window": (2, 9), "shift": "alternate"}, (17, 19)),
+    ({"window": (2, 3, 5), "shift": "alternate"}, (6, 7, 8)),
+]
+GRIDS: list[Cell] = [(17, 19), (12, 23), (271,), (3, 97), (6, 7, 8)]
+PREFIXES = [(0, "global"), (1, "global"), (5, "reads"), (1, "none"), (10, "global")]
+
+
+def cells_of_table() -> list[Any]:
+    """Every case on every grid, each with the next kind of prefix in turn."""
+    prefixes = itertools.cycle(PREFIXES)
+    return [(*case, *next(prefixes)) for case in (*itertools.product(CASES, GRIDS), *OF_EACH_AXIS)]
+
+
+def built(options: dict[str, Any], mode: str = "global") -> Window2d:
+    mechanism = build_mechanism("window2d", num_heads=HEADS, head_dim=DIM, prefix_tokens=mode, **options)
+    mechanism.layer = 1  # whose windows are shifted
+    assert isinstance(mechanism, Window2d)
+    return mechanism.eval()
+
+
+def expected(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> Tensor:
+    return definition(sizes, prefix, mode, tuple(options.items()))
+
+
+def qkv(grid: Grid, batch: int = 2, dtype: torch.dtype = torch.double) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(batch, HEADS, grid.length, DIM, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+def softmax_over(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)) * DIM**-0.5
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return torch.where(seen.any(-1, keepdim=True), weights, 0.0) @ v
+
+
+def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: Sequence[Tensor], real: Tensor | None = None) -> None:
+    assert ours.shape == theirs.shape
+    weight = torch.randn_like(theirs) if real is None else torch.randn_like(theirs) * real
+    torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0))
+    pairs = (torch.autograd.grad((x * weight).sum(), inputs) for x in (ours, theirs))
+    for got, wanted in zip(*pairs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@every_cell(("options", "sizes", "prefix", "mode"), cells_of_table())
+def test_definition(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
+    """The mask, the listed pairs, their number and the output with its gradients."""
+    grid, mechanism = Grid(sizes, prefix), built(options, mode)
+    bound, seen = mechanism.on(grid), expected(options, sizes, prefix, mode)
+    positions = torch.arange(grid.length)
+    assert torch.equal(bound.mask_mod(False, None)(0, 0, positions[:, None], positions), seen)
+    assert bound.pairs(grid.length) == int(seen.sum())
+    assert bound.covers(grid.length) == bool(seen.all())
+    listed = torch.zeros(grid.length, grid.length, dtype=torch.int)
+    for tile in bound.plan(grid, torch.device("cpu")):
+        queries, keys = torch.broadcast_tensors(tile.queries[0, 0, :, :, None], tile.keys[0, 0, :, None, :])
+        visible = tile.sees(queries - keys) & (queries >= 0) & (keys >= 0)
+        if tile.bias is not None:
+            visible = visible & tile.bias[0, 0]
+        listed.index_put_((queries[visible], keys[visible]), torch.ones((), dtype=torch.int), accumulate=True)
+    assert torch.equal(listed, seen.int())  # each pair once
+    inputs = qkv(grid)
+    same_with_gradients(attend(*inputs, mechanism, grid=sizes, prefix=prefix), softmax_over(*inputs, seen), inputs)
+
+
+PATH_CASES = [case for case in cells_of_table() if case[1] in [(17, 19), (6, 7, 8)]][::2]
+
+
+@every_cell(("options", "sizes", "prefix", "mode"), PATH_CASES, of=9)
+@every_cell("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
+def test_every_path(path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
+    """Gathered tiles, listed pairs, and padding between the cells."""
+    grid, mechanism = Grid(sizes, prefix), built(options, mode)
+    seen, inputs = expected(options, sizes, prefix, mode)[None, None], qkv(grid)
+    arguments: dict[str, Any] = {"score_mod": lambda score, b, h, q_idx, kv_idx: score + 0.0} if "score" in path else {}
+    real = None
+    if "holes" in path:
+        real = torch.rand(2, grid.length) > 0.3
+        real[1, : grid.length // 2] = False  # some cells see nothing at all
+        arguments["padding_mask"], seen = real, seen & real[:, None, None]
+    with sdpa_kernel(SDPBackend.MATH) if "without fused" in path else torch.enable_grad():
+        ours = attend(*inputs, mechanism, grid=sizes, prefix=prefix, **arguments)
+    same_with_gradients(ours, softmax_over(*inputs, seen), inputs, None if real is None else real[:, None, :, None])
+
+
+@pytest.mark.thorough
+@every_cell(
+    ("sizes", "options"),
+    [((29, 31), {"window": 7}), ((5, 13, 11), {"window": (2, 5, 7)})],
+)
+def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, options: dict[str, Any]) -> None:
+    grid, mechanism, paths = Grid(sizes, 1), built(options), []
+    inputs = qkv(grid, dtype=torch.float32)
+    wanted = reference_attend(*inputs, mechanism, grid=grid)
+    with observe(lambda _, choice: paths.append(choice.path)):
+        ours = attend(*inputs, mechanism, grid=grid)
+    assert "windows" in paths
+    assert (ours - wanted).abs().max() < 2e-6
+    weight = torch.randn_like(ours)
+    pairs = zip(*(torch.autograd.grad((x * weight.to(x.dtype)).sum(), inputs) for x in (ours, wanted)), strict=True)
+    assert all((got - exact).abs().max() < 2e-5 for got, exact in pairs)
+    half = attend(*(x.bfloat16() for x in inputs), mechanism, grid=grid)
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - wanted).abs().max() < 4e-2
+
+
+def test_gradcheck() -> None:
+    mechanism, grid = built({"window": 7}), Grid((15, 18), 1)
+    q, k, v = (torch.randn(1, HEADS, grid.length, DIM, dtype=torch.double) for _ in range(3))
+    direction = [torch.randn_like(q) for _ in range(3)]
+
+    def along(step: Tensor) -> Tensor:  # three numbers in place of 6,504
+        return attend(*(x + step[i] * d for i, (x, d) in enumerate(zip((q, k, v), direction, strict=True))), mechanism, grid=grid)[
+            ..., ::97, :
+        ]
+
+    assert torch.autograd.gradcheck(along, torch.zeros(3, dtype=torch.double, requires_grad=True))
+
+
+@every_cell("grid", [Grid((5, 5), 1), Grid((1, 7)), Grid((2, 3, 4), 2)], ids=str)
+def test_covering_options_equal_full_softmax_attention(grid: Grid) -> None:
+    mechanism, (q, k, v) = built(Window2d.covering_grid(grid)), qkv(grid)
+    assert mechanism.on(grid).covers(grid.length)
+    torch.testing.assert_close(attend(q, k, v, mechanism, grid=grid), reference_attend(q, k, v, "full"))
+
+
+def test_every_sequence_of_a_batch_has_its_grid() -> None:
+    grids = [Grid((5, 60), 1), Grid((17, 16), 2), Grid((7, 7, 6), 0)]
+    longest = max(grid.length for grid in grids)
+    q, k, v = (torch.randn(3, HEADS, longest, DIM, dtype=torch.double, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(3, longest, dtype=torch.bool)
+    for row, grid in enumerate(grids):
+        start = (longest - grid.length) * (row % 2)  # padding after the tokens, or before them
+        mask[row, start : start + grid.length] = True
+    out = attend(q, k, v, "window2d", padding_mask=mask, grid=grids, window=3)
+    for row, grid in enumerate(grids):
+        alone = [x[row : row + 1, :, mask[row]] for x in (q, k, v)]
+        torch.testing.assert_close(out[row : row + 1, :, mask[row]], attend(*alone, "window2d", grid=grid, window=3))
+
+
+@pytest.mark.thorough
+def test_two_grids_of_one_length_in_turn() -> None:
+    mechanism, inputs = built({"window": 3}), qkv(Grid((12, 24)))
+    for sizes in [(12, 24), (24, 12), (12, 24), (8, 6, 6), (288,)]:
+        same_with_gradients(attend(*inputs, mechanism, grid=sizes), reference_attend(*inputs, mechanism, grid=sizes), inputs)
+
+
+@pytest.mark.thorough
+def test_twenty_threads() -> None:
+    grids = [Grid((12 + number % 3, 30 - number), number % 2) for number in range(20)]
+
+    def largest_error(grid: Grid) -> float:
+        q, k, v = (torch.randn(1, HEADS, grid.length, DIM, dtype=torch.double, requires_grad=True) for _ in range(3))
+        mechanism = built({"window": 3})
+        ours, theirs = attend(q, k, v, mechanism, grid=grid), reference_attend(q, k, v, mechanism, grid=grid)
+        gradients = zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (ours, theirs)), strict=True)
+        return float(max((ours - theirs).abs().max(), *((a - b).abs().max() for a, b in gradients)))
+
+    with ThreadPoolExecutor(20) as pool:
+        assert max(pool.map(largest_error, grids)) < 1e-11
+
+
+class OnGrid(torch.nn.Module):
+    """Shifted windows on one grid, with or without padding between the cells."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.mechanism, self.grid = built({"window": 5, "shift": "alternate"}), grid
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        return attend(q, k, v, self.mechanism, grid=self.grid, padding_mask=padding_mask)
+
+
+def holes(grid: Grid) -> Tensor:
+    """A padding mask in which the first rows of cells, and cells all over the grid, are padding; the first token is real."""
+    real = torch.rand(2, grid.length, generator=torch.Generator().manual_seed(0)) > 0.4
+    real[:, 1 : grid.length // 3] = False
+    real[:, 0] = True
+    return real
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("padded", [False, True])
+def test_exported_graphs_are_linear_in_the_cells(padded: bool) -> None:
+    model, grid = OnGrid(Grid((29, 31), 1)), Grid((29, 31), 1)
+    inputs = [x.detach() for x in qkv(grid, dtype=torch.float32)] + [holes(grid)] * padded
+    program = torch.export.export(model, tuple(inputs))
+    difference = program.module()(*inputs) - model(*inputs)
+    assert (difference * holes(grid)[:, None, :, None] if padded else difference).abs().max() < 2e-6
+    nodes = program.run_decompositions().graph.nodes
+    assert not [node for node in nodes if OPERATORS in str(node.target)]  # which no other runtime has
+    shapes = [node.meta["val"].shape for node in nodes if isinstance(node.meta.get("val"), Tensor)]
+    assert not [shape for shape in shapes if sum(size >= grid.cells for size in shape) > 1]
+    assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiled_in_one_graph(padded: bool) -> None:
+    model, grid = OnGrid(Grid((15, 18), 1)), Grid((15, 18), 1)
+    torch.compiler.reset()
+    compiled: Callable[..., Tensor] = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs = qkv(grid)
+    mask = [holes(grid)] * padded
+    same_with_gradients(compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None)
+
+
+@every_cell(
+    ("window", "sizes", "words"),
+    [
+        ((1, 2, 3), (20, 30), "'window' has 3 numbers"),
+        (14, (20, 31), "has 600 tokens"),
+        (14, None, "pass grid=(height, width)"),
+    ],
+)
+def test_grids_that_are_refused(window: int | Cell, sizes: Cell | None, words: str) -> None:
+    q = torch.randn(1, HEADS, 600, DIM)
+    with pytest.raises(GridError) as refused:
+        attend(q, q, q, built({"window": window}), grid=sizes)
+    assert words in str(refused.value)
+
+
+@every_cell(
+    ("options", "words"),
+    [
+        ({"window": 0}, "at least 1"),
+        ({"order": "columns"}, "leave order=columns out"),
+        ({"prefix_tokens": "all"}, "one of: global, reads, none"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        build_mechanism("window2d", num_heads=HEADS, head_dim=DIM, **options)
+    assert words in str(refused.value)
+
+
+FILLED: list[tuple[dict[str, Any], Cell]] = [
+    ({"window": 4}, (7, 9)),
+    ({"window": 4, "shift": "alternate"}, (7, 9)),
+    ({"window": (5, 3), "shift": "alternate"}, (13, 17)),
+    ({"window": 6}, (3, 4)),
+    ({"window": 4}, (8, 12)),
+    ({"window": 7}, (31,)),
+    ({"window": (2, 4, 3), "shift": "alternate"}, (5, 6, 7)),
+]
+
+
+@every_cell(
+    ("filled", "prefixes", "path"),
+    pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
+)
+def test_padding_takes_a_share(filled: tuple[dict[str, Any], Cell], prefixes: tuple[int, str], path: str) -> None:
+    """Cells of zeros at the end of every axis, of which a loop here counts how many are in the window of a cell."""
+    (options, sizes), (prefix, mode) = filled, prefixes
+    grid, mechanism = Grid(sizes, prefix), built({**options, "padding": "zeros"}, mode).double()
+    torch.manual_seed(1)
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter)
+    inputs, arguments = [*qkv(grid), *mechanism.parameters()], {}
+    q, k, v, pad_key, pad_value = inputs
+    windows = [per_axis(options["window"], axis) for axis in range(len(sizes))]
+    cells = [range(-(-size // window) * window) for size, window in zip(sizes, windows, strict=True)]
+    larger = tuple(map(len, cells))
+    seen = expected(options, larger, 0, mode)
+    places = list(itertools.product(*cells))
+    outside = torch.tensor([any(place >= size for place, size in zip(cell, sizes, strict=True)) for cell in places])
+    keys = torch.cat([k[:, :, prefix:], pad_key[None, :, None].expand(2, -1, int(outside.sum()), -1)], 2)
+    values = torch.cat([v[:, :, prefix:], pad_value[None, :, None].expand(2, -1, int(outside.sum()), -1)], 2)
+    ordered = torch.cat([seen[~outside][:, ~outside], seen[~outside][:, outside]], 1)  # real cells, then padding
+    keys, values = torch.cat([k[:, :, :prefix], keys], 2), torch.cat([v[:, :, :prefix], values], 2)
+    visible = torch.zeros(grid.length, keys.shape[2], dtype=torch.bool)
+    visible[prefix:, prefix:], visible[:, :prefix], visible[:prefix, : grid.length] = ordered, True, True
+    visible[prefix:, :prefix], visible[:prefix, prefix : grid.length] = mode == "global", mode != "none"
+    scores = (q @ keys.transpose(-1, -2)) * DIM**-0.5
+    if path == "with a bias":
+        distances = torch.tensor(places)[~outside][:, None] - torch.cat([torch.tensor(places)[part] for part in (~outside, outside)])
+        table = torch.randn(HEADS, math.prod(2 * size - 1 for size in larger), dtype=torch.double, requires_grad=True)
+        entries = torch.zeros(distances.shape[:2], dtype=torch.long)
+        for axis, size in enumerate(larger):
+            entries = entries * (2 * size - 1) + distances[..., axis] + size - 1
+        scores = scores + torch.nn.functional.pad(table[:, entries], (prefix, 0, prefix, 0))
+        arguments["score_mod"], inputs = GridBias(table, larger), [*inputs, table]
+    elif path == "with a score term":
+        term = torch.randn(grid.length, grid.length, dtype=torch.double)
+        scores = scores + torch.nn.functional.pad(term, (0, scores.shape[3] - grid.length))
+        arguments["score_mod"] = lambda score, b, h, q_idx, kv_idx: score + term[q_idx, kv_idx]
+    real = None
+    if path == "with holes":
+        arguments["padding_mask"] = real = torch.rand(2, grid.length) > 0.3
+        visible = visible & torch.nn.functional.pad(real, (0, scores.shape[3] - grid.length), value=True)[:, None, None]
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    wanted = torch.where(visible.any(-1, keepdim=True), weights, 0.0) @ values
+    with sdpa_kernel(SDPBackend.MATH) if path.startswith("without") else torch.enable_grad():
+        ours = attend(q, k, v, mechanism, grid=grid, **arguments)
+    rows = None if real is None else real[:, None, :, None]
+    same_with_gradients(ours, wanted, inputs if outside.any() else [x for x in inputs if x is not pad_key and x is not pad_value], rows)
+    defined = reference_attend(q, k, v, mechanism, grid=grid, **arguments)
+    torch.testing.assert_close(defined if rows is None else defined * rows, wanted if rows is None else wanted * rows)
