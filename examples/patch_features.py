@@ -4,7 +4,7 @@
     longattn convert google/vit-base-patch16-224 vit-1024 --mechanism window2d --image-size 1024
     python examples/patch_features.py vit-1024 photo.jpg features.png
 
-Patches that the model takes for alike have a like colour. Seams show where windows end; `neighborhood` has none.
+Patches that the model takes for alike have a like colour. Seams show where windows end.
 """
 
 import argparse

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from .engines.common.grid import Grid
     from .errors import LongAttentionError
-    from .evaluation.transcription import Transcript, transcribe
     from .export import (
         CompressionConfig,
         CompressionReport,

@@ -95,7 +95,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.engines.common import byte_cache, derivatives, global_rows
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
-    from hf_longattn.evaluation import transcription
     from hf_longattn.export import graphs
     from hf_longattn.families import wav2vec2_bert, wavlm
     from hf_longattn.mechanisms import performer
@@ -104,6 +103,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.modeling import classes, mixin
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
+    from hf_longattn.training.tasks import ctc
 
     nothing: Any = types.SimpleNamespace()
     ones = torch.ones(2)
@@ -132,7 +132,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "initialised": lambda: None,
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
-        "output_frames": lambda: transcription.output_frames(nothing, 1),
+        "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
         "turned_states": lambda: wav2vec2_bert.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),

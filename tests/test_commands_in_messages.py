@@ -31,7 +31,6 @@ CHECKOUT = re.compile(
 )
 """What only a checkout of the repository has."""
 OTHERS = {
-    "--stdout",  # of espeak-ng
     "--help",
     "--version",
     "--full-name",

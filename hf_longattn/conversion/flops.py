@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,14 +23,12 @@ from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import mechanism_from
-from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
+from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
 
 Result = TypeVar("Result")
 
 PROBE_LENGTH = 45 << 16
 """Length in tokens at which growth of the decode cache is measured: beyond windows, a multiple of most block and segment sizes."""
-NUMBER_OF_LAYER = re.compile(r".*\.\d+(?=\.)")
-"""Matches a module's name up to its last number, the number of the layer within its stage."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -49,8 +46,6 @@ class ModelShape:
     matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
     element_bytes: int
     cross_layers: int = 0  # number of cross-attention layers, which cache keys and values of all encoder tokens
-    layer_widths: tuple[int, ...] = ()  # hidden size of every layer, if layers differ; else empty
-    layer_matrices: tuple[int, ...] = ()  # matrix parameters of every layer, if widths differ; else empty
 
     @property
     def token_bytes(self) -> int:
@@ -63,8 +58,6 @@ class ModelShape:
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
-        if not isinstance(heads, int):  # one number per stage, the narrowest stage first
-            heads, hidden, layers = heads[0], config.embed_dim, sum(config.depths)
         return cls(
             layers=layers,
             heads=heads,
@@ -175,19 +168,9 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
-    shape = ModelShape.of(
+    return ModelShape.of(
         config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
     )
-    encoding = [site for site in sites if not site.in_decoder]
-    widths = tuple(input_width(site.module) or shape.hidden for site in encoding)
-    return shape if len(set(widths)) < 2 else replace(shape, layer_widths=widths, layer_matrices=_layer_matrices(skeleton, encoding))
-
-
-def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tuple[int, ...]:
-    """Number of matrix parameters in each attention module's layer."""
-    starts = [NUMBER_OF_LAYER.match(site.name) for site in sites]
-    layers = [skeleton.get_submodule(start[0]) for start in starts if start is not None]
-    return tuple(sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers)
 
 
 def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
@@ -269,24 +252,7 @@ def cost_of(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) 
 def cost_with(size: InputSize, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
     """:func:`cost_at` for one input of this size, with one of ``mechanisms`` per layer."""
     layers, named = size.bound(mechanisms), {"size": size.value, "size_name": size.cost_name} if size.cost_name else {}
-    if not shape.layer_widths:
-        return replace(cost_at(size.tokens, shape, layers), **named)
-    widths = zip(layers, size.layer_tokens(shape.layers), shape.layer_widths, shape.layer_matrices, strict=True)
-    costs = [cost_at(tokens, _of_width(shape, width, matrices), [layer]) for layer, tokens, width, matrices in widths]
-    summed = ("attention_flops", "full_attention_flops", "other_flops")
-    return LengthCost(
-        length=size.tokens,
-        activation_bytes=max(cost.activation_bytes for cost in costs),
-        cache_bytes=None,
-        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
-        **named,
-    )
-
-
-def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
-    """``shape`` for one layer with the hidden size ``width``."""
-    heads, inner = width // shape.head_dim, width * shape.intermediate // shape.hidden
-    return replace(shape, heads=heads, kv_heads=heads, hidden=width, intermediate=inner, matrix_parameters=matrices)
+    return replace(cost_at(size.tokens, shape, layers), **named)
 
 
 @dataclass(frozen=True)

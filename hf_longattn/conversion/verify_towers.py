@@ -74,7 +74,7 @@ def _arguments(plan: ConversionPlan, inputs: VerificationTowers, sizes: Mapping[
 
 def _covers(layers: Sequence[Mechanism], size: InputSize, causal: bool) -> bool:
     """Whether every layer of a tower is full attention on an input of this size."""
-    return all(layer.covers(tokens, causal) for layer, tokens in zip(layers, size.layer_tokens(len(layers)), strict=True))
+    return all(layer.covers(size.tokens, causal) for layer in layers)
 
 
 @singledispatch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -121,11 +120,6 @@ def rewritten(text: str, case: str) -> str:
     if case not in CASES:
         raise OptionError(f"--letter-case must be one of {', '.join(CASES)}, not {case!r}.")
     return CASES[case](text)
-
-
-def compared_words(text: str) -> str:
-    """A transcript as words without case and punctuation. Models write these in their own ways."""
-    return " ".join(re.sub(r"[^\w']+", " ", text.lower()).split())
 
 
 def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, unknown: str) -> list[str]:

@@ -108,7 +108,6 @@ class GridKind(SizedKind):
             name=IMAGE_SIZE,
             cost_name="size",
             grid=grid,
-            layers=tuple(self.rule.layer_grids(config, grid)),
         )
 
     def doubled(self, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,9 +146,7 @@ class GridKind(SizedKind):
         return self.size(config, size)
 
     def resizing(self) -> str:
-        """How the base finds positions for inputs larger than its position table. Empty if it has no positions."""
-        if not self.rule.has_positions:
-            return ""
+        """How the base finds positions for inputs larger than its position table."""
         return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
 
     def arguments_for_resizing(self) -> dict[str, Any]:
@@ -173,7 +170,7 @@ class GridKind(SizedKind):
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         limits, attention = [self.longest_read(config, length)], attentions.get("")
-        if attention is not None and self.family.own_attention is None:
+        if attention is not None:
             limits.append(full_attention_on_images(self.rule, self.values_of(config), attention))
         return limits
 
@@ -182,14 +179,13 @@ class GridKind(SizedKind):
         attention = grid_attention(architecture, request, sizes)
         layers = sizes.new.bound(layers_of(attention, sizes.new.tokens))
         positions = grid_positions(request.positions, sizes, layers)
-        unchanged = computes_source(architecture, positions, attention, sizes)
         return InputPlan(
             sizes=sizes,
             attention=attention,
             positions=positions,
             extension=positions,
             fields={"long_image_size": list(sizes.new.value)} if sizes.grows else {},
-            warnings=() if unchanged else tuple(grid_warnings(positions, attention, layers, sizes)),
+            warnings=tuple(grid_warnings(positions, attention, layers, sizes)),
             files=processor_files(source, architecture, sizes),
         )
 
@@ -310,7 +306,7 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
             f"The source reads images of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
             f"give at least --image-size {'x'.join(map(str, old))}."
         )
-    if sizes.grows and rule.has_positions and len(set(sizes.old.grid.sizes)) > 1:
+    if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
         raise PositionError(
             f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
             "transformers resizes square ones only; leave --image-size out."
@@ -319,8 +315,8 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
 
 
 def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
-    """The requested attention. By default, the source's own attention if the family has one that is not full, otherwise the family's
-    default mechanism. Windows of that mechanism are as large as the source's grid unless the request gives ``window``.
+    """The requested attention, by default the family's default mechanism. Its windows are as large as the source's grid unless the request
+    gives ``window``.
 
     Raises:
         OptionError, GridError: a layer's mechanism is for texts, or its options do not fit the grid.
@@ -328,18 +324,17 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     kind: Any = architecture.family.config_class
     name, sides = kind.default_mechanism, sizes.old.grid.sizes
     default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
-    named, base_attention = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
     if request.long_attention is not None:
         attention = request.attention()
-    elif base_attention is not None and not named:
-        attention = request.attention(base_attention(architecture.source_config))
     else:
+        named = request.mechanism is not None or bool(request.layers)
         values = (request if named else replace(request, mechanism=name)).attention().to_dict()
         attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
-    attention.check_layers(len(sizes.new.layers))
-    for layer, grid in enumerate(sizes.new.layers):
+    layers = architecture.source_config.num_hidden_layers
+    attention.check_layers(layers)
+    for layer in range(layers):
         name, options = attention.for_layer(layer)
-        _check_layer(architecture, name, options, grid, layer)
+        _check_layer(architecture, name, options, sizes.new.grid)
     return attention
 
 
@@ -356,7 +351,7 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
     return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
 
 
-def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
+def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid) -> None:
     check_mechanism_for_grid(name, dict(options))
     mechanism = prototype(name, options)
     if not grid.prefix and options.get("prefix_tokens") is not None:
@@ -376,17 +371,13 @@ def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism
         layers: the mechanism of each layer, bound to the result's grid.
 
     Raises:
-        PositionError: the rule is unknown, is for texts, or was given for a model without positions.
+        PositionError: the rule is unknown, or is for texts.
     """
     known = (AUTO, TILE, INTERPOLATE)
     if positions not in known:
         raise PositionError(
             f"{positions!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
-    if not sizes.kind.rule.has_positions:
-        if positions != AUTO:
-            raise PositionError(f"--positions {positions} says what positions larger images have, but this model has none; leave it out.")
-        return INTERPOLATE
     if positions != AUTO:
         return positions
     return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
@@ -400,7 +391,7 @@ def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
 
 def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
     """One warning for each mechanism whose positions in larger images need training."""
-    if not sizes.grows or not sizes.kind.rule.has_positions:
+    if not sizes.grows:
         return []
     old = " × ".join(map(str, sizes.old.grid.sizes))
     numbers: dict[tuple[str, bool], list[int]] = {}
@@ -423,14 +414,6 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
         warnings.append(PositionWarning(problem, advice))
     return warnings
-
-
-def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
-    """Whether the result has the source's own attention, positions and input size."""
-    base_attention, config = architecture.family.own_attention, architecture.source_config
-    if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
-        return False
-    return attention.same_layers(base_attention(config), len(sizes.new.layers))
 
 
 def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
@@ -567,8 +550,6 @@ class CropChecks(FurtherChecks):
     def _why_not(self, layers: Sequence[Mechanism]) -> str:
         """Why patch features need not equal the source's on crops, as a clause. Empty if they must."""
         rule: GridRule = self.sizes.kind.rule
-        if rule.why_no_crops:
-            return rule.why_no_crops
         if not rule.adds_positions:
             return "positions are more than a table that is added to the patches"
         if self.positions != TILE:

@@ -181,7 +181,7 @@ class SoundKind(SizedKind):
             old = f"{sound.old.value:g}"
             raise LengthError(
                 f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {problem}; leave --audio-seconds "
-                f"out, and transcribe longer recordings with hf_longattn.transcribe(…, chunk_seconds={old}), or convert it with "
+                f"out, and transcribe longer recordings with transformers' pipeline(…, chunk_length_s={old}), or convert it with "
                 "--needs-training and train it by longattn train seq2seq --audio."
             )
         return InputPlan(
@@ -194,16 +194,14 @@ class SoundKind(SizedKind):
         )
 
     def attention(self, architecture: Any, request: Any) -> LongAttentionConfig:
-        """The requested attention. By default the source's own attention or, if that is full, the family's default.
+        """The requested attention, by default the family's default.
 
         Raises:
             OptionError: a mechanism cannot read sound.
         """
         kind: Any = self.family.config_class
-        of_base = self.family.own_attention
-        default = kind.default_attention() if of_base is None else of_base(architecture.source_config)
-        attention: LongAttentionConfig = request.attention() if request.names_attention else default
-        layers = self.rule.layers(architecture.source_config)
+        attention: LongAttentionConfig = request.attention() if request.names_attention else kind.default_attention()
+        layers = architecture.source_config.num_hidden_layers
         attention.check_layers(layers)
         for layer in range(layers):
             check_mechanism_for_audio(*attention.for_layer(layer))
@@ -240,15 +238,9 @@ class SoundKind(SizedKind):
         return self.rule.arguments(values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
-        """Check that the written feature extractor and tokenizer do what the source's do. Also measure how many words an untrained result
-        gets wrong at a duration that its decoder does not know."""
+        """Check that the written feature extractor and tokenizer do what the source's do."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
-        checks = [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
-        if plan.inputs.grows and self.rule.why_train(plan.config, plan.architecture.source_class) and transcript.tokenizer is not None:
-            from .spoken_words import check_words  # here, since it imports the models that transcribe
-
-            checks.append(check_words(plan, result, inputs.recording))
-        return checks
+        return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
     def base(self, model: Any) -> Any:
         """The encoder if the model has a decoder. Otherwise the model without its head."""

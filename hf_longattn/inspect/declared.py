@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..configuration import LongAttentionConfig
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
@@ -313,9 +312,7 @@ class DeclaredReach:
     def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
         """The reaches of layers on transformers' AttentionInterface, from the windows in a transformers config."""
         if self.inputs is not None:
-            attention_of = self.inputs.own_attention
-            attention = LongAttentionConfig("full") if attention_of is None else attention_of(config)
-            return [self._of_site(self._mechanism(*attention.for_layer(site.layer)), False, None) for site in sites]
+            return [self._of_site(self._mechanism("full", {}), False, None) for site in sites]
         kinds = config.__dict__.get("layer_types") or [FULL] * getattr(config, "num_hidden_layers", 0)
         reaches = []
         for site in sites:

@@ -18,7 +18,7 @@ from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.folder import refuse_quantised
 from ..inputs.common.base import kind_of
 from ..loading import loading_errors
-from ..modeling.family.definition import FAMILIES, family_in, model_name
+from ..modeling.family.definition import family_in, model_name
 from ..reading import is_long
 from .watching import has_mechanisms
 
@@ -54,8 +54,7 @@ def load_to_watch(
     refuse_quantised(source)
     family = family_in(source.config)
     if family is not None and kind_of(family).watched_as_long and not is_long(source.config):
-        attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
-        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
         loaded = _load(source)
@@ -65,8 +64,4 @@ def load_to_watch(
 
 def _load(source: Source) -> nn.Module:
     with loading_errors(source.name):
-        family = FAMILIES.get(str(source.config.get("model_type")))
-        model_class: Any = AutoModel
-        if family is not None and family.base_classes is not None:  # transformers' class cannot be built
-            model_class = family.base_class(family.base_model_name)
-        return source.load(model_class, dtype=torch.float32)
+        return source.load(AutoModel, dtype=torch.float32)

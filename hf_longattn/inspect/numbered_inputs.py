@@ -7,14 +7,13 @@ determines only the pixels or samples before the next patch or frame.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
 from ..inputs.common.base import NOT_DIAGNOSED, InputKind
@@ -55,7 +54,7 @@ class AuditInputs(ABC):
     overlap: number of previous patches that include pixels of a patch, for each axis.
     prefix: ``(N,)`` bool, True for tokens without pixels, such as class tokens; ``None`` without any.
     before, inside: operations between tokens before the first layer, and after the attention of every layer; ``None`` if they are unknown.
-    grid: grid of the tokens. own_attention: ``config ->`` attention of a model without mechanisms.
+    grid: grid of the tokens.
     mixes: whether layers mix tokens by other operations, too, so that attention modules are measured instead of layers.
     """
 
@@ -70,7 +69,6 @@ class AuditInputs(ABC):
     inside: Sequence[Mixing] | None = ()
     mixes: bool = False
     unit: str = "tokens"
-    own_attention: Callable[[Any], LongAttentionConfig] | None = None
 
     @abstractmethod
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
@@ -117,11 +115,6 @@ class AuditImages(AuditInputs):
                 "hf_longattn.explain(model, inputs) instead."
             )
         images = cls(rule, config)
-        if len(set(rule.layer_grids(config, images.grid))) > 1:
-            raise OptionError(
-                f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
-                "hf_longattn.explain(model, inputs) instead."
-            )
         if length not in (None, images.length):
             size = rule.describe(images.size)
             raise LengthError(f"A model of images is audited at the size that it was made for, {size}; leave --length out.")
@@ -156,7 +149,6 @@ class AuditSounds(AuditInputs):
         rule: Any = family.rule
         self.rule: AudioRule = rule
         self.family, self.config, self.length, self.argument, self.masked = family, config, frames, rule.input, masked
-        self.own_attention = family.own_attention
         step = rule.length_of(config, frames + 2) - rule.length_of(config, frames + 1)
         samples = frames * step
         self.samples = samples if rule.frames(config, samples) == frames else rule.length_of(config, frames)

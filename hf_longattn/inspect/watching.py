@@ -136,11 +136,6 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
     stack = watched_layers(model)
     rule = grid_rule(stack)
     grid = rule.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
-    if len(set(rule.layer_grids(stack.config, grid))) > 1:
-        raise BackendError(
-            f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
-            "hf_longattn.explain(model, inputs) instead."
-        )
     return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 
@@ -230,8 +225,6 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
     """The base's own attention: full, with sliding windows in the layers that have one."""
     config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
-    if kind is not None and kind.watched_as_long and kind.family.own_attention is not None:
-        return kind.family.own_attention(stack.config)
     if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
         return LongAttentionConfig("full")
     return base_attention(own_windows(config) if kind is None else kind.base_windows(config, layers))

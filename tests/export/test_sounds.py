@@ -57,8 +57,8 @@ def saved_long(base: str, folder: Path) -> Any:
     """A long model of the family, saved in ``folder``/long."""
     head = head_of(base)
     audio_models.saved(base, head, folder / "short", **audio_models.THREE_CONVOLUTIONS)
-    chosen = {} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "window", "left": 9, "right": 4}}
-    model = audio_models.long_model(base, head, folder / "short", **chosen)
+    attention = {"mechanism": "window", "left": 9, "right": 4}
+    model = audio_models.long_model(base, head, folder / "short", long_attention=attention)
     model.save_pretrained(folder / "long")
     return model
 

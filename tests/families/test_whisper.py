@@ -6,14 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 from transformers import (
     AutoFeatureExtractor,
-    AutoProcessor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
@@ -24,15 +21,11 @@ from transformers import (
 
 from hf_longattn import explain
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.data.transcripts import compared_words
 from hf_longattn.errors import AudioError, LengthError, OptionError
-from hf_longattn.evaluation.metrics.wer import error_rates
-from hf_longattn.evaluation.transcription import transcribe
 from hf_longattn.families import FAMILIES, LongWhisperConfig
-from hf_longattn.inputs import spoken_words
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
-from tests.whisper import SIZES, whisper_checkpoint
+from tests.whisper import SIZES
 
 HEADS: tuple[type[Any], ...] = (WhisperModel, WhisperForConditionalGeneration, WhisperForAudioClassification)
 BAND = {"mechanism": "window", "left": 9, "right": 4}
@@ -226,37 +219,9 @@ class TestConversion:
             for warning in warnings:
                 assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
                 assert "so transcripts are of no use; train the result by longattn train seq2seq --audio" in str(warning)
-            advice = r"leave --audio-seconds out, .* chunk_seconds=1\), or convert it with --needs-training"
+            advice = r"leave --audio-seconds out, .* chunk_length_s=1\), or convert it with --needs-training"
             with pytest.raises(LengthError, match=advice) if writes else contextlib.nullcontext():
                 assert not plan_conversion(tmp_path / "short", audio_seconds=2).warnings
-
-    @pytest.mark.slow
-    def test_a_report_of_more_seconds_says_how_many_words_are_wrong(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of a text that espeak-ng says, or of the user's recording with its transcript; else it says that nothing was measured."""
-        whisper_checkpoint(tmp_path / "short")
-        sound = np.random.default_rng(0).normal(scale=0.1, size=28_000).astype(np.float32)
-        soundfile.write(tmp_path / "talk.wav", sound, 16_000)
-        monkeypatch.setattr(spoken_words.shutil, "which", lambda name: None)
-        settings: dict[str, Any] = {"audio_seconds": 2, "needs_training": True, "verify_audio": tmp_path / "talk.wav"}
-        plan = plan_conversion(tmp_path / "short", tmp_path / "long", **settings)
-        nothing = spoken_words.check_words(plan, tmp_path / "long", tmp_path / "talk.wav")
-        assert "nothing was measured: the check needs espeak-ng, or --verify-audio FILE with its transcript" in nothing.detail
-        (tmp_path / "talk.txt").write_text("ab, ba!")
-        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
-        (check,) = [check for check in report.checks if check.name == "word error rate"]
-        assert report.passed
-        monkeypatch.setattr(spoken_words.shutil, "which", lambda name: "/bin/espeak-ng")
-        monkeypatch.setattr(spoken_words, "spoken", lambda seconds, rate: (sound, "ab ba"))
-        said_by_espeak = spoken_words.check_words(plan, tmp_path / "long", None)
-        assert "2 seconds that espeak-ng says" in said_by_espeak.detail
-        assert "talk.wav (2 seconds)" in check.detail
-        short, processor = (
-            WhisperForConditionalGeneration.from_pretrained(tmp_path / "short"),
-            AutoProcessor.from_pretrained(tmp_path / "short"),
-        )
-        said = transcribe(short, processor, tmp_path / "talk.wav", chunk_seconds=1.0, generate_kwargs={"num_beams": 1}).text
-        assert check.values == said_by_espeak.values
-        assert check.values["source_wer"] == error_rates([compared_words(said)], ["ab ba"])["wer"]
 
     def test_a_pipeline_classifies_sounds_of_the_new_duration(self, tmp_path: Path) -> None:
         save(tmp_path / "short", WhisperForAudioClassification)

@@ -42,15 +42,13 @@ MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"me
 
 
 COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
-FULL = [base for base in BASES if FAMILIES[base].own_attention is None]
-"""Bases with full attention; for the others there is a test in tests/families."""
 
 
 @every_cell(("base", "head"), HEADS, of=9, alike=lambda base, head: base)
 @torch.no_grad()
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
-    model = long_model(base, head, tmp_path, **({} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "full"}}))
+    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
     for size in filter(lambda size: reads(base, head, size), NEW_SIZES):
         inputs = inputs_of(base, size)
         outputs = tensors(plain(**inputs, **resized(base, size))), tensors(model(**inputs))
@@ -60,7 +58,7 @@ def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path
 
 @every_cell(
     ("base", "mechanism"),
-    [(base, mechanism) for base in FULL for mechanism in MECHANISMS],
+    [(base, mechanism) for base in BASES for mechanism in MECHANISMS],
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
     of=4,
     alike=lambda base, mechanism: mechanism["mechanism"],
@@ -79,7 +77,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
-@every_cell("base", FULL)
+@every_cell("base", BASES)
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
@@ -128,7 +126,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
 @every_cell("base", BASES, of=4)
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
-    model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
+    model = long_model(base, base_model(base), tmp_path, position_extension="tile")
     model.train().activation_checkpointing_enable({"use_reentrant": False})
     inputs, outputs = inputs_of(base, (40, 48)), []
     for copied in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):

@@ -47,10 +47,9 @@ from hf_longattn.data.transcripts import (
     without_unknown,
 )
 from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
-from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
-from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels
+from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels, output_frames
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken

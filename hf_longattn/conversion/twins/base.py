@@ -276,7 +276,7 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 def tiled_refusal(model: LongModel) -> str | None:
     """Reason why the stock model has other positions for larger inputs, or none. ``None`` if it has the same."""
-    if not model.family.rule.has_positions or model.config.position_extension != TILE:
+    if model.family.rule.reads != "grid" or model.config.position_extension != TILE:
         return None
     return f"Its positions are tiled, and a plain {model.head} interpolates them; convert with --positions interpolate."
 

@@ -24,7 +24,7 @@ class OwnTwin(NativeTwin):
     rank = 10
 
     def takes(self, model: LongModel) -> bool:
-        return model.family.own_attention is None
+        return True
 
     def twin_model_type(self, model: LongModel) -> str:
         return model.base

@@ -18,7 +18,6 @@ from torch import Tensor
 from ...checks import Check
 from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
-from ...engines.common.grid import Grid
 from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
@@ -104,7 +103,6 @@ class InputSize:
     cost_name: str = ""
     unit: str = "tokens"
     grid: Any = None  # Grid
-    layers: tuple[Grid, ...] = ()
 
     def describe(self) -> str:
         """The size as text, for example "15 seconds, 749 frames"."""
@@ -122,13 +120,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        if not self.layers:
-            return list(layers)
-        return [on_grid(mechanism, grid, layer=number) for number, (mechanism, grid) in enumerate(zip(layers, self.layers, strict=True))]
-
-    def layer_tokens(self, layers: int) -> list[int]:
-        """Number of tokens in every layer."""
-        return [grid.length for grid in self.layers] or [self.tokens] * layers
+        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)

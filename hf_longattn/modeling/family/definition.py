@@ -20,7 +20,6 @@ from .position_table import PositionTable as PositionTable
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from ...configuration import LongAttentionConfig
 
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -100,9 +99,6 @@ class Family:
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
-    base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
-        of transformers' class of the same name.
-    own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
     padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
         compared without a mask.
     """
@@ -120,8 +116,6 @@ class Family:
     backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
     rule: Any = PLAIN_TEXT
-    base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
-    own_attention: Callable[[Any], LongAttentionConfig] | None = None
     padding_caveat: str = ""
 
     def __post_init__(self) -> None:
@@ -268,21 +262,15 @@ class Family:
         """The Long class ``name``, or the Long class of the base's class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
 
-    @property
-    def base_attention_name(self) -> str:
-        """The name for the base's attention in messages about replacing a mechanism."""
-        return "full attention" if self.own_attention is None else "the attention of the base"
-
     def base_class(self, name: str) -> type[Any]:
-        """The base's class ``name``, in a form that can be built."""
-        return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
+        """The base's class ``name``."""
+        return getattr(importlib.import_module(self.base_package), name)
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``. ``None`` if that is not a model class of this family's base."""
         if base.__name__ not in self.model_classes and base.__name__ not in self.parts:
             return None
-        built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
-        return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
+        return self.model_class(base.__name__) if base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,6 @@ class GridRule(InputRule):
     prefix: number of tokens before the patches, or a function of the config that returns it.
     shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come as patches
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
-    has_positions: whether the model has positions that are resized or tiled for larger inputs.
-    why_no_crops: why patches of a crop get other features than in the whole image, with every mechanism; empty if they get the same.
-    trained_pixels: side in pixels of the inputs in the checkpoints' training, if the config does not have it.
     square: heads of the base that arrange patches as a square image.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
     adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
@@ -46,9 +43,6 @@ class GridRule(InputRule):
     shapes: str | None = None
     interpolates: bool = True
     adds_positions: bool = True
-    has_positions: bool = True
-    why_no_crops: str = ""
-    trained_pixels: int | None = None
     square: tuple[str, ...] = ()
 
     def prefix_of(self, config: Any) -> int:
@@ -73,19 +67,11 @@ class GridRule(InputRule):
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Sizes in pixels: of the table's training, and of the conversion."""
-        trained: Any = getattr(config, IMAGE_SIZE, self.trained_pixels)
-        if trained is None and self.shapes is not None:  # every size is read, and the table is a square
+        trained: Any = getattr(config, IMAGE_SIZE, None)
+        if trained is None:  # every size is read, and the table is a square
             trained = round(config.num_patches**0.5) * self.patch(config)[0]
         converted = getattr(config, "long_image_size", None)
         return image_size(trained), image_size(trained if converted is None else converted)
-
-    def layers(self, config: Any) -> int:
-        """Number of layers with attention."""
-        return int(config.num_hidden_layers)
-
-    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
-        """The grid of every layer, for an input on ``grid``."""
-        return [grid] * self.layers(config)
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Number of tokens of the largest input for which a model was made. It has this config."""
@@ -127,15 +113,6 @@ class GridRule(InputRule):
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
-    def rows(self, states: Tensor, grid: Grid) -> Tensor:
-        """Hidden states of the base on the output grid, as rows ``(B, N, D)``."""
-        grid.check(states.shape[1])
-        return states
-
-    def features(self, states: Tensor, grid: Grid) -> Tensor:
-        """Hidden states of the base on the output grid, without the prefix. By cell: ``(B, height, width, D)``."""
-        return self.rows(states, grid)[:, grid.prefix :].unflatten(1, grid.sizes)
-
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`GridError` for an image that the base's class ``head`` does not read."""
         pixels = arguments.get(PIXELS)
@@ -163,34 +140,6 @@ class GridRule(InputRule):
         grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
         fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
         return grids[0] if fills else grids
-
-
-@dataclass(frozen=True)
-class StagedGrid(GridRule):
-    """The grids of a hierarchical model, whose stages have ``config.depths`` layers. Cells of the first stage are patches. Each later stage
-    has half as many along each axis, rounded up like the outputs of the base's padded convolutions.
-
-    least_sides: ``config ->`` the minimum side of each layer's grid, in cells. Smaller grids are padded.
-    """
-
-    least_sides: Callable[[Any], Sequence[int]] | None = None
-
-    def layers(self, config: Any) -> int:
-        return sum(config.depths)
-
-    def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
-        least = [1] * self.layers(config) if self.least_sides is None else self.least_sides(config)
-        stages = [stage for stage, depth in enumerate(config.depths) for _ in range(depth)]
-        return [
-            Grid(tuple(max(side, -(-size // 2**stage)) for size in grid.sizes), grid.prefix)
-            for stage, side in zip(stages, least, strict=True)
-        ]
-
-    def rows(self, states: Tensor, grid: Grid) -> Tensor:
-        return super().rows(states.flatten(1, -2), grid)  # (B, height, width, D)
-
-    def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
-        return Grid(tuple(-(-pixels // side) for pixels, side in zip(size, self.patch(config), strict=True)), self.prefix_of(config))
 
 
 def image_size(size: Any) -> tuple[int, ...]:

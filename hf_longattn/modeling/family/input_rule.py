@@ -24,8 +24,6 @@ the attention of {base} instead.
     """Whether the maximum length is stated in tokens."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
-    has_positions: bool = False
-    """Whether the model has positions that are resized or tiled for larger inputs."""
 
     @property
     def kind(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import (
     AutoFeatureExtractor,
@@ -29,8 +30,8 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import UNKNOWN, UtteranceCollator, character_tokenizer, frames_needed, to_utterances, without_unknown
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.loading import call_tokenizer, load_part
+from hf_longattn.private_apis import missing
 from hf_longattn.tasks import Task
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
@@ -158,6 +159,19 @@ def frame_labels(
         return max(0, output_frames(model, hearing.length(sound)))
 
     return to_utterances(data, labels, hearing, frames, lambda row, count: frames_needed(row) <= count, most_seconds)
+
+
+def output_frames(model: Any, length: int) -> int:
+    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features.
+
+    Raises:
+        BackendError: the model has no method for it.
+    """
+    for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
+        count = getattr(model, name, None)
+        if count is not None:
+            return int(count(torch.tensor([length]))[0])
+    raise missing("output_frames")
 
 
 def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, texts: Sequence[str]) -> PreTrainedTokenizerBase:

@@ -33,7 +33,6 @@ from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_uttera
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
-from hf_longattn.evaluation.transcription import WRITERS
 from hf_longattn.loading import call_tokenizer, load_part
 from hf_longattn.reading import GENERIC_TYPE
 from hf_longattn.tasks import Task
@@ -51,6 +50,8 @@ OF_AUDIO = ("audio_column", "resample", "mono", "letter_case", "max_seconds", "l
 """Options of one kind of data."""
 BEAMS, SMOOTHING, SUMMARY_LENGTH = 4, 0.1, 256
 """Beams in evaluation, label smoothing, and maximum tokens, of summaries. Speech has 1 beam and 0, as in transformers' example."""
+WRITERS = ("whisper", "speech_to_text", "moonshine", "moonshine_streaming", "speech-encoder-decoder")
+"""Model types of the encoder-decoders that transcribe."""
 WRITERS_AND_LONG = [kind for name in WRITERS for kind in (name, f"long_{name}", f"{GENERIC_TYPE}{name}")]
 BY_CTC = {"it transcribes by CTC: type longattn train ctc": MODEL_FOR_CTC_MAPPING_NAMES}
 """Advice for a model of speech without a decoder -> the types of such models."""

@@ -129,8 +129,7 @@ class Subject:
     @property
     def keeps_its_attention(self) -> bool:
         """Whether the base has its own long attention, which the result keeps."""
-        own = any(converter.model_type == self.base for converter in checkpoint_converters())
-        return own or self.family.own_attention is not None
+        return any(converter.model_type == self.base for converter in checkpoint_converters())
 
     @cached_property
     def report(self) -> Any:

@@ -15,7 +15,6 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import StagedGrid
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -134,7 +133,7 @@ class ImageTester(Tester):
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window2d", "window": 3}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
+            chosen = {"mechanism": "full"}
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         return family.config_class(**values, long_attention=chosen)
 
@@ -198,9 +197,7 @@ class AudioTester(Tester):
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window", "window": 4}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
-        elif family.own_attention is not None:
-            chosen = None
+            chosen = {"mechanism": "full"}
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         return family.config_class(**values, long_attention=chosen)
 
@@ -255,8 +252,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 values = {"common_properties": []}
             if family.wraps_encoder:  # which has the usual fields
                 values = {}
-            if isinstance(family.rule, StagedGrid):  # whose stages have widths, heads and layers of their own
-                values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
             self.config_tester = ConfigTester(
                 self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
             )
