@@ -13,9 +13,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from .lazy import DEPRECATED_NAMES, on_first_call, public_names
+from .lazy import public_names
 from .modeling.family.registration import register as _register
-from .naming import BEFORE_UPLOAD
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
@@ -53,7 +52,7 @@ if not TYPE_CHECKING:  # type checkers find every name above
 
     def __getattr__(name: str) -> Any:
         """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
-        if name in __all__ or f"{__name__}.{name}" in DEPRECATED_NAMES:
+        if name in __all__:
             value = _public_name(name)
         elif name.startswith("Long"):
             value = getattr(importlib.import_module(".families", __name__), name)
@@ -80,4 +79,3 @@ class _Package(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _register()
-BEFORE_UPLOAD["card"] = on_first_call(__name__, "hub.trainer_card", "complete_pushed_card")

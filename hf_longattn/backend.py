@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
+from .constants import BACKEND
 from .documents import (
     batch_of_mask,
     documents_from,
@@ -49,7 +50,6 @@ from .memory import AttentionCacheLayer
 from .memory.cache_layer import unread_cache
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .memory.window_cache import GrowingWindowLayer
-from .naming import BACKEND
 from .private_apis import warn_missing
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)

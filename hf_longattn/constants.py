@@ -1,4 +1,9 @@
-"""Names of files, file extensions and tags that several parts of the package share."""
+"""Names that several parts of the package share: of the backend, of files, their extensions and tags."""
+
+BACKEND = "longattn"
+"""The ``attn_implementation`` of Long models, and the name of the mask function. Names of cache layer types start with it, too."""
+LOGGER = "transformers.hf_longattn"
+"""The logger's name. It is below transformers' logger, whose verbosity then applies."""
 
 CONVERSION_REPORT = "conversion_report.json"
 """File name of the report on how a checkpoint was converted."""

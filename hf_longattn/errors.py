@@ -88,10 +88,6 @@ class MissingExtraError(LongAttentionError, ImportError):
     """A package of an optional part of hf_longattn that is missing or cannot be imported."""
 
 
-class RemoteCodeError(LongAttentionError):
-    """Code that cannot be bundled with a model, or needs the user's consent first."""
-
-
 class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses the request."""
 

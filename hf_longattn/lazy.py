@@ -1,25 +1,16 @@
-"""Public names that are imported on first use, and former names, which warn."""
+"""Imports by name: public names on first use, and the modules of registries."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import inspect
+import pkgutil
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-DEPRECATED_NAMES: dict[str, tuple[str, str]] = {
-    "hf_longattn.diagnostics.captured_mass": ("hf_longattn.inspect.captured_mass", "0.4"),
-    "hf_longattn.diagnostics.diagnose": ("hf_longattn.inspect.diagnose", "0.4"),
-    "hf_longattn.diagnostics.diagnose_picture": ("hf_longattn.inspect.diagnose", "0.4"),
-    "hf_longattn.diagnostics.diagnose_sound": ("hf_longattn.inspect.diagnose", "0.4"),
-    "hf_longattn.diagnostics.html_page": ("hf_longattn.inspect.html_page", "0.4"),
-}
-"""Former public name -> (new name, version that removes the former name). Names include the package:
-``"hf_longattn.search.Priced": ("hf_longattn.search.CostedDesign", "0.4")``."""
 
 
 def public_names(package: str, modules: Mapping[str, Sequence[str]] | None = None) -> tuple[Callable[[str], Any], list[str]]:
@@ -39,8 +30,6 @@ def public_names(package: str, modules: Mapping[str, Sequence[str]] | None = Non
         if name in homes:
             home = homes[name]
             return getattr(importlib.import_module(f".{home}", package), name)
-        if f"{package}.{name}" in DEPRECATED_NAMES:
-            return _deprecated(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load, sorted(homes)
@@ -54,35 +43,23 @@ def imports_for_type_checkers(package: str) -> dict[str, str]:
     return {alias.name: "." * (node.level - 1) + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
 
 
-def _deprecated(old: str) -> Any:
-    """The object of a former name. Its first use in a process warns, with the import to write."""
-    new, removed_in = DEPRECATED_NAMES[old]
-    package, _, name = new.rpartition(".")
-    if old not in _WARNED:
-        _WARNED.add(old)
-        warn_deprecated(old, removed_in, f"from {package} import {name}")
-    return getattr(importlib.import_module(package), name)
+def module_names(package: str) -> list[str]:
+    """Module names of a sub-package (``mechanisms``, ``families``), sorted. A new file is a new module.
+
+    The sub-package is not imported for this, since its imports may be slow.
+    """
+    imported = sys.modules.get(f"hf_longattn.{package}")
+    folders = [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
 
 
-def warn_deprecated(old: str, removed_in: str, new: str) -> None:
-    """Warn of a former name and say what to write. The warning names the line outside this package that uses it."""
-    frame = inspect.currentframe()
-    assert frame is not None
-    while (module := frame.f_globals.get("__name__", "")).startswith((__package__, "importlib.")) and frame.f_back is not None:
-        frame = frame.f_back
-    sentence = f"{old} is deprecated and will be removed in hf_longattn {removed_in}; write: {new}"
-    registry = frame.f_globals.setdefault("__warningregistry__", {})
-    warnings.warn_explicit(sentence, FutureWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+def load_module(package: str, name: str) -> ModuleType:
+    """Import a module of a sub-package."""
+    return importlib.import_module(f"hf_longattn.{package}.{name}")
 
 
-_WARNED: set[str] = set()
-"""Former names that have warned already."""
-
-
-def on_first_call(package: str, module: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of a module below ``package``. Calling it imports the module."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(f"{package}.{module}"), name)(*args, **kwargs)
-
-    return call
+@cache
+def load_modules(package: str) -> None:
+    """Import every module of a sub-package once. Its classes register themselves."""
+    for name in module_names(package):
+        load_module(package, name)

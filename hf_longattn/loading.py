@@ -22,10 +22,9 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
-from .constants import GRAPHS
+from .constants import GRAPHS, LOGGER
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
-from .naming import LOGGER
 from .processor_files import SENTENCE_LIMIT, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS, sentence_modules
 from .reading import read_json_object
 

@@ -15,8 +15,8 @@ import importlib.metadata
 import logging
 from typing import Any, NoReturn
 
+from .constants import LOGGER
 from .errors import BackendError
-from .naming import LOGGER
 
 logger = logging.getLogger(LOGGER)
 

@@ -227,6 +227,34 @@ CONFIG_FIELDS = {
 }
 
 
+FORMAT_FIELD, FORMAT = "long_attention_format", 1
+"""The field of ``config.json`` with the version of the fields that this package adds, and the present version.
+
+A changed name, option or default of a mechanism is a new version, since an option that is not written has its mechanism's default.
+"""
+
+
+def check_format(values: Mapping[str, Any]) -> None:
+    """Refuse a ``config.json``, or a config nested in it, of another version than :data:`FORMAT`. A missing number is accepted.
+
+    Raises:
+        CheckpointError: the format is newer than this package, or not a positive whole number.
+    """
+    written = values.get(FORMAT_FIELD, FORMAT)
+    if type(written) is not int or written < 1:
+        raise CheckpointError(
+            f"config.json says {FORMAT_FIELD}={written!r}, which must be a whole number from 1 to {FORMAT}; convert the model again."
+        )
+    if written > FORMAT:
+        raise CheckpointError(
+            f"config.json says {FORMAT_FIELD}={written}, but this version of hf_longattn reads formats up to {FORMAT}; type "
+            "pip install . in a newer clone of its repository."
+        )
+    for name, part in values.items():
+        if isinstance(part, Mapping) and not str(name).endswith("long_attention"):
+            check_format(part)
+
+
 def check_config(values: Mapping[str, Any], name: str) -> None:
     """Refuse a config.json whose fields have types that transformers does not write.
 

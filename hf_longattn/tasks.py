@@ -5,15 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pydoc import source_synopsis
 from typing import Any
 
-from .declarations import declared, declared_class
 from .errors import RegistrationError, UsageError, nearest
-from .naming import load_module, module_names, module_path
-
-PACKAGE = "training.tasks"
-NO_SUMMARY = "(no summary: the file has no docstring, whose first line would stand here)"
+from .lazy import load_module, module_names
 
 
 @dataclass(frozen=True)
@@ -38,54 +33,22 @@ class Task:
 
 def task_names() -> list[str]:
     """Names of the tasks of `longattn train`, sorted."""
-    return module_names(PACKAGE)
+    return module_names("training.tasks")
 
 
 def task_summary(name: str) -> str:
-    """The first line of a task's module docstring, read without importing the module.
+    """The first line of the docstring of a task's module.
 
     Raises:
-        UsageError: there is no such task.
+        UsageError, RegistrationError: as :func:`load_task`.
     """
-    path = module_path(PACKAGE, name)
-    if path is None or name not in task_names():
-        raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
-    with path.open(encoding="utf-8") as source:
-        return source_synopsis(source) or NO_SUMMARY
-
-
-def evaluation_summary(name: str) -> str:
-    """The ``evaluation`` of a task, read without importing the task.
-
-    Raises:
-        UsageError: there is no such task, or it evaluates nothing.
-    """
-    task_summary(name)
-    if name not in evaluated_tasks():
-        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.")
-    return evaluated_tasks()[name]
+    load_task(name)
+    return str(load_module("training.tasks", name).__doc__).partition("\n")[0]
 
 
 def evaluated_tasks() -> dict[str, str]:
-    """Name of each task of `longattn evaluate` -> its ``evaluation``. Tasks without declarations are imported."""
-    entries = declared()["tasks"]
-    summaries = {name: entries[name]["evaluation"] if name in entries else load_task(name).evaluation for name in task_names()}
-    return {name: summary for name, summary in summaries.items() if summary}
-
-
-def declared_arguments(name: str) -> tuple[type[Any], type[Any], type[Any]] | None:
-    """A task's three argument classes, without importing the task; ``None`` if none are declared.
-
-    The classes have no methods, and lack the fields of transformers' classes.
-
-    Raises:
-        UsageError: there is no such task.
-    """
-    task_summary(name)
-    if name not in declared()["tasks"]:
-        return None
-    model, data, training = map(declared_class, declared()["tasks"][name]["arguments"])
-    return model, data, training
+    """Name of each task of `longattn evaluate` -> its ``evaluation``."""
+    return {name: summary for name in task_names() if (summary := load_task(name).evaluation)}
 
 
 def load_task(name: str) -> Task:
@@ -95,12 +58,13 @@ def load_task(name: str) -> Task:
         UsageError: there is no such task.
         RegistrationError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
     """
-    summary = task_summary(name)
+    if name not in task_names():
+        raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
-    if summary == NO_SUMMARY:
+    if not module.__doc__:
         raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
     if len(task.arguments) != 3:
         raise RegistrationError(

@@ -64,7 +64,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "diagnose": ("{model} {data}/book.txt --lengths 16",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "card": ("{model}",),
-    "push": ("{model} somebody/model --token hf_no --remote-code --bundle-user-code",),
+    "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
         "{score} --data {data}/images --images",

@@ -17,14 +17,13 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("cache_argument", "constants", "errors", "lazy", "naming"),
-    ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
+    ("cache_argument", "constants", "errors", "lazy"),
+    ("hub_errors", "private_apis", "reading"),
     ("processor_files",),
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
     ("drawing", "options"),
-    ("catalogue",),
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),
@@ -37,7 +36,6 @@ LAYERS = (
     ("conversion", "training", "hub"),
     ("export",),
     ("inspect",),
-    ("diagnostics",),
     ("search",),
     ("cli",),
     ("__main__",),
@@ -172,10 +170,9 @@ REGISTRIES = {
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {
-    "lazy.py": "public names and former ones, imported on first use",
-    "naming.py": "the modules of registries",
+    "lazy.py": "public names on first use, and the modules of registries",
     "private_apis.py": "private modules of libraries",
-    "declarations.py": "files without torch, of classes that the data file does not hold",
+    "modeling/mixin.py": "the card of a pushed model",
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",
@@ -183,7 +180,7 @@ BY_NAME = {
 }
 """Files that import modules whose names they compute, and which ones."""
 LOADERS = ("load_module", "load_modules")
-"""The functions of ``naming.py`` that import the modules of a registry."""
+"""The functions of ``lazy.py`` that import the modules of a registry."""
 
 
 def dynamic_imports(tree: ast.AST) -> Iterator[tuple[int, str, list[ast.expr]]]:
@@ -192,10 +189,10 @@ def dynamic_imports(tree: ast.AST) -> Iterator[tuple[int, str, list[ast.expr]]]:
         if not isinstance(node, ast.Call):
             continue
         function = ast.unparse(node.func).rpartition(".")[2]
-        if function not in ("import_module", "__import__", *LOADERS, "on_first_call"):
+        if function not in ("import_module", "__import__", *LOADERS):
             continue
         target = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
-        if function in (*LOADERS, "on_first_call") or not str(target) or str(target).startswith((".", "hf_longattn")):
+        if function in LOADERS or not str(target) or str(target).startswith((".", "hf_longattn")):
             yield node.lineno, function, node.args
 
 
@@ -206,7 +203,7 @@ def test_no_import_by_name_goes_around_the_layers() -> None:
         for line, function, arguments in dynamic_imports(tree_of(path)):
             registry = REGISTRIES.get(name)
             of_registry = registry is not None and bool(arguments) and ast.unparse(arguments[0]) == repr(registry)
-            if not (of_registry if function in LOADERS and name != "naming.py" else name in BY_NAME):
+            if not (of_registry if function in LOADERS and name != "lazy.py" else name in BY_NAME):
                 wrong.append(place(path, line))
     assert not wrong, "import statically, move the code, or be given a function: " + "; ".join(wrong)
 
@@ -298,10 +295,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")
     assert is_higher(CONVERSION_LAYER, "sources", "plan")
     assert not is_higher(CONVERSION_LAYER, "plan", "sources")
-    evasions = (
-        "load_module('hub', 'card'); load_modules('hub'); import_module('.hub', 'hf_longattn'); on_first_call('hf_longattn', 'hub', 'x')"
-    )
-    assert len(list(dynamic_imports(ast.parse(evasions)))) == 4
+    evasions = "load_module('hub', 'card'); load_modules('hub'); import_module('.hub', 'hf_longattn')"
+    assert len(list(dynamic_imports(ast.parse(evasions)))) == 3
     assert not list(dynamic_imports(ast.parse("importlib.import_module('deepspeed.utils')")))
     evasions = "x = AutoModel.from_pretrained; partial(A.from_config, c); SentenceTransformer(name); models.CrossEncoder(name)"
     assert len({text for _, text in loads(ast.parse(evasions))}) == 4

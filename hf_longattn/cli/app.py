@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
 from . import audit, compress, convert, embed, env, export, hub, inspect, search, train
-from .help import Command
 
 app = typer.Typer(
     name="longattn",
@@ -35,6 +35,31 @@ def _program(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
     pass
+
+
+class Command(TyperCommand):
+    """A command that says how a mechanism's options are typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words of a command line.
+
+        Raises:
+            click.UsageError: an option of a mechanism without --option, or --option with a name and no value.
+        """
+        flags = {flag for parameter in self.get_params(ctx) for flag in (*parameter.opts, *parameter.secondary_opts)}
+        if "--option" in flags and not ctx.resilient_parsing:
+            values = [word if word and word[0] != "-" else "VALUE" for word in (*args, "", "")]
+            for place, word in enumerate(args):
+                flag, _, value = word.partition("=")
+                name = flag.removeprefix("--").replace("-", "_")
+                if flag.startswith("--") and flag not in flags:
+                    from ..mechanisms.common.registry import list_mechanisms, options_of
+
+                    if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
+                        ctx.fail(f"{flag} is an option of mechanisms; type --option {name}={value or values[place + 1]}.")
+                if word == "--option" and (after := "".join(args[place + 1 : place + 2])).isidentifier():
+                    ctx.fail(f"--option {after} has no value; type --option {after}={values[place + 2]}.")
+        return super().parse_args(ctx, args)
 
 
 COMMANDS = (

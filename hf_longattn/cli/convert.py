@@ -10,7 +10,6 @@ import typer
 from ..conversion import ConversionConfig
 from ..conversion.config import AUTO
 from . import options as flags
-from .help import HelpAll
 
 if TYPE_CHECKING:
     from ..conversion.plan import Chooser
@@ -33,7 +32,6 @@ def convert(
     ] = None,
     private: flags.Private = False,
     as_json: flags.Json = False,
-    help_all: HelpAll = False,
 ) -> None:
     """Convert a short checkpoint into a long one and check it.
 
@@ -70,9 +68,7 @@ def convert(
 
 
 @flags.takes_settings(ConversionConfig, planned=True)
-def plan(
-    source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False, help_all: HelpAll = False
-) -> None:
+def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
     """Show what a conversion would do.
 
     Prints tensors, sizes, memory and cost at each length. Reads only the headers of the weights.

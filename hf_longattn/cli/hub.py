@@ -22,7 +22,6 @@ def push(
     revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
     commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
     remote_code: flags.RemoteCode = False,
-    bundle_user_code: flags.UserCode = False,
     token: flags.Token = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -31,14 +30,13 @@ def push(
     Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
     have arrived are not uploaded again.
     """
-    flags.check_user_code(remote_code, bundle_user_code)
     from ..hub_errors import check_token
 
     check_token(repo, token)
     from ..hub import push_model
     from .terminal import print_json, say
 
-    report = push_model(model, repo, **flags.arguments(push_model, locals(), user_code=bundle_user_code, log=partial(say, stderr=True)))
+    report = push_model(model, repo, **flags.arguments(push_model, locals(), log=partial(say, stderr=True)))
     print_json(report.to_dict()) if as_json else _show(report)
 
 

@@ -80,16 +80,9 @@ def mechanisms(
     as_json: flags.Json = False,
 ) -> None:
     """List the attention mechanisms, or describe one in full."""
-    from ..catalogue import check_early, list_early
+    from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
     from .show import show_mechanism, show_mechanisms
     from .terminal import print_json
-
-    if name is not None:
-        check_early(name, {})
-    elif not as_json and (listed := list_early()):
-        show_mechanisms(listed)
-        return
-    from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
 
     if name is not None:
         info = mechanism_info(name)

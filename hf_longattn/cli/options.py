@@ -79,14 +79,13 @@ def read_settings(kind: type[Settings], values: dict[str, Any]) -> Any:
     """The config from the values of the flags, by the settings' names."""
     if values.get("verify_text") is not None and values.get("verify"):
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    check_user_code(values.get("remote_code", False), values.get("user_code", False))
     read = {name: parse(values[name]) or None for name, parse in PARSERS.items() if name in values}
     if read.get("layers") and "layers" in (read["options"] or {}):
         raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
     verify = {"verify": not values["verify"]} if "verify" in values else {}
     settings = kind(**{**values, **read, **verify})
     if isinstance(settings, ConversionConfig):
-        settings.check_early()
+        settings.check_mechanisms()
     return settings
 
 
@@ -102,12 +101,6 @@ def check_model(name: str | None) -> str | None:
 def model_argument(what: str) -> Any:
     """The argument MODEL, with its help."""
     return typer.Argument(metavar="MODEL", callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
-
-
-def check_user_code(remote_code: bool, user_code: bool) -> None:
-    """--bundle-user-code requires --remote-code."""
-    if user_code and not remote_code:
-        raise typer.BadParameter("requires --remote-code.", param_hint="--bundle-user-code")
 
 
 def refuse_typed(context: typer.Context, options: Sequence[str], sentence: str) -> None:
@@ -165,7 +158,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 _SHARED = {setting.name: flag(setting) for setting in fields(ConversionConfig)}
 OptionFlag = Annotated[list[str] | None, _SHARED["options"]]
 RemoteCode = Annotated[bool, _SHARED["remote_code"]]
-UserCode = Annotated[bool, _SHARED["user_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")]

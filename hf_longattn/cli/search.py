@@ -9,7 +9,6 @@ import typer
 
 from ..search.config import SearchConfig
 from . import options as flags
-from .help import HelpAll
 
 
 @flags.takes_settings(SearchConfig)
@@ -23,7 +22,6 @@ def search(
     output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
     config: SearchConfig,
     as_json: flags.Json = False,
-    help_all: HelpAll = False,
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 

@@ -16,7 +16,6 @@ from ..reports import Fact, Report, Style, Table
 from . import terminal
 
 if TYPE_CHECKING:
-    from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import MechanismCost
     from ..export import CompressionReport, ExportReport
@@ -321,7 +320,7 @@ def _states(model: Inspection) -> Table:
     return Table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
 
 
-def show_mechanisms(infos: Sequence[MechanismInfo | Listed]) -> None:
+def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
     """One line per mechanism."""
     report, causal = Report(), {"both": "both", True: "only", False: "no"}
     rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]

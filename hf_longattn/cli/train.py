@@ -7,7 +7,6 @@ Options are model arguments, data arguments and transformers' TrainingArguments.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,32 +14,38 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import LongAttentionError, UsageError, check_extra, error_line
-from ..tasks import evaluated_tasks, evaluation_summary, load_task, task_names, task_summary
+from ..tasks import Task, evaluated_tasks, load_task, task_names, task_summary
 from .terminal import say
 
-SUMMARIES: dict[str, Callable[[str], str]] = {"train": task_summary, "evaluate": evaluation_summary}
-"""Command -> the function that returns the one-sentence summary of a task."""
+
+def find_task(command: str, name: str) -> tuple[Task, str]:
+    """A task of `longattn train` or `longattn evaluate`, with its summary.
+
+    Raises:
+        UsageError: there is no such task, or it evaluates nothing.
+    """
+    task = load_task(name)
+    if command == "train":
+        return task, task_summary(name)
+    if not task.evaluation:
+        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.")
+    from ..training.evaluation import for_evaluation
+
+    return for_evaluation(task), task.evaluation
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
-    from ..training.parsing import answer_early
-
-    line, prog = sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}"
-    is_evaluation = command == "evaluate"
     try:
-        summary = SUMMARIES[command](name)
-        answer_early(name, line, summary, prog, is_evaluation=is_evaluation)  # before imports that take seconds
-        task = load_task(name)
+        task, summary = find_task(command, name)
         for extra in task.extras:
             check_extra(extra)
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 2 if isinstance(error, UsageError) else 1
-    from ..training.evaluation import for_evaluation
     from ..training.training_loop import run_task
 
-    return run_task(for_evaluation(task) if is_evaluation else task, line, summary, prog)
+    return run_task(task, sys.argv[1:] if arguments is None else arguments, summary, f"longattn {command} {name}")
 
 
 evaluate = partial(train, command="evaluate")
@@ -67,7 +72,7 @@ class TaskGroup(TyperGroup):
             click.UsageError: there is no such task.
         """
         try:
-            summary = SUMMARIES[str(self.name)](cmd_name)
+            _, summary = find_task(str(self.name), cmd_name)
         except UsageError as error:
             ctx.fail(str(error))
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

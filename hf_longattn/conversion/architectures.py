@@ -15,22 +15,20 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from ..config_format import FIELD
 from ..configuration import LongAttentionConfig
-from ..declarations import declared
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..inputs.common.base import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family
+from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, stored_facts
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from ..reading import check_config, is_long, named_class
+from ..reading import FORMAT_FIELD, check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -39,7 +37,7 @@ from .tensor_names import names_in_model
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
 OWN_FIELDS = (
-    FIELD,
+    FORMAT_FIELD,
     "long_attention",
     "decoder_long_attention",
     "position_extension",
@@ -246,7 +244,7 @@ def generic_architecture(source: Source) -> Architecture:
 def generic_hint(source: Source) -> str:
     """A relative clause that says what can be done with a source without Long classes."""
     model_type = str(source.config.get("model_type"))
-    base, why = _class_of(source), declared()["refused"].get(model_type)
+    base, why = _class_of(source), stored_facts()["refused"].get(model_type)
     if base is None and model_type in CONFIG_MAPPING_NAMES and not model_type.startswith("long_"):
         other = MODEL_MAPPING_NAMES.get(model_type)
         reason = (

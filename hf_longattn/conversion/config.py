@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ..catalogue import check_early
 from ..choice_text import IN_TURN
 from ..errors import OptionError, nearest
 
@@ -248,9 +247,10 @@ class ConversionConfig(Settings):
     )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
-        False, "Add the model's code, so that it loads with trust_remote_code=True where hf_longattn is not installed."
+        False,
+        "Add a file that imports hf_longattn, so that programs which do not import it load the model with trust_remote_code=True; "
+        "hf_longattn must be installed there.",
     )
-    user_code: bool = setting(False, "With --remote-code: also include modified or custom code.", flag="--bundle-user-code")
     revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.", planned=True)
     token: str | bool | None = setting(
         None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", planned=True, secret=True
@@ -285,7 +285,7 @@ class ConversionConfig(Settings):
                 "or leave it out."
             )
         if self.generic and self.remote_code:
-            raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
+            raise OptionError("--remote-code writes a file that imports Long classes, and --generic makes none; leave one of them out.")
         if self.native and (self.generic or self.remote_code):
             flag = "--generic" if self.generic else "--remote-code"
             raise OptionError(f"--native writes a stock architecture, to which {flag} does not apply; leave one of them out.")
@@ -311,19 +311,21 @@ class ConversionConfig(Settings):
         """The settings without ``mechanism="auto"`` and the settings of its search."""
         return replace(self, mechanism=None, budget=None, search_text=None, search_images=None, search_audio=None)
 
-    def check_early(self) -> None:
-        """Refuse unknown mechanisms and options before torch is imported; :meth:`attention` checks them in full.
+    def check_mechanisms(self) -> None:
+        """Refuse unknown mechanisms and options before the source is opened.
 
         Raises:
             UnknownMechanismError, OptionError: with the nearest valid name.
         """
+        from ..mechanisms import check_options
+
         if self.mechanism not in (None, AUTO):
-            check_early(str(self.mechanism), self.options or {})
+            check_options(str(self.mechanism), self.options or {})
         layers = self.layers or {}
         numbered = [choice for where, choice in layers.items() if where != IN_TURN]
         for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention, *(self.towers or {}).values()):
             if isinstance(choice, Mapping) and "mechanism" in choice:
-                check_early(choice["mechanism"], {name: value for name, value in choice.items() if name != "mechanism"})
+                check_options(choice["mechanism"], {name: value for name, value in choice.items() if name != "mechanism"})
 
     @property
     def names_attention(self) -> bool:

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
 from ..errors import ExportError, checkpoint_errors
-from ..hub import bundle_remote_code, check_remote_code
+from ..hub import write_remote_code
 from ..inputs.common.base import train_command
 from ..loading import PICKLED_WEIGHTS
 from ..modeling.family.definition import LANGUAGE_MODELS
@@ -137,8 +137,6 @@ def _converted(
         text: the text for verification, and where it is from.
         clock: the times "start" and "planned".
     """
-    if chosen.remote_code:
-        check_remote_code(plan.config, user_code=chosen.user_code)
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
     long_class, module = plan.architecture.long_class, plan.architecture.family.module
@@ -155,7 +153,7 @@ def _converted(
         added=added,
         generated=plan.decoder,
         checks=checks,
-        finish=partial(bundle_remote_code, user_code=chosen.user_code) if chosen.remote_code else lambda stage: None,
+        finish=write_remote_code if chosen.remote_code else lambda stage: None,
         next_step=partial(training_step, plan),
         progress=progress,
     )

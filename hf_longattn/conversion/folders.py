@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checks import NEEDS_TRAINING, Check
 from ..constants import PREDICTIONS
 from ..errors import CheckpointError, in_one_line
-from ..hub import bundled_code, write_model_card
+from ..hub import write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
 from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS
@@ -103,7 +103,9 @@ def add_source_files(
     if TOKENIZER_CONFIG not in written and any(name in written for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
         written.append(TOKENIZER_CONFIG)
-    return [*written, *source.write_beside(stage, result), *_keep_remote_code(source, stage)]
+    if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
+        write_json(stage / "config.json", config)
+    return [*written, *source.write_beside(stage, result)]
 
 
 def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
@@ -298,20 +300,6 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         for name, licence in _files_around(fetch_model(source), LICENCES).items():
             if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
                 (folder / name).unlink()
-
-
-def _keep_remote_code(source: Source, folder: Path) -> list[str]:
-    """Copy bundled code that the result's config names if the model type is the source's. Otherwise remove ``auto_map``."""
-    config = read_json_object(folder / "config.json")
-    if "auto_map" not in config:
-        return []
-    code = bundled_code(source.folder)
-    if not code or config.get("model_type") != source.config.get("model_type"):
-        write_json(folder / "config.json", {name: value for name, value in config.items() if name != "auto_map"})
-        return []
-    for path in code:
-        shutil.copyfile(path, folder / path.name)
-    return [path.name for path in code]
 
 
 def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.data.batching import pad_rows
 from hf_longattn.errors import LengthError
 from hf_longattn.loading import call_tokenizer
-from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
 PADDING = -1

@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BackendError
-from ..naming import OPERATORS
 from ..private_apis import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph
@@ -103,7 +102,7 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(-1, by_score)
 
 
-@torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
+@torch.library.custom_op("hf_longattn::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
     """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending, -1 where a query sees fewer.
 
@@ -116,7 +115,7 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
-@torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
+@torch.library.custom_op("hf_longattn::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
     """The ``count`` best blocks of every query, without its own block: ``(B, H, N, count)`` int64, -1 where there are fewer.
 
@@ -358,7 +357,7 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, places).unflatten(2, index.shape[2:])
 
 
-@torch.library.custom_op(f"{OPERATORS}::pair_scores", mutates_args=())
+@torch.library.custom_op("hf_longattn::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
@@ -385,7 +384,7 @@ def _pair_products() -> Callable[..., Tensor] | None:
     return operator
 
 
-@torch.library.custom_op(f"{OPERATORS}::pair_sum", mutates_args=())
+@torch.library.custom_op("hf_longattn::pair_sum", mutates_args=())
 def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
     out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
@@ -394,7 +393,7 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op(f"{OPERATORS}::pair_spread", mutates_args=())
+@torch.library.custom_op("hf_longattn::pair_spread", mutates_args=())
 def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tensor:
     """Σ of w_ij x_i over the pairs with index_ij = m: ``(B, H, kv_len, D)``, float32 at least."""
     out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))

@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
+from ..constants import LOGGER
 from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
 from ..loading import call_tokenizer, check_ids, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
-from ..naming import LOGGER
 from ..reading import read_json_object
 from ..staging import check_writable, staged_file, write_text
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states

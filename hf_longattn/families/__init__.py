@@ -1,12 +1,13 @@
 """Long<Base> families: the models of transformers with long attention, one module per base architecture.
 
 ``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
-code. The other modules are made from the facts in ``declarations.json``. Importing this package
-imports neither torch nor a model: the names below and every ``Long…`` class are imported on first use.
+code. The other modules are made from the facts in ``families.json``. Importing this package imports neither torch nor a model: the names
+below and every ``Long…`` class are imported on first use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..declarations import FILE
 from ..lazy import public_names
 from ..reading import GENERIC_CLASS
 
@@ -57,11 +57,11 @@ class _DerivedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
         package, _, module = name.rpartition(".")
         if package != __name__:
             return None
-        from ..modeling.family.definition import derived_facts
+        from ..modeling.family.definition import FACTS_FILE, derived_facts
 
         if module not in derived_facts():
             return None
-        spec = importlib.machinery.ModuleSpec(name, self, origin=str(FILE))
+        spec = importlib.machinery.ModuleSpec(name, self, origin=str(FACTS_FILE))
         spec.has_location = True  # transformers reads the class's source file to see whether its attention can be set
         return spec
 
@@ -72,13 +72,17 @@ class _DerivedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
         return module_text(*derived_facts()[name.rpartition(".")[2]])
 
     def get_code(self, name: str) -> CodeType:
-        return self.source_to_code(self.get_source(name), f"{name} from {FILE.name}")
+        return self.source_to_code(self.get_source(name), f"{name} from families.json")
 
 
 sys.meta_path.append(_DerivedModules())
 
 
 def __dir__() -> list[str]:
-    from ..modeling.family.definition import public_class_names
+    from ..modeling.family.definition import FAMILIES, exported_names
 
-    return sorted([*__all__, *public_class_names()])
+    names = [*__all__]
+    for base in FAMILIES:
+        with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
+            names += exported_names(base)
+    return sorted(names)

@@ -1,4 +1,4 @@
-"""Publish models on the Hub: cards from measured results, bundled code, and the upload."""
+"""Publish models on the Hub: cards from measured results, the file for `trust_remote_code`, and the upload."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from .push import PushReport as PushReport
     from .push import check_login as check_login
     from .push import push_model as push_model
-    from .remote_code import bundle_remote_code as bundle_remote_code
-    from .remote_code import bundled_code as bundled_code
-    from .remote_code import check_remote_code as check_remote_code
+    from .remote_code import write_remote_code as write_remote_code
     from .trainer_card import ModelCardMixin as ModelCardMixin
     from .trainer_card import from_source as from_source
     from .usage import AUTO_CLASSES as AUTO_CLASSES

@@ -14,7 +14,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from .. import __version__
-from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
 from ..constants import CONVERSION_REPORT, GRAPHS, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
@@ -25,7 +24,7 @@ from ..local_names import public_name
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
 from ..processor_files import RERANKER, sentence_kind
-from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
+from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, check_format, is_long, named_class, plain_names, read_json_object
 from ..reports import Table, markdown_table
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
@@ -265,7 +264,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").exists():
         raise CheckpointError(f"There is no readable config.json in {folder}; give the folder of a saved model.")
-    values = in_current_format(read_json_object(folder / "config.json"))
+    values = read_json_object(folder / "config.json")
+    check_format(values)
     check_config(values, str(folder))
     return values
 

@@ -22,7 +22,7 @@ from ..local_names import without_folders
 from ..reading import check_link, homes_of, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
-from .remote_code import bundle_remote_code
+from .remote_code import write_remote_code
 from .usage import next_step, remote_usage
 
 LEFT_OUT = (
@@ -69,7 +69,6 @@ def push_model(
     token: str | bool | None = None,
     commit_message: str | None = None,
     remote_code: bool = False,
-    user_code: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
@@ -85,20 +84,19 @@ def push_model(
         private: create a private repository. An existing public repository is refused.
         revision: a branch; created from the main branch if it does not exist.
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
-        remote_code, user_code: bundle the model's code first, see :func:`hf_longattn.hub.bundle_remote_code`.
+        remote_code: write the file for `trust_remote_code` first, see :func:`hf_longattn.hub.write_remote_code`.
         log: called with a message when a broken connection is retried.
 
     Raises:
         CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
             elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
-        RemoteCodeError: modified or custom code without ``user_code``.
     """
     place = Path(folder).expanduser()
     _check_folder(place)
     check_token(repo_id, token)
     if remote_code:
-        bundle_remote_code(place, user_code=user_code)
+        write_remote_code(place)
     _check_code(place)
     files, left_out = _files(place)
     _refuse_tokens(place, files, token)
@@ -185,7 +183,7 @@ def _check_code(place: Path) -> None:
         file = place / f"{name}.py"
         if not file.is_file():
             raise CheckpointError(
-                f"{referrer} names {file.name}, which is not in {str(place)!r}; add --remote-code to write the model's code, or remove "
+                f"{referrer} names {file.name}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
                 "auto_map from config.json."
             )
         checked.add(name)

@@ -43,7 +43,7 @@ IMPORT_LINE = "import hf_longattn  # registers the model with transformers"
 
 
 def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any]) -> str:
-    """The section of a card on loading the model with this package. If its code is bundled, also without this package.
+    """The section of a card on loading the model with this package. After `--remote-code`, also in programs that do not import it.
 
     Args:
         folder, config: of the model.
@@ -62,10 +62,12 @@ def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, 
 
 
 def remote_usage(folder: Path, config: dict[str, Any], name: str, metadata: Mapping[str, Any], length: int | None = None) -> str:
-    """The section of a card about loading a model with its bundled code. For places where this package is not installed."""
+    """The section of a card about loading a model after `--remote-code`, in programs that do not import this package."""
     code = snippet(folder, config, name, length or tokens_of(config), metadata, trusts_code=True)
     how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
-    return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you run it:\n\n{how}"
+    return (
+        f"## Use without importing hf_longattn\n\nhf_longattn must be installed ({INSTALL}). A file in this repository imports it:\n\n{how}"
+    )
 
 
 def exported_usage(folder: Path, name: str, length: int) -> str | None:
@@ -89,7 +91,7 @@ def snippet(
 
     Args:
         folder, config, name, length, metadata: as for :func:`usage_section`.
-        trusts_code: load the model with its bundled code, without this package.
+        trusts_code: load the model with `trust_remote_code`, without an import of this package.
     """
     ours = is_long(config) and not trusts_code
     if (kind := sentence_kind(folder)) is not None:
@@ -109,7 +111,7 @@ def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_
     Args:
         example, architecture, name: the parts of the code, the model's class, and the name that a reader types.
         ours: whether the code imports this package.
-        trusts_code: load the model with its bundled code.
+        trusts_code: load the model with `trust_remote_code`.
     """
     auto = example.head.auto_class
     if trusts_code and not auto:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import BACKEND
 from ..engines.common.call import AttentionCall
 from ..engines.common.derivatives import differentiated
 from ..engines.topk import gather_kv
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.relative_terms import with_relative
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
-from ..naming import BACKEND
 from .cache_layer import AttentionCacheLayer
 from .static_cache import StaticKeysLayer
 

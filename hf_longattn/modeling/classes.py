@@ -11,10 +11,9 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..declarations import declared
 from ..errors import BackendError
 from ..private_apis import missing, warn_missing
-from .family.definition import ENTERED, derived_facts, module_name
+from .family.definition import ENTERED, derived_facts, module_name, stored_facts
 from .family.definition import Family as Family
 from .family.definition import long_config as long_config
 
@@ -78,7 +77,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
-    facts_of_installed = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
+    facts_of_installed = stored_facts()["transformers"]["version"] == importlib.metadata.version("transformers")
     if not facts_of_installed and module_name(family.base_model_type) in derived_facts():  # GPT-J before 5.24, for example
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model

@@ -18,11 +18,10 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
-from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, nearest
 from ..loading import check_complete, load_config, load_weights
-from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names
+from ..reading import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites
 from .attach.memory_tokens import recursion_of
@@ -53,7 +52,8 @@ class GenericConfig:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The architecture's ``from_dict``, for a ``config.json`` with the names of :func:`generic_names`."""
-        return super().from_dict(in_current_format(plain_names(config_dict)), **kwargs)  # type: ignore[misc]
+        check_format(config_dict)
+        return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The text of ``config.json``."""
@@ -174,7 +174,7 @@ def _empty_config(base: Any) -> Any:
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
     """Write ``long_attention`` into the config of an architecture, and mark its file as generic. For the model or by tower."""
-    setattr(config, FIELD, FORMAT)
+    setattr(config, FORMAT_FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
-from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
@@ -129,10 +129,16 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
+        if not cls.__module__.startswith("hf_longattn."):
+            super().register_for_auto_class(auto_class)
+
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Write our card into a repository without one, instead of transformers' empty card. ``push_to_hub`` calls this with the folder."""
-        for prepare in BEFORE_UPLOAD.values():
-            prepare(working_dir, repo_id, self.config.name_or_path)
+        complete_card = importlib.import_module("hf_longattn.hub.trainer_card").complete_pushed_card
+        complete_card(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:

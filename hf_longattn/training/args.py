@@ -81,9 +81,6 @@ class ModelArguments(CheckedArguments):
     """
 
     _argument_group_name: ClassVar[str] = "model arguments"
-    names_mechanism: ClassVar[bool] = False
-    """Whether ``mechanism`` and ``option`` choose a mechanism, so that typing errors in them are refused before torch is imported."""
-
     training_only: ClassVar[tuple[str, ...]] = ("dtype", "use_peft", "lora_rank", "lora_alpha")
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError, flag
-from hf_longattn.naming import LOGGER
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"

@@ -1,12 +1,8 @@
-"""The arguments of `longattn evaluate`: a task's arguments without the options of training.
-
-Importing this does not import torch.
-"""
+"""The arguments of `longattn evaluate`: a task's arguments without the options of training."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 from hf_longattn.errors import OptionError
@@ -41,18 +37,14 @@ def evaluation_arguments(kinds: Kinds) -> Kinds:
     return evaluation_class(model), evaluation_class(data), evaluation_class(training)
 
 
-def training_options(kind: type[Any], inherited: Iterable[str] = ()) -> set[str]:
-    """The options of a class of arguments that only a training has.
-
-    Args:
-        inherited: names of fields from classes that are not declared.
-    """
+def training_options(kind: type[Any]) -> set[str]:
+    """The options of a class of arguments that only a training has."""
     hidden, listed = ({name for base in kind.__mro__ for name in vars(base).get(names, ())} for names in ("training_only", OPTIONS))
-    return hidden | {field.name for field in dataclasses.fields(kind)}.union(inherited) - listed if listed else hidden
+    return hidden | {field.name for field in dataclasses.fields(kind)} - listed if listed else hidden
 
 
 def evaluation_class(kind: type[Any]) -> type[Any]:
-    """A class of arguments as `longattn evaluate` takes it; ``kind`` may be declared only.
+    """A class of arguments as `longattn evaluate` takes it.
 
     It has the same fields. Options of training are fixed at their defaults.
     """

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.modalities import InputProcessors, new_feature_extractor, new_image_processor
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
@@ -39,7 +40,6 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
-from hf_longattn.naming import LOGGER
 from hf_longattn.training.loading import SPAN_LABELS, config_with_head, label_config, load_head, load_start
 
 logger = logging.get_logger(LOGGER)

@@ -1,8 +1,4 @@
-"""The command line of a task: a parser of its three dataclasses, its help, and recipes with the same names.
-
-This module does not import torch. :func:`answer_early` shows the short help and refuses mistyped options before the task is imported; it
-reads the declared arguments (:mod:`hf_longattn.declarations`).
-"""
+"""The command line of a task: a parser of its three dataclasses, its help, and recipes with the same names."""
 
 from __future__ import annotations
 
@@ -11,21 +7,16 @@ import inspect
 import logging
 import re
 import shlex
-import shutil
-import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
-from hf_longattn.catalogue import check_early
-from hf_longattn.choice_text import read_choice
-from hf_longattn.declarations import LIBRARY
+from hf_longattn.constants import LOGGER
 from hf_longattn.errors import OptionError, UsageError, flag, nearest, sentence_case
-from hf_longattn.naming import LOGGER
 from hf_longattn.recipes import read_recipe, recipe_names
-from hf_longattn.tasks import declared_arguments, evaluated_tasks, load_task, task_names
+from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training.evaluation import Kinds, evaluation_arguments, nothing_trained, training_options
 
 if TYPE_CHECKING:
@@ -38,18 +29,6 @@ Data = TypeVar("Data", bound="DataArguments")
 Training = TypeVar("Training", bound="LongTrainingArguments")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
 """Type of an option -> its name in messages."""
-PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "BOOL"}
-"""Type of an option -> placeholder of its value in the short help; TEXT for other types."""
-USUAL = (
-    "output_dir", "num_train_epochs", "max_steps", "max_minutes", "learning_rate", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_before_training", "resume", "overwrite", "save_minutes",
-    "seed",
-)  # fmt: skip
-"""Options of a training that the short help lists, all of them declared by this package."""
-LEAST_WIDTH = 100
-"""Columns of the short help, also where the terminal has fewer."""
-OWN, COMMON, TRAINING, EVALUATION = "options of this task", "model and data", "training", "evaluation"
-HELP_ALL = "--help-all"
 
 
 def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **values: Any) -> tuple[Model, Data, Training]:
@@ -96,40 +75,23 @@ class TaskParser(HfArgumentParser):
         """The values of a command line by the names of their fields.
 
         Raises:
-            UsageError: an unknown option, or a value of the wrong kind.
+            UsageError: an unknown option, with the nearest known one or the task that has it; or a value of the wrong kind.
         """
         known, unknown = self.parse_known_args(line)
-        self.check_flags(unknown)
-        if unknown:
-            raise UsageError(f"Unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL.")
-        return vars(known)
-
-    def check_flags(self, unknown: list[str], elsewhere: Collection[str] = ()) -> None:
-        """Refuse options among the words that this parser does not know.
-
-        Args:
-            unknown: those words.
-            elsewhere: options that are parsed later.
-
-        Raises:
-            UsageError: an unknown option, with the nearest known one, or the task that has it.
-        """
-        words = [word.partition("=")[0].replace("_", "-") for word in unknown if word.startswith("-")]
-        wrong = next((word for word in words if word not in elsewhere), None)
+        wrong = next((word.partition("=")[0].replace("_", "-") for word in unknown if word.startswith("-")), None)
         if wrong is not None:
             if wrong.removeprefix("--").removeprefix("no-").replace("-", "_") in self.training_only:
                 raise UsageError(f"{wrong} is an option of training, and nothing is trained here; leave it out.")
             choices = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
-            tasks = tasks_with(wrong)
-            tasks_text = f" {tasks};" if tasks else ""
-            raise UsageError(
-                f"There is no option {wrong};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(wrong, [*choices, *elsewhere], 0.6)}"
-            )
+            tasks = f" {found};" if (found := tasks_with(wrong)) else ""
+            raise UsageError(f"There is no option {wrong};{tasks} {self.prog} --help lists all.{nearest(wrong, choices, 0.6)}")
+        if unknown:
+            raise UsageError(f"Unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL.")
+        return vars(known)
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
-    """The parser of a task's command line. ``--help`` lists the task's options, the options of model and data, and the usual options of
-    training, a line each; ``--help-all`` lists all in full."""
+    """The parser of a task's command line."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
     needed = "".join(f" {flag(name)} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
     is_evaluation = kinds[2].only_scores
@@ -138,7 +100,6 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     command = (prog or "").removeprefix("longattn ")
     recipes = recipe_names(command)
     parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one ({recipes})' if recipes else ''}.")
-    parser.add_argument(HELP_ALL, action="help", help="Show all options in full, also those of TrainingArguments.")
     refused = getattr(kinds[2], "without_effect", ())
     for action in parser._actions:
         action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))
@@ -146,121 +107,26 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
         if action.dest in refused:
             action.help = argparse.SUPPRESS
         elif action.dest == "help":
-            action.help = "Show the usual options, a line each, and exit."
+            action.help = "Show the options, also those of TrainingArguments, and exit."
         elif action.option_strings[0].startswith("--no-"):  # HfArgumentParser copies the help of the switch
             action.help = f"Turn {flag(action.dest)} off, which is on by default."
         elif action.type is string_to_bool and action.nargs is None:  # a switch with a computed default: without a value it is on
             action.nargs, action.const = "?", True
-    inherited = _library_fields(kinds[2])
+    library = (base for base in kinds[2].__mro__ if base.__module__.startswith("transformers."))
+    inherited = [name for base in library for name in inspect.get_annotations(base)]
     if is_evaluation:
-        parser.training_only = {name for kind in kinds for name in training_options(kind, inherited)}
+        parser.training_only = {name for kind in kinds for name in training_options(kind)}
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     return parser
 
 
-class OneLineHelp(argparse.HelpFormatter):
-    """A line for each option: one of its names, and as much of its description as fits."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36, width=max(LEAST_WIDTH, shutil.get_terminal_size().columns) - 2)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        name = min((name for name in action.option_strings if name.startswith("--")), key=len)
-        if action.nargs == 0 or (action.nargs == "?" and action.default is False):
-            return name
-        if action.nargs == "?" and action.default is None:
-            return f"{name} [{PLACEHOLDERS[action.type]}]"
-        return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        """The text if it fits; else without brackets; else its first clauses; else as many words as fit and an ellipsis."""
-        brief = re.sub(r" \([^()]*\)", "", text)
-        clauses = [brief[: match.start()] + "." for match in re.finditer(r"(?<!default)[.;:]\s", brief) if match.start() > width // 2]
-        line = next((line for line in (text, brief, *reversed(clauses)) if len(line) <= width), None)
-        return [textwrap.shorten(brief, width, placeholder=" …", break_on_hyphens=False) if line is None else line]
-
-
-def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
-    """Reduce the help to the usual options, the task's own first, a line each."""
-    usual = EVALUATION if kinds[2].only_scores else TRAINING
-    groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], usual: []}
-    for kind in (kinds[2], *kinds[:2]):
-        own_fields, order = _own_fields(kind), _declared_order(kind)
-        actions = [action for action in parser._actions if action.dest in order and action.dest in {field.name for field in fields(kind)}]
-        for action in sorted(actions, key=lambda action: order.index(action.dest)):
-            is_off_switch = action.option_strings[0].startswith("--no-")
-            if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
-                continue  # a switch that is on by default is listed by its --no- form
-            if action.dest in own_fields:
-                groups[OWN].append(action)
-            elif kind is not kinds[2]:
-                groups[COMMON].append(action)
-            elif action.dest in USUAL or usual == EVALUATION:
-                groups[usual].append(action)
-    del parser._action_groups[2:]  # after those of positional arguments and of --help
-    for title, actions in groups.items():
-        group = parser.add_argument_group(title)
-        group._group_actions.extend(actions)
-    parser.formatter_class = OneLineHelp
-
-
-def _own_fields(kind: type[Any]) -> set[str]:
-    """The fields that a task's own classes declare. Fields of transformers and of shared base classes next to this module are left out."""
-    names: set[str] = set()
-    shared = set(_library_fields(kind))
-    for base in kind.__mro__:
-        (shared if base.__module__.rpartition(".")[0] == __package__ else names).update(inspect.get_annotations(base))
-    return names - shared
-
-
-def _declared_order(kind: type[Any]) -> list[str]:
-    """The fields that this package's classes declare, base classes first."""
-    bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(LIBRARY)]
-    return list(dict.fromkeys(name for base in bases for name in inspect.get_annotations(base)))
-
-
 def tasks_with(option: str) -> str:
     """ "`longattn train linearise` has it", of the tasks that have an option, "--transfer-steps" or "transfer_steps"; "" without any."""
     name = option.lstrip("-").replace("-", "_")
-    tasks = [task for task in task_names() if any(field.name == name for kind in _arguments(task) for field in fields(kind))]
+    tasks = [task for task in task_names() if any(field.name == name for kind in load_task(task).arguments for field in fields(kind))]
     commands = ", ".join(f"`longattn train {task}`" for task in tasks)
     return f"{commands} {'has' if len(tasks) == 1 else 'have'} it" if tasks else ""
-
-
-def _arguments(task: str) -> tuple[type[Any], ...]:
-    """A task's classes of arguments. Only a task without a declaration is imported."""
-    return declared_arguments(task) or load_task(task).arguments
-
-
-def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
-    """Show the short help and exit, or refuse a wrong command line, before the task is imported.
-
-    :func:`parse_arguments` checks the rest after the import.
-
-    Raises:
-        SystemExit: the help was shown.
-        UsageError: an unknown option, or a value of the wrong kind.
-        UnknownMechanismError, OptionError: an unknown mechanism, or one of its options.
-    """
-    kinds = declared_arguments(task)
-    if kinds is None or HELP_ALL in arguments:
-        return
-    if is_evaluation:
-        kinds = evaluation_arguments(kinds)
-    parser = task_parser(kinds, description, prog)
-    _shorten_help(parser, kinds)
-    values, unknown = parser.parse_known_args(arguments)
-    later = [flag(f"{off}{name}") for name in _library_fields(kinds[2]) if name not in parser.training_only for off in ("", "no_")]
-    parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
-    if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
-        choice = read_choice(values.mechanism, values.option)
-        check_early(choice.pop("mechanism"), choice)
-
-
-def _library_fields(kind: type[Any]) -> list[str]:
-    """The fields that the transformers base classes of a class of arguments declare."""
-    return [name for base in kind.__mro__ if base.__module__.startswith(LIBRARY) for name in inspect.get_annotations(base)]
 
 
 def parse_arguments(
@@ -272,8 +138,6 @@ def parse_arguments(
         LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
     """
     command, parser = (prog or "").removeprefix("longattn "), task_parser(kinds, description, prog)
-    if HELP_ALL not in arguments:
-        _shorten_help(parser, kinds)
     defaults = parser.parse([])  # HfArgumentParser's defaults differ from TrainingArguments' for `debug` and another option
     known, _ = parser.parse_known_args(arguments)
     if known.config:
@@ -281,8 +145,7 @@ def parse_arguments(
     values = parser.parse(arguments)
     if values.get("max_steps") == 0 and (task := command.removeprefix("train ")) in evaluated_tasks():
         raise nothing_trained(shlex.join(["longattn", "evaluate", task, *_evaluation_words(kinds, arguments)]))
-    for name in ("config", "help_all"):
-        values.pop(name, None)
+    values.pop("config")
     built = build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
     if "--bf16" in parser.typed and values["bf16"] and built[2].use_cpu and not built[2].bf16:
         logger.warning("--bf16 has no effect: this processor computes no bf16 (it needs avx512_bf16 or AMX), so that fp32 is used.")
@@ -301,7 +164,7 @@ def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:
     """A recipe's values by field names. A recipe may use every name of the command line, and a single value for a list."""
-    settings = [action for action in parser._actions if action.dest not in ("help", "help_all", "config")]
+    settings = [action for action in parser._actions if action.dest not in ("help", "config")]
     names = {option.strip("-").replace("-", "_"): action for action in settings for option in action.option_strings}
     options = {name: action for name, action in names.items() if not name.startswith("no_")}
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a command imports before it needs torch, its help in two lengths, shell completion, and `longattn env`."""
+"""What a command imports, its help, shell completion, and `longattn env`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from hf_longattn.cli import app, main
 from hf_longattn.cli.env import PURPOSES, describe_environment, installed_version
-from hf_longattn.cli.help import RARE_OPTIONS
 from hf_longattn.errors import EXTRAS, UNFIT_TORCHVISION
 from tests.cells import every_cell
 
@@ -26,45 +25,40 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 CODES = {
-    "--help": 0, "mechanisms": 0, "mechanisms windw": 1, "recipes": 0, "recipes based": 0, "env": 0, "convert --help-all": 0,
-    "train --help": 0, "train nothing": 2, "convert short": 2, "plan ./nowhere": 1, "inspect ./nowhere": 1,
-    "convert short long --option window": 2, "convert short long --layers 0-3=": 2, "convert short long --config nothing": 1,
-    "plan . --mechanism windw": 1, "plan . --mechanism full --layers 0=windw": 1,
-    "convert . long --mechanism window --option windw=64": 1, "convert . long --mechanism window --option window=0": 1,
-    "evaluate --help": 0, "--version": 0,
+    "--help": 0, "--version": 0, "recipes": 0, "recipes based": 0, "env": 0, "convert --help": 0, "convert short": 2, "plan ./nowhere": 1,
+    "inspect ./nowhere": 1, "convert short long --option window": 2, "convert short long --layers 0-3=": 2,
+    "convert short long --config nothing": 1,
 }  # fmt: skip
-"""Command lines that end before anything slow is needed, and their exit codes."""
-CODES_OF_TASKS = {
-    "train mlm --help": 0, "train mlm --modl x": 2, "evaluate mlm --help": 0, "evaluate mlm --learning-rate 1": 2,
-    "train linearise --mechanism window --option windw=4": 1,
-}  # fmt: skip
-"""The same for tasks, whose parser is transformers' HfArgumentParser, which does not import torch."""
+"""Command lines that need nothing slow, such as torch, and their exit codes."""
 
 
-@pytest.mark.parametrize(("codes", "imported"), [(CODES, []), (CODES_OF_TASKS, ["transformers"])], ids=["commands", "tasks"])
-def test_nothing_slow_is_imported_before_it_is_needed(codes: dict[str, int], imported: list[str], repository: Path, tmp_path: Path) -> None:
+def test_nothing_slow_is_imported_before_it_is_needed(repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
-    done = run_fresh(list_slow_imports, *codes, cwd=tmp_path, env=environment, level="interpreter")
+    done = run_fresh(list_slow_imports, *CODES, cwd=tmp_path, env=environment, level="interpreter")
     assert done.returncode == 0, done.stderr[-500:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [[line, code, imported] for line, code in codes.items()]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[line, code, []] for line, code in CODES.items()]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("mechanisms windw", 1), ("train nothing", 2), ("plan . --mechanism windw", 1), ("plan . --mechanism full --layers 0=windw", 1),
+        ("convert . long --mechanism window --option windw=64", 1), ("convert . long --mechanism window --option window=0", 1),
+        ("train mlm --modl x", 2), ("evaluate mlm --learning-rate 1", 2), ("train linearise --mechanism window --option windw=4", 1),
+    ],
+)  # fmt: skip
+def test_a_typing_error_is_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == code
+    assert "Error" in capsys.readouterr().err
 
 
 @every_cell("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
-def test_help_fits_on_a_page_and_help_all_has_every_option(name: str) -> None:
-    runner = CliRunner(env={"COLUMNS": "80"})
-    brief = runner.invoke(app, [name, "--help"]).output
-    assert len(brief.splitlines()) <= 60
+def test_help_has_every_option(name: str) -> None:
+    page = CliRunner(env={"COLUMNS": "80"}).invoke(app, [name, "--help"]).output
     flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("--") and not parameter.hidden}
-    rare = {parameter.opts[0] for parameter in COMMANDS[name].params if parameter.name in RARE_OPTIONS.get(name, ())}
-    assert not [flag for flag in rare if re.search(rf"^  {flag}\b", brief, re.M)]
-    complete = runner.invoke(app, [name, "--help-all"]).output if rare else brief
-    assert not [flag for flag in flags if not re.search(rf"^  {flag}\b", complete, re.M)]
-
-
-@pytest.mark.parametrize("name", RARE_OPTIONS)
-def test_rare_options_are_options_of_their_command(name: str) -> None:
-    unknown = set(RARE_OPTIONS[name]) - {parameter.name for parameter in COMMANDS[name].params}
-    assert not unknown or (name == "plan" and unknown <= set(RARE_OPTIONS["convert"]))
+    assert not [flag for flag in flags if not re.search(rf"^  {flag}\b", page, re.M)]
 
 
 def test_a_shell_completes_commands_and_flags() -> None:

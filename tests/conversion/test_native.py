@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
 from hf_longattn.cli.app import main
-from hf_longattn.config_format import FIELD
 from hf_longattn.conversion.twins.base import LongModel, choose_twin
 from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.reading import FORMAT_FIELD as FIELD
 from scripts.dev.tools.native_cases import long_attention, long_values, save_long
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.alike import code_of_family

@@ -14,7 +14,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion, twins
 from hf_longattn.conversion.twins import base
 from hf_longattn.conversion.twins.own import OwnTwin
 from hf_longattn.errors import ExportError, RegistrationError
-from hf_longattn.naming import load_modules
+from hf_longattn.lazy import load_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 

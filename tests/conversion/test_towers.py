@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from hf_longattn.errors import ExportError, LongAttentionError
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cells import every_cell
 from tests.towers import SHAPE, save_clip
-from tests.warm import run_fresh
 
 SCRIPT = Path(__file__).with_name("towers_alone.py")
 """Runs a model where the package cannot be imported."""
@@ -161,11 +159,3 @@ def test_images_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
     source = save_siglip(tmp_path / "short", "siglip2")
     with pytest.raises(LongAttentionError, match=r"no size to convert; load it with hf_longattn\.LongSiglip2Model\.from_pretrained"):
         plan_conversion(source, max_length=256)
-
-
-@pytest.mark.thorough
-def test_bundled_code_has_every_tower(short: Callable[[str], Path], tmp_path: Path) -> None:
-    convert_checkpoint(short("apart"), tmp_path / "long", towers=TOWERS, max_length=NEW_LENGTH, remote_code=True, verify=False)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = run_fresh(SCRIPT, tmp_path / "long", env={**environment, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path, level="transformers")
-    assert done.stdout.split() == ["LongCLIPTextModel", "True"], done.stderr[-2000:]

@@ -74,20 +74,20 @@ def log_likelihood(model: Any, tokenizer: Any, prompt: str, candidate: str) -> f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundled", [False, True], ids=["imported", "bundled"])
+@pytest.mark.parametrize("trusted", [False, True], ids=["imported", "trusted"])
 @pytest.mark.parametrize("settings", [{"mechanism": "full", "positions": "rope:none"}, {"mechanism": "window", "options": {"window": 128}}])
-def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], bundled: bool, short: Path, tmp_path: Path) -> None:
+def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], trusted: bool, short: Path, tmp_path: Path) -> None:
     long = tmp_path / "long"
-    hf_longattn.convert_checkpoint(short, long, max_length=2048, verify=False, remote_code=bundled, **settings)
+    hf_longattn.convert_checkpoint(short, long, max_length=2048, verify=False, remote_code=trusted, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(long)
     told = [passkey(number) for number in range(3)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local_passkey.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
-    command = ["-m", "lm_eval"] if bundled else ["-c", RUN]
+    command = ["-m", "lm_eval"] if trusted else ["-c", RUN]
     typed = [sys.executable, *command, "run", "--model", "hf", "--model_args", f"pretrained={long},dtype=float32", "--device", "cpu"]
     typed += ["--tasks", "local_passkey", "--include_path", str(tmp_path / "tasks"), "--batch-size", "2"]
-    typed += ["--output_path", str(tmp_path / "out"), "--log_samples", *(["--trust_remote_code"] if bundled else [])]
+    typed += ["--output_path", str(tmp_path / "out"), "--log_samples", *(["--trust_remote_code"] if trusted else [])]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(typed, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -116,7 +116,7 @@ class TestRefusals:
         assert families.FAMILIES["bert"].base_model_type == "bert"
         with pytest.raises(
             RegistrationError,
-            match=r"test_new_family\.py:\d+ .*families\.bert from declarations\.json:\d+ already has the model type 'long_bert'",
+            match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type 'long_bert'",
         ):
             Family(config_class(), TABLE)
 

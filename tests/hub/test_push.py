@@ -284,7 +284,6 @@ def test_convert_pushes_when_asked(
     assert told["push"]["private"]
     assert set(told["push"]["files"]) == set(local_files(tmp_path / "again"))
     assert run("convert", source, tmp_path / "third", "--private") == 2
-    assert run("push", model, REPO, "--bundle-user-code") == 2
 
 
 def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

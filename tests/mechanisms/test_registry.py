@@ -12,6 +12,7 @@ import pytest
 
 from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError, RegistrationError
+from hf_longattn.lazy import module_names
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.window import Window, WindowOptions
 from tests.cells import every_cell
@@ -104,3 +105,10 @@ def test_options_that_the_module_does_not_define_are_refused_with_a_sentence() -
 
         class OfLocal(Window):
             options: Local
+
+
+def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module_names("mechanisms") == list_mechanisms()
+    monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
+    with pytest.raises(RegistrationError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
+        registry._discover.__wrapped__()

@@ -21,7 +21,6 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.window2d import Window2d
-from hf_longattn.naming import OPERATORS
 from tests.cells import every_cell
 from tests.grids import pairwise
 
@@ -248,7 +247,7 @@ def test_exported_graphs_are_linear_in_the_cells(padded: bool) -> None:
     difference = program.module()(*inputs) - model(*inputs)
     assert (difference * holes(grid)[:, None, :, None] if padded else difference).abs().max() < 2e-6
     nodes = program.run_decompositions().graph.nodes
-    assert not [node for node in nodes if OPERATORS in str(node.target)]  # which no other runtime has
+    assert not [node for node in nodes if "hf_longattn" in str(node.target)]  # which no other runtime has
     shapes = [node.meta["val"].shape for node in nodes if isinstance(node.meta.get("val"), Tensor)]
     assert not [shape for shape in shapes if sum(size >= grid.cells for size in shape) > 1]
     assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2

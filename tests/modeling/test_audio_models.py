@@ -315,7 +315,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("attention", "message"),
         [
-            ({"mechanism": "recurrent_memory"}, "one segment of a text after the other.*'chunked'"),
+            ({"mechanism": "recurrent_memory"}, "one segment of a text after the other.*'window'"),
             ({"mechanism": "transformer_xl"}, "causal|one segment of a text after the other"),
             ({"mechanism": "window2d"}, "reads an image's patches, but a sound is one line; choose"),
             ({"mechanism": "window", "order": "hilbert"}, "reads an image's patches, but a sound is one line; choose"),

@@ -15,10 +15,9 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import hf_longattn.families
-from hf_longattn.declarations import FILE, declared
 from hf_longattn.errors import CheckpointError, PositionError
 from hf_longattn.modeling.family import definition
-from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
+from hf_longattn.modeling.family.definition import FACTS_FILE, FAMILIES, PositionTable, stored_facts
 from scripts.dev.tools import check_derived
 from scripts.dev.tools.derived import FACTS, REFUSED, derive, text_model_types
 from tests.cells import every_cell
@@ -95,7 +94,7 @@ def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         derive(base)
     assert str(caught.value) == REFUSED[base]
-    assert declared()["refused"].get(base, REFUSED[base]) == REFUSED[base]
+    assert stored_facts()["refused"].get(base, REFUSED[base]) == REFUSED[base]
 
 
 def test_every_derived_family_is_stored_as_verified() -> None:
@@ -110,7 +109,7 @@ SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "ol
 
 @every_cell("base", SAMPLE)
 def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
-    assert declared()["derived"][base] == derive(base)
+    assert stored_facts()["derived"][base] == derive(base)
 
 
 @pytest.mark.thorough
@@ -125,7 +124,7 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
     if base not in FAMILIES:
         with pytest.raises(CheckpointError) as caught:
             derive(base)
-        assert str(caught.value) == declared()["refused"][base]
+        assert str(caught.value) == stored_facts()["refused"][base]
     elif FAMILIES[base].reads_text:
         result = check_derived.check(base)
         assert result in (check_derived.VERIFIED, check_derived.UNSCALED)
@@ -153,7 +152,7 @@ class TestModules:
 
         assert isinstance(olmo, ModuleType)
         assert olmo.FAMILY is FAMILIES["olmo"]
-        assert olmo.__file__ == str(FILE)
+        assert olmo.__file__ == str(FACTS_FILE)
         assert hf_longattn.LongOlmoModel is LongOlmoModel
         assert pickle.loads(pickle.dumps(LongOlmoConfig)) is LongOlmoConfig
         assert LongOlmoModel._can_set_attn_implementation()
@@ -177,7 +176,7 @@ class TestModules:
         with pytest.raises(ImportError, match="cannot import name 'LongNothing'") as caught:
             FAMILIES["olmoe"]
         linecache.checkcache()
-        assert any("from declarations.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+        assert any("from families.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
         assert FAMILIES["bert"].rope is False
 
 

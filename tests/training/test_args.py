@@ -30,7 +30,7 @@ GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in TASKS:
         with pytest.raises(SystemExit):
-            parse_arguments(kind, ["--help-all"], "")
+            parse_arguments(kind, ["--help"], "")
         page = capsys.readouterr().out
         missing = {field.name for field in dataclasses.fields(TrainingArguments) if field.init and flag(field.name) not in page}
         assert missing <= set(kind[2].without_effect)
@@ -83,7 +83,7 @@ def test_what_was_given_is_known_without_secrets() -> None:
 
 def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(QA, ["--help-all"], "")
+        parse_arguments(QA, ["--help"], "")
     assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
 
 
@@ -186,18 +186,6 @@ def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.Ca
     assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
 
 
-def test_the_help_of_a_task_lists_its_own_options_first(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(LINEARISE, ["--help"], "", "longattn train linearise")
-    page = capsys.readouterr().out
-    own = page.partition("options of this task:")[2].partition("model and data:")[0]
-    assert "--transfer-steps N" in own
-    assert "--mechanism TEXT" in own
-    assert "--text" not in own
-    assert "--no-use-peft" in page
-    assert "--epochs" not in page  # refused by this task
-
-
 def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no-bf16"]
@@ -254,9 +242,9 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["--lr", "1"], "Error: There is no option --lr; longattn train mlm --help-all lists all."),
-        (["--modl", "x"], "Error: There is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
-        (["--model-name", "x"], "Error: There is no option --model-name; longattn train mlm --help-all lists all. Did you mean '--model'?"),
+        (["--lr", "1"], "Error: There is no option --lr; longattn train mlm --help lists all."),
+        (["--modl", "x"], "Error: There is no option --modl; longattn train mlm --help lists all. Did you mean '--model'?"),
+        (["--model-name", "x"], "Error: There is no option --model-name; longattn train mlm --help lists all. Did you mean '--model'?"),
         (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'."),
         (["many"], "Error: Unexpected argument 'many'; values follow their option, as in --model MODEL."),
     ],
@@ -311,7 +299,6 @@ def test_both_spellings_of_an_option_are_read_and_the_help_shows_hyphens(capsys:
     for spelled in ("--output-dir o --max-steps 7 --batch-size 2 --no-bf16", "--output_dir o --max_steps 7 --batch_size=2 --no_bf16"):
         _, _, args = parse_arguments(QA, [*line, *spelled.split()], "")
         assert (args.output_dir, args.max_steps, args.per_device_train_batch_size, args.bf16) == ("o", 7, 2, False)
-    for page in ("--help", "--help-all"):
-        with pytest.raises(SystemExit):
-            parse_arguments(QA, [page], "")
-        assert re.findall(r"--\w+_\w+", capsys.readouterr().out) == []
+    with pytest.raises(SystemExit):
+        parse_arguments(QA, ["--help"], "")
+    assert re.findall(r"--\w+_\w+", capsys.readouterr().out) == []

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...inputs.text import VerificationText
-from ...naming import load_modules
+from ...lazy import load_modules
 from ..sources.base import Source
 
 DECODED = 24

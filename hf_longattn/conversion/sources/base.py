@@ -13,9 +13,9 @@ from typing import Any, ClassVar, TypeVar
 
 from ...errors import CheckpointError, check_registration
 from ...hub_errors import NO_FOLDER, check_revision
+from ...lazy import load_modules
 from ...loading import load_weights, loading_errors
 from ...modeling.family.definition import tower_field
-from ...naming import load_modules
 from ...reading import check_files, check_name
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_tensor
 

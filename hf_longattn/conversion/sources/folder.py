@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...config_format import in_current_format
 from ...errors import CheckpointError
 from ...loading import has_pickles, only_pickles, refuse_adapter
-from ...reading import check_counts, read_json_object
+from ...reading import check_counts, check_format, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
 from .base import Source, SourceFormat, SourceRequest, has_safetensors, register_source
 
@@ -54,7 +53,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     refuse_adapter(folder, str(folder))
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
-    values = in_current_format(read_json_object(folder / "config.json"))
+    values = read_json_object(folder / "config.json")
+    check_format(values)
     for inner in values.values():
         _forget_code(inner)
     return values

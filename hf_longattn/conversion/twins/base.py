@@ -20,6 +20,7 @@ from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...inputs.common.base import kind_of
+from ...lazy import load_modules
 from ...mechanisms import Mechanism
 from ...mechanisms.common.exact import full_of
 from ...mechanisms.common.locality import band_of
@@ -27,7 +28,6 @@ from ...mechanisms.common.registry import prototype
 from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
-from ...naming import load_modules
 from ..architectures import NAMES, OWN_FIELDS
 from ..long_models.base import TensorRename
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...naming import OPERATORS
 from ...private_apis import missing
 from .batch import cached_on
 from .call import AttentionCall, Pattern
@@ -141,7 +140,7 @@ def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
     return F.pad(out, (0, 0, 0, 1)).transpose(1, 2).index_put((item, index), rows.transpose(1, 2)).transpose(1, 2)[:, :, :length]
 
 
-@torch.library.custom_op(f"{OPERATORS}::separate_rows", mutates_args=())
+@torch.library.custom_op("hf_longattn::separate_rows", mutates_args=())
 def separate_rows(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float, dropout: float,
     seed: Tensor | None,
@@ -180,7 +179,7 @@ def _weights_of_rows(
     return weights, (drawn >= dropout) / (1 - dropout) if dropout < 1 else 0.0
 
 
-@torch.library.custom_op(f"{OPERATORS}::separate_rows_backward", mutates_args=())
+@torch.library.custom_op("hf_longattn::separate_rows_backward", mutates_args=())
 def separate_rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float,
     dropout: float, seed: Tensor | None,

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ...naming import OPERATORS
 from ..common.dense import unit_stride
 from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dropout import Dropout
@@ -400,10 +399,10 @@ def softmax_forward(
     return out, lse
 
 
-cpu_softmax = torch.library.custom_op(f"{OPERATORS}::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
+cpu_softmax = torch.library.custom_op("hf_longattn::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
 
 
-@torch.library.custom_op(f"{OPERATORS}::cpu_softmax_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hf_longattn::cpu_softmax_backward", mutates_args=(), device_types="cpu")
 def cpu_softmax_backward(
     grad: Tensor, out: Tensor, lse: Tensor, learns: bool,
     kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],

@@ -19,12 +19,12 @@ from ...checks import Check
 from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
 from ...errors import GridError, LengthError, OptionError, RegistrationError
+from ...lazy import load_module, module_names
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
-from ...naming import load_module, module_names
 from ...options import EXACT_LENGTH
 from .examples import Example, Head, head_of
 

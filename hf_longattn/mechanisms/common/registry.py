@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...catalogue import unknown_mechanism
 from ...engines.common.grid import Grid
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at
-from ...naming import FLAT_FILES, load_module, module_names
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at, nearest
+from ...lazy import load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
@@ -26,6 +25,12 @@ from .exact import why_not_in_full
 from .on_grid import GridMechanism
 from .traits import Handling, Traits
 
+COMPOSED = {
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
+    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
+    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
+}
+"""Name from the literature for settings of other mechanisms -> what to write instead."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
 """Head width of a prototype."""
@@ -130,7 +135,7 @@ def _discover() -> None:
     """Import every module of this package once, so that a new mechanism needs only one new file."""
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
-        if name not in _REGISTRY and not FLAT_FILES:
+        if name not in _REGISTRY:
             raise RegistrationError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
 
 
@@ -146,7 +151,14 @@ def mechanism_class(name: str) -> type[Mechanism]:
             f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
         )
     if name not in _REGISTRY:
-        raise unknown_mechanism(name, _REGISTRY)
+        if name in COMPOSED:
+            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+        plain, _, options = name.partition(":")
+        if plain in _REGISTRY:
+            raise UnknownMechanismError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
+        raise UnknownMechanismError(
+            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
+        )
     return _REGISTRY[name]
 
 

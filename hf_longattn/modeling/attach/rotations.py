@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...constants import BACKEND
 from ...errors import BackendError, PositionError
-from ...naming import BACKEND
 from ...positions.relative import Dropped, Rotation
 from ..family.config import attention_implementation
 from ..family.definition import family_of

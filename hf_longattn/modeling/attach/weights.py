@@ -46,7 +46,7 @@ class ExtendPositions(Unchanged):
         self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
-        model_type = self.config_class.model_type  # compared by name, because bundled code may have two classes of the same name
+        model_type = self.config_class.model_type
         if config.model_type != model_type:  # the config of a model in which this one is a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)

@@ -10,11 +10,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
-from ...config_format import FIELD, FORMAT, in_current_format
 from ...configuration import LongAttentionConfig
+from ...constants import BACKEND, LOGGER
 from ...errors import BackendError, OptionError, PositionError
-from ...naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from ...private_apis import missing
+from ...reading import FORMAT, FORMAT_FIELD, check_format
 from .rotary import plan_rotary
 from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
 
@@ -109,9 +109,8 @@ class LongConfig(_Base):
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
-        if FIELD in kwargs:  # from the file of an outer config, or written by `to_dict`
-            kwargs = in_current_format(kwargs)
-            del kwargs[FIELD]
+        check_format(kwargs)
+        kwargs.pop(FORMAT_FIELD, None)  # from the file of an outer config, or written by `to_dict`
         if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         chosen: Any = kwargs.pop("long_attention", None)
@@ -119,10 +118,8 @@ class LongConfig(_Base):
         for name in ("question_separator_id", "global_token_ids"):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
-        code = kwargs.pop("auto_map", None) or {}
-        if not COPY:  # code beside the checkpoint, which is not saved with the model
-            code = {auto: where for auto, where in code.items() if "--" in where}
-        self.auto_map = code  # also an empty one: TRL reads it of every model whose class is not in transformers' namespace
+        code = kwargs.pop("auto_map", None) or {}  # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
+        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # also if empty: TRL reads it of other classes
         super().__post_init__(**kwargs)
         self.long_attention = chosen
 
@@ -149,8 +146,14 @@ class LongConfig(_Base):
         nullable = width is None or "None" in str(width.type)
         served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
         changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
-        own = {FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
+        own = {FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
         return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
+        if not cls.__module__.startswith("hf_longattn."):
+            super().register_for_auto_class(auto_class)
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation that runs if ``requested`` is chosen.
@@ -163,7 +166,7 @@ class LongConfig(_Base):
         Raises:
             BackendError: the implementation is refused.
         """
-        if requested in (None, PLAIN_BACKEND, BACKEND):
+        if requested in (None, BACKEND):
             self.__dict__.pop(BASE_ATTENTION, None)
             return BACKEND
         if "long_attention" not in self.__dict__ or self.base_attention_chosen or self._computes_as_base:
@@ -172,7 +175,7 @@ class LongConfig(_Base):
             return str(requested)
         if requested in DEFAULTS:
             logger.warning_once(
-                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {PLAIN_BACKEND!r} "
+                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {BACKEND!r} "
                 "runs; model.use_base_attention() computes the attention of the plain base."
             )
             return BACKEND
@@ -219,7 +222,7 @@ class LongConfig(_Base):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a config file of the base as one of ours. Also as part of another config (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        values = in_current_format(values)
+        check_format(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
         if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
             values = {"model_type": cls.base_model_type, **part}
@@ -233,10 +236,11 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict`` for a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`).
+        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.reading.check_format`).
 
         A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
-        chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
+        check_format(config_dict)
+        chosen, values = kwargs.pop("long_attention", None), config_dict
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
         if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
             config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import json
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...declarations import declared
 from ...errors import RegistrationError
-from ...naming import load_module, module_names
+from ...lazy import load_module, module_names
 from .page_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+FACTS_FILE = Path(__file__).parents[2] / "families" / "families.json"
+"""The facts of every family without a file, and why other models of texts have none (:func:`stored_facts`)."""
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
@@ -280,9 +282,20 @@ def family_names(model_types: Collection[str]) -> list[str]:
 
 
 @cache
+def stored_facts() -> Mapping[str, dict[str, Any]]:
+    """``families.json``, which `make docs` writes (:mod:`scripts.dev.tools.derived`).
+
+    transformers: the ``version`` that the facts were read from.
+    derived: model type -> facts of its family.
+    refused: model type -> why it has no family.
+    """
+    return json.loads(FACTS_FILE.read_text(encoding="utf-8"))
+
+
+@cache
 def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
-    """Module name -> model type and facts of every family without a file, as ``declarations.json`` stores them."""
-    return {module_name(model_type): (model_type, facts) for model_type, facts in declared()["derived"].items()}
+    """Module name -> model type and facts of every family without a file."""
+    return {module_name(model_type): (model_type, facts) for model_type, facts in stored_facts()["derived"].items()}
 
 
 @cache
@@ -292,6 +305,14 @@ def long_prefix(base_model_type: str) -> str:
 
     taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
     return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
+
+
+@cache
+def first_word(base_model_type: str) -> str:
+    """The start of a base's class names, "Qwen2" of "Qwen2MoeConfig"."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return str(re.findall("[A-Z]+[a-z0-9]*|$", CONFIG_MAPPING_NAMES[base_model_type].removesuffix("Config"))[0])
 
 
 def long_config(module: str, kind: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
@@ -330,19 +351,6 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
     return {name: f"{prefix}{name}" for name in names if "pretrained" not in name.lower()}
 
 
-@cache
-def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The family's :attr:`Family.exports`, without importing its module.
-
-    Read from the stored list if that was made with the installed transformers and has this base. Otherwise computed from class names, and
-    then a newly written family file may export fewer."""
-    if base_model_type in _stored_exports():
-        return tuple(_stored_exports()[base_model_type])
-    facts = declared()["derived"].get(base_model_type, {})
-    classes = tuple(declared()["families"].get(base_model_type, facts.get("classes", ())))
-    return class_names(base_model_type, classes)
-
-
 def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a base's Long config and Long models; arguments as :func:`long_names`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -354,24 +362,11 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
 
 
 @cache
-def public_class_names() -> frozenset[str]:
-    """The public names of all families. This imports no family, and transformers only if a family's file is new."""
-    if _all_stored():
-        return frozenset(name for names in _stored_exports().values() for name in names)
-    return frozenset(name for base in FAMILIES for name in declared_exports(base))
-
-
-@cache
-def _all_stored() -> bool:
-    """Whether the names of every family with a file are stored."""
-    return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}
-
-
-@cache
-def _stored_exports() -> Mapping[str, list[str]]:
-    """Base -> its family's public names. Only if they were stored with the installed version of transformers."""
-    current = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
-    return declared()["exports"] if current else {}
+def exported_names(base_model_type: str) -> tuple[str, ...]:
+    """The family's :attr:`Family.exports`. Only a family with a file is imported."""
+    if module_name(base_model_type) in module_names("families"):
+        return FAMILIES[base_model_type].exports
+    return class_names(base_model_type, tuple(stored_facts()["derived"][base_model_type].get("classes", ())))
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
@@ -463,35 +458,24 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_for_class(name: str) -> Family | None:
-    """The family of the public class ``name``, or ``None``. Imports no other family, and for an unknown name not even transformers."""
-    if _all_stored() and name not in public_class_names():
-        return None
-    declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
-    return next((family for family in declaring if name in family.exports), None)
+    """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported."""
+    bases = sorted(_bases_of(name), key=lambda base: module_name(base) in module_names("families"))  # those that are imported come last
+    return next((FAMILIES[base] for base in bases if name in exported_names(base)), None)
+
+
+def _bases_of(name: str) -> Iterator[str]:
+    """The bases whose Long class names begin with the same word as ``name``: "gemma3" and "gemma3_text" for LongGemma3Model."""
+    return (base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}"))
 
 
 def why_no_class(name: str) -> str:
     """A sentence on why a base's head has no Long class ``name``. It says what to load instead; empty for other names."""
-    if _all_stored() and not name.startswith(_incomplete_families()):
-        return ""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    for base in FAMILIES:
+    for base in _bases_of(name):
         head = name.removeprefix(long_prefix(base))
-        stem = CONFIG_MAPPING_NAMES[base].removesuffix("Config")
-        if head == name or not head.startswith(stem) or head not in dir(importlib.import_module(base_package(base))):
-            continue
-        if (family := FAMILIES[base]).classes:
+        if (family := FAMILIES[base]).classes and head in dir(importlib.import_module(base_package(base))):
             long_classes = " or ".join(sorted(family.model_classes.values()))
             return f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
     return ""
-
-
-def _incomplete_families() -> tuple[str, ...]:
-    """Prefixes of Long class names, such as ``LongWhisper``. Of families that list only some of the base's classes."""
-    bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
-    names = (name for base in bases for name in _stored_exports()[base])
-    return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))
 
 
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:

@@ -1,4 +1,4 @@
-"""The module of a family without a file, as text. For imports, and for code that is bundled with a model."""
+"""The module of a family without a file, as text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         model_type: the base's.
-        facts: of the family, as ``declarations.json`` stores them.
+        facts: of the family, as ``families.json`` stores them.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -16,7 +16,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ...private_apis import PRIVATE_APIS, missing, warn_missing, warn_untested
 from ...reading import GENERIC_CLASS, GENERIC_TYPE
-from .definition import FAMILIES, family_names, long_prefix, module_name
+from .definition import FAMILIES, family_names, first_word, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
 MULTIMODAL, MULTIMODAL_TYPE = "LongMultimodal", "long_multimodal"
@@ -106,7 +105,7 @@ class FamilyNames(NamedTuple):
 
     base, model_type: the model types of the base and of the family.
     base_model: the usual name of the base's class without a head.
-    first_word: the start of the base's class names, "Qwen2" of "Qwen2Config". Tables of heads may also list another model's head.
+    first_word: :func:`first_word` of the base. Tables of heads may also list another model's head.
     prefix: the text before a base class's name in the name of its Long class.
     config: the name of the family's config class.
     module: the module name of the model type.
@@ -129,12 +128,13 @@ def _family_entries() -> list[FamilyNames]:
     entries = []
     for base, config in CONFIG_MAPPING_NAMES.items():
         stem = config.removesuffix("Config")
-        first_word = re.findall("[A-Z]+[a-z0-9]*|$", stem)[0]
         names = [(GENERIC_TYPE + base, GENERIC_CLASS)]
         if base in FAMILIES:
             names.append((f"long_{base}", long_prefix(base)))
         for model_type, prefix in names:
-            entries.append(FamilyNames(base, model_type, f"{stem}Model", first_word, prefix, f"{prefix}{config}", module_name(model_type)))
+            entries.append(
+                FamilyNames(base, model_type, f"{stem}Model", first_word(base), prefix, f"{prefix}{config}", module_name(model_type))
+            )
     return entries
 
 

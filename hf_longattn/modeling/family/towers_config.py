@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
 
-from ...config_format import in_current_format
+from ...constants import BACKEND
 from ...errors import OptionError, nearest
-from ...naming import BACKEND
+from ...reading import check_format
 from .config import DEFAULTS, LongConfig
 from .definition import Family, long_config, tower_field
 from .input_rule import InputRule
@@ -107,8 +107,9 @@ class LongTowersConfig(_Base):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the dictionary."""
-        chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
-        return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
+        check_format(config_dict)
+        chosen = kwargs.pop("long_attention", None)
+        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

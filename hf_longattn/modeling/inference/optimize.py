@@ -6,7 +6,6 @@ replaces them (:mod:`.fast_linear`).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,12 +17,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from ...constants import LOGGER
 from ...engines.common.batch import in_graph
 from ...engines.cpu.onednn import check_bf16, has_amx
 from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import has_hooks
-from ...naming import LOGGER
 from ..attach.stretches import run_in_stretches
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 
@@ -271,7 +270,8 @@ def products_overflow() -> bool:
 
     Without VNNI instructions, pairs of products are summed in 16 bits, which can overflow.
     """
-    ao = importlib.import_module("torchao.quantization")  # an import statement would make bundles of this code require torchao
+    from torchao import quantization as ao
+
     layer = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     layer.weight.fill_(1.0)
     ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())

@@ -31,8 +31,6 @@ parameters."""
 class LineariseModelArguments(TextModelArguments):
     """The student of attention distillation, and its teacher."""
 
-    names_mechanism: ClassVar[bool] = True
-
     mechanism: str = argument(
         "", "MECHANISM[:NAME=VALUE,...] to convert --model to first, for example hedgehog; default: --model has been converted already."
     )

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
+from hf_longattn.constants import LOGGER
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, flag, needs_extra
@@ -30,7 +31,6 @@ from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
-from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import new_positions, transformers_model
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least

@@ -22,9 +22,9 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_longattn
-from hf_longattn.declarations import declared
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.family.definition import stored_facts
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import store_study
 from scripts.dev.tools.derived import PROBED
@@ -153,7 +153,7 @@ def decoded(model: Any, ids: torch.Tensor, logits: torch.Tensor, prompt: int = 4
 def derived_names() -> list[str]:
     """The derived families to check: those that ``check_families`` does not."""
     checked = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))["families"]
-    return sorted(declared()["derived"].keys() - checked.keys())
+    return sorted(stored_facts()["derived"].keys() - checked.keys())
 
 
 def stored() -> dict[str, Any]:

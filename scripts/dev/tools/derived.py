@@ -1,7 +1,7 @@
 """Families derived from transformers' classes, without a source file of ours.
 
 :func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-these facts in ``declarations.json``, so that a look-up builds nothing. :mod:`hf_longattn.modeling.family.module_text` generates a family's
+these facts in ``families.json``, so that a look-up builds nothing. :mod:`hf_longattn.modeling.family.module_text` generates a family's
 module from them, which :mod:`hf_longattn.families` imports like a file.
 """
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -25,8 +28,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_longattn.errors import CheckpointError
+from hf_longattn.lazy import module_names
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, long_names
+from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, long_names, module_name, stored_facts
 from hf_longattn.modeling.family.module_text import usual_config_module
 
 LENGTHS = (77, 101)
@@ -79,8 +83,29 @@ REFUSED: dict[str, str] = {
 """Model types without a family -> the reason, if :func:`derive` sees none or a wrong one (``scripts.dev.tools.check_derived`` fails)."""
 
 
+def families_json() -> str:
+    """The text of ``hf_longattn/families/families.json``, with a line for each model type.
+
+    The facts are those of the newest version of transformers that wrote the file.
+    """
+    sections: dict[str, dict[str, Any]] = dict(stored_facts())
+    if Version(sections["transformers"]["version"]) <= Version(transformers.__version__):
+        sections = {"transformers": {"version": transformers.__version__}, "derived": {}, "refused": {}}
+        for model_type in text_model_types():
+            if module_name(model_type) not in module_names("families"):
+                try:
+                    sections["derived"][model_type] = derive(model_type)
+                except CheckpointError as error:
+                    sections["refused"][model_type] = str(error)
+    lines = {
+        section: ",\n".join(f"  {json.dumps(name)}: {json.dumps(facts, ensure_ascii=False)}" for name, facts in entries.items())
+        for section, entries in sections.items()
+    }
+    return "{\n" + ",\n".join(f' "{section}": {{\n{text}\n }}' for section, text in lines.items()) + "\n}\n"
+
+
 def derive(model_type: str) -> dict[str, Any]:
-    """The facts of the family of a base, as ``declarations.json`` stores them.
+    """The facts of the family of a base, as ``families.json`` stores them.
 
     kind: the config class in :mod:`hf_longattn.modeling.family.config`.
     attributes: the class attributes of the Long config.

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_longattn.lazy import module_names
 from hf_longattn.modeling.family.definition import FAMILIES, module_name, tower_field
-from hf_longattn.naming import module_path
 from scripts.dev import RESULTS
 
 
@@ -66,7 +66,7 @@ NAMES = {
 }
 """Size -> the fields of configs that hold it."""
 _STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf-8"))["families"]
-IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_path("families", module_name(base)) is not None)
+IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_name(base) in module_names("families"))
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
 OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "whisper", "clip")
 """Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""

@@ -16,8 +16,8 @@ import typer
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
-from hf_longattn.declarations import FILE
 from hf_longattn.families import FAMILIES, Family
+from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
 from hf_longattn.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
@@ -26,7 +26,7 @@ from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
-from scripts.dev.tools import declared, first_look, mechanism_pages
+from scripts.dev.tools import derived, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
@@ -187,7 +187,7 @@ def derived_families() -> str:
 def refused_families() -> str:
     """Why the other models of texts have no family: the reason, and their model types."""
     bases: dict[str, list[str]] = {}
-    for base, reason in declared.derived_families()["refused"].items():
+    for base, reason in stored_facts()["refused"].items():
         bases.setdefault(reason, []).append(f"`{base}`")
     return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
 
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     stale = []
     pages = {ROOT / "docs" / "mechanisms" / name: text for name, text in mechanism_pages.pages().items()}
-    pages[ROOT / "hf_longattn" / FILE.name] = declared.declarations()
+    pages[FACTS_FILE] = derived.families_json()
     for path in sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *pages}):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         after = pages.get(path) or render(before)

@@ -19,7 +19,7 @@ from hf_longattn.conversion.sources import base
 from hf_longattn.conversion.sources.base import SourceFormat, register_source
 from hf_longattn.conversion.sources.folder import Folder
 from hf_longattn.errors import CheckpointError, RegistrationError
-from hf_longattn.naming import load_modules
+from hf_longattn.lazy import load_modules
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = re.escape(str(Path(__file__).resolve()))

@@ -1,11 +1,9 @@
-"""The format of config.json: written with a number, older files are migrated, newer ones refused with what to type."""
+"""The format of config.json is written as a number; newer files are refused with what to type."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
-from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, config_format, enable_long_attention, load_generic
+from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention, load_generic
 from hf_longattn.cli import main
-from hf_longattn.config_format import FIELD, FORMAT, in_current_format
 from hf_longattn.errors import CheckpointError
-from hf_longattn.hub import bundle_remote_code
-from tests.warm import run_fresh
+from hf_longattn.hub import write_remote_code
+from hf_longattn.reading import FORMAT, check_format
+from hf_longattn.reading import FORMAT_FIELD as FIELD
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -46,19 +44,6 @@ def change(folder: Path, **values: Any) -> None:
     config.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
 
 
-@pytest.fixture
-def next_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a later version, in which ``window`` is half as wide under the same number."""
-
-    def twice(values: dict[str, Any]) -> dict[str, Any]:
-        attention = values["long_attention"]
-        return {**values, "long_attention": {**attention, "window": 2 * attention["window"]}}
-
-    monkeypatch.setattr(config_format, "FORMAT", FORMAT + 1)
-    monkeypatch.setattr("hf_longattn.modeling.family.config.FORMAT", FORMAT + 1)
-    monkeypatch.setitem(config_format.MIGRATIONS, FORMAT, twice)
-
-
 READERS: dict[str, Callable[[Path], Any]] = {
     "AutoConfig": AutoConfig.from_pretrained,
     "AutoModel": lambda folder: AutoModel.from_pretrained(folder).config,
@@ -80,34 +65,6 @@ def test_a_file_of_this_format_or_without_a_number_is_read_as_it_is(number: int 
     change(long_folder, **{FIELD: number})
     for read in READERS.values():
         assert read(long_folder).long_attention.to_dict() == {"mechanism": "window", "window": 8}
-
-
-@pytest.mark.parametrize("written", [FORMAT, None])
-@pytest.mark.usefixtures("next_format")
-def test_an_older_file_is_migrated_with_a_sentence(
-    written: int | None, long_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    change(long_folder, **{FIELD: written})
-    for name, read in READERS.items():
-        caplog.clear()
-        config = read(long_folder)
-        assert config.long_attention.options["window"] == 16, name
-        assert f"config.json is of {FIELD} {FORMAT}, and is read as {FORMAT + 1}; save_pretrained writes it so." in caplog.text
-        assert config.to_dict()[FIELD] == FORMAT + 1
-    config.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "config.json").read_text())[FIELD] == FORMAT + 1
-    assert AutoConfig.from_pretrained(tmp_path / "again").long_attention == config.long_attention
-    assert LongBertConfig(**SHAPE, long_attention={"mechanism": "window", "window": 8}).long_attention.options["window"] == 8
-
-
-@pytest.mark.usefixtures("next_format")
-def test_parts_are_migrated_each_by_its_own_number_or_that_around_it() -> None:
-    attention = {"mechanism": "window", "window": 8}
-    parts = {"a": {"long_attention": attention}, "b_config": {"long_attention": attention, FIELD: FORMAT + 1}, "c": {"x": {}}}
-    read = in_current_format({"model_type": "clip", **parts})
-    assert [read["a"]["long_attention"]["window"], read["b_config"]["long_attention"]["window"], read["c"]] == [16, 8, {"x": {}}]
-    assert in_current_format(read) == read
 
 
 @pytest.mark.parametrize("number", [FORMAT + 1, 0, "1", True, 1.0])
@@ -134,29 +91,8 @@ def test_commands_and_load_generic_refuse_a_newer_format(
     with pytest.raises(CheckpointError, match=NEWER):
         load_generic(generic_folder)
     with pytest.raises(CheckpointError, match=NEWER):
-        bundle_remote_code(long_folder)
+        write_remote_code(long_folder)
 
 
-@pytest.mark.thorough
-def test_bundled_code_reads_its_own_format_and_refuses_a_newer_one(long_folder: Path, tmp_path: Path) -> None:
-    bundle_remote_code(long_folder, user_code=True)
-    assert json.loads((long_folder / "config.json").read_text())[FIELD] == FORMAT
-    newer = tmp_path / "newer"
-    shutil.copytree(long_folder, newer)
-    change(newer, **{FIELD: FORMAT + 1})
-    code = f"""
-import sys; sys.modules["hf_longattn"] = None
-from transformers import AutoModel
-assert AutoModel.from_pretrained({str(long_folder)!r}, trust_remote_code=True).config.long_attention.options == {{"window": 8}}
-try:
-    AutoModel.from_pretrained({str(newer)!r}, trust_remote_code=True)
-except ValueError as error:
-    print(error)
-"""
-    done = run_fresh("-c", code, cwd=tmp_path, level="torch")
-    assert f"{FIELD}={FORMAT + 1}" in done.stdout, done.stderr[-2000:]
-
-
-def test_a_plain_config_is_unchanged() -> None:
-    values = BertConfig(**SHAPE).to_dict()
-    assert in_current_format(values) == values
+def test_a_plain_config_is_accepted() -> None:
+    check_format(BertConfig(**SHAPE).to_dict())
