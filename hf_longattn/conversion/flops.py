@@ -133,18 +133,12 @@ def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
-def with_storage(mechanism: Mechanism) -> Mechanism:
-    """A newly initialised copy of a mechanism. The given one may be on the meta device."""
-    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    again = type(mechanism)(*sizes, mechanism.options)
-    again.layer = mechanism.layer
-    return again
-
-
 def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
-    layer = with_storage(mechanism).to(dtype)
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # the given one may be on the meta device
+    layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
     hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.traits.takes_hidden_states else None

@@ -152,10 +152,6 @@ class Window2d(GridMechanism):
     ) -> Tensor:
         return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
 
-    @property
-    def mask_is_reach(self) -> bool:
-        return True  # a padding cell is not a token
-
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
 

@@ -234,7 +234,7 @@ SETTINGS = {
 
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
-"""End of the error message for models that ``longattn audit MODEL INPUT`` cannot read."""
+"""End of the error message for models that ``longattn inspect MODEL INPUT`` cannot read."""
 
 
 class InputKind(ABC):
@@ -248,10 +248,10 @@ class InputKind(ABC):
     compared: number of sizes for comparing mechanisms.
     settings: names in :data:`SETTINGS` that apply to this kind.
     instead: purpose of a setting -> advice to give this kind's own option.
-    diagnosed_with: the input of ``longattn audit MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
-    drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
+    diagnosed_with: the input of ``longattn inspect MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
+    drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
-    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are not read by a search or an audit.
+    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if no search or diagnosis reads its files.
     heads: ending of a class's name -> how its models are run.
     """
 

@@ -65,6 +65,83 @@ class GridRule(InputRule):
         """A size as text, for example "768 × 1024 pixels"."""
         return f"{' × '.join(map(str, size))} pixels"
 
+<<<<<<< HEAD
+=======
+    def typed(self, size: tuple[int, ...]) -> str:
+        """A size in the form that users type after :attr:`size_flag`, for example "768x1024"."""
+        return "x".join(map(str, size))
+
+    def doubled(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Twice the size, along each axis that can grow."""
+        return tuple(2 * side for side in size)
+
+    def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
+        """``size`` with the height and width ``pixels`` and the number of ``frames`` replaced. ``None`` leaves them as they are.
+
+        Raises:
+            GridError: frames were given, but inputs are not videos.
+        """
+        if frames is not None:
+            raise GridError(f"{frames} frames were given, but the model reads {self.noun}s, which have none; leave --frames out.")
+        return pixels or size
+
+    @property
+    def reads_photographs(self) -> bool:
+        """Whether inputs consist of images: a single one, or the frames of a video."""
+        return self.noun in ("image", "video")
+
+    @property
+    def checks_processor(self) -> bool:
+        """Whether inputs have the config's size, so that an image processor must produce this size."""
+        return self.interpolates
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether an input is an image, rather than a video or a spectrogram."""
+        return self.noun == "image"
+
+    def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """Fields of the feature extractor's file that set the size of its outputs. Empty for image processors."""
+        return {}
+
+    @contextmanager
+    def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        """Context in which transformers' headless model reads inputs of this larger size. With the arguments that are returned."""
+        yield {INTERPOLATE_ARGUMENT: True} if self.interpolates else {}
+
+    def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
+        """Fields of a Long config for inputs of this size, larger than the position table's."""
+        return {"long_image_size": list(size)}
+
+    def tells_grid(self, arguments: Collection[str]) -> bool:
+        return self.input in arguments
+
+    def check_images(self, model: Any, *, of_pixels: bool) -> None:
+        if of_pixels and self.axes != ("height", "width"):
+            raise BackendError(f"{type(model).__name__} reads {self.noun}s, not images; give a model of images.")
+
+    def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise :class:`GridError` if transformers' model would give an input's tokens the positions of other tokens."""
+
+    def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
+        """The size of the input for a sound of this many seconds.
+
+        Raises:
+            GridError: inputs are not sounds.
+        """
+        raise GridError(f"{seconds:g} seconds were given, but the model reads {self.noun}s; give their size as {self.size_flag}.")
+
+    def size_of(self, pixels: Tensor) -> tuple[int, ...]:
+        """The size of the inputs ``pixels`` of ``forward``."""
+        return tuple(pixels.shape[-len(self.axes) :])
+
+    def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        """The part of inputs of ``forward`` with the given ``size`` that starts at ``corner``."""
+        for axis, (start, side) in enumerate(zip(corner, size, strict=True)):
+            pixels = pixels.narrow(axis - len(size), start, side)
+        return pixels
+
+>>>>>>> integ
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Sizes in pixels: of the table's training, and of the conversion."""
         trained: Any = getattr(config, IMAGE_SIZE, None)
