@@ -27,16 +27,9 @@ if TYPE_CHECKING:
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
-<<<<<<< HEAD
-SIZES = {"image_size": ("pixels", "tokens"), "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens")}
-=======
 DIAGNOSED_LENGTHS, DIAGNOSED_LAYERS = 5, 16
 """Maximum columns of lengths, and rows of layers, in the table of a diagnosis."""
-SIZES = {
-    "image_size": ("pixels", "tokens"), "video_size": ("frames and pixels", "tokens"), "spectrogram_size": ("frames", "tokens"),
-    "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens"),
-}  # fmt: skip
->>>>>>> integ
+SIZES = {"image_size": ("pixels", "tokens"), "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens")}
 """Sizes of inputs in a report's plan -> the units of the size and of the tokens."""
 STYLES: dict[str, Style] = {"passed": "good", "failed": "bad", "needs training": "warning", "measured": "measured", "skipped": "quiet"}
 

@@ -267,34 +267,6 @@ def _compare_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scr
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
-<<<<<<< HEAD
-@_checks_of.register(SizedKind)
-def _checks_of_sizes(kind: SizedKind, plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Compare gradients and outputs at the first size, the base model's outputs at further sizes. The new size only up to ``FLOPS``."""
-    config, why_not = plan.model.config, why_no_memory_for_gradients(plan, from_files=scratch is not None)
-    sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
-    if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
-        sizes.append(plan.inputs.new)
-
-    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        base = kind.base(model)
-        part, at_old = base if headless else model, inputs.at(sizes[0])
-        step_gradients = {} if why_not else gradients_of_outputs(part, run_model(part, at_old, gradients=True))
-        outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
-        for size in sizes[1:]:
-            outputs.append(run_model(base, {**inputs.at(size), **kind.arguments_for_resizing(), HIDDEN_STATES: True}))
-        return outputs, step_gradients
-
-    (expected, long_gradients), (of_twin, twin_gradients) = _run_both(plan, opened, scratch, run)
-    checks = []
-    for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
-        detail = f"outputs and all hidden states at {size.describe()}: largest difference"
-        checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
-    return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
-
-
-=======
->>>>>>> integ
 def _as_configured(model: Any) -> None:
     """Restore the configured attention: transformers' BigBird keeps computing full attention after a short input."""
     for module in model.modules():

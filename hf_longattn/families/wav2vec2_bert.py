@@ -24,7 +24,6 @@ from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-<<<<<<< HEAD
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.definition import AttentionNames
@@ -110,9 +109,6 @@ def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
         raise missing("turned_states")
     result: Tensor = turn(states, positions)
     return result
-=======
-from ..modeling.family.audio_rule import AudioRule, normalised_features
->>>>>>> integ
 
 
 def adapted(config: Any, rows: int) -> int:
@@ -142,10 +138,6 @@ FAMILY = Family(
         front=lambda config: (),
         outputs=adapted,
         positions="relative",
-<<<<<<< HEAD
         why_chunks_differ=lambda config: "its feature extractor normalises every feature over the whole sound",
-=======
-        why_chunks_differ=normalised_features,
->>>>>>> integ
     ),
 )

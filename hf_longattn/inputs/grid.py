@@ -244,15 +244,6 @@ class GridKind(SizedKind):
     def further_checks(self, plan: Any, inputs: VerificationImages, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
         return CropChecks(plan, size, layers)
 
-<<<<<<< HEAD
-    def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
-        """The old size, and one a few patches larger. The old grid need not divide the larger one's."""
-        patch = self.rule.patch(config)
-        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.value, patch, strict=True)))
-        return [sizes.old, self.size(config, uneven)]
-
-=======
->>>>>>> integ
 
 IMAGE_HEADS = {
     "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
@@ -266,32 +257,6 @@ IMAGE_HEADS = {
 }
 """Ending of a class's name -> how its models are run, for models of images."""
 PILLOW = "from PIL import Image"
-<<<<<<< HEAD
-=======
-SETTINGS_OF = {
-    "image": (
-        ("image_size", "search_images"),
-        "an image: longattn inspect MODEL photo.jpg",
-        "give the size as --image-size 1024",
-        "give images as --search-images FOLDER",
-    ),
-    "video": (
-        ("image_size", "frames", "search_images"),
-        "its frames: longattn inspect MODEL frames/",
-        "give the size as --image-size 448 --frames 32",
-        "give videos as --search-images FOLDER",
-    ),
-    "spectrogram": (
-        ("audio_seconds", "search_audio"),
-        "a recording: longattn inspect MODEL talk.wav",
-        "give the length as --audio-seconds 30",
-        "give recordings as --search-audio FILE",
-    ),
-}
-"""Noun of an input -> (names of its settings, what to type for a diagnosis, for a size, and for a search)."""
-
-
->>>>>>> integ
 STATES = "last_hidden_state"
 
 
@@ -540,15 +505,6 @@ class UserImages(UserInputs):
         """The input that the processor makes of one file, at the processor's own size."""
         return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS])
 
-<<<<<<< HEAD
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any) -> Tensor:
-        """One input as an image ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
-        mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-        return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
-
-=======
->>>>>>> integ
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
@@ -560,62 +516,6 @@ class UserImages(UserInputs):
         return [self.rule.pixels_of(self.config, of_image, size) for of_image in patches]
 
 
-<<<<<<< HEAD
-=======
-class UserVideos(UserImages):
-    """The user's videos: folders of frames, or arrays."""
-
-    unit = "video"
-    files_in = staticmethod(video_places)
-    reads = "videos"
-    wanted = (
-        "by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
-        "place of the text, to --mechanism auto as --search-images, in Python as a Path."
-    )
-
-    def read(self, given: object) -> tuple[str, Sequence[Path]]:
-        return UserInputs.read(self, given)
-
-    @staticmethod
-    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
-
-    def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        sized = self.sized_processor(size)
-        videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
-        return [video.transpose(1, 2) for video in self.checked(videos, size)]
-
-
-class UserSpectrograms(UserInputs):
-    """Spectrograms of recordings, cut and padded by the model's feature extractor."""
-
-    unit = "recording"
-    files_in = staticmethod(RECORDING_FILES.files)
-    reads, wanted = "sound", WANTED_RECORDINGS
-
-    @staticmethod
-    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        if file.is_dir():
-            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is read; give one recording.")
-        (sound,) = read_recordings([file], processor.sampling_rate)
-        return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
-
-    @cached_property
-    def sounds(self) -> list[Samples]:
-        """The samples of the recordings."""
-        return read_recordings(self.files, self.processor.sampling_rate)
-
-    def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        sized = type(self.processor).from_dict({**self.processor.to_dict(), **self.rule.extractor_fields(size)})
-        settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
-        return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
-
-
-USER_INPUTS: dict[str, Any] = {"image": UserImages, "video": UserVideos, "spectrogram": UserSpectrograms}
-"""Noun of an input -> the class that reads a user's files as inputs."""
-
-
->>>>>>> integ
 PROCESSED_PIXELS = 2**25
 """Maximum pixels of an input for running the processor. For larger inputs only its settings are compared."""
 PHOTO_SIZE = (427, 640)

@@ -71,14 +71,13 @@ class ReadInputs:
     """What a model reads.
 
     name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
-    frame_seconds: of sounds, seconds per frame. noun: for an image, video or spectrogram; else empty.
+    frame_seconds: of sounds, seconds per frame.
     """
 
     name: str
     lengths: list[tuple[str, list[Any]]]
     notes: tuple[str, ...] = ()
     frame_seconds: float | None = None
-    noun: str = ""
 
 
 @quiet_libraries()
@@ -155,7 +154,7 @@ def diagnose(
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
-        image=None if layers.layout is None else Image(layers.layout, read.noun, read.lengths[0][0]),
+        image=None if layers.layout is None else Image(layers.layout, read.lengths[0][0]),
     )  # fmt: skip
 
 
@@ -260,17 +259,8 @@ def _read_image(
         processor = load_processor(loaded.folder, user.processor_kind)
     processor = required_processor(processor, loaded.name, user.reads)
     values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
-<<<<<<< HEAD
     size = rule.describe(tuple(values.shape[-2:]))
-
-    def image(grid: Grid) -> Image:
-        return Image(user.as_seen(values[0], processor), grid, size)
-
-    return ReadInputs(file.name, [(size, [{PIXELS: values}])], image=image)
-=======
-    size = rule.describe(rule.size_of(values))
-    return ReadInputs(file.name, [(size, [{rule.input: values}])], noun=kind.noun)
->>>>>>> integ
+    return ReadInputs(file.name, [(size, [{PIXELS: values}])])
 
 
 def untrained(

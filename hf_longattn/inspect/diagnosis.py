@@ -80,19 +80,10 @@ class LengthDiagnosis:
         return torch.stack([layer.distance.mean(0) for layer in self.layers])
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image as the model reads it.
 
-    pixels: ``(height, width, 3)``, 0 to 1.
     grid: of its tokens. size: as text.
-=======
-class Image(NamedTuple):
-    """An image, video or spectrogram as the model reads it.
-
-    grid: of its tokens. noun, size: the noun for the input, for example "image", and its size as text.
->>>>>>> integ
     """
 
     grid: Grid

@@ -43,13 +43,7 @@ QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "roberta, longformer": ("roberta", SEPARATE, None, {}, "LongformerForMaskedLM"),
     "roberta, questions": ("roberta", QUESTION, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering"),
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
-<<<<<<< HEAD
-    "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
-    "clip's text": ("clip_text_model", FULL, None, {}, "CLIPTextModel"),
-    "siglip's text": ("siglip_text_model", FULL, None, {}, "SiglipTextModel"),
-=======
     "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
->>>>>>> integ
 }
 SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "roberta, full": ("roberta", FULL, "RobertaForSequenceClassification", {}, "RobertaForSequenceClassification"),
@@ -65,15 +59,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "bert, an encoder": ("bert", BIG_BIRD, "BertModel", {}, "BigBirdModel"),
     "roberta, bigbird": ("roberta", BIG_BIRD, "RobertaModel", {}, "BigBirdModel"),
     "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
-<<<<<<< HEAD
-    "bigbird_pegasus": ("bigbird_pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
-    "t5": ("t5", WINDOW, None, {}, "LongT5ForConditionalGeneration"),
-    "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
-    "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
-}  # fmt: skip
-=======
 }
->>>>>>> integ
 CASES = {**QUICK, **SLOW}
 
 
@@ -106,20 +92,7 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
 
 def _kept(written: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a conversion that keeps the attention of a plain base; adopted long models keep theirs."""
-<<<<<<< HEAD
-    adopted = written["model_type"] in (
-        "longformer",
-        "led",
-        "big_bird",
-        "bigbird_pegasus",
-        "ministral",
-        "vaultgemma",
-        "longt5",
-    )
-    if adopted:
-=======
     if written["model_type"] in ("longformer", "big_bird") or written.get("sliding_window"):
->>>>>>> integ
         return {}
     return {"mechanism": "full"}
 
@@ -147,10 +120,6 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "seeded blocks": ("bert", {"mechanism": "bigbird"}, None, {}, "random_pattern=seeded"),
     "blocks of the text": ("bert", {**BIG_BIRD, "blocks_over": "text"}, None, {}, "blocks_over=text"),
     "another head": ("bert", BIG_BIRD, "BertForQuestionAnswering", {}, "head of a BertForQuestionAnswering differs"),
-<<<<<<< HEAD
-    "two lengths": ("bart", FULL, None, {"max_decoder_position_embeddings": 32}, "encoder takes 64 tokens and the decoder 32"),
-=======
->>>>>>> integ
 }  # fmt: skip
 
 

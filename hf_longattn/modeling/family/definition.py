@@ -101,12 +101,6 @@ class Family:
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
-<<<<<<< HEAD
-    padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
-        compared without a mask.
-=======
-    own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
->>>>>>> integ
     """
 
     config_class: type[PreTrainedConfig]
@@ -122,11 +116,6 @@ class Family:
     backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
     rule: Any = PLAIN_TEXT
-<<<<<<< HEAD
-    padding_caveat: str = ""
-=======
-    own_attention: Callable[[Any], LongAttentionConfig] | None = None
->>>>>>> integ
 
     def __post_init__(self) -> None:
         """Register the family, and let its module make the Long classes.

@@ -47,22 +47,6 @@ the attention of {base} instead.
             return int(config.max_position_embeddings)
         return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
 
-<<<<<<< HEAD
-=======
-    def tells_grid(self, arguments: Collection[str]) -> bool:
-        """Whether attention modules learn the grid of the tokens from these ``arguments`` of ``forward``."""
-        return False
-
-    def check_images(self, model: Any, *, of_pixels: bool) -> None:
-        """Raise :class:`BackendError` for a model that reads no images on a grid of patches.
-
-        Args:
-            of_pixels: whether to refuse videos and spectrograms.
-        """
-        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
-        raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
-
->>>>>>> integ
     def fill(self, config: Any, name: str) -> int:
         """The number for tokens without a place in the argument ``name``."""
         return 0
