@@ -28,8 +28,8 @@ from ..data.photographs import NAMES, photographs
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
@@ -126,8 +126,8 @@ class GridKind(SizedKind):
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         check_mechanism_for_grid(mechanism.name, mechanism.options.to_dict())
         assert sizes is not None
-        on_grid(mechanism, sizes.new.grid, check=True)
-        on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
+        mechanism.on_grid(sizes.new.grid, check=True)
+        mechanism.on_grid(sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
         side = min(sizes.old.grid.sizes)
@@ -230,7 +230,7 @@ class GridKind(SizedKind):
         return states or dict(outputs)
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
-        tiled = positions == TILE and not fits_tiles(on_grid(mechanism, plan.inputs.new.grid), plan.inputs)
+        tiled = positions == TILE and not fits_tiles(mechanism.on_grid(plan.inputs.new.grid), plan.inputs)
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
     def config_as_source(self, plan: Any) -> Any:
@@ -280,7 +280,7 @@ def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttenti
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
     """Whether layer ``number`` equals full attention on a grid."""
-    return on_grid(prototype(*attention.for_layer(number)), grid, layer=number).covers(grid.length)
+    return prototype(*attention.for_layer(number)).on_grid(grid, layer=number).covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:
@@ -353,7 +353,7 @@ def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid:
             f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
             "leave it out."
         )
-    on_grid(mechanism, grid, check=True)
+    mechanism.on_grid(grid, check=True)
 
 
 def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
@@ -379,7 +379,7 @@ def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism
 
 def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
     """Whether every cell sees only cells in its own repetition of the tiled table."""
-    blocks = grid_blocks(layer, sizes.new.grid)
+    blocks = layer.grid_blocks(sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
@@ -391,7 +391,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     numbers: dict[tuple[str, bool], list[int]] = {}
     for number, layer in enumerate(layers):
         name, options = attention.for_layer(number)
-        windowed = grid_blocks(layer, sizes.new.grid) is not None
+        windowed = layer.grid_blocks(sizes.new.grid) is not None
         if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []
@@ -543,7 +543,7 @@ class CropChecks(FurtherChecks):
         if self.positions != TILE:
             return f"positions are not tiled ({self.positions})"
         window = self.sizes.old.grid.sizes
-        if any(grid_blocks(layer, self.size.grid) != window for layer in layers):
+        if any(layer.grid_blocks(self.size.grid) != window for layer in layers):
             return f"some layers have other windows than {' × '.join(map(str, window))} cells"
         if any(_reads_prefix(layer, self.size.grid) for layer in layers):
             return "patches see the class token or registers, which see the whole image (with --option prefix_tokens=none they do not)"
@@ -594,6 +594,6 @@ def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
     """Whether cells see the prefix tokens before the grid."""
     if not grid.prefix:
         return False
-    call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
+    call = layer.on_grid(Grid((1,) * grid.rank, grid.prefix))
     q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
     return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())

@@ -272,7 +272,7 @@ FEW_STEPS = {
     "--max-minutes 60": "",
     TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
-SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --held-out-inputs 2"}
+SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
 
 MEMORY = """
 import hf_longattn

@@ -22,7 +22,6 @@ from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...lazy import load_module, module_names
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
-from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...options import EXACT_LENGTH
@@ -120,7 +119,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
+        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
