@@ -75,12 +75,6 @@ class Strided(GatheredMechanism):
         seen = [min((row + 1) * QUERIES_PER_ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
         return (local, *prefixes(rows, columns, seen, causal=causal, outside=within))
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        stride = self.options.stride
-        if self.options.columns == "relative":
-            return None
-        return (positions > upcoming - self.options.window) | (positions % stride == stride - 1)
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.stride == 1 or self.window(causal).covers(length, length)
 

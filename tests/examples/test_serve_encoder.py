@@ -15,7 +15,6 @@ import torch
 from transformers import BertTokenizerFast, pipeline
 
 from hf_longattn import LongBertConfig, LongBertForSequenceClassification, export_checkpoint
-from hf_longattn.inspect import audit_reach
 from tests.inspect.fakes import WORDS, graph, window
 
 from .serving import ask, refusal, serving
@@ -114,12 +113,6 @@ def test_a_run_holds_a_bounded_number_of_rows_and_tokens(folder: Path, monkeypat
     assert len(encoder.embed(["the " * length for length in [1] * 25 + [200] * 7])) == 32
     assert batches == [(6, 202), (6, 202), (10, 3), (10, 3)]
     assert all(count <= rows and count * length <= tokens for count, length in batches)
-
-
-@pytest.mark.thorough
-def test_its_reach_is_that_of_the_config(url: str, folder: Path) -> None:
-    audit = audit_reach(folder, url=url)
-    assert audit.agrees, audit.to_dict()
 
 
 def test_a_graph_without_embeddings_of_texts_is_refused_at_the_start(folder: Path, tmp_path: Path) -> None:

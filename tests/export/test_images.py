@@ -13,7 +13,6 @@ from hf_longattn import compress_checkpoint, export_checkpoint
 from hf_longattn.errors import ExportError, GridError, OptionError
 from hf_longattn.export.graphs import onnx_runner
 from hf_longattn.families import LongViTConfig, LongViTForImageClassification, LongViTModel
-from hf_longattn.inspect import audit_reach
 from tests.modeling.grid_models import inputs_of, long_model
 from tests.modeling.grid_models import saved as saved_base
 
@@ -41,12 +40,10 @@ def check_no_matrix_of_all_pairs(file: Path, tokens: int) -> Any:
 
 
 @pytest.mark.slow
-def test_onnx_is_equal_has_no_matrix_of_all_pairs_and_is_audited(tmp_path: Path) -> None:
+def test_onnx_is_equal_has_no_matrix_of_all_pairs(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     report = export_checkpoint(saved(tmp_path / "long", LongViTModel, window=5), tmp_path / "graph", int8=True)
     check_int8(report.int8, tmp_path / "graph")
-    narrower = saved(tmp_path / "narrower", LongViTModel, window=4)
-    assert [audit_reach(model, onnx=tmp_path / "graph").agrees for model in (tmp_path / "long", narrower)] == [True, False]
     assert [check.values["batch"] for check in report.checks] == [3, 1]
     assert all(check.status == "passed" for check in report.checks)
     assert (report.inputs, report.outputs) == (("pixel_values",), ("last_hidden_state", "pooler_output"))
