@@ -21,7 +21,7 @@ from tests.reference.small_models import long_like, long_model, padding, plain_m
 BASE = "lilt"
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 NAMED_DOCUMENTS = ("documents", "restarting positions", "offsets", "memory")
-OTHER_WAYS = {**dict.fromkeys(NAMED_DOCUMENTS, "refused"), **dict.fromkeys(("cache", "router logits", "vmap"), "none")}
+OTHER_WAYS = {**dict.fromkeys(NAMED_DOCUMENTS, "refused"), **dict.fromkeys(("cache", "router logits"), "none")}
 """Its base hands no documents down to attention; it is no decoder and no mixture of experts, and transformers' own cannot be mapped
 either."""
 
