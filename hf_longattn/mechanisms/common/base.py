@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, State, clear_padding
 from ...engines.common.dense import repeat_heads
+from ...engines.common.grid import Grid
 from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
 from ...options import Options
@@ -232,6 +233,19 @@ class Mechanism(nn.Module, ABC):
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
         """
+        return None
+
+    def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Mechanism:
+        """The mechanism bound to ``grid``, or the mechanism itself if it does not depend on a grid, or tokens are on none.
+
+        check: whether to raise :class:`GridError` if its options make no sense on ``grid``.
+        layer: number of its layer, by which some mechanisms shift their windows.
+        """
+        return self
+
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        """Block size in cells along each axis, if cells of ``grid`` see exactly their own block; else ``None``. Blocks are counted from
+        the first cell and may be smaller at the end of an axis."""
         return None
 
     @property
