@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..common.dense import unit_stride
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dropout import Dropout
 from .flash import (
     MAX_PLAIN_KEYS,
@@ -426,13 +425,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*output, seed, sink_scores, q, k, v, *learned, *fixed)
 
 
-@one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
     gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed)
-    dq, dk, dv, *of_learned = first_derivatives_only(gradients)
+    dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     of_sinks = None
