@@ -17,7 +17,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "CONTRIBUTING.md": {
         "make install": "installs from an index",
-        ".venv/bin/pre-commit install": "changes the clone",
         "make test": "is these tests",
         "make format": "changes the clone",
         ".venv/bin/p": "is for the file that was added, and is these tests",
