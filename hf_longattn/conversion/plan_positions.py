@@ -26,7 +26,7 @@ from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
 from .plan_tensors import RenamedTensor
-from .sources.base import Source
+from .sources import Source
 from .tensor_names import names_in_model
 
 

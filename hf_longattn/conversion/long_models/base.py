@@ -14,7 +14,7 @@ from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...inputs.text import VerificationText
 from ...lazy import load_modules
-from ..sources.base import Source
+from ..sources import Source
 
 DECODED = 24
 """Number of decoder tokens in the compared inputs (probes) of an encoder-decoder. Untuned."""
