@@ -68,7 +68,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "marked_mask", "multimodal", "pipelines", "towers"),
+    ("audio", "grids", "multimodal", "pipelines", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),

@@ -45,8 +45,6 @@ OWN_FIELDS = (
     "global_token_ids",
     "max_decoder_position_embeddings",
     "long_image_size",
-    "long_num_frames",
-    "long_max_length",
     "long_audio_seconds",
     "extended_from",
     KEPT_HEADS,

@@ -54,8 +54,7 @@ def load_to_watch(
     refuse_quantised(source)
     family = family_in(source.config)
     if family is not None and kind_of(family).watched_as_long and not is_long(source.config):
-        attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
-        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
         loaded = _load(source)

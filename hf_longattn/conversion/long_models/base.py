@@ -132,10 +132,6 @@ class CheckpointConverter(Probing, ABC):
         not chosen, and otherwise kept."""
         return TensorRename(name)
 
-    def max_length(self, config: Any) -> int | None:
-        """Maximum length of a source without a position table, or with tables of different lengths. Else ``None``."""
-        return None
-
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
         """transformers' class of the source, and further arguments of its ``from_pretrained``."""
         import transformers
