@@ -29,6 +29,7 @@ from ..errors import CheckpointError, GridError, LengthError, OptionError, Posit
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
+from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
@@ -77,6 +78,19 @@ def read_size(size: Any) -> tuple[int, ...]:
     return sizes
 
 
+IMAGE_HEADS = {
+    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
+    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
+    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
+    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
+    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
+    "Model": auto_head("", "image-feature-extraction", "patches"),
+}
+"""Ending of a class's name -> how its models are run, for models of images."""
+
+
 @register_kind
 class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
@@ -86,8 +100,13 @@ class GridKind(SizedKind):
     material, compared, drawn, graph = "images", 4, True, ONE_SIZE
     classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
     settings = ("image_size", "search_images")
-    diagnosed_with = "an image: longattn audit MODEL photo.jpg"
+    diagnosed_with = "an image: longattn inspect MODEL photo.jpg"
     instead = {SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER"}
+    heads = IMAGE_HEADS
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.user_inputs = UserImages
 
     @property
     def any_size(self) -> bool:
@@ -244,17 +263,6 @@ class GridKind(SizedKind):
         return CropChecks(plan, size, layers)
 
 
-IMAGE_HEADS = {
-    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
-    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
-    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
-    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
-    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
-    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
-    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
-    "Model": auto_head("", "image-feature-extraction", "patches"),
-}
-"""Ending of a class's name -> how its models are run, for models of images."""
 PILLOW = "from PIL import Image"
 STATES = "last_hidden_state"
 
