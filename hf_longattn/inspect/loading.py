@@ -14,8 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
-from ..conversion.sources.base import Source, open_source
-from ..conversion.sources.folder import refuse_quantised
+from ..conversion.sources import Source, open_source, refuse_quantised
 from ..inputs.common.base import kind_of
 from ..loading import loading_errors
 from ..modeling.family.definition import family_in, model_name

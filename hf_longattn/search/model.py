@@ -14,7 +14,7 @@ from ..conversion.architectures import converter_of
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources.base import Source, open_source
+from ..conversion.sources import Source, open_source
 from ..errors import CheckpointError
 from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate

@@ -17,7 +17,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources.base import Source
+from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..evaluation.layer_choice import choose_layers, layers_keep
 from ..evaluation.token_loss import LossChange
