@@ -71,10 +71,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:ParakeetPreTrainedModel._get_subsampling_output_length",
     ),
     "distance_buckets": ("transformers.models.wavlm.modeling_wavlm:WavLMAttention._relative_positions_bucket",),
-    "turned_states": (
-        "transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer:Wav2Vec2ConformerSelfAttention._apply_rotary_embedding",
-        "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
-    ),
+    "turned_states": ("transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "awq_scales": ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),

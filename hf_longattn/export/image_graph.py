@@ -31,8 +31,6 @@ class ImageGraph(ExportedGraph):
 
     def __init__(self, model: nn.Module, images: VerificationImages, size: tuple[int, ...]) -> None:
         arguments = images.rule.arguments(images.config, images.pixels(size))
-        of_head = images.rule.arguments_of_head(model, arguments)
-        arguments |= {name: value for name, value in of_head.items() if not isinstance(value, Tensor)}
         super().__init__(model, {name: value for name, value in arguments.items() if not isinstance(value, Tensor)})
         self.images, self.size = images, size
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
@@ -56,10 +54,8 @@ class ImageGraph(ExportedGraph):
         self,
         pixel_values: Tensor | None = None,
         input_values: Tensor | None = None,
-        noise: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        return self.run(pixel_values=pixel_values, input_values=input_values, noise=noise, pixel_values_videos=pixel_values_videos)
+        return self.run(pixel_values=pixel_values, input_values=input_values)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ..conversion.architectures import converter_of
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources.base import Source, open_source
+from ..conversion.sources import Source, open_source
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, LengthError
@@ -54,14 +54,10 @@ class SearchedModel:
         plan = self.original = self.planned(None)
         self.tokenizer = load_tokenizer(self.source.folder)
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
-        family, source_config = plan.architecture.family, plan.architecture.source_config
-        attention_of_base = family.own_attention
-        windows: list[int | None] = [None] * self.layers if attention_of_base else plan.kind.base_windows(source_config, self.layers)
+        windows = plan.kind.base_windows(plan.architecture.source_config, self.layers)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
         attention = plan.architecture.original_attention()
-        if attention is None:
-            attention = attention_of_base(source_config) if attention_of_base else base_attention(windows)
-        self.base_attention: LongAttentionConfig = attention
+        self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
         chosen = map(attention.for_layer, range(self.layers))
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
@@ -196,7 +192,7 @@ class SearchInputs:
         """Up to ``count`` inputs of this size, each as arguments of ``forward`` for one of them.
 
         Raises:
-            LengthError, DataError: no recording is so long, or a video has too few frames.
+            LengthError, DataError: no recording is so long.
             GridError: the processor makes inputs of another size.
         """
         if size not in self._pieces:

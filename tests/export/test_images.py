@@ -109,7 +109,6 @@ def test_a_program_of_torch(tmp_path: Path) -> None:
     ("base", "head", "inputs"),
     [
         ("siglip2_vision_model", "Siglip2VisionModel", {"pixel_values": [16 * 24, 3 * 16]}),  # patches, as its processor cuts them
-        ("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}),
         ("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}),
         # a bias for every head, tile and key of a tile, which is linear in the patches, and more than their pairs in a smaller image
         ("beit", "BeitModel", {"pixel_values": [3, 160, 160]}),

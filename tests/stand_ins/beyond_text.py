@@ -44,14 +44,12 @@ page(
         slow=True,
     ),
 )
-page("docs/how-to/proteins.md", Setting(instead=ONE_EPOCH, slow=True))
+page("docs/how-to/generic.md", Setting(instead=ONE_EPOCH, slow=True))
 page(
-    "docs/how-to/captions.md",
-    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}),
+    "docs/how-to/image_text.md",
+    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True),
 )
-page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH, slow=True))
-for name in ("image_text", "series", "speech"):
-    page(f"docs/how-to/{name}.md", Setting(slow=True))
+page("docs/how-to/speech.md", Setting(instead=ONE_EPOCH, slow=True))
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:
@@ -141,27 +139,6 @@ def captioned(folder: Path) -> None:
         image(number).save(folder / f"{number}.jpg")
         rows.append({"file_name": f"{number}.jpg", "text": "a photo of a cat " * 40 + ("and one dog" if number % 2 else "in the park")})
     write_rows(folder / "metadata.jsonl", rows)
-
-
-@stand_in("MCG-NJU/videomae-base-finetuned-kinetics")
-def videomae(folder: Path) -> None:
-    processor = transformers.VideoMAEImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    config = transformers.VideoMAEConfig(
-        **{**SMALL, "num_hidden_layers": 1}, patch_size=32, id2label={0: "walk", 1: "run"}
-    )  # a quarter of the tokens
-    save("VideoMAEForVideoClassification", config, folder, processor)
-
-
-@stand_in("clips")
-def clips(folder: Path) -> None:
-    """Videos of 32 frames with labels."""
-
-    def write(place: Path, number: int) -> None:
-        (place / f"clip{number}").mkdir()
-        for frame in range(32):
-            image(100 * number + frame, (40, 30)).save(place / f"clip{number}" / f"{frame:05}.png")
-
-    sorted_files(folder, ("walk", "run"), write, 3)
 
 
 # Images with text

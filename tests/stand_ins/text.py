@@ -322,16 +322,15 @@ page(
     "docs/how-to/server_reach.md",
     Setting(before=SERVED, instead={"server_reach.py http": f"{ROOT}/examples/server_reach.py http"}),
 )
-page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
-page("docs/how-to/batches.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
-    "docs/how-to/many_processes.md",
+    "docs/how-to/adapt.md",
     Setting(
         before=TO_TRAIN,
-        instead={TEXTS: FEW_STEPS[TEXTS], "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
+        instead={**FEW_STEPS, "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
         slow=True,
     ),
 )
+page("docs/how-to/train.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
     "docs/how-to/search.md",
     Setting(
@@ -348,7 +347,6 @@ page(
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
 page("docs/how-to/native.md", Setting(slow=True))
-page("docs/how-to/long_models.md", Setting(slow=True))
 page(
     "docs/how-to/positions.md",
     Setting(

@@ -36,11 +36,6 @@ def dense_attention(
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
-    if call.score_mod is not None and q_idx is None and q.shape[2] == k.shape[2]:
-        scale, width = call.scale_for(q.shape[-1]), v.shape[-1]
-        features = call.term.as_features(q, k, v, scale)
-        if features is not None:
-            return dense_attention(*features, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
     causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None

@@ -37,8 +37,6 @@ from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
-ADAPTING_METHOD = "adapt_mechanism"
-"""Name of the method of a family's attention module that receives each mechanism before it is attached."""
 SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
@@ -101,8 +99,6 @@ def attach_mechanisms(
         weight = next(site.module.parameters(), None)
         if weight is not None:
             mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
-        if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
-            adapt(mechanism)
         copy_projections(site.module, mechanism)
         site.put(mechanism)
         if causal and not site.cross:
