@@ -160,7 +160,6 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 
 
 REGISTRIES = {
-    "conversion/long_models/base.py": "conversion.long_models",
     "inputs/common/base.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",

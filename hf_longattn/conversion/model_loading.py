@@ -22,7 +22,7 @@ from ..loading import load_weights, loading_errors, tied_weights
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from ..private_apis import missing
 from .architectures import Architecture
-from .long_models.base import decoder_start
+from .long_models import decoder_start
 from .sources import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 from .tensor_names import check_complete, names_in_model

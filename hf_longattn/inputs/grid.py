@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..data.images import IMAGE_FILES, read_image_file
-from ..data.photographs import NAMES, photographs
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
+from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
@@ -78,6 +78,19 @@ def read_size(size: Any) -> tuple[int, ...]:
     return sizes
 
 
+IMAGE_HEADS = {
+    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
+    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
+    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
+    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
+    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
+    "Model": auto_head("", "image-feature-extraction", "patches"),
+}
+"""Ending of a class's name -> how its models are run, for models of images."""
+
+
 @register_kind
 class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
@@ -87,8 +100,13 @@ class GridKind(SizedKind):
     material, compared, drawn, graph = "images", 4, True, ONE_SIZE
     classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
     settings = ("image_size", "search_images")
-    diagnosed_with = "an image: longattn audit MODEL photo.jpg"
+    diagnosed_with = "an image: longattn inspect MODEL photo.jpg"
     instead = {SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER"}
+    heads = IMAGE_HEADS
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.user_inputs = UserImages
 
     @property
     def any_size(self) -> bool:
@@ -245,17 +263,6 @@ class GridKind(SizedKind):
         return CropChecks(plan, size, layers)
 
 
-IMAGE_HEADS = {
-    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
-    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
-    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
-    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
-    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
-    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
-    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
-    "Model": auto_head("", "image-feature-extraction", "patches"),
-}
-"""Ending of a class's name -> how its models are run, for models of images."""
 PILLOW = "from PIL import Image"
 STATES = "last_hidden_state"
 
@@ -432,6 +439,20 @@ def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[s
 COLOURS = 3
 
 
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+
+
+@cache
+def photographs() -> tuple[Tensor, ...]:
+    """scikit-learn's photographs of 427 × 640 pixels, ``(3, height, width)`` uint8. Empty without scikit-learn or Pillow."""
+    try:
+        from sklearn.datasets import load_sample_image
+
+        return tuple(torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in PHOTOGRAPHS)
+    except ImportError:
+        return ()
+
+
 class VerificationImages:
     """Verification inputs of any size.
 
@@ -462,7 +483,7 @@ class VerificationImages:
     def describe(self) -> str:
         """Description of the inputs for a report."""
         seeded = f"seeded images, since {self.why_seeded}"
-        return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else seeded
+        return f"scikit-learn's photograph {PHOTOGRAPHS[0]}" if self.photographs else seeded
 
 
 class UserImages(UserInputs):

@@ -58,7 +58,7 @@ class SearchedModel:
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
         attention = plan.architecture.original_attention()
         self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
-        chosen = map(attention.for_layer, range(self.layers))
+        chosen = map(self.base_attention.for_layer, range(self.layers))
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
         self._key: object = None

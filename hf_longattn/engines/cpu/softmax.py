@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..common.dense import unit_stride
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dropout import Dropout
 from .flash import (
     MAX_PLAIN_KEYS,
@@ -206,7 +205,8 @@ class Scope:
             keys, values = part.keys.of_each(tensors["k"], tensors["v"])
             grad, queries, *results = part.queries.of_each(*(tensors[name] for name in ("grad", "q", "out", "lse")))
             inputs = (grad, queries, keys, values, *results)
-            if run.is_plain(part, keys):
+            few = keys.shape[2] <= MAX_PLAIN_KEYS
+            if run.dropout is None and (few or part.of_scores is not None or part.memory is not None):
                 run.add_plain(part, totals, *inputs)
             else:
                 gradients = run.of_part(part, *inputs)
@@ -301,10 +301,6 @@ class Backward(NamedTuple):
     scale: float
     dropout: Dropout | None
     place: tuple[int, ...]
-
-    def is_plain(self, part: Part, k: Tensor) -> bool:
-        """Whether plain products replace the kernel: for few keys ``k``, or if the gradient of the scores is needed. Never with dropout."""
-        return self.dropout is None and (k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None)
 
     def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         """Add the gradients of a part, computed by plain matrix products, to ``totals``."""
@@ -429,13 +425,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*output, seed, sink_scores, q, k, v, *learned, *fixed)
 
 
-@one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
     gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed)
-    dq, dk, dv, *of_learned = first_derivatives_only(gradients)
+    dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     of_sinks = None
