@@ -80,7 +80,7 @@ def inspect(
     from .terminal import print_json, say
 
     if plot is not None:
-        from ..drawing import check_image
+        from .plot import check_image
 
         check_image(plot)
     if mechanism is not None and plot is not None:

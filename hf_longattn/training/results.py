@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.drawing import new_figure
 from hf_longattn.errors import in_one_line
 from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
 from hf_longattn.hub import MeasuredResult
@@ -185,7 +184,9 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     panels = {title: names for title, names in shown.items() if names}
     if max(map(len, curves.values()), default=0) < 2:
         return None
-    figure = new_figure(4.2 * len(panels), 3.2, layout="constrained")
+    from matplotlib.figure import Figure  # optional
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     for place, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for name in names:
