@@ -92,7 +92,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn import backend
     from hf_longattn.conversion import model_loading
     from hf_longattn.engines import topk
-    from hf_longattn.engines.common import byte_cache, derivatives, global_rows
+    from hf_longattn.engines.common import byte_cache, global_rows
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
     from hf_longattn.export import graphs
@@ -116,7 +116,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
-        "func_transforms": derivatives.transform_readers,
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
         "trace_errors": graphs.trace_errors,

@@ -35,8 +35,7 @@ from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
-from .sources.base import Source, open_source, tower_of
-from .sources.sentence_transformers import scores_pairs
+from .sources import Source, open_source, scores_pairs, tower_of
 from .twins import LongModel, TwinChoice, choose_twin
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -199,7 +198,7 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
         attention = with_separator(attention, separator)
 
     renamed = renamed_tensors(opened, architecture)
-    targets = [tensor.target for tensor in renamed if tensor.target]
+    targets = [tensor.target for tensor in renamed]
     tables = {name: table for name in targets if (table := architecture.family.table(name)) is not None}
     length, decoder = stack_lengths(opened, architecture, renamed, tables, request)
     planned = plan_positions(architecture, attention, request.positions, length, decoder)

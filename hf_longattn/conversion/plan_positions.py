@@ -26,7 +26,7 @@ from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
 from .plan_tensors import RenamedTensor
-from .sources.base import Source
+from .sources import Source
 from .tensor_names import names_in_model
 
 
@@ -72,7 +72,7 @@ def _source_length(
     tokens = said - table.config_value(0, config)
     for tensor in renamed:
         rows_of_config = tokens + table.offset_rows(config)
-        if tensor.target is not None and tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
+        if tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
             rows = tensor.shape[0] if tensor.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
             if tensor.shape == _shape_in_base(architecture, tensor.target):

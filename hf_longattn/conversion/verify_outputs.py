@@ -21,7 +21,7 @@ from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from .flops import affordable_length, layer_mechanisms
-from .long_models.base import Probe
+from .long_models import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
@@ -310,11 +310,11 @@ class OriginalCheck:
         """One check for each probe, and one for the gradients."""
         checks = []
         for probe, of_source in zip(self.probes, self.expected, strict=True):
-            outputs = probe_outputs(result, {**probe.inputs, **probe.result_inputs})
+            outputs = probe_outputs(result, probe.inputs)
             checks.append(_check_probe(self.plan, probe, of_source, outputs, self.length, self.headless))
         if self.why_no_gradients:
             return [*checks, Check(GRADIENTS, SKIPPED, self.why_no_gradients)]
-        of_result = gradients(result, {**self.step.inputs, **self.step.result_inputs}, self.step)
+        of_result = gradients(result, self.step.inputs, self.step)
         return [*checks, check_gradients(self.plan, self.gradients, of_result)]
 
 
@@ -389,8 +389,7 @@ def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_resul
     assert converter is not None
     for name, gradient in of_source.items():
         renaming = converter.rename(name, plan.architecture.original_config)
-        if renaming.target is not None:
-            expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
+        expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
     worst, of = 0.0, "none"
     for parameter in sorted(expected.keys() | of_result.keys()):

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.batch import in_graph
+from .common.batch import differentiated, in_graph
 from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
-from .common.derivatives import differentiated
 from .common.grid import Grid
 from .common.score_terms import PREFIX_PAIRS
 from .cpu.flash import why_not_tiles

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..data.images import IMAGE_FILES, read_image_file
-from ..data.photographs import NAMES, photographs
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
@@ -486,6 +485,20 @@ def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[s
 COLOURS = 3
 
 
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+
+
+@cache
+def photographs() -> tuple[Tensor, ...]:
+    """scikit-learn's photographs of 427 × 640 pixels, ``(3, height, width)`` uint8. Empty without scikit-learn or Pillow."""
+    try:
+        from sklearn.datasets import load_sample_image
+
+        return tuple(torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in PHOTOGRAPHS)
+    except ImportError:
+        return ()
+
+
 class VerificationImages:
     """Verification inputs of any size.
 
@@ -516,7 +529,7 @@ class VerificationImages:
     def describe(self) -> str:
         """Description of the inputs for a report."""
         seeded = f"seeded images, since {self.why_seeded}"
-        return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else seeded
+        return f"scikit-learn's photograph {PHOTOGRAPHS[0]}" if self.photographs else seeded
 
 
 PROCESSED_PIXELS = 2**25

@@ -20,7 +20,7 @@ from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 BASE = "layoutlm"
-OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits", "vmap"), "none")}
+OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits"), "none")}
 """It is no decoder and no mixture of experts, and transformers' own cannot be mapped either."""
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 

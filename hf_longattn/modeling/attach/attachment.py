@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ...cache_argument import find_cache
 from ...configuration import LongAttentionConfig
-from ...engines.common.derivatives import differentiated
+from ...engines.common.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
@@ -159,7 +159,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     added: dict[str, Any] = {}
     if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
-    if (torch.is_grad_enabled() or differentiated()) and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
         if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
