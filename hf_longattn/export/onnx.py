@@ -19,15 +19,15 @@ from torch import nn
 from ..checks import FAILED, Check
 from ..constants import GRAPHS
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from ..conversion.folders import add_source_files, short_name, with_report, write_report
+from ..conversion.folders import add_source_files, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
-from ..conversion.sources import ResultInfo, Source, open_source, refuse_quantised
+from ..conversion.sources import Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
-from ..errors import EXTRAS, ExportError, check_extra, nearest
+from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.common.base import InputKind, kind_of
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
@@ -149,14 +149,13 @@ def export_checkpoint(
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
-    say(f"reading {short_name(source)}")
+    say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
     loaded = _load(source, inspection.class_name, task)
     _check_mechanisms(loaded)
     inputs, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(inputs, "source_tokenizer", None)
     onnx = format == "onnx"
-    result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
     needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
@@ -172,7 +171,7 @@ def export_checkpoint(
             say(f"writing and measuring {INT8_FILE}")
             quantised = _quantise(stage, graph, outputs, inputs.describe(), limits)
         _write_configs(loaded, source, stage)
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, result, stage)]
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, stage, max_length)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
             target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
@@ -184,7 +183,7 @@ def export_checkpoint(
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
             f"made by `longattn export` from {origin_of(source.name, source.folder)}."
         )
-        write_report(stage, source, result, report, REPORT, introduction=introduction)
+        write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
 
 
