@@ -59,7 +59,7 @@ from .common.processors import (
     values_with,
 )
 from .common.running import run_model
-from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
+from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
 
@@ -98,7 +98,7 @@ class GridKind(SizedKind):
     """Images, videos or spectrograms, whose patches lie on a grid."""
 
     size_noun, smaller = "size", "smaller"
-    material, compared, drawn, graph = "images", 4, True, ONE_SIZE
+    material, compared, drawn = "images", 4, True
     classified = {
         "ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES"),
         "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),

@@ -121,10 +121,6 @@ class Window2d(GridMechanism):
     def layer_kind(self) -> int:
         return int(self.shifted)
 
-    @property
-    def graph_steps(self) -> tuple[int, ...] | None:
-        return self.options.window if self.options.shift == "none" else None
-
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
         window = list(grid.per_axis(self.options.window, "window"))
