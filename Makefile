@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-thorough test-slow test-lowest test-newest lint format bench docs site release sbom test-matrix gpu-check clean
+.PHONY: help install demo test test-thorough test-slow test-lowest test-newest lint format bench docs site release test-matrix gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -105,12 +105,8 @@ site: $(READY)  ## the documentation as a site, in build/site/docs/index.html; N
 	$(PY) -m sphinx -W --keep-going -q -j $(if $(filter off,$(NOTEBOOKS)),auto,1) -D nb_execution_mode=$(NOTEBOOKS) -c docs . build/site
 	@echo "Open build/site/docs/index.html in a browser."
 
-release: $(STUBS) sbom  ## the distributions in dist/, checked and not uploaded, and their bill of materials
-	$(PY) -m scripts.dev.tools.release build
-
-sbom: $(READY)  ## what an installation brings along, with licences (CycloneDX), in dist/
-	@mkdir -p $(TMPDIR)
-	$(PY) -m scripts.dev.tools.release sbom
+release: $(STUBS)  ## the distributions in dist/, checked and not uploaded
+	$(PY) -m scripts.dev.tools.release
 
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in eight minutes
 	$(PY) scripts/gpu_check.py $(ARGS)

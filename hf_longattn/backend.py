@@ -45,7 +45,6 @@ from .mechanisms.common.decoding import Columns
 from .mechanisms.common.exact import for_length
 from .mechanisms.common.locality import keys_per_query
 from .mechanisms.common.masked import SparseMechanism
-from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.cache_layer import unread_cache
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
@@ -63,6 +62,8 @@ DETACHED_KV = "detached_kv"
 """The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's own key and value."""
 PROJECT_ONLY = "project_only"
 """The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
+FEW_QUERIES = 32
+"""Maximum number of new tokens that attend over all slots of a static cache on an accelerator. Untuned."""
 COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"

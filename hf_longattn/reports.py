@@ -1,25 +1,22 @@
-"""Reports: what a command found, as facts, sentences, tables and drawings in order.
+"""Reports: what a command found, as facts, sentences and tables in order.
 
-A product says once what its report has. ``cli/terminal.py`` prints a report, ``inspect/page.py`` writes it as an HTML page, and
-:meth:`Report.markdown` as Markdown. Texts are plain: every printer escapes them. Empty parts are left out, so callers need not ask.
+``cli/terminal.py`` prints a report. Texts are plain: the printer escapes them. Empty parts are left out, so callers need not ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 Style = Literal["", "strong", "quiet", "warning", "good", "bad", "measured"]
-Only = Literal["", "terminal", "page"]
-"""Where a part is shown; everywhere if empty."""
 
 
 @dataclass(frozen=True)
 class Sentence:
     """A line of text.
 
-    typed: a path or a command, which a terminal does not wrap and a page offers to copy. indent: in columns of a terminal.
+    typed: a path or a command, which is not wrapped. indent: in columns of a terminal.
     """
 
     text: str
@@ -40,11 +37,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values, one a line. summary: the line under which a page folds them."""
+    """Names with their values, one a line."""
 
     rows: Sequence[Fact]
     indent: int = 0
-    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,6 @@ class Table:
 
     align: a letter a column, "l" or "r"; the last one holds for all further columns.
     styles: of each row. shrinks: whether leading columns after the first are left out where not all fit.
-    shares, tooltips: of each cell, for a page; the larger a share from 0 to 1, the darker the cell.
     """
 
     columns: Sequence[str]
@@ -62,8 +57,6 @@ class Table:
     align: str = "lr"
     styles: Sequence[Style] = ()
     shrinks: bool = False
-    shares: Sequence[Sequence[float]] = ()
-    tooltips: Sequence[Sequence[str]] = ()
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Sequence[str]], title: str = "", align: str = "lr") -> Table:
@@ -76,79 +69,35 @@ class Table:
         return self.align[min(column, len(self.align) - 1)]
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """draw: returns an SVG element or the address of an image. It is called by what shows it, since it imports matplotlib."""
-
-    draw: Callable[[], str]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """The beginning of a section of a page. text: its first paragraph."""
-
-    title: str
-    text: str = ""
-
-
-Part = Sentence | Facts | Table | Drawing | Section
+Part = Sentence | Facts | Table
 
 
 @dataclass
 class Report:
-    """Parts in order. title: of a page. about: the line above it. width: maximum columns of a terminal."""
+    """Parts in order. width: maximum columns of a terminal."""
 
-    title: str = ""
-    about: str = ""
     width: int | None = None
-    parts: list[tuple[Only, Part]] = field(default_factory=list)
-
-    def add(self, part: Part, only: Only = "") -> None:
-        """Append any part."""
-        self.parts.append((only, part))
-
-    def shown(self, where: Literal["terminal", "page"]) -> list[Part]:
-        """The parts that are shown there."""
-        return [part for only, part in self.parts if only in ("", where)]
-
-    def section(self, title: str, text: str = "") -> None:
-        """Begin a section of the page."""
-        self.add(Section(title, text), "page")
+    parts: list[Part] = field(default_factory=list)
 
     def gap(self) -> None:
-        """An empty line on a terminal."""
-        self.add(Sentence(""), "terminal")
+        """An empty line."""
+        self.parts.append(Sentence(""))
 
-    def say(self, text: str, style: Style = "", *, only: Only = "", typed: bool = False, indent: int = 0) -> None:
+    def say(self, text: str, style: Style = "", *, typed: bool = False, indent: int = 0) -> None:
         """Append a sentence."""
         if text:
-            self.add(Sentence(text, style, typed, indent), only)
+            self.parts.append(Sentence(text, style, typed, indent))
 
-    def facts(self, *rows: tuple[str, str] | Fact, only: Only = "", indent: int = 0, summary: str = "") -> None:
+    def facts(self, *rows: tuple[str, str] | Fact, indent: int = 0) -> None:
         """Append facts; those without a value are left out."""
         facts = [row if isinstance(row, Fact) else Fact(*row) for row in rows]
         if kept := [fact for fact in facts if fact.value]:
-            self.add(Facts(kept, indent, summary), only)
+            self.parts.append(Facts(kept, indent))
 
-    def table(self, table: Table, only: Only = "") -> None:
+    def table(self, table: Table) -> None:
         """Append a table, unless it has no rows."""
         if table.rows:
-            self.add(table, only)
-
-    def markdown(self) -> str:
-        """The page in Markdown, without its drawings."""
-        blocks = [f"# {self.title}"]
-        for part in self.shown("page"):
-            if isinstance(part, Section):
-                blocks += [f"## {part.title}", *([part.text] if part.text else [])]
-            elif isinstance(part, Sentence):
-                blocks.append(f"    {part.text}" if part.typed else part.text)
-            elif isinstance(part, Facts):
-                blocks.append("\n".join(f"- {fact.name}: {fact.value}" for fact in part.rows))
-            elif isinstance(part, Table):
-                blocks += [*([f"{part.title}:"] if part.title else []), markdown_table(part.columns, part.rows)]
-        return "\n\n".join(blocks) + "\n"
+            self.parts.append(table)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -41,7 +41,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "longattn train qa --config longformer-triviaqa": "trains for days",
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",
     },
-    "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
+    "docs/how-to/evaluate.md": {"python -c": INSTALLED},
     "docs/how-to/gliner.md": {
         "from gliner": INSTALLED,
         "longattn convert encoder": INSTALLED,

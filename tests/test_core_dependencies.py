@@ -101,9 +101,7 @@ def test_an_import_says_which_extra_brings_what_is_missing(
 COMMANDS = [
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
-    ("audit nowhere --onnx model.onnx", "onnxruntime"),
     ("inspect nowhere --plot here.png", "matplotlib"),
-    ("audit nowhere nothing --html here.html", "matplotlib"),
     *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),
     ("train classify --images --augmentation flip --model nowhere --output out --data nothing", "torchvision"),

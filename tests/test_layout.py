@@ -162,7 +162,6 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 REGISTRIES = {
     "conversion/long_models/base.py": "conversion.long_models",
     "conversion/sources/base.py": "conversion.sources",
-    "conversion/twins/base.py": "conversion.twins",
     "inputs/common/base.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
@@ -288,8 +287,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert forbidden("conversion", "hf_longattn.export")
     assert not forbidden("conversion", "hf_longattn.hub")
     assert forbidden("evaluation", "hf_longattn.training.tasks.qa")
-    assert forbidden("data", "hf_longattn.evaluation.qa_loss")
-    assert not forbidden("training", "hf_longattn.evaluation.qa_loss")
+    assert forbidden("data", "hf_longattn.evaluation.qa_reader")
+    assert not forbidden("training", "hf_longattn.evaluation.qa_reader")
     assert not forbidden("families", "hf_longattn.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")

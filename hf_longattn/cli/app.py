@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
-from . import audit, compress, convert, embed, env, export, hub, inspect, search, train
+from . import compress, convert, embed, env, export, hub, inspect, search, train
 
 app = typer.Typer(
     name="longattn",
@@ -70,7 +70,6 @@ COMMANDS = (
     inspect.inspect,
     search.search,
     embed.embed,
-    audit.audit,
     inspect.mechanisms,
     inspect.recipes,
     hub.card,
@@ -79,7 +78,6 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command(cls=Command)(command)
-app.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(audit.diagnose)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
 

@@ -25,7 +25,7 @@ PURPOSES = {
     "metrics": "scores of `longattn train ctc`, `embed`, `seq2seq` and `tokens`",
     "onnx": "`longattn export` to ONNX",
     "peft": "LoRA in training, and PEFT adapters in conversions",
-    "plot": "drawings: `--plot`, `longattn audit --html`",
+    "plot": "drawings: `longattn inspect --plot`",
     "sentence": "`longattn train embed`, `longattn embed`",
 }
 """What each extra is for, in the words of a user."""

@@ -1,4 +1,4 @@
-"""`longattn inspect MODEL`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn recipes [NAME]`."""
+"""`longattn inspect MODEL [INPUT]`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn recipes [NAME]`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,33 @@ from . import options as flags
 def inspect(
     context: typer.Context,
     model: Annotated[str | None, flags.model_argument("A long or short checkpoint")] = None,
+    given: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Measure how attention spreads over this: a UTF-8 text file; for a model of images a photo, for one of sound a recording "
+            "or a folder of them, for one of videos a folder of frames or an array (.npy).",
+            show_default=False,
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Lengths of INPUT at which attention is measured: in tokens, for example 512,2K,8K; for recordings in seconds, 15,60.",
+            show_default="512,1K,2K,4K,8K tokens or 7.5,15,30 seconds, as far as MODEL and INPUT reach",
+        ),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MECHANISM[:NAME=VALUE,...]",
+            help="A mechanism to compare, for example window:window=512. Repeatable.",
+            show_default="all of them, with usual options; for a photo, those on a grid",
+        ),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
+    device: flags.Device = None,
     mechanism: Annotated[
         str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
     ] = None,
@@ -27,7 +54,8 @@ def inspect(
 ) -> None:
     """Show what runs in a checkpoint's layers and why, parameters and cost.
 
-    With --plot, also draw their attention patterns, or with --mechanism that of a mechanism instead.
+    With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With --plot, also
+    draw the layers' attention patterns, or with --mechanism that of a mechanism instead.
     """
     if (model is None) == (mechanism is None):
         raise typer.BadParameter("give either MODEL or --mechanism NAME --plot FILE.png.")
@@ -39,6 +67,14 @@ def inspect(
         flags.refuse_typed(context, ("--revision", "--token"), "is for MODEL, but a mechanism alone is drawn; leave it out.")
     if plot is None:
         flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
+    if given is None:
+        of_input = ("--lengths", "--candidate", "--queries", "--device")
+        flags.refuse_typed(context, of_input, "requires INPUT; give a text, photo or recording.")
+    else:
+        flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
+        assert model is not None
+        _diagnose(model, given, lengths, candidate, queries, device, as_json, revision, token)
+        return
 
     from .show import show_inspection
     from .terminal import print_json, say
@@ -73,6 +109,27 @@ def inspect(
     show_inspection(inspection)
     if plot is not None:
         say(f"drawn: {plot}")
+
+
+def _diagnose(
+    model: str, given: Path, lengths: str | None, candidate: list[str] | None, queries: int, device: str | None, as_json: bool,
+    revision: str | None, token: str | None,
+) -> None:  # fmt: skip
+    """Measure how attention spreads over an input."""
+    from ..inspect import diagnose
+    from ..inspect.attention import is_text
+    from ..inspect.texts import DURATIONS, read_lengths, read_numbers
+    from .show import show_diagnosis
+    from .terminal import print_json, progress
+
+    asked: list[float] | list[int] | None = None
+    if lengths is not None:
+        asked = read_lengths(lengths.split(",")) if is_text(given) else read_numbers(lengths, DURATIONS)
+    with progress() as tell:
+        found = diagnose(
+            model, given, lengths=asked, queries=queries, candidates=candidate, device=device, revision=revision, token=token, progress=tell
+        )
+    print_json(found.to_dict()) if as_json else show_diagnosis(found)
 
 
 def mechanisms(

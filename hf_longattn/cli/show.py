@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from ..conversion.flops import MechanismCost
     from ..export import CompressionReport, ExportReport
     from ..inputs.common.base import InputSizes, LengthCost
+    from ..inspect import Diagnosis
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
+DIAGNOSED_LENGTHS, DIAGNOSED_LAYERS = 5, 16
+"""Maximum columns of lengths, and rows of layers, in the table of a diagnosis."""
 SIZES = {
     "image_size": ("pixels", "tokens"), "video_size": ("frames and pixels", "tokens"), "spectrogram_size": ("frames", "tokens"),
     "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens"),
@@ -305,6 +309,50 @@ def _states(model: Inspection) -> Table:
         first = last + 1
     title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
     return Table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """How attention spreads as an input grows, and what mechanisms would keep of it."""
+    from ..inspect.diagnosis import in_seconds, percent
+
+    report, chosen, image = Report(width=80), diagnosis.chosen(), diagnosis.image
+    report.say(diagnosis.conclusion(), "strong")
+    size = "" if image is None else f"{image.noun} of {image.size}, {image.grid}".capitalize() + "."
+    for sentence in (size, diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes):
+        report.say(sentence)
+    report.gap()
+    report.table(_layers(diagnosis))
+    title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
+    if diagnosis.frame_seconds is not None:
+        title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
+    cells, styles = [], list[Style]()
+    for row in diagnosis.candidate_rows():
+        least = f"{percent(row.least)} ({row.least_layer})"
+        cells.append((str(row.place), str(row.candidate), percent(row.mass), least, percent(row.cost)))
+        styles.append("good" if row.chosen else "" if row.on_front else "quiet")
+    report.table(Table(("#", "mechanism", "kept", "least (layer)", "cost"), cells, title, "rlr", styles))
+    for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
+        report.say(f"{why}: {', '.join(sorted(names))} (--json says why)\n" if names else "", "quiet")
+    if chosen is not None:
+        model = "the checkpoint that this model was made from" if diagnosis.is_long else "the model"
+        report.say(f"To convert {model} so, add to longattn convert:\n  {shlex.join(diagnosis.flags(chosen))}", typed=True)
+    terminal.show(report)
+
+
+def _layers(diagnosis: Diagnosis) -> Table:
+    """Mean numbers of the layers: the longest lengths, and of deep models the layers at equal distances."""
+    from ..inspect.diagnosis import percent
+
+    lengths = diagnosis.lengths[-DIAGNOSED_LENGTHS:]
+    columns = ["layer", *(f"eff. {diagnosis.unit}\nof {row.length:,}" for row in lengths), "largest\nweight", f"first\n{diagnosis.unit}"]
+    count = len(diagnosis.last.layers)
+    step, rows = -(-count // DIAGNOSED_LAYERS), []
+    for layer in [number for number in range(count) if number % step == 0 or number == count - 1]:
+        last = diagnosis.last.layers[layer]
+        effective = [f"{float(row.layers[layer].numbers['effective_tokens'].mean()):,.1f}" for row in lengths]
+        shares = [last.numbers["largest_weight"], last.numbers["first_tokens"]]
+        rows.append([str(layer), *effective, *(percent(float(share.mean())) for share in shares)])
+    return Table(columns, rows, "mean over the heads of a layer", align="r")
 
 
 def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:

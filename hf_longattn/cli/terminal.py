@@ -69,7 +69,7 @@ STYLES = {"strong": "bold", "quiet": "dim", "warning": "yellow", "good": "green"
 def show(report: Report) -> None:
     """Print a report."""
     screen = console(width=report.width)
-    for part in report.shown("terminal"):
+    for part in report.parts:
         if isinstance(part, Sentence) and part.typed:
             say(part.text)
         elif isinstance(part, Sentence):

@@ -21,7 +21,6 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import keys_per_query
-from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
 
@@ -108,18 +107,17 @@ def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result
 def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.traits.recursion is not None:
-        recursion = mechanism.traits.recursion
-        return (recursion.length - recursion.memory) * shape.token_bytes
+        return 0  # every step reads the whole text
     if mechanism.traits.stateful:
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
     none = torch.zeros(1, 1, dtype=torch.long)
-    if kept_of(mechanism, none, none) is None:
+    if mechanism.kept(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    positions_by_length = [kept_of(mechanism, positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    positions_by_length = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return (
         max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in positions_by_length) * shape.token_bytes
     )
@@ -133,18 +131,12 @@ def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
-def with_storage(mechanism: Mechanism) -> Mechanism:
-    """A newly initialised copy of a mechanism. The given one may be on the meta device."""
-    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    again = type(mechanism)(*sizes, mechanism.options)
-    again.layer = mechanism.layer
-    return again
-
-
 def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
-    layer = with_storage(mechanism).to(dtype)
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # the given one may be on the meta device
+    layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
     hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.traits.takes_hidden_states else None

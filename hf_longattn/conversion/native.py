@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import FAILED, SKIPPED, Check, Difference, equality
+from ..checks import FAILED, Check, Difference, equality
 from ..data.english import verification_text
-from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
+from ..errors import ExportError, checkpoint_errors, sentence_case
 from ..hub import origin_of
-from ..inputs.common.base import InputKind, InputSize, kind_of
-from ..inputs.common.running import run_model
-from ..inputs.common.sized import SizedKind
+from ..inputs.common.base import kind_of
 from ..inputs.text import VerificationText
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
 from .architectures import Architecture, current_name, read_long
-from .flops import ModelShape, affordable_length, cost_of, layer_mechanisms, model_shape
+from .flops import ModelShape, affordable_length, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_verified
 from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters
 from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
@@ -34,27 +31,16 @@ from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source
 from .sources.folder import refuse_quantised
 from .tensor_names import ModelName, names_in_model
-from .twins.base import LongModel, NativeTwin, choose_twin
+from .twins import LongModel, NativeTwin, choose_twin
 from .verify import check_written
-from .verify_outputs import (
-    GRADIENT_LENGTH,
-    equal_gradients,
-    gradients,
-    gradients_of_outputs,
-    length_from_files,
-    probe_outputs,
-    why_no_memory_for_gradients,
-)
+from .verify_outputs import length_from_files, probe_outputs
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
 """Length of the short input in tokens."""
 GENERATED = 12
-HIDDEN_STATES = "output_hidden_states"
 FLOPS = 5e11
 """Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,6 @@ class TwinPlan(ResultPlan):
     model: LongModel
     twin: NativeTwin
     note: str
-    renamings: Mapping[str, tuple[TensorRename, ...]]  # name of the long model's tensor -> its names in the twin
 
     @property
     def old_length(self) -> int:
@@ -114,29 +99,21 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tensors: list[TensorPlan] = []
-    supplied: set[str] = set()
     full_shapes = whole_shapes(long_skeleton)
     renamings = {
         name: tuple(_with_all_heads(renaming, full_shapes.get(name)) for renaming in twin.rename(current_name(name), model))
         for name in source.tensors
     }
-    targets = {renaming.target for parts in renamings.values() for renaming in parts if renaming.target is not None}
-    names = names_in_model(targets, skeleton)
-    for name, parts in renamings.items():
-        for renaming in parts:
-            tensors.append(_planned(source, name, renaming, expected, names))
-            supplied.update(names[renaming.target].keys if renaming.target is not None else ())
+    names = names_in_model({renaming.target for parts in renamings.values() for renaming in parts if renaming.target}, skeleton)
+    tensors = [_planned(source, name, renaming, expected, names) for name, parts in renamings.items() for renaming in parts]
+    supplied = {key for name in names.values() for key in name.keys}
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
-    added = {tensor.key for tensor in names_in_model(twin.added(model), skeleton).values()}
-    for name, shape in expected.items():
-        if name not in supplied and name in added:
-            tensors.append(TensorPlan(name, "added", _dtype(source), None, shape))
-        elif name not in supplied and name not in tied and not _computed(name, skeleton, model):
-            raise ExportError(
-                f"The native twin {choice.class_name} needs the tensor {name!r}, which a {class_name} does not have; export another head, "
-                f"or let added() of {type(twin).__name__} ({defined_at(type(twin))}) give its values."
-            )
+    lacking = [name for name in expected.keys() - supplied - tied - dict(skeleton.named_buffers()).keys() if "pooler" not in name]
+    if lacking:
+        raise ExportError(
+            f"The native twin {choice.class_name} needs the tensor {min(lacking)!r}, which a {class_name} does not have; export another "
+            "head."
+        )
     architecture = Architecture(family, twin_config, choice.class_name, class_name)
     return TwinPlan(
         source=source,
@@ -149,19 +126,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         model=model,
         twin=twin,
         note=choice.note,
-        renamings=renamings,
     )
-
-
-def _dtype(source: Source) -> torch.dtype:
-    floating = [header.dtype for header in source.tensors.values() if header.dtype.is_floating_point]
-    return max(set(floating), key=floating.count)
-
-
-def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
-    """Whether a stock model computes a tensor that no file has, or works without it."""
-    table = model.family.table(name)
-    return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
 
 
 def _with_all_heads(renaming: TensorRename, shape: tuple[int, ...] | None) -> TensorRename:
@@ -182,7 +147,7 @@ def _planned(
     """Plan one tensor. ``names``: names in the twin's files, mapped to names in its model."""
     header = source.tensors[name]
     if renaming.target is None or not names[renaming.target].exists:
-        return TensorPlan.dropped(header, renaming.reason if renaming.target is None else "the stock class has no such tensor")
+        return TensorPlan.dropped(header, "the stock class has no such tensor")
     shape, key = header.shape, names[renaming.target].key
     if renaming.change is not None:
         shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
@@ -190,15 +155,6 @@ def _planned(
         raise ExportError(f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[key]}.")
     action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
     return TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change)
-
-
-def added_to_twin(plan: TwinPlan) -> dict[str, Tensor]:
-    """The values of the tensors that the long model lacks."""
-    functions = plan.twin.added(plan.model)
-    names = names_in_model(functions, plan.twin.skeleton(plan.model))
-    keys = {names[name].key: function for name, function in functions.items()}
-    added = ((tensor.name, tensor.new_shape) for tensor in plan.tensors if tensor.action == "added")
-    return {name: keys[name](shape) for name, shape in added if shape is not None}
 
 
 def export_native(
@@ -215,8 +171,8 @@ def export_native(
 ) -> ConversionReport:
     """Write and check the native twin of a long checkpoint. It is a stock architecture of transformers that computes the same.
 
-    Software that knows this architecture can serve the twin without this package. Outputs, gradients and generated tokens are compared for
-    a short and a long input, with padding.
+    Software that knows this architecture can serve the twin without this package. Outputs and generated tokens are compared for a short
+    and a long input, with padding.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -253,7 +209,6 @@ def export_native(
             settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
             report_file=NATIVE_REPORT,
             overwrite=overwrite,
-            added=added_to_twin(plan),
             checks=() if converted is None else converted.checks,
             next_step=lambda: None if converted is None else converted.next_step,
             introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
@@ -266,110 +221,50 @@ def export_native(
 # The comparison of a twin with its long model.
 
 
-def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
-    """Check the written folder `result`. Every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
+def verify_twin(plan: TwinPlan, result: Path, text: VerificationText, progress: StageProgress | None = None) -> list[Check]:
+    """Check the written folder `result`. Every tensor, the tokenizer, outputs and generated tokens."""
     return check_written(
-        plan, result, inputs, lambda opened, scratch: [partial(_checks_of, plan.kind, plan, opened, inputs, scratch)], progress=progress
+        plan, result, text, lambda opened, scratch: [partial(_compare_outputs, plan, opened, text, scratch)], progress=progress
     )
-
-
-def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
-    """Lengths of a short and a long input in tokens. Only one if the twin takes only one."""
-    longest = plan.new_length
-    if plan.twin.only_length and plan.note:
-        return (longest,)
-    shape = plan.shape
-    long = affordable_length(longest, shape, layer_mechanisms(plan.model.config.long_attention, shape, longest), FLOPS)
-    return tuple(dict.fromkeys((min(SHORT_LENGTH, long), min(long, length_from_files(plan)) if from_files else long)))
-
-
-class StockProbing(Probing):
-    """Inputs for a stock architecture without a converter."""
-
-    takes_globals = False
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
     """Texts of at most `length` tokens with padding. With global tokens, too, if both models take them."""
     checkpoint_converters()
-    converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
-    probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
-    if plan.model.family.padding_caveat:
-        probes = [_without_mask(probe) for probe in probes]
+    converter = CONVERTERS.get(plan.config.model_type)
+    probing = Probing() if converter is None else converter
     globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
+    probes = probing.probes(plan.config, plan.architecture.source_class, text, length)
     shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]
     return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
 
 
-def _without_mask(probe: Probe) -> Probe:
-    """The probe without a mask: padding is read and compared like other tokens."""
-    inputs = {name: value for name, value in probe.inputs.items() if name != "attention_mask"}
-    return dataclasses.replace(probe, name=f"{probe.name} and no mask", inputs=inputs, real=torch.ones_like(probe.real))
-
-
-def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:
-    """Return ``run(model, headless)`` for the long model and for the twin. They are never in memory together. ``headless``: the long
-    checkpoint has no weights for its head."""
-    long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, scratch=scratch)
-    headless = newly_initialised(missing, long)
-    of_long = run(long, headless)
-    del long
-    return of_long, run(load_source(opened, plan.architecture, None, scratch)[0], headless)
-
-
-@singledispatch
-def _checks_of(kind: InputKind, plan: TwinPlan, opened: Source, text: Any, scratch: Path | None) -> list[Check]:
-    """Compare long model and twin by their kind of input: here, on texts."""
-    lengths = _lengths(plan, scratch is not None)
+def _compare_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
+    """Compare outputs and generated tokens at a short and a long length. The two models are never in memory together."""
+    config, shape, longest = plan.model.config, plan.shape, plan.new_length
+    long = affordable_length(longest, shape, layer_mechanisms(config.long_attention, shape, longest), FLOPS)
+    if scratch is not None:
+        long = min(long, length_from_files(plan))
+    lengths = tuple(dict.fromkeys((min(SHORT_LENGTH, long), long)))
     probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
-    step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
-    why_not = why_no_memory_for_gradients(plan, from_files=scratch is not None)
-    pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
-    lacking = ("pooler_output",) if pooler and all(renaming.target is None for renamings in pooler for renaming in renamings) else ()
 
-    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
+    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, list[Tensor]]]]:
         model = model.base_model if headless else model
-        step_gradients = {} if why_not else _with_tied(model, gradients(model, step.inputs, step, lacking))
         outputs, tokens = [], []
         for _, probe in probes:
             _as_configured(model)
             outputs.append(probe_outputs(model, probe.inputs))
-            can_generate = getattr(model, "can_generate", lambda: False)()
-            if can_generate and not (plan.twin.only_length and plan.note):
-                _as_configured(model)
+            if getattr(model, "can_generate", lambda: False)():
                 tokens.append(generated(model, probe))
-        return outputs, step_gradients, tokens
+        return outputs, tokens
 
-    (expected, long_gradients, long_tokens), (of_twin, twin_gradients, twin_tokens) = _run_both(plan, opened, scratch, run)
+    model, missing = load_result(plan.source.folder, plan.architecture, config, scratch=scratch)
+    headless = newly_initialised(missing, model)
+    expected, long_tokens = run(model, headless)
+    del model
+    of_twin, twin_tokens = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
     checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
-    checks.append(_compared_gradients(plan, long_gradients, twin_gradients, why_not))
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
-
-
-@_checks_of.register(SizedKind)
-def _checks_of_sizes(kind: SizedKind, plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Compare gradients and outputs at the first size, the base model's outputs at further sizes. The new size only up to ``FLOPS``."""
-    config, why_not = plan.model.config, why_no_memory_for_gradients(plan, from_files=scratch is not None)
-    sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
-    if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
-        sizes.append(plan.inputs.new)
-
-    def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        base = kind.base(model)
-        part, at_old = base if headless else model, inputs.at(sizes[0])
-        step_gradients = {} if why_not else gradients_of_outputs(part, run_model(part, at_old, gradients=True))
-        outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
-        for size in sizes[1:]:
-            with kind.resized(base, size) as resized:
-                outputs.append(run_model(base, {**inputs.at(size), **resized, HIDDEN_STATES: True}))
-        return outputs, step_gradients
-
-    (expected, long_gradients), (of_twin, twin_gradients) = _run_both(plan, opened, scratch, run)
-    checks = []
-    for size, wanted, measured in zip(sizes, expected, of_twin, strict=True):
-        detail = f"outputs and all hidden states at {size.describe()}: largest difference"
-        checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
-    return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
 
 
 def _as_configured(model: Any) -> None:
@@ -391,47 +286,18 @@ def _compared(length: int, probe: Probe, expected: dict[str, Tensor], measured: 
     return equality(name, detail, difference, {"length": length})
 
 
-def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients under every name of tied parameters, since the first name differs between architectures."""
-    of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
-    return {name: of[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of}
-
-
-def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor], why_not: str) -> Check:
-    """Compare gradients, renamed like tensors. A parameter that the twin has several times is compared with the sum over its copies.
-    ``why_not``: reason why there are no gradients; empty if there are."""
-    if why_not:
-        return Check("gradients", SKIPPED, why_not)
-    left, expected, sums = dict(of_twin), dict[str, Tensor](), dict[str, Tensor]()
-    for name, gradient in of_long.items():
-        renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
-        if targets := [renaming.target for renaming in renamings if renaming.target is not None]:
-            change = renamings[0].change
-            expected[name] = gradient if change is None else change(gradient)
-            sums[name] = sum((left.pop(target) for target in targets if target in left), torch.zeros_like(expected[name]))
-    return equal_gradients("equal gradients", expected, sums)
-
-
 def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
-    """Greedily generated tokens after each text, and the logits of every step. Decoder-only models get left-padded texts."""
+    """Greedily generated tokens after each text, which is padded on the left, and the logits of every step."""
     ids, mask = probe.inputs["input_ids"], probe.inputs["attention_mask"]
-    more: dict[str, Any] = {}
-    if not model.config.is_encoder_decoder:
-        keep = max(1, ids.shape[1] - GENERATED)
-        ids, mask = ids[:, :keep], mask[:, :keep]
-        rows = [torch.roll(row, keep - int(real.sum())) for row, real in zip(ids, mask, strict=True)]
-        ids, mask = torch.stack(rows), mask.flip(-1)
-    if "global_attention_mask" in probe.inputs and "global_attention_mask" in inspect.signature(model.forward).parameters:
-        more["global_attention_mask"] = probe.inputs["global_attention_mask"]
-    if "output_router_logits" in inspect.signature(model.forward).parameters:
-        more["output_router_logits"] = False  # transformers cannot balance the experts' load with a cache and a padding mask
-    count = GENERATED
+    keep = max(1, ids.shape[1] - GENERATED)
+    ids, mask = ids[:, :keep], mask[:, :keep]
+    ids = torch.stack([torch.roll(row, keep - int(real.sum())) for row, real in zip(ids, mask, strict=True)])
     with torch.no_grad():
         returned = model.generate(
-            ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1, output_logits=True,
-            return_dict_in_generate=True, pad_token_id=model.config.pad_token_id or 0, **more,
+            ids, attention_mask=mask.flip(-1), max_new_tokens=GENERATED, min_new_tokens=GENERATED, do_sample=False, num_beams=1,
+            output_logits=True, return_dict_in_generate=True, pad_token_id=model.config.pad_token_id or 0,
         )  # fmt: skip
-    return returned.sequences[:, -count:], [step.float() for step in returned.logits]
+    return returned.sequences[:, -GENERATED:], [step.float() for step in returned.logits]
 
 
 def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin: tuple[Tensor, list[Tensor]]) -> Check:

@@ -10,7 +10,6 @@ from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..inputs.common.base import InputSizes, LengthCost, kind_of_model
 from ..inputs.text import text_length, text_sizes
-from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.patch_places import packs_images
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.generic import towers_of
@@ -104,7 +103,7 @@ class PlainPart:
         for number, mechanism in enumerate(layer_mechanisms(self.attention, self.shape, None)):
             inner = cells if number in whole else window // config.patch_size
             windows, grid = (cells // inner) ** 2, Grid((inner, inner))
-            cost = cost_at(grid.length, self.shape, [on_grid(mechanism, grid)])
+            cost = cost_at(grid.length, self.shape, [mechanism.on_grid(grid)])
             costs.append((windows * cost.attention_flops, windows * cost.full_attention_flops))
         of_row = vars(cost_at(cells**2, self.shape, []))
         of_row["attention_flops"], of_row["full_attention_flops"] = (sum(column) for column in zip(*costs, strict=True))

@@ -37,7 +37,7 @@ from .plan_positions import ShortTexts, plan_positions, position_warnings, serie
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
 from .sources.base import Source, open_source, tower_of
 from .sources.sentence_transformers import scores_pairs
-from .twins.base import LongModel, TwinChoice, choose_twin
+from .twins import LongModel, TwinChoice, choose_twin
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""

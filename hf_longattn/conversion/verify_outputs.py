@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -363,33 +363,17 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
     """Reason why gradients of the two models are not compared; ``None`` if they are."""
     if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
         return "the result is not meant to be equal to the source"
-    return why_no_memory_for_gradients(plan) or None
-
-
-def why_no_memory_for_gradients(plan: ResultPlan, *, from_files: bool = False) -> str:
-    """Reason why a model and the gradients of two do not fit into memory. Empty if they do. from_files: not even one model does."""
     needed, available = 4 * plan.parameters * 3.5, available_memory()
-    if from_files or needed > available:
+    if needed > available:
         return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
-    return ""
+    return None
 
 
-def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
-    """Gradients by parameter name. The loss is the sine of outputs at real tokens, except of outputs in ``without``; it needs no labels."""
+def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, Tensor]:
+    """Gradients by parameter name. The loss is the sum, over all outputs, of the mean of their sine at real tokens; it needs no labels."""
     returned = model(**_inputs_for_part(model, inputs), return_dict=True)
-    return gradients_of_outputs(
-        model,
-        {
-            name: probe.rows(name, value)
-            for name, value in returned.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and name not in without
-        },
-    )
-
-
-def gradients_of_outputs(model: Any, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients by parameter name. The loss is the sum, over all ``outputs``, of the mean of their sine."""
-    terms = [value.float().sin().mean() for value in outputs.values() if value.requires_grad]
+    floating = {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    terms = [probe.rows(name, value).float().sin().mean() for name, value in floating.items() if value.requires_grad]
     model.zero_grad(set_to_none=True)
     torch.stack(terms).sum().backward()
     by_name = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -398,7 +382,7 @@ def gradients_of_outputs(model: Any, outputs: Mapping[str, Tensor]) -> dict[str,
 
 
 def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_result: dict[str, Tensor]) -> Check:
-    """Compare the source's gradients, renamed like its tensors, with those of the result.
+    """Compare the source's gradients, renamed like its tensors, with those of the result. They are equal relative to the largest.
 
     New rows of a position table, and parameters that only the result has, must have zero gradients.
     """
@@ -408,30 +392,19 @@ def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_resul
         renaming = converter.rename(name, plan.architecture.original_config)
         if renaming.target is not None:
             expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
-    return equal_gradients(GRADIENTS, expected, of_result, f" at {GRADIENT_LENGTH} tokens or fewer", {"length": GRADIENT_LENGTH})
-
-
-def equal_gradients(
-    name: str, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor], where: str = "", values: Mapping[str, Any] | None = None
-) -> Check:
-    """The check ``name``: gradients by parameter are equal, relative to the largest. One that only one model has must be zero.
-
-    Args:
-        where: added to "after one step". values: further values of the check.
-    """
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
     worst, of = 0.0, "none"
-    for parameter in sorted(expected.keys() | measured.keys()):
-        difference = _gradient_difference(expected.get(parameter), measured.get(parameter))
+    for parameter in sorted(expected.keys() | of_result.keys()):
+        difference = _gradient_difference(expected.get(parameter), of_result.get(parameter))
         if not difference <= worst:  # true for NaN as well
             worst, of = difference, parameter
-    figures = {**(values or {}), "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
+    figures = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
     detail = (
-        f"gradients of {len(expected)} parameters after one step{where}: largest difference {worst:.1e} ({of}), "
-        f"largest gradient {scale:.1e}"
+        f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
+        f"({of}), largest gradient {scale:.1e}"
     )
     good = scale > 0 and worst <= TOLERANCE * scale
-    return Check(name, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", figures)
+    return Check(GRADIENTS, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", figures)
 
 
 def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:

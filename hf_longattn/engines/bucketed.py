@@ -290,41 +290,6 @@ def taken(values: Tensor, positions: Tensor) -> Tensor:
     return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)
 
 
-def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
-    """The last ``size`` keys of each query's bucket at or before the query, in every round.
-
-    Args:
-        keys: ``(B, H, R, N)``, bucket of the key at each position; negative for an invisible key.
-        queries: ``(B, H, R, Nq)``, bucket of each query, in the same dtype; positions: ``(B, Nq)`` of the queries.
-    Returns:
-        Key positions ``(B, H, R, Nq, size)`` int64, latest first; -1 where a bucket holds fewer.
-    """
-    batch, heads, rounds, length = keys.shape
-    q_len = queries.shape[-1]
-    size = min(size, length)
-    same = keys[:, :, :, None] == queries[..., None]
-    if q_len > 1 or bool((positions < length - 1).any()):
-        same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
-    row, place = same.view(-1, length).nonzero().unbind(1)  # by row; places ascend in a row
-    after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
-    among_last = after < size
-    last_keys = place.new_full((batch * heads * rounds * q_len, size), -1)
-    last_keys[row[among_last], after[among_last]] = place[among_last]
-    return last_keys.view(batch, heads, rounds, q_len, size)
-
-
-def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """Whether an earlier round lists the same key for a query: bool, shaped like ``places`` of :func:`last_in_bucket`."""
-    rounds = places.shape[2]
-    twice = torch.zeros_like(places, dtype=torch.bool)
-    for earlier in range(rounds - 1):
-        later = places[:, :, earlier + 1 :].clamp(min=0)
-        bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
-        oldest = places[:, :, earlier, :, -1]  # -1: the bucket has fewer than `size` keys, so all are listed
-        twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
-    return twice & (places >= 0)
-
-
 def buckets_of_documents(buckets: Tensor, num_buckets: int, documents: DocumentLabels | None) -> tuple[Tensor, int]:
     """Buckets ``(B, H, R, N)`` that no two packed documents share, and the number of buckets."""
     if documents is None:

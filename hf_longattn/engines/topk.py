@@ -16,9 +16,6 @@ gradients and never hold more than a slice of the gathered keys:
 
 The gathered engine with one query per tile row takes 3.6-4.2 times as long for the forward pass, 2.5-2.8 times for forward and backward.
 (Both comparisons: 1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
-
-For the few queries of a decoding step, :func:`gather_kv` reads the listed tokens of a long KV cache, and :func:`gathered_kv_attention`
-attends to them.
 """
 
 from __future__ import annotations
@@ -34,9 +31,8 @@ from ..errors import BackendError
 from ..private_apis import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph
-from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall
-from .common.dense import at_least_fp32, fused_attention, grid_of, index_grid, masked_softmax, repeat_heads
+from .common.dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
 from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 from .common.score_terms import ScoreMod
 
@@ -158,16 +154,10 @@ def search_keys(
     return _search(q, k, count, visible, offset if causal else None)
 
 
-def prefiltered_topk_keys(
-    q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
-) -> Tensor:
-    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in float64.
-
-    longest: ``(B, H_kv)``, the greatest norm of the keys; computed when None.
-    """
+def prefiltered_topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
+    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in float64."""
     (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
-    if longest is None:
-        longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
+    longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
     with torch.autocast(q.device.type, enabled=False):
         if accelerator.accelerated(q):
@@ -458,55 +448,3 @@ pair_spread.register_fake(lambda weights, x, index, kv_len: x.new_empty((*index.
 pair_scores.register_autograd(_scores_backward, setup_context=_save)
 pair_sum.register_autograd(_sum_backward, setup_context=_save)
 pair_spread.register_autograd(_spread_backward, setup_context=_save)
-
-
-def gather_kv(x: Tensor, index: Tensor) -> Tensor:
-    """Read tokens of a KV cache.
-
-    Args:
-        x: ``(B, H_kv, N, D)``; a view of a larger buffer is read in place.
-        index: ``(B, H, …)`` int64, positions below N. H_kv divides H, and the heads of a group read the same head of x.
-    Returns:
-        ``(B, H, …, D)``.
-    """
-    batch, kv_heads, length, width = x.shape
-    if x.stride(3) != 1 or any(size > 1 and step % width for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)):
-        x = x.contiguous()
-    steps = [step // width if size > 1 else 0 for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)]
-    rows = 1 + sum((size - 1) * step for size, step in zip((batch, kv_heads, length), steps, strict=True))
-
-    def first_rows() -> Tensor:
-        heads = torch.arange(index.shape[1], device=x.device) // (index.shape[1] // kv_heads) * steps[1]
-        return torch.arange(batch, device=x.device)[:, None] * steps[0] + heads
-
-    key = "first rows", batch, index.shape[1], kv_heads, *steps[:2], x.device
-    first = BYTE_CACHE.get(key, first_rows).view(batch, index.shape[1], *[1] * (index.dim() - 2))
-    return F.embedding((index if steps[2] == 1 else index * steps[2]) + first, x.as_strided((rows, width), (width, 1)))
-
-
-def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
-    """The term that ``score_mod`` adds for keys at ``columns (B, H, Nq, K)``. Queries are the last Nq of ``kv_len`` positions."""
-    batch, heads, q_len, _ = columns.shape
-    b, h, q_idx, _ = index_grid(batch, heads, q_len, kv_len, columns.device)
-    return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)
-
-
-def gathered_kv_attention(
-    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, *, scaling: float | None = None, sink_scores: Tensor | None = None
-) -> Tensor:
-    """Softmax attention of every query over its own keys, ``(B, H, Nq, D)``; zeros where it sees none.
-
-    Args:
-        q: ``(B, H, Nq, D)``.
-        keys, values: ``(B, H, Nq, K, D)``.
-        seen: ``(B, H, Nq, K)`` bool, or a bias with -inf for hidden keys. Scores then have the bias's dtype, if that is wider.
-        sink_scores: ``(H,)``, see :class:`~.common.call.AttentionCall`.
-    """
-    (batch, heads, q_len, width), dtype = q.shape, q.dtype
-    if seen.is_floating_point():
-        wider = torch.promote_types(dtype, seen.dtype)
-        q, keys, values, seen = (x.to(wider) for x in (q, keys, values, seen))
-    queries, mask = q.reshape(batch, heads * q_len, 1, width), seen.flatten(1, 2)[:, :, None]
-    sinks = None if sink_scores is None else sink_scores.repeat_interleave(q_len)
-    out = fused_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling, sink_scores=sinks)
-    return out.view(batch, heads, q_len, values.shape[-1]).to(dtype)

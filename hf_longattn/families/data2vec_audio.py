@@ -7,7 +7,6 @@ from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.convolutions import Convolution
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Data2VecAudioConfig),
@@ -22,6 +21,5 @@ FAMILY = Family(
     rule=AudioRule(
         outputs=adapted,
         why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
-        over_frames=lambda config: ([Convolution.centred(config.conv_pos_kernel_size)] * config.num_conv_pos_embeddings, ()),
     ),
 )

@@ -149,7 +149,6 @@ FAMILY = Family(
         front=subsampling,
         positions="relative",
         why_chunks_differ=normalised_features,
-        over_frames=lambda config: ((), [Convolution.centred(encoder_config(config).conv_kernel_size)]),
     ),
 )
 """The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""

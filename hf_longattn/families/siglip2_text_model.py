@@ -8,12 +8,11 @@ from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
 from .clip_text_model import TakesPackedRows
-from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
+from .siglip_text_model import ReadsLastToken
 
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, Siglip2TextConfig),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("Siglip2TextModel",),
     mixin=replacing(__name__, {Siglip2Attention: HandsKeywordsDown, Siglip2TextEmbeddings: TakesPackedRows}, ReadsLastToken),
-    padding_caveat=READ_WITHOUT_MASK,
 )

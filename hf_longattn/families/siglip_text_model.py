@@ -44,12 +44,9 @@ class ReadsLastToken(ReplacedModules):
         return outputs
 
 
-READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a mask it reads a text at the last position, even of padding"
-
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, SiglipTextConfig),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("SiglipTextModel",),
     mixin=ReadsLastToken,
-    padding_caveat=READ_WITHOUT_MASK,
 )

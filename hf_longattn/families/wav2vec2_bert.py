@@ -20,7 +20,6 @@ from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
-from ..modeling.family.convolutions import Convolution
 
 
 def adapted(config: Any, rows: int) -> int:
@@ -51,9 +50,5 @@ FAMILY = Family(
         outputs=adapted,
         positions="relative",
         why_chunks_differ=normalised_features,
-        over_frames=lambda config: (
-            (),
-            [Convolution(config.conv_depthwise_kernel_size, left=config.conv_depthwise_kernel_size - 1)],
-        ),
     ),
 )

@@ -18,7 +18,7 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.convolutions import Convolution, normalised_over_time
+from ..modeling.family.convolutions import normalised_over_time
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2ConformerConfig),
@@ -38,6 +38,5 @@ FAMILY = Family(
         positions="relative or rotary",
         why_chunks_differ=normalised_over_time,
         why_padding_changes=lambda config: "the convolutions of its layers carry padding into sound",
-        over_frames=lambda config: None if normalised_over_time(config) else ((), [Convolution.centred(config.conv_depthwise_kernel_size)]),
     ),
 )

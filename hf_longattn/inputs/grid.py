@@ -31,8 +31,8 @@ from ..data.videos import frame_processor, frames_as_pixels, read_video, video_p
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
@@ -148,8 +148,8 @@ class GridKind(SizedKind):
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         check_mechanism_for_grid(mechanism.name, mechanism.options.to_dict())
         assert sizes is not None
-        on_grid(mechanism, sizes.new.grid, check=True)
-        on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
+        mechanism.on_grid(sizes.new.grid, check=True)
+        mechanism.on_grid(sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
         side = min(sizes.old.grid.sizes)
@@ -270,7 +270,7 @@ class GridKind(SizedKind):
         return states or dict(outputs)
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
-        tiled = positions == TILE and not fits_tiles(on_grid(mechanism, plan.inputs.new.grid), plan.inputs)
+        tiled = positions == TILE and not fits_tiles(mechanism.on_grid(plan.inputs.new.grid), plan.inputs)
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
     def config_as_source(self, plan: Any) -> Any:
@@ -283,16 +283,6 @@ class GridKind(SizedKind):
 
     def further_checks(self, plan: Any, inputs: VerificationImages, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
         return CropChecks(plan, size, layers)
-
-    def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
-        """The old size, and one a few patches larger. The old grid need not divide the larger one's. If the stock model reads only the new
-        height and width: a video of two tubelets, or the old size if nothing grows."""
-        patch = self.rule.patch(config)
-        if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
-            few_frames = (2 * patch[0], *sizes.new.value[1:])
-            return [self.size(config, few_frames) if sizes.grows else sizes.old]
-        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.value, patch, strict=True)))
-        return [sizes.old, self.size(config, uneven)]
 
 
 IMAGE_HEADS = {
@@ -323,19 +313,19 @@ PILLOW = "from PIL import Image"
 SETTINGS_OF = {
     "image": (
         ("image_size", "search_images"),
-        "an image: longattn audit MODEL photo.jpg",
+        "an image: longattn inspect MODEL photo.jpg",
         "give the size as --image-size 1024",
         "give images as --search-images FOLDER",
     ),
     "video": (
         ("image_size", "frames", "search_images"),
-        "its frames: longattn audit MODEL frames/",
+        "its frames: longattn inspect MODEL frames/",
         "give the size as --image-size 448 --frames 32",
         "give videos as --search-images FOLDER",
     ),
     "spectrogram": (
         ("audio_seconds", "search_audio"),
-        "a recording: longattn audit MODEL talk.wav",
+        "a recording: longattn inspect MODEL talk.wav",
         "give the length as --audio-seconds 30",
         "give recordings as --search-audio FILE",
     ),
@@ -366,7 +356,7 @@ def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttenti
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
     """Whether layer ``number`` equals full attention on a grid."""
-    return on_grid(prototype(*attention.for_layer(number)), grid, layer=number).covers(grid.length)
+    return prototype(*attention.for_layer(number)).on_grid(grid, layer=number).covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:
@@ -443,7 +433,7 @@ def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid:
             f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
             "leave it out."
         )
-    on_grid(mechanism, grid, check=True)
+    mechanism.on_grid(grid, check=True)
 
 
 def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
@@ -476,7 +466,7 @@ def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism
 
 def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
     """Whether every cell sees only cells in its own repetition of the tiled table."""
-    blocks = grid_blocks(layer, sizes.new.grid)
+    blocks = layer.grid_blocks(sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
@@ -488,7 +478,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     numbers: dict[tuple[str, bool], list[int]] = {}
     for number, layer in enumerate(layers):
         name, options = attention.for_layer(number)
-        windowed = grid_blocks(layer, sizes.new.grid) is not None or sizes.kind.rule.counts_places
+        windowed = layer.grid_blocks(sizes.new.grid) is not None or sizes.kind.rule.counts_places
         if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []
@@ -643,12 +633,6 @@ class UserImages(UserInputs):
         """The input that the processor makes of one file, at the processor's own size."""
         return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[rule.input])
 
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """One input as an image ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
-        mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-        return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
-
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
@@ -678,11 +662,6 @@ class UserVideos(UserImages):
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
 
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """The first frame of every tubelet, side by side."""
-        return UserImages.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
-
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         sized = self.sized_processor(size)
         videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
@@ -699,16 +678,9 @@ class UserSpectrograms(UserInputs):
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         if file.is_dir():
-            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
+            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is read; give one recording.")
         (sound,) = read_recordings([file], processor.sampling_rate)
         return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
-
-    @staticmethod
-    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """``values (frames, mel bins)`` as a grey image ``(mel bins, frames, 3)``. Scaled so that its range is 0 to 1."""
-        seen = values.float().cpu().mT
-        low, high = seen.min(), seen.max()
-        return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
 
     @cached_property
     def sounds(self) -> list[Samples]:
@@ -772,7 +744,7 @@ class CropChecks(FurtherChecks):
         if self.positions != TILE:
             return f"positions are not tiled ({self.positions})"
         window = self.sizes.old.grid.sizes
-        if any(grid_blocks(layer, self.size.grid) != window for layer in layers):
+        if any(layer.grid_blocks(self.size.grid) != window for layer in layers):
             return f"some layers have other windows than {' × '.join(map(str, window))} cells"
         if any(_reads_prefix(layer, self.size.grid) for layer in layers):
             return "patches see the class token or registers, which see the whole image (with --option prefix_tokens=none they do not)"
@@ -824,6 +796,6 @@ def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
     """Whether cells see the prefix tokens before the grid."""
     if not grid.prefix:
         return False
-    call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
+    call = layer.on_grid(Grid((1,) * grid.rank, grid.prefix))
     q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
     return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())

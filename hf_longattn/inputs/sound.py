@@ -101,7 +101,7 @@ class SoundKind(SizedKind):
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
     timed, watched_as_long = True, True
-    diagnosed_with = "a recording or a folder: longattn audit MODEL talk.wav"
+    diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),

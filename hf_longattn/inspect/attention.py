@@ -70,14 +70,14 @@ class ReadInputs:
     """What a model reads.
 
     name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
-    frame_seconds: of sounds, seconds per frame. image: ``grid ->`` the image.
+    frame_seconds: of sounds, seconds per frame. noun: for an image, video or spectrogram; else empty.
     """
 
     name: str
     lengths: list[tuple[str, list[Any]]]
     notes: tuple[str, ...] = ()
     frame_seconds: float | None = None
-    image: Callable[[Grid], Image] | None = None
+    noun: str = ""
 
 
 @quiet_libraries()
@@ -155,7 +155,7 @@ def diagnose(
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
-        image=None if read.image is None or layers.layout is None else read.image(layers.layout),
+        image=None if layers.layout is None else Image(layers.layout, read.noun, read.lengths[0][0]),
     )  # fmt: skip
 
 
@@ -261,11 +261,7 @@ def _read_image(
     processor = required_processor(processor, loaded.name, user.reads)
     values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
     size = rule.describe(rule.size_of(values))
-
-    def image(grid: Grid) -> Image:
-        return Image(user.as_seen(values[0], processor, grid.sizes[0]), grid, kind.noun, size)
-
-    return ReadInputs(file.name, [(size, [{rule.input: values}])], image=image)
+    return ReadInputs(file.name, [(size, [{rule.input: values}])], noun=kind.noun)
 
 
 def untrained(

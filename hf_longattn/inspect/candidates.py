@@ -13,7 +13,6 @@ from ..inputs.common.base import InputKind
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from ..modeling.family.audio_config import check_mechanism_for_audio
@@ -74,7 +73,7 @@ class Candidate:
 
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
         """Number of query–key products per head, the unit of cost."""
-        return on_grid(self.sized(length, heads, head_dim), grid).pairs(length, causal)
+        return self.sized(length, heads, head_dim).on_grid(grid).pairs(length, causal)
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:

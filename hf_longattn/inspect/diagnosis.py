@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,23 +80,15 @@ class LengthDiagnosis:
         return torch.stack([layer.distance.mean(0) for layer in self.layers])
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image, video or spectrogram as the model reads it.
 
-    pixels: ``(height, width, 3)``, 0 to 1; of a spectrogram ``(mel bins, frames, 3)``, from the lowest frequency.
     grid: of its tokens. noun, size: the noun for the input, for example "image", and its size as text.
     """
 
-    pixels: Tensor
     grid: Grid
     noun: str
     size: str
-
-    @property
-    def reader(self) -> str:
-        """The queries whose attention the maps show, as text."""
-        return "the class token" if self.grid.prefix else "the patches, on average,"
 
 
 @dataclass(frozen=True)
@@ -212,16 +204,15 @@ class Diagnosis:
         candidate = self.candidates[number]
         return ["--towers", f"{self.tower}={candidate}"] if self.tower else candidate.flags
 
-    def candidate_rows(self) -> dict[int, CandidateRow]:
-        """Index -> row in the table of applicable candidates, by ascending cost."""
+    def candidate_rows(self) -> list[CandidateRow]:
+        """The table of applicable candidates, by ascending cost."""
         front, captured, chosen = self.front(), self.last.captured(), self.chosen()
-        rows = {}
+        rows = []
         for place, number in enumerate(self.applicable(), 1):
             by_layer = captured[..., number].nanmean(1)
-            rows[number] = CandidateRow(
-                place, self.candidates[number], self.mass(number), float(by_layer.min()), int(by_layer.argmin()), self.cost(number),
-                number in front, number == chosen,
-            )  # fmt: skip
+            least, layer = float(by_layer.min()), int(by_layer.argmin())
+            row = place, self.candidates[number], self.mass(number), least, layer, self.cost(number), number in front, number == chosen
+            rows.append(CandidateRow(*row))
         return rows
 
     def conclusion(self) -> str:
@@ -341,14 +332,6 @@ def percent(share: float) -> str:
     """A share for readers: ``71 %``, ``0.4 %``."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
-
-
-def thousands(value: float) -> str:
-    """A number of tokens as a short text: 512, 2K, 2.3K, 64K."""
-    if value < 1000:
-        return f"{value:.0f}"
-    kilo = value / 1024
-    return f"{kilo:.0f}K" if kilo >= 9.95 or abs(kilo - round(kilo)) < 0.05 else f"{kilo:.1f}K"
 
 
 def _short(value: float) -> float | None:

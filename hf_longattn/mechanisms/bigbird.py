@@ -34,7 +34,7 @@ from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
-from .common.layout import full_pairs, joined, tokens_of
+from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
@@ -410,3 +410,9 @@ def without(places: Tensor, tokens: Tensor) -> Tensor:
     """``places (B or 1, H or 1, R, T)`` with -1 at the positions of ``tokens (B, N)`` bool."""
     item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
     return torch.where(tokens[item, places.clamp(min=0)], -1, places)
+
+
+def joined(*lists: Tensor) -> Tensor:
+    """Concatenate lists of positions ``(B or 1, H or 1, R, K)`` along the last axis."""
+    batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
+    return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)

@@ -26,11 +26,11 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from ..options import Options, option
+from .common.base import Mechanism
 from .common.layout import full_pairs, tokens_of
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism, attend_to_blocks
 from .common.traits import Handling
 
 
@@ -46,14 +46,14 @@ class BlockTopKOptions(Options):
 
 
 @register_mechanism("block_top_k")
-class BlockTopK(SummarisedMechanism):
+class BlockTopK(Mechanism):
     """Softmax over the query's block and the blocks with the highest-scoring mean keys."""
 
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
     when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
     engine = "block_selected"
-    traits = SummarisedMechanism.traits.but(takes_sinks=True)
+    traits = Mechanism.traits.but(takes_sinks=True)
     handling = Handling(exports_definition=True)
     cost = "N·k·b + N·N/b"
     per_head_tensors = ()
@@ -140,25 +140,6 @@ class BlockTopK(SummarisedMechanism):
         """Sorted key positions for each query block, ``(B, H, n, k·b)``: of its block and of the blocks ``chosen (B, H, n, k - 1)``."""
         own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
-
-    @property
-    def summary_unit(self) -> int | None:
-        return self.options.block_size
-
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per block: its mean key, ``(B, H_kv, m, D)`` float64, and whether it has a real token, ``(B, 1, m)``."""
-        means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
-        return {"mean": means, "filled": filled[:, None]}
-
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
-        size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
-        own_block = torch.div(summaries.positions(q.shape[2], k.shape[2]), size, rounding_mode="floor")
-        grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key head, one after the other
-        gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
-        allowed = (torch.arange(means.shape[2], device=q.device) < own_block[..., None]) & filled
-        chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-        listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)
-        return attend_to_blocks(q, k, v, listed, size, summaries, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(

@@ -66,10 +66,6 @@ class Fixed(GatheredMechanism):
         own_keys = cells(blocks, blocks[:, : size - summary], causal=False)
         return (*own_keys, *prefixes(rows, columns, [len(columns)] * len(rows)))
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        size = self.options.block_size
-        return (positions // size >= upcoming // size) | (positions % size >= size - self.options.num_summary)
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.block_size >= length or self.options.num_summary == self.options.block_size
 

@@ -35,7 +35,7 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.layout import full_pairs, neighbourhoods, without_gaps
+from .common.layout import full_pairs
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
 
@@ -217,7 +217,9 @@ class Pyramid:
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of every level. Queries see the tokens of three blocks (two when causal), and pools farther away."""
-        near = neighbourhoods(self.length, self.block, causal, device)
+        first = torch.arange(0, self.length, self.block, device=device).view(1, 1, -1, 1) - self.block
+        near = first + torch.arange((2 if causal else 3) * self.block, device=device)
+        near = torch.where((near >= 0) & (near < self.length), near, -1)
         parts = [GatherTile(rows_of(self.length, self.block, device), near, causal=causal)]
         for levels in ([1], list(range(2, self.top + 1))):
             levels = [level for level in levels if level <= self.top]
@@ -269,3 +271,14 @@ def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
     if torch.compiler.is_compiling() or x.shape[-2] % 2:  # F.pad copies even where it adds nothing
         x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
     return x.unflatten(-2, (-1, 2))
+
+
+def without_gaps(index: Tensor) -> Tensor:
+    """``index (…, T)`` with the empty slots moved to the end, cut to the longest row.
+
+    The cut depends on values, which cannot be read while PyTorch compiles: ``index`` is then returned unchanged.
+    """
+    if torch.compiler.is_compiling():
+        return index
+    order = (index < 0).sort(dim=-1, stable=True)
+    return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]

@@ -130,19 +130,6 @@ class LSH(BucketedMechanism):
         wide = k.to(torch.promote_types(k.dtype, torch.float32))  # squares leave the range of fp16
         return k * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(k.dtype)
 
-    def key_buckets(self, k: Tensor) -> Tensor:
-        return self.hashes(repeat_heads(k, self.num_heads))  # normalising a key does not change its bucket, except by rounding
-
-    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        return self.key_buckets(last) if self.options.shared_qk else self.hashes(q)
-
-    def recent(self) -> tuple[int, int]:
-        return self.options.bucket_size, 0
-
-    @property
-    def sees_itself(self) -> bool:
-        return not self.options.shared_qk
-
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""

@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, State, rows_of
+from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from ..options import Options, option
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
-from .common.segment_state import append_tokens, empty_segment, last_segment
 from .common.traits import Handling, Recursion
 
 
@@ -47,7 +46,7 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
-    traits = GatheredMechanism.traits.but(exports=False, trains=True, stateful=True, takes_sinks=False)
+    traits = GatheredMechanism.traits.but(exports=False, trains=True, takes_sinks=False)
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
@@ -73,20 +72,6 @@ class RecurrentMemory(GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         blocks = rows_of(length, self.options.segment_length, device)[0, 0]
         return tuple(cells(blocks, blocks, causal=causal))
-
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is each sequence's current segment (:mod:`hf_longattn.mechanisms.common.segment_state`)."""
-        size = self.options.segment_length
-        if state is None and k.shape[2] > 1:
-            out = self(q, k, v, call.replace(causal=True))
-            return out, last_segment(k, v, call.real(k), size)[0]
-        current, outs = empty_segment(k, v, size) if state is None else state, []
-        for first in range(0, k.shape[2], size):
-            new = slice(first, first + size)
-            segments = append_tokens(current, k[:, :, new], v[:, :, new], call.real(k)[:, new])
-            outs.append(segments.attend(q[:, :, new], call, self.relative))
-            current = segments.state()
-        return torch.cat(outs, 2), current
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= self.options.segment_length

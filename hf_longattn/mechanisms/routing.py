@@ -235,21 +235,6 @@ class Routing(BucketedMechanism):
         share = self.shares(k, offset, exact=False).transpose(-1, -2)
         return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
 
-    def key_buckets(self, k: Tensor) -> Tensor:
-        return self.clusters(self.key_vectors(repeat_heads(k, self.num_heads)), None)[:, :, None]
-
-    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        return self.clusters(self.key_vectors(q), None)[:, :, None]
-
-    def recent(self) -> tuple[int, int]:
-        return self.size, self.options.window
-
-    def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        if not self.learned:
-            return None
-        share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
-        return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
-
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return call.causal and not self.learned and not self.options.window  # otherwise clusters choose among the keys of one document
 

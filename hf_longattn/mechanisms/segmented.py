@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +33,47 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, middle_of, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
+from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
 from ..positions.distances import Locality
-from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes, tokens_of
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
-from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism
 
 SUMMARISING = ("pooled", "attention")
+
+
+class PooledKeys(NamedTuple):
+    """M means over several tokens' keys and values, which share one softmax with the tokens.
+
+    ``real`` and ``position`` may have size 1 in the batch axis.
+    """
+
+    keys: Tensor
+    """``(B, H, M, D)``"""
+    values: Tensor
+    """``(B, H, M, D)``"""
+    real: Tensor
+    """Whether a pool has any token, ``(B, M)`` bool."""
+    position: Tensor
+    """Mean position of the pool's tokens, rounded down, ``(B, M)``. Score terms use it as the key's position."""
+
+    def appended(self, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+        """``k, v (B, H, N, D)`` followed by the pooled keys and values, and the call for them."""
+        length = k.shape[2]
+
+        def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
+            b = b if len(self.position) > 1 else torch.zeros_like(b)
+            return torch.where(kv_idx < length, kv_idx, self.position[b, (kv_idx - length).clamp(min=0)])
+
+        call = call.replace(score_mod=remapped(call.score_mod, keys=position))
+        if call.key_mask is not None:
+            call = call.with_mask(torch.cat([call.key_mask, self.real], 1))
+        return torch.cat([k, self.keys], 2), torch.cat([v, self.values], 2), call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +91,7 @@ class SegmentedOptions(Options):
 
 
 @register_mechanism("segmented")
-class Segmented(SummarisedMechanism, GatheredMechanism):
+class Segmented(GatheredMechanism):
     """Softmax inside blocks, together with neighbouring blocks or with summaries of the others."""
 
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
@@ -122,33 +149,6 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def _by_attention(self) -> bool:
         return self.options.integration == "attention"
 
-    @property
-    def summary_unit(self) -> int | None:
-        return self.options.block_size if self.summarises else None
-
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean position, ``(B, 1, m)``."""
-        keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
-        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle_of(real)[:, None]}
-
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
-        size, heads = self.options.block_size, q.shape[1]
-        keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
-        positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
-        block = torch.div(positions, size, rounding_mode="floor")
-        places = tokens_of(block, size, k.shape[2]).expand(-1, heads, -1, -1)
-        columns, present = summaries.columns(places, k.shape[2])
-        earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
-        own_scores = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
-        scores = torch.cat([own_scores, products(q, keys)], -1) * call.scale_for(q.shape[-1])
-        if call.score_mod is not None:
-            middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
-            middles = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
-            scores = scores + term_at(call.score_mod, torch.cat([columns, middles], -1), k.shape[2])
-        seen = torch.cat([present & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
-        weights = softmax_over(scores, seen).to(v.dtype)
-        return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
-
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
         """Mask of the visible keys and of the visible summaries, which follow the keys."""
         size = self.options.block_size
@@ -170,15 +170,21 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             return super().dense_weights(q, k, call)
         heads, kv_len, size = q.shape[1], k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
-        _, _, q_idx, kv_idx = grid_of(q, k)
+        b, h, q_idx, kv_idx = grid_of(q, k)
         block, query_block = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
-        spread = uniform(members, k.dtype)
+        spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)  # equal shares for the tokens of a block
         if self._by_attention:
             spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
-        return pooled_weights(q, k, spread, members, inside, other_blocks, call)
+        scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
+        if call.score_mod is not None:
+            scores = call.score_mod(scores, b, h, q_idx, kv_idx)
+            pooled = call.score_mod(pooled, b, h, q_idx, middle_of(members)[:, :, None])
+        seen = torch.cat([inside.expand(scores.shape), other_blocks.expand(pooled.shape)], -1)
+        weights = softmax_over(torch.cat([scores, pooled], -1), seen)
+        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if not self.summarises:
@@ -197,7 +203,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             if of_summaries.score_mod is not None:
                 summary_scores = of_summaries.score_mod(summary_scores, b, h, q_idx, kv_idx[..., length:])
             away = torch.arange(count, device=rows.device) - block[rows][:, None]
-            others = (away < 0 if call.causal else away != 0) & summaries.real[:, :, None]
+            others = (away < 0 if call.causal else away != 0) & summaries.real[:, None, None]
             inside = (block == block[rows][:, None]) & (scores > float("-inf"))
             seen = torch.cat([inside.expand(scores.shape), others.expand(summary_scores.shape)], -1)
             weights = softmax_over(torch.cat([scores, summary_scores.to(scores.dtype)], -1), seen)
@@ -247,7 +253,7 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_atten
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
     keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
-    return PooledKeys(keys, values, real.any(-1)[:, None], position[:, None])
+    return PooledKeys(keys, values, real.any(-1), position)
 
 
 def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:

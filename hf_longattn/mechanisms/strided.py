@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, Pattern, rows_of
 from ..options import Options, option
-from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
+from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, prefixes, residues
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
 
@@ -75,12 +75,6 @@ class Strided(GatheredMechanism):
         seen = [min((row + 1) * QUERIES_PER_ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
         return (local, *prefixes(rows, columns, seen, causal=causal, outside=within))
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        stride = self.options.stride
-        if self.options.columns == "relative":
-            return None
-        return (positions > upcoming - self.options.window) | (positions % stride == stride - 1)
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.stride == 1 or self.window(causal).covers(length, length)
 
@@ -88,7 +82,9 @@ class Strided(GatheredMechanism):
         near, stride = self.window(causal), self.options.stride
         local = band_pairs(length, near.left, near.right)
         if self.options.columns == "absolute":
-            return local + column_pairs(range(stride - 1, length, stride), length, near.left, near.right, causal)
+            columns = range(stride - 1, length, stride)
+            past = sum(max(0, length - 1 - column - near.left) for column in columns)
+            return local + past + (0 if causal else sum(max(0, column - near.right) for column in columns))
         far = _strides_beyond(near.left, stride, length)
         return local + (far if causal else far + _strides_beyond(near.right, stride, length))
 

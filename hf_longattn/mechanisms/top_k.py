@@ -6,8 +6,7 @@ With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) o
 
 Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As in the paper, no
 gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and memory of softmax, values and the
-backward pass grow with N·k. A decode cache keeps the largest key norm of every 16 tokens. These norms bound the rounding error of float32
-scores without reading all keys again.
+backward pass grow with N·k.
 """
 
 from __future__ import annotations
@@ -19,20 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk, topk_keys
+from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
 from ..options import Options, option
+from .common.base import Mechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 from .common.traits import Handling
-
-TOKENS_PER_UNIT = 16
-"""Tokens in a unit. A decode cache keeps the largest key norm of each unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +36,7 @@ class TopKOptions(Options):
 
 
 @register_mechanism("top_k")
-class TopK(SummarisedMechanism):
+class TopK(Mechanism):
     """Softmax over the k keys with the highest scores."""
 
     summary = "each query attends to the k keys of the whole sequence with the highest scores"
@@ -50,9 +45,8 @@ class TopK(SummarisedMechanism):
     engine = "selected"
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N² scores in rows, N·k softmax and memory"
-    summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    traits = SummarisedMechanism.traits.but(takes_sinks=True, images_need_order=False)
+    traits = Mechanism.traits.but(takes_sinks=True, images_need_order=False)
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
     covering_options: ClassVar[Mapping[str, int]] = {"num_keys": 1}
     options: TopKOptions
@@ -79,31 +73,9 @@ class TopK(SummarisedMechanism):
 
         return keeps
 
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """The largest key norm in each of m units of ``summary_unit`` tokens, ``(B, H_kv, m)``."""
-        norms = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
-        return {"norms": norms.amax(-1)}
-
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
-        count, scale = self.options.num_keys, call.scale_for(q.shape[-1])
-        if call.score_mod is not None:
-            index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, call.score_mod)
-        elif float32_products(q) and not accelerator.accelerated(q):
-            index = prefiltered_topk_keys(q, k, summaries.real, count, True, scale, _largest_norm(summaries, k.shape[2]))
-        else:
-            index = topk_keys(q, k, summaries.real, count, True, scale)
-        return attend_at(q, k, v, index.clamp(min=0), index >= 0, call)
-
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q.double(), k.double(), call)
         seen = visible_to_all(q, k, call).expand(scores.shape)
         order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
         best = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
         return softmax_over(scores, seen & best, call.sink_scores).to(q.dtype)
-
-
-def _largest_norm(summaries: CacheSummaries, kv_len: int) -> Tensor:
-    """The largest key norm in a cache, ``(B, H_kv)``."""
-    norms = summaries.tables["norms"]
-    units = torch.arange(norms.shape[2], device=norms.device) * TOKENS_PER_UNIT
-    return torch.where(units <= summaries.positions(1, kv_len)[:, None], norms, 0).amax(-1)

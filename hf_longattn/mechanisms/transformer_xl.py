@@ -191,6 +191,10 @@ class TransformerXL(GatheredMechanism):
         size = self.options.segment_length
         return Locality(size - 1 + self.options.memory_length, 0 if causal else size - 1, size)
 
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor:
+        size = self.options.segment_length
+        return positions >= upcoming // size * size - self.options.memory_length
+
     def covers(self, length: int, causal: bool = False) -> bool:
         size = self.options.segment_length
         return length <= size or (causal and (length - 1) // size * size <= self.options.memory_length)

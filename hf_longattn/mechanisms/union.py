@@ -21,7 +21,6 @@ from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import band_tile, full_pairs, without
-from .common.locality import keys_per_query
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
@@ -176,17 +175,6 @@ class Union(GatheredMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        masks = []
-        for member in self.mechanisms:
-            reached, mask = keys_per_query(member), member.kept(positions, upcoming)
-            if reached is not None:
-                mask = positions > upcoming - reached
-            if mask is None:
-                return None
-            masks.append(mask)
-        return functools.reduce(torch.logical_or, masks)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Upper bound on the number of pairs. A pair counts once per member that sees it, up to full attention in total."""

@@ -11,39 +11,61 @@ the borders are not joined, as with Swin's mask. An axis that fits into one wind
 Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append zero cells to the
 end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula gives for its coordinates, and takes a
 share of the softmax there. Its key and value are initialised as copies of the projections' biases. Prefix tokens do not see it.
+
+Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix sees, and which
+see the prefix:
+
+    global   every token sees the prefix, and it sees every token
+    reads    the prefix sees every token, no cell sees it
+    none     the prefix sees itself only, no cell sees it
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.call import AttentionCall, GatherTile
-from ..engines.common.dense import repeat_heads
+from ..engines.common.byte_cache import BYTE_CACHE
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
+from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.common.paths import Kind, PathName
 from ..engines.common.score_terms import ScoreMod, ScoreTerm
+from ..engines.dispatch import choose
+from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
-from ..errors import GridError
+from ..errors import GridError, LengthError, OptionError
 from ..options import Options, option
-from .common.on_grid import GridMechanism, GridOptions, Places
+from .common.masked import MaskedMechanism
+from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.scores import scaled_scores, softmax_over
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Places = tuple[Any, ...]
+"""The coordinates of tokens on every axis, as broadcastable tensors."""
 PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
 """Computes the key and the value ``(H · D,)`` of a padding cell; ``None`` is zero."""
 
-NONE, ZEROS = "none", "zeros"
+GLOBAL, READS, NONE, ZEROS = "global", "reads", "none", "zeros"
 
 
 @dataclasses.dataclass(frozen=True)
-class Window2dOptions(GridOptions):
+class Window2dOptions(Options):
+    prefix_tokens: str = option(
+        GLOBAL,
+        "what the tokens before the grid (class token, registers) see, and who sees them. 'global': they see everything, and every cell "
+        "sees them; 'reads': they see everything, and no cell sees them; 'none': they see each other only",
+        choices=(GLOBAL, READS, NONE),
+    )
     window: tuple[int, ...] = option((14,), "cells of a window along each axis: one number, or one for each axis", "cells", least=1)
     shift: str = option(
         "none", "'alternate': windows of every second layer are shifted by half a window; 'none': never", choices=("none", "alternate")
@@ -55,12 +77,19 @@ class Window2dOptions(GridOptions):
         choices=(NONE, ZEROS),
     )
 
+    def check(self) -> None:
+        if self.order is not None:
+            raise OptionError(
+                f"A mechanism on a grid compares coordinates, so that token order changes nothing; leave order={self.order} out, or "
+                "choose a mechanism for texts such as 'segmented'."
+            )
+
     def is_mask(self) -> bool:
         return self.padding == NONE
 
 
 @register_mechanism("window2d")
-class Window2d(GridMechanism):
+class Window2d(MaskedMechanism):
     """Softmax inside windows of a grid. Windows do not overlap."""
 
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
@@ -68,12 +97,18 @@ class Window2d(GridMechanism):
     when = "images and videos: the first choice on a grid, with full attention in one layer of three or four"
     engine = "grid_windows"
     cost = "N·w² on an image"
+    causal = False
+    traits = MaskedMechanism.traits.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
+    listed = True
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
+    grid: Grid | None = None
+    """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
     padding_of_layer: PaddingOfLayer | None = None
 
     @classmethod
     def covering_grid(cls, grid: Grid) -> dict[str, Any]:
+        """Options with which the mechanism equals full softmax attention on ``grid``."""
         return {"window": max(grid.sizes)}
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
@@ -117,10 +152,6 @@ class Window2d(GridMechanism):
         """Whether the windows of this layer are shifted."""
         return self.options.shift == "alternate" and self.layer % 2 == 1
 
-    @property
-    def layer_kind(self) -> int:
-        return int(self.shifted)
-
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
         window = list(grid.per_axis(self.options.window, "window"))
@@ -129,10 +160,78 @@ class Window2d(GridMechanism):
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
         return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
 
+    def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Self:
+        if grid is None:
+            return self
+        if check:
+            self.check_grid(grid)
+        bound = copy.copy(self)
+        bound.grid = grid
+        bound.layer = bound.layer if layer is None else layer
+        return bound
+
+    def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
+        """The grid of a call, or the grid bound by :meth:`on_grid`.
+
+        Raises:
+            GridError: there is no grid, or its number of tokens is not ``tokens``.
+        """
+        grid = (None if call is None else call.one_grid()) or self.grid
+        if grid is None:
+            raise GridError(
+                f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another mechanism "
+                "(`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number of tokens before it, prefix=1."
+            )
+        if tokens is not None:
+            grid.check(tokens)
+        return grid
+
+    def grid_for(self, q: Tensor, k: Tensor, call: AttentionCall) -> Grid:
+        """:meth:`grid_of` for queries and keys.
+
+        Raises:
+            LengthError: there are not as many queries as keys, so that they cannot be the tokens of the grid.
+        """
+        if q.shape[2] != k.shape[2]:
+            raise LengthError(
+                f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with {k.shape[2]} keys; give "
+                "as many queries as keys."
+            )
+        return self.grid_of(call, k.shape[2])
+
     def sees(self, grid: Grid, query: Places, key: Places) -> Tensor:
+        """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool (broadcastable)."""
         window, shift = self.windows(grid)
         same = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
+
+    def mask_on(self, grid: Grid) -> MaskMod:
+        """:meth:`mask_mod` on a grid."""
+        mode, prefix = self.options.prefix_tokens, grid.prefix
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            seen = self.sees(grid, grid.places(q_idx), grid.places(kv_idx))
+            if not prefix:
+                return seen
+            from_prefix, to_prefix = q_idx < prefix, kv_idx < prefix
+            if mode == GLOBAL:
+                return seen | from_prefix | to_prefix
+            return torch.where(from_prefix, to_prefix if mode == NONE else from_prefix, seen & ~to_prefix)
+
+        return mod
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        return self.mask_on(self.grid_of(None))
+
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        return super(Window2d, self.on_grid(self.grid_for(q, k, call))).visible(q, k, call)
+
+    def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+        return super(Window2d, self.on_grid(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
+
+    def shared_prefix(self, grid: Grid) -> int:
+        """The number of prefix tokens that every cell sees: either all of them or 0."""
+        return grid.prefix if self.options.prefix_tokens == GLOBAL else 0
 
     def padded_grid(self, grid: Grid) -> Grid:
         """The grid, enlarged by the padding that completes its windows."""
@@ -159,17 +258,27 @@ class Window2d(GridMechanism):
             return out
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
-    def kind_of_call(self, grid: Grid) -> Kind:
-        return "windows"
-
-    def attend_cells(
-        self, path: PathName, grid: Grid, q: Tensor, k: Tensor, v: Tensor, of_prefix: Tensor | None, call: AttentionCall
-    ) -> Tensor:
+    def attend_on(self, grid: Grid, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Attention of the tokens of ``grid``, ``(B, H, N, D)``."""
+        path = choose("windows", q, k, call, covered=self.covers_grid(grid))
+        if path == "dense":
+            return dense_attention(q, k, v, call)
+        if path == "dense-masked":
+            return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
+        if path == "sparse":
+            return gathered_attention(q, k, v, self.plan(grid, q.device), call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
         return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
 
-    @property
-    def mask_is_reach(self) -> bool:
-        return True  # a padding cell is not a token
+    def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
+        """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a :class:`GridBias`."""
+        seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
+        queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
+        places = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
+        if call.key_mask is not None:
+            call = call.with_mask(call.key_mask[:, seen])
+        return dense_attention(queries, keys, values, call, q_idx=places)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self._dense_weights(q, k, call)[0]
@@ -199,7 +308,23 @@ class Window2d(GridMechanism):
         weights = softmax_over(torch.cat([scaled_scores(q, k, call), scores], 3), visible)
         return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
 
+    def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        """Tiles for the pairs of cells and of the prefix; cached."""
+        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), lambda: mark_static(self._plan(grid, device)))
+
+    def _plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        tiles, mode, prefix = self.tiles(grid, device), self.options.prefix_tokens, grid.prefix
+        if not prefix:
+            return tiles
+        front = torch.arange(prefix, device=device).view(1, 1, 1, -1)
+        if mode == GLOBAL:  # the cells of every tile see the prefix as well
+            cells = torch.arange(prefix, grid.length, device=device).view(1, 1, 1, -1)
+            tiles = (*tiles, GatherTile(cells, front))
+        everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
+        return (*tiles, GatherTile(front, front if mode == NONE else everything))
+
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
+        """The pairs of :meth:`sees` as tiles. The first cell has position ``grid.prefix``. :meth:`plan` adds pairs with prefix tokens."""
         cells = torch.arange(grid.prefix, grid.length, device=device).view(grid.sizes)
         tiles = []
         for region in regions(grid, *self.windows(grid)):
@@ -210,10 +335,11 @@ class Window2d(GridMechanism):
             tiles.append(GatherTile(windows, windows))
         return tuple(tiles)
 
-    def blocks(self, grid: Grid) -> tuple[int, ...] | None:
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def check_grid(self, grid: Grid) -> None:
+        """Raise :class:`GridError` if these options make no sense on ``grid``."""
         window = grid.per_axis(self.options.window, "window")
         if any(size > axis for size, axis in zip(window, grid.sizes, strict=True)) and self.covers_grid(grid):
             raise GridError(
@@ -221,12 +347,20 @@ class Window2d(GridMechanism):
                 "every token sees every token; choose a smaller window, or the mechanism 'full'."
             )
 
-    def covers_cells(self, grid: Grid) -> bool:
+    def covers_grid(self, grid: Grid) -> bool:
+        """Whether every token sees every token."""
         one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
-        return one_window and self.padded_grid(grid) == grid
+        return self.shared_prefix(grid) == grid.prefix and one_window and self.padded_grid(grid) == grid
 
-    def cell_pairs(self, grid: Grid) -> int:
-        return sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions(grid, *self.windows(grid)))
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.grid is not None and self.grid.length == length and self.covers_grid(self.grid)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        grid = self.grid_of(None, length)
+        mode, prefix, cells = self.options.prefix_tokens, grid.prefix, grid.cells
+        regions_of_cells = regions(grid, *self.windows(grid))
+        inside = sum(math.prod(stretch.windows * stretch.size**2 for stretch in region) for region in regions_of_cells)
+        return inside + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
 
 
 def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:

@@ -5,19 +5,16 @@ from .kept_cache import SparseCacheLayer, sparse_layer_type
 from .layer_types import FULL, decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .state_cache import STATE_LAYER, StateLayer
-from .summary_cache import SUMMARY_LAYER, SummaryLayer
 from .window_cache import window_layer_type
 
 __all__ = [
     "FULL",
     "STATE_LAYER",
-    "SUMMARY_LAYER",
     "AttentionCacheLayer",
     "CacheMemory",
     "SparseCacheLayer",
     "SegmentMemory",
     "StateLayer",
-    "SummaryLayer",
     "TokenMemory",
     "cache_bytes",
     "decode_layer_types",

@@ -31,39 +31,7 @@ MAX_TYPE_NAMES = 1024
 """Maximum number of layer types that this package keeps registered in transformers."""
 
 
-class CroppableLayer(DynamicLayer):
-    """A cache layer that can drop its last tokens, if it still holds the keys that the remaining tokens see."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last ``-tokens_to_remove`` tokens. Removing all of them, or more, empties the layer.
-
-        Raises:
-            LengthError: for a positive number, or if the layer has dropped keys that the remaining tokens see. It is then unchanged.
-        """
-        if tokens_to_remove > 0:  # the length to keep, in older versions of transformers
-            raise LengthError(
-                f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove})."
-            )
-        removed = -tokens_to_remove
-        if not self.is_initialized:
-            return
-        if removed and removed >= self.get_seq_length():
-            self.reset()
-            return
-        if why := self.why_not_crop(removed):
-            raise LengthError(f"{removed} tokens cannot be removed: {why}")
-        self.drop_last(removed)
-
-    def why_not_crop(self, count: int) -> str:
-        """Why the last ``count`` tokens (fewer than all) cannot be removed, and what to do instead. Empty if they can be removed."""
-        return ""
-
-    @abstractmethod
-    def drop_last(self, count: int) -> None:
-        """Drop the last ``count`` tokens, and data held only for :meth:`crop`."""
-
-
-class AttentionCacheLayer(CroppableLayer):
+class AttentionCacheLayer(DynamicLayer):
     """A cache layer that can compute a step's attention instead of the mechanism, if :meth:`computes_attention` is true.
 
     It reads each sequence's first column from the padding masks.
@@ -71,6 +39,7 @@ class AttentionCacheLayer(CroppableLayer):
 
     keeps: ClassVar[str]
     """Description of the cached data, for :func:`hf_longattn.explain`."""
+    is_croppable = False
     keys: Tensor
     values: Tensor
 
@@ -109,10 +78,8 @@ class AttentionCacheLayer(CroppableLayer):
         self._all_started = bool((self.starts != NOT_STARTED).all())
 
     def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        if tokens_to_remove and self.starts is not None:  # crop may have removed a first token
-            self.starts = torch.where(self.starts < self.get_seq_length(), self.starts, NOT_STARTED)
-            self._all_started = bool((self.starts != NOT_STARTED).all())
+        """Raise :class:`LengthError`: the layer does not hold what earlier tokens see."""
+        raise LengthError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
 
     def restart(self, rows: Tensor) -> None:
         """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""

@@ -1,4 +1,4 @@
-"""Cache layers for mechanisms that see scattered keys: sinks and a window, every s-th column, the last columns of blocks.
+"""Cache layers for mechanisms that see scattered keys, such as sinks and a window.
 
 A layer holds the keys that a later token can still see, each with its column in the padded batch. Keys that
 :meth:`MaskedMechanism.kept` excludes are dropped. Positions count from each sequence's first real token, so rows with different padding
@@ -17,14 +17,13 @@ from torch import Tensor
 from ..constants import BACKEND
 from ..engines.common.call import AttentionCall
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.masked import MaskedMechanism, kept_of
+from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
 from .cache_layer import AttentionCacheLayer, enter_layer_type, refuse_restricted_pairs
 from .static_cache import StaticKeysLayer
 
 SLACK = 64
-"""Number of tokens that can always be cropped, and number of tokens between two removals of unneeded keys.
-Assisted decoding crops rejected tokens."""
+"""Number of tokens between two removals of unneeded keys."""
 
 
 class SparseCacheLayer(AttentionCacheLayer):
@@ -38,8 +37,6 @@ class SparseCacheLayer(AttentionCacheLayer):
         self.mechanism, self.options = mechanism, options
         self.seen = 0
         self.pruned = False
-        self._earliest = 0
-        """Minimum length, in tokens, to which the layer can be cropped."""
         self._clean_size = 0
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
@@ -90,9 +87,8 @@ class SparseCacheLayer(AttentionCacheLayer):
         if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
             return
         positions = self.positions()
-        self._earliest = max(0, self.seen - SLACK)
-        upcoming = (self._earliest - self.starts[:, None]).clamp(min=0)
-        visible_later = kept_of(prototype(self.mechanism, self.options), positions, upcoming)
+        upcoming = (self.seen - self.starts[:, None]).clamp(min=0)
+        visible_later = prototype(self.mechanism, self.options).kept(positions, upcoming)
         assert visible_later is not None
         self._select(visible_later & (positions >= 0))
         self.pruned, self._clean_size = True, self.columns.shape[1]
@@ -109,19 +105,6 @@ class SparseCacheLayer(AttentionCacheLayer):
     def get_seq_length(self) -> int:
         return self.seen
 
-    def why_not_crop(self, count: int) -> str:
-        if self.seen - count >= self._earliest:
-            return ""
-        return (
-            f"this layer has dropped keys that earlier tokens see, and can remove at most {self.seen - self._earliest}; copy the cache "
-            "(copy.deepcopy) before tokens that may have to be removed."
-        )
-
-    def drop_last(self, count: int) -> None:
-        if count:
-            self.seen -= count
-            self._select((self.columns >= 0) & (self.columns < self.seen))
-
     def unused(self) -> int:
         """The number of columns at the start that no slot holds."""
         held = self.columns[self.columns >= 0] if self.is_initialized else None
@@ -130,7 +113,6 @@ class SparseCacheLayer(AttentionCacheLayer):
     def renumber(self, count: int) -> None:
         super().renumber(count)
         self.seen -= count
-        self._earliest -= count
         if self.is_initialized:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
 

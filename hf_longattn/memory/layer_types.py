@@ -9,12 +9,9 @@ import torch
 from ..configuration import LongAttentionConfig
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.locality import keys_per_query
-from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import prototype
-from ..mechanisms.common.summaries import SummarisedMechanism
 from .kept_cache import sparse_layer_type
 from .state_cache import STATE_LAYER
-from .summary_cache import SUMMARY_LAYER
 from .window_cache import window_layer_type
 
 FULL = "full_attention"
@@ -33,7 +30,7 @@ def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
-    """The cache layer type of one layer: a state, a window, all keys with summaries, scattered keys, or all keys.
+    """The cache layer type of one layer: a state, a window, scattered keys, or all keys.
     Scattered keys need ``plain_scores``: the model must not change the scores q·k."""
     built = _causal(long_attention, layer)
     if built is None:
@@ -43,10 +40,8 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
     reach = keys_per_query(built)
     if reach is not None:
         return window_layer_type(reach)
-    if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
-        return SUMMARY_LAYER
     none = torch.zeros(1, 1, dtype=torch.long)
-    if not plain_scores or kept_of(built, none, none) is None:
+    if not plain_scores or built.kept(none, none) is None:
         return FULL
     mechanism, options = long_attention.for_layer(layer)
     return sparse_layer_type(mechanism, json.dumps(options, sort_keys=True))

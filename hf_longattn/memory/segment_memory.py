@@ -119,8 +119,7 @@ class CacheMemory(SegmentMemory):
     def _copy(self) -> CacheMemory:
         following = copy.copy(self)
         following.cache = copy.copy(self.cache)
-        # Layers replace their tensors instead of writing to them. Only SummaryLayer writes, to its buffer, and its __getstate__ empties the
-        # buffer for a copy. A layer and its copy therefore share only tensors to which neither writes any more.
+        # Layers replace their tensors instead of writing to them, so that a layer and its copy may share them.
         following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return following
 

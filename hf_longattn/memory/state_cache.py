@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 from ..constants import BACKEND
-from ..engines.common.batch import Batch
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.sequences import advanced
 from ..errors import LengthError
@@ -22,68 +20,6 @@ from .static_cache import ReservedLayer
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
-
-MIN_REWINDABLE_TOKENS = 64
-"""Minimum number of recent tokens to record, so that ``crop`` can remove them."""
-
-
-@dataclass
-class Step:
-    """One call of :meth:`hf_longattn.Mechanism.advance`.
-
-    call: its ``key_mask`` is ``(B, tokens)`` or ``None``. skipped: padding tokens before each row's first token; ``None`` if all are 0.
-    """
-
-    mechanism: Mechanism
-    before: State | None
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    call: AttentionCall
-    skipped: tuple[int, ...] | None
-
-    @property
-    def tokens(self) -> int:
-        return self.q.shape[2]
-
-    def run(self, tokens: int | None = None) -> tuple[Tensor, State | None]:
-        """Run the first ``tokens`` tokens of the step, or all for ``None``. Returns their output and the state after them."""
-        q, k, v, call = self.q, self.k, self.v, self.call
-        if tokens is not None:
-            q, k, v = (x[:, :, :tokens] for x in (q, k, v))
-            mask, hidden = call.key_mask, call.hidden_states
-            call = call.replace(
-                batch=Batch.of(None if mask is None else mask[:, :tokens]), hidden_states=None if hidden is None else hidden[:, :tokens]
-            )
-        return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
-
-
-class LastSteps:
-    """The latest steps, recorded so that tokens can be removed. A crop clears them."""
-
-    def __init__(self) -> None:
-        self._steps: list[Step] = []
-
-    def __len__(self) -> int:
-        """Number of tokens that a crop can remove."""
-        return sum(step.tokens for step in self._steps)
-
-    def add(self, step: Step) -> None:
-        self._steps.append(step)
-        while len(self) - self._steps[0].tokens >= MIN_REWINDABLE_TOKENS:
-            self._steps.pop(0)
-
-    def state_before(self, tokens: int) -> State | None:
-        """The state before the last ``tokens`` tokens, at most ``len(self)``. Clears the recorded steps."""
-        while tokens > self._steps[-1].tokens:
-            tokens -= self._steps.pop().tokens
-        step = self._steps[-1]
-        state = step.run(step.tokens - tokens)[1] if tokens < step.tokens else step.before
-        self._steps.clear()
-        return state
-
-    def clear(self) -> None:
-        self._steps.clear()
 
 
 class StateLayer(AttentionCacheLayer):
@@ -97,19 +33,8 @@ class StateLayer(AttentionCacheLayer):
         super().__init__(**kwargs)
         self.state: State | None = None
         self.seen = 0
-        self.record_past = False
-        self.last = LastSteps()
         self._latest = NOT_STARTED
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
-
-    @property
-    def is_croppable(self) -> bool:
-        """Whether the last steps are recorded. Assisted generation asks since transformers 5.24."""
-        return self.record_past
-
-    def activate_past_recording(self) -> None:
-        """Record the last steps, so that :meth:`crop` can remove tokens. Assisted generation calls this."""
-        self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -158,10 +83,7 @@ class StateLayer(AttentionCacheLayer):
                 "pass use_cache=False or output_attentions=False."
             )
         weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
-        step = Step(mechanism, self.state, q, k, v, call, self._skipped(before))
-        out, state = step.run()
-        if self.record_past:
-            self.last.add(Step(mechanism, self.state, q, k, v, call.replace(dropout=0.0), step.skipped))
+        out, state = advanced(mechanism.advance, q, k, v, self.state, call, self._skipped(before))
         self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
 
@@ -195,36 +117,12 @@ class StateLayer(AttentionCacheLayer):
         self.seen -= count
         self._latest -= count if self._all_started else 0
 
-    def why_not_crop(self, count: int) -> str:
-        """Why the last tokens cannot be removed; empty if they can. Without recording, only all tokens or none can be removed."""
-        if count <= len(self.last):
-            return ""
-        advice = (
-            "generate without assistant_model and prompt lookup, or copy the cache (copy.deepcopy)"
-            if self.record_past
-            else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
-        )
-        return f"this layer holds one state of all tokens, not the tokens; {advice} before tokens that may have to be removed."
-
-    def drop_last(self, count: int) -> None:
-        if count:
-            self.state = self.last.state_before(count)
-            self.seen -= count
-            if self._latest >= self.seen:
-                self._latest = NOT_STARTED
-        self.last.clear()
-
     def reset(self) -> None:
         super().reset()
         self.state, self.seen, self._latest, self.is_unread = None, 0, NOT_STARTED, False
-        self.last.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "last": LastSteps()}  # a copy cannot be rewound past its creation
 
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         super().change_rows(change)
-        self.last.clear()
         if self.state is not None:
             self.state = {name: change(tensor) for name, tensor in self.state.items()}
 

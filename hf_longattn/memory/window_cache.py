@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..constants import BACKEND
-from .cache_layer import CroppableLayer, compact, enter_layer_type
+from .cache_layer import compact, enter_layer_type
 from .static_cache import StaticWindowLayer
 
 
-class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
+class GrowingWindowLayer(DynamicSlidingWindowLayer):
     """The last ``window - 1`` keys and values (at least one). ``update`` returns them together with the new ones."""
 
     keys: Tensor
@@ -31,23 +31,6 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = compact(self.keys), compact(self.values)
         return keys, values
-
-    def why_not_crop(self, count: int) -> str:
-        """Why the last tokens cannot be removed; empty if they can. Keys are dropped at every step or, with recording, only at a crop."""
-        left = int(self.cumulative_length) - count
-        if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
-            return ""
-        advice = "" if self.record_past else "call cache.activate_past_recording(), or "
-        return (
-            f"this layer has dropped keys that the remaining tokens see, and holds {self.keys.shape[2]} tokens; {advice}copy the cache "
-            f"(copy.deepcopy){',' if advice else ''} before tokens that may have to be removed."
-        )
-
-    def drop_last(self, count: int) -> None:
-        stop = self.keys.shape[2] - count
-        start = max(0, stop - (self.sliding_window - 1))
-        self.keys, self.values = self.keys[:, :, start:stop], self.values[:, :, start:stop]
-        self.cumulative_length -= count
 
     def unused(self) -> int:
         """The number of columns at the start that the mask may drop. At least ``sliding_window`` columns remain."""

@@ -2,7 +2,7 @@
 
 A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along time shorten a
 spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
-attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
+attention therefore runs over patches in one line, row by row.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
-from ..engines.common.grid import ORDERS, Grid
-from ..errors import AudioError, BackendError, GridError, OptionError, nearest
+from ..engines.common.grid import Grid
+from ..errors import AudioError, BackendError, GridError, OptionError
 from ..loading import new_model
-from ..mechanisms.common.ordered import token_order
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
 from .family.config import attention_implementation
@@ -43,17 +42,14 @@ class ImageInput:
     size: height and width in pixels.
     patch: side of a patch in pixels.
     channels: number of channels of a pixel.
-    order: order of the patches for the backbone: raster, columns or hilbert.
 
     Raises:
         GridError: the size is not a multiple of the patch.
-        OptionError: there is no such order.
     """
 
     size: tuple[int, int]
     patch: int
     channels: int = 3
-    order: str = "raster"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
@@ -62,8 +58,6 @@ class ImageInput:
                 f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
                 "height and a width that are multiples of the patch, for example 224 224 and 16."
             )
-        if self.order not in ORDERS:
-            raise OptionError(f"The order of patches must be one of {', '.join(ORDERS)}, not {self.order!r}.{nearest(self.order, ORDERS)}")
 
     @property
     def grid(self) -> Grid:
@@ -202,8 +196,7 @@ class PatchEmbedder(Embedder):
                 "(colours, height, width); resize them with the model's image processor."
             )
         cells = self.patches(pixels.to(self.patches.weight.dtype)).permute(0, 2, 3, 1)
-        cells = (cells + self.rows.weight[:, None] + self.columns.weight).flatten(1, 2)
-        return self.with_first(cells[:, token_order(self.images.grid, self.images.order, cells.device)])
+        return self.with_first((cells + self.rows.weight[:, None] + self.columns.weight).flatten(1, 2))
 
 
 class FrameEmbedder(Embedder):

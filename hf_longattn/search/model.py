@@ -130,6 +130,6 @@ def check_one_stack(source: Source) -> None:
     known = kind.family is not None or converter_of(source) is not None or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn audit MODEL INPUT` "
+            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn inspect MODEL INPUT` "
             "says what mechanisms would keep of its attention."
         )

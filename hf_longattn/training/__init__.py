@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data.sources import load_labelled, load_text
     from .args import ModelArguments
     from .linearise.args import LineariseModelArguments, LineariseTrainingArguments
-    from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, finetune_lm
+    from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, finetune_lm
     from .modalities import load_multitask_head
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
     from .tasks.clm import CLMDataArguments, CLMModelArguments

@@ -75,11 +75,9 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The modules that are trained in full: mechanisms, poolers, heads that do not predict tokens, and embeddings with rows for markers."""
+    """The modules that are trained in full: mechanisms, poolers, and heads that do not predict tokens."""
     modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, Mechanism)]
     modules += [module for name, module in model.named_modules() if name.rpartition(".")[2] == "pooler" or hasattr(module, BESIDE_UPDATES)]
-    if getattr(model.config, "global_token_ids", None):
-        modules.append(model.get_input_embeddings())
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     if model.get_output_embeddings() is None:
         base = set(model.base_model.parameters())

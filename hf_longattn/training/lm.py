@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, new_model
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_choices
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
@@ -43,26 +43,13 @@ _HEADS = {
 }
 
 
-OBJECTIVES = ("auto", "mlm", "clm")
-
-
 @dataclass
-class TextModelArguments(ModelArguments):
-    """The checkpoint of a training on plain text."""
-
-    objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
-
-    def check(self) -> None:
-        super().check()
-        check_choices(self, objective=OBJECTIVES)
-
-
-@dataclass
-class LMModelArguments(TextModelArguments):
+class LMModelArguments(ModelArguments):
     """The checkpoint of a language model's training."""
 
     training_only: ClassVar[tuple[str, ...]] = ("from_scratch",)
 
+    objective: str = field(default="auto", init=False)
     from_scratch: bool = argument(False, "Start from random weights of the model's architecture, which --model then only describes.")
 
     def check(self) -> None:
@@ -216,7 +203,7 @@ def load_lm(
     """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
 
     Args:
-        objective: one of :data:`OBJECTIVES`, or "hidden" for a model without a head.
+        objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (what the model has a head for), or "hidden" (no head).
         from_scratch: with random weights.
         complete: refuse a checkpoint that lacks weights.
 

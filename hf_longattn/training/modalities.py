@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -17,13 +20,13 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Speech2TextFeatureExtractor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
 from hf_longattn.constants import LOGGER
 from hf_longattn.data.audio import Hearing
-from hf_longattn.data.modalities import InputProcessors, new_feature_extractor, new_image_processor
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
 from hf_longattn.loading import load_config, load_model, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
@@ -40,6 +43,7 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
+from hf_longattn.processor_files import IMAGE_PROCESSOR, PROCESSOR_FILE
 from hf_longattn.training.loading import SPAN_LABELS, config_with_head, label_config, load_head, load_start
 
 logger = logging.get_logger(LOGGER)
@@ -59,6 +63,52 @@ HEADS = {
     "audio": LongMultimodalForAudioClassification,
 }
 """Kinds of tasks, and their heads on a model of several modalities."""
+
+
+LEAST_MEL_BINS, MOST_MEL_BINS = 8, 96
+"""With more, filters at low frequencies would be empty."""
+
+
+@dataclass(frozen=True)
+class InputProcessors:
+    """Makes the inputs of a model of several modalities; ``None`` = it does not read such inputs.
+
+    tokenizer: of texts.
+    image_processor: of images.
+    feature_extractor: of audio files.
+    """
+
+    tokenizer: Any
+    image_processor: Any | None = None
+    feature_extractor: Any | None = None
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write all of them into a folder, from which ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor`` load."""
+        self.tokenizer.save_pretrained(folder, **settings)
+        parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
+        values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
+        if values:
+            Path(folder, PROCESSOR_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def new_image_processor(size: tuple[int, int]) -> Any:
+    """ViT's image processor for images of a height and a width, as transformers chooses it for the libraries that are installed."""
+    fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, IMAGE_PROCESSOR.file).write_text(json.dumps(fields), encoding="utf-8")
+        return load_part(AutoImageProcessor, folder, local_files_only=True)
+
+
+def new_feature_extractor(mel_bins: int) -> Any:
+    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole audio files. They are not normalised over the audio
+    file, since that would remove a steady sound. The embedder normalises each frame.
+
+    Raises:
+        OptionError: a number of mel bins for which there are no filters.
+    """
+    if not LEAST_MEL_BINS <= mel_bins <= MOST_MEL_BINS:
+        raise OptionError(f"--mel-bins must be from {LEAST_MEL_BINS} to {MOST_MEL_BINS}, not {mel_bins}.")
+    return Speech2TextFeatureExtractor(feature_size=mel_bins, num_mel_bins=mel_bins, do_ceptral_normalize=False)
 
 
 @dataclass

@@ -555,7 +555,7 @@ class FollowClock(TrainerCallback, ExportableState):
         if self.clock.minutes is not None and self.clock.first_step >= self.clock.minutes:
             raise OptionError(
                 f"The evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
-                "--max-minutes, add --no-eval-before-training, or lower --max-eval-samples."
+                "--max-minutes, add --no-eval-on-start, or lower --max-eval-samples."
             )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -73,7 +73,7 @@ class LongTrainingArguments(TrainingArguments):
     total_batch_size: int = argument(
         0, "Rows of an optimiser step over all processes, in place of --gradient-accumulation-steps, which follows from it; 0 = off."
     )
-    eval_before_training: bool = argument(True, "Evaluate before the first step as well, to compare with.")
+    eval_on_start: bool = argument(True, "Evaluate before the first step as well, to compare with.")
     resume: bool = argument(False, "Resume from the latest complete checkpoint in --output.")
     overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in --output.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
@@ -107,6 +107,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
         self._set_checkpoints()
+        self.measures_first, self.eval_on_start = self.eval_on_start, False  # by MeasureFirst, with the scores of the task
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS

@@ -218,7 +218,7 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
     """Train, or resume from the latest complete checkpoint; in an evaluation, do nothing.
 
     Args:
-        measure: measures the model before its first step, unless ``eval_before_training`` is off; see :class:`MeasureFirst`.
+        measure: measures the model before its first step, unless ``eval_on_start`` is off; see :class:`MeasureFirst`.
 
     Returns:
         The result of ``measure`` as JSON (tuples become lists), also in a resumed run; ``None`` without a measurement.
@@ -248,7 +248,7 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
     if not resumes_output(args) and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
             shutil.rmtree(old)
-    first = MeasureFirst(measure, start) if measure is not None and args.eval_before_training else None
+    first = MeasureFirst(measure, start) if measure is not None and args.measures_first else None
     if first is not None:
         trainer.add_callback(first)
     trainer.add_callback(RunSettings(run.settings))

@@ -111,7 +111,7 @@ def test_a_source_that_is_nowhere(name: str, sentence: str, tmp_path: Path, caps
     assert not (tmp_path / "long").exists()
 
 
-@pytest.mark.parametrize("command", ["train mlm --model {} --text {text} --output {out}", "inspect {}", "audit {}"])
+@pytest.mark.parametrize("command", ["train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
 def test_a_model_that_is_nowhere_is_refused_before_transformers_looks_for_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

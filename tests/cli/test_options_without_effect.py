@@ -17,7 +17,7 @@ from tests.cells import every_cell
 
 READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
-FOLDERS = {"audit --make-fixtures", "embed --output", "search --output"}
+FOLDERS = {"embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""
 
 
@@ -37,7 +37,7 @@ def written() -> set[str]:
     return {option for option, flag in flags.items() if flag not in READ and not flag.startswith(("--search-", "--verify-"))} - FOLDERS
 
 
-BEFORE = {"inspect": "{here}", "audit": "{here}"}
+BEFORE = {"inspect": "{here}"}
 """The arguments of the commands that write files, in a folder without a model."""
 
 
@@ -72,10 +72,9 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("export {here} out --format native --task fill-mask", "--task"),
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
-        ("audit {here} --lengths 512", "--lengths"),
+        ("inspect {here} --lengths 512", "--lengths"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
-        ("audit {here} --timeout 5", "--timeout"),
-        ("audit --make-fixtures new --timeout 60", "--timeout"),
+        ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )
 def test_an_option_without_effect_is_refused(

@@ -18,7 +18,6 @@ from hf_longattn.conversion.flops import MechanismCost
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
 from hf_longattn.reports import Report
-from tests.inspect.fakes import serving
 from tests.trained import tokenizer_of
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"
@@ -70,16 +69,6 @@ def test_everything_that_is_printed_is_harmless(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert harmless(printed.out + printed.err)
     assert json.loads(printed.out[printed.out.index("{") :]) == {HOSTILE: [HOSTILE, "é"]}
-
-
-def test_what_a_server_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small(tmp_path)
-    capsys.readouterr()  # the library's progress bar
-    with serving(lambda body: (500, HOSTILE.encode()), "/embed") as url, pytest.raises(SystemExit):
-        main(["audit", str(tmp_path), "--url", url])
-    printed = capsys.readouterr()
-    assert "Error: " in printed.err
-    assert harmless(printed.out + printed.err)
 
 
 @pytest.mark.parametrize("colours", [False, True])

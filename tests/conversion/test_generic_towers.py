@@ -177,6 +177,6 @@ def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[
     if settings:
         convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)
         folder = tmp_path / "long"
-    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn audit"
+    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn inspect"
     with pytest.raises(CheckpointError, match=said):
         search_design(folder, "a text " * 2000, output=tmp_path / "design.yaml")

@@ -19,8 +19,7 @@ from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.data import photographs
-from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError, PositionError
-from hf_longattn.export import export_native
+from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import load_processor, processed_size, values_of_size
@@ -109,17 +108,6 @@ def test_every_family_of_images(base: str, tmp_path: Path) -> None:
     assert report.passed
     whole = FAMILIES[base].base_attention_name
     assert checks["equal where the mechanism covers the input"] == checks[f"equal at the new size with {whole}"] == "passed"
-
-
-def test_a_native_twin_reads_images(saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", image_size=(48, 64))
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    checks = statuses(report)
-    assert report.plan["class"] == VIT
-    assert checks["equal to the long model at 48 × 64 pixels"] == checks["equal gradients"] == checks["image processor"] == "passed"
-    convert_checkpoint(saved(), tmp_path / "tiled", mechanism="full", image_size=(48, 64), positions="tile")
-    with pytest.raises(ExportError, match="Its positions are tiled, and a plain ViTForImageClassification interpolates them"):
-        export_native(tmp_path / "tiled", tmp_path / "other")
 
 
 def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:

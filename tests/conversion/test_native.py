@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
 from hf_longattn.cli.app import main
-from hf_longattn.conversion.twins.base import LongModel, choose_twin
+from hf_longattn.conversion.twins import LongModel, choose_twin
 from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
@@ -34,71 +34,32 @@ LONGFORMER = {"mechanism": "longformer", "window": 8, "global_tokens": []}
 CLS = {**LONGFORMER, "global_tokens": [0]}
 SEPARATE = {**LONGFORMER, "separate_global": True}
 QUESTION = {**LONGFORMER, "global_first_segment": True, "separator_token_id": 2}
-ANSWER = {**LONGFORMER, "global_second_segment": True, "separator_token_id": 2}
 FULL = {"mechanism": "full"}
-BIG_BIRD, NYSTROM = long_attention("bigbird"), long_attention("nystrom")
+BIG_BIRD = long_attention("bigbird")
 QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
+    "bert": ("bert", FULL, None, {}, "BertForMaskedLM"),
     "llama, one window": ("llama", WINDOW, None, {}, "MistralForCausalLM"),
-    "gemma": ("gemma", WINDOW, None, {}, "VaultGemmaForCausalLM"),
+    "llama, full": ("llama", FULL, None, {}, "MistralForCausalLM"),
     "roberta, longformer": ("roberta", SEPARATE, None, {}, "LongformerForMaskedLM"),
-    "roberta, questions": (
-        "roberta",
-        QUESTION,
-        "RobertaForQuestionAnswering",
-        {},
-        "LongformerForQuestionAnswering",
-    ),
-    "bart": ("bart", SEPARATE, None, {}, "LEDForConditionalGeneration"),
+    "roberta, questions": ("roberta", QUESTION, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering"),
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
-    "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
-    "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
-    "clip's text": ("clip_text_model", FULL, None, {}, "CLIPTextModel"),
-    "siglip's text": ("siglip_text_model", FULL, None, {}, "SiglipTextModel"),
+    "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
 }
 SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
-    "llama, some windows": ("llama", LAST, None, {}, "MinistralForCausalLM"),
-    "qwen2": ("qwen2", LAST, None, {}, "Qwen2ForCausalLM"),
-    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
-    "pegasus": ("pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
-    "llama, biases": ("llama", LAST, None, {"attention_bias": True, "mlp_bias": True}, "SmolLM3ForCausalLM"),
+    "roberta, full": ("roberta", FULL, "RobertaForSequenceClassification", {}, "RobertaForSequenceClassification"),
+    "electra": ("electra", FULL, None, {"embedding_size": 32}, "ElectraForMaskedLM"),
+    "distilbert": ("distilbert", FULL, None, {}, "DistilBertForMaskedLM"),
     "mistral, full": ("mistral", FULL, None, {"sliding_window": 8}, "MistralForCausalLM"),
-    "mistral, some windows": ("mistral", LAST, None, {}, "MinistralForCausalLM"),
-    "mistral, a classifier": ("mistral", LAST, "MistralForTokenClassification", {}, "MinistralForTokenClassification"),
-    "qwen3": ("qwen3", WINDOW, None, {}, "Qwen3ForCausalLM"),
-    "gemma2": ("gemma2", {"layers": "0-1=window:window=6"}, None, {}, "Gemma2ForCausalLM"),
-    "gemma3": ("gemma3_text", WINDOW, None, {}, "Gemma3ForCausalLM"),
-    "smollm3": ("smollm3", LAST, None, {}, "SmolLM3ForCausalLM"),
-    "phi3": ("phi3", WINDOW, None, {}, "Phi3ForCausalLM"),
-    "gpt2": ("gpt2", FULL, None, {}, "GPT2LMHeadModel"),
-    "deberta": ("deberta-v2", FULL, None, {}, "DebertaV2ForMaskedLM"),
-    "esm, with old names in its file": ("esm", FULL, None, {}, "EsmForMaskedLM"),
-    "gpt_neox, with an old name of its head": ("gpt_neox", FULL, None, {}, "GPTNeoXForCausalLM"),
+    "mistral, a classifier": ("mistral", WINDOW, "MistralForTokenClassification", {}, "MistralForTokenClassification"),
+    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
     "camembert, tied by another name": ("camembert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
-    "bart, full": ("bart", FULL, None, {}, "BartForConditionalGeneration"),
-    "pegasus, full": ("pegasus", FULL, None, {}, "PegasusForConditionalGeneration"),
     "roberta, window": ("roberta", WINDOW, "RobertaModel", {}, "LongformerModel"),
     "xlm-roberta, classes": ("xlm-roberta", CLS, "XLMRobertaForSequenceClassification", {}, "LongformerForSequenceClassification"),
-    "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
     "bert, tokens": ("bert", WINDOW, "BertForTokenClassification", {}, "LongformerForTokenClassification"),
-    "roberta, choices": (
-        "roberta", ANSWER, "RobertaForMultipleChoice", {}, "LongformerForMultipleChoice",
-    ),
-    "distilbert": ("distilbert", WINDOW, None, {}, "LongformerForMaskedLM"),
-    "electra": ("electra", LONGFORMER, None, {"embedding_size": 32}, "LongformerForMaskedLM"),
-    "bart, questions": ("bart", LONGFORMER, "BartForQuestionAnswering", {}, "LEDForQuestionAnswering"),
+    "bert, an encoder": ("bert", BIG_BIRD, "BertModel", {}, "BigBirdModel"),
     "roberta, bigbird": ("roberta", BIG_BIRD, "RobertaModel", {}, "BigBirdModel"),
     "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
-    "bigbird_pegasus": ("bigbird_pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
-    "bert, nystrom without convolution": ("bert", NYSTROM, "BertForTokenClassification", {}, "NystromformerForTokenClassification"),
-    "roberta, nystrom without its pooler": ("roberta", NYSTROM, "RobertaModel", {}, "NystromformerModel"),
-    "nystromformer": ("nystromformer", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
-    "nystromformer, full": ("nystromformer", FULL, None, {}, "NystromformerForMaskedLM"),
-    "t5": ("t5", WINDOW, None, {}, "LongT5ForConditionalGeneration"),
-    "umt5, full": ("umt5", FULL, None, {}, "UMT5ForConditionalGeneration"),
-    "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
-    "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
-    "gpt_neo, another layer": ("gpt_neo", {"layers": "0=window:window=6;1=full"}, None, {}, "GPTNeoForCausalLM"),
-}  # fmt: skip
+}
 CASES = {**QUICK, **SLOW}
 
 
@@ -109,7 +70,7 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
     report = export_native(tmp_path / "long", tmp_path / "twin")
     assert report.plan["class"] == expected
     checks = {check.name: check for check in report.checks}
-    assert checks["tensors"].status == checks["equal gradients"].status == "passed"
+    assert checks["tensors"].status == "passed"
     assert all(check.status in ("passed", "skipped", "measured") for check in report.checks)
     assert any(name.startswith("equal to the long model at") for name in checks)
     stock = getattr(transformers, expected)
@@ -120,7 +81,7 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
     assert written["model_type"] == stock.config_class.model_type
     assert not {FIELD, "long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
     # back: adopted as any stock checkpoint is, the same outputs are required of it, and the twin of that is this one
-    convert_checkpoint(tmp_path / "twin", tmp_path / "back", **_kept(base, written))
+    convert_checkpoint(tmp_path / "twin", tmp_path / "back", **_kept(written))
     again = export_native(tmp_path / "back", tmp_path / "again", verify=False)
     assert again.plan["class"] == expected
     first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in ("twin", "again"))
@@ -129,62 +90,36 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
     assert all(torch.equal(one[: rows.get(name)], second[name][: rows.get(name)]) for name, one in first.items())
 
 
-def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
+def _kept(written: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a conversion that keeps the attention of a plain base; adopted long models keep theirs."""
-    adopted = written["model_type"] in (
-        "longformer",
-        "led",
-        "big_bird",
-        "bigbird_pegasus",
-        "nystromformer",
-        "ministral",
-        "vaultgemma",
-        "longt5",
-    )
-    if adopted:
+    if written["model_type"] in ("longformer", "big_bird") or written.get("sliding_window"):
         return {}
-    windows = written.get("layer_types")
-    if windows is None:
-        return {} if written.get("sliding_window") else {"mechanism": "full"}
-    return {} if set(windows) == {"sliding_attention"} else {"mechanism": "full"}
+    return {"mechanism": "full"}
 
 
 REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "mixed": ("llama", {"layers": "0=window:window=6;1=strided"}, None, {}, "Layer 1 has 'strided'"),
-    "two widths": ("qwen2", {"layers": "0=window:window=6;1=window:window=8"}, None, {}, "Layer 1 has another window than layer 0"),
+    "two widths": ("llama", {"layers": "0=window:window=6;1=window:window=8"}, None, {}, "Layer 1 has another window than layer 0"),
+    "some layers": ("mistral", LAST, None, {}, "Layer 1 has another window than layer 0"),
+    "biases": ("llama", WINDOW, None, {"attention_bias": True}, r"Layer 0 has biases \(attention_bias=True\), and Mistral has none"),
     "sinks": ("llama", {"mechanism": "window", "num_sinks": 4}, None, {}, "Layer 0 has 'window' with num_sinks=4"),
     "dilation": ("llama", {"mechanism": "window", "dilation": 2}, None, {}, r"Layer 0 has 'window' with dilation=\[2\]"),
     "relative": ("llama", {"mechanism": "full", "relative": "alibi"}, None, {}, "Layer 0 .*alibi"),
-    "one setting": ("phi3", LAST, None, {}, "Layer 0 has full attention and others a window"),
-    "rotary by type": (
-        "gemma3_text", {"layers": "0=full;1=window:window=6"}, None,
-        {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in
-                             (("full_attention", 1e6), ("sliding_attention", 1e4))}},
-        "Layer 0 has full attention with the rotary positions of the other kind",
-    ),
-    "no setting": ("gpt2", WINDOW, None, {}, "Layer 0 has a window, for which a plain GPT2LMHeadModel has no setting"),
-    "pre-norm": ("mbart", LONGFORMER, None, {}, "Layer 0 has 'longformer', and no stock architecture"),
+    "another base": ("gpt2", WINDOW, None, {}, "A LongGPT2LMHeadModel has none; BERT, RoBERTa and their kin"),
+    "another mechanism": ("bert", {"mechanism": "linear"}, None, {}, "Layer 0 has 'linear', and no stock architecture has it"),
     "globals": ("roberta", CLS, None, {}, "Layer 0 makes position 0 global, while a LongformerForMaskedLM by itself makes no token global"),
     "no globals": (
         "bert", WINDOW, "BertForSequenceClassification", {},
         "Layer 0 makes no token global, while a Longformer.* by itself makes position 0 global",
     ),
     "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, None, {}, "No stock architecture has exact_length=8; convert with --option"),
-    "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
+    "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu' differs from that of Longformer"),
     "asymmetric window": ("roberta", {**WINDOW, "left": 5}, None, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
-    "asymmetric T5": ("t5", {**WINDOW, "right": 1}, None, {}, "Layer 0 has 'window' with window=6, right=1, which no stock architecture"),
     "window of one": ("roberta", {**WINDOW, "window": 1}, None, {}, "Layer 0 has a window of one token"),
     "full in Longformer": ("roberta", {"layers": "0=full;1=window:window=6"}, None, {}, "Layer 0 has 'full'"),
-    "decoder": ("bart", LONGFORMER, None, {"decoder_long_attention": WINDOW}, "Decoder layer 0 has 'window'"),
-    "decoder alone": ("bart", WINDOW, "BartForCausalLM", {"is_encoder_decoder": False, "is_decoder": True}, "Layer 0 of a BartForCausalLM"),
-    "scaled embeddings": ("bart", LONGFORMER, None, {"scale_embedding": True}, "scale_embedding=True"),
-    "padding of LED": ("bart", {**LONGFORMER, "window": 10}, None, {}, "Layer 0 has the widest window, 10"),
     "seeded blocks": ("bert", {"mechanism": "bigbird"}, None, {}, "random_pattern=seeded"),
     "blocks of the text": ("bert", {**BIG_BIRD, "blocks_over": "text"}, None, {}, "blocks_over=text"),
     "another head": ("bert", BIG_BIRD, "BertForQuestionAnswering", {}, "head of a BertForQuestionAnswering differs"),
-    "exact inverse": ("bert", {**NYSTROM, "inv_coeff_init_option": "exact"}, None, {}, "inv_coeff_init_option=exact"),
-    "landmarks": ("bert", {**NYSTROM, "num_landmarks": 15}, None, {}, "15 landmarks for 64 tokens"),
-    "two lengths": ("bart", FULL, None, {"max_decoder_position_embeddings": 32}, "encoder takes 64 tokens and the decoder 32"),
 }  # fmt: skip
 
 
@@ -226,20 +161,6 @@ def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
     report = export_native(tmp_path / "long", tmp_path / "twin", global_attention_mask=True)
     assert report.plan["warnings"] == ["Every call must be given the global_attention_mask."]
     assert {check.name for check in report.checks if "global tokens" in check.name}
-
-
-def test_a_twin_that_pools_padding_says_to_leave_masks_out(tmp_path: Path) -> None:
-    save_long(tmp_path / "long", "siglip_text_model", FULL)
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    assert [warning.partition(",")[0] for warning in report.plan["warnings"]] == ["Call it without attention_mask"]
-    assert all("and no mask" in check.name for check in report.checks if check.name.startswith("equal to the long model"))
-
-
-def test_experts_whose_router_logits_are_returned_generate_with_padding(tmp_path: Path) -> None:
-    save_long(tmp_path / "long", "mixtral", WINDOW, output_router_logits=True)
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    assert {check.status for check in report.checks if check.name.startswith("generates")} == {"passed"}
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "twin").output_router_logits
 
 
 @pytest.mark.parametrize("name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"])
@@ -286,7 +207,9 @@ def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: 
     report = convert_checkpoint(source, tmp_path / "twin", mechanism="window", window=16, max_length=128, native=True)
     assert report.plan["class"] == "MistralForCausalLM"
     names = [check.name for check in report.checks]
-    assert {"equal where the mechanism covers the input", "equal gradients"} <= set(names), "of the conversion and of the twin"
+    assert {"equal where the mechanism covers the input", "generates the same after 24 tokens"} <= set(names), (
+        "of the conversion and of the twin"
+    )
     assert json.loads((tmp_path / "twin" / "native_report.json").read_text())["plan"]["class"] == "MistralForCausalLM"
     assert json.loads((tmp_path / "twin" / "generation_config.json").read_text())["temperature"] == 0.5
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []

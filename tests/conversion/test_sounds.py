@@ -20,8 +20,7 @@ import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import AudioError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
-from hf_longattn.export import export_native
+from hf_longattn.errors import AudioError, CheckpointError, LengthError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.sound import seeded_sound
 
@@ -176,17 +175,6 @@ def lengths(config: Any, length: int) -> list[int]:
         length = (length - kernel) // stride + 1
         outputs.append(length)
     return outputs
-
-
-@pytest.mark.thorough
-def test_a_native_twin_reads_sound(saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", mechanism="full", audio_seconds=16, verify=False)
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    assert report.plan["class"] == CTC
-    assert statuses(report)["equal to the long model at 16 seconds"] == statuses(report)["equal gradients"] == "passed"
-    convert_checkpoint(saved(), tmp_path / "windows", mechanism="window", verify=False)
-    with pytest.raises(ExportError, match="has a window, for which a plain Wav2Vec2ForCTC has no setting"):
-        export_native(tmp_path / "windows", tmp_path / "other")
 
 
 @pytest.mark.thorough

@@ -97,7 +97,7 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
         ({"image_size": 30}, r"30"),
         ({"audio_seconds": 30}, r"but a CLIPModel reads text and images; give its length as --max-length 4096"),
         ({"init_from_text": "text.txt"}, r"--init-from-text"),
-        ({"native": True}, r"no native twin: the towers of a LongCLIPModel have mechanisms apart"),
+        ({"native": True}, r"no native twin: A LongCLIPModel has none"),
     ],
 )
 def test_bad_settings_are_a_sentence(settings: dict[str, Any], sentence: str, short: Callable[[str], Path], tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import torch
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.export import export_native
+from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import processed_size, processor_of
@@ -82,36 +81,6 @@ def test_windows_of_a_rectangular_video(base: str, head: str, tmp_path: Path) ->
     assert any("does not cover" in check.detail or check.status == "needs training" for check in report.checks)
     assert plan_conversion(source, frames=8).to_dict()["new_video_size"] == [8, 32, 32]
     assert plan_conversion(source, image_size=64).to_dict()["new_video_size"] == [4, 64, 64]
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
-def test_a_twin_reads_videos_of_the_old_size(base: str, head: str, tmp_path: Path) -> None:
-    source = saved(base, head, tmp_path / "short")
-    convert_checkpoint(source, tmp_path / "full", mechanism="full")
-    checks = statuses(export_native(tmp_path / "full", tmp_path / "twin"))
-    assert checks["equal to the long model at 4 frames of 32 × 32 pixels"] == checks["equal gradients"] == "passed"
-    larger = {"frames": 8} if base == "videomae" else {"image_size": "48x32"}
-    convert_checkpoint(source, tmp_path / "long", mechanism="full", verify=False, **larger)
-    with pytest.raises(ExportError, match=rf"A plain {head} reads videos of 4 frames of 32 × 32 pixels only"):
-        export_native(tmp_path / "long", tmp_path / "other")
-
-
-def test_a_v_jepa_2_of_a_new_size_has_a_twin_for_that_size(tmp_path: Path) -> None:
-    """Its positions are those of a stock config of that size, which has none for others."""
-    source = saved("vjepa2", "VJEPA2ForVideoClassification", tmp_path / "short")
-    convert_checkpoint(source, tmp_path / "long", mechanism="full", frames=8, image_size=48, verify=False)
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    config = values(tmp_path / "twin", "config.json")
-    assert (config["model_type"], config["crop_size"], config["frames_per_clip"]) == ("vjepa2", 48, 8)
-    assert {name for name in statuses(report) if name.startswith("equal to")} == {
-        f"equal to the long model at {frames} frames of 48 × 48 pixels" for frames in (4, 8)
-    }
-    assert report.passed
-    assert "give it videos of 8 frames of 48 × 48 pixels only" in report.plan["warnings"][0]
-    convert_checkpoint(source, tmp_path / "tiled", mechanism="full", frames=8, image_size=48, positions="tile", verify=False)
-    with pytest.raises(ExportError, match=r"Its positions are tiled, and a plain .* goes on counting them"):
-        export_native(tmp_path / "tiled", tmp_path / "other")
 
 
 class TestRefusals:

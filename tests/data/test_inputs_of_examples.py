@@ -20,8 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 
 from hf_longattn.data.documents import to_documents, to_summaries
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
-from hf_longattn.data.qa_features import QAEncodingConfig
-from hf_longattn.data.qa_inputs import to_features
+from hf_longattn.data.qa_features import QAEncodingConfig, to_features
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows

@@ -121,7 +121,7 @@ def speech(models: Models, folder: Path) -> dict[str, Any]:
     return {"model": speech_checkpoint(place), "data": [data], "validation": data, "validation_split": "train"}
 
 
-DISTILLED = {"transfer_steps": 1, "finetune_steps": 1, "held_out_inputs": 2, "mechanism": "hedgehog"}
+DISTILLED = {"transfer_steps": 1, "finetune_steps": 1, "mechanism": "hedgehog"}
 SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
     "qa": lambda models, folder: {**labelled(questions)(models, folder), "stride": 16},
     "classify": labelled(lambda count: [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts(count))]),

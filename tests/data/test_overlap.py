@@ -9,9 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from hf_longattn.data.files import CELL
-from hf_longattn.data.overlap import trained_rows
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import load_labelled, read_texts
+from hf_longattn.data.sources import load_labelled, read_texts, trained_rows
 
 
 def test_rows_are_compared_by_content(tmp_path: Path) -> None:

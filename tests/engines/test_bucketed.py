@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted, found_in_earlier_rounds, last_in_bucket
+from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.common.plain import allowed
-from hf_longattn.mechanisms.common.bucketed import recent_in_bucket
 from tests.cells import every_cell
 
 BUCKETS, ROUNDS = 5, 3
@@ -92,22 +91,3 @@ def test_queries_that_are_not_the_keys_meet_the_chunks_in_which_they_would_stand
     (part,) = ChunkRounds(queries, keys, 4, real=None, q_len=8, size=2, shared=False, before=0).parts(True)
     found = {int(i): set(row.tolist()) for row, slots in zip(part.keys[0, 0], part.queries[0, 0], strict=True) for i in slots if i >= 0}
     assert found == {i: {2, 3} if i == 7 else {6, 7} for i in range(8)}
-
-
-@every_cell("size", [1, 4, 40])
-def test_the_last_of_a_bucket_are_those_of_all_pairs(size: int) -> None:
-    torch.manual_seed(0)
-    keys, queries = torch.randint(4, (2, 3, 2, 40)), torch.randint(5, (2, 3, 2, 6))
-    real = torch.rand(2, 40) < 0.8
-    hidden = keys.masked_fill(~real[:, None, None], -1)
-    positions = torch.arange(34, 40).expand(2, -1)
-    found = last_in_bucket(hidden, queries, positions, size)
-    expected = recent_in_bucket(queries, keys, real, size)
-    marks = torch.zeros(*found.shape[:-1], 41).scatter(-1, found.masked_fill(found < 0, 40), 1.0)[..., :40] > 0
-    assert torch.equal(marks, expected)
-    both = expected[:, :, 0] & expected[:, :, 1]
-    twice = found_in_earlier_rounds(found, hidden, queries)
-    assert not twice[:, :, 0].any()
-    again = found[:, :, 1].masked_fill(~twice[:, :, 1], 40)
-    again = again.masked_fill(again < 0, 40)
-    assert torch.equal(torch.zeros(*again.shape[:-1], 41).scatter(-1, again, 1.0)[..., :40] > 0, both)

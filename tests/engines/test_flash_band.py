@@ -81,7 +81,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal:
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize("visited", ["band", "heads of two widths", "everything"])
+@pytest.mark.parametrize("visited", ["band", "everything"])
 def test_packed_documents_are_one_call(visited: str, emulated_flash: list[dict[str, Any]]) -> None:
     """With padding after them, before them, and in a row of its own."""
     inputs, mask, (name, options) = tensors(2), padding("right"), MECHANISMS[visited]

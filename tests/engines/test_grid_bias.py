@@ -15,7 +15,6 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
-from hf_longattn.mechanisms.common.on_grid import on_grid
 from tests.cells import every_cell
 
 HEADS, DIM = 2, 4
@@ -69,7 +68,7 @@ def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], gri
     q, k, v = (torch.randn(2, HEADS, grid.length, DIM, dtype=torch.double, requires_grad=True) for _ in range(3))
     real = torch.rand(2, grid.length) > 0.2 if way == "with holes" else torch.ones(2, grid.length, dtype=torch.bool)
     positions = torch.arange(grid.length)
-    seen = on_grid(mechanism, grid).mask_mod(False, None)(0, 0, positions[:, None], positions) & real[:, None, None]  # type: ignore[operator]
+    seen = mechanism.on_grid(grid).mask_mod(False, None)(0, 0, positions[:, None], positions) & real[:, None, None]  # type: ignore[operator]
     scores = (q @ k.transpose(-1, -2)) * DIM**-0.5 + bias_by_hand(table, sizes, grid)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     theirs = torch.where(seen.any(-1, keepdim=True), weights, 0.0) @ v

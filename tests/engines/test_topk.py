@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import topk as engine
 from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.topk import (
-    gather_kv,
-    gathered_kv_attention,
     pair_scores,
     pair_spread,
     pair_sum,
@@ -142,38 +139,6 @@ def test_first_and_second_gradients() -> None:
     ):
         assert torch.autograd.gradcheck(call, given, fast_mode=True)
         assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
-
-
-def caches() -> dict[str, Tensor]:
-    """The same shape in several layouts."""
-    return {
-        "contiguous": torch.randn(2, 3, 20, 5),
-        "in a larger buffer": torch.randn(2, 3, 32, 5)[:, :, :20],
-        "tokens before heads": torch.randn(2, 20, 3, 5).transpose(1, 2),
-        "every second number": torch.randn(2, 3, 20, 10)[..., ::2],
-        "odd stride": torch.randn(2, 3, 20, 7)[..., :5],
-        "one item for all": torch.randn(1, 3, 20, 5).expand(2, -1, -1, -1),
-    }
-
-
-@every_cell("layout", caches())
-@every_cell("heads", [3, 6])
-def test_rows_of_any_layout(layout: str, heads: int) -> None:
-    x = caches()[layout]
-    index = torch.randint(20, (2, heads, 4, 7))
-    whole = x.repeat_interleave(heads // 3, 1)[:, :, None].expand(-1, -1, 4, -1, -1)
-    assert torch.equal(gather_kv(x, index), whole.gather(3, index[..., None].expand(-1, -1, -1, -1, 5)))
-
-
-def test_a_query_that_sees_nothing_is_zero() -> None:
-    q, keys, values = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 5, 4), torch.randn(1, 2, 3, 5, 4)
-    seen = torch.rand(1, 2, 3, 5) < 0.5
-    seen[:, :, 1] = False
-    out = gathered_kv_attention(q, keys, values, seen, scaling=0.7)
-    scores = (keys @ q[..., None])[..., 0] * 0.7
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num()
-    torch.testing.assert_close(out, (weights[..., None, :] @ values)[..., 0, :])
-    assert (out[:, :, 1] == 0).all()
 
 
 @pytest.mark.thorough

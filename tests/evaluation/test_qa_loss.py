@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from hf_longattn.evaluation.qa_loss import qa_loss, span_loss
+from hf_longattn.evaluation.qa_reader import qa_loss, span_loss
 
 
 def test_one_answer_is_bert_s_loss_and_several_are_their_sum() -> None:

@@ -34,7 +34,6 @@ from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import METHODS, REPORT, accuracy
 from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
-from hf_longattn.inspect import audit_reach
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
@@ -457,7 +456,7 @@ def test_pruned_heads_are_zeros_in_native_twins(base: str, saved: Saved, tmp_pat
     with torch.no_grad():
         expected = long(ids)[0]
     report = export_native(tmp_path / "heads", tmp_path / "twin")
-    assert {"equal gradients", "tensors"} <= {check.name for check in report.checks if check.status == "passed"}
+    assert "tensors" in {check.name for check in report.checks if check.status == "passed"}
     twin = auto.from_pretrained(tmp_path / "twin").eval()
     assert not hasattr(twin.config, "kept_heads")
     assert twin.num_parameters() > long.num_parameters()
@@ -466,14 +465,6 @@ def test_pruned_heads_are_zeros_in_native_twins(base: str, saved: Saved, tmp_pat
         torch.testing.assert_close(twin(ids)[0], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(CheckpointError, match="is already a long checkpoint"):
         convert_checkpoint(tmp_path / "heads", tmp_path / "longer", max_length=1024)
-
-
-def test_a_quantised_language_model_is_audited_with_its_head(saved: Saved, tmp_path: Path) -> None:
-    """transformers cannot read the base out of it."""
-    compress_checkpoint(saved("llama"), tmp_path / "int8", method="int8-weight-only", **QUICK)
-    kept, found = (audit_reach(folder, length=64) for folder in (tmp_path / "llama", tmp_path / "int8"))
-    assert found.agrees
-    assert found.stages == kept.stages
 
 
 def test_a_quantised_checkpoint_can_only_be_loaded(saved: Saved, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "torch": lambda out: ["export", REPO, str(out), "--format", "torch"],
     "native": lambda out: ["export", REPO, str(out), "--format", "native"],
     "compress": lambda out: ["compress", REPO, str(out), "--method", "bf16", "--length", "64"],
-    "audit": lambda out: ["audit", REPO],
 }
 
 

@@ -15,11 +15,10 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.errors import ExportError, GridError, LongAttentionError, OptionError
-from hf_longattn.export import export_checkpoint, export_native
+from hf_longattn.errors import GridError, LongAttentionError, OptionError
+from hf_longattn.export import export_checkpoint
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
-from hf_longattn.inspect.audit import audit_reach
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_length": 104, "num_mel_bins": 64,
@@ -140,30 +139,6 @@ class TestConversion:
         assert inspect_checkpoint(tmp_path / "long").longest_input == "spectrograms of 200 frames (2 s), 97 tokens"
         with pytest.raises(ExportError, match="Models of spectrograms are not exported as graphs; run LongAST"):
             export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
-
-    def test_no_stock_class_reads_longer_spectrograms(self, tmp_path: Path) -> None:
-        save(tmp_path / "short")
-        convert_checkpoint(tmp_path / "short", tmp_path / "same", mechanism="full", verify=False)
-        assert {check.status for check in export_native(tmp_path / "same", tmp_path / "twin").checks} <= {"passed", "measured", "skipped"}
-        convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", audio_seconds=2, verify=False)
-        with pytest.raises(ExportError, match=r"plain ASTForAudioClassification reads spectrograms of 104 frames \(1\.04 s\) only"):
-            export_native(tmp_path / "long", tmp_path / "other")
-
-
-@pytest.mark.parametrize(
-    "attention",
-    [
-        {"mechanism": "window2d", "window": 3, "prefix_tokens": "none"},
-        {"mechanism": "window", "window": 6, "order": "columns"},
-    ],
-    ids=str,
-)
-def test_the_audit_knows_that_patches_overlap(attention: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    model = LongASTModel(LongASTConfig(**SIZES, long_max_length=150, long_attention=attention)).eval()
-    audit = audit_reach(model)
-    assert audit.agrees, audit.to_dict()
-    assert [stage.stage for stage in audit.stages] == ["layer 0", "layer 1", "output"]
 
 
 class TestRefusals:

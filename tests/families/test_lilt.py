@@ -12,7 +12,6 @@ from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError, PageError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inspect import audit_reach
 from tests.cells import every_cell
 from tests.grids import every_other
 from tests.modes.cells import Cell
@@ -96,22 +95,3 @@ def test_a_graph_takes_boxes(tmp_path: Path) -> None:
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="onnx")
     assert "bbox" in report.inputs
     assert all(check.status == "passed" for check in report.checks)
-
-
-def test_an_audit_sees_the_reach_of_both_flows() -> None:
-    """Each layer alone, though the next one is given two flows; and a token that is told apart by the boxes' flow alone."""
-    torch.manual_seed(0)
-    model = long_model(BASE, None, {"mechanism": "window", "window": 8})
-    audit = audit_reach(model, length=48)
-    assert audit.agrees, audit.to_dict()
-    assert {stage.measured for stage in audit.stages[:-1]} == {(4, 4)}
-    leaking = model.base_model.encoder.layer[0].attention.layout_output
-    handle = leaking.register_forward_hook(lambda module, inputs, states: states + states.mean(1, keepdim=True))
-    try:
-        audit = audit_reach(model, length=48)
-    finally:
-        handle.remove()
-    assert not audit.agrees
-    first, *others = [stage.measured for stage in audit.stages[:-1]]
-    assert first != (4, 4)
-    assert set(others) == {(4, 4)}

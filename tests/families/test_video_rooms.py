@@ -1,4 +1,4 @@
-"""Models of videos in the rooms of images: search, audit, diagnosis and training, by folders of frames and arrays."""
+"""Models of videos in the rooms of images: search, diagnosis and training, by folders of frames and arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import OptionError
-from hf_longattn.inspect import audit_reach, diagnose, html_page
+from hf_longattn.inspect import diagnose
 from tests.conversion.test_videos import saved
 from tests.grids import grid
 
@@ -49,19 +49,16 @@ def videos(tmp_path: Path) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), in_turn(0))
-def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
+def test_diagnosed(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
     convert_checkpoint(source, tmp_path / "long", mechanism="window2d", window="2+3+3", image_size=40, frames=8, verify=False)
     diagnosis = diagnose(tmp_path / "long", clip)
     image = diagnosis.image
     assert image is not None
-    assert (image.grid, image.noun, tuple(image.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
+    assert (image.grid, image.noun) == (Grid((4, 10, 10)), "video")
     attention = diagnosis.last.layers[0].attention
     assert attention is not None
     assert attention.shape == (4, 10, 10)
-    assert "<img" in html_page(diagnosis)
-    audit = audit_reach(tmp_path / "long")
-    assert audit.agrees, audit.to_dict()
 
 
 @pytest.mark.parametrize(("base", "head"), in_turn(1))
@@ -98,9 +95,9 @@ def test_commands_answer_bad_videos_with_a_sentence(videos: Path, tmp_path: Path
     source = saved(*CLASSIFIERS[0], tmp_path / "short")
     (tmp_path / "clip.mp4").write_bytes(b"?")
     for command, words in {
-        ("audit", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
-        ("audit", str(source), str(videos / "light" / "clip0" / "0.png")): "is an image, but the model reads videos of 4 frames",
-        ("audit", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "measured at one size; leave --lengths out",
+        ("inspect", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
+        ("inspect", str(source), str(videos / "light" / "clip0" / "0.png")): "is an image, but the model reads videos of 4 frames",
+        ("inspect", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "measured at one size; leave --lengths out",
     }.items():
         with pytest.raises(SystemExit) as ended:
             main(list(command))

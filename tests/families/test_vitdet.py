@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from transformers import AutoModel, Trainer, TrainingArguments, VitDetBackbone, 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import ExportError, OptionError
-from hf_longattn.export import export_native
+from hf_longattn.errors import OptionError
 from hf_longattn.families.vitdet import interpolated_rows
-from hf_longattn.mechanisms.common.on_grid import on_grid
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from tests.cells import every_cell
 
@@ -157,55 +154,6 @@ def test_a_step_of_training(tmp_path: Path) -> None:
     assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_its_twin_is_transformers_vitdet(head: str, tmp_path: Path) -> None:
-    """With other windows than the source's, in other layers, at a larger size."""
-    plain = saved(tmp_path / "source", head)
-    layers = "1=window2d:window=4,padding=zeros;3=window2d:window=4,padding=zeros"
-    convert_checkpoint(tmp_path / "source", tmp_path / "long", mechanism="full", layers=layers, image_size=44, positions="interpolate")
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    assert report.passed
-    assert report.plan["class"] == head
-    checks = {check.name: check.status for check in report.checks}
-    assert checks["equal gradients"] == "passed"
-    assert len([name for name in checks if name.startswith("equal to the long model at")]) >= 2
-    twin: Any = HEADS[head].from_pretrained(tmp_path / "twin").eval()
-    config = twin.config
-    assert type(config) is VitDetConfig
-    assert (config.window_size, list(config.window_block_indices), list(config.residual_block_indices)) == (4, [1, 3], [1])
-    assert "long_attention" not in json.loads((tmp_path / "twin" / "config.json").read_text())
-    long: Any = getattr(hf_longattn, f"Long{head}").from_pretrained(tmp_path / "long").eval()
-    pixels = torch.randn(1, 3, 36, 48)
-    with torch.no_grad():
-        states = [maps(model(pixels, output_hidden_states=True)) for model in (twin, long, plain)]
-    for ours, theirs in zip(*states[:2], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(states[1][-1], states[2][-1], atol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "reason"),
-    [
-        (
-            {"mechanism": "window2d", "window": 4},
-            "Layer 0 has 'window2d' with window=.*, and a ViTDet has .*with window=4 and padding=zeros alone",
-        ),
-        ({"mechanism": "window2d", "window": [4, 2], "padding": "zeros"}, "Layer 0 has windows of 4 × 2 cells"),
-        ({"mechanism": "window2d", "window": 4, "padding": "zeros", "shift": "alternate"}, "Layer 0 has 'window2d' with .*shift=alternate"),
-        (
-            {"mechanism": "window2d", "window": 4, "padding": "zeros", "layers": {"2": {"window": 3}}},
-            "Layer 2 has another window than layer 0",
-        ),
-    ],
-)
-def test_without_a_twin(chosen: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    saved(tmp_path / "source")
-    convert_checkpoint(tmp_path / "source", tmp_path / "long", long_attention=chosen, verify=False)
-    with pytest.raises(ExportError, match=reason):
-        export_native(tmp_path / "long", tmp_path / "twin")
-    assert not (tmp_path / "twin").exists()
-
-
 def test_without_its_position_table(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="transformers builds no ViTDet without its position table"):
         hf_longattn.LongVitDetConfig(use_absolute_position_embeddings=False)
@@ -232,52 +180,13 @@ def test_relative_positions_of_other_mechanisms(chosen: dict[str, Any], tmp_path
                     scores[0, :, i, j] += query[0, :, i] @ rows[most + min(most, max(-most, distance))]
         mechanism = layer_mechanisms(model)[layer]
         seen = (
-            on_grid(mechanism, Grid((10, 7))).mask_mod(False, None)(0, 0, torch.arange(70)[:, None], torch.arange(70))
+            mechanism.on_grid(Grid((10, 7))).mask_mod(False, None)(0, 0, torch.arange(70)[:, None], torch.arange(70))
             if mechanism.reads_grid
             else True
         )
         expected = scores.masked_fill(~torch.as_tensor(seen), -torch.inf).softmax(-1) @ value
         expected = attention.proj(expected.transpose(1, 2).flatten(2)).unflatten(1, (10, 7))
         torch.testing.assert_close(attention(states)[0], expected)
-
-
-def test_relative_positions_converted_and_in_a_twin(tmp_path: Path) -> None:
-    source, long = tmp_path / "source", tmp_path / "long"
-    plain = saved(source, **RELATIVE)
-    assert convert_checkpoint(source, long, image_size="40x64").passed
-    layers = "0=window2d:window=2,padding=zeros;2=window2d:window=2,padding=zeros"
-    convert_checkpoint(source, tmp_path / "other", mechanism="full", layers=layers, image_size=44, positions="interpolate")
-    for folder, window in ((long, 3), (tmp_path / "other", 2)):
-        report = export_native(folder, folder.with_suffix(".twin"))
-        assert report.passed
-        assert {check.name: check.status for check in report.checks}["equal gradients"] == "passed"
-        twin: Any = VitDetModel.from_pretrained(folder.with_suffix(".twin")).eval()
-        assert twin.config.window_size == window
-        pixels = torch.randn(1, 3, 36, 48)
-        with torch.no_grad():
-            assert torch.allclose(twin(pixels)[0], plain(pixels)[0], atol=1e-4) == (window == 3)
-
-
-@pytest.mark.parametrize(
-    ("layers", "reason"),
-    [
-        ({}, "Layer 0 has full attention, and its relative positions are those of a ViTDet with windows there"),
-        (
-            {layer: {"mechanism": "window2d", "window": 3, "padding": "zeros"} for layer in range(3)},
-            "Layer 1 has windows, and its relative",
-        ),
-        (
-            {layer: {"mechanism": "window2d", "window": 4, "padding": "zeros"} for layer in (0, 2)},
-            "Layer 0 has windows of 4 cells, and its",
-        ),
-    ],
-)
-def test_relative_positions_without_a_twin(layers: dict[int, Any], reason: str, tmp_path: Path) -> None:
-    saved(tmp_path / "source", **RELATIVE)
-    attention = {"mechanism": "full", "layers": layers}
-    convert_checkpoint(tmp_path / "source", tmp_path / "long", long_attention=attention, verify=False)
-    with pytest.raises(ExportError, match=reason):
-        export_native(tmp_path / "long", tmp_path / "twin")
 
 
 def test_relative_positions_need_scores(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import AutoModel, DecisionTransformerConfig, DecisionTransformerModel
 import hf_longattn
-from hf_longattn import LongAttentionError, audit_reach, convert_checkpoint, diagnose, export_checkpoint
+from hf_longattn import LongAttentionError, convert_checkpoint, diagnose, export_checkpoint
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.search import choose_mechanisms
 
@@ -46,8 +46,6 @@ with pytest.raises(LongAttentionError, match="reads trajectories; give the numbe
     plan_conversion(folder / "short", image_size=64)
 with pytest.raises(LongAttentionError, match="Mechanisms are not compared on trajectories"):
     plan_conversion(folder / "short", mechanism="auto", choose=choose_mechanisms)
-with pytest.raises(LongAttentionError, match="reads trajectories, which are not audited"):
-    audit_reach(folder / "long")
 with pytest.raises(LongAttentionError, match="reads trajectories and no text; look at"):
     diagnose(folder / "long", "a text " * 50)
 with pytest.raises(LongAttentionError, match="Models of trajectories are not exported"):

@@ -1,12 +1,7 @@
-"""Small models, graphs and servers to audit."""
+"""Small models, and graphs that look like theirs."""
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +62,3 @@ def graph(file: Path, *, window: int | None, pooled: bool = False) -> Path:
     body = onnx.helper.make_graph(nodes, "local", inputs, outputs, tensors)
     onnx.save(onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
     return file
-
-
-@contextmanager
-def serving(answer: Callable[[Any], tuple[int, Any]], route: str) -> Iterator[str]:
-    """The address of a server that answers JSON requests with the status and the body that ``answer`` returns."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            status, body = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}{route}"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_longattn.cli.show import show_diagnosis
 from hf_longattn.errors import OptionError
-from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, html_page
+from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.diagnosis import percent
 from hf_longattn.inspect.layer_attention import MEANS, distance_bins
@@ -51,7 +52,7 @@ def test_the_cheapest_that_keeps_enough_is_chosen() -> None:
     report = diagnosis(at(256, (0.96, 0.99, 0.97, 1.0), COSTS, 20))
     assert chosen(report) == "window:window=16"
     assert report.mass(0) == pytest.approx(0.96 * 0.95)
-    row = report.candidate_rows()[0]
+    row, *_ = report.candidate_rows()
     assert (row.least, row.least_layer, row.chosen) == (pytest.approx(0.96 * 0.9), 1, True)
     assert report.to_dict()["chosen"]["flags"] == ["--mechanism", "window", "--option", "window=16"]
 
@@ -69,17 +70,19 @@ def test_sinks_are_compared_in_causal_layers_only() -> None:
         ] * causal
 
 
-def test_what_keeps_most_for_half_the_cost_is_chosen_where_nothing_keeps_enough() -> None:
+def test_what_keeps_most_for_half_the_cost_is_chosen_where_nothing_keeps_enough(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True)
     assert chosen(report) == "window:window=64"
-    assert "To convert the checkpoint that this model was made from so, add to longattn convert:" in html_page(report)
+    show_diagnosis(report)
+    assert "To convert the checkpoint that this model was made from so, add to longattn convert:" in capsys.readouterr().out
 
 
-def test_nothing_is_chosen_where_nothing_is_cheaper_than_full_attention() -> None:
+def test_nothing_is_chosen_where_nothing_is_cheaper_than_full_attention(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
     assert report.chosen() is None
     assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
-    assert "longattn convert" not in html_page(report)
+    show_diagnosis(report)
+    assert "longattn convert" not in capsys.readouterr().out
     even = diagnosis(at(4096, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 2047.5))
     assert even.conclusion() == "At 4,096 tokens the heads of layer 1 spread over 4,096 tokens, those of layer 0 over 2,000 tokens."
 

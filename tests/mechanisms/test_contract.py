@@ -207,7 +207,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     if wide is None:
         pytest.skip("it never equals full attention")
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
-    placed = module.on(GRIDS[300]) if name in GRID_NAMES else module
+    placed = module.on_grid(GRIDS[300]) if name in GRID_NAMES else module
     assert placed.covers(300, causal), f"{name}.covering() names options for full attention; let its covers() say so, too"
     q, k, v = inputs(300)
     mask = padding(300, "right")

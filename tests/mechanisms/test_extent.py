@@ -9,7 +9,6 @@ import torch
 
 from hf_longattn import list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.mechanisms.common.locality import eval_locality
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cells import every_cell
 
@@ -47,7 +46,7 @@ def built(name: str, options: dict[str, Any]) -> Any:
 @every_cell(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
 def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
-    extent = eval_locality(mechanism, causal)
+    extent = mechanism.locality(causal)
     if extent is None or mechanism.causal not in ("both", causal):
         assert options is None or mechanism.causal not in ("both", causal)
         return
@@ -70,5 +69,5 @@ def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[
 @every_cell(("name", "options"), UNBOUNDED, ids=str)
 def test_keys_at_any_distance_and_keys_chosen_by_content_have_no_bound(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
-    assert eval_locality(mechanism, False) is None
-    assert eval_locality(mechanism, True) is None
+    assert mechanism.locality(False) is None
+    assert mechanism.locality(True) is None

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.common.summaries import CacheSummaries
-from hf_longattn.mechanisms.top_k import TOKENS_PER_UNIT, _largest_norm
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +93,3 @@ def test_what_is_kept_for_the_backward_pass_is_n_times_k() -> None:
 def test_impossible_options_are_refused(value: int) -> None:
     with pytest.raises(OptionError, match=r"'num_keys' of mechanism 'top_k' is .* at least 1"):
         build_mechanism("top_k", num_heads=2, head_dim=4, num_keys=value)
-
-
-def test_the_largest_norm_of_a_cache_is_that_of_its_tokens() -> None:
-    """Units behind the last token hold arbitrary numbers."""
-    norms = torch.tensor([[[1.0, 4.0, 9.0]], [[2.0, 4.0, 9.0]]])
-    summaries = CacheSummaries({"norms": norms}, torch.tensor([0, TOKENS_PER_UNIT]), None)
-    assert _largest_norm(summaries, TOKENS_PER_UNIT + 1).flatten().tolist() == [4.0, 2.0]

@@ -105,7 +105,7 @@ def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: Sequence[Tensor], 
 def test_definition(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """The mask, the listed pairs, their number and the output with its gradients."""
     grid, mechanism = Grid(sizes, prefix), built(options, mode)
-    bound, seen = mechanism.on(grid), expected(options, sizes, prefix, mode)
+    bound, seen = mechanism.on_grid(grid), expected(options, sizes, prefix, mode)
     positions = torch.arange(grid.length)
     assert torch.equal(bound.mask_mod(False, None)(0, 0, positions[:, None], positions), seen)
     assert bound.pairs(grid.length) == int(seen.sum())
@@ -179,7 +179,7 @@ def test_gradcheck() -> None:
 @every_cell("grid", [Grid((5, 5), 1), Grid((1, 7)), Grid((2, 3, 4), 2)], ids=str)
 def test_covering_options_equal_full_softmax_attention(grid: Grid) -> None:
     mechanism, (q, k, v) = built(Window2d.covering_grid(grid)), qkv(grid)
-    assert mechanism.on(grid).covers(grid.length)
+    assert mechanism.on_grid(grid).covers(grid.length)
     torch.testing.assert_close(attend(q, k, v, mechanism, grid=grid), reference_attend(q, k, v, "full"))
 
 

@@ -11,8 +11,6 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
-from hf_longattn.errors import LengthError
-from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
 from tests.alike import engine_of_form
@@ -21,21 +19,19 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
-STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
-CASES = [(base, name) for name in list_mechanisms(causal=True, grid=False) for base in DECODERS]
+NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
+"""Without the mechanism whose models read the whole text at every step."""
+STATEFUL = [name for name in NAMES if mechanism_class(name).traits.stateful is True]
+CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 
 def model(base: str, name: str) -> Any:
-    """In float64 where memory tokens pass through the whole model once per segment: the weights here are ten times the usual size, and
-    each pass makes the rounding of float32 larger. tests/modeling/test_memory_tokens.py has float32 with weights of the usual size."""
     plain = plain_model(base, HEAD[base], num_hidden_layers=2)
-    built = long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
-    return built.double() if any(module.traits.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
+    return long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
 
 
 FLOAT32 = ("window", "fixed", "top_k", "linear", "full")
-"""A mechanism for each kind of cache: a window, scattered keys, summaries, a state, every key."""
-NAMES = list_mechanisms(causal=True, grid=False)
+"""Mechanisms with a window's cache, with a state, and with every key."""
 PRECISIONS = grid(
     [(base, name, dtype) for base, name in CASES for dtype in (torch.float32, torch.float64)],
     lambda base, name, dtype: name in FLOAT32 or (dtype == torch.float64 and base == DECODERS[NAMES.index(name) % len(DECODERS)]),
@@ -58,7 +54,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
+@every_cell("name", NAMES, of=9, alike=engine_of_form)
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 7}
@@ -79,40 +75,6 @@ def test_a_state_does_not_grow(name: str) -> None:
             sizes.append(cache.layers[0].state_bytes())
     assert longer.config.layer_types == [STATE_LAYER] * 2
     assert len(set(sizes[1:])) == 1
-
-
-@pytest.mark.thorough
-@every_cell("name", [name for name in STATEFUL if name != "recurrent_memory"])
-def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
-    """Assisted decoding and prompt lookup run ahead and take back what was wrong."""
-    longer, ids = model("gpt2", name), tokens(1, 60)
-    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
-    expected = longer.generate(ids, use_cache=False, **arguments)
-    assistant = model("gpt2", "window")
-    assert torch.equal(longer.generate(ids, prompt_lookup_num_tokens=4, **arguments), expected)
-    assert torch.equal(longer.generate(ids, assistant_model=assistant, **arguments), expected)
-    assert len(assistant.generate(ids, assistant_model=longer, **arguments)[0]) == 66
-    cache = DynamicCache(config=longer.config)
-    with torch.no_grad():
-        longer(ids[:, :20], past_key_values=cache)
-        cache.activate_past_recording()
-        for begin, end in ((20, 30), (30, 31), (31, 50)):
-            longer(ids[:, begin:end], past_key_values=cache)
-        cache.crop(-25)
-        assert cache.get_seq_length() == 25
-        found = longer(ids[:, 25:], past_key_values=copy.deepcopy(cache)).logits
-        torch.testing.assert_close(found, longer(ids, use_cache=False).logits[:, 25:], atol=1e-4, rtol=0)
-    with pytest.raises(LengthError, match="1 tokens cannot be removed"):
-        cache.crop(-1)
-
-
-@pytest.mark.parametrize("name", ["fixed", "linear"])
-def test_a_length_to_keep_is_not_taken_for_tokens_to_take_back(name: str) -> None:
-    longer = model("gpt2", name)
-    with torch.no_grad():
-        cache = longer(tokens(1, 40), use_cache=True).past_key_values
-    with pytest.raises(LengthError, match=r"crop\(-12\)"):
-        cache.crop(12)
 
 
 def test_generation_begins_from_embeddings() -> None:

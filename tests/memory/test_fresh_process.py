@@ -21,7 +21,9 @@ from tests.reference.small_models import long_like, plain_model, tokens
 from tests.warm import run_fresh
 
 FORMS: dict[str, dict[str, Any]] = {
-    name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True, grid=False)
+    name: {"mechanism": name, **mechanism_class(name).sample}
+    for name in list_mechanisms(causal=True, grid=False)
+    if name != "recurrent_memory"
 }
 FORMS |= {pattern: attention for pattern, (attention, _) in PATTERNS.items()}
 FORMS["relative"] = {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 2, "relative": "t5_buckets"}

@@ -15,13 +15,13 @@ from tests.reference.small_models import in_one_pass, in_pieces, long_like, padd
 
 PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
     "sinks": ({"mechanism": "window", "window": 9, "num_sinks": 3}, 9 + 3),
+    "segments with a memory": ({"mechanism": "transformer_xl", "segment_length": 12, "memory_length": 7}, 12 + 7),
     "dilated, with sinks": ({"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2}, 13 + 2),
-    "absolute columns": ({"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"}, 9 + 400 // 7),
-    "summary columns": ({"mechanism": "fixed", "block_size": 10, "num_summary": 2}, 10 + 2 * 400 // 10),
-    "blocks": ({"mechanism": "segmented", "block_size": 12, "integration": "none"}, 12),
-    "two blocks": ({"mechanism": "segmented", "block_size": 12, "integration": "previous"}, 24),
 }
 ALL_KEPT: dict[str, dict[str, Any]] = {
+    "absolute columns": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},
+    "summary columns": {"mechanism": "fixed", "block_size": 10, "num_summary": 2},
+    "blocks": {"mechanism": "segmented", "block_size": 12, "integration": "none"},
     "relative columns": {"mechanism": "strided", "window": 9, "stride": 7},
     "summaries": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
 }
@@ -48,4 +48,4 @@ def test_memory_follows_the_pattern(pattern: str) -> None:
         new = torch.randn(1, 4, 1, 16)
         cache.update(new, new, 0)
         cache.layers[0].note_padding(None)
-        assert cache.layers[0].keys.shape[2] <= reachable + 2 * SLACK
+        assert cache.layers[0].keys.shape[2] <= reachable + SLACK

@@ -23,7 +23,9 @@ from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 
-NAMES = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod]
+NAMES = [
+    name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod and name != "recurrent_memory"
+]
 FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in NAMES} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
@@ -53,10 +55,8 @@ MOVED = ["self_extend:window=12,group=5", "dual_chunk:chunk=15,trained=20"]
 
 
 def quick(form: str, kind: str, base: str) -> bool:
-    """Every kind with `window` on one base; with other forms every second kind, the bases in turn; rotations where keys are summarised."""
+    """Every kind with `window` on one base; with other forms every second kind, the bases in turn."""
     of_form, of_kind = [*FORMS].index(form), KINDS.index(kind)
-    if kind == "rotary" and form in ("block_top_k", "top_k"):
-        return True
     if form == "window":
         return base == DECODERS[0]
     return (of_form + of_kind) % 2 == 0 and base == DECODERS[(of_form + of_kind // 2) % len(DECODERS)]
@@ -73,10 +73,9 @@ CASES = [*grid(DRAWN, quick), *(("full", kind, "llama") for kind in MOVED), ("fu
     alike=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
 )
 def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:
-    """Left padding, a prompt, several tokens at once, single ones, tokens taken back, and sequences that change places."""
+    """Left padding, a prompt, several tokens at once, single ones, and sequences that change places."""
     longer = model(base, form, kind)
     ids, mask = tokens(3, LENGTH), padding(3, LENGTH, left=True)
-    other = (ids + 7) % 190 + 5
     cache, order = DynamicCache(config=longer.config), torch.tensor([2, 0, 0])
 
     def step(text: torch.Tensor, begin: int, end: int) -> torch.Tensor:
@@ -87,11 +86,6 @@ def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, ba
         step(ids, 0, 70)
         step(ids, 70, 77)
         step(ids, 77, 78)
-        if not any(module.traits.recursion for module in longer.modules() if isinstance(module, Mechanism)):  # which nothing takes back
-            cache.activate_past_recording()
-            step(other, 78, 79)
-            step(other, 79, 83)
-            cache.crop(-5)
         cache.reorder_cache(order)
         ids, mask = ids[order], mask[order]
         found = torch.cat([step(ids, begin, end) for begin, end in ((78, 79), (79, 80), (80, 86), (86, 87), (87, LENGTH))], 1)

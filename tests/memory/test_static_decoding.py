@@ -32,7 +32,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "window, linear": {**WINDOW, "layers": {1: {"mechanism": "linear"}}},
     "longformer, hybrid": {**LONGFORMER, "layers": {1: {"mechanism": "hybrid", "window": 16}}},
 }
-CAUSAL = list_mechanisms(causal=True, grid=False)
+CAUSAL = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 ONE_GRAPH = {
     "fixed", "full", "hedgehog", "hybrid", "linear", "longformer", "performer", "strided", "taylor", "transformer_xl", "union", "window",
 }  # fmt: skip

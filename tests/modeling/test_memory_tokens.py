@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
-from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
 from tests.cells import every_cell
 from tests.grids import grid
@@ -216,22 +215,6 @@ def test_generation_reads_the_whole_text_at_every_step(base: str, options: dict[
     assert torch.equal(longer.generate(ids, **arguments), longer.generate(ids, use_cache=False, **arguments))
     with pytest.raises(MemoryMismatchError, match="generates after input_ids"):
         longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)
-
-
-@pytest.mark.parametrize("relative", [None, "alibi", "shaw"])
-def test_a_layer_alone_decodes_its_segment(relative: str | None) -> None:
-    """Without a model: pieces equal the whole."""
-    torch.manual_seed(0)
-    layer = build_mechanism("recurrent_memory", num_heads=4, head_dim=8, segment_length=16, num_memory_tokens=2, relative=relative)
-    q, k, v = torch.randn(3, 4, 70, 8), *torch.randn(2, 3, 2, 70, 8)
-    mask = padding(3, 70, left=True).bool()
-    with torch.no_grad():
-        whole, state, outs = attend(q, k, v, layer, causal=True, padding_mask=mask), None, []
-        for begin, end in ((0, 3), (3, 40), *((i, i + 1) for i in range(40, 70))):
-            piece = slice(begin, end)
-            out, state = layer.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece]))
-            outs.append(out)
-    assert ((torch.cat(outs, 2) - whole) * mask[:, None, :, None]).abs().max() < 1e-5
 
 
 def test_bad_input_is_a_sentence() -> None:

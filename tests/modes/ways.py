@@ -194,7 +194,7 @@ def with_memory(call: Call) -> Call:
 
 
 def decoding(call: Call) -> Call:
-    """Half of the text at once, then tokens one by one, three of them twice: the cache is cropped in between."""
+    """Half of the text at once, then tokens one by one."""
 
     def run(model: Any, arguments: dict[str, Any]) -> Fields:
         length = arguments["input_ids"].shape[1]
@@ -220,10 +220,6 @@ def decoding(call: Call) -> Call:
         half = length // 2
         with torch.no_grad():
             parts = [step(0, half)]
-            cache[0].activate_past_recording()
-            for at in range(half, half + 3):
-                step(at, at + 1)
-            cache[0].crop(-3)
             parts += [step(at, at + 1) for at in range(half, length)]
         return along_the_text(parts)
 

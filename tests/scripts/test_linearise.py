@@ -19,9 +19,7 @@ from hf_longattn.training.tasks.linearise import LINEARISE
 from tests.byte_tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
-FAST = (
-    "--batch-size 1 --transfer-steps 4 --finetune-steps 4 --no-bf16 --disable-tqdm True --threads 1 --logging-steps 1 --held-out-inputs 2"
-)
+FAST = "--batch-size 1 --transfer-steps 4 --finetune-steps 4 --no-bf16 --disable-tqdm True --threads 1 --logging-steps 1"
 
 
 @pytest.fixture(scope="module")

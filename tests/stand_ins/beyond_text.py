@@ -44,14 +44,12 @@ page(
         slow=True,
     ),
 )
-page("docs/how-to/proteins.md", Setting(instead=ONE_EPOCH, slow=True))
+page("docs/how-to/generic.md", Setting(instead=ONE_EPOCH, slow=True))
 page(
-    "docs/how-to/captions.md",
-    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}),
+    "docs/how-to/image_text.md",
+    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True),
 )
-page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH, slow=True))
-for name in ("image_text", "series", "speech"):
-    page(f"docs/how-to/{name}.md", Setting(slow=True))
+page("docs/how-to/speech.md", Setting(instead=ONE_EPOCH, slow=True))
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:

@@ -272,7 +272,7 @@ FEW_STEPS = {
     "--max-minutes 60": "",
     TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
-SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --held-out-inputs 2"}
+SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
 
 MEMORY = """
 import hf_longattn
@@ -309,26 +309,28 @@ import soundfile
 soundfile.write("talks/long.wav", numpy.random.default_rng(0).normal(scale=0.1, size=16 * 16_000), 16_000)
 """
 
+ROOT = Path(__file__).parents[2]
 SERVED = f"""
 import sys
-from pathlib import Path
-sys.path.append({str(Path(__file__).parents[2])!r})
-from tests.inspect.servers import Server, at
-served = at(Server(Path("bert-4096")), "/embed", 8086)
+sys.path.append({str(ROOT)!r})
+from tests.examples.embedding_server import serving_embeddings
+served = serving_embeddings(lambda text: [float(len(text)), float(hash(text))], 8086)
 served.__enter__()
 """
-"""A server of embeddings that reads every token."""
-page("docs/how-to/server_reach.md", Setting(before=SERVED))
-page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
-page("docs/how-to/batches.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
+"""A server of embeddings that reads every word."""
 page(
-    "docs/how-to/many_processes.md",
+    "docs/how-to/server_reach.md",
+    Setting(before=SERVED, instead={"server_reach.py http": f"{ROOT}/examples/server_reach.py http"}),
+)
+page(
+    "docs/how-to/adapt.md",
     Setting(
         before=TO_TRAIN,
-        instead={TEXTS: FEW_STEPS[TEXTS], "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
+        instead={**FEW_STEPS, "--num_processes 4": "--num_processes 2", "--num_processes 8": "--num_processes 2"},
         slow=True,
     ),
 )
+page("docs/how-to/train.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
     "docs/how-to/search.md",
     Setting(
@@ -345,7 +347,6 @@ page(
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
 page("docs/how-to/native.md", Setting(slow=True))
-page("docs/how-to/long_models.md", Setting(slow=True))
 page(
     "docs/how-to/positions.md",
     Setting(
@@ -363,4 +364,4 @@ page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
 page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
 page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
-page("docs/how-to/audit.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
+page("docs/how-to/inspect.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))

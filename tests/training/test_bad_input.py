@@ -144,7 +144,7 @@ def test_data_without_a_token_to_predict_are_refused_before_the_training(task: s
     other = tmp_path / "other"
     other.mkdir()
     bad, good = written(rows, other), [ROWS[task]] * 4
-    unmeasured = [] if task == "linearise" else ["--no-eval-before-training"]
+    unmeasured = [] if task == "linearise" else ["--no-eval-on-start"]
     assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, *unmeasured)
     said = sentence(task, bad, "--validation", written(good, tmp_path))
     assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said

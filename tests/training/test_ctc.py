@@ -154,7 +154,7 @@ def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, st
 @pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_result(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     def run(name: str, **changes: Any) -> None:
-        steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False, "learning_rate": 1e-3}
+        steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_on_start": False, "learning_rate": 1e-3}
         finetune_ctc(*settings(models["headless"], tmp_path / name, recordings, new_vocabulary=True, **{**steps, **changes}))
 
     run("whole")

@@ -21,7 +21,7 @@ from hf_longattn.conversion.convert import training_step
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
-from hf_longattn.training.tasks.distill import DISTILL, PARTS, PROJECTION, DistillTrainer, distill_student, layer_map, score_error
+from hf_longattn.training.tasks.distill import DISTILL, PROJECTION, DistillTrainer, distill_student, layer_map, score_error
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 
@@ -111,7 +111,7 @@ def test_hidden_states_of_padding_do_not_count() -> None:
     config = BertConfig(**shape, num_hidden_layers=2, attention_probs_dropout_prob=0.0)
     teacher, student = BertModel(config).double(), BertModel(config).double()
     student.add_module(PROJECTION, torch.nn.Identity())
-    args = SimpleNamespace(method="hidden", temperature=1.0, factors={**dict.fromkeys(PARTS, 0.0), "embeddings": 1.0, "hidden": 1.0})
+    args = SimpleNamespace(method="hidden", temperature=1.0)
     trainer: Any = SimpleNamespace(args=args, accelerator=SimpleNamespace(unwrap_model=lambda model: model), teacher=teacher, layers=[1, 2])
     ids, mask = torch.randint(1, 50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
     mask[0, 5:] = 0
@@ -145,11 +145,9 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
         assert words in error
     for more, words in (
         ([], "add --teacher"),
-        (["--teacher", teacher], "add --attention-factor 0"),
+        (["--teacher", teacher], "cannot be compared; add --method logits"),
         (["--teacher", teacher, "--temperature", "0"], "--temperature must be above 0"),
-        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "--hidden-factor has no effect with --method logits"),
-        (["--teacher", teacher, "--method", "hidden", "--logits-factor", "2"], "--logits-factor has no effect with --method hidden"),
-        (["--teacher", teacher, "--method", "hidden", "--mask-probability", "0.2"], "predicts no tokens; leave --objective and"),
+        (["--teacher", teacher, "--method", "hidden", "--mask-probability", "0.2"], "predicts no tokens; leave --mask-probability"),
         (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map has no effect"),
     ):
         assert train("distill", [*given, *more]) == 1

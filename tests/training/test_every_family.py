@@ -45,7 +45,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokens": (TOKENS, {"data": ["tags.jsonl"], **STEP}),
     "seq2seq": (
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-        {"data": ["summaries.jsonl"], "eval_before_training": False, "generation_num_beams": 1, **STEP},
+        {"data": ["summaries.jsonl"], "eval_on_start": False, "generation_num_beams": 1, **STEP},
     ),
     "embed": ("MODEL_MAPPING_NAMES", {"data": ["pairs.jsonl"], **STEP}),
     "embed reranker": (CLASSES, {"data": ["pairs.jsonl"], "reranker": True, **STEP}),

@@ -352,7 +352,7 @@ class TestAugmentation:
         monkeypatch.setattr("hf_longattn.training.tasks.classify.augmentation_of", lambda *_: self.noisy())
 
         def run(name: str, **changes: Any) -> None:
-            steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False}
+            steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_on_start": False}
             finetune_classification(*settings(models["long"], tmp_path / name, photos, **{**steps, **changes}))
 
         run("whole")

@@ -94,10 +94,8 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
     cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
         (OptionError, "No text given", LM, {"text": []}),
-        (OptionError, "--objective must be", LM, {"objective": "rtd"}),
         (CheckpointError, "There is no folder", LM, {"model": str(tmp_path / "none")}),
         (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
-        (OptionError, "does not predict masked tokens", LM, {"objective": "mlm"}),
         (OptionError, "does not predict masked tokens", MLM, {}),
         (OptionError, "does not predict the next token", CLM, {"model": encoder}),
         (DataError, "does not exist", LM, {"text": [str(tmp_path / "none.txt")]}),

@@ -97,7 +97,7 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
     output = tmp_path / "out"
     run = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "save_steps": 30, "gradient_checkpointing": True}
     run |= {"eval_strategy": "steps", "eval_steps": 30, "load_best_model_at_end": True}
-    log = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=60, patch_order="hilbert", **run))
+    log = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=60, **run))
     after = log["held_out"]["after"]
     assert {name: after[name]["accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
     assert log["inputs"]["photo"]["input_size"] == [16, 24]
@@ -120,7 +120,7 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
     text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
     assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"
 
-    resumed = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=62, patch_order="hilbert", resume=True, **run))
+    resumed = finetune_multitask(*settings(backbone, output, lines(tasks), max_steps=62, resume=True, **run))
     assert max(entry.get("step", 0) for entry in resumed["history"]) == 62
     values = {"model": str(output), "tasks": lines(tasks), **SCORED}
     further = finetune_multitask(*build_arguments(MULTITASK, **values, output_dir=str(tmp_path / "next"), max_steps=1, learning_rate=1e-9))
@@ -251,7 +251,6 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
         ({"mel_bins": 4}, "--mel-bins must be from 8"),
         ({"image_size": [16, 23]}, r"Images of 16 × 23 pixels are not filled by patches of 8 × 8"),
         ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
-        ({"patch_order": "hilberd"}, r"Did you mean 'hilbert'"),
         ({"frame_stride": 3}, "must be a power of two, such as 8, not 3"),
     ],
 )

@@ -59,7 +59,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 """Rows to learn from, by the titles of tasks."""
 
-STEPS = {"linearise": ["--transfer-steps", "2", "--finetune-steps", "2", "--held-out-inputs", "8"]}
+STEPS = {"linearise": ["--transfer-steps", "2", "--finetune-steps", "2"]}
 """How a task is told to take two steps; the others by --max-steps and --learning-rate."""
 FITTING = {"qa": ["--stride", "4", "--max-question-tokens", "4"], "seq2seq": ["--max-summary-length", "4"]}
 """What a task needs beside for so small a model."""
@@ -193,8 +193,8 @@ OPTIONS = {
         "--eval-strategy epoch --epochs 1 --max-steps -1 --max-train-samples 10", lambda run, plain: holds(max(evaluations(run)) > 2),
         refused=TWO_STAGES,
     ),
-    "eval_before_training": Option(
-        "--no-eval-before-training", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
+    "eval_on_start": Option(
+        "--no-eval-on-start", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
     ),
     "checkpoints by default": Option("--save-strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
     "save_steps": Option("--save-strategy steps --save-steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
@@ -272,7 +272,7 @@ OPTIONS = {
 TOGETHER = (
     ("eval_strategy", "save_steps", "early_stopping_patience", "load_best_model_at_end", "push_to_hub", "report_to", "max_eval_samples"),
     ("eval_strategy epoch", "save_strategy epoch", "bf16"),
-    ("eval_before_training", "checkpoints by default", "max_train_samples", "max_minutes", "dtype", "overwrite"),
+    ("eval_on_start", "checkpoints by default", "max_train_samples", "max_minutes", "dtype", "overwrite"),
     ("use_peft", "use_peft, from a checkpoint", "max_length", "total_batch_size"),
 )
 """Options whose effects can be seen in one run."""

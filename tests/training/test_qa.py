@@ -29,8 +29,7 @@ from transformers import (
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
-from hf_longattn.data.qa_features import QAEncodingConfig, encode_qa
-from hf_longattn.data.qa_inputs import QACollator, to_features
+from hf_longattn.data.qa_features import QACollator, QAEncodingConfig, encode_qa, to_features
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LengthError, OptionError

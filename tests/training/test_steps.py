@@ -208,7 +208,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
 def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    line = "--transfer-learning-rate 1e30" if task == "linearise" else "--learning-rate 1e30 --no-eval-before-training"
+    line = "--transfer-learning-rate 1e30" if task == "linearise" else "--learning-rate 1e30 --no-eval-on-start"
     code, run = runner(task, line)
     assert code == 1, run.said
     is_one_sentence(

@@ -84,7 +84,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsy
 def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
     """Nor that of the model which it replaces; the run resumes from its last checkpoint."""
     if overwrite:
-        start(save_strategy="no", eval_before_training=False, max_steps=1)
+        start(save_strategy="no", eval_on_start=False, max_steps=1)
     with pytest.raises(KeyboardInterrupt), Ending("half model", 3, interrupt):
         start(overwrite=overwrite)
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -100,7 +100,7 @@ def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tm
     (other / "chat_template.jinja").write_text("{{ messages }}")
     (other / "preprocessor_config.json").write_text("{}")
     (other / "LICENSE").write_text("of the other")
-    short = {"save_strategy": "no", "eval_before_training": False, "max_steps": 1}
+    short = {"save_strategy": "no", "eval_on_start": False, "max_steps": 1}
     start(model=str(other), **short)
     inherited = {"chat_template.jinja", "preprocessor_config.json", "LICENSE"}
     assert inherited <= {path.name for path in out.iterdir()}
@@ -116,7 +116,7 @@ def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tm
 def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del start  # made the model
     line = ["--model", str(tmp_path / "short"), "--text", texts, "--output", str(tmp_path / "out"), "--max-steps", "4", "--save-steps", "2",
-            "--no-eval-before-training", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
+            "--no-eval-on-start", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
     lines = capsys.readouterr().err.splitlines()

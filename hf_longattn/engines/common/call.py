@@ -166,7 +166,6 @@ class AttentionCall:
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, from detached hidden states; see ``Traits.detached_beyond``.
-    positions: ``(B or 1, n)``, the positions of n tokens, for feature maps that depend on positions. Set by linear mechanisms.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
         from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
@@ -183,7 +182,6 @@ class AttentionCall:
     seed: int = 0
     hidden_states: Tensor | None = None
     detached_kv: tuple[Tensor, Tensor] | None = None
-    positions: Tensor | None = None
     grid: Grid | tuple[Grid, ...] | None = None
     sink_scores: Tensor | None = None
     cleared: bool = False

@@ -22,7 +22,6 @@ from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...lazy import load_module, module_names
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
-from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...options import EXACT_LENGTH
@@ -120,7 +119,7 @@ class InputSize:
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
-        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
+        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ SETTINGS = {
 
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
-"""End of the error message for models that ``longattn audit MODEL INPUT`` cannot read."""
+"""End of the error message for models that ``longattn inspect MODEL INPUT`` cannot read."""
 
 
 class InputKind(ABC):
@@ -249,10 +248,10 @@ class InputKind(ABC):
     compared: number of sizes for comparing mechanisms.
     settings: names in :data:`SETTINGS` that apply to this kind.
     instead: purpose of a setting -> advice to give this kind's own option.
-    diagnosed_with: the input of ``longattn audit MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
-    drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
+    diagnosed_with: the input of ``longattn inspect MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
+    drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
-    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are not read by a search or an audit.
+    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if no search or diagnosis reads its files.
     heads: ending of a class's name -> how its models are run.
     """
 

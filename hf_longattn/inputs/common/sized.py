@@ -126,7 +126,3 @@ class SizedKind(InputKind):
     def further_checks(self, plan: Any, inputs: Any, size: Any, layers: Sequence[Mechanism]) -> FurtherChecks:
         """Checks besides the comparison of outputs, at ``size``: the new size or a smaller one."""
         return FurtherChecks()
-
-    def twin_sizes(self, sizes: Any, config: Any) -> list[Any]:
-        """Sizes for comparing a native twin, besides the new size."""
-        return [sizes.old]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, State, clear_padding
 from ...engines.common.dense import repeat_heads
+from ...engines.common.grid import Grid
 from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
 from ...options import Options
@@ -234,9 +235,30 @@ class Mechanism(nn.Module, ABC):
         """
         return None
 
+    def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Mechanism:
+        """The mechanism bound to ``grid``, or the mechanism itself if it does not depend on a grid, or tokens are on none.
+
+        check: whether to raise :class:`GridError` if its options make no sense on ``grid``.
+        layer: number of its layer, by which some mechanisms shift their windows.
+        """
+        return self
+
+    def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
+        """Block size in cells along each axis, if cells of ``grid`` see exactly their own block; else ``None``. Blocks are counted from
+        the first cell and may be smaller at the end of an axis."""
+        return None
+
     @property
     def attend_step(self) -> AttendStep | None:
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
+        return None
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it. For masks.
+
+        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
+        the last :func:`~.locality.keys_per_query` keys, or all.
+        """
         return None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:

@@ -19,26 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.bucketed import Rounds, found_in_earlier_rounds, last_in_bucket
+from ...engines.bucketed import Rounds
 from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.common.score_terms import add_term
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
-from ...engines.topk import gather_kv, gathered_kv_attention, term_at
+from .base import Mechanism
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over
-from .summaries import CacheSummaries, SummarisedMechanism
 from .traits import Handling
 
 
-class BucketedMechanism(SummarisedMechanism):
+class BucketedMechanism(Mechanism):
     """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`key_vectors` could change a bucket."""
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
-    summary_unit = 1
-    traits = SummarisedMechanism.traits.but(bitwise_causal=False)
+    traits = Mechanism.traits.but(bitwise_causal=False)
     """Not bitwise causal: tiles are cut from sorted tokens, so that later tokens change the order of the sums for earlier ones."""
 
     @property
@@ -78,58 +76,6 @@ class BucketedMechanism(SummarisedMechanism):
     def key_vectors(self, k: Tensor) -> Tensor:
         """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
         return k
-
-    @abstractmethod
-    def key_buckets(self, k: Tensor) -> Tensor:
-        """Buckets of keys ``k (B, H_kv, N, D)`` in the causal form, ``(B, H, rounds, N)`` integers."""
-
-    @abstractmethod
-    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        """Buckets of the queries, ``(B, H, rounds, Nq)``. ``last (B, H_kv, Nq, D)`` holds the keys at the queries' positions."""
-
-    @abstractmethod
-    def recent(self) -> tuple[int, int]:
-        """``(size, window)``: a causal query sees the last ``size`` keys of its bucket, and the last ``window`` keys of any bucket."""
-
-    @property
-    def sees_itself(self) -> bool:
-        """Whether a query sees the key at its own position if both have the same bucket."""
-        return True
-
-    def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        """The affinity in the causal form, ``(B, H, Nq, K)``, for ``keys (B, H, Nq, K, D)`` gathered for each query."""
-        return None
-
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """The buckets of every token, ``(B, H·rounds, N)`` int32, with a head's rounds adjacent; -1 for padding."""
-        buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
-        return {"buckets": buckets.flatten(1, 2).int()}
-
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
-        (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
-        positions = summaries.positions(q_len, kv_len)
-        table = summaries.tables["buckets"].unflatten(1, (heads, -1))
-        query_buckets = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
-        met = last_in_bucket(table, query_buckets, positions, size)
-        if not self.count_duplicates:
-            met = met.masked_fill(found_in_earlier_rounds(met, table, query_buckets), -1)
-        own_place = positions[:, None, :, None].expand(-1, heads, -1, 1)
-        places = met.transpose(2, 3).flatten(3)
-        if not self.sees_itself:
-            places = places.masked_fill(places == own_place, -1)
-        if window:
-            near = own_place - torch.arange(min(window, kv_len), device=q.device)
-            places = torch.cat([places.masked_fill(places > own_place - window, -1), near], -1)
-        no_visible_key = (places < 0).all(-1, keepdim=True)
-        places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own_place, places)
-        columns, seen = summaries.columns(places, kv_len)
-        queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
-        bias = self.picked_affinity(q, keys)
-        if call.score_mod is not None:
-            term = term_at(call.score_mod, columns, kv_len)
-            bias = term if bias is None else bias + term
-        seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
-        return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:

@@ -131,8 +131,6 @@ def why_not_in_full(mechanism: Any) -> str:
 def check_form(mechanism: Any, causal: bool, where: str) -> None:
     """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
     if mechanism.causal not in ("both", causal):
-        if mechanism.traits.why_one_form:
-            raise OptionError(mechanism.traits.why_one_form.format(where=where))
         chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
         raise OptionError(
             f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "

@@ -60,19 +60,14 @@ class LinearMechanism(Mechanism):
     engine = "linear"
     cost = "N·D²"
     traits = Mechanism.traits.but(stateful=True, takes_score_mod=False)
-    counts_positions: ClassVar[bool] = False
-    """Whether the features depend on the tokens' positions, counted from the first real token."""
+    handling = Handling(position_dependent=False)
     estimates_exp: ClassVar[bool] = False
     """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
-
-    @property
-    def handling(self) -> Handling:  # type: ignore[override]
-        return Handling(position_dependent=self.counts_positions)
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
         """Whether sums of features can be added to softmax terms, with these options."""
-        return not cls.counts_positions
+        return True
 
     @abstractmethod
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
@@ -86,16 +81,6 @@ class LinearMechanism(Mechanism):
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per query.
         ``q (B, H, Nq, D)`` has the last Nq positions of ``k (B, H, Nk, D)``."""
-
-    def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
-        """The value of ``call.positions`` for tokens at ``positions (B or 1, n)``, if features depend on positions.
-
-        Args:
-            resumed: whether a state holds earlier tokens.
-        Raises:
-            LengthError: for positions that the features cannot represent.
-        """
-        return positions
 
     def scaled(self, x: Tensor, call: AttentionCall) -> Tensor:
         """Queries or keys times (scale · √D)^½, so that their products are scaled by ``scale`` instead of D^-½."""
@@ -112,9 +97,6 @@ class LinearMechanism(Mechanism):
         return min(full_pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        if self.counts_positions:
-            positions = torch.arange(k.shape[2], device=q.device)[None]
-            call = call.replace(positions=self.read_positions(positions, call, resumed=False))
         weights = self.kernel(q, repeat_heads(k, q.shape[1]), call)
         return self.normalised_kernel(weights, visible_to_all(q, k, call).expand_as(weights))
 
@@ -137,9 +119,6 @@ class LinearMechanism(Mechanism):
         v = drop_keys(v, call.dropout) if call.dropout else v
         if call.key_mask is not None:
             v = v.masked_fill(~call.key_mask[:, None, :, None], 0.0)
-        if self.counts_positions:
-            positions = torch.arange(k.shape[2], device=q.device) - labels.first
-            call = call.replace(positions=self.read_positions(positions, call, resumed=False))
         phi_k, values = KeyPieces(self, k, v, call).take(tokens)
         phi_q, phi_k, too_far = self.relative_to_documents(self.queries(at_least_fp32(q), call), phi_k, call)
         if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
@@ -164,22 +143,13 @@ class LinearMechanism(Mechanism):
         return phi_q, phi_k, None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``. If features depend on positions, it also holds
-        ``seen (B,)``, the number of positions so far."""
+        """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``."""
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, state, call if call.causal else call.replace(causal=True))
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        batch, kv_len = q.shape[0], k.shape[2]
         v = drop_keys(v, call.dropout) if call.dropout else v
-        seen = None
-        if self.counts_positions:
-            positions = torch.arange(kv_len, device=q.device)[None]
-            before = torch.zeros(batch, dtype=torch.long, device=q.device) if state is None else state["seen"]
-            positions, seen = (positions if state is None else positions + before[:, None]), before + kv_len
-            call = call.replace(positions=self.read_positions(positions, call, resumed=state is not None))
-        out, state = self.attended(q, KeyPieces(self, k, v, call), state)
-        return out, state if seen is None else {**state, "seen": seen}
+        return self.attended(q, KeyPieces(self, k, v, call), state)
 
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
         """The output of ``q`` over the keys, and the state after them."""
@@ -196,7 +166,7 @@ class LinearMechanism(Mechanism):
             state = self.absorbed(state, phi_k, values)
         for piece in self._pieces(0, q_len, q):
             tokens = slice(piece.start + first, piece.stop + first)
-            phi_q = self.queries(at_least_fp32(q[:, :, piece]), source.of_tokens(tokens))
+            phi_q = self.queries(at_least_fp32(q[:, :, piece]), source.call)
             if not causal:
                 assert state is not None
                 out = self.read(phi_q, state)
@@ -266,18 +236,13 @@ class KeyPieces(NamedTuple):
     v: Tensor
     call: AttentionCall
 
-    def of_tokens(self, tokens: slice) -> AttentionCall:
-        """The call with the positions of these tokens."""
-        positions = self.call.positions
-        return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
-
     def real(self, tokens: slice) -> Tensor | None:
         """Which of these tokens are real, ``(B, n)`` bool; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
         """Features and values of these keys. Values keep their dtype, and features of padding add nothing to sums."""
-        phi_k = self.mechanism.keys(at_least_fp32(self.k[:, :, tokens]), self.of_tokens(tokens))
+        phi_k = self.mechanism.keys(at_least_fp32(self.k[:, :, tokens]), self.call)
         values = repeat_heads(self.v[:, :, tokens], phi_k.shape[1])
         real = self.real(tokens)
         return (phi_k if real is None else self.mechanism.without_padding(phi_k, real)), values

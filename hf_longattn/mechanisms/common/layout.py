@@ -72,34 +72,10 @@ def in_rows(cells: Tensor, row: int) -> Tensor:
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
 
 
-def without_gaps(index: Tensor) -> Tensor:
-    """``index (…, T)`` with the empty slots moved to the end, cut to the longest row.
-
-    The cut depends on values, which cannot be read while PyTorch compiles: ``index`` is then returned unchanged.
-    """
-    if torch.compiler.is_compiling():
-        return index
-    order = (index < 0).sort(dim=-1, stable=True)
-    return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]
-
-
 def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
     """Positions of the tokens of ``blocks (…, K)``, shape ``(…, K·size)``; -1 where there is no block or no token."""
     place = blocks[..., None] * size + torch.arange(size, device=blocks.device)
     return torch.where((blocks[..., None] >= 0) & (place < length), place, -1).flatten(-2)
-
-
-def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
-    """Keys for each block: the previous block, the block and, unless causal, the next one. ``(1, 1, blocks, 2 or 3 · size)``."""
-    first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
-    keys = first + torch.arange((2 if causal else 3) * size, device=device)
-    return torch.where((keys >= 0) & (keys < length), keys, -1)
-
-
-def joined(*lists: Tensor) -> Tensor:
-    """Concatenate lists of positions ``(B or 1, H or 1, R, K)`` along the last axis."""
-    batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
-    return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)
 
 
 def prefixes(
@@ -178,12 +154,6 @@ def full_pairs(length: int, causal: bool) -> int:
 def band_pairs(length: int, left: int, right: int) -> int:
     """Number of pairs with ``-right <= query - key <= left``."""
     return length + _clipped_sum(left, length) + _clipped_sum(right, length)
-
-
-def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
-    """Number of pairs of all queries with the given key ``columns``, outside the band. When causal, keys after the query do not count."""
-    past = sum(max(0, length - 1 - column - left) for column in columns)
-    return past if causal else past + sum(max(0, column - right) for column in columns)
 
 
 def block_sizes(length: int, size: int) -> list[int]:

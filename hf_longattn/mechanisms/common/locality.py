@@ -32,11 +32,6 @@ def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> 
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality in eval mode, ignoring global tokens and sinks; ``None`` if unbounded, unknown or dependent on content."""
-    return mechanism.locality(causal)
-
-
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     """``(back, ahead)`` if the mechanism is exactly a sliding window or full attention at every length.
     ``None`` for other mechanisms, and for any with relative positions."""

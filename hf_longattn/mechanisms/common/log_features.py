@@ -36,7 +36,7 @@ class LogLinearMechanism(LinearMechanism):
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
-        return not cls.logarithms and super().sums_beside_softmax(options)
+        return not cls.logarithms
 
     def normalised_kernel(self, kernel: Tensor, visible: Tensor) -> Tensor:
         return softmax_over(kernel, visible) if self.logarithms else super().normalised_kernel(kernel, visible)

@@ -139,17 +139,6 @@ class MaskedMechanism(Mechanism):
         start = first_real(call.key_mask)[:, None]
         return tuple(x - start for x in columns)
 
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
-
-        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
-        the last :func:`~.locality.keys_per_query` keys, or all. This default serves mechanisms with blocks (``period`` > 1).
-        """
-        local = self.locality(True)
-        if local is None or local.beside or local.period == 1:
-            return None
-        return positions >= upcoming // local.period * local.period - (local.back + 1 - local.period)
-
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
@@ -161,40 +150,26 @@ class MaskedMechanism(Mechanism):
         Returns:
             ``(B, H, Nq, D)``.
         """
-        seen = self.kept_visible(q_positions, k_positions, real, call.causal)
+        b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
+        rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
+        seen = self.mask_mod(call.causal, None)(b, h, rows, columns) & real[:, None, None, :]
+        seen = seen & (columns <= rows) if call.causal else seen
         if self.relative is not None:
             return self.attend_with_terms(q, k, v, seen, q_positions, k_positions, call)
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
 
-    def attend_with_terms(
-        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall, term: Tensor | None = None
-    ) -> Tensor:
-        """Attention over the keys ``seen``. ``term`` and relative positions are added to the scores.
+    def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall) -> Tensor:
+        """Attention over the keys ``seen``, with relative positions.
 
         rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
         """
-        if self.relative is not None:
-            relative = self.relative.term(q, k, rows, keys, call.causal, call.scale_for(self.head_dim))
-            term = relative if term is None else term + relative
-        assert term is not None
+        assert self.relative is not None
+        term = self.relative.term(q, k, rows, keys, call.causal, call.scale_for(self.head_dim))
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
         out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
         return out.to(dtype)
-
-    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """Which keys of a cache each query sees, ``(B, H or 1, Nq, S)`` bool."""
-        b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
-        h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
-        rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
-        seen = self.mask_mod(causal, None)(b, h, rows, columns) & real[:, None, None, :]
-        return seen & (columns <= rows) if causal else seen
-
-
-def kept_of(mechanism: Mechanism, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-    """:meth:`MaskedMechanism.kept`; ``None`` for mechanisms without a mask."""
-    return mechanism.kept(positions, upcoming) if isinstance(mechanism, MaskedMechanism) else None
 
 
 def _last_columns(q: Tensor, k: Tensor) -> Columns:

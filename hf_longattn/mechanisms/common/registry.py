@@ -22,7 +22,6 @@ from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESER
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
 from .exact import why_not_in_full
-from .on_grid import GridMechanism
 from .traits import Handling, Traits
 
 COMPOSED = {
@@ -36,9 +35,8 @@ PROTOTYPE_WIDTH = 64
 """Head width of a prototype."""
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
-EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
-"""Grids on which :func:`mechanism_info` looks for options equal to full attention, in this order. Some mechanisms have such options only
-on the second, a single row of cells."""
+EXAMPLE_GRID = Grid((64, 64))
+"""Grid on which :func:`mechanism_info` names options equal to full attention."""
 KEPT_PROTOTYPES = 256
 """Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -207,11 +205,9 @@ def input_in_words(name: str) -> str:
 
 def _exact_when(cls: type[Mechanism]) -> str:
     """Description of the options with which a mechanism equals full attention."""
-    if issubclass(cls, GridMechanism):
-        for grid in EXAMPLE_GRIDS:
-            if (on_grid := cls.covering_grid(grid)) is not None:
-                return f"with {_in_words(on_grid)}, on {grid}"
-        return "never"
+    if cls.traits.needs_grid:
+        covering: Any = getattr(cls, "covering_grid", None)
+        return "never" if covering is None else f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
     forms = [causal for causal in (False, True) if cls.causal in ("both", causal)]
     options = [cls.covering(EXAMPLE_LENGTH, causal) for causal in forms]
     if options[0] is None:

@@ -64,8 +64,6 @@ class Traits:
         second pair goes to ``forward`` as ``detached_kv``, each ``(B, H_kv, n, D)`` for the call's own n tokens. Its gradients reach the
         layer's projections, but not the hidden states.
     bitwise_causal: whether later tokens leave earlier causal outputs bitwise unchanged. If not, these differ by rounding (1e-6).
-    why_one_form: error message that says why these options have one form only (causal or bidirectional), and what to change. ``{where}``
-        stands for the place that needs the other form.
     exports: whether ``torch.export`` writes one graph for all lengths.
     fits_activations: whether :meth:`FitsActivations.init_from_activations` has parameters to set.
     copies: parameters initialised as copies of the layer's own. Keys are names relative to the mechanism, values are "query", "key" or
@@ -92,7 +90,6 @@ class Traits:
     recursion: Recursion | None = None
     detached_beyond: int | None = None
     bitwise_causal: bool = True
-    why_one_form: str = ""
     exports: bool = True
     fits_activations: bool = False
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -61,8 +61,6 @@ class AudioRule(InputRule):
         not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
-    over_frames: ``config ->`` the convolutions over frames before the layers, and those in each layer after its attention. ``None`` if
-        outputs depend on frames in another way, too.
     """
 
     reads = "sound"
@@ -85,7 +83,6 @@ the attention of {base} instead.
     why_train: Callable[[Any, str], str] = lambda config, head: ""
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
-    over_frames: Callable[[Any], tuple[Sequence[Convolution], Sequence[Convolution]] | None] = lambda config: None
     sampling_rate: ClassVar[int] = 16_000
     """Samples per second of the recordings from which a feature extractor makes the input."""
 
@@ -221,12 +218,5 @@ the attention of {base} instead.
             )
 
 
-def convolved_positions(config: Any) -> tuple[Sequence[Convolution], Sequence[Convolution]] | None:
-    """The convolution that encodes the positions of frames in wav2vec 2.0 and its successors."""
-    return None if normalised_over_time(config) else ([Convolution.centred(config.num_conv_pos_embeddings)], ())
-
-
-WAV2VEC2 = AudioRule(
-    outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, over_frames=convolved_positions
-)
+WAV2VEC2 = AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time)
 """The rule of wav2vec 2.0, and of bases that read sound as it does."""

@@ -19,11 +19,6 @@ class Convolution:
     left: int = 0
     right: int = 0
 
-    @classmethod
-    def centred(cls, kernel: int) -> Convolution:
-        """A convolution with as many outputs as inputs. It looks equally far back and ahead, or one further back if the kernel is even."""
-        return cls(kernel, 1, kernel // 2, kernel - 1 - kernel // 2)
-
     def outputs(self, inputs: int) -> int:
         """The number of outputs for this number of inputs."""
         return max(0, (inputs + self.left + self.right - self.kernel) // self.stride + 1) if inputs else 0

@@ -103,8 +103,6 @@ class Family:
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
-    padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
-        compared without a mask.
     """
 
     config_class: type[PreTrainedConfig]
@@ -121,7 +119,6 @@ class Family:
     mixin: type | None = None
     rule: Any = PLAIN_TEXT
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
-    padding_caveat: str = ""
 
     def __post_init__(self) -> None:
         """Register the family, and let its module make the Long classes.

@@ -151,14 +151,6 @@ class GridRule(InputRule):
         """Fields of a Long config for inputs of this size, larger than the position table's."""
         return {"long_image_size": list(size)}
 
-    def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        """Config fields and values with which the base has positions for inputs of this size. ``None`` if no fields can do that."""
-        return None
-
-    def base_fields(self, config: Any) -> Mapping[str, Any]:
-        old, new = self.sizes(config)
-        return {} if old == new else self.base_fields_of_size(new) or {}
-
     def tells_grid(self, arguments: Collection[str]) -> bool:
         return self.input in arguments
 

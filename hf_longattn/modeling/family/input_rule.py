@@ -64,10 +64,6 @@ the attention of {base} instead.
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
 
-    def base_fields(self, config: Any) -> Mapping[str, Any]:
-        """Config fields with which the base reads inputs of the converted size. Empty if it needs none."""
-        return {}
-
     def fill(self, config: Any, name: str) -> int:
         """The number for tokens without a place in the argument ``name``."""
         return 0

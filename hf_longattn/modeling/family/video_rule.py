@@ -79,9 +79,6 @@ class VideoGrid(GridRule):
     def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
         return (frames or size[0], *(pixels or size[1:]))
 
-    def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        return {self.side: size[1], self.frames: size[0]} if self.counts_places and size[1] == size[2] else None
-
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
         pixels = arguments.get(self.input)
         trained = self.sizes(config)[0]

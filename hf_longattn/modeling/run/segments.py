@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...cache_argument import CACHE
-from ...engines.common.batch import in_graph, roll_left
+from ...engines.common.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.common.segment_state import left_padding
 from ..attach.attention_sites import attention_sites
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"
@@ -124,7 +123,7 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
         )
     text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
     causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
-    start = left_padding(text.real) % text.real.shape[1]
+    start = first_real(text.real)
     padded = in_graph() or bool(start.any())
     segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
     check_segment_counts(model, len(segments))

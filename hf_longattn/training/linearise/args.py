@@ -3,32 +3,30 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, flag
-from hf_longattn.mechanisms.common.base import DENSE_LIMIT
-from hf_longattn.training.args import argument, check_choices, check_least, check_positive
+from hf_longattn.training.args import ModelArguments, argument, check_choices, check_least, check_positive
 from hf_longattn.training.checkpoints import stage_checkpoints
-from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
+from hf_longattn.training.lm import TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
 
 STAGES = ("both", "1", "2")
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Arguments that recompute activations. Since transformers 5.23, the first is an alias of the second."""
-SINGLE_RUN = ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
+SINGLE_RUN = ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_on_start")
 """Options of a run that has no stages."""
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
-EVERYWHERE, PREDICTED = "all", "predicted"
 LORA_RATE, FULL_RATE = 2e-4, 5e-5
 """Learning rates of stage 2: The order of magnitude of LoLCATs for LoRA, and of BERT-base's fine-tuning (2e-5 to 5e-5) for all
 parameters."""
 
 
 @dataclass
-class LineariseModelArguments(TextModelArguments):
+class LineariseModelArguments(ModelArguments):
     """The student of attention distillation, and its teacher."""
 
     mechanism: str = argument(
@@ -42,8 +40,8 @@ class LineariseModelArguments(TextModelArguments):
     )  # fmt: skip
 
     use_peft: bool = argument(
-        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no-use-peft, or --full, "
-        "trains all parameters."
+        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no-use-peft trains all "
+        "parameters."
     )  # fmt: skip
 
     def check(self) -> None:
@@ -68,11 +66,9 @@ class LineariseTrainingArguments(TextTrainingArguments):
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
     transfer_learning_rate: float = argument(1e-2, "Peak learning rate of stage 1.")
-    output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
-    weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
     finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
     finetune_learning_rate: float | None = argument(
-        None, "Peak learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
+        None, "Peak learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --no-use-peft, for models of base size (110M parameters)."
     )  # fmt: skip
     softmax_layers: float = argument(
         0.0, "Layers that keep softmax attention: a number, or a share below 1; restored one after another after stage 1, each time "
@@ -83,15 +79,12 @@ class LineariseTrainingArguments(TextTrainingArguments):
         "which is the same checkpoint with softmax attention; mixed, both."
     )  # fmt: skip
     kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune-loss mixed.")
-    kl_positions: str = argument(
-        PREDICTED, "Where an encoder's predictions are compared: predicted, the masked tokens, or all. Decoders predict at every token."
-    )
     temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
     hidden_factor: float = argument(
         0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune-loss kl or mixed."
     )
-    full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
-    held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
+    full: bool = field(default=False, init=False)
+    """Whether stage 2 trains all parameters, as with --no-use-peft."""
 
     def check(self) -> None:
         if single_run := next((name for name in SINGLE_RUN if name in self.explicit), None):
@@ -100,16 +93,14 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 "--transfer-learning-rate, --finetune-steps and --finetune-learning-rate."
             )
         super().check()
-        check_choices(self, stage=STAGES, finetune_loss=(LM_LOSS, KL_LOSS, MIXED_LOSS), kl_positions=(EVERYWHERE, PREDICTED))
-        check_least(self, transfer_steps=1, finetune_steps=1, held_out_inputs=1, output_factor=0, weights_factor=0, hidden_factor=0)
+        check_choices(self, stage=STAGES, finetune_loss=(LM_LOSS, KL_LOSS, MIXED_LOSS))
+        check_least(self, transfer_steps=1, finetune_steps=1, hidden_factor=0)
         check_positive(self, "temperature", "kl_factor")
-        if self.output_factor == self.weights_factor == 0:
-            raise OptionError("--output-factor and --weights-factor are 0, so stage 1 has no loss; give one of them above 0.")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"--softmax-layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}.")
         if self.resume_from_checkpoint:
             raise OptionError("A distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint.")
-        unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.explicit]
+        unused = [name for name in ("temperature", "hidden_factor", "kl_factor") if name in self.explicit]
         if unused and not self.needs_teacher:
             raise OptionError(f"{flag(unused[0])} has no effect with --finetune-loss lm; add --finetune-loss kl or mixed, or leave it out.")
         if self.finetune_loss == KL_LOSS and "kl_factor" in self.explicit:
@@ -119,14 +110,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
     def needs_teacher(self) -> bool:
         """Whether stage 2 compares with the original."""
         return self.finetune_loss != LM_LOSS
-
-    def check_length(self, length: int) -> None:
-        """Refuse inputs too long for a dense matrix of attention weights."""
-        if self.weights_factor and length > DENSE_LIMIT:
-            raise OptionError(
-                f"--weights-factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
-                f"give --max-length {DENSE_LIMIT} or --weights-factor 0."
-            )
 
     @property
     def repository(self) -> str:

@@ -35,16 +35,15 @@ class Matching(Mechanism):
     """Runs ``teacher`` (softmax attention) and compares ``student``. It replaces the student in an attention module.
 
     After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
-    of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs. ``loss`` trains the student:
-    ``output_factor`` × relative squared error + ``weights_factor`` × cross-entropy of the attention weights, mean over inputs.
+    of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs. ``loss``, which trains the
+    student, is that share, and what the student adds of its own.
     """
 
     name = "matching"
 
-    def __init__(self, student: Mechanism, teacher: Mechanism, learns: bool, output_factor: float, weights_factor: float) -> None:
+    def __init__(self, student: Mechanism, teacher: Mechanism, learns: bool) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
         self.student, self.teacher, self.learns = student, teacher, learns
-        self.output_factor, self.weights_factor = output_factor, weights_factor
         self.causal, self.layer = student.causal, student.layer
         self.traits = self.traits.but(
             ignores_padding=student.traits.ignores_padding,
@@ -66,12 +65,7 @@ class Matching(Mechanism):
             squared = mean_square(output.float() - target.float(), padding)
             share = squared / mean_square(target.float(), padding).clamp(min=TINY)
             self.errors = torch.stack([squared.mean(), share.mean()]).detach()
-            self.loss = self.output_factor * share.mean()
-            if self.weights_factor:
-                target_weights, weights = (
-                    mechanism.dense_weights(q.float(), k.float(), call) for mechanism in (self.teacher, self.student)
-                )
-                self.loss = self.loss + self.weights_factor * _cross_entropy(target_weights, weights, padding)
+            self.loss = share.mean()
             if (auxiliary := auxiliary_loss(self.student)) is not None:
                 self.loss = self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
@@ -102,23 +96,11 @@ def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
 
 def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
     """Mean square ``(B,)`` of each input of ``x (B, H, N, D)`` over real tokens (``padding (B, Nk)``, True = real)."""
-    return _mean(x.square().mean(-1), padding)
-
-
-def _mean(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean ``(B,)`` of ``x (B, H, N)`` over heads and real tokens."""
+    squares = x.square().mean(-1)
     if padding is None:
-        return x.mean((1, 2))
-    real = padding[:, None, -x.shape[2] :]
-    return x.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * x.shape[1]).clamp(min=1)
-
-
-def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over inputs of -Σ_j wanted_ij log weights_ij, averaged over heads and real tokens i.
-
-    See Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5.
-    """
-    return _mean(-(target * weights.clamp(min=TINY).log()).sum(-1), padding).mean()
+        return squares.mean((1, 2))
+    real = padding[:, None, -squares.shape[2] :]
+    return squares.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * squares.shape[1]).clamp(min=1)
 
 
 class MatchingModel(nn.Module):
@@ -160,7 +142,7 @@ class MatchingModel(nn.Module):
 
 
 @contextmanager
-def matching(model: PreTrainedModel, output_factor: float = 1.0, weights_factor: float = 0.0) -> Iterator[dict[str, Matching]]:
+def matching(model: PreTrainedModel) -> Iterator[dict[str, Matching]]:
     """Put a :class:`Matching` into every self-attention module within the context. The model's output is the original's, and only the
     mechanisms' parameters get gradients.
 
@@ -176,9 +158,7 @@ def matching(model: PreTrainedModel, output_factor: float = 1.0, weights_factor:
         for parameter in parameters:
             parameter.requires_grad_(True)
     placed = {
-        site.mechanism_name: Matching(
-            student, own_softmax(model.config, site.layer, student), bool(parameters), output_factor, weights_factor
-        )
+        site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), bool(parameters))
         for site, student, parameters in zip(sites, students, learning, strict=True)
     }
     try:

@@ -97,7 +97,7 @@ class Stages:
 
     def stage_1(self, model: PreTrainedModel) -> None:
         """All mechanisms at once, each against the softmax attention of its layer."""
-        with matching(model, self.args.output_factor, self.args.weights_factor) as layers:
+        with matching(model) as layers:
             trainer = self.train(MatchingModel(model, layers), 1, self.length)
         self.report["stage1"] = measured(model, self.batches)
         trainer.check_held_out(self.report["stage1"]["loss"])

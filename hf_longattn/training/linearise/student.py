@@ -44,7 +44,7 @@ def load_student(
             length = max(plan.old_length, data_args.max_length or 0)  # training inputs may be shorter than the model
             convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
-    model, tokenizer, objective = load_lm(source, model_args.objective)
+    model, tokenizer, objective = load_lm(source, "auto")
     processes().wait_for_everyone()  # a refusal after this line removes the conversion, which all processes have read by then
     if not any(isinstance(module, Mechanism) for module in model.modules()):
         raise OptionError(

@@ -25,7 +25,7 @@ from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
-from hf_longattn.training.linearise.args import EVERYWHERE, KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.args import KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.matching import Batch, mean_square, shifted
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import frozen_teacher
@@ -40,7 +40,6 @@ class Teacher:
     lm, kl, hidden: factors of the student's language-model loss, of KL(original ‖ student), and of the relative squared error of the
         hidden states after each layer, mean over layers.
     temperature: of both models' logits in the KL divergence.
-    everywhere: compare predictions at every token; otherwise only at masked tokens, if there are any.
     """
 
     model: PreTrainedModel
@@ -49,7 +48,6 @@ class Teacher:
     kl: float
     hidden: float
     temperature: float
-    everywhere: bool
 
     @classmethod
     def of(cls, model_args: LineariseModelArguments, args: LineariseTrainingArguments, objective: str, device: Any) -> Teacher:
@@ -63,7 +61,7 @@ class Teacher:
         length = length_before_conversion(model.config) or longest_input(model, tokenizer)
         return cls(
             frozen_teacher(model).to(device), length, float(args.finetune_loss != KL_LOSS), args.kl_factor, args.hidden_factor,
-            args.temperature, args.kl_positions == EVERYWHERE,
+            args.temperature,
         )  # fmt: skip
 
     def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -72,7 +70,7 @@ class Teacher:
         Returns:
             The parts times their factors ``(parts,)``, the parts by name, and the student's outputs.
         """
-        hidden, at = bool(self.hidden), real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
+        hidden, at = bool(self.hidden), places_of_predictions(self.model, inputs)
         read = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), autocast, predictions_at(self.model, at):
             target = self.model(**read, output_hidden_states=hidden)
@@ -94,7 +92,7 @@ class Teacher:
 
     def items_of(self, inputs: Mapping[str, Tensor], labels: Tensor | int) -> Tensor:
         """The number of items in each part of :meth:`loss`: ``labels``, compared predictions, and inputs."""
-        at = real_tokens(inputs) if self.everywhere else places_of_predictions(self.model, inputs)
+        at = places_of_predictions(self.model, inputs)
         counts = [*([labels] if self.lm else []), at.sum(), *([len(at)] if self.hidden else [])]
         return torch.stack([torch.as_tensor(count, device=at.device) for count in counts])
 

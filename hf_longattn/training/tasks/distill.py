@@ -26,8 +26,8 @@ from hf_longattn.local_names import public_name
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import BESIDE_UPDATES
-from hf_longattn.training.args import argument, check_positive
-from hf_longattn.training.lm import TextDataArguments, TextModelArguments, TextTrainingArguments, load_lm, read_documents
+from hf_longattn.training.args import ModelArguments, argument, check_positive
+from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm, read_documents
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer
@@ -43,7 +43,7 @@ QUERIES_AT_A_TIME = 256
 
 
 @dataclass
-class DistillModelArguments(TextModelArguments):
+class DistillModelArguments(ModelArguments):
     """A student and its teacher."""
 
     required: ClassVar[tuple[str, ...]] = ("teacher",)
@@ -68,12 +68,6 @@ class DistillTrainingArguments(TextTrainingArguments):
         "hidden states of single texts, without masks and dropout, also of models without a head such as sentence encoders)."
     )  # fmt: skip
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
-    embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
-    hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
-    attention_factor: float = argument(
-        1.0, "Factor of the squared error of the attention scores (equation 7); set it to 0 if the numbers of heads differ."
-    )
-    logits_factor: float = argument(1.0, "Factor of the KL divergence of the logits, whose gradients are those of equation 10.")
     learning_rate: float = argument(5e-5, "Peak learning rate (TinyBERT: 5e-5 for its intermediate layers).")
 
     def check(self) -> None:
@@ -84,15 +78,6 @@ class DistillTrainingArguments(TextTrainingArguments):
                 f"{problem}; add --method tinybert, hidden or logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
             )
         check_positive(self, "temperature")
-        if unused := next((part for part in PARTS if f"{part}_factor" in self.explicit and part not in METHODS[self.method]), None):
-            raise OptionError(f"--{unused}-factor has no effect with --method {self.method}; leave it out, or add --method tinybert.")
-        if min(self.factors.values()) < 0 or not any(self.factors.values()):
-            raise OptionError("The factors must be 0 or more, and one of them above 0, so that there is a loss; give --logits-factor 1.")
-
-    @property
-    def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss; 0 if the method leaves the part out."""
-        return {part: getattr(self, f"{part}_factor") if part in METHODS[self.method] else 0.0 for part in PARTS}
 
 
 DISTILL = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
@@ -111,14 +96,14 @@ def distill_student(
     """
     if not model_args.teacher:
         raise OptionError("No teacher given; add --teacher with a checkpoint folder or a Hub name.")
-    factors = training_args.factors
-    if model_args.layer_map and not (factors["hidden"] or factors["attention"]):
-        raise OptionError("--layer-map has no effect without compared hidden states or attention; add --method tinybert, or leave it out.")
+    compared = METHODS[training_args.method]
+    if model_args.layer_map and "hidden" not in compared:
+        raise OptionError("--layer-map has no effect without compared hidden states; add --method tinybert, or leave it out.")
     run = prepare_run(model_args, data_args, training_args)
     hidden = training_args.method == "hidden"
-    if hidden and (model_args.objective != "auto" or data_args.mask_probability != TextDataArguments.mask_probability):
-        raise OptionError("--method hidden predicts no tokens; leave --objective and --mask-probability out.")
-    student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else model_args.objective)
+    if hidden and data_args.mask_probability != TextDataArguments.mask_probability:
+        raise OptionError("--method hidden predicts no tokens; leave --mask-probability out.")
+    student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else "auto")
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise OptionError(
@@ -131,12 +116,12 @@ def distill_student(
         )
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     layers = layer_map(student, teacher, model_args.layer_map)
-    if factors["attention"] and student.config.num_attention_heads != teacher.config.num_attention_heads:
+    if "attention" in compared and student.config.num_attention_heads != teacher.config.num_attention_heads:
         heads = [model.config.num_attention_heads for model in (student, teacher)]
         raise OptionError(
-            f"The student has {heads[0]} heads, the teacher {heads[1]}, so their attention cannot be compared; add --attention-factor 0."
+            f"The student has {heads[0]} heads, the teacher {heads[1]}, so their attention cannot be compared; add --method logits."
         )
-    if factors["embeddings"] or factors["hidden"]:
+    if "hidden" in compared:
         width, wide = student.config.hidden_size, teacher.config.hidden_size
         projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
         setattr(projection, BESIDE_UPDATES, True)
@@ -155,8 +140,8 @@ def distill_student(
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):
         delattr(inner, PROJECTION)
-    compared = {"held_out_distance" if hidden else "held_out_loss": compared_losses(before, after)}
-    log = {"objective": objective, "input_length": length, "layers": layers, **compared}
+    losses = {"held_out_distance" if hidden else "held_out_loss": compared_losses(before, after)}
+    log = {"objective": objective, "input_length": length, "layers": layers, **losses}
     return save_run(trainer, run, log, describe_distillation_run)
 
 
@@ -198,15 +183,15 @@ class DistillTrainer(LongTrainer):
         elif not model.training:
             return super().mean_loss(model, inputs)
         student: Any = self.accelerator.unwrap_model(model)
-        factors = self.args.factors
-        compares_attention = bool(factors["attention"])
+        compared = METHODS[self.args.method]
+        compares_attention = "attention" in compared
         with torch.no_grad(), AttentionScores(self.teacher, compares_attention) as teacher_scores:
             target = self.teacher(**inputs, output_hidden_states=True)
         with AttentionScores(student, compares_attention) as student_scores:
             outputs = model(**inputs, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
         project = getattr(student, PROJECTION, None)
-        parts = {"logits": kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)} if factors["logits"] else {}
+        parts = {"logits": kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)} if "logits" in compared else {}
         if project is not None:
             errors = [F.mse_loss(project(outputs.hidden_states[0])[real], target.hidden_states[0][real])]
             for layer, teacher_layer in enumerate(self.layers, start=1):
@@ -219,7 +204,7 @@ class DistillTrainer(LongTrainer):
             ]
             parts["attention"] = torch.stack(errors).mean()
         absent = torch.zeros((), device=real.device)
-        return torch.stack([factors[part] * parts.get(part, absent) for part in PARTS]), outputs
+        return torch.stack([parts.get(part, absent) for part in PARTS]), outputs
 
 
 class AttentionScores:
@@ -233,7 +218,7 @@ class AttentionScores:
         for layer, site in enumerate(self.sites):
             names = attention_projections(self.model, site.name)
             if len(names) < 4:
-                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --attention-factor 0.")
+                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --method logits.")
             for role, name in zip("qk", names, strict=False):
                 self.handles.append(self.model.get_submodule(name).register_forward_hook(self._note(layer, role)))
         return self

@@ -40,6 +40,8 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
+NO_DUPLICATES = "no_duplicates"
+"""sentence-transformers' sampler that puts no text twice into a batch, where it would be a negative."""
 OF_TIMED_TRAINER = ("early_stopping_patience", "max_minutes", "save_minutes")
 """Arguments that :class:`LongTrainer` reads beside those of transformers."""
 
@@ -106,9 +108,6 @@ class EmbedTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(32, "Pairs in a batch; each is contrasted with the others.")
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
     learning_rate: float = argument(2e-5, "Peak learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
-    batch_sampler: str = argument(
-        "no_duplicates", "batch_sampler, or no_duplicates: no text twice in a batch, where it would be a negative."
-    )
 
     def check(self) -> None:
         super().check()
@@ -256,7 +255,7 @@ def embedding_trainer(
         similarities = model.similarity_pairwise(anchors, positives).tolist()
         return dict(load_metric("correlation").compute(predictions=similarities, references=list(pairs["score"])))
 
-    more = {"batch_sampler": ByDocument if passages else args.batch_sampler, "prompts": prompts}
+    more = {"batch_sampler": ByDocument if passages else NO_DUPLICATES, "prompts": prompts}
     arguments = trainer_arguments(kind.arguments, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = cut  # sentence-transformers' trainer cuts inputs there
     if passages:

@@ -42,6 +42,8 @@ from hf_longattn.training.results import sources_in_words
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import check_holds_no_model, check_rows, prepare_run
 
+HELD_OUT_INPUTS = 32
+"""Maximum number of inputs on which the report's losses are measured. Untuned."""
 LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
 
@@ -61,7 +63,7 @@ def linearise_attention(
         LongAttentionError: something is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
-    training_args.full |= not model_args.use_peft
+    training_args.full = not model_args.use_peft
     run = prepare_run(model_args, data_args, training_args, check_output)
     check_converted(model_args, training_args)
     if training_args.resume:
@@ -82,7 +84,6 @@ def distil(
     """Run the distillation after the checks of its output, and return the report."""
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
-    training_args.check_length(length)
     if training_args.runs(1):
         check_learns(model)
     if training_args.softmax_layers:  # refuse here, not after stage 1, which may take hours
@@ -95,7 +96,7 @@ def distil(
     size = training_args.per_device_train_batch_size
     inputs = to_inputs(held_out, tokenizer, length)
     check_rows(inputs, data_args.validation or f"{sources_in_words(run.settings)} (held out)", "evaluate on")
-    batches = held_out_batches(inputs, masks, training_args.held_out_inputs, size)
+    batches = held_out_batches(inputs, masks, HELD_OUT_INPUTS, size)
     return Stages(run, model_args, training_args, tokenizer, objective, length, documents, masks, batches).all_stages(model)
 
 

@@ -25,14 +25,12 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, EpochSampler, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import QAEncodingConfig
-from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
+from hf_longattn.data.qa_features import TARGETS, QACollator, QAEncodingConfig, training_features
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
-from hf_longattn.errors import OptionError, flag, in_a_line, nearest
+from hf_longattn.errors import OptionError, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_loss import qa_loss
-from hf_longattn.evaluation.qa_reader import QAReader
+from hf_longattn.evaluation.qa_reader import QAReader, qa_loss
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.grid_rule import image_size
@@ -74,14 +72,13 @@ Scores = dict[str, float]
 class MultiTaskModelArguments(ModelArguments):
     """The checkpoint to start from, and new embedders of images and audio files for a text model."""
 
-    training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "patch_order", "mel_bins", "frame_stride")
+    training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "mel_bins", "frame_stride")
 
     image_size: list[int] = argument(
         [], "Height and width of the images (one number: both), for a model of texts that is to read images; the converted model's own "
         "image processor resizes them."
     )  # fmt: skip
     patch_size: int = argument(16, "Pixels of a side of a patch, which is one token.")
-    patch_order: str = argument("raster", "Order of the patches in the line that the backbone reads: raster, columns or hilbert.")
     mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear audio files; 0 = none.")
     frame_stride: int = argument(8, "Frames of 10 ms that become one token, a power of two.")
 
@@ -89,9 +86,8 @@ class MultiTaskModelArguments(ModelArguments):
         super().check()
         if len(self.image_size) > 2:
             raise OptionError(f"--image-size must be a height and a width, not {len(self.image_size)} numbers.")
-        unused = next((name for name in ("patch_size", "patch_order") if name in self.explicit and not self.image_size), None)
-        if unused is not None:
-            raise OptionError(f"{flag(unused)} requires --image-size; add it, or leave {flag(unused)} out.")
+        if "patch_size" in self.explicit and not self.image_size:
+            raise OptionError("--patch-size requires --image-size; add it, or leave --patch-size out.")
         if "frame_stride" in self.explicit and not self.mel_bins:
             raise OptionError("--frame-stride requires --mel-bins; add it, or leave --frame-stride out.")
 
@@ -468,7 +464,7 @@ def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
     if not args.image_size:
         return None
     height, width = image_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
-    return ImageInput((height, width), args.patch_size, order=args.patch_order)
+    return ImageInput((height, width), args.patch_size)
 
 
 def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:

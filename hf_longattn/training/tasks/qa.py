@@ -32,13 +32,11 @@ from transformers.models.auto.modeling_auto import (
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import PositionRange, input_length
-from hf_longattn.data.qa_features import QAEncodingConfig
-from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
+from hf_longattn.data.qa_features import TARGETS, QACollator, QAEncodingConfig, training_features
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, sentence_case
-from hf_longattn.evaluation.qa_loss import qa_loss
-from hf_longattn.evaluation.qa_reader import Answer, QAReader
+from hf_longattn.evaluation.qa_reader import Answer, QAReader, qa_loss
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.loading import load_config, load_model

@@ -286,21 +286,3 @@ def memory(
         kind = "attention" if base is None else "model"
         record = run_footprint(mechanism, parse_lengths(lengths), case, kind=kind, log=typer.echo)
         show(save_footprint(record, output_dir), footprint_table(record))
-
-
-@app.command()
-def compare(
-    before: Annotated[Path, typer.Argument(help="The stored result of a first run.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The stored result of a second run of the same command.", show_default=False)],
-) -> None:
-    """Is the second run slower than the first one, beyond noise? Exit code 1 if it is, 2 if the two cannot be compared."""
-    from .compare import compare, read_record, table
-
-    try:
-        changes = compare(read_record(before), read_record(after))
-    except LongAttentionError as error:
-        say(f"Error: {error}", err=True)
-        raise typer.Exit(2) from error
-    say(table(changes))
-    if any(change.regressed for change in changes):
-        raise typer.Exit(1)

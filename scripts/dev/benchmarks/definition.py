@@ -12,7 +12,6 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.call import Pattern
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
-from hf_longattn.mechanisms.common.on_grid import GridMechanism
 
 from .case import AttentionInputs
 from .implementations import LeftOut
@@ -30,8 +29,8 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
     elif computes == "band":
         visible = band_of(inputs).band_mod
-    elif isinstance(mechanism, GridMechanism):
-        visible = mechanism.on(Grid(tuple(case.grid))).mask_mod(case.causal, None)
+    elif mechanism.traits.needs_grid:
+        visible = mechanism.on_grid(Grid(tuple(case.grid))).mask_mod(case.causal, None)
     elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.order is None and mechanism.options.is_mask():
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
-Task = Literal["check", "compiled", "prepare", "time", "crossing", "decode"]
+Task = Literal["check", "compiled", "prepare", "time", "decode"]
 GRIDS = {40: (5, 8), 130: (10, 13), 300: (15, 20), 2048: (32, 64), 192: (12, 16), 96: (8, 12), 4096: (64, 64), 16384: (128, 128)}
 """The rows and columns of as many tokens on a grid."""
 QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
@@ -21,8 +21,8 @@ class DeviceCase:
     """One call of attention; with the default options of its mechanism where none are given.
 
     task: ``check`` against the float64 definition; ``compiled``, a language model by ``torch.compile`` against itself without;
-        ``prepare``, a pass that leaves the kernels of a timing on the disk; ``time`` against PyTorch's kernels; ``crossing``, a window as
-        a dense call with a mask and by its kernel; or ``decode``, a language model with the mechanism.
+        ``prepare``, a pass that leaves the kernels of a timing on the disk; ``time`` against PyTorch's kernels; or ``decode``, a
+        language model with the mechanism.
     padding: ``none``, ``left``, ``right``, or ``documents``: two packed into each row.
     tokens: leading tokens that are global.
     queries: the last ones of the sequence; 0 is all.
@@ -154,7 +154,6 @@ def first_timings() -> Iterator[DeviceCase]:
         yield from (at.at(mechanism="longformer", tokens=3), at.at(dropout=0.1), at.at(kv_heads=4), at.at(batch=2, padding="right"))
         yield from (at.at(padding="documents"), at.at(mechanism="bigbird"), at.at(term="softcap"))
     yield base.at(mode="no_grad", length=65536)
-    yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
     for cache in ("dynamic", "static"):
         yield from (DeviceCase(name, task="decode", causal=True, length=16384, cache=cache) for name in ("full", "window", "linear"))
     image = base.at(mechanism="window2d", length=4096, grid=True)

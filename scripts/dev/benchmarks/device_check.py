@@ -18,8 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.engines import dispatch
-from hf_longattn.engines.common import call as calls
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.errors import LongAttentionError
@@ -284,15 +282,6 @@ def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
     return {"ms": round(statistics.median(begin.elapsed_time(end) for begin, end in events), 4), "mib": round(peak / MiB, 1)}
 
 
-def crossing(case: DeviceCase, device: str) -> dict[str, Any]:
-    """A window as a dense call with a mask, and by its kernel: where the table of paths should go from one to the other."""
-    inputs, results = Inputs(case, device), {}
-    for name, cells in (("dense-masked", 1 << 62), ("kernel", 0)):
-        with mock.patch.object(calls, "DENSE_CELLS", cells), mock.patch.object(dispatch, "DENSE_KEYS", 0):
-            results[name] = measured(partial(one_pass, inputs.run, inputs, case), device)
-    return {"timings": results}
-
-
 def decode(case: DeviceCase, device: str) -> dict[str, Any]:
     """In fp32, the scores of decoded tokens against a pass over the whole text; otherwise milliseconds per token after a text."""
     attention = LongAttentionConfig(mechanism=case.mechanism, **case.options)
@@ -325,6 +314,5 @@ TASKS: dict[str, Callable[[DeviceCase, str], dict[str, Any]]] = {
     "compiled": compiled,
     "prepare": prepared,
     "time": timed,
-    "crossing": crossing,
     "decode": decode,
 }

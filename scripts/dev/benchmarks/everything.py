@@ -43,28 +43,6 @@ def read_jobs(studies: bool = True) -> list[Job]:
     return [Job(tuple(names.split()), command) for names, command in commands.items()]
 
 
-def read_done(commit: str) -> list[str]:
-    """The commands that succeeded at a commit."""
-    return json.loads(DONE.read_text(encoding="utf-8")).get(commit, []) if DONE.exists() else []
-
-
-def run(job: Job) -> bool:
-    """Run a job's command; whether it succeeded."""
-    return subprocess.run([sys.executable, *shlex.split(job.command)[1:]], cwd=ROOT).returncode == 0
-
-
-def check_quiet() -> None:
-    """Refuse to measure beside other programs.
-
-    Raises:
-        OptionError: they use more than :data:`BUSY` processors.
-    """
-    if (load := os.getloadavg()[0]) > BUSY:
-        raise OptionError(
-            f"Other programs use {load:.1f} processors, so timings would say little; wait until they are done, or add --busy."
-        )
-
-
 @one_sentence_errors
 def main(arguments: list[str] | None = None) -> int:
     """Run what is chosen; 1 if a command failed."""
@@ -73,27 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--studies", action="store_true", help="also trainings and checks of every family, which take days")
     parser.add_argument("--again", action="store_true", help="also commands that succeeded at this commit")
     parser.add_argument("--busy", action="store_true", help="also while other programs run")
-    parser.add_argument("--list", action="store_true", help="say what would run")
     chosen = parser.parse_args(arguments)
     jobs = [job for job in read_jobs(chosen.studies) if not chosen.only or any(chosen.only in name for name in job.results)]
     if not jobs:
-        raise OptionError(f"No stored result has {chosen.only!r} in its name; --list shows them, with --studies all of them.")
+        raise OptionError(f"No stored result of {COMMANDS.name} has {chosen.only!r} in its name; correct it, or add --studies.")
     commit = subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", "HEAD"], text=True).strip()
-    done = [] if chosen.again else read_done(commit)
+    done = json.loads(DONE.read_text(encoding="utf-8")).get(commit, []) if DONE.exists() and not chosen.again else []
     left = [job for job in jobs if job.command not in done]
-    if chosen.list:
-        print("\n".join(f"{' '.join(job.results)}: {job.command}" for job in left))
-        return 0
-    if not chosen.busy:
-        check_quiet()
+    if not chosen.busy and (load := os.getloadavg()[0]) > BUSY:
+        raise OptionError(
+            f"Other programs use {load:.1f} processors, so timings would say little; wait until they are done, or add --busy."
+        )
     failed: list[str] = []
     for number, job in enumerate(left, 1):
         print(f"[{number}/{len(left)}] {job.command}", flush=True)
         start = time.monotonic()
-        (done if run(job) else failed).append(job.command)
+        ended = subprocess.run([sys.executable, *shlex.split(job.command)[1:]], cwd=ROOT).returncode
+        (failed if ended else done).append(job.command)
         write_text(DONE, json.dumps({commit: done}))
-        state = "failed" if job.command in failed else "done"
-        print(f"[{number}/{len(left)}] {state} after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+        print(f"{'failed' if ended else 'done'} after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     print(
         "\n".join(["These commands failed:", *failed]) if failed else f"made {sum(len(job.results) for job in left)} results in {RESULTS}"
     )

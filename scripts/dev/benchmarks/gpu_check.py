@@ -177,7 +177,7 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Correctness, a line for each group, with every failure in full; then timings, crossings and decoding in tables of their own."""
+    """Correctness, a line for each group, with every failure in full; then timings and decoding in tables of their own."""
     results = record["results"]
     failures = "\n".join(f"- {shown(result)}" for result in results if not result["passed"])
     parts = [f"{sum(result['passed'] for result in results)} of {len(results)} cases passed.", failures]
@@ -187,7 +187,6 @@ def markdown(record: dict[str, Any]) -> str:
             "Milliseconds, and how many times those of full attention by SDPA's flash kernel that is: below ×1 is faster.",
             timing_table,
         ),
-        ("A short window in milliseconds, as a dense call with a mask and by its kernel.", crossing_table),
         ("Decoding, milliseconds for a token.", decoding_table),
     ):
         header, rows = table(results)
@@ -245,13 +244,6 @@ def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[lis
         for result in sorted(found, key=lambda result: result["length"])
     ]
     return ["ms", "tokens", *(way.removeprefix("longattn ") for way in ways), "path"], rows
-
-
-def crossing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Lengths × the two ways of a short window."""
-    found = [result for result in results if result["task"] == "crossing" and "timings" in result]
-    names = list(dict.fromkeys(name for result in found for name in result["timings"]))
-    return ["tokens", *names], [[f"{r['length']:,}", *(f"{r['timings'][name]['ms']:.2f}" for name in names)] for r in found]
 
 
 def decoding_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -3,22 +3,18 @@
 It is the source of the standard library and of a fixed list of pinned dependencies, so it is deterministic by version and
 needs no download. It is split **by package** (top-level import name; each top-level standard-library module counts as one):
 
-* test: ``networkx`` and ``pandas`` (both well documented, both installed by the core and ``train`` dependencies);
+* test: ``networkx`` and ``pandas`` (both well documented, both installed by dependencies of the package);
 * validation: ``huggingface_hub`` and ``numpy``;
 * train: everything else in :data:`PACKAGES`, and the standard library.
 
 A file that occurs twice (same text) is kept once, and the copy in the held-out splits wins: nothing of a test package is
 ever seen in training. Vendored copies (``_vendor`` folders), tables of numbers and very large files are left out, and so is
 this project itself.
-
-    python -m scripts.dev.studies.corpus train corpus.jsonl      # one {"text": ...} per line: data for --text of the training scripts
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import re
 import sys
@@ -144,24 +140,3 @@ def _digest(text: str) -> bytes:
 
 def _is_table(content: bytes) -> bool:
     return len(content) - len(content.translate(None, b"0123456789")) > _MAX_DIGITS * len(content)
-
-
-def write_jsonl(split: str, path: Path) -> int:
-    """Write the modules of a split as one ``{"text": ...}`` per line; return how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        return sum(bool(file.write(json.dumps({"text": module.text}) + "\n")) for module in iter_modules(split))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write a split."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("split", choices=SPLITS)
-    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
-    options = parser.parse_args(arguments)
-    print(f"{write_jsonl(options.split, options.output):,} modules written to {options.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@
 
 First, all-MiniLM-L6-v2 is converted (`make install` has installed it), compared with the original, and searches in READMEs.
 Then a 512-token question-answering model is converted, scored, fine-tuned on long documents, and scored again. It is committed, in
-model_cards/bert-python-512-qa. All scores, tables, the drawing and the model card are made here.
+model_cards/bert-python-512-qa. All scores, tables and the model card are made here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default=str(ASSET), help="512-token QA model to convert (default: the committed one)")
-    add("--output", default="demo_output", help="folder for models, tables, drawing and card (default: demo_output)")
+    add("--output", default="demo_output", help="folder for models, tables and card (default: demo_output)")
     add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
     add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
     add("--per-length", type=int, default=8, help="questions per length and data set (default: 8)")
@@ -66,13 +66,12 @@ def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
     from hf_longattn.data.qa_features import QAEncodingConfig
     from hf_longattn.evaluation.qa_reader import QAReader, windows
     from hf_longattn.training import load_qa_model
-    from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate
+    from scripts.dev.studies.qa_baselines import LexicalRule, RandomCandidate
 
     model, tokenizer = load_qa_model(options.model)
     return [
         RandomCandidate(),
         LexicalRule(),
-        Program(),
         QAReader("first 512 tokens", model, tokenizer, QAEncodingConfig(512)),
         QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
         long_reader(BEFORE, converted),
@@ -122,7 +121,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     save_qa(records, out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
     command += ["--max-minutes", f"{options.minutes:g}", "--learning-rate", "2e-5", "--threads", str(options.threads)]
-    command += ["--no-eval-before-training", "--max-eval-samples", "8"]  # all questions are asked below, and were asked above
+    command += ["--no-eval-on-start", "--max-eval-samples", "8"]  # all questions are asked below, and were asked above
     console.print(f"   longattn train qa {' '.join(command)}")
     if train("qa", command):
         raise LongAttentionError("the fine-tuning failed; see above")
@@ -152,7 +151,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
         license="apache-2.0",
         limits=["A 7 M-parameter model trained on Python source alone: it shows the method, not the state of the art."],
     )
-    console.print(f"   tables by length, F1 and times {out / 'long_qa.md'}, drawing {out / 'long_qa.svg'}, model card {card}")
+    console.print(f"   tables by length, F1 and times {out / 'long_qa.md'}, model card {card}")
     console.print("   Committed: the 512-token QA model. Made here: both conversions, the fine-tuned model, all scores and times.")
     console.print("   all-MiniLM-L6-v2, trained for questions that need two places of a page, in two hours: docs/results/long_qa.md")
     console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")

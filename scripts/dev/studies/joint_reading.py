@@ -302,7 +302,7 @@ def fine_tune(work: Path, name: str, model: str, data: str, minutes: float, seed
         files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
         run("train", "qa", "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
-            "--gradient-accumulation-steps", "1", "--no-eval-before-training", "--logging-steps", "50", *validation, *more.split(),
+            "--gradient-accumulation-steps", "1", "--no-eval-on-start", "--logging-steps", "50", *validation, *more.split(),
             "--output", work / name, again)  # fmt: skip
 
 

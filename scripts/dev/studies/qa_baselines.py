@@ -1,10 +1,10 @@
-"""Baselines without a model: a random candidate, a rule that compares words, and a program that does what a reader has to do."""
+"""Baselines without a model: a random candidate, and a rule that compares words."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.dev.studies.code_questions import WORD, words
@@ -47,40 +47,6 @@ class LexicalRule:
         return best
 
 
-class Program:
-    """Regular expressions written for these questions: the ceiling of what can be had without Python's parser.
-
-    It finds the call by the argument's text after the named function's header, counts commas back to the bracket, and takes the parameter
-    at that place of the first ``def`` of what is called; for a base class, the first import of the name in the brackets after the class.
-    """
-
-    name = "program for the task"
-
-    def answer(self, record: Mapping[str, Any]) -> str:
-        """Return the answer to ``record``; '' where the program does not find it."""
-        context, quoted = record["context"], _QUOTED.findall(record["question"])
-        if not quoted:
-            values: dict[str, str] = dict(_ASSIGNED.findall(context))
-            value = values.get(record["question"].split()[-1], "")
-            return values.get(value, value)
-        if len(quoted) == 1:
-            return self._module(context, quoted[0])
-        for callee, place in _passed(context, *quoted):
-            match = re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(callee)}[ \t]*\(", context, re.MULTILINE)
-            if match:
-                parameters = _parameters(context, match.end())
-                if place < len(parameters):
-                    return parameters[place]
-        return ""
-
-    def _module(self, context: str, name: str) -> str:
-        base = re.search(rf"^[ \t]*class[ \t]+{re.escape(name)}[ \t]*\([ \t]*(\w+)", context, re.MULTILINE)
-        for module, imported in _IMPORT.findall(context):
-            if base and base[1] in re.findall(r"\w+", imported):
-                return str(module)
-        return ""
-
-
 def candidates(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (key, answer) pairs of the kind that the question asks for."""
     context, question = record["context"], record["question"]
@@ -90,32 +56,6 @@ def candidates(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "module" in question:
         return [(f"{module} {names}", module) for module, names in _IMPORT.findall(context)]
     return _ASSIGNED.findall(context)
-
-
-def _passed(context: str, caller: str, argument: str) -> Iterator[tuple[str, int]]:
-    """Yield (function called, place) for every place after the header of ``caller`` where ``argument`` looks like an argument."""
-    owner, _, function = caller.rpartition(".")
-    start = 0
-    for kind, name in (("class", owner), ("def", function)) if owner else (("def", function),):
-        header = re.compile(rf"^[ \t]*(?:async[ \t]+)?{kind}[ \t]+{re.escape(name)}\b", re.MULTILINE).search(context, start)
-        if header is None:
-            return
-        start = header.end()
-    for match in re.finditer(rf"(?<=[(,\s]){re.escape(argument)}(?=\s*[,)])", context[start:]):
-        depth, place = 0, 0
-        for at in range(start + match.start() - 1, start, -1):
-            character = context[at]
-            if character in _CLOSED:
-                depth += 1
-            elif character in _OPEN and depth:
-                depth -= 1
-            elif character in _OPEN:
-                called = re.search(r"(\w+)[ \t]*$", context[max(0, at - 80) : at]) if character == "(" else None
-                if called:
-                    yield called[1], place
-                break
-            elif character == "," and not depth:
-                place += 1
 
 
 def _parameters(context: str, start: int) -> list[str]:

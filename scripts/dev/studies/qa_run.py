@@ -40,7 +40,6 @@ class ScoredAnswer:
         text: the answer given.
         exact, f1: 0 … 1.
         seconds: wall time from text to answer.
-        position: where the answer starts, as a share of the document's characters; -1 where it has none.
     """
 
     system: str
@@ -51,7 +50,6 @@ class ScoredAnswer:
     exact: float
     f1: float
     seconds: float
-    position: float = -1.0
 
 
 def run_readers(
@@ -78,18 +76,15 @@ def run_readers(
             seconds = time.perf_counter() - started
             exact, f1 = score_answer(text, record["answers"]["text"])
             length = int(record.get("length") or record.get("tokens") or 0)
-            starts = record["answers"]["answer_start"]
-            position = round(starts[0] / max(1, len(record["context"])), 3) if starts else -1.0
-            found = (_group(group, record), record["id"], length, text, exact, f1, seconds, position)
-            answers.append(ScoredAnswer(reader.name, *found))
+            answers.append(ScoredAnswer(reader.name, _group(group, record), record["id"], length, text, exact, f1, seconds))
         if on_record is not None:
             on_record(done)
     return answers
 
 
-def bucket_of(length: int, buckets: Sequence[int] = BUCKETS) -> str:
+def bucket_of(length: int) -> str:
     """Return the name of the length bucket, "<=1024" for instance."""
-    return next((f"<={high}" for high in buckets if length <= high), f">{buckets[-1]}")
+    return next((f"<={high}" for high in BUCKETS if length <= high), f">{BUCKETS[-1]}")
 
 
 def _group(group: str, record: Mapping[str, Any]) -> str:
@@ -123,18 +118,11 @@ def evaluation_set(
         data = load_qa(name, split).to_list()
         for record in data:
             record["tokens"] = len(tokenizer(record["context"], add_special_tokens=False, verbose=False)["input_ids"])
-    return choose_by_length(data, per_length, seed=0)
-
-
-def choose_by_length(data: Sequence[dict[str, Any]], per_length: int, seed: int) -> list[dict[str, Any]]:
-    """Choose at most ``per_length`` records of every length bucket, shortest bucket first."""
     by_bucket: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in data:
         by_bucket[bucket_of(record["tokens"])].append(record)
-    order = [bucket_of(high) for high in (*BUCKETS, BUCKETS[-1] + 1)]
-    rng = random.Random(seed)
-    chosen: list[dict[str, Any]] = []
-    for bucket in order:
-        records = by_bucket.get(bucket, [])
+    rng, chosen = random.Random(0), list[dict[str, Any]]()
+    for high in (*BUCKETS, BUCKETS[-1] + 1):
+        records = by_bucket.get(bucket_of(high), [])
         chosen += rng.sample(records, min(per_length, len(records)))
     return chosen

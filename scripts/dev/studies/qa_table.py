@@ -1,12 +1,11 @@
-"""Tables of long question answering: systems by document length, as data, markdown and a drawing, and how they are stored."""
+"""Tables of long question answering: systems by document length, as data and markdown, and how they are stored."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,38 @@ from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of
 ALL = "all"
 
 
-def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) -> dict[str, Any]:
+def tabulate(answers: Iterable[ScoredAnswer]) -> dict[str, Any]:
     """Aggregate answers by the length of the document.
 
     Returns:
         {group: {system: {bucket: cell}}} in order of appearance, buckets ascending and "all" last. A cell has exact_match,
         f1 and, for ten questions or more, their standard errors over questions (per cent), n, and seconds (median per document).
     """
-    return _tabulate(
-        answers, lambda answer: bucket_of(answer.length, buckets), [*(f"<={high}" for high in buckets), f">{buckets[-1]}", ALL]
-    )
-
-
-def by_position(answers: Iterable[ScoredAnswer], parts: int = 4) -> dict[str, Any]:
-    """Aggregate answers, as :func:`tabulate`, by the part of the document in which the right answer starts."""
-    names = [f"{100 * part // parts}–{100 * (part + 1) // parts} %" for part in range(parts)]
-    placed = [answer for answer in answers if answer.position >= 0]
-    return _tabulate(placed, lambda answer: names[min(parts - 1, int(parts * answer.position))], [*names, ALL])
-
-
-def _tabulate(answers: Iterable[ScoredAnswer], column: Callable[[ScoredAnswer], str], order: Sequence[str]) -> dict[str, Any]:
     cells: dict[str, dict[str, dict[str, list[ScoredAnswer]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for answer in answers:
         row = cells[answer.group][answer.system]
-        row[column(answer)].append(answer)
+        row[bucket_of(answer.length)].append(answer)
         row[ALL].append(answer)
+    order = [*(bucket_of(high) for high in (*BUCKETS, BUCKETS[-1] + 1)), ALL]
     return {
         group: {system: {name: _cell(row[name]) for name in order if name in row} for system, row in rows.items()}
         for group, rows in cells.items()
     }
 
 
-def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: bool = True, by: str = "tokens of the document") -> str:
-    """Return one markdown table per group: metric ± standard error per bucket, then the median ``seconds`` per document."""
+def to_markdown(table: dict[str, Any], metric: str = "exact_match") -> str:
+    """One markdown table per group: metric ± standard error per bucket, and the median seconds per document of the longest ones."""
     blocks = []
     for group, rows in table.items():
-        names = list(dict.fromkeys(name for row in rows.values() for name in row))
-        names = [name for name in names if name != ALL] + [ALL]
+        names = [*dict.fromkeys(name for row in rows.values() for name in row if name != ALL), ALL]
         first = next(iter(rows.values()))
         heads = [f"{_pretty(name)} (n={first[name]['n']})" for name in names]
         label = "EM" if metric == "exact_match" else "F1"
         shown = [
             [system, *(plus_minus(row[name][metric], row[name].get(f"{metric}_se"), 1) for name in names)] for system, row in rows.items()
         ]
-        blocks += [f"**{group}**: {label}, per cent ± standard error, by {by}", markdown_table(["system", *heads], shown)]
-        timed = [
-            [system, *(f"{row[name]['seconds']:.3f}" for name in names)] for system, row in rows.items() if row[ALL]["seconds"] >= 1e-3
-        ]
-        if timed and seconds:
-            blocks += [
-                f"**{group}**: seconds per document (median, text to answer)",
-                markdown_table(["system", *map(_pretty, names)], timed),
-            ]
+        blocks += [f"**{group}**: {label}, per cent ± standard error, by tokens of the document"]
+        blocks += [markdown_table(["system", *heads], shown)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -97,42 +76,6 @@ def above(row: dict[str, Any], tokens: int, metric: str = "exact_match") -> tupl
     return mean, sum((cell["n"] * cell[f"{metric}_se"]) ** 2 for cell in cells) ** 0.5 / count if known else None, count
 
 
-def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -> None:
-    """Draw the metric over document length, one panel per group, and the seconds per document; needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * (len(table) + 1), 4.2))  # without pyplot, whose backend is the caller's
-    axes = figure.subplots(1, len(table) + 1, squeeze=False)
-    systems = list(dict.fromkeys(system for rows in table.values() for system in rows))
-    style = {s: (f"C{i % 10}", "os^vD*PX<>"[i % 10]) for i, s in enumerate(systems)}
-    names = [n for rows in table.values() for row in rows.values() for n in row if n != ALL]
-    order = sorted(set(names), key=_size)
-    places = {name: place for place, name in enumerate(order)}
-    for axis, (group, rows) in zip(axes[0], table.items(), strict=False):
-        for system, row in rows.items():
-            shown = [name for name in row if name != ALL]
-            values, errors = [row[n][metric] for n in shown], [row[n].get(f"{metric}_se", 0.0) for n in shown]
-            color, marker = style[system]
-            axis.errorbar([places[n] for n in shown], values, errors, label=system, color=color, marker=marker, capsize=2)
-        axis.set(title=group, ylabel="exact match, %" if metric == "exact_match" else "F1, %", ylim=(-3, 103))
-    last = axes[0][-1]
-    longest = next(reversed(table.values()))
-    for system, row in longest.items():
-        shown = [name for name in row if name != ALL]
-        if row[ALL]["seconds"] >= 1e-3:
-            color, marker = style[system]
-            last.plot([places[n] for n in shown], [row[n]["seconds"] for n in shown], color=color, marker=marker)
-    last.set(title="seconds per document", yscale="log")
-    for axis in axes[0]:
-        axis.set_xticks(range(len(order)), [_pretty(name) for name in order])
-        axis.set_xlabel("tokens of the document")
-        axis.grid(alpha=0.3)
-    handles = {label: h for a in axes[0] for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=3, frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06 + 0.035 * (len(handles) // 3), 1, 1))
-    figure.savefig(path)
-
-
 def _cell(answers: list[ScoredAnswer]) -> dict[str, Any]:
     scores = summarise([(answer.exact, answer.f1) for answer in answers])
     return {**scores, "seconds": statistics.median(answer.seconds for answer in answers)}
@@ -147,7 +90,7 @@ def _size(name: str) -> float:
 
 
 def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """Write ``stem``.json, .md and (with matplotlib) .svg and .png.
+    """Write ``stem``.json and .md.
 
     Args:
         stem: path without suffix; its folder is made.
@@ -158,17 +101,12 @@ def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mappi
     Returns:
         The table, as of :func:`tabulate`.
     """
-    stem, table = Path(stem), tabulate(answers)
+    table = tabulate(answers)
     columns = [field.name for field in dataclasses.fields(ScoredAnswer)]
     rows = {"columns": columns, "rows": [dataclasses.astuple(answer) for answer in answers]}
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    placed = by_position(answers)
-    positions = to_markdown(placed, seconds=False, by="where the answer starts in the document") if placed else ""
-    tables = "\n".join([to_markdown(table), to_markdown(table, "f1", seconds=False), positions])
-    store_study(stem, {"about": dict(about), "table": table, "answers": rows}, f"# {title}\n\n{tables}\n{notes}\n")
-    if find_spec("matplotlib"):
-        draw(table, stem.with_suffix(".svg"))
-        draw(table, stem.with_suffix(".png"))
+    tables = f"{to_markdown(table)}\n{to_markdown(table, 'f1')}"
+    store_study(Path(stem), {"about": dict(about), "table": table, "answers": rows}, f"# {title}\n\n{tables}\n{notes}\n")
     return table
 
 

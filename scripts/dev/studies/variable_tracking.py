@@ -24,33 +24,23 @@ from hf_longattn.errors import LengthError
 from scripts.dev.studies import corpus
 
 MARKER = "# lookup"
-_ATTEMPTS = 12  # stretches tried until one fills the length
-_LONG_LINE = 64  # tokens
-_SLACK = 0.02  # a document may be shorter than asked by this share
+ATTEMPTS = 12
+"""Stretches tried until one fits."""
+LONG_LINE = 64
+"""Tokens of a line that is left out of the text where it does not fit."""
 # Short and common in source code, one piece each in a tokenizer that was trained on code. Names and values are disjoint, so that a reader
 # can tell a hop from an answer.
 _NAMES = """
-    account action address alpha angle archive argument array attribute axis basis batch beta bias binary bit block
-    body bound branch bucket buffer builder byte cache canvas case cell center channel character child chunk client
-    cluster code color column config current curve date day decimal degree delta depth device digest domain edge
-    element engine entry epoch error event face factor factory family field figure file filter force form format
-    fraction frame function future gamma gate gradient graph grid group handle handler hash head header height host
-    image index integer item job kernel key label layer layout leaf length level library limit line link list loader
-    lock log loop manager map mask matrix member memory merge message method metric mock mode model module moment
-    name node norm number object offset option order origin package paper parent parser past patch path pattern pipe
-    pixel plan plot point policy pool port power present process product profile program project proxy queue radius
-    random range rank ratio reader record region release report result ring root row sample scalar scale score
-    screen script second section seed series server shadow shape sigma signal size socket source space speed square
-    stack stage state status step storage store stream string style sum symbol system table tag target task team
-    tensor term test text theta thread time title token tool trace track train tree trust tuple type unit user
-    vector version video view weight width window word worker world writer
+    account action address alpha angle archive array axis basis batch beta block body bound branch bucket buffer cache canvas cell
+    channel chunk client column config curve day degree depth device digest domain edge engine entry epoch error event face factory family
+    field figure filter frame future gate graph grid group handle header host image index job kernel label layer leaf level library list
+    lock loop matrix memory metric model module node offset option order package paper path pattern pixel plan point port process profile
+    proxy queue radius range record region ring root row sample scale score screen seed signal socket source stack stage stone river
 """
 _VALUES = """
-    active back bad basic best big blue bottom clean close closed common complex dense direct double down dynamic
-    eager early empty equal exact false fast final first fixed flat free frozen full global good green half hard
-    hidden high inner joint large last lazy left linear local long low lower main new normal old one open outer
-    private public raw read real red right round safe shared short simple single slow small soft sparse special
-    static strict three top true two unique up upper valid warm write zero
+    active back bad basic best big blue bottom clean closed common dense direct double early empty equal fast final fixed flat free full
+    global good green half hard hidden high inner joint large last lazy left local long low main new normal old open outer private public
+    raw real red right round safe shared short simple single slow small soft special static strict top true unique upper valid warm
 """
 NAMES: tuple[str, ...] = tuple(_NAMES.split())
 VALUES: tuple[str, ...] = tuple(_VALUES.split())
@@ -85,7 +75,7 @@ class Filler:
         for step in range(len(self.lines)):
             number = (start + step) % len(self.lines)
             if total + self.counts[number] > tokens:
-                if self.counts[number] <= _LONG_LINE:
+                if self.counts[number] <= LONG_LINE:
                     break
                 continue  # a table or a blob in the way: left out
             total += self.counts[number]
@@ -113,24 +103,21 @@ def make_document(filler: Filler, tokens: int, rng: random.Random, tokenizer: Pr
         LengthError: the inserted lines alone do not fit into ``tokens``, or a gap is impossible.
     """
     gap = 512 if tokens >= 1024 else 0
-    names = rng.sample(NAMES, LINES + 1)  # one more than needed, as in the stored results
-    values = rng.sample(VALUES, PAIRS + CHAINS)
-    lines, asked = _inserted_lines(names[:-1], values)
+    names, values = rng.sample(NAMES, LINES), rng.sample(VALUES, PAIRS + CHAINS)
+    lines, asked = _inserted_lines(names, values)
     insert_cost = len(tokenizer("\n".join(lines) + "\n", add_special_tokens=False)["input_ids"])
     asking = tokenizer([question_of(name) for name in names], add_special_tokens=True)["input_ids"]
     overhead = max(map(len, asking)) + 2  # the separators of a pair
     budget = tokens - insert_cost - overhead
     if budget < 0:
         raise LengthError(f"{LINES} lookup lines do not fit into {tokens} tokens; ask for a greater length")
-    for attempt in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         numbers = filler.stretch(budget, rng)
-        if gap and sum(filler.counts[number] for number in numbers) < min(budget, 1.3 * gap):
-            continue
         context, starts = _compose(filler, numbers, lines, _places(filler, numbers, gap, rng))
         excess = overhead + len(tokenizer(context, add_special_tokens=False, verbose=False)["input_ids"]) - tokens
-        if excess <= 0 and (budget == 0 or -excess <= _SLACK * tokens or attempt >= _ATTEMPTS // 2):
+        if excess <= 0:
             break
-        budget = max(0, budget - excess - (8 if excess > 0 else 0))
+        budget = max(0, budget - excess - 8)
     else:
         raise LengthError(f"found no stretch of source text that fills {tokens} tokens with {LINES} lookup lines")
     return [

@@ -13,7 +13,6 @@ from .small_models import Shape, language_model, small_values
 
 STOCK: dict[str, dict[str, Any]] = {
     "bigbird": {"random_pattern": "hf_eval", "blocks_over": "input", "block_size": 4, "num_random_blocks": 1},
-    "nystrom": {"inv_coeff_init_option": "original", "num_landmarks": 16},
     "longformer": {"global_tokens": [], "window": 8},
     "window": {"window": 8},
 }

@@ -1,16 +1,14 @@
-"""Make a release ready, without uploading anything: ``python -m scripts.dev.tools.release build | sbom`` (``make release``, ``make sbom``).
+"""Make a release ready, without uploading anything: ``python -m scripts.dev.tools.release`` (``make release``).
 
-``build`` writes the source distribution and the wheel into ``dist/``, the latter from the former. It checks that a wheel from the checkout
+The source distribution and the wheel are written into ``dist/``, the latter from the former. It is checked that a wheel from the checkout
 is the same to the byte, that both hold what :func:`wheel_files` and :func:`sdist_files` say and no more, and their metadata by
-``twine check --strict``. ``sbom`` writes what an installation without extras brings along, with versions and licences, as CycloneDX.
+``twine check --strict``.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -18,10 +16,6 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import hf_longattn
 from hf_longattn.modeling.family.definition import derived_facts
@@ -35,7 +29,7 @@ ONLY_IN_GIT = (".ci/*", ".pre-commit-config.yaml", "model_cards/*/*.json", "mode
 METADATA = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 LARGEST_FILE, LARGEST_WHEEL, LARGEST_SDIST = 10**6, 3 * 10**6, 8 * 10**6
 """Bytes, above which something was packed that should not be."""
-TWINE, CYCLONEDX = "twine==7.0.0", "cyclonedx-bom==7.5.0"
+TWINE = "twine==7.0.0"
 
 
 def tracked_files(root: Path = ROOT) -> set[str]:
@@ -111,59 +105,6 @@ def build() -> None:
     run(uv, "tool", "run", TWINE, "check", "--strict", wheel, sdist)
 
 
-def required_distributions(name: str = "hf-longattn") -> set[str]:
-    """The distributions, by canonical name, that an installation of one without extras brings along on this machine."""
-    found: set[str] = set()
-    waiting = [Requirement(name)]
-    while waiting:
-        requirement = waiting.pop()
-        canonical = canonicalize_name(requirement.name)
-        for extra in ("", *sorted(requirement.extras)):
-            if (visited := f"{canonical}[{extra}]") not in found:
-                found.add(visited)
-                needed = map(Requirement, importlib.metadata.requires(canonical) or ())
-                waiting += [each for each in needed if each.marker is None or each.marker.evaluate({"extra": extra})]
-    return {entry.partition("[")[0] for entry in found} - {canonicalize_name(name)}
-
-
-def bill_of_materials(environment: dict[str, Any], required: set[str]) -> dict[str, Any]:
-    """A CycloneDX document of a whole environment, cut down to the package and what it requires.
-
-    Args:
-        environment: as ``cyclonedx-py environment --pyproject`` writes it.
-        required: canonical names.
-    """
-    root = environment["metadata"]["component"] | {"version": VERSION, "purl": f"pkg:pypi/hf-longattn@{VERSION}"}
-    components = [component for component in environment["components"] if canonicalize_name(component["name"]) in required]
-    kept = {root["bom-ref"], *(component["bom-ref"] for component in components)}
-    graph = [
-        entry | {"dependsOn": [ref for ref in entry.get("dependsOn", ()) if ref in kept]}
-        for entry in environment["dependencies"]
-        if entry["ref"] in kept
-    ]
-    for component in components:  # extras that an environment happens to have are no part of this list
-        component.pop("properties", None)
-    return environment | {"metadata": environment["metadata"] | {"component": root}, "components": components, "dependencies": graph}
-
-
-def sbom() -> None:
-    """Write ``dist/hf_longattn-VERSION.cdx.json``."""
-    uv = Path(sys.executable).with_name("uv")
-    DIST.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "environment.json"
-        about = ("--pyproject", ROOT / "pyproject.toml", "--mc-type", "library", "--output-reproducible", "--of", "JSON", "-o", whole)
-        run(uv, "tool", "run", "--quiet", "--from", CYCLONEDX, "cyclonedx-py", "environment", *about, sys.executable)
-        required = required_distributions()
-        listed = bill_of_materials(json.loads(whole.read_text(encoding="utf-8")), required)
-    names = {canonicalize_name(component["name"]) for component in listed["components"]}
-    if missing := sorted(required - names):
-        sys.exit(f"Error: the bill of materials lacks {', '.join(missing)}; install the package whole and run this again.")
-    file = DIST / f"{NAME}.cdx.json"
-    file.write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{file.relative_to(ROOT)}: {len(names)} components, CycloneDX {listed['specVersion']}")
-
-
 def says_version(file: str, pattern: str) -> bool:
     """Whether a document of the checkout names this version where ``pattern`` finds one first."""
     found = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -171,11 +112,8 @@ def says_version(file: str, pattern: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.dev.tools.release", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("what", choices=("build", "sbom"))
-    {"build": build, "sbom": sbom}[parser.parse_args().what]()
+    argparse.ArgumentParser(prog="python -m scripts.dev.tools.release", description=__doc__).parse_args()
+    build()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python -m scripts.dev.tools.version_matrix                     # all rows
     python -m scripts.dev.tools.version_matrix 3.10-lowest         # some
-    python -m scripts.dev.tools.version_matrix --list              # as JSON, the matrix of a continuous integration
 
 For each row uv makes an environment with that Python, the wheel and what it requires (gigabytes, which uv keeps). There, outside of the
 checkout, a small BERT is made, converted, inspected, trained and loaded, as in the README; then :data:`CORE`, a subset of the
@@ -12,7 +11,6 @@ quick tests, runs. Rows are independent, and a Python that uv does not find is n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "build" / "version_matrix"
+"""For environments and logs."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 RESOLUTIONS = {"lowest": "lowest-direct", "highest": "highest"}
 ROWS = ("3.10-lowest", *(f"{python}-highest" for python in PYTHONS))
@@ -83,7 +83,7 @@ def ran(command: Sequence[str], cwd: Path, log: Path, environment: dict[str, str
         return subprocess.run(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0
 
 
-def try_row(row: str, wheel: Path, folder: Path, tests: Sequence[str]) -> str:
+def try_row(row: str, wheel: Path, folder: Path) -> str:
     """What is wrong with a row, empty where nothing is; the folder keeps its environment and ``ROW.log``."""
     number, resolution = row.split("-")
     uv, log, place = str(Path(sys.executable).with_name("uv")), folder / f"{row}.log", folder / row
@@ -108,7 +108,7 @@ def try_row(row: str, wheel: Path, folder: Path, tests: Sequence[str]) -> str:
             if not ran(step, here, log, plain):
                 return f"failed: {' '.join(step)[:60].strip()!r}"
     marks = ("-q", "-m", "not slow", "-p", "no:cacheprovider")
-    if tests and not ran((python, "-m", "pytest", *marks, *tests), ROOT, log, plain | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}):
+    if not ran((python, "-m", "pytest", *marks, *CORE), ROOT, log, plain | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}):
         return "tests failed"
     return ""
 
@@ -124,27 +124,20 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m scripts.dev.tools.version_matrix", description=__doc__, formatter_class=formatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one of {', '.join(ROWS)}; all by default")
-    parser.add_argument("--list", action="store_true", help='print {"include": [{"python": …, "resolution": …}, …]}')
-    parser.add_argument("--wheel", type=Path, help="the wheel of `make release`; by default the newest in dist/")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "version_matrix", help="for environments and logs")
-    parser.add_argument("--tests", nargs="*", default=CORE, help="files of tests; a core subset by default, none if empty")
     options = parser.parse_args()
     if unknown := [row for row in options.rows if row not in ROWS]:
         parser.error(f"there is no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
-    if options.list:
-        print(json.dumps({"include": [dict(zip(("python", "resolution"), row.split("-"), strict=True)) for row in ROWS]}))
-        return
-    wheels = [options.wheel] if options.wheel else sorted((ROOT / "dist").glob("*.whl"), key=lambda file: file.stat().st_mtime)
+    wheels = sorted((ROOT / "dist").glob("*.whl"), key=lambda file: file.stat().st_mtime)
     if not wheels:
         parser.error("there is no wheel in dist/; type make release")
-    options.folder.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     failed = False
     for row in options.rows or ROWS:
         start = time.perf_counter()
-        wrong = try_row(row, wheels[-1].resolve(), options.folder.resolve(), options.tests)
+        wrong = try_row(row, wheels[-1], FOLDER)
         seconds = time.perf_counter() - start
-        log = "" if not wrong else f"; see {options.folder / row}.log"
-        print(f"{row}: {wrong or 'passed'}{log} ({versions(options.folder / row / 'bin' / 'python')}; {seconds:.0f} s)", flush=True)
+        log = "" if not wrong else f"; see {FOLDER / row}.log"
+        print(f"{row}: {wrong or 'passed'}{log} ({versions(FOLDER / row / 'bin' / 'python')}; {seconds:.0f} s)", flush=True)
         failed |= bool(wrong)
     sys.exit(failed)
 

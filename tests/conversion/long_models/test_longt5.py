@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn import convert_checkpoint, export_native, plan_conversion
+from hf_longattn import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.long_models.base import decoder_start
-from hf_longattn.errors import CheckpointError, ExportError
+from hf_longattn.errors import CheckpointError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 211, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "local_radius": 7,
@@ -39,37 +39,10 @@ def test_every_head(head: str, scaled: bool, tmp_path: Path) -> None:
     assert report.plan["tensor_counts"]["added"] == report.plan["tensor_counts"]["dropped"] == 0
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_there_and_back(scaled: bool, tmp_path: Path) -> None:
-    source = saved(tmp_path / "theirs", tie_word_embeddings=scaled)
-    convert_checkpoint(source, tmp_path / "long", max_length=8192, verify=False)
-    report = export_native(tmp_path / "long", tmp_path / "twin")
-    assert report.passed
-    assert report.plan["class"] == "LongT5ForConditionalGeneration"
-    theirs, back = (transformers.AutoModelForSeq2SeqLM.from_pretrained(folder) for folder in (source, tmp_path / "twin"))
-    assert type(back) is type(theirs)
-    assert (back.config.local_radius, back.config.scale_decoder_outputs, back.config.n_positions) == (7, scaled, 8192)
-    assert all(torch.equal(value, back.state_dict()[name]) for name, value in theirs.state_dict().items())
-
-
 def test_transient_global_attention_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "theirs", encoder_attention_type="transient-global")
     with pytest.raises(CheckpointError, match="has encoder_attention_type='transient-global': its tokens also see the averages of blocks"):
         plan_conversion(source)
-
-
-def test_what_a_longt5_has_no_setting_for_is_refused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    values = {name: value for name, value in SIZES.items() if name != "local_radius"}
-    transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).save_pretrained(tmp_path / "short")
-    for attention, sentence in (
-        ({"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}}, "Layer 1 has full attention, and all encoder layers"),
-        ({"mechanism": "window", "window": 8, "layers": {1: {"window": 6}}}, "Layer 1 has another window than layer 0"),
-        ({"mechanism": "longformer", "window": 8}, "Layer 0 has 'longformer'"),
-    ):
-        convert_checkpoint(tmp_path / "short", tmp_path / "long", long_attention=attention, verify=False, overwrite=True)
-        with pytest.raises(ExportError, match=sentence):
-            export_native(tmp_path / "long", tmp_path / "twin")
 
 
 def test_a_config_may_lack_the_decoder_s_first_token() -> None:

@@ -15,16 +15,23 @@ from hf_longattn.training.linearise.args import LineariseModelArguments, Lineari
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import TextDataArguments
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks import linearise
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2, "logging_steps": 2,
-    "transfer_steps": 6, "finetune_steps": 6, "held_out_inputs": 4, "max_length": 64,
+    "transfer_steps": 6, "finetune_steps": 6, "max_length": 64,
 }  # fmt: skip
 Kill = Callable[[int, Any], None]
 Start = Callable[..., tuple[LineariseModelArguments, TextDataArguments, LineariseTrainingArguments]]
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are measured on four inputs."""
+    monkeypatch.setattr(linearise, "HELD_OUT_INPUTS", 4)
 
 
 @pytest.fixture

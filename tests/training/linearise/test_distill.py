@@ -90,8 +90,8 @@ def test_a_model_in_the_output_is_not_written_over(file: str, words: str, start:
     assert [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["mine"]
 
 
-def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: Start, tmp_path: Path) -> None:
-    report = linearise_attention(*start(full=True, weights_factor=1.0, output_factor=0.0))
+def test_full_fine_tuning_changes_everything(start: Start, tmp_path: Path) -> None:
+    report = linearise_attention(*start(use_peft=False))
     assert report["stage1"]["layers"][0]["share"] != report["before"]["layers"][0]["share"]
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out" / "stage1", tmp_path / "out"))
     assert not [name for name in before if torch.equal(before[name], after[name])]
@@ -153,7 +153,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
         scalers.append(self.scaler)
 
     monkeypatch.setattr(Accelerator, "__init__", with_scaler)
-    linearise_attention(*start(stage=str(stage), **({"output_factor": 10.0} if stage == 1 else {})))
+    linearise_attention(*start(stage=str(stage)))
     assert scalers[-1].get_scale() < 2.0**127, "no step has overflowed"
     weights = load_file(tmp_path / "out" / "model.safetensors").values()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
@@ -194,11 +194,9 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
         (OptionError, "--max-steps does not apply to the two stages", {"max_steps": 7}),
         (OptionError, "--stage must be one of", {"stage": "3"}),
         (OptionError, "--transfer-steps must be at least 1", {"transfer_steps": 0}),
-        (OptionError, "so stage 1 has no loss", {"output_factor": 0.0}),
         (OptionError, "require --mechanism", {"mechanism": "", "option": ["feature_dim=4"]}),
         (OptionError, "must be even|even", {"option": ["feature_dim=5"]}),
         (LongAttentionError, "Did you mean 'hedgehog'", {"mechanism": "hedgehok"}),
-        (OptionError, "up to 4096 tokens, not for 8192", {"max_length": 8192, "weights_factor": 1.0}),
         (OptionError, "add --resume", {"output": "old"}),
     ]
     for error, words, changes in cases:

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from hf_longattn import attend, reference_attend
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.linearise.layers import number_to_restore, restore_softmax, with_softmax
@@ -113,7 +112,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: b
     student = build_mechanism("hedgehog", num_heads=4, head_dim=8)
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter)
-    layer = Matching(student, softmax(4, 8), True, output_factor=2.0, weights_factor=0.5)
+    layer = Matching(student, softmax(4, 8), True)
     q, k, v = torch.randn(2, 4, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, 13:] = False
@@ -122,20 +121,17 @@ def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: b
     full = build_mechanism("full", num_heads=4, head_dim=8)
     torch.testing.assert_close(target, attend(q, k, v, full, **arguments))
 
-    squares, energies, entropies = [], [], []
+    squares, energies = [], []
     wanted, given = reference_attend(q, k, v, full, **arguments), reference_attend(q, k, v, student, **arguments)
-    weights = [one.dense_weights(q.double(), k.double(), AttentionCall.of(**arguments)) for one in (full, student)]
     for b, length in enumerate((20, 13)):
         squares.append((wanted - given)[b, :, :length].square().mean())
         energies.append(wanted[b, :, :length].square().mean())
-        a, s = (one[b, :, :length] for one in weights)
-        entropies.append(-torch.where(a > 0, a * s.clamp(min=1e-12).log(), 0.0).sum(-1).mean())
-    squared, energy, entropy = (torch.stack(parts) for parts in (squares, energies, entropies))
+    squared, energy = (torch.stack(parts) for parts in (squares, energies))
     share = (squared / energy).mean()
     assert layer.loss is not None
     assert layer.errors is not None
     torch.testing.assert_close(layer.errors.double(), torch.stack([squared.mean(), share]), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(layer.loss.double(), 2.0 * share + 0.5 * entropy.mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.loss.double(), share, atol=1e-5, rtol=1e-5)
     first = layer.loss.clone()
     for tensor in (q, k, v):
         tensor[1, :, 13:] = 7.0
@@ -144,7 +140,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: b
 
 
 def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
-    layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8), False, 1.0, 0.0)
+    layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8), False)
     attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
     assert layer.errors is not None
     assert float(layer.errors.max()) < 1e-10
@@ -154,7 +150,7 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
 def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
-    layer = Matching(student, softmax(4, 16), True, 1.0, 0.0).train()
+    layer = Matching(student, softmax(4, 16), True).train()
     hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.traits.takes_hidden_states else {}
     inputs, causal = torch.randn(3, 2, 4, 96, 16), student.causal is True
     if not attend(*inputs, mechanism=student, causal=causal, **hidden).requires_grad:

@@ -30,7 +30,14 @@ from tests.training.linearise.conftest import Kill, Start
 @pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "full"), grid([("mlm", False), ("clm", True), ("llama", False)], lambda kind, full: full))
 def test_predictions_approach_the_originals(kind: str, full: bool, start: Start, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"kind": kind, "certain": True, "stage": "2", "finetune_loss": "kl", "finetune_steps": 20, "full": full}
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "certain": True,
+        "stage": "2",
+        "finetune_loss": "kl",
+        "finetune_steps": 20,
+        "use_peft": not full,
+    }
     source = Path(start(**settings)[0].model) / "model.safetensors"
     original = load_file(source)
     report = linearise_attention(*start(**settings, finetune_learning_rate=5e-3))
@@ -52,13 +59,12 @@ def test_predictions_approach_the_originals(kind: str, full: bool, start: Start,
 def test_accumulated_batches_are_one_batch(
     kind: str, changes: dict[str, Any], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same inputs in one batch of four, and in four of one; an encoder's masks depend on the batch, so it is asked at all tokens, and
-    none is masked."""
+    """The same inputs in one batch of four, and in four of one; an encoder's masks depend on the batch, so none
+    is masked, and all tokens are predicted."""
     monkeypatch.setattr(RepeatableMasks, "torch_mask_tokens", lambda self, ids, *_, **__: (ids, ids.clone()))
-    masks = {"kl_positions": "all"} if kind == "mlm" else {}
     loss = {
-        "finetune_loss": "mixed" if kind == "clm" else "kl", "stage": "2", "full": True, "finetune_steps": 2, "certain": True,
-        "optim": "sgd", "finetune_learning_rate": 0.1, **masks, **changes,
+        "finetune_loss": "mixed" if kind == "clm" else "kl", "stage": "2", "use_peft": False, "finetune_steps": 2, "certain": True,
+        "optim": "sgd", "finetune_learning_rate": 0.1, **changes,
     }  # fmt: skip
     for rows in (1, 4):
         linearise_attention(*start(f"{rows}", kind, per_device_train_batch_size=rows, gradient_accumulation_steps=4 // rows, **loss))
@@ -71,7 +77,7 @@ def test_accumulated_batches_are_one_batch(
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
     """With both losses, hidden states and a layer that keeps softmax attention."""
-    loss = {"finetune_loss": "mixed", "kl_factor": 2.0, "hidden_factor": 0.5, "softmax_layers": 1.0, "save_steps": 2, "held_out_inputs": 2}
+    loss = {"finetune_loss": "mixed", "kl_factor": 2.0, "hidden_factor": 0.5, "softmax_layers": 1.0, "save_steps": 2}
     whole_report = linearise_attention(*start("whole", **loss))
     kill(stage, start("killed", **loss))
     report = linearise_attention(*start("killed", resume=True, **loss))
@@ -173,11 +179,9 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path) -> None:
     linearise_attention(*start("done", transfer_steps=1, finetune_steps=1))
     cases: list[tuple[str, dict[str, Any]]] = [
         ("--finetune-loss must be one of lm, kl, mixed, not 'js'", {"finetune_loss": "js"}),
-        ("--kl-positions must be one of all, predicted", {"finetune_loss": "kl", "kl_positions": "some"}),
         ("--temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
         ("--kl-factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
         ("add --finetune-loss kl or mixed", {"hidden_factor": 1.0}),
-        ("add --finetune-loss kl or mixed", {"kl_positions": "all"}),
         ("add --finetune-loss mixed, or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
         ("cannot be its own teacher; add --teacher", {"finetune_loss": "kl", "model": str(tmp_path / "done"), "mechanism": ""}),
     ]

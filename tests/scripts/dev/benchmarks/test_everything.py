@@ -69,4 +69,4 @@ def test_a_busy_machine_is_refused(jobs: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main([]) == 1
     assert "Other programs use 1.7 processors" in capsys.readouterr().err
     assert main(["--only", "four"]) == 1
-    assert "No stored result has 'four' in its name" in capsys.readouterr().err
+    assert "has 'four' in its name" in capsys.readouterr().err

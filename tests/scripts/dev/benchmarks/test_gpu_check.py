@@ -202,7 +202,7 @@ def test_the_document_has_a_line_for_each_group_and_every_failure() -> None:
     ]
 
 
-def test_timings_crossings_and_decoding_have_tables_of_their_own() -> None:
+def test_timings_and_decoding_have_tables_of_their_own() -> None:
     def result(case: DeviceCase, timings: dict[str, Any], **found: Any) -> dict[str, Any]:
         return case.record() | {"passed": True, "timings": timings, "paths": ["flash"], "kernels": 0} | found
 
@@ -211,7 +211,6 @@ def test_timings_crossings_and_decoding_have_tables_of_their_own() -> None:
     results = [result(base.at(length=4096), {"longattn": {"ms": 1.5, "mib": 3.0}} | rival)]
     results += [result(base.at(length=length, causal=True), {"longattn": {"ms": 3.0}}) for length in (4096, 16384)]
     results += [result(base.at(mechanism="full", length=4096), {"longattn": {"ms": 6.0}, "sdpa flash": {"ms": 6.0}}, kernels=2)]
-    results += [result(WINDOW.at(task="crossing", length=128), {"dense-masked": {"ms": 1.0}, "kernel": {"ms": 0.5}})]
     results += [result(DeviceCase("linear", "decode", cache="static"), {"longattn": {"ms": 0.25, "cache_mib": 1.5}})]
     text = gpu_check.markdown({"results": results})
     for line in (
@@ -220,7 +219,6 @@ def test_timings_crossings_and_decoding_have_tables_of_their_own() -> None:
         "| `window`, causal | 4,096 | 3.00 | – | – | flash |",
         "| `window`, causal | 16,384 | 3.00 | – | – | flash |",
         "| `full` | 4,096 | 6.00 (×1.00) | – | 6.00 | flash |",
-        "| 128 | 1.00 | 0.50 |",
         "| `linear` | static | 300 | 0.25 | 1.5 |",
     ):
         assert line in text.splitlines(), text
@@ -230,7 +228,7 @@ def test_the_most_valuable_cases_come_first() -> None:
     (alone, checks), (timed, timings), *_ = stages(quick=False)
     assert (alone, timed) == (False, True)
     assert [(case.mechanism, case.dtype, case.length) for case in checks[:3:2]] == [("window", "bf16", 300), ("window", "bf16", 2048)]
-    assert {case.task for case in timings} == {"time", "crossing", "decode"}
+    assert {case.task for case in timings} == {"time", "decode"}
     assert sum(len(cases) for _, cases in stages(quick=True)) < sum(len(cases) for _, cases in stages(quick=False)) * 0.6
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+import torch
 
 from hf_longattn.errors import LongAttentionError
 from scripts.dev.benchmarks import memory
 from scripts.dev.benchmarks.case import Case
-from scripts.dev.benchmarks.memory import Memory, MiB, exponent, measure_memory
+from scripts.dev.benchmarks.memory import Memory, MiB, exponent, growth, measure_memory
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
@@ -21,11 +22,15 @@ def test_one_length_has_no_exponent() -> None:
     assert exponent([Memory("x", 4096, 0.0, 1.0)]) is None
 
 
+def test_what_a_call_allocates_is_seen_in_the_peak() -> None:
+    side = 4096
+    assert 0.9 * 4 * side**2 / MiB < growth(lambda: torch.ones(side, side)) < 2 * 4 * side**2 / MiB
+
+
 @pytest.mark.slow
-def test_what_a_pass_allocates_is_seen_in_the_peak() -> None:
-    length = 2048
-    measured = measure_memory("attention", "sdpa-mask", Case("window", {"window": 64}, length=length, heads=2, head_dim=16))
-    assert 0.9 * 4 * length**2 / MiB < measured.extra < 20 * length**2 / MiB  # the fused kernel widens the mask to fp32
+def test_a_pass_is_measured_in_a_process_of_its_own() -> None:
+    measured = measure_memory("attention", "hf-longformer", Case("window", {"window": 64}, length=2048, heads=2, head_dim=16))
+    assert 1 < measured.extra < 100
     assert measured.inputs > 0
 
 

@@ -1,15 +1,10 @@
-"""Baselines: a random candidate, words alone, and a program that answers nearly everything."""
+"""Baselines: a random candidate, and words alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from scripts.dev.studies.code_qa import build_code_qa
-from scripts.dev.studies.corpus import Module
-from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate, candidates
-from tests.scripts.dev.studies.test_code_qa import BASE, ONE
+from scripts.dev.studies.qa_baselines import LexicalRule, RandomCandidate, candidates
 
 MODULE = """
 from core.shapes import Polygon
@@ -40,22 +35,8 @@ def test_candidates() -> None:
     assert candidates(record("# lookup stone", LINES)) == [("stone", "river"), ("river", "blue")]
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_the_program_answers(question: str) -> None:
-    assert Program().answer(record(question)) == QUESTIONS[question]
-
-
-def test_the_program_on_built_questions(tokenizer: Any) -> None:
-    for task, text in (("argument", ONE), ("base", BASE)):
-        made = build_code_qa(task, "test", tokenizer, modules=[Module("a", "a/a.py", text)], min_tokens=10, min_distance=0)
-        assert made
-        assert all(Program().answer(one) == one["answers"]["text"][0] for one in made)
-    assert Program().answer(record("In `gone`, which parameter receives `x`?")) == ""
-
-
-def test_rules_take_one_hop_and_the_program_two() -> None:
+def test_the_lexical_rule_takes_one_hop() -> None:
     assert LexicalRule().answer(record("# lookup stone", LINES)) == "river"
-    assert Program().answer(record("# lookup stone", LINES)) == "blue"
 
 
 def test_the_lexical_rule_compares_words() -> None:

@@ -1,4 +1,4 @@
-"""A run keeps every answer; tables are by the length of documents and by the place of answers."""
+"""A run keeps every answer; tables are by the length of documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from scripts.dev.benchmarks.report import in_rows
 from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of, run_readers
-from scripts.dev.studies.qa_table import by_position, card_results, summary_markdown, tabulate, to_markdown, write_report
+from scripts.dev.studies.qa_table import card_results, summary_markdown, tabulate, to_markdown, write_report
 
 
 class Fixed:
@@ -44,16 +44,6 @@ def test_table(answers: list[ScoredAnswer]) -> None:
     assert "exact_match_se" not in rows["one"]["all"]  # of two questions
 
 
-def test_positions_are_quarters_of_the_document() -> None:
-    context = "." * 100
-    records = [
-        {**RECORDS[0], "id": str(at), "context": context, "answers": {"text": ["yes"], "answer_start": [at]}} for at in (0, 24, 25, 99)
-    ]
-    records.append({**RECORDS[0], "id": "none", "answers": {"text": [], "answer_start": []}})
-    row = by_position(run_readers([Fixed("one", "yes")], records, "set"))["set"]["one"]
-    assert {name: cell["n"] for name, cell in row.items()} == {"0–25 %": 2, "25–50 %": 1, "75–100 %": 1, "all": 4}
-
-
 def test_the_summary_weighs_questions_beyond_a_length() -> None:
     records = [{**RECORDS[0], "tokens": 400}, {**RECORDS[0], "id": "c", "tokens": 1500}, {**RECORDS[1], "id": "d", "tokens": 3000}]
     table = tabulate(run_readers([Fixed("one", "yes")], records, "set"))
@@ -70,9 +60,7 @@ def test_hops_make_groups_and_lengths_come_from_the_record() -> None:
     assert [(a.group, a.length) for a in answers] == [("lookup, 1 hop", 1024), ("lookup, 2 hops", 2048)]
 
 
-@pytest.mark.thorough
 def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")
     stored = json.loads((tmp_path / "sub" / "qa.json").read_text())
     assert stored["table"] == json.loads(in_rows(table))
@@ -82,7 +70,6 @@ def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     assert "| other | 0.0 | 100.0 | 50.0 |" in text
     assert "≤ 512 (n=1)" in to_markdown(table)
     assert "- machine: a test" in text
-    assert (tmp_path / "sub" / "qa.svg").read_text().count("<svg") == 1
     rows = card_results(table, "one")
     assert [(row["dataset"], row["value"]) for row in rows][-1] == ("set, all lengths", 50.0)
 

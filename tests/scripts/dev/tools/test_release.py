@@ -1,4 +1,4 @@
-"""What is shipped: the files of wheel and source distribution, the version, and the bill of materials."""
+"""What is shipped: the files of wheel and source distribution, and the version."""
 
 from __future__ import annotations
 
@@ -41,18 +41,3 @@ def test_documents_name_the_version() -> None:
     assert release.says_version("CHANGELOG.md", r"^## ([\d.]+)")
     minor = release.VERSION.rpartition(".")[0]
     assert f"| the newest {minor}.x | yes |" in (release.ROOT / "SECURITY.md").read_text(encoding="utf-8")
-
-
-def test_the_bill_of_materials_has_what_is_required_and_no_more() -> None:
-    required = release.required_distributions()
-    assert {"torch", "transformers", "numpy", "huggingface-hub"} <= required
-    assert not {"hf-longattn", "pytest", "sphinx", "onnx"} & required
-    environment = {
-        "metadata": {"component": {"bom-ref": "root", "name": "hf-longattn"}},
-        "components": [{"name": "PyYAML", "bom-ref": "y"}, {"name": "pytest", "bom-ref": "p"}],
-        "dependencies": [{"ref": "root", "dependsOn": ["p", "y"]}, {"ref": "p"}, {"ref": "y"}],
-    }
-    listed = release.bill_of_materials(environment, {"pyyaml"})
-    assert listed["metadata"]["component"]["version"] == release.VERSION
-    assert [component["name"] for component in listed["components"]] == ["PyYAML"]
-    assert listed["dependencies"] == [{"ref": "root", "dependsOn": ["y"]}, {"ref": "y", "dependsOn": []}]
