@@ -105,7 +105,6 @@ class ModelGraph(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
         bbox: Tensor | None = None,
         xpath_tags_seq: Tensor | None = None,
         xpath_subs_seq: Tensor | None = None,
@@ -113,7 +112,7 @@ class ModelGraph(nn.Module):
         """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix ``output_``."""
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "global_attention_mask": global_attention_mask, "decoder_input_ids": decoder_input_ids,
+            "global_attention_mask": global_attention_mask,
             "bbox": bbox, "xpath_tags_seq": xpath_tags_seq, "xpath_subs_seq": xpath_subs_seq,
         }  # fmt: skip
         arguments = {name: value for name, value in inputs.items() if value is not None}
@@ -153,12 +152,10 @@ class ModelGraph(nn.Module):
         pages = page_inputs(self.model)
         batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
         length = torch.export.Dim("length", min=shortest, max=max_length)
-        decoder_length = torch.export.Dim("decoder_length", min=2, max=longest_decoded(self.model, max_length))
         sizes = {}
         for name, value in example.items():
-            tokens = decoder_length if name.startswith("decoder") else length
             several = value.dim() == 3 and name not in pages
-            sizes[name] = {0: batch, **({1: choices} if several else {}), 1 + several: tokens}
+            sizes[name] = {0: batch, **({1: choices} if several else {}), 1 + several: length}
         return sizes
 
     def check(self, run: Runner, limits: tuple[int, int]) -> list[Check]:
@@ -188,11 +185,6 @@ class ModelGraph(nn.Module):
         return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
 
 
-def longest_decoded(model: Any, max_length: int) -> int:
-    """Maximum length of the decoder's input, if the encoder takes ``max_length``."""
-    return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
-
-
 def page_inputs(model: Any) -> tuple[str, ...]:
     """Names of a page model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
@@ -206,8 +198,6 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     mask = torch.arange(length)[None] < real
     config = model.config
     ids = torch.where(mask, ids, config.pad_token_id or 0)
-    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder need its end token
-        ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
     separator = getattr(config, "question_separator_id", None)
     if separator is not None and length > 2:  # a question, which the graph has to find
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
@@ -221,10 +211,6 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
         inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
     if "MultipleChoice" in type(model).__name__:
         inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
-    if "decoder_input_ids" in names:
-        text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
-        decoded = length if text_in_decoder else min(max(2, length // 2), longest_decoded(model, length))
-        inputs["decoder_input_ids"] = ids[:, :decoded].contiguous()
     return inputs
 
 

@@ -41,8 +41,6 @@ from ..reading import is_generic, is_long
 from ..staging import check_destination, destination_path, staged_folder
 from .graphs import ModelGraph, page_inputs, runner
 
-TASKS = {**AUTO_CLASSES, "text2text-generation": "AutoModelForSeq2SeqLM"}
-"""Task, by its name on the Hub -> the Auto class of its models."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
 
@@ -101,7 +99,7 @@ def export_checkpoint(
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: of ONNX; None takes PyTorch's default.
-        task: the task of the exported head, one of ``TASKS``; None keeps the head of the checkpoint.
+        task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the checkpoint.
         global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens are global.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
@@ -136,6 +134,8 @@ def export_checkpoint(
     say = progress or (lambda sentence: None)
     say(f"reading {short_name(source)}")
     loaded = _load(source, inspection.class_name, task)
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        raise ExportError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
     _check_mechanisms(loaded)
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
     tokenizer = words.source_tokenizer
@@ -179,8 +179,6 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         if not any(mechanism.traits.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
-    if getattr(model.config, "is_encoder_decoder", False):
-        names.append("decoder_input_ids")
     return (*names, *page_inputs(model))
 
 
@@ -192,9 +190,9 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     assert family is not None
     model_class = family.model_class(class_name)
     if task is not None:
-        if task not in TASKS:
-            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(TASKS))}.{nearest(task, TASKS)}")
-        heads = auto_mapping(getattr(transformers, TASKS[task]))
+        if task not in AUTO_CLASSES:
+            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
+        heads = auto_mapping(getattr(transformers, AUTO_CLASSES[task]))
         if family.config_class not in heads:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]

@@ -224,8 +224,9 @@ def export(subject: Subject) -> str:
     """A graph, compared by the package."""
     if subject.reads != "text":
         raise NotApplicable("only models of texts are exported as graphs")
-    causal = getattr(subject.family.config_class, "is_decoder", True)
-    format = "torch" if causal or subject.config.is_encoder_decoder else "onnx"
+    if subject.config.is_encoder_decoder:
+        raise NotApplicable("a graph has no encoder and decoder")
+    format = "torch" if getattr(subject.family.config_class, "is_decoder", True) else "onnx"
     assert subject.report
     report = export_checkpoint(subject.folder / "long", subject.folder / "graph", format=format)
     largest = max(check.values["difference"] for check in report.checks)
