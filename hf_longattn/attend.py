@@ -19,7 +19,6 @@ from .engines.common import accelerator
 from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.common.dense import dtype_in_attention
-from .engines.common.derivatives import refusal_to_map
 from .engines.common.document_rows import Stacking
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
@@ -347,33 +346,28 @@ def run_mechanism(
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()
     attention = reporting(mechanism, attention) if observed else attention
-    try:
-        with running(mechanism) if observed else nullcontext():
-            if (batch := call.batch) is None:
-                return attention(q, k, v, call)
-            if mechanism.is_cross_attention:
-                q, k, v, call = clear_padding(q, k, v, call, cross=True)
-            if not aligns_sequences(mechanism, call):
-                return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
-            handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
-            single_call = cross or (run is None and needs_whole_batch(mechanism))
-            separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-            stacking = _stacking(mechanism, call.causal) if packed and not (per_sequence or cross) else None
-            kind: Kind = "documents" if packed else "rows"
-            if packed and run is None and order is None and not cross:
-                if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
-                    kind = "packed rows"
-                elif handling.is_plain_band and not (separate_calls or single_call):
-                    kind = "packed bands"
-            layout = choose(
-                kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
-                single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=handling.trims_padding,
-            )  # fmt: skip
-            return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=handling.clears_padding and run is None)
-    except RuntimeError as error:
-        if (refusal := refusal_to_map(mechanism.name, error)) is None:
-            raise
-        raise refusal from error
+    with running(mechanism) if observed else nullcontext():
+        if (batch := call.batch) is None:
+            return attention(q, k, v, call)
+        if mechanism.is_cross_attention:
+            q, k, v, call = clear_padding(q, k, v, call, cross=True)
+        if not aligns_sequences(mechanism, call):
+            return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
+        handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
+        single_call = cross or (run is None and needs_whole_batch(mechanism))
+        separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+        stacking = _stacking(mechanism, call.causal) if packed and not (per_sequence or cross) else None
+        kind: Kind = "documents" if packed else "rows"
+        if packed and run is None and order is None and not cross:
+            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
+                kind = "packed rows"
+            elif handling.is_plain_band and not (separate_calls or single_call):
+                kind = "packed bands"
+        layout = choose(
+            kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
+            single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=handling.trims_padding,
+        )  # fmt: skip
+        return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=handling.clears_padding and run is None)
 
 
 def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:

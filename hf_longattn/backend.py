@@ -34,12 +34,11 @@ from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
-from .engines.common.derivatives import values_mapped
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.cpu.flash import masked_attention
-from .errors import BackendError, DerivativeError, LengthError, MaskError
+from .errors import BackendError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
 from .mechanisms.common.exact import for_length
@@ -296,8 +295,6 @@ def _attend_by_cache(
 ) -> tuple[Tensor, Tensor | None] | None:
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
-    if call.key_mask is not None and not torch.compiler.is_compiling() and values_mapped():
-        raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
     cache.note_padding(call.key_mask)
     if not cache.computes_attention(mechanism, query, call):
         return None

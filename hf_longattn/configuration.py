@@ -77,11 +77,6 @@ class LongAttentionConfig:
         layers = {**turns, **{layer: given(choice, layer) for layer, choice in self.layers.items()}}
         return LongAttentionConfig(**given({"mechanism": self.mechanism, **self.options}), layers=layers or None)
 
-    def same_layers(self, other: LongAttentionConfig, num_layers: int) -> bool:
-        """Whether each of the first ``num_layers`` layers has the same mechanism with the same options, defaults included."""
-        pairs = ((self.for_layer(layer), other.for_layer(layer)) for layer in range(num_layers))
-        return all(a[0] == b[0] and check_options(*a) == check_options(*b) for a, b in pairs)
-
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
         beyond = sorted(i for i in self.layers if i >= num_layers)

@@ -56,10 +56,6 @@ class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 
 
-class DerivativeError(LongAttentionError):
-    """A derivative that the fused kernel lacks, or a transform that a mechanism does not support."""
-
-
 class MemoryMismatchError(LongAttentionError):
     """A memory of earlier segments that does not match the input, or a model that does not support one."""
 

@@ -234,7 +234,7 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         return hint.read(mechanism, name, value)
     try:
         if origin is tuple:
-            if isinstance(value, (int, float)) and (args[0] is bool or not isinstance(value, bool)):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
                 value = [value]  # one entry
             if isinstance(value, str):
                 value = [] if value.lower() == "none" else value.replace("+", ",").split(",")

@@ -11,7 +11,6 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_in
 def code_of_family(base: str, *rest: object) -> Hashable:
     """Where a family's positions, stacks, inputs and classes come from; one with code of its own is like no other."""
     one = FAMILIES[base]
-    own = (one.mixin, one.own_attention)
     return (
         one.rope,
         one.relative,
@@ -21,14 +20,14 @@ def code_of_family(base: str, *rest: object) -> Hashable:
         bool(one.inner),
         type(one.rule),
         bool(getattr(one.rule, "arguments", ())),
-        *own,
+        one.mixin,
     )
 
 
 def kind_of_family(base: str, *rest: object) -> Hashable:
     """Which parts a family has, whatever their code: for tests that follow another one of every :func:`code_of_family`."""
     one = FAMILIES[base]
-    parts = (one.rope, one.relative, one.position_tables, one.two_stacks, one.inner, one.own_attention, one.mixin)
+    parts = (one.rope, one.relative, one.position_tables, one.two_stacks, one.inner, one.mixin)
     return type(one.rule), *map(bool, parts)
 
 

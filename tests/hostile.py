@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -226,7 +226,7 @@ def own_tokenizer(folder: Path) -> None:
 
 def own_image_processor(folder: Path) -> None:
     sizes = {**SIZES, "image_size": 28, "patch_size": 14, "mlp_ratio": 1}
-    Dinov2WithRegistersForImageClassification(Dinov2WithRegistersConfig(**sizes)).save_pretrained(folder)
+    Dinov2ForImageClassification(Dinov2Config(**sizes)).save_pretrained(folder)
     add_to(folder / "preprocessor_config.json", auto_map=MAPS)
 
 

@@ -92,16 +92,15 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn import backend
     from hf_longattn.conversion import model_loading
     from hf_longattn.engines import topk
-    from hf_longattn.engines.common import byte_cache, derivatives, global_rows
+    from hf_longattn.engines.common import byte_cache, global_rows
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
     from hf_longattn.export import graphs
-    from hf_longattn.families import wavlm
+    from hf_longattn.families import wav2vec2_bert, wavlm
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
     from hf_longattn.memory import state_cache
     from hf_longattn.modeling import classes, mixin
-    from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
     from hf_longattn.training.tasks import ctc
@@ -117,7 +116,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
-        "func_transforms": derivatives.transform_readers,
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
         "trace_errors": graphs.trace_errors,
@@ -135,7 +133,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
         "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
-        "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
+        "turned_states": lambda: wav2vec2_bert.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
         "set_implementation": lambda: classes.can_set_implementation(nothing),
         "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),

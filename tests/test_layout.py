@@ -68,7 +68,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "marked_mask", "multimodal", "pipelines", "towers"),
+    ("audio", "grids", "multimodal", "pipelines", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),
@@ -161,7 +161,6 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 
 REGISTRIES = {
     "conversion/long_models/base.py": "conversion.long_models",
-    "conversion/sources/base.py": "conversion.sources",
     "inputs/common/base.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",

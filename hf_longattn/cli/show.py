@@ -29,10 +29,7 @@ SHOWN_LENGTHS = (0, 2, 4, 6)
 """Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
 DIAGNOSED_LENGTHS, DIAGNOSED_LAYERS = 5, 16
 """Maximum columns of lengths, and rows of layers, in the table of a diagnosis."""
-SIZES = {
-    "image_size": ("pixels", "tokens"), "video_size": ("frames and pixels", "tokens"), "spectrogram_size": ("frames", "tokens"),
-    "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens"),
-}  # fmt: skip
+SIZES = {"image_size": ("pixels", "tokens"), "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens")}
 """Sizes of inputs in a report's plan -> the units of the size and of the tokens."""
 STYLES: dict[str, Style] = {"passed": "good", "failed": "bad", "needs training": "warning", "measured": "measured", "skipped": "quiet"}
 
@@ -151,8 +148,6 @@ def _grown(plan: Mapping[str, Any]) -> str:
     for name, (unit, token_unit) in SIZES.items():
         if f"new_{name}" in plan:
             values = [plan[f"{which}_{name}"] for which in ("old", "new")]
-            if name == "spectrogram_size":
-                values = [frames for _, frames in values]
             before, after = ("×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,g}" for value in values)
             return f"{before} → {after} {unit}, {old:,} → {new:,} {token_unit}"
     length = f"{new} tokens" if new else "any number of tokens"

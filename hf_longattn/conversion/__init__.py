@@ -22,6 +22,6 @@ if TYPE_CHECKING:
     from .plan import plan_conversion as plan_conversion
     from .plan_tensors import TensorPlan as TensorPlan
     from .report import ConversionReport as ConversionReport
-    from .sources.hub import fetch_model as fetch_model
+    from .sources import fetch_model as fetch_model
 
 __getattr__, __all__ = public_names(__name__)

@@ -30,7 +30,7 @@ from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from ..reading import FORMAT_FIELD, check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
-from .sources.base import Source
+from .sources import Source
 from .tensor_files import TensorHeader
 from .tensor_names import names_in_model
 
@@ -45,8 +45,6 @@ OWN_FIELDS = (
     "global_token_ids",
     "max_decoder_position_embeddings",
     "long_image_size",
-    "long_num_frames",
-    "long_max_length",
     "long_audio_seconds",
     "extended_from",
     KEPT_HEADS,

@@ -120,9 +120,6 @@ class ConversionConfig(Settings):
         metavar="PIXELS",
         planned=True,
     )
-    frames: int | None = setting(
-        None, "Number of frames of its videos.", unset="the source's", unit="frames", type=int, minimum=1, planned=True
-    )
     audio_seconds: float | None = setting(
         None,
         "Duration of sound, verified and reported.",

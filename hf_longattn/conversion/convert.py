@@ -33,8 +33,7 @@ from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .report import ConversionReport, StageProgress
-from .sources.base import ResultInfo, SourceRequest, has_safetensors, open_source
-from .sources.hub import fetch_model, fetch_snapshot
+from .sources import ResultInfo, fetch_model, fetch_snapshot, has_safetensors, open_source
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -110,7 +109,7 @@ def weights_as_safetensors(source: str | Path, chosen: ConversionConfig, new_fol
     if has_safetensors(place):
         return None
     if folder != Path(source).expanduser():
-        fetch_snapshot(SourceRequest(str(source), folder, chosen.revision, chosen.token), (PICKLED_WEIGHTS,))
+        fetch_snapshot(str(source), chosen.revision, chosen.token, (PICKLED_WEIGHTS,))
     check_files(place, (PICKLED_WEIGHTS,))
     files = sorted(place.glob(PICKLED_WEIGHTS))
     if not files:

@@ -31,9 +31,7 @@ from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
 from .report import WOULD_TELL, ConversionReport, StageProgress, require_passed, seconds, versions
-from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
-from .sources.hub import fetch_model
-from .sources.sentence_transformers import write_modules
+from .sources import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, fetch_model, open_source, write_modules
 from .tensor_files import write_json
 from .writing import write_result
 

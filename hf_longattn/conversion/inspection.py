@@ -28,7 +28,7 @@ from .flops import (
 )
 from .model_loading import quiet_libraries
 from .plain_parts import PlainPart, parts_with_mechanisms, text_length, text_tower
-from .sources.base import Source, open_source, tower_of
+from .sources import Source, open_source, tower_of
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..modeling.family.registration import auto_class_name, quiet_torchao
 from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
-from .sources.base import Source, open_source
+from .sources import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 from .tensor_names import check_complete, names_in_model
 
@@ -236,7 +236,7 @@ class StoredTensor:
         header = self.header
         if not header.dtype.is_floating_point:
             return read_tensor(header)
-        if header.start is None or header.dtype == self.rounded == torch.float32:
+        if header.dtype == self.rounded == torch.float32:
             return read_tensor(header).to(self.rounded).float()
         values, done = torch.empty(header.numel, dtype=torch.float32), 0
         for block in read_blocks(header):

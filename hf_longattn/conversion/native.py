@@ -28,8 +28,7 @@ from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoi
 from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
-from .sources.base import ResultInfo, Source
-from .sources.folder import refuse_quantised
+from .sources import ResultInfo, Source, refuse_quantised
 from .tensor_names import ModelName, names_in_model
 from .twins import LongModel, NativeTwin, choose_twin
 from .verify import check_written

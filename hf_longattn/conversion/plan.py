@@ -35,8 +35,7 @@ from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
-from .sources.base import Source, open_source, tower_of
-from .sources.sentence_transformers import scores_pairs
+from .sources import Source, open_source, scores_pairs, tower_of
 from .twins import LongModel, TwinChoice, choose_twin
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]

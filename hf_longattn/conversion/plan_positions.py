@@ -26,7 +26,7 @@ from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
 from .plan_tensors import RenamedTensor
-from .sources.base import Source
+from .sources import Source
 from .tensor_names import names_in_model
 
 
@@ -62,11 +62,7 @@ def _source_length(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
 ) -> int:
     """Maximum length of a stack of the source, from its config. The rows of a position table must agree."""
-    config, converter = architecture.source_config, architecture.converter
-    if converter is not None and not decoder:
-        length = converter.max_length(architecture.original_config)
-        if length is not None:
-            return length
+    config = architecture.source_config
     table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
     said = architecture.family.base_length(config, table)
     if table is None:

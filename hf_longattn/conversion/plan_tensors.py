@@ -17,7 +17,7 @@ from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parame
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models.base import TensorRename
-from .sources.base import Source, tower_prefix
+from .sources import Source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
 
@@ -272,7 +272,7 @@ class TensorPlan:
     @property
     def streamed(self) -> TensorHeader | None:
         """The source's tensor if it can be copied, or cast, block by block; else ``None``."""
-        return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
+        return self.header if self.action in ("kept", "renamed") else None
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,8 +51,7 @@ LARGEST_HEADER = 100_000_000
 class TensorHeader:
     """One tensor as the file's header describes it.
 
-    start: offset of its bytes in the file, if they are contiguous; else `None`.
-    values: reads the tensor if `start` is `None`.
+    start: offset of its bytes in the file; `None` if the file was not downloaded.
     """
 
     name: str
@@ -60,7 +59,6 @@ class TensorHeader:
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int | None = None
-    values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in SAFETENSORS_DTYPES:
@@ -109,8 +107,6 @@ def read_tensor(header: TensorHeader) -> Tensor:
     Raises:
         CheckpointError: the file ends before the tensor does.
     """
-    if header.values is not None:
-        return header.values()
     raw = torch.empty(header.nbytes, dtype=torch.uint8)
     with open(header.file, "rb", buffering=0) as file:
         file.seek(_start(header))

@@ -52,8 +52,7 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
     expected = run_model(kind.compared_part(source, checks.headless), at_old)
     expected_new: dict[str, Tensor] = {}
     if compares_new := grows and kind.base_reads(plan.architecture.source_config, new):
-        with kind.resized(kind.base(source), new) as resized:
-            expected_new = kind.states(run_model(kind.base(source), {**at_new, **resized}))
+        expected_new = kind.states(run_model(kind.base(source), {**at_new, **kind.arguments_for_resizing()}))
     further.run_source(kind.base(source), at_new)
     del source
 
@@ -62,7 +61,7 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
     states = kind.states(run_model(kind.base(model), at_new))
     last = further.run_result(kind.base(model))
     model.use_base_attention()
-    covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), old)
+    covered = covers(mechanisms_on(old, plan.attention, plan.shape), old)
     full = {} if covered else run_model(kind.compared_part(model, checks.headless), at_old)
     as_source = kind.config_as_source(plan)
     full_new = kind.states(run_model(kind.base(model), at_new)) if compares_new and as_source is None else {}
@@ -75,13 +74,18 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
 
     at_new_size: list[Check] = []
     if compares_new:
-        exact = checks.computes_source(layers, new) and as_source is None
+        exact = covers(layers, new) and as_source is None
         whys = [checks.why_not_exact] * (not exact) + [f"positions are {plan.positions}d"] * (as_source is not None)
         at_new_size = checks.at_new(new, expected_new, states, full_new, " and ".join(whys)) + further.at_new(states)
     elif grows:
         detail = f"does not apply: the source does not read {new.words}"
-        at_new_size = [Check(f"equal at the new {kind.size_noun} with {checks.base_attention}", SKIPPED, detail)]
+        at_new_size = [Check(f"equal at the new {kind.size_noun} with full attention", SKIPPED, detail)]
     return [*checks.at_old(expected, outputs, full), *at_new_size, checks.finite(new, states), *last]
+
+
+def covers(layers: Sequence[Mechanism], size: InputSize) -> bool:
+    """Whether the mechanism of every layer equals full attention for inputs of this size."""
+    return all(layer.covers(size.tokens) for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -95,23 +99,9 @@ class SizeChecks:
     headless: bool
 
     @property
-    def base_attention(self) -> str:
-        """Name of the source's attention."""
-        return self.plan.architecture.family.base_attention_name
-
-    @property
     def why_not_exact(self) -> str:
         """Reason why the result's mechanisms give other outputs than the source."""
-        if self.plan.architecture.family.own_attention is not None:
-            return "the mechanism is another one"
         return f"the mechanism does not cover the {self.plan.inputs.noun}"
-
-    def computes_source(self, layers: Sequence[Mechanism], size: InputSize) -> bool:
-        """Whether the mechanism of every layer computes the source's attention for inputs of this size."""
-        architecture = self.plan.architecture
-        if architecture.family.own_attention is not None:
-            return self.plan.attention.same_layers(architecture.family.own_attention(architecture.source_config), len(layers))
-        return all(layer.covers(size.tokens) for layer in layers)
 
     def compare(
         self, name: str, size: InputSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = ""
@@ -126,9 +116,9 @@ class SizeChecks:
         what = f"{'hidden states (the source has no weights for its head)' if self.headless else 'outputs'} at {old.describe()}"
         if not with_base_attention:
             return [self.compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
-        how = f"{what}, {self.base_attention} instead of the mechanism"
+        how = f"{what}, full attention instead of the mechanism"
         return [
-            self.compare(f"equal at the old {noun} with {self.base_attention}", old, how, expected, with_base_attention),
+            self.compare(f"equal at the old {noun} with full attention", old, how, expected, with_base_attention),
             self.compare(f"at the old {noun}", old, f"{what}, long attention", expected, outputs, self.why_not_exact),
         ]
 
@@ -145,12 +135,12 @@ class SizeChecks:
         how = sizes.kind.resizing()
         positions = f" and interpolated positions, the source with {how}" if how else ""
         resizing = f" and {how}" if how else ""
-        how = f"{where}, long attention, the source with {self.base_attention}{resizing}"
+        how = f"{where}, long attention, the source with full attention{resizing}"
         return [
             self.compare(
-                f"equal at the new {sizes.kind.size_noun} with {self.base_attention}",
+                f"equal at the new {sizes.kind.size_noun} with full attention",
                 new,
-                f"{where}, {self.base_attention}{positions}",
+                f"{where}, full attention{positions}",
                 expected,
                 with_base_attention,
             ),

@@ -64,11 +64,10 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
     }  # fmt: skip
     if plan.max_shard_size is not None:
         return split_by_size(list(outputs.values()), plan.max_shard_size)
-    names = plan.source.result_files()
     files: dict[str, list[OutputTensor]] = {}
     for tensor in plan.tensors:
         if tensor.name in outputs and tensor.header is not None and tensor.new_shape is not None:
-            files.setdefault(names[tensor.header.file], []).append(outputs[tensor.name])
+            files.setdefault(tensor.header.file.name, []).append(outputs[tensor.name])
     new = [outputs[tensor.name] for tensor in plan.tensors if tensor.action == "added"]
     files.setdefault(next(reversed(files), WEIGHTS), []).extend(new)
     return files

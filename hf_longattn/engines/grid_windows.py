@@ -15,10 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common.batch import in_graph
+from .common.batch import differentiated, in_graph
 from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
-from .common.derivatives import differentiated
 from .common.grid import Grid
 from .common.score_terms import PREFIX_PAIRS
 from .cpu.flash import why_not_tiles
@@ -204,18 +203,14 @@ def _region(
 
     q, *keyed = tensors
     q, (k, v, *key_mask) = in_windows(q), map(in_windows, keyed, [None] * len(keyed) if prefix is None else prefix)
-    mask, scale = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1), call.scale
+    mask = None if bias is None else bias.to(q.dtype).expand(q.shape[0], -1, -1, -1)
     empty = None
     if key_mask:
         seen = key_mask[0].transpose(2, 3)
         empty = ~seen.any(3, keepdim=True)  # windows without real keys see every key, since a softmax needs one; their output becomes 0
         term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
         mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
-    if call.score_mod is not None:
-        scale = call.scale_for(width)
-        q, k, v = call.term.as_features(q, k, v, scale, sizes, 0 if prefix is None else prefix[0].shape[2]) or (q, k, v)
-    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=scale)
-    out = out if out.shape[-1] == width else out[..., :width]
+    out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
     out = out if empty is None else out.masked_fill(empty, 0)
     out = out.reshape(batch, *counts, heads, *sizes, width)
     axes = [axis for pair in zip(range(1, 1 + rank), range(2 + rank, 2 + 2 * rank), strict=True) for axis in pair]

@@ -26,10 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common.batch import Place, Places, laid_out_as
+from .common.batch import Place, Places, laid_out_as, no_fused_kernels
 from .common.call import ANY_CALL, State
 from .common.dense import at_least_fp32, divided, inverse_of, repeat_heads
-from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .cuda import fla
 from .dispatch import choose
 
@@ -145,7 +144,6 @@ class _Chunked(torch.autograd.Function):
         return out, kv_after, z_after
 
     @staticmethod
-    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, kv, z, out = ctx.saved_tensors
         grad, grad_kv, grad_z = grads
@@ -247,7 +245,6 @@ class _Packed(torch.autograd.Function):
         return out
 
     @staticmethod
-    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *saved = ctx.saved_tensors
         phi, sequences = ctx.phi, ctx.sequences

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common.batch import no_fused_kernels
 from .common.dense import divided
-from .common.derivatives import no_fused_kernels, one_gradient_at_a_time
 from .linear import CHUNK, filled, from_rows, in_rows
 
 CHUNKS_PER_GROUP = 64
@@ -145,7 +145,6 @@ class _Summed(torch.autograd.Function):
         return _summed(q, k, v, layout)
 
     @staticmethod
-    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         return *_summed_backward(q, k, v, grads[0], ctx.layout), None

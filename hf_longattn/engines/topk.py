@@ -30,10 +30,9 @@ from torch import Tensor
 from ..errors import BackendError
 from ..private_apis import look_up, warn_missing
 from .common import accelerator
-from .common.batch import in_graph
+from .common.batch import in_graph, no_fused_kernels
 from .common.call import AttentionCall
 from .common.dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
-from .common.derivatives import map_one_by_one, no_fused_kernels, one_gradient_at_a_time
 from .common.score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
@@ -131,7 +130,6 @@ def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, sp
 
 
 for _operator in (topk_keys, topk_blocks):
-    map_one_by_one(_operator)
     _operator.register_fake(lambda q, k, mask, count, *_: q.new_empty((*q.shape[:3], count), dtype=torch.int64))
 
 
@@ -424,19 +422,16 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs[:3])
 
 
-@one_gradient_at_a_time()
 def _scores_backward(ctx, grad):  # type: ignore[no-untyped-def]
     q, k, index = ctx.saved_tensors
     return pair_sum(grad, k, index).to(q.dtype), pair_spread(grad, q, index, k.shape[2]).to(k.dtype), None
 
 
-@one_gradient_at_a_time()
 def _sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     weights, v, index = ctx.saved_tensors
     return pair_scores(grad, v, index).to(weights.dtype), pair_spread(weights, grad, index, v.shape[2]).to(v.dtype), None
 
 
-@one_gradient_at_a_time()
 def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
     weights, x, index = ctx.saved_tensors
     return pair_scores(x, grad, index).to(weights.dtype), pair_sum(weights, grad, index).to(x.dtype), None, None

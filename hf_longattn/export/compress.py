@@ -25,7 +25,7 @@ from transformers.core_model_loading import WeightConverter
 from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources.base import ResultInfo
+from ..conversion.sources import ResultInfo
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import class_named, outputs, quiet_libraries, without_random_pooler
-from ..conversion.sources.base import Source
-from ..conversion.sources.folder import refuse_quantised
+from ..conversion.sources import Source, refuse_quantised
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids

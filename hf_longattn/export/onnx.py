@@ -23,8 +23,7 @@ from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
-from ..conversion.sources.base import ResultInfo, Source, open_source
-from ..conversion.sources.folder import refuse_quantised
+from ..conversion.sources import ResultInfo, Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest

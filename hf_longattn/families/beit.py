@@ -3,18 +3,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers.models.beit.configuration_beit import BeitConfig
 from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePositionBias
 
+from ..engines.common.score_terms import PREFIX_PAIRS, GridBias
 from ..modeling.attach.custom_attention import OnTheBackend
-from ..modeling.attach.relative_bias import BIASES, MaskWithBias, bias_by_distance
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import runs_mechanisms
-from ..modeling.family.grid_config import LongGridConfig
+from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
+
+
+@dataclass(frozen=True)
+class MaskWithBias:
+    """The mask that a base passes to its attention modules. A bias by distance, and the padding mask ``(B, N)``."""
+
+    bias: GridBias
+    mask: Tensor | None = None
+
+    def __add__(self, other: MaskWithBias | Tensor) -> MaskWithBias:
+        if isinstance(other, Tensor):
+            return replace(self, mask=other)
+        return MaskWithBias(self.bias + other.bias, self.mask if other.mask is None else other.mask)
+
+
+def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBias:
+    """The bias of a base's ``relative_position_bias_table (M + 3, H)``. For a grid of the given sizes.
+
+    Args:
+        module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.
+        config: with ``position_extension="tile"`` the table is unchanged, and distances beyond it get the furthest distance's bias (windows
+            of the old size see none). With ``"interpolate"``, the table is resized to the grid as the base does (MiDaS v3.1).
+    """
+    table, sizes = module.relative_position_bias_table, tuple(module.window_size)
+    if config.position_extension == TILE or grid == sizes:
+        return GridBias.of_swin(table, sizes)
+    height, width = (2 * size - 1 for size in sizes)
+    distances = table[:-PREFIX_PAIRS].reshape(1, width, height, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(distances, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bilinear")
+    return GridBias.of_swin(torch.cat([resized.flatten(2)[0].t(), table[-PREFIX_PAIRS:]]), grid)
 
 
 class LongBeitRelativePositionBias(BeitRelativePositionBias):
@@ -42,7 +74,7 @@ class BeitWithBias(OnTheBackend):
     """Replaces modules of the base."""
 
     replaced = {BeitRelativePositionBias: LongBeitRelativePositionBias, BeitAttention: LongBeitAttention}
-    adding = BIASES
+    adding = ("use_relative_position_bias", "use_shared_relative_position_bias")
 
 
 FAMILY = Family(

@@ -1,8 +1,16 @@
 """LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023). Rows of features of 20 ms, Conformer layers with embeddings of clipped
-distances."""
+distances.
 
+Relative positions are score terms that depend on query and distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped
+distances (``relative_key``). Rotary positions rotate the hidden states before they are projected, as in the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
 from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Vec2BertConfig
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertFeedForward,
@@ -10,16 +18,97 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertSelfAttention,
 )
 
-from ..modeling.attach.conformer_attention import (
-    NAMES,
-    ConformerAttention,
-    NearSinusoids,
-)
-from ..modeling.attach.custom_attention import OnTheBackend, replacing
+from ..engines.common.score_terms import DistanceTerm
+from ..mechanisms.common.locality import largest_distances
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, normalised_features
+from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.config import runs_mechanisms
+from ..modeling.family.definition import AttentionNames
+from ..private_apis import missing
+
+SinusoidsNear = Callable[[int, int], Tensor]
+"""``(back, ahead) -> (distances, C)``: the sinusoids of the distances -ahead, …, back."""
+
+
+class NearSinusoids(nn.Module):
+    """Mixin before the base's ``…RelPositionalEmbedding``: returns a function that computes sinusoids only for visible distances."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor) -> SinusoidsNear | Tensor:
+        if not runs_mechanisms(self):
+            return super().forward(hidden_states)
+        like = hidden_states[0, 0, 0].detach()
+
+        def near(back: int, ahead: int) -> Tensor:
+            furthest = back + ahead + 1  # no less than both, and never 1, which a graph would exclude
+            table: Any = self.extend_pe(like.expand(1, furthest + 1))  # type: ignore[operator]
+            return table[0, furthest - back : furthest + ahead + 1].flip(0)
+
+        return near
+
+
+class ConformerAttention(nn.Module):
+    """Mixin before the base's ``…SelfAttention`` that runs the layer's mechanism."""
+
+    config: Any
+    long_attention: Any
+    linear_q: nn.Linear
+    linear_k: nn.Linear
+    linear_v: nn.Linear
+    linear_out: nn.Linear
+    linear_pos: nn.Linear
+    distance_embedding: nn.Embedding
+    pos_bias_u: Tensor
+    pos_bias_v: Tensor
+    position_embeddings_type: str | None
+    right_max_position_embeddings: int
+    head_size: int
+    scaling: float
+    dropout: nn.Dropout
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output, in the shape of ``hidden_states (B, N, C)``. With the weights if they are requested."""
+        if not runs_mechanisms(self):
+            return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
+        placed = hidden_states
+        if self.position_embeddings_type == "rotary":
+            placed = turned_states(self, hidden_states, relative_position_embeddings)
+        inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
+        query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
+        term = None
+        if self.position_embeddings_type == "relative":
+            back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
+            table = self._heads(self.linear_pos(relative_position_embeddings(back, ahead))).transpose(0, 1)
+            term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
+            query = query + self.pos_bias_u[:, None]
+        elif self.position_embeddings_type == "relative_key":
+            table = self.distance_embedding.weight.flip(0)[None]  # the table's rows are ordered by key - query
+            term = DistanceTerm(query * self.scaling, table, self.right_max_position_embeddings, key)
+        output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs)
+        return self.linear_out(output), weights
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """``(…, C)`` -> ``(…, H, D)``."""
+        return projected.unflatten(-1, (-1, self.head_size))
+
+
+def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
+    """Hidden states ``(B, N, C)`` rotated by their positions. A Conformer's attention does this before its projections.
+
+    Raises:
+        BackendError: the module has no method for it.
+    """
+    turn = getattr(module, "_apply_rotary_embedding", None)
+    if turn is None:
+        raise missing("turned_states")
+    result: Tensor = turn(states, positions)
+    return result
 
 
 def adapted(config: Any, rows: int) -> int:
@@ -41,7 +130,7 @@ FAMILY = Family(
         },
         OnTheBackend,
     ),
-    attention=NAMES,
+    attention=AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size"),
     rule=AudioRule(
         input="input_features",
         rate=50,
@@ -49,6 +138,6 @@ FAMILY = Family(
         front=lambda config: (),
         outputs=adapted,
         positions="relative",
-        why_chunks_differ=normalised_features,
+        why_chunks_differ=lambda config: "its feature extractor normalises every feature over the whole sound",
     ),
 )

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
+from ..backend import longattn_mask
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
-from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
@@ -59,7 +60,10 @@ class LongWavLMAttention(WavLMAttention):
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
-            attention_mask = FramePadding.of(attention_mask.bool()).mask
+            batch, length = attention_mask.shape
+            attention_mask = longattn_mask(
+                batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
+            )
         output, weights = attend_by_mechanism(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=self.dropout, position_bias=term, **kwargs
         )

@@ -22,9 +22,8 @@ from transformers.utils.output_capturing import capture_outputs
 from ..errors import AudioError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.audio_rule import AudioRule, Convolution
 from ..modeling.family.config import FullDecoder
-from ..modeling.family.convolutions import Convolution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

@@ -280,10 +280,6 @@ REPORT_FIELDS: dict[str, Any] = {
         "positions!": TEXT,
         "old_image_size": [NATURAL],
         "new_image_size": [NATURAL],
-        "old_video_size": [NATURAL],
-        "new_video_size": [NATURAL],
-        "old_spectrogram_size": [NATURAL],
-        "new_spectrogram_size": [NATURAL],
         "old_audio_seconds": NUMBER,
         "new_audio_seconds": NUMBER,
         "old_context_length": NATURAL,
@@ -348,12 +344,6 @@ def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongA
     elif plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
         grown = f", enlarged from images of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
-    elif plan.get("new_video_size"):
-        before, after = (" × ".join(map(str, plan[size])) for size in ("old_video_size", "new_video_size"))
-        grown = f", enlarged from videos of {before} to {after} frames and pixels ({plan['old_length']:,} to {length:,} tokens)"
-    elif plan.get("new_spectrogram_size"):
-        before, after = (f"{plan[size][-1]:,}" for size in ("old_spectrogram_size", "new_spectrogram_size"))
-        grown = f", extended from spectrograms of {before} to {after} frames ({plan['old_length']:,} to {length:,} tokens)"
     elif plan.get("new_context_length"):
         before, after = (f"{plan[steps]:,}" for steps in ("old_context_length", "new_context_length"))
         grown = f", extended from series of {before} to {after} steps ({plan['old_length']:,} to {length:,} tokens)"

@@ -18,7 +18,7 @@ from jinja2 import Environment, Template
 from ..constants import GRAPHS
 from ..errors import CONTROL
 from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
-from ..inputs.grid import IMAGE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
+from ..inputs.grid import IMAGE_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
@@ -28,7 +28,7 @@ from ..reading import is_long, named_class, read_json_object
 TEMPLATE = Path(__file__).with_name("usage.jinja")
 AUTO_CLASSES = {
     head.task: head.auto_class
-    for heads in (SOUND_HEADS, SPECTROGRAM_HEADS, HEADS, VIDEO_HEADS, IMAGE_HEADS)
+    for heads in (SOUND_HEADS, HEADS, IMAGE_HEADS)
     for head in heads.values()
     if head.auto_class and head.task is not None
 }

@@ -1,4 +1,4 @@
-"""Inputs that lie on a grid: images, videos and spectrograms.
+"""Images, whose patches lie on a grid.
 
 A conversion changes no tensor. The model interpolates or tiles its position table when it runs. So the stored table stays as trained,
 and at the old size the result has the source's positions.
@@ -11,11 +11,10 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,19 +23,16 @@ from torch.nn.functional import interpolate
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
-from ..data.audio import RECORDING_FILES
 from ..data.images import IMAGE_FILES, read_image_file
 from ..data.photographs import NAMES, photographs
-from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
-from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
-from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
-from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile
+from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
+from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
 from .common.base import (
     AUTO,
     SEARCH,
@@ -50,21 +46,10 @@ from .common.base import (
     register_kind,
 )
 from .common.examples import Example, Head, auto_head
-from .common.processors import (
-    pixels,
-    place_on_grid,
-    processed_size,
-    processor_of,
-    values_of_size,
-    values_with,
-)
+from .common.processors import load_processor, pixels, processed_size, values_of_size
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
-from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
-
-if TYPE_CHECKING:
-    from ..data.audio import Samples
 
 TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 """A size on the command line: 1024, or 768x1024."""
@@ -75,11 +60,11 @@ def size_text(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size if len(set(size)) > 1 else size[:1]))
 
 
-def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
-    """A size in pixels, one number per axis. From a number, text such as "768x1024", or a sequence of numbers.
+def read_size(size: Any) -> tuple[int, ...]:
+    """A size in pixels, (height, width). From a number, text such as "768x1024", or a sequence of numbers.
 
     Raises:
-        GridError: ``size`` is none of these, or does not have ``axes`` axes.
+        GridError: ``size`` is none of these, or has more than two numbers.
     """
     if isinstance(size, str):
         text = size.strip().lower()
@@ -88,29 +73,22 @@ def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
         numbers = [int(number) for number in re.split("[x×]", text)]
         size = numbers if len(numbers) > 1 else numbers[0]
     sizes = image_size(size)
-    if len(sizes) != axes:
-        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have {axes} numbers at most: 1024, or 768x1024.")
+    if len(sizes) != 2:
+        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have 2 numbers at most: 1024, or 768x1024.")
     return sizes
 
 
 @register_kind
 class GridKind(SizedKind):
-    """Images, videos or spectrograms, whose patches lie on a grid."""
+    """Images, whose patches lie on a grid."""
 
+    noun, nouns, units = "image", "images", "pixels"
     size_noun, smaller = "size", "smaller"
     material, compared, drawn = "images", 4, True
-    classified = {
-        "ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES"),
-        "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),
-        "ForAudioClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
-    }
-
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
-        self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
-        self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
-        self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
-        self.heads, self.user_inputs = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun]
+    classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
+    settings = ("image_size", "search_images")
+    diagnosed_with = "an image: longattn inspect MODEL photo.jpg"
+    instead = {SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER"}
 
     @property
     def any_size(self) -> bool:
@@ -127,13 +105,13 @@ class GridKind(SizedKind):
             words=self.rule.describe(value),
             typed=size_text(value),
             heading="×".join(map(str, value)),
-            name=self.rule.size_name,
+            name=IMAGE_SIZE,
             cost_name="size",
             grid=grid,
         )
 
     def doubled(self, value: tuple[int, ...]) -> tuple[int, ...]:
-        return self.rule.doubled(value)
+        return tuple(2 * side for side in value)
 
     def limited(self, value: tuple[int, ...], largest: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(map(min, value, largest))
@@ -159,57 +137,40 @@ class GridKind(SizedKind):
         """The result's size by default, since interpolated positions lie between trained ones."""
         if at is None:
             return sizes.new
-        size = self.rule.enlarged(sizes.new.value, read_size(at), None)
+        size = read_size(at)
         if any(side > largest for side, largest in zip(size, sizes.new.value, strict=True)):
             raise LengthError(
-                f"Candidates are compared on {self.nouns} of up to {sizes.new.words}, which the result reads, not of "
+                f"Candidates are compared on images of up to {sizes.new.words}, which the result reads, not of "
                 f"{self.rule.describe(size)}; change --compare-at, or leave it out."
             )
         return self.size(config, size)
 
     def resizing(self) -> str:
-        """How the base finds positions for inputs larger than its position table. Empty if it has no positions."""
-        if not self.rule.has_positions:
-            return ""
-        if self.rule.counts_places:
-            return "places counted on its grid"
+        """How the base finds positions for inputs larger than its position table."""
         return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
 
-    def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
-        return self.rule.resized(base, size.value)
-
-    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return self.rule.arguments_of_head(model, arguments)
+    def arguments_for_resizing(self) -> dict[str, Any]:
+        return {INTERPOLATE_ARGUMENT: True} if self.rule.interpolates else {}
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         rule, values = self.rule, self.values_of(config)
         size = rule.sizes(values)[1]
         grid = rule.of_size(values, size)
-        processed = ProcessorFile.find(folder, IMAGE_PROCESSOR if rule.reads_photographs else FEATURE_EXTRACTOR)
-        facts = {"processed": processed is not None, "input": rule.input, "cells": grid.cells}
-        if not rule.reads_photographs:
-            rate = int(processed.values.get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
-            layout = f"prefix tokens: {grid.prefix}; then {grid.sizes[0]} × {grid.sizes[1]} patches of frequency and time"
-            facts |= {"rate": rate, "samples": f"{rate} * {size[1]} // {FRAMES_PER_SECOND}", "shape": f"1, {size[1]}, {size[0]}"}
-            reader = ("extractor", "AutoFeatureExtractor") if processed else None
-            return Example(head, f"spectrogram {head.blocks}", {**facts, "layout": layout}, reader)
-        patches = f"{' × '.join(map(str, grid.sizes))} patches"
-        layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
-        facts |= {"height": size[-2], "width": size[-1], "frames": size[0], "layout": layout}
-        piped = processed is not None and head.auto_class == "AutoModelForImageClassification"
-        kind = "image" if rule.reads_images else "video"
-        blocks = f"{kind} {head.blocks} {'image_pipeline' if piped else ''}"
+        processed = ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None
+        layout = f"prefix tokens: {grid.prefix}; then {' × '.join(map(str, grid.sizes))} patches"
+        facts = {"processed": processed, "cells": grid.cells, "height": size[0], "width": size[1], "layout": layout}
+        piped = processed and head.auto_class == "AutoModelForImageClassification"
         reader = ("processor", "AutoImageProcessor") if processed else None
+        blocks = f"image {head.blocks} {'image_pipeline' if piped else ''}"
         return Example(head, blocks, facts, reader, (PILLOW,) if processed else (), piped)
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])
-        others = "Other multiples of the patch" if self.rule.reads_photographs else "Other lengths"
-        return f"It was made for {self.nouns} of {longest}. {others} run as well, but were not verified."
+        return f"It was made for images of {longest}. Other multiples of the patch run as well, but were not verified."
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         limits, attention = [self.longest_read(config, length)], attentions.get("")
-        if attention is not None and self.family.own_attention is None and self.rule.reads_images:
+        if attention is not None:
             limits.append(full_attention_on_images(self.rule, self.values_of(config), attention))
         return limits
 
@@ -218,50 +179,49 @@ class GridKind(SizedKind):
         attention = grid_attention(architecture, request, sizes)
         layers = sizes.new.bound(layers_of(attention, sizes.new.tokens))
         positions = grid_positions(request.positions, sizes, layers)
-        unchanged = computes_source(architecture, positions, attention, sizes)
         return InputPlan(
             sizes=sizes,
             attention=attention,
             positions=positions,
             extension=positions,
-            fields=self.rule.fields_of_size(sizes.new.value) if sizes.grows else {},
-            warnings=() if unchanged else tuple(grid_warnings(positions, attention, layers, sizes)),
+            fields={"long_image_size": list(sizes.new.value)} if sizes.grows else {},
+            warnings=tuple(grid_warnings(positions, attention, layers, sizes)),
             files=processor_files(source, architecture, sizes),
         )
 
     def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationImages:
-        if not self.rule.reads_photographs:
-            return VerificationSpectrograms(self.rule, config)
-        processor = processor_of(self.rule, folder)
+        processor = load_processor(folder, IMAGE_PROCESSOR)
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-        return (VerificationImages if self.rule.reads_images else VerificationVideos)(self.rule, config, mean, std)
+        return VerificationImages(self.rule, config, mean, std)
 
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(config, values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationImages) -> list[Check]:
-        """Check that the written image processor or feature extractor makes inputs of the new size."""
-        rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
-        name = "image processor" if rule.reads_photographs else "feature extractor"
+        """Check that the written image processor makes images of the new size."""
+        rule, size, place, name = self.rule, plan.inputs.new.value, ProcessorFile.find(result, IMAGE_PROCESSOR), "image processor"
         if place is None:
             return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {rule.describe(size)} as it was trained")]
         try:
-            processor = processor_of(rule, result)
-            fixed: Any = processed_size(processor) if rule.reads_photographs else size
-            if math.prod(size) > PROCESSED_PIXELS and fixed not in (None, size[-2:]):
-                return [Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")]
+            processor: Any = load_processor(result, IMAGE_PROCESSOR)
+            fixed = processed_size(processor)
+            if math.prod(size) > PROCESSED_PIXELS and fixed not in (None, size):
+                return [Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size)}")]
             if math.prod(size) > PROCESSED_PIXELS:
                 detail = f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size"
                 return [Check(name, SKIPPED, detail)]
-            sizes = _processed_sizes(processor, rule, size, resizes=fixed is not None)
+            sizes: dict[str, tuple[int, ...]] = {}
+            for sides in [PHOTO_SIZE] * (fixed is not None) + [size]:  # the first has to be resized
+                values = processor(torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
+                sizes[f"images of {pixels(sides)}"] = tuple(torch.as_tensor(values).shape[-2:])
         except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
             return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
-        wrong = next((after for after in sizes.values() if after != size and (rule.checks_processor or plan.inputs.grows)), None)
+        wrong = next((after for after in sizes.values() if after != size and (rule.interpolates or plan.inputs.grows)), None)
         if wrong is not None:
             made, needed = rule.describe(wrong), rule.describe(size)
             return [Check(name, FAILED, f"the {name} makes inputs of {made} instead of {needed}; correct the size in {place.file}")]
         processed = next(iter(sizes.values()))
-        values = {rule.size_name: None if fixed is None else list(processed)}
+        values = {IMAGE_SIZE: None if fixed is None else list(processed)}
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -296,43 +256,7 @@ IMAGE_HEADS = {
     "Model": auto_head("", "image-feature-extraction", "patches"),
 }
 """Ending of a class's name -> how its models are run, for models of images."""
-VIDEO_HEADS = {
-    "ForVideoClassification": auto_head("ForVideoClassification", "video-classification", "label"),
-    "ForPreTraining": auto_head("ForPreTraining", None, "rebuilt"),
-    "Model": auto_head("", "feature-extraction", "patches"),
-}
-"""Ending of a class's name -> how its models are run, for models of videos."""
-SPECTROGRAM_HEADS = {
-    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
-    "Model": auto_head("", "feature-extraction", "patches"),
-}
-"""Ending of a class's name -> how its models are run, for models of spectrograms."""
-HEADS_ON_GRIDS = {"image": IMAGE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
-"""Noun of an input -> ending of a class's name -> how its models are run."""
 PILLOW = "from PIL import Image"
-SETTINGS_OF = {
-    "image": (
-        ("image_size", "search_images"),
-        "an image: longattn inspect MODEL photo.jpg",
-        "give the size as --image-size 1024",
-        "give images as --search-images FOLDER",
-    ),
-    "video": (
-        ("image_size", "frames", "search_images"),
-        "its frames: longattn inspect MODEL frames/",
-        "give the size as --image-size 448 --frames 32",
-        "give videos as --search-images FOLDER",
-    ),
-    "spectrogram": (
-        ("audio_seconds", "search_audio"),
-        "a recording: longattn inspect MODEL talk.wav",
-        "give the length as --audio-seconds 30",
-        "give recordings as --search-audio FILE",
-    ),
-}
-"""Noun of an input -> (names of its settings, what to type for a diagnosis, for a size, and for a search)."""
-
-
 STATES = "last_hidden_state"
 
 
@@ -369,16 +293,14 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
     rule, config = architecture.family.rule, architecture.source_config
     assert rule is not None
     old, read = rule.sizes(config)
-    new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)
-    if request.audio_seconds is not None:
-        new = rule.of_seconds(config, request.audio_seconds)
+    new = read if request.image_size is None else read_size(request.image_size)
     sizes = architecture.kind.sizes_between(config, old, new)
     if any(after < before for after, before in zip(new, old, strict=True)):
         raise GridError(
-            f"The source reads {rule.noun}s of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
-            f"give at least {rule.size_flag} {rule.typed(old)}."
+            f"The source reads images of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
+            f"give at least --image-size {'x'.join(map(str, old))}."
         )
-    if sizes.grows and rule.has_positions and rule.resizes == "square" and len(set(sizes.old.grid.sizes)) > 1:
+    if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
         raise PositionError(
             f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
             "transformers resizes square ones only; leave --image-size out."
@@ -387,8 +309,8 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
 
 
 def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
-    """The requested attention. By default, the source's own attention if the family has one that is not full, otherwise the family's
-    default mechanism. Windows of that mechanism are as large as the source's grid unless the request gives ``window``.
+    """The requested attention, by default the family's default mechanism. Its windows are as large as the source's grid unless the request
+    gives ``window``.
 
     Raises:
         OptionError, GridError: a layer's mechanism is for texts, or its options do not fit the grid.
@@ -396,12 +318,10 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     kind: Any = architecture.family.config_class
     name, sides = kind.default_mechanism, sizes.old.grid.sizes
     default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
-    named, base_attention = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
     if request.long_attention is not None:
         attention = request.attention()
-    elif base_attention is not None and not named:
-        attention = request.attention(base_attention(architecture.source_config))
     else:
+        named = request.mechanism is not None or bool(request.layers)
         values = (request if named else replace(request, mechanism=name)).attention().to_dict()
         attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
     layers = architecture.source_config.num_hidden_layers
@@ -445,20 +365,13 @@ def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism
         layers: the mechanism of each layer, bound to the result's grid.
 
     Raises:
-        PositionError: the rule is unknown, is for texts, or was given for a model without positions.
+        PositionError: the rule is unknown, or is for texts.
     """
     known = (AUTO, TILE, INTERPOLATE)
     if positions not in known:
         raise PositionError(
-            f"{positions!r} does not apply to the positions of {sizes.kind.rule.noun}s; expected one of {', '.join(known)}."
-            f"{nearest(positions, known)}"
+            f"{positions!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
-    if not sizes.kind.rule.has_positions:
-        if positions != AUTO:
-            raise PositionError(
-                f"--positions {positions} says what positions larger {sizes.kind.rule.noun}s have, but this model has none; leave it out."
-            )
-        return INTERPOLATE
     if positions != AUTO:
         return positions
     return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
@@ -472,13 +385,13 @@ def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
 
 def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
     """One warning for each mechanism whose positions in larger images need training."""
-    if not sizes.grows or not sizes.kind.rule.has_positions:
+    if not sizes.grows:
         return []
     old = " × ".join(map(str, sizes.old.grid.sizes))
     numbers: dict[tuple[str, bool], list[int]] = {}
     for number, layer in enumerate(layers):
         name, options = attention.for_layer(number)
-        windowed = layer.grid_blocks(sizes.new.grid) is not None or sizes.kind.rule.counts_places
+        windowed = layer.grid_blocks(sizes.new.grid) is not None
         if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []
@@ -487,9 +400,6 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
         if rule == TILE:
             problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
             advice = "use --positions interpolate, or train the result"
-        elif sizes.kind.rule.counts_places:
-            problem = f"{name} in {where} sees positions that the source did not meet, beyond its {old} cells"
-            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
         else:
             problem = (
                 f"{name} in {where} has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et "
@@ -500,40 +410,23 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
     return warnings
 
 
-def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
-    """Whether the result has the source's own attention, positions and input size."""
-    base_attention, config = architecture.family.own_attention, architecture.source_config
-    if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
-        return False
-    return attention.same_layers(base_attention(config), config.num_hidden_layers)
-
-
 def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
-    """The image processor's or feature extractor's file for the new size. Empty if the source has none or the file does not change.
+    """The image processor's file for the new size. Empty if the source has none or the file does not change.
 
     Raises:
         CheckpointError: the processor makes inputs that the source cannot read, or cannot be set to the new size.
     """
-    rule, place = sizes.kind.rule, place_on_grid(sizes.kind.rule, source.folder)
+    place = ProcessorFile.find(source.folder, IMAGE_PROCESSOR)
     if place is None:
         return {}
-    processor = processor_of(rule, source.folder)
-    for name, value in rule.extractor_fields(sizes.old.value).items():
-        if getattr(processor, name, value) != value:
-            raise CheckpointError(
-                f"The feature extractor of {source.name!r} says {name}={getattr(processor, name)}, but its config.json says {value}; "
-                f"correct {name} in {place.file}, or in config.json."
-            )
-    processed, (old, new) = processed_size(processor), (size.value[-2:] for size in (sizes.old, sizes.new))
-    if processed is not None and processed != old and rule.checks_processor:
+    processor = load_processor(source.folder, IMAGE_PROCESSOR)
+    processed, old, new = processed_size(processor), sizes.old.value, sizes.new.value
+    if processed is not None and processed != old and sizes.kind.rule.interpolates:
         raise CheckpointError(
             f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
-            f"{rule.side}={getattr(architecture.source_config, rule.side)}; correct the size in {place.file}, or {rule.side}."
+            f"{IMAGE_SIZE}={architecture.source_config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
         )
-    if new == old:
-        return {}
-    changed = rule.extractor_fields(sizes.new.value)
-    return place.with_values(values_with(place, processor, changed) if changed else values_of_size(place, processor, new))
+    return {} if new == old else place.with_values(values_of_size(place, processor, new))
 
 
 COLOURS = 3
@@ -550,9 +443,9 @@ class VerificationImages:
     def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         self.rule, self.config = rule, config
         self.mean, self.std = mean or [0.5] * COLOURS, std or [0.5] * COLOURS
-        reads_colours = rule.reads_photographs and rule.channels(config) == COLOURS == len(self.mean) == len(self.std)
+        reads_colours = config.num_channels == COLOURS == len(self.mean) == len(self.std)
         self.photographs = photographs() if reads_colours else ()
-        self.why_seeded = "scikit-learn is not installed" if reads_colours else f"the model does not read {rule.noun}s of three colours"
+        self.why_seeded = "scikit-learn is not installed" if reads_colours else "the model does not read images of three colours"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one input of this size."""
@@ -568,34 +461,14 @@ class VerificationImages:
 
     def describe(self) -> str:
         """Description of the inputs for a report."""
-        moved = "" if self.rule.reads_images else ", moved from frame to frame"
-        seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
-        return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
-
-
-class VerificationVideos(VerificationImages):
-    """Verification videos of any size. A photograph that moves by a pixel per frame along both axes, or seeded noise (``why_seeded``)."""
-
-    def pixels(self, size: tuple[int, ...]) -> Tensor:
-        """One input ``(1, channels, frames, height, width)``."""
-        if not self.photographs:
-            return self.rule.seeded(self.config, size)
-        frames, height, width = size
-        photograph = super().pixels((height + frames - 1, width + frames - 1))
-        return torch.stack([photograph[..., at : at + height, at : at + width] for at in range(frames)], 2)
-
-
-class VerificationSpectrograms(VerificationImages):
-    """Seeded verification spectrograms of any length."""
-
-    def describe(self) -> str:
-        return "seeded spectrograms"
+        seeded = f"seeded images, since {self.why_seeded}"
+        return f"scikit-learn's photograph {NAMES[0]}" if self.photographs else seeded
 
 
 class UserImages(UserInputs):
     """The user's images, or scikit-learn's photographs if none are given."""
 
-    unit = "image"
+    unit, processor_kind = "image", IMAGE_PROCESSOR
     files_in = staticmethod(IMAGE_FILES.files)
     reads, wanted = "images", "give an image or a folder of images as a Path instead of a text."
 
@@ -612,12 +485,11 @@ class UserImages(UserInputs):
     @cached_property
     def place(self) -> Any:
         """The processor's file."""
-        return place_on_grid(self.rule, self.folder)
+        return ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
 
     def sized_processor(self, size: tuple[int, ...]) -> Any:
         """The processor for inputs of this size."""
-        values = values_of_size(self.place, self.processor, size[-2:])
-        return frame_processor(values) if self.place.kind is VIDEO_PROCESSOR else type(self.processor).from_dict(values)
+        return type(self.processor).from_dict(values_of_size(self.place, self.processor, size))
 
     def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
         """``values``, the processor's outputs, if all have this height and width; otherwise raise :class:`GridError`."""
@@ -631,94 +503,23 @@ class UserImages(UserInputs):
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         """The input that the processor makes of one file, at the processor's own size."""
-        return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[rule.input])
+        return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS])
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
-            values = [torch.as_tensor(sized(images=image, return_tensors="pt")[self.rule.input]) for image in self.images]
+            values = [torch.as_tensor(sized(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
             return self.checked(values, size)
         settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
         resized = [image.resize(size[::-1], self.processor.resample) for image in self.images]
-        patches = [self.processor(images=image, **settings)[self.rule.input] for image in resized]
+        patches = [self.processor(images=image, **settings)[PIXELS] for image in resized]
         return [self.rule.pixels_of(self.config, of_image, size) for of_image in patches]
-
-
-class UserVideos(UserImages):
-    """The user's videos: folders of frames, or arrays."""
-
-    unit = "video"
-    files_in = staticmethod(video_places)
-    reads = "videos"
-    wanted = (
-        "by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
-        "place of the text, to --mechanism auto as --search-images, in Python as a Path."
-    )
-
-    def read(self, given: object) -> tuple[str, Sequence[Path]]:
-        return UserInputs.read(self, given)
-
-    @staticmethod
-    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
-
-    def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        sized = self.sized_processor(size)
-        videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
-        return [video.transpose(1, 2) for video in self.checked(videos, size)]
-
-
-class UserSpectrograms(UserInputs):
-    """Spectrograms of recordings, cut and padded by the model's feature extractor."""
-
-    unit = "recording"
-    files_in = staticmethod(RECORDING_FILES.files)
-    reads, wanted = "sound", WANTED_RECORDINGS
-
-    @staticmethod
-    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        if file.is_dir():
-            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is read; give one recording.")
-        (sound,) = read_recordings([file], processor.sampling_rate)
-        return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
-
-    @cached_property
-    def sounds(self) -> list[Samples]:
-        """The samples of the recordings."""
-        return read_recordings(self.files, self.processor.sampling_rate)
-
-    def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        sized = type(self.processor).from_dict({**self.processor.to_dict(), **self.rule.extractor_fields(size)})
-        settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
-        return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
-
-
-USER_INPUTS: dict[str, Any] = {"image": UserImages, "video": UserVideos, "spectrogram": UserSpectrograms}
-"""Noun of an input -> the class that reads a user's files as inputs."""
 
 
 PROCESSED_PIXELS = 2**25
 """Maximum pixels of an input for running the processor. For larger inputs only its settings are compared."""
 PHOTO_SIZE = (427, 640)
 """Height and width of an image that the image processor has to resize."""
-
-
-def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
-    """Description of each probe -> size of the processor's output. If ``resizes``, an image of another size is a probe, too."""
-    sizes: dict[str, tuple[int, ...]] = {}
-    if not rule.reads_photographs:
-        rate = processor.sampling_rate
-        for seconds in (1, 2 + size[-1] // FRAMES_PER_SECOND):
-            values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
-            sizes[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
-    for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
-        image = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
-        if rule.reads_images:
-            values = torch.as_tensor(processor(image, return_tensors="pt")[PIXELS])
-        else:
-            values = frames_as_pixels(processor, [image] * size[0])
-        sizes[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
-    return sizes
 
 
 CROPS = "patch features equal to the source's on each crop of the old size"
@@ -737,8 +538,6 @@ class CropChecks(FurtherChecks):
     def _why_not(self, layers: Sequence[Mechanism]) -> str:
         """Why patch features need not equal the source's on crops, as a clause. Empty if they must."""
         rule: GridRule = self.sizes.kind.rule
-        if rule.why_no_crops:
-            return rule.why_no_crops
         if not rule.adds_positions:
             return "positions are more than a table that is added to the patches"
         if self.positions != TILE:
@@ -759,14 +558,13 @@ class CropChecks(FurtherChecks):
         def cells_only(module: Any, args: Any, output: Any) -> Any:
             return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
 
-        rule, (name, pixels_of_all), old = self.sizes.kind.rule, next(iter(inputs.items())), self.sizes.old
-        sides = [cells * step for cells, step in zip(old.grid.sizes, rule.step(base.config), strict=True)]
+        old = self.sizes.old
         hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
         try:
             windows = [range(after // before) for after, before in zip(self.size.grid.sizes, old.grid.sizes, strict=True)]
             for place in itertools.product(*windows):
-                corner = tuple(number * side for number, side in zip(place, sides, strict=True))
-                self.crops[place] = run_model(base, {name: rule.crop(pixels_of_all, corner, old.value)})[STATES]
+                rows, columns = (slice(number * side, (number + 1) * side) for number, side in zip(place, old.value, strict=True))
+                self.crops[place] = run_model(base, {PIXELS: inputs[PIXELS][..., rows, columns]})[STATES]
         finally:
             for hook in hooks:
                 hook.remove()

@@ -194,15 +194,13 @@ class SoundKind(SizedKind):
         )
 
     def attention(self, architecture: Any, request: Any) -> LongAttentionConfig:
-        """The requested attention. By default the source's own attention or, if that is full, the family's default.
+        """The requested attention, by default the family's default.
 
         Raises:
             OptionError: a mechanism cannot read sound.
         """
         kind: Any = self.family.config_class
-        of_base = self.family.own_attention
-        default = kind.default_attention() if of_base is None else of_base(architecture.source_config)
-        attention: LongAttentionConfig = request.attention() if request.names_attention else default
+        attention: LongAttentionConfig = request.attention() if request.names_attention else kind.default_attention()
         layers = architecture.source_config.num_hidden_layers
         attention.check_layers(layers)
         for layer in range(layers):
@@ -245,8 +243,8 @@ class SoundKind(SizedKind):
         return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
     def base(self, model: Any) -> Any:
-        """The encoder if the model has a decoder or wraps an encoder. Otherwise the model without its head."""
-        if not (self.family.two_stacks or self.family.wraps_encoder):
+        """The encoder if the model has a decoder. Otherwise the model without its head."""
+        if not self.family.two_stacks:
             return super().base(model)
         return (model if hasattr(model, "encoder") else model.base_model).encoder
 
@@ -307,12 +305,9 @@ WANTED_RECORDINGS = (
 class UserSounds(UserInputs):
     """Excerpts of the user's recordings. They are cut from the features of the whole recording."""
 
-    unit = "stretch"
+    unit, processor_kind = "stretch", FEATURE_EXTRACTOR
     files_in = staticmethod(RECORDING_FILES.files)
     reads, wanted = "sound", WANTED_RECORDINGS
-
-    def find_processor(self) -> Any:
-        return load_processor(self.folder, FEATURE_EXTRACTOR)
 
     @cached_property
     def rows(self) -> list[Tensor]:

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..constants import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from ..constants import AUDIO_SUFFIXES
 from ..conversion.model_loading import quiet_libraries
 from ..engines.common.grid import Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..inputs.common.base import InputKind, kind_of, kind_of_model
-from ..inputs.common.processors import processor_of, required_processor
+from ..inputs.common.processors import load_processor, required_processor
 from ..inputs.sound import duration
 from ..inputs.text import load_tokenizer
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
+from ..modeling.family.grid_rule import PIXELS
 from ..modeling.grids import family_of
 from ..positions.distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
@@ -70,14 +71,13 @@ class ReadInputs:
     """What a model reads.
 
     name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
-    frame_seconds: of sounds, seconds per frame. noun: for an image, video or spectrogram; else empty.
+    frame_seconds: of sounds, seconds per frame.
     """
 
     name: str
     lengths: list[tuple[str, list[Any]]]
     notes: tuple[str, ...] = ()
     frame_seconds: float | None = None
-    noun: str = ""
 
 
 @quiet_libraries()
@@ -106,8 +106,7 @@ def diagnose(
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
             Models of sound in memory must be Long models.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a photo, for one of
-            videos a folder of frames or an array, for one of spectrograms a recording. For one of sound a recording, or a folder from which
-            up to :data:`STRETCHES` are read.
+            sound a recording, or a folder from which up to :data:`STRETCHES` are read.
         processor: the tokenizer, image processor or feature extractor of a model in memory.
         lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough. For
             sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its processor makes.
@@ -155,15 +154,15 @@ def diagnose(
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
-        image=None if layers.layout is None else Image(layers.layout, read.noun, read.lengths[0][0]),
+        image=None if layers.layout is None else Image(layers.layout, read.lengths[0][0]),
     )  # fmt: skip
 
 
 def is_text(given: object) -> bool:
-    """Whether it is a text, token ids or a file of a text, and not an image, video or recording, or a folder of these."""
+    """Whether it is a text, token ids or a file of a text, and not an image or recording, or a folder of these."""
     if not isinstance(given, Path):
         return True
-    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
     files = given.rglob("*") if given.is_dir() else [given]
     return not any(file.suffix.lower() in known for file in files)
 
@@ -177,7 +176,7 @@ def _kind_of_files(network: Any, name: str) -> InputKind:
     kind = kind_of_model(network.config)
     if kind is not None and kind.units and not (kind.drawn or kind.timed):
         raise BackendError(f"{name!r} is of type {network.config.model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
-    return kind if kind is not None and (kind.drawn or kind.timed) else kind_of(family_of(watched_layers(network), of_pixels=False))
+    return kind if kind is not None and (kind.drawn or kind.timed) else kind_of(family_of(watched_layers(network)))
 
 
 def _read_text(
@@ -247,7 +246,7 @@ def _read_sounds(
 def _read_image(
     kind: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
 ) -> ReadInputs:
-    """One image, video or spectrogram, at the size that the processor makes.
+    """One image, at the size that the processor makes.
 
     Raises:
         OptionError: lengths were asked for.
@@ -257,11 +256,11 @@ def _read_image(
     if asked is not None:
         raise OptionError(f"{loaded.name!r} reads {kind.nouns}, which are measured at one size; leave --lengths out.")
     if processor is None and loaded.folder is not None:
-        processor = processor_of(rule, loaded.folder)
+        processor = load_processor(loaded.folder, user.processor_kind)
     processor = required_processor(processor, loaded.name, user.reads)
     values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
-    size = rule.describe(rule.size_of(values))
-    return ReadInputs(file.name, [(size, [{rule.input: values}])], noun=kind.noun)
+    size = rule.describe(tuple(values.shape[-2:]))
+    return ReadInputs(file.name, [(size, [{PIXELS: values}])])
 
 
 def untrained(

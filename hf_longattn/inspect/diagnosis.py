@@ -81,13 +81,12 @@ class LengthDiagnosis:
 
 
 class Image(NamedTuple):
-    """An image, video or spectrogram as the model reads it.
+    """An image as the model reads it.
 
-    grid: of its tokens. noun, size: the noun for the input, for example "image", and its size as text.
+    grid: of its tokens. size: as text.
     """
 
     grid: Grid
-    noun: str
     size: str
 
 
@@ -149,7 +148,7 @@ class Diagnosis:
     def input_noun(self) -> str:
         """The noun for the input, such as "text"."""
         if self.image is not None:
-            return self.image.noun
+            return "image"
         return "text" if self.frame_seconds is None else "sound"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:

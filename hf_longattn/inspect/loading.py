@@ -14,8 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
-from ..conversion.sources.base import Source, open_source
-from ..conversion.sources.folder import refuse_quantised
+from ..conversion.sources import Source, open_source, refuse_quantised
 from ..inputs.common.base import kind_of
 from ..loading import loading_errors
 from ..modeling.family.definition import family_in, model_name
@@ -54,8 +53,7 @@ def load_to_watch(
     refuse_quantised(source)
     family = family_in(source.config)
     if family is not None and kind_of(family).watched_as_long and not is_long(source.config):
-        attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
-        plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
         loaded = _load(source)

@@ -36,7 +36,7 @@ from ..modeling.attach.patch_places import packs_images
 from ..modeling.classes import check_interface
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PIXELS
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import towers_of
@@ -134,9 +134,9 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
         GridError: the image's size does not fit.
     """
     stack = watched_layers(model)
-    rule = grid_rule(stack, of_pixels=False)
-    grid = rule.of_size(stack.config, rule.size_of(inputs[rule.input]))
-    return stack, {**rule.arguments_of_head(stack, inputs), **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+    rule = grid_rule(stack)
+    grid = rule.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
+    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
@@ -225,8 +225,6 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
     """The base's own attention: full, with sliding windows in the layers that have one."""
     config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
-    if kind is not None and kind.watched_as_long and kind.family.own_attention is not None:
-        return kind.family.own_attention(stack.config)
     if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
         return LongAttentionConfig("full")
     return base_attention(own_windows(config) if kind is None else kind.base_windows(config, layers))

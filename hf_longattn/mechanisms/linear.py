@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common import accelerator
+from ..engines.common.batch import differentiated, no_fused_kernels
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import at_least_fp32
-from ..engines.common.derivatives import differentiated, no_fused_kernels
 from ..engines.linear import Feature, packed_linear_attention
 from ..options import Options, option
 from .common.feature_map import LinearMechanism, elu_plus_one

@@ -43,10 +43,6 @@ class NystromOptions(Options):
         "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
         choices=("exact", "original"),
     )  # fmt: skip
-    landmarks_over: str = option(
-        "text", "what the segments and the convolution cover: text leaves padding out, input counts it, as in Nyströmformer's code",
-        choices=("text", "input"),
-    )  # fmt: skip
 
     def check(self) -> None:
         if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
@@ -62,7 +58,7 @@ class Nystrom(Mechanism):
 
     summary = "softmax attention approximated through landmarks, means of segments of the text"
     paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
-    when = "an encoder that you train, whose attention is smooth: landmarks stand for segments of the text; Nyströmformer checkpoints"
+    when = "an encoder that you train, whose attention is smooth: landmarks stand for segments of the text"
     engine = "low_rank"
     cost = "N·M"
     causal = False
@@ -75,7 +71,7 @@ class Nystrom(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.traits = self.traits.but(ignores_padding=options.landmarks_over == "text" and options.inv_coeff_init_option == "exact")
+        self.traits = self.traits.but(ignores_padding=options.inv_coeff_init_option == "exact")
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:
@@ -95,18 +91,16 @@ class Nystrom(Mechanism):
         self._check_lengths(q, k)
         k = repeat_heads(k, q.shape[1])
         length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
-        keys = call.real(k)
-        real = keys if self.options.landmarks_over == "text" else torch.ones_like(keys)
+        real = call.real(k)
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
         near = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
         middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
-        far = softmax_over(scale * q_marks @ k.transpose(-1, -2), keys[:, None, None].expand(-1, q.shape[1], count, -1))
+        far = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
         weights = near @ self._inverse(middle) @ far
-        if self.options.landmarks_over == "text" or length <= count:
-            direct = softmax_over(scale * q @ k.transpose(-1, -2), keys[:, None, None].expand(weights.shape))
-            weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
+        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
+        weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
         return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
 
     def _inverse(self, a: Tensor) -> Tensor:
@@ -139,7 +133,7 @@ class Nystrom(Mechanism):
         length, heads, dtype = k.shape[2], q.shape[1], q.dtype
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
-        real = call.key_mask if self.options.landmarks_over == "text" else None
+        real = call.key_mask
         padded_graph = torch.compiler.is_exporting() and real is not None  # the second branch is exact for short texts with padding, too
         if length <= self.options.num_landmarks and not padded_graph:
             out = dense_attention(q, k, v, call)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
 
 Places = tuple[Any, ...]
 """The coordinates of tokens on every axis, as broadcastable tensors."""
-PaddingOfLayer = Callable[[], tuple[Tensor | None, Tensor | None]]
-"""Computes the key and the value ``(H · D,)`` of a padding cell; ``None`` is zero."""
-
 GLOBAL, READS, NONE, ZEROS = "global", "reads", "none", "zeros"
 
 
@@ -104,7 +100,6 @@ class Window2d(MaskedMechanism):
     options: Window2dOptions
     grid: Grid | None = None
     """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
-    padding_of_layer: PaddingOfLayer | None = None
 
     @classmethod
     def covering_grid(cls, grid: Grid) -> dict[str, Any]:
@@ -121,26 +116,13 @@ class Window2d(MaskedMechanism):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set the padding key and value to 0, as without biases. In a model, ``traits.copies`` replaces them by the layer's biases."""
         super().reset_parameters(generator)
-        if self.pads and self.padding_of_layer is None:
+        if self.pads:
             nn.init.zeros_(self.pad_key)
             nn.init.zeros_(self.pad_value)
 
     @property
     def per_head_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("pad_key", "pad_value") if self.pads and self.padding_of_layer is None else ()
-
-    def take_padding_from(self, layer: PaddingOfLayer) -> None:
-        """Compute the padding key and value by ``layer`` in every call, instead of storing parameters."""
-        self.padding_of_layer, self.traits = layer, self.traits.but(copies={})
-        del self.pad_key, self.pad_value
-
-    def padding_rows(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The key and the value ``(H, D)`` of a padding cell."""
-        if self.padding_of_layer is None:
-            return self.pad_key, self.pad_value
-        shape = self.num_heads, self.head_dim
-        key, value = (like.new_zeros(shape) if row is None else row.view(shape) for row in self.padding_of_layer())
-        return key, value
+        return ("pad_key", "pad_value") if self.pads else ()
 
     @property
     def pads(self) -> bool:
@@ -246,13 +228,12 @@ class Window2d(MaskedMechanism):
         if larger == grid:
             return self.attend_on(grid, q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        pad_key, pad_value = self.padding_rows(k)
-        queries = padded(q, grid, larger, torch.zeros_like(pad_key))
-        keys, values = padded(k, grid, larger, pad_key), padded(v, grid, larger, pad_value)
+        queries = padded(q, grid, larger, torch.zeros_like(self.pad_key))
+        keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
         mask = call.key_mask
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, queries, grid, larger))
+        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
         out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -286,7 +267,7 @@ class Window2d(MaskedMechanism):
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         of_tokens, of_padding = self._dense_weights(*with_dense_terms(self, q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
-        return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
+        return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None`` without padding."""
@@ -298,10 +279,10 @@ class Window2d(MaskedMechanism):
         places = places[(places >= torch.tensor(grid.sizes, device=q.device)).any(1)]
         tokens = torch.arange(grid.length, device=q.device)[:, None]
         queries, fillers = grid.places(tokens), places.unbind(1)
-        scores = (q @ self.padding_rows(q)[0][..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
+        scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(places))
-        term = call.term.beyond_grid(fillers)
-        scores = scores if term is None else scores + term
+        bias = call.term.grid_bias
+        scores = scores if bias is None else scores + bias.beyond_grid(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
@@ -363,15 +344,13 @@ class Window2d(MaskedMechanism):
         return inside + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
 
 
-def _on_padded(term: ScoreTerm, queries: Tensor, grid: Grid, larger: Grid) -> ScoreMod:
-    """``term`` on the padded grid ``larger``, with its ``queries (B, H, N, D)``. Padding cells have distances, but no position in the
-    sequence."""
-    on_larger = term.on_larger(larger, queries)
-    if on_larger is not None:
-        return on_larger
+def _on_padded(term: ScoreTerm, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod:
+    """``term`` on the padded grid ``larger``. Padding cells have distances, but no position in the sequence."""
+    if term.grid_bias is not None:
+        return term.on(larger)
     inner = term.written_out
-    positions = torch.arange(grid.length, device=queries.device).view(1, 1, -1, 1)
-    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=queries.device)).flatten()
+    positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
+    positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         query, key = positions[q_idx], positions[kv_idx]

@@ -138,11 +138,7 @@ def compact(tensor: Tensor) -> Tensor:
     """The tensor, copied if it uses less than half of its storage, for example as a view of a prompt's last tokens."""
     if torch.compiler.is_compiling():
         return tensor
-    try:
-        storage_bytes = tensor.untyped_storage().nbytes()
-    except NotImplementedError:  # inside of torch.func's transformations
-        return tensor
-    return tensor if 2 * tensor.nbytes >= storage_bytes else tensor.clone()
+    return tensor if 2 * tensor.nbytes >= tensor.untyped_storage().nbytes() else tensor.clone()
 
 
 def cache_bytes(cache: Any) -> int:

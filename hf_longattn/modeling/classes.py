@@ -86,7 +86,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     )  # fmt: skip
     known = {mixin.__name__: mixin for mixin in of_inputs}
     usual, base_mixin = (known[name] for name in family.rule.mixins)
-    mixins: dict[str, type] = {base_model: usual if parts or family.wraps_encoder else base_mixin}
+    mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))

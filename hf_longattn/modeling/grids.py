@@ -7,28 +7,20 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from .family.definition import Family, known_family
 from .family.grid_config import TILE
-from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, GridRule, image_size
-from .family.page_rule import PLAIN_TEXT
+from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridRule, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
-HANDED: ContextVar[Mapping[str, Any] | None] = ContextVar("handed", default=None)
-"""Keywords of the call in this thread, for a module to which the base's ``forward`` passes none (VideoMAE's encoder)."""
-HANDED_ATTRIBUTE = "handed"
-"""Attribute of such a module that holds its keywords within ``torch.compile``, which cannot read context variables."""
 CHECKPOINTING = "_gradient_checkpointing_func"
 """The attribute of transformers' layers with the function that recomputes them in the backward pass."""
 
@@ -43,7 +35,7 @@ class LongGridMixin(LongAttentionMixin):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.rule
-        head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
+        head, pixels = type(self).__bases__[-1].__name__, arguments.get(PIXELS)
         rule.check_head(head, self.config, arguments)
         if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
@@ -78,10 +70,9 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
-        rule: Any = self.family.rule
-        pixels = arguments.get(rule.input)
+        pixels = arguments.get(PIXELS)
         if pixels is not None and pixels.is_floating_point():  # some bases convert images to their dtype, others fail
-            arguments[rule.input] = pixels.to(self.dtype)
+            arguments[PIXELS] = pixels.to(self.dtype)
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
         if self._collects_attentions(arguments):
@@ -92,54 +83,32 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
 
 
-def family_of(model: Any, *, of_pixels: bool = True) -> Family:
-    """The family of a model of images, Long or not.
-
-    of_pixels: whether to refuse videos and spectrograms.
-
-    Raises:
-        BackendError: the model does not read images on a grid of patches.
-    """
-    family: Any = known_family(model.config)
-    (PLAIN_TEXT if family is None else family.rule).check_images(model, of_pixels=of_pixels)
-    return family
-
-
-@dataclass(frozen=True)
-class InterpolationOnGrid:
-    """Value of ``interpolate_pos_encoding`` that also holds the image's grid. ViT-MAE's head passes nothing else to its decoder.
-
-    keywords: keywords that the decoder passes on to its layers.
-    """
-
-    interpolates: bool
-    grid: Grid
-    keywords: dict[str, Any]
-
-    def __bool__(self) -> bool:
-        return self.interpolates
-
-
-def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
-    """The grid rule of a model of images. All its patches are on one grid.
-
-    of_pixels: whether to refuse videos and spectrograms.
+def grid_rule(model: Any) -> GridRule:
+    """The grid rule of a model of images, Long or not. All its patches are on one grid.
 
     Raises:
         BackendError: the model does not read images on one grid of patches.
     """
-    rule: Any = family_of(model, of_pixels=of_pixels).rule
+    rule: Any = family_of(model).rule
     if rule.shapes is not None:
         raise BackendError(
             f"{type(model).__name__} reads patches that its processor cuts, but pixels are needed here; "
             "give a model of images of one size, such as google/siglip2-base-patch16-224."
         )
-    if rule.noise is not None:
-        raise BackendError(
-            f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole image; give a model "
-            "that was fine-tuned from it, such as a ViTForImageClassification."
-        )
     return rule
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model of images, Long or not.
+
+    Raises:
+        BackendError: the model does not read images on a grid of patches.
+    """
+    family = known_family(model.config)
+    if family is None or family.rule.reads != GridRule.reads:
+        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
+        raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
+    return family
 
 
 def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
@@ -147,7 +116,7 @@ def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, .
     rule, config = model.family.rule, model.config
     grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
     resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
-    if resizable and tuple(arguments[rule.input].shape[-2:]) != image_size(config.image_size):
+    if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(config.image_size):
         arguments[INTERPOLATE_ARGUMENT] = True
     return grid
 
@@ -163,30 +132,6 @@ def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
         yield
     finally:
         RUNNING_GRID.reset(token)
-
-
-@contextmanager
-def handing(module: nn.Module, keywords: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context, :func:`handed` returns these keywords for ``module``, in this thread."""
-    if torch.compiler.is_dynamo_compiling():
-        setattr(module, HANDED_ATTRIBUTE, keywords)
-        try:
-            yield
-        finally:
-            setattr(module, HANDED_ATTRIBUTE, None)
-        return
-    token = HANDED.set(keywords)
-    try:
-        yield
-    finally:
-        HANDED.reset(token)
-
-
-def handed(module: nn.Module) -> Mapping[str, Any]:
-    """The keywords of :func:`handing`."""
-    if torch.compiler.is_dynamo_compiling():
-        return getattr(module, HANDED_ATTRIBUTE, None) or {}
-    return HANDED.get() or {}
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
@@ -264,15 +209,4 @@ def tiled_cells(cells: Tensor, *sizes: int) -> Tensor:
     cells = cells.repeat(1, *repeats, 1)
     for axis, size in enumerate(sizes, 1):
         cells = cells.narrow(axis, 0, size)
-    return cells
-
-
-def interpolated_frames(cells: Tensor, *sizes: int) -> Tensor:
-    """A table's ``cells (1, time, height, width, D)``, interpolated to ``(1, *sizes, D)``. Linearly along time, then bicubically."""
-    if cells.shape[1] != sizes[0]:
-        lines = interpolate(cells[0].flatten(1, 2).permute(1, 2, 0), sizes[0], mode="linear", align_corners=False)
-        cells = lines.permute(2, 0, 1).unflatten(1, tuple(cells.shape[2:4]))[None]
-    if tuple(cells.shape[2:4]) != sizes[1:]:
-        images = interpolate(cells[0].permute(0, 3, 1, 2), sizes[1:], mode="bicubic", align_corners=False)
-        cells = images.permute(0, 2, 3, 1)[None]
     return cells

@@ -67,7 +67,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments on to attention."""
     marks_globals: ClassVar[bool] = False
-    """Whether global tokens are passed in the attention mask instead; see :mod:`.marked_mask`."""
+    """Whether global tokens are passed in the attention mask instead (DeBERTa-v2)."""
 
     packs_documents: bool = True
     """Whether this head works where a row has several documents; a base model says it in ``refusal_of_documents``."""

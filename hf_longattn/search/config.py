@@ -25,7 +25,6 @@ class SearchConfig(Settings):
     )
     length: int | None = of_conversion("max_length")
     image_size: str | int | Sequence[int] | None = of_conversion("image_size")
-    frames: int | None = of_conversion("frames")
     audio_seconds: float | None = setting(
         None, "Duration of the result's sounds.", unset="the checkpoint's", unit="seconds", type=float, metavar="SECONDS"
     )
@@ -80,7 +79,7 @@ class SearchConfig(Settings):
     def conversion(self) -> ConversionConfig:
         """Settings of the conversion whose result the designs are for."""
         return ConversionConfig(
-            max_length=self.length, image_size=self.image_size, frames=self.frames, audio_seconds=self.audio_seconds,
+            max_length=self.length, image_size=self.image_size, audio_seconds=self.audio_seconds,
             positions=self.positions, revision=self.revision, token=self.token,
         )  # fmt: skip
 

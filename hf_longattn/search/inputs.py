@@ -73,7 +73,7 @@ class SearchInputs:
         """Up to ``count`` inputs of this size, each as arguments of ``forward`` for one of them.
 
         Raises:
-            LengthError, DataError: no recording is so long, or a video has too few frames.
+            LengthError, DataError: no recording is so long.
             GridError: the processor makes inputs of another size.
         """
         if size not in self._pieces:

@@ -14,7 +14,7 @@ from ..conversion.architectures import converter_of
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources.base import Source, open_source
+from ..conversion.sources import Source, open_source
 from ..errors import CheckpointError
 from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
@@ -47,14 +47,10 @@ class SearchedModel:
         plan = self.original = self.planned(None)
         self.tokenizer = load_tokenizer(self.source.folder)
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
-        family, source_config = plan.architecture.family, plan.architecture.source_config
-        attention_of_base = family.own_attention
-        windows: list[int | None] = [None] * self.layers if attention_of_base else plan.kind.base_windows(source_config, self.layers)
+        windows = plan.kind.base_windows(plan.architecture.source_config, self.layers)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
         attention = plan.architecture.original_attention()
-        if attention is None:
-            attention = attention_of_base(source_config) if attention_of_base else base_attention(windows)
-        self.base_attention: LongAttentionConfig = attention
+        self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
         chosen = map(attention.for_layer, range(self.layers))
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None

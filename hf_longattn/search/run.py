@@ -17,7 +17,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources.base import Source
+from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..evaluation.layer_choice import choose_layers, layers_keep
 from ..evaluation.token_loss import LossChange
@@ -64,8 +64,7 @@ def search_design(
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images an image or a
-            folder of images (``Path``), for one of videos a folder of frames, an array (.npy) or a folder of these, for one of sound a
-            recording or a folder of recordings.
+            folder of images (``Path``), for one of sound a recording or a folder of recordings.
         output: a new YAML file for the design, a recipe of ``longattn convert --config``; ``None`` writes none.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
         progress: called with a sentence before each step.
@@ -288,8 +287,7 @@ class Search:
         compared = self.length if isinstance(self.length, int) else self.length.tokens
         recipe = chosen.design.recipe(
             max_length=conversion.max_length,
-            image_size=None if conversion.image_size is None else size_text(sizes.new.value[-2:]),
-            frames=conversion.frames,
+            image_size=None if conversion.image_size is None else size_text(sizes.new.value),
             audio_seconds=conversion.audio_seconds,
             positions=None if conversion.positions == "auto" else conversion.positions,
         )

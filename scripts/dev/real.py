@@ -52,7 +52,7 @@ def downloaded_folder() -> Path:
     Raises:
         CheckpointError: the Hub cannot be reached.
     """
-    from hf_longattn.conversion.sources.hub import fetch_model
+    from hf_longattn.conversion.sources import fetch_model
 
     try:
         return fetch_model(NAME, None, None, weights=True)

@@ -38,9 +38,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DeiTForImageClassification": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
     "DeiTForImageClassificationWithTeacher": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
     "Dinov2Model": ("Dinov2", "BitImageProcessor", CROPPED),
-    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegisters", "BitImageProcessor", CROPPED),
-    "ViTMSNModel": ("ViTMSN", "ViTImageProcessor", {"size": SQUARE}),
-    "IJepaModel": ("IJepa", "ViTImageProcessor", {"size": SQUARE}),
+    "Dinov2ForImageClassification": ("Dinov2", "BitImageProcessor", CROPPED),
+    "SiglipVisionModel": ("SiglipVision", "SiglipImageProcessor", {"size": SQUARE}),
     "ViTForMaskedImageModeling": ("ViT", "ViTImageProcessor", {"size": SQUARE}),
 }
 VIT = "ViTForImageClassification"
@@ -77,7 +76,7 @@ def test_a_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_pat
     source, long = saved(name), tmp_path / "long"
     report = (
         convert_checkpoint(source, long, image_size=64, prefix_tokens="none")
-        if name != "IJepaModel"
+        if name != "SiglipVisionModel"
         else convert_checkpoint(source, long, image_size=64)
     )
     checks = statuses(report)
@@ -89,6 +88,7 @@ def test_a_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_pat
     config = values(long, "config.json")
     assert (config["image_size"], config["long_image_size"], config["position_extension"]) == (32, [64, 64], "tile")
     assert config["long_attention"]["window"] == [8]
+    assert (report.plan["old_grid"], report.plan["new_grid"]) == ([8, 8], [16, 16])
 
 
 @pytest.mark.thorough
@@ -96,18 +96,12 @@ def test_a_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_pat
 def test_every_family_of_images(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].model_classes)[0]
     grid_models.saved(base, head, tmp_path / head)
-    size: dict[str, Any] = {"image_size": 64}
-    if base in grid_models.SPECTROGRAMS:
-        size = {"audio_seconds": 0.64}
-    if base in grid_models.VIDEOS:
-        size = {"image_size": 48, "frames": 8}
-    report = convert_checkpoint(tmp_path / head, tmp_path / "long", **size)
+    report = convert_checkpoint(tmp_path / head, tmp_path / "long", image_size=64)
     checks = statuses(report)
     example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})
     assert report.passed
-    whole = FAMILIES[base].base_attention_name
-    assert checks["equal where the mechanism covers the input"] == checks[f"equal at the new size with {whole}"] == "passed"
+    assert checks["equal where the mechanism covers the input"] == checks["equal at the new size with full attention"] == "passed"
 
 
 def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
@@ -180,7 +174,7 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
     ("name", "task"),
     [
         (VIT, "image-classification"),
-        ("Dinov2WithRegistersForImageClassification", "image-classification"),
+        ("Dinov2ForImageClassification", "image-classification"),
         ("Dinov2Model", "image-feature-extraction"),
     ],
 )
@@ -388,8 +382,8 @@ def test_a_refusal_of_the_command_is_one_line(saved: Checkpoint, tmp_path: Path,
 
 
 def test_prefix_tokens_of_a_model_without_them(saved: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="IJepaModel has none; leave it out"):
-        plan_conversion(saved("IJepaModel"), image_size=64, mechanism="window2d", prefix_tokens="reads")
+    with pytest.raises(OptionError, match="SiglipVisionModel has none; leave it out"):
+        plan_conversion(saved("SiglipVisionModel"), image_size=64, mechanism="window2d", prefix_tokens="reads")
 
 
 def test_a_size_of_images_for_a_model_of_text(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longattn.conversion import convert_checkpoint, model_loading
 from hf_longattn.conversion.model_loading import WeightsInFiles, available_memory, choose_memory_mode, outputs
-from hf_longattn.conversion.sources.base import open_source
+from hf_longattn.conversion.sources import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
 from tests.unsupported import ROTARY

@@ -24,10 +24,7 @@ from tests.cells import every_cell
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-OF_PAGES: dict[str, dict[str, Any]] = {
-    "lilt": {"hidden_size": 48},
-    "markuplm": {"max_depth": 4},
-}
+OF_PAGES: dict[str, dict[str, Any]] = {"markuplm": {"max_depth": 4}}
 """Sizes of the places that they read of every token; they have no head over words."""
 FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
 BASES = tuple(base for base in IN_FULL if any(table.offset == "padding" for table in FAMILIES[base].position_tables))

@@ -96,7 +96,6 @@ LAYERS = [
     ("opt", "OPTForCausalLM", "num_hidden_layers"),
     ("mixtral", "MixtralForCausalLM", "num_hidden_layers"),
     ("vit", "ViTForImageClassification", "num_hidden_layers"),
-    ("vit_mae", "ViTMAEForPreTraining", "decoder_num_hidden_layers"),
     ("albert", "AlbertForMaskedLM", "num_hidden_groups"),
     ("albert", "AlbertForMaskedLM", "inner_group_num"),
 ]
@@ -113,18 +112,6 @@ def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, 
     assert re.match(rf"\d+ tensors that a {head} needs are missing in ", refusal(folder))
     change_config(folder, **{field: count - 1})
     assert re.search(rf"has tensors of layer {count - 1} \(.*\), but {field} is {count - 1}; correct its config\.json", refusal(folder))
-
-
-def test_a_decoder_that_is_new_is_not_missing(tmp_path: Path) -> None:
-    """A head of which the file has no layer is initialised; one of which it has some was cut."""
-    folder, of_layers = saved("vit_mae", "ViTMAEForPreTraining", tmp_path / "short"), "decoder.decoder_encoder.layer."
-    weights = load_file(folder / "model.safetensors")
-    without = {name: value for name, value in weights.items() if not name.startswith(of_layers)}
-    save_file(without, folder / "model.safetensors", {"format": "pt"})
-    assert len(plan_conversion(folder, mechanism="full").tensors) == len(without) < len(weights)
-    first = f"{of_layers}0.layernorm_before.bias"
-    save_file({**without, first: weights[first]}, folder / "model.safetensors", {"format": "pt"})
-    assert re.match(r"\d+ tensors that a ViTMAEForPreTraining needs are missing in ", refusal(folder))
 
 
 def test_layers_that_are_missing_among_others_are_counted(checkpoint: Callable[..., Path]) -> None:

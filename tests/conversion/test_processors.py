@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    ASTFeatureExtractor,
     AutoFeatureExtractor,
     AutoImageProcessor,
+    LayoutLMConfig,
+    LayoutLMModel,
     LayoutLMv3Tokenizer,
-    LiltConfig,
-    LiltModel,
     ViTImageProcessor,
 )
 
@@ -25,7 +24,6 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs import grid, sound, text
 from hf_longattn.processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, VIDEO_PROCESSOR, ProcessorFile
-from tests.families import test_audio_spectrogram_transformer as ast
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
 from tests.modeling.audio_models import whisper_processor
@@ -42,12 +40,6 @@ def nested(folder: Path, part: str, values: dict[str, Any]) -> None:
 def saved_whisper(folder: Path) -> None:
     whisper.save(folder, max_source_positions=150)
     whisper_processor(16, 3).save_pretrained(folder)
-
-
-def saved_ast(folder: Path) -> None:
-    ast.save(folder)
-    (folder / FILE).unlink()
-    nested(folder, "feature_extractor", json.loads(ASTFeatureExtractor(max_length=104, num_mel_bins=64).to_json_string()))
 
 
 def saved_vit(folder: Path) -> None:
@@ -71,7 +63,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[
         saved_whisper, {"audio_seconds": 6, "needs_training": True}, "feature extractor",
         lambda folder: heard(folder, "input_features"), (1, 16, 600),
     ),
-    "AST": (saved_ast, {"audio_seconds": 3}, "feature extractor", lambda folder: heard(folder, "input_values"), (1, 300, 64)),
+
     "ViT": (saved_vit, {"image_size": "48x64"}, "image processor", seen, (1, 3, 48, 64)),
 }  # fmt: skip
 
@@ -143,13 +135,13 @@ class TestText:
             self.checks(tmp_path / "short", tmp_path / "long")
 
     def page(self, folder: Path) -> Path:
-        """A LiLT of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""
+        """A LayoutLM of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""
         letters = [*map(chr, range(33, 127)), "Ġ"]
         vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
         LayoutLMv3Tokenizer(vocab=vocabulary, merges=[], model_max_length=60).save_pretrained(folder / "short")
         sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        places = {"max_position_embeddings": 62, "pad_token_id": 1}
-        LiltModel(LiltConfig(vocab_size=len(vocabulary), **sizes, **places)).save_pretrained(folder / "short")
+        places = {"max_position_embeddings": 60, "pad_token_id": 1}
+        LayoutLMModel(LayoutLMConfig(vocab_size=len(vocabulary), **sizes, **places)).save_pretrained(folder / "short")
         return folder / "short"
 
     def checks(self, source: Path, target: Path) -> dict[str, Check]:

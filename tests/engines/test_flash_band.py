@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -314,14 +313,3 @@ def test_nothing_is_copied_for_tensors_as_projections_store_them() -> None:
     assert [x.data_ptr() for x in stored] == [x.data_ptr() for x in (q, k, v)]
     out = block_sparse_attention(q, k, v, Pattern.window(8, causal=True), AttentionCall(causal=True))
     assert out.transpose(1, 2).is_contiguous()
-
-
-@pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-def test_second_derivatives_are_refused_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
-    from hf_longattn.errors import DerivativeError
-
-    caplog.set_level(logging.WARNING)
-    q, k, v = tensors()
-    (gradient,) = torch.autograd.grad(attend(q, k, v, "window", window=64).square().sum(), q, create_graph=True)
-    with pytest.raises(DerivativeError, match="second derivative"):
-        gradient.sum().backward()

@@ -13,7 +13,6 @@ from hf_longattn.engines import grid_windows
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
-from hf_longattn.positions.axis_term import AxisTerm
 from tests.cells import every_cell
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
@@ -63,7 +62,7 @@ def test_a_bias_alone_can_be_trained() -> None:
 @pytest.mark.thorough
 @every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix_tokens", ["global", "reads", "none"])
-@every_cell("term", [None, "bias", "axes"])
+@every_cell("term", [None, "bias"])
 def test_a_key_mask_is_cut_into_windows(
     sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,10 +79,6 @@ def test_a_key_mask_is_cut_into_windows(
         table = torch.randn(2, 5 ** len(sizes) + 3, dtype=torch.double, generator=generator, requires_grad=True)
         inputs.append(table)
         arguments["score_mod"] = GridBias(table, (3,) * len(sizes))
-    elif term == "axes":
-        tables = tuple(torch.randn(7, 8, dtype=torch.double, generator=generator, requires_grad=True) for _ in sizes)
-        inputs.extend(tables)
-        arguments["score_mod"] = AxisTerm(q, tables, grid)
     rows = real[:, None, :, None]
     with observe(lambda _, choice: paths.append(choice.path)):
         ours = attend(q, k, v, "window2d", **arguments)

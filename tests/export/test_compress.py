@@ -46,11 +46,11 @@ pytest.importorskip("torchao")
 WINDOW = {"mechanism": "window", "window": 16}
 QUICK: dict[str, Any] = {"length": 96, "documents": 2}
 QUICK_BASES = ("bert", "gpt2", "llama")
-HEADS = ("albert", "gemma", "gpt2", "gpt_bigcode", "gpt_neox", "modernbert", "olmo2", "phi3")
+HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "olmo2", "phi3")
 """Bases whose heads are not cut out: their projections are fused or shared, a norm spans all heads, or keys and values have one head."""
 WITHOUT_LOSS = ("clip_text_model", "markuplm", "siglip2_text_model", "siglip_text_model")
 """Bases that predict no tokens, by whose loss heads and units are chosen."""
-UNITS = ("albert", "gpt2", "gpt_bigcode", "mixtral", "modernbert", "phi3", "qwen3_moe")
+UNITS = ("albert", "gpt2", "mixtral", "modernbert", "phi3", "qwen3_moe")
 """Bases whose feed-forward units are not cut out: they are not linear layers of one width in every layer."""
 NOT_QUANTISED = {
     "gpt2": r"has no nn\.Linear layers, which torchao quantises",  # Conv1D

@@ -21,7 +21,7 @@ from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 BASE = "layoutlm"
-OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits", "vmap"), "none")}
+OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits"), "none")}
 """It is no decoder and no mixture of experts, and transformers' own cannot be mapped either."""
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> No
         assert model(tokens(1, 256), bbox=boxes(model.config, 1, 256)).start_logits.isfinite().all()
 
 
-@pytest.mark.slow  # LiLT's quick test is of onnx, with the same input
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_graph_takes_boxes(format: str, tmp_path: Path) -> None:
     """Each comparison with the model has boxes, so a graph without them would fail."""

@@ -24,7 +24,7 @@ from tests.reference.small_models import long_like, long_model, padding, plain_m
 
 BASE = "markuplm"
 WINDOW = {"mechanism": "window", "window": 16}
-OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpointing", "router logits", "vmap"), "none")}
+OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpointing", "router logits"), "none")}
 """It is no decoder and no mixture of experts, and transformers' own can neither be mapped nor checkpointed."""
 
 

@@ -1,4 +1,4 @@
-"""T5, mT5 and UMT5: the encoder long, the decoder and cross-attention full unless chosen, T5's relative positions in every mechanism."""
+"""T5 and mT5: the encoder long, the decoder and cross-attention full unless chosen, T5's relative positions in every mechanism."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
 from tests.alike import engine_of_form
 from tests.cells import every_cell
-from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.reference.small_models import checkpoint_activations, tokens
 
-BASES = ("t5", "mt5", "umt5")
+BASES = ("t5", "mt5")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=200)
 EOS = 3
@@ -96,7 +95,7 @@ def test_transformers_own_long_t5_is_another() -> None:
     assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
 
 
-@every_cell("base", ["t5", "umt5"], of=2)
+@every_cell("base", ["t5"])
 class TestEitherAttention(EncoderDecoderContract):
     """mT5's is T5's."""
 
@@ -204,10 +203,9 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", quickly(("t5", "umt5"), ("t5",)))
-def test_compiled(base: str) -> None:
-    """One graph, without breaks; slow tests have UMT5, whose layers run the same :class:`BucketedAttention`."""
-    TestEitherAttention().check_compiled(base, num_layers=1, num_decoder_layers=1)
+def test_compiled() -> None:
+    """One graph, without breaks."""
+    TestEitherAttention().check_compiled("t5", num_layers=1, num_decoder_layers=1)
 
 
 @pytest.mark.slow  # a cache copies the config, which takes seconds to trace

@@ -32,12 +32,11 @@ def padding(length: int) -> Tensor:
 
 
 @every_cell("start", ["exact", "original"])
-@every_cell("over", ["text", "input"])
 @every_cell("conv_kernel", [None, 1, 9])
 @every_cell("length", [12, 150])
-def test_every_option_equals_the_definition(length: int, conv_kernel: int | None, over: str, start: str) -> None:
+def test_every_option_equals_the_definition(length: int, conv_kernel: int | None, start: str) -> None:
     torch.manual_seed(0)
-    module = built(num_landmarks=16, conv_kernel=conv_kernel, landmarks_over=over, inv_coeff_init_option=start)
+    module = built(num_landmarks=16, conv_kernel=conv_kernel, inv_coeff_init_option=start)
     q = torch.randn(4, 4, length, 8, requires_grad=True)
     k, v = (torch.randn(4, 2, length, 8, requires_grad=True) for _ in range(2))
     for mask in (None, padding(length)):
@@ -110,7 +109,6 @@ def test_segments_are_nearly_equal_runs(length: int) -> None:
         ({"iterations": 0}, "'iterations'.*is 0"),
         ({"conv_kernel": 4}, "'conv_kernel'.*is 4, but must be odd"),
         ({"inv_coeff_init_option": "exactly"}, "Did you mean 'exact'"),
-        ({"landmarks_over": "texts"}, "Did you mean 'text'"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) -> None:

@@ -16,7 +16,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
-    ParakeetFeatureExtractor,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
@@ -35,10 +34,8 @@ __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model",
 
 APART = ("whisper",)
 """Encoders with a decoder; they have tests of their own in tests/families."""
-FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
-BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].wraps_encoder]
-"""Families with a model below their heads."""
-HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].model_classes]
+BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
+HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
@@ -46,8 +43,6 @@ THREE_CONVOLUTIONS: dict[str, Any] = {
     "conv_dim": [16] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
 }  # fmt: skip
 """A feature encoder with the usual 50 frames a second, whose lengths a graph traces in less than half the time of seven convolutions."""
-PADDING_IS_HEARD = ("wav2vec2-conformer",)
-"""Bases whose convolutions in every layer read the frames of padding, which mean nothing."""
 
 
 def small_model(base: str, head: str, **values: Any) -> Any:
@@ -142,8 +137,6 @@ def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
         extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=model.config.max_source_positions // 50)
     elif base == "wav2vec2-bert":
         extractor = SeamlessM4TFeatureExtractor(feature_size=mels // 2, num_mel_bins=mels // 2, stride=2)
-    elif mels is not None:
-        extractor = ParakeetFeatureExtractor(feature_size=mels)
     extractor.save_pretrained(folder)
     return model
 

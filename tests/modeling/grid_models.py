@@ -13,24 +13,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.modeling.family.config import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_image_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "grid"]
-SPECTROGRAMS = [name for name in BASES if FAMILIES[name].rule.noun == "spectrogram"]
-"""Bases whose only axis that grows is time; an image's width stands for the number of frames."""
-VIDEOS = [name for name in BASES if FAMILIES[name].rule.noun == "video"]
-"""Bases of videos of ``FRAMES`` frames, two to a tubelet; a size is that of a frame."""
-FRAMES = 4
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
 """Pixels of a patch, and patches along each axis of the image for which the small models are made."""
-BINS = 32
-"""Mel bins and frames of the spectrogram for which the small models are made."""
 
 
 def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
@@ -40,7 +32,7 @@ def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
     model: Any = FAMILIES[base].base_class(head)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "bias_table" in name or "rpb" in name or "register_tokens" in name or (base in SPECTROGRAMS and "position" in name):
+            if "bias_table" in name or "rpb" in name or "register_tokens" in name:
                 nn.init.normal_(parameter)
             elif parameter.ndim == 2 and parameter.requires_grad:  # attention of an untrained model hardly shows in its outputs
                 parameter.mul_(4)
@@ -52,30 +44,11 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
     return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
 
 
-def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0, head: str = "") -> dict[str, Tensor]:
-    """Images of this many pixels, as the base's ``head`` reads them."""
+def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Images of this many pixels, as the base reads them."""
     generator = torch.Generator().manual_seed(seed)
-    if base in SPECTROGRAMS:
-        return {"input_values": torch.randn(batch, size[1], BINS, generator=generator)}
-    if base in VIDEOS:
-        inputs = {FAMILIES[base].rule.input: torch.randn(batch, FRAMES, 3, *size, generator=generator)}
-        if not head.endswith("ForPreTraining"):
-            return inputs
-        cells = FRAMES // 2 * (size[0] // PATCH) * (size[1] // PATCH)
-        return {**inputs, "bool_masked_pos": torch.rand(batch, cells, generator=generator).argsort(1) < cells // 2}
     pixels = torch.randn(batch, 3, *size, generator=generator)
-    rows, columns = size[0] // PATCH, size[1] // PATCH
-    if FAMILIES[base].rule.shapes is not None:
-        return patches(pixels)
-    if base == "vit_mae":
-        return {"pixel_values": pixels, "noise": torch.rand(batch, rows * columns, generator=generator)}
-    return {"pixel_values": pixels}
-
-
-def grid_of(base: str, config: Any, size: tuple[int, int]) -> Grid:
-    """The grid of images of this many pixels."""
-    of_video = (FRAMES, *size) if base in VIDEOS else size
-    return FAMILIES[base].rule.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else of_video)
+    return {"pixel_values": pixels} if FAMILIES[base].rule.shapes is None else patches(pixels)
 
 
 def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
@@ -92,12 +65,7 @@ def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
 
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:
     """Whether the base's head reads images of this size."""
-    rule: Any = FAMILIES[base].rule
-    if rule.resizes == "none" and size[1] != BINS:
-        return False
-    if head in rule.trained_size:
-        return size == (PATCH * SIDE, PATCH * SIDE)
-    return size[0] == size[1] or head not in rule.square
+    return size[0] == size[1] or head not in FAMILIES[base].rule.square
 
 
 def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
@@ -141,7 +109,7 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
 
         return hook
 
-    sites = [site for site in attention_sites(model) if "predictor." not in site.name]
+    sites = attention_sites(model)
     if "attention_mask" not in inspect.signature(type(sites[0].module).forward).parameters:
         for site in sites:
             allowed = visible[site.layer % len(visible)]

@@ -139,7 +139,6 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
     ("models", "base", "head", "divides"),
     [
         (grid_models, "vit", "ViTForImageClassification", True),
-        (grid_models, "videomae", "VideoMAEForVideoClassification", True),
         (audio_models, "wav2vec2", "Wav2Vec2ForSequenceClassification", True),
         (audio_models, "wav2vec2", "Wav2Vec2ForCTC", False),
     ],

@@ -31,7 +31,7 @@ ROTARY = {
 }
 """Kind of config -> the families that were written by hand with rotary positions."""
 TABLES: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    **dict.fromkeys(("bert", "electra", "gpt2", "gpt_bigcode"), ("LongConfig", [{}])),
+    **dict.fromkeys(("bert", "electra", "gpt2"), ("LongConfig", [{}])),
     **dict.fromkeys(("albert", "distilbert", "layoutlm"), ("LongEncoderConfig", [{}])),
     **dict.fromkeys(
         ("camembert", "esm", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"), ("LongConfig", [AFTER_PADDING])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 import threading
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, Trainer, TrainingArguments, pipeline
 from transformers.models.auto import modeling_auto
 
-from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
@@ -25,11 +23,8 @@ from tests.grids import grid, quickly
 from tests.modeling.grid_models import (
     BASES,
     HEADS,
-    SPECTROGRAMS,
-    VIDEOS,
     base_model,
     defined,
-    grid_of,
     inputs_of,
     long_model,
     patches,
@@ -46,19 +41,16 @@ NEW_SIZES = ((32, 32), (48, 48), (40, 64))
 MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "window2d", "window": 5, "padding": "zeros"})
 
 
-COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit", "videomae", "vjepa2"]
-CLASSIFIERS = ("ForImageClassification", "ForAudioClassification", "ForVideoClassification")
-FULL = [base for base in BASES if FAMILIES[base].own_attention is None]
-"""Bases with full attention; for the others there is a test in tests/families."""
+COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
 
 
 @every_cell(("base", "head"), HEADS, of=9, alike=lambda base, head: base)
 @torch.no_grad()
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
-    model = long_model(base, head, tmp_path, **({} if FAMILIES[base].own_attention else {"long_attention": {"mechanism": "full"}}))
+    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
     for size in filter(lambda size: reads(base, head, size), NEW_SIZES):
-        inputs = inputs_of(base, size, head=head)
+        inputs = inputs_of(base, size)
         outputs = tensors(plain(**inputs, **resized(base, size))), tensors(model(**inputs))
         for of_base, of_long in zip(*outputs, strict=True):
             torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-6)
@@ -66,26 +58,18 @@ def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path
 
 @every_cell(
     ("base", "mechanism"),
-    [(base, mechanism) for base in FULL if base != "data2vec-vision" for mechanism in MECHANISMS],
+    [(base, mechanism) for base in BASES for mechanism in MECHANISMS],
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
     of=4,
     alike=lambda base, mechanism: mechanism["mechanism"],
 )
 @torch.no_grad()
 def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
-    """Of Data2Vec, whose base takes no mask, the next test has it."""
     head = base_model(base)
     plain = saved(base, head, tmp_path)
-    if base in VIDEOS and "kernel_size" in mechanism:  # two tubelets
-        mechanism = {**mechanism, "kernel_size": [2, 5, 5]}
     model = long_model(base, head, tmp_path, long_attention=mechanism)
-    size = (40, 64) if reads(base, head, (40, 64)) else (32, 32)
-    inputs, grid = inputs_of(base, size), grid_of(base, model.config, size)
-    masks = defined(model, grid)
-    if base == "vit_mae":  # the patches that are left, in the base's order
-        cells = inputs["noise"].argsort(1)[:, : grid.cells // 4] + 1
-        places = torch.cat([torch.zeros(2, 1, dtype=torch.long), cells], 1)
-        masks = [torch.stack([mask[row][:, row] for row in places])[:, None] for mask in masks]
+    size = (40, 64)
+    inputs, masks = inputs_of(base, size), defined(model, FAMILIES[base].rule.of_size(model.config, size))
     with seeing(plain, *masks):
         expected = tensors(plain(**inputs, **resized(base, size)))
     for of_base, of_long in zip(expected, tensors(model(**inputs)), strict=True):
@@ -93,26 +77,23 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
-@every_cell("base", [base for base in FULL if base not in ("data2vec-vision", *SPECTROGRAMS, *VIDEOS)])  # which have tests
+@every_cell("base", BASES)
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
-    whole_image = {"mask_ratio": 0.0} if base == "vit_mae" else {}
-    plain = saved(base, base_model(base), tmp_path, **whole_image)
+    plain = saved(base, base_model(base), tmp_path)
     attention = {**WINDOWS, "prefix_tokens": "none"}
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
     prefix = FAMILIES[base].rule.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
     inputs = patches(pixels) if FAMILIES[base].rule.shapes else {"pixel_values": pixels}
-    raster = {"noise": torch.arange(24.0 * 16)[None]} if base == "vit_mae" else {}
-    cells = model(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
+    cells = model(**inputs).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
     front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
         inputs = patches(crop) if FAMILIES[base].rule.shapes else {"pixel_values": crop}
-        raster = {"noise": torch.arange(64.0)[None]} if base == "vit_mae" else {}
         with seeing(plain, front[:, None] == front):
-            expected = plain(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
+            expected = plain(**inputs).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
         torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -134,8 +115,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
             model.activation_checkpointing_enable(settings)
         embedded: Any = model.get_input_embeddings()
         if settings is not None and settings["use_reentrant"]:  # whose inputs must need gradients
-            name = FAMILIES[base].rule.input
-            inputs[name] = inputs[name].requires_grad_()
+            inputs["pixel_values"] = inputs["pixel_values"].requires_grad_()
         torch.manual_seed(0)
         tensors(model(**inputs))[0].square().mean().backward()
         grads.append(next(embedded.parameters()).grad)
@@ -146,7 +126,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
 @every_cell("base", BASES, of=4)
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
-    model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
+    model = long_model(base, base_model(base), tmp_path, position_extension="tile")
     model.train().activation_checkpointing_enable({"use_reentrant": False})
     inputs, outputs = inputs_of(base, (40, 48)), []
     for copied in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
@@ -203,27 +183,11 @@ def test_compiled_once_for_inputs_of_any_size(base: str, axes: int, tmp_path: Pa
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for size, stance in (((40, 48), "default"), ((52 if axes == 2 else 40, 60), "fail_on_recompile")):
         inputs = inputs_of(base, size)
-        of_image = inputs[FAMILIES[base].rule.input]
+        of_image = inputs["pixel_values"]
         torch._dynamo.mark_dynamic(of_image, [of_image.ndim - number for number in range(1, 1 + axes)])
         with torch.compiler.set_stance(stance):
             output = tensors(compiled(**inputs))[0]
         torch.testing.assert_close(output, tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("attention", "of_decoder"), [*itertools.product(MECHANISMS, MECHANISMS)], ids=str)
-@torch.no_grad()
-def test_a_masked_autoencoder_is_compiled_without_a_graph_break(
-    attention: dict[str, Any], of_decoder: dict[str, Any], tmp_path: Path
-) -> None:
-    """Encoder and decoder, whose positions are tiled, and which has no keyword arguments in the base."""
-    torch._dynamo.reset()
-    base, head = "vit_mae", "ViTMAEForPreTraining"
-    saved(base, head, tmp_path, **ONE_LAYER)
-    model = long_model(base, head, tmp_path, long_attention=attention, decoder_long_attention=of_decoder, position_extension="tile")
-    inputs = inputs_of(base, (40, 48))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
 def auto_classes(model: Any) -> list[Any]:
@@ -245,10 +209,10 @@ def automatic_heads(base: str) -> set[str]:
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
     attention = {**WINDOWS, "window": 3, "shift": "alternate"}
-    size = FAMILIES[base].rule.fields_of_size((40, 48))
+    size = {"long_image_size": [40, 48]}
     model = long_model(base, head, tmp_path / "short", long_attention=attention, **size)
     model.save_pretrained(tmp_path / "long")
-    inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32), head=head)
+    inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32))
     expected = tensors(model(**inputs))
     automatic = auto_classes(model)
     assert bool(automatic) == (head in automatic_heads(base))
@@ -264,18 +228,15 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
             torch.testing.assert_close(of_loaded, of_model)
 
 
-EXPORTED = [entry for entry in HEADS if entry != ("videomae", "VideoMAEForPreTraining")]  # the base indexes by a mask, to any length
-
-
 @pytest.mark.slow
-@every_cell(("base", "head"), grid(EXPORTED, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=3)
+@every_cell(("base", "head"), grid(HEADS, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=3)
 @torch.no_grad()
 def test_exported(base: str, head: str, tmp_path: Path) -> None:
     """The base model of every other family; its heads are transformers' code (slow)."""
-    saved(base, head, tmp_path, **({} if head.endswith("Segmentation") else ONE_LAYER))
+    saved(base, head, tmp_path, **ONE_LAYER)
     model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3})
     size = (40, 48) if reads(base, head, (40, 48)) else (32, 32)
-    inputs = inputs_of(base, size, head=head)
+    inputs = inputs_of(base, size)
     if FAMILIES[base].rule.shapes is not None:  # a tensor of sizes, which no graph knows
         inputs = {"pixel_values": inputs["pixel_values"], "pixel_attention_mask": None, "spatial_shapes": (10, 12)}
     exported = torch.export.export(model, (), kwargs=dict(inputs)).module()
@@ -287,14 +248,14 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
 @every_cell("base", BASES, of=4)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
     heads = FAMILIES[base].model_classes
-    head = next((head for head in heads if head.endswith(("ForPreTraining", *CLASSIFIERS))), None)
+    head = next((head for head in heads if head.endswith("ForImageClassification")), None)
     if head is None:  # towers and backbones have no loss: that of the model's output takes its place
         head = base_model(base)
     saved(base, head, tmp_path / "short")
     model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3}).train()
-    inputs = [inputs_of(base, (40, 48), batch=1, seed=seed, head=head) for seed in range(4)]
+    inputs = [inputs_of(base, (40, 48), batch=1, seed=seed) for seed in range(4)]
     rows = [{name: value[0] for name, value in row.items()} for row in inputs]
-    if head.endswith(CLASSIFIERS):
+    if head.endswith("ForImageClassification"):
         rows = [{**row, "labels": seed} for seed, row in enumerate(rows)]
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -308,7 +269,7 @@ def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_p
         remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     Step(model, arguments, train_dataset=rows).train()
-    projections = [name for name in before if name.endswith(("q_proj.weight", "query.weight", "qkv.weight")) and "predictor." not in name]
+    projections = [name for name in before if name.endswith(("q_proj.weight", "query.weight", "qkv.weight"))]
     assert projections
     assert not [name for name in projections if torch.equal(before[name], model.get_parameter(name))]
 
@@ -362,41 +323,6 @@ def test_the_loss_of_masked_patches_is_that_of_the_image(base: str, head: str, t
     assert model.config.image_size != 48
 
 
-@torch.no_grad()
-def test_the_decoder_of_a_masked_autoencoder_has_its_own_mechanism(tmp_path: Path) -> None:
-    base, head = "vit_mae", "ViTMAEForPreTraining"
-    plain = saved(base, head, tmp_path)
-    inputs, grid = inputs_of(base, (40, 64)), Grid((10, 16), 1)
-    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"}, decoder_long_attention=MECHANISMS[0])
-    masks = defined(model.decoder, grid)
-    with seeing(plain.decoder, *masks):
-        expected = plain(**inputs, **resized(base, (40, 64))).logits
-    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-    model.save_pretrained(tmp_path / "long")
-    loaded = FAMILIES[base].model_class(head).from_pretrained(tmp_path / "long").eval()
-    torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-    model.use_base_attention()
-    torch.testing.assert_close(model(**inputs).logits, plain(**inputs, **resized(base, (40, 64))).logits, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_tiled_positions_of_the_decoder_of_a_masked_autoencoder(tmp_path: Path) -> None:
-    """Whatever runs the attention; they are at the new size what a base of that size has in its table."""
-    base, head = "vit_mae", "ViTMAEForPreTraining"
-    plain = saved(base, head, tmp_path)
-    inputs = inputs_of(base, (40, 64))
-    model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"}, position_extension="tile")
-    tables: Any = {"vit": plain.vit.embeddings.position_embeddings, "decoder": plain.decoder.decoder_pos_embed}
-    plain.vit.embeddings.interpolate_pos_encoding = lambda *_: tiled_positions(tables["vit"], 1, 10, 16)
-    plain.decoder.interpolate_pos_encoding = lambda _: tiled_positions(tables["decoder"], 1, 10, 16)
-    expected = plain(**inputs, **resized(base, (40, 64))).logits
-    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-    model.use_base_attention()
-    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(GridError, match="it did not get the grid; call the model, which hands it down"):
-        model.decoder(torch.randn(2, 41, model.config.hidden_size), inputs["noise"].argsort(1), interpolate_pos_encoding=True)
-
-
 class TestRefusals:
     def test_a_size_that_is_no_multiple_of_the_patch(self, tmp_path: Path) -> None:
         saved("vit", "ViTForImageClassification", tmp_path)
@@ -409,10 +335,6 @@ class TestRefusals:
         model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         with pytest.raises(GridError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
             model(torch.randn(1, 3, 32, 64))
-        head = "Data2VecVisionForSemanticSegmentation"
-        saved("data2vec-vision", head, tmp_path / "data2vec")
-        with pytest.raises(GridError, match=r"reads the size of its images from its config, 32 × 32 pixels.* 64 × 64; resize"):
-            long_model("data2vec-vision", head, tmp_path / "data2vec")(torch.randn(1, 3, 64, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])
     def test_a_mechanism_for_texts_without_an_order(self, mechanism: str) -> None:

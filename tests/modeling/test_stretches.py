@@ -26,8 +26,8 @@ NORMS = ("group", "layer")
 
 
 def norms_of(base: str) -> tuple[str, ...]:
-    """The norms that its feature encoder may have; data2vec's always has one of each frame."""
-    return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") and base != "data2vec-audio" else ("layer",)
+    """The norms that its feature encoder may have."""
+    return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") else ("layer",)
 
 
 OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].rule.features is None]
@@ -44,8 +44,7 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
     """The feature encoders of a small base, and of its Long model."""
-    values = {} if base == "data2vec-audio" else {"feat_extract_norm": norm}
-    plain = saved(base, base_model(base), folder, **values)
+    plain = saved(base, base_model(base), folder, feat_extract_norm=norm)
     return plain.feature_extractor, long_model(base, base_model(base), folder).feature_extractor
 
 

@@ -14,7 +14,7 @@ from scripts.dev.tools.small_models import IN_FULL, language_model
 from tests.reference import small_models
 from tests.reference.small_models import TOKENS, tokens
 
-APART = ("bigbird_pegasus", "t5", "mt5", "umt5", "whisper")
+APART = ("bigbird_pegasus", "t5", "mt5", "whisper")
 """Their attention is their own, or what they read, and so are their tests."""
 BASES = tuple(base for base in IN_FULL if families.FAMILIES[base].two_stacks and base not in APART)
 GENERATING = {base: language_model(base) for base in BASES}

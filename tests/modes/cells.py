@@ -20,7 +20,7 @@ from tests.modes.ways import WAYS, WINDOW, Fields, as_built, decodes, head_of
 from tests.reference.small_models import long_model
 
 ROWS = (
-    *("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM", "gpt_neo"),
+    *("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM"),
     "deberta-v2",
 )
 """The rows of the stored table, as :func:`tests.modes.ways.head_of` takes them; slow tests take every family."""

@@ -28,12 +28,11 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma2": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
     "gemma3_text": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20},
     "smollm3": {"no_rope_layer_interval": 2},
-    "gpt_neo": {"window_size": 32},
     "starcoder2": {"residual_dropout": 0.1},
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 2.0},
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
-APART = ("deberta-v2", "gpt_neo", "lilt", "mpnet", "nystromformer")
+APART = ("deberta-v2", "mpnet")
 """Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows, takes no global tokens,
 or is an approximation."""
 BASES = tuple(base for base, family in TEXT_FAMILIES.items() if not family.two_stacks and base not in APART)

@@ -1,4 +1,4 @@
-"""LongMPNet, LongDebertaV2 and LongLilt against transformers' own, whose attention is not on the interface and adds terms to its scores."""
+"""LongMPNet and LongDebertaV2 against transformers' own, whose attention is not on the interface and adds terms to its scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from tests.reference.small_models import SHAPE, head_inputs, tokens
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
       "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
-VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}}
-BY_DISTANCE = ("mpnet", "deberta-v2")
-"""Those whose base takes no global tokens, or not by itself."""
+VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3}
 HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].model_classes]
-BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel")]
+BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model")]
 COVERING = {"mechanism": "window", "window": 800, "layers": {1: {"mechanism": "full"}}}
 
 
@@ -35,11 +33,6 @@ def pair(base: str, head: str, long_attention: dict[str, Any], **changes: Any) -
     longer = family.model_class(head)(family.config_class(**values, long_attention=long_attention)).eval()
     longer.load_state_dict(plain.state_dict())
     return plain, longer
-
-
-def arguments_of(config: Any) -> dict[str, torch.Tensor]:
-    """Token ids, and their boxes where the model reads them."""
-    return {"input_ids": tokens(2, 100), **families.FAMILIES[config.model_type].rule.seeded(config, 2, 100)}
 
 
 def difference(plain: Any, longer: Any, inputs: dict[str, torch.Tensor]) -> float:
@@ -82,7 +75,7 @@ def test_every_form_of_disentangled_attention(changes: dict[str, Any]) -> None:
 def test_attentions(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "full"})
     with torch.no_grad():
-        expected, found = (model(**arguments_of(plain.config), output_attentions=True).attentions for model in (plain, longer))
+        expected, found = (model(tokens(2, 100), output_attentions=True).attentions for model in (plain, longer))
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(expected, found, strict=True))
 
 
@@ -90,18 +83,18 @@ def test_attentions(base: str, head: str) -> None:
 def test_gradients(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "window", "window": 700})
     for model in (plain, longer):
-        model(**arguments_of(plain.config)).last_hidden_state.square().mul(torch.arange(plain.config.hidden_size)).mean().backward()
+        model(tokens(2, 100)).last_hidden_state.square().mul(torch.arange(plain.config.hidden_size)).mean().backward()
     for (name, one), (_, other) in zip(plain.named_parameters(), longer.named_parameters(), strict=True):
-        assert (one.grad is None) == (other.grad is None) or not other.grad.any(), name  # LiLT's last boxes are attended with the text
+        assert (one.grad is None) == (other.grad is None) or not other.grad.any(), name
         assert one.grad is None or (one.grad - other.grad).abs().max() <= 1e-4 * (1 + one.grad.abs().max()), name
 
 
-@pytest.mark.parametrize("base", BY_DISTANCE)
+@pytest.mark.parametrize("base", VALUES)
 def test_the_default_is_a_window(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@every_cell(("base", "head"), [row for row in BASE_MODELS if row[0] != "lilt"])
+@every_cell(("base", "head"), BASE_MODELS)
 def test_a_mechanism_without_scores_is_refused(base: str, head: str) -> None:
     with pytest.raises(OptionError, match="has no scores"):
         pair(base, head, {"mechanism": "performer"})

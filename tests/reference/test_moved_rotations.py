@@ -124,18 +124,6 @@ def test_a_cap_and_padding_meet_the_moved_scores(rule: str, causal: bool, blocks
 
 
 @every_rule
-def test_transforms_of_torch_func_differentiate_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where plain operations take all queries at once, whatever their number."""
-    monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
-    q, k, v = drawn()
-
-    def total(q: Tensor) -> Tensor:
-        return attend(q, k, v, "full", causal=True, relative=rule).square().sum()
-
-    torch.testing.assert_close(torch.func.grad(total)(q.detach()), torch.autograd.grad(total(q), q)[0], atol=1e-11, rtol=0)
-
-
-@every_rule
 def test_short_texts_are_read_as_without_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts without distant pairs have no vectors for them, either."""
     for length in (8 if rule.startswith("dual") else 6, 5):

@@ -123,7 +123,7 @@ def test_designs_are_judged_by_their_divergence(vit: Path, image_folder: Path) -
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("base", quickly(["dinov2_with_registers", "dinov3_vit", "beit", "clip_vision_model"], ["dinov3_vit", "beit"]))
+@pytest.mark.parametrize("base", quickly(["dinov3_vit", "beit", "clip_vision_model"], ["dinov3_vit", "beit"]))
 def test_families(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
@@ -209,9 +209,6 @@ def test_the_mass_of_a_model_in_memory(vit: Path, tmp_path: Path) -> None:
     measured = captured_mass(model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000)
     assert measured.mass.shape == (4, model.config.num_attention_heads, 2)
     assert measured.pairs[0] < measured.pairs[1] == measured.full_pairs == 121**2
-    grid_models.saved("vit_mae", "ViTMAEModel", tmp_path / "mae")
-    with pytest.raises(BackendError, match="leaves patches out by chance"):
-        captured_mass(hf_longattn.LongViTMAEModel.from_pretrained(tmp_path / "mae"), {}, ["full"])
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "siglip2")
     with pytest.raises(BackendError, match="reads patches that its processor cuts, but pixels are needed here; give a model of images"):
         captured_mass(hf_longattn.LongSiglip2VisionModel.from_pretrained(tmp_path / "siglip2"), {}, ["full"])

@@ -141,27 +141,6 @@ def captioned(folder: Path) -> None:
     write_rows(folder / "metadata.jsonl", rows)
 
 
-@stand_in("MCG-NJU/videomae-base-finetuned-kinetics")
-def videomae(folder: Path) -> None:
-    processor = transformers.VideoMAEImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    config = transformers.VideoMAEConfig(
-        **{**SMALL, "num_hidden_layers": 1}, patch_size=32, id2label={0: "walk", 1: "run"}
-    )  # a quarter of the tokens
-    save("VideoMAEForVideoClassification", config, folder, processor)
-
-
-@stand_in("clips")
-def clips(folder: Path) -> None:
-    """Videos of 32 frames with labels."""
-
-    def write(place: Path, number: int) -> None:
-        (place / f"clip{number}").mkdir()
-        for frame in range(32):
-            image(100 * number + frame, (40, 30)).save(place / f"clip{number}" / f"{frame:05}.png")
-
-    sorted_files(folder, ("walk", "run"), write, 3)
-
-
 # Images with text
 
 

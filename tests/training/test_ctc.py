@@ -33,7 +33,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from hf_longattn import LongASTForAudioClassification, LongParakeetForCTC, LongWav2Vec2ForCTC
+from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
 from hf_longattn.data.audio import RECORDING_FILES, Hearing
 from hf_longattn.data.files import load_labelled_files
@@ -81,7 +81,7 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", quickly(["wav2vec2-bert", "parakeet", "long_parakeet"], ["long_parakeet"]))
+@pytest.mark.parametrize("name", quickly(["wav2vec2-bert", "parakeet"], ["wav2vec2-bert"]))
 def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Path) -> None:
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tokenizer = character_tokenizer(["ab"])
@@ -96,10 +96,6 @@ def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Pa
         encoder = {**shape, "subsampling_conv_channels": 8, "subsampling_factor": 2, "dropout": 0.0, "layerdrop": 0.0}
         model = ParakeetForCTC(ParakeetCTCConfig(**head, encoder_config=encoder))
     model.save_pretrained(tmp_path / "model")
-    if name == "long_parakeet":
-        window = {"mechanism": "window", "left": 8, "right": 8}
-        model = LongParakeetForCTC.from_pretrained(tmp_path / "model", long_attention=window)
-        model.save_pretrained(tmp_path / "model")
     for part in (extractor, tokenizer):
         part.save_pretrained(tmp_path / "model")
     run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "validation": str(recordings)}
@@ -371,26 +367,16 @@ class TestClasses:
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
 
-    @pytest.mark.parametrize("long", [False, True])
-    def test_a_spectrogram_transformer(self, long: bool, tones: Path, tmp_path: Path) -> None:
+    def test_a_spectrogram_transformer(self, tones: Path, tmp_path: Path) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
         config = ASTConfig(**shape, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
         ASTForAudioClassification(config).save_pretrained(tmp_path / "model")
         extractor = ASTFeatureExtractor(max_length=16, num_mel_bins=8)
-        if long:
-            window = {"mechanism": "window2d", "window": 2}
-            model = LongASTForAudioClassification.from_pretrained(tmp_path / "model", long_attention=window, long_max_length=24)
-            model.save_pretrained(tmp_path / "model")
-            extractor.save_pretrained(tmp_path / "model")
-            with pytest.raises(CheckpointError, match=r"spectrograms of 16 frames, but the model was converted for 24; set max_length"):
-                finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
-            extractor.max_length = 24
         extractor.save_pretrained(tmp_path / "model")
         log = finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
-        assert log["audio_files"]["cut"] == (0 if long else 8)  # of 200 ms
-        assert log["read_seconds"] == (0.24 if long else 0.16)
+        assert log["audio_files"]["cut"] == 8  # of 200 ms
+        assert log["read_seconds"] == 0.16
         trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
-        assert isinstance(trained, LongASTForAudioClassification) == long
         assert trained.config.id2label == {0: "a", 1: "b"}
 
     def test_bad_input_is_a_sentence(self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

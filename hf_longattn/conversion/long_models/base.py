@@ -14,7 +14,7 @@ from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...inputs.text import VerificationText
 from ...lazy import load_modules
-from ..sources.base import Source
+from ..sources import Source
 
 DECODED = 24
 """Number of decoder tokens in the compared inputs (probes) of an encoder-decoder. Untuned."""
@@ -131,10 +131,6 @@ class CheckpointConverter(Probing, ABC):
         """The new name of a tensor, by default unchanged. A tensor that the result lacks is dropped if it belongs to a mechanism that was
         not chosen, and otherwise kept."""
         return TensorRename(name)
-
-    def max_length(self, config: Any) -> int | None:
-        """Maximum length of a source without a position table, or with tables of different lengths. Else ``None``."""
-        return None
 
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
         """transformers' class of the source, and further arguments of its ``from_pretrained``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
-from ..sources.base import Source
+from ..sources import Source
 from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ...errors import MaskError
-from .derivatives import no_fused_kernels, values_mapped
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
@@ -212,8 +212,23 @@ class _Split(torch.autograd.Function):
 
 
 def in_graph() -> bool:
-    """Whether tensor values cannot be read: a graph is being traced, or torch.vmap is active."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or values_mapped()
+    """Whether tensor values cannot be read, because a graph is being traced."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def no_fused_kernels() -> str | None:
+    """Why only plain operations may run now, as a clause; ``None`` if fused kernels may run.
+
+    A fused kernel has no second derivative. Plain operations have, and ``sdpa_kernel(SDPBackend.MATH)`` asks for them.
+    """
+    if torch.compiler.is_compiling() or flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
+        return None  # named for CUDA, but valid for every device
+    return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether autograd records operations on these tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def of_any_length(length: int) -> bool:

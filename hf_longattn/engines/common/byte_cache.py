@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ...private_apis import warn_missing
-from .derivatives import func_transforms
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
@@ -53,7 +52,7 @@ class ByteCache:
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
         """The cached value of ``key``. On a miss, ``make()`` is called and its value cached.
 
-        Nothing is cached while PyTorch compiles or exports, or within torch.func, whose tensors are invalid outside of it.
+        Nothing is cached while PyTorch compiles or exports.
 
         Args:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by default.
@@ -66,8 +65,6 @@ class ByteCache:
             return entry.value
         with _outside_modes():
             value = make()
-        if func_transforms():
-            return value
         nbytes = (size or tensor_bytes)(value)
         return value if nbytes is None else self.put(key, value, nbytes)
 
@@ -80,8 +77,6 @@ class ByteCache:
             return cached[1]
         with _outside_modes():
             value = make()
-        if func_transforms():
-            return value
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
         refs = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
         self.put(entry_key, (refs, value), size(value))

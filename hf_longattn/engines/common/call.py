@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import GridError
-from .batch import Batch, DocumentLabels, all_finite, in_graph
-from .derivatives import no_fused_kernels
+from .batch import Batch, DocumentLabels, all_finite, in_graph, no_fused_kernels
 from .document_rows import Stacking
 from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .batch import no_fused_kernels
 from .call import AttentionCall, MaskMod
-from .derivatives import no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
 
 MAX_SCORES = 1 << 24
 """Maximum scores of a score term's call in one piece, over all heads and batch items. Untuned."""
@@ -36,11 +36,6 @@ def dense_attention(
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
-    if call.score_mod is not None and q_idx is None and q.shape[2] == k.shape[2]:
-        scale, width = call.scale_for(q.shape[-1]), v.shape[-1]
-        features = call.term.as_features(q, k, v, scale)
-        if features is not None:
-            return dense_attention(*features, call.replace(score_mod=None, scale=scale), mask_mod=mask_mod)[..., :width]
     causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None
@@ -100,14 +95,14 @@ def fused_attention(
     if heads == groups or groups_are_fused(k, v, attn_mask):
         grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic for symbolic heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
-        return refuse_second_derivatives(out)
+        return out
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
         if attn_mask is not None and attn_mask.shape[1] == heads:
             attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
         out = F.scaled_dot_product_attention(q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings)
-        return refuse_second_derivatives(out).flatten(1, 2)[:, :, None]
+        return out.flatten(1, 2)[:, :, None]
     out = F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
-    return refuse_second_derivatives(out)
+    return out
 
 
 SINK_FEATURES = 8
@@ -263,7 +258,6 @@ class _Divided(torch.autograd.Function):
         return out
 
     @staticmethod
-    @one_gradient_at_a_time()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         out, weight = ctx.saved_tensors
         grad = grads[0] * inverse_of(weight)

@@ -21,7 +21,6 @@ from ...private_apis import missing
 from .batch import cached_on
 from .call import AttentionCall, Pattern
 from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads
-from .derivatives import first_derivatives_only, one_gradient_at_a_time
 
 MAX_COLUMN_PAIRS = 1 << 25
 """Maximum scores of global columns in memory at once: batch × heads × queries × global tokens."""
@@ -206,10 +205,9 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(q, k, v, key_mask, global_mask, seed)
 
 
-@one_gradient_at_a_time()
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     *tensors, seed = ctx.saved_tensors
-    return first_derivatives_only((*separate_rows_backward(grad, *tensors, *ctx.settings, seed), *[None] * 6))
+    return (*separate_rows_backward(grad, *tensors, *ctx.settings, seed), *[None] * 6)
 
 
 separate_rows.register_fake(lambda q, *_: _like(q)[0])

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .batch import no_fused_kernels
 from .call import UNBOUNDED, AttentionCall, GatherTile, Pattern
 from .dense import masked_softmax, merged, products
-from .derivatives import no_fused_kernels
 from .global_rows import index_of_globals, overwrite_global_rows, size_in_graph, softmax_part
 
 QUERIES_PER_BLOCK = 128

@@ -9,7 +9,6 @@ of a batch, or for rolled rows. :func:`as_term` gives a plain function the metho
 | :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
 | :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
 | :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT |
-| :class:`~hf_longattn.positions.axis_term.AxisTerm` | ``Σ_a q_i · R_a[x_a(i) - x_a(j)]``, places x on a grid | MViTv2, SAM, ViTDet |
 """
 
 from __future__ import annotations
@@ -113,31 +112,9 @@ class ScoreTerm(ABC):
         """Arguments for the path ``cpu-band``: the table of a bias, if any, and its ``ahead``."""
         return (), 0
 
-    def as_features(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """q, k and v with features that add the term to ``scale · q·k``; ``None`` if the term cannot be written so.
-
-        Args:
-            sizes: cells along each axis of the part of the grid in q. By default q has all tokens of the grid.
-            shared: number of tokens before the cells in k and v, which q lacks. Pairs with them have no term.
-        """
-        return None
-
     def on(self, grid: Grid) -> ScoreMod:
         """The term bound to a call's grid."""
         return self
-
-    def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
-        """The term for a larger grid and its ``queries (B, H, N, D)``. ``None`` if it has no values for the added cells."""
-        return None
-
-    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor | None:
-        """The term ``(B or 1, H, N, K)`` for K keys outside the grid.
-
-        places: coordinates of the keys, ``(K,)`` for each axis.
-        """
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -443,10 +420,8 @@ class GridBias(ScoreTerm):
             raise bound._refusal()
         return bound
 
-    def on_larger(self, grid: Grid, queries: Tensor) -> GridBias:
-        return self.on(grid)
-
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
+        """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
         tokens = torch.arange(self.bound_grid.length, device=places[0].device)[:, None]
         distances = [query - key for query, key in zip(self.bound_grid.places(tokens), places, strict=True)]
         return self.over(self.entries(distances)).masked_fill(tokens < self.bound_grid.prefix, 0)

@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import GridError, MaskError
-from .batch import Batch, first_real, in_graph, nothing_seen, roll_left, wrapped
+from .batch import Batch, first_real, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
-from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
 from .paths import PathName
@@ -106,8 +105,8 @@ def attend_per_sequence(
     assert batch is not None
     if batch.documents is not None and in_graph():
         raise MaskError(
-            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor torch.vmap knows; call the "
-            "model without torch.compile and torch.vmap, or give each document its own row with padding."
+            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
+            "torch.compile, or give each document its own row with padding."
         )
     if layout == "split":
         sequences = _split_sequences(q, k, v, call, batch)

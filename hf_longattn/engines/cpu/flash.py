@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ...private_apis import look_up
-from ..common.batch import in_graph
+from ..common.batch import in_graph, no_fused_kernels
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..common.dense import products, unit_stride
-from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
@@ -151,7 +150,7 @@ def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
     """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a query."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
-    return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
+    return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
 
 
 def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..common.dense import unit_stride
-from ..common.derivatives import first_derivatives_only, one_gradient_at_a_time
 from .dropout import Dropout
 from .flash import (
     MAX_PLAIN_KEYS,
@@ -169,7 +168,7 @@ class Part(NamedTuple):
 
 
 class Scope:
-    """The parts of some tokens of a batch, such as one batch row or a strip of a grid. It may copy these tokens for its parts."""
+    """The parts of some tokens of a batch, such as one batch row. It may copy these tokens for its parts."""
 
     whole: bool = False
     """Whether the scope has a single part with all queries and keys of the batch."""
@@ -233,8 +232,8 @@ class Source(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
         dropout: Dropout | None,
     ) -> None:  # fmt: skip
-        self.tensors, self.skipped, self.dropout, self.dtype = (q, k, v), self.skips(numbers), dropout, mask_dtype(q)
-        self.q, self.k, self.v = q[:, :, self.skipped :] if self.skipped else q, k, v
+        self.dropout, self.dtype = dropout, mask_dtype(q)
+        self.q, self.k, self.v = q, k, v
         self.learned, self.totals = learned, []  # type: tuple[Sequence[Tensor], list[Tensor]]
         self.read_arguments(learned, fixed, numbers)
 
@@ -248,11 +247,6 @@ class Source(ABC):
             numbers: integer settings.
         """
 
-    @staticmethod
-    def skips(numbers: Sequence[int]) -> int:
-        """Number of leading queries without an output."""
-        return 0
-
     @abstractmethod
     def scopes(self, backward: bool) -> Iterator[Scope]:
         """The scopes of the call. Each is generated after the parts of the previous one have run."""
@@ -263,7 +257,7 @@ class Source(ABC):
 
     def sums(self) -> list[Tensor]:
         """Zero-initialised sums for the gradients of q, k and v."""
-        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, *self.tensors)]
+        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)]
 
     def start_learning(self) -> None:
         """Allocate sums for the gradients of learned tensors. Without them, these gradients are not computed."""
@@ -364,8 +358,7 @@ def softmax_forward(
         sink_scores: ``(H,)``, see :class:`~..common.call.AttentionCall`. The backward pass of the parts needs no change, since it
             takes the merged output and log-sum-exp.
     Returns:
-        Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``. Both omit the queries that the source
-        :meth:`~Source.skips`.
+        Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
     drops = None if seed is None else Dropout(dropout, int(seed))
     parts_of = SOURCES[kind](q, k, v, learned, fixed, numbers, drops)
@@ -415,7 +408,7 @@ def cpu_softmax_backward(
         parts_of.start_learning()
     inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
     sums = parts_of.sums()
-    totals = {"dq": sums[0][:, :, parts_of.skipped :], "dk": sums[1], "dv": sums[2]}
+    totals = dict(zip(("dq", "dk", "dv"), sums, strict=True))
     gradients: Gradients | None = None
     for number, scope in enumerate(parts_of.scopes(backward=True)):
         gradients = scope.backward(Backward(inputs, totals, scale, parts_of.dropout, (number,)))
@@ -435,13 +428,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*output, seed, sink_scores, q, k, v, *learned, *fixed)
 
 
-@one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
     gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings, seed)
-    dq, dk, dv, *of_learned = first_derivatives_only(gradients)
+    dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     of_sinks = None
@@ -457,11 +449,7 @@ def _empty_gradients(*arguments: Any) -> list[Tensor]:
     return [*token_major(q.dtype, q, k, v), *of_learned]
 
 
-def _empty_results(kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Any, fixed: Any, numbers: Any, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_results(q[:, :, SOURCES[kind].skips(numbers) :])
-
-
-cpu_softmax.register_fake(_empty_results)
+cpu_softmax.register_fake(lambda kind, q, *_: empty_results(q))
 cpu_softmax_backward.register_fake(_empty_gradients)
 cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 

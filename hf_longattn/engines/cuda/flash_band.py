@@ -25,10 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...private_apis import look_up
-from ..common.batch import Batch, in_graph
+from ..common.batch import Batch, in_graph, no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
 from ..common.dense import at_least_fp32, repeat_heads, unit_stride
-from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
 from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
 from ..common.plain import blockwise_attention
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
@@ -131,24 +130,17 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        if torch.compiler.is_compiling():
-            return _gradients(ctx, grad)
-        with one_gradient_at_a_time():
-            return first_derivatives_only(_gradients(ctx, grad))
+        q, k, v, other, other_lse, offsets, out, lse, *state = ctx.saved_tensors
+        d_other = d_lse = None
+        if other is not None:
+            d_other = grad * _share(other_lse, lse, grad)
+            d_lse = (d_other * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
+        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_other, d_lse, *[None] * 7
 
 
 def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
     """The weight ``(B, N, H, 1)`` of a part in the merged output, from log-sum-exps ``(B, H, N)``."""
     return (part - total).exp().transpose(1, 2)[..., None].to(like.dtype)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, other, other_lse, offsets, out, lse, *state = ctx.saved_tensors
-    d_other = d_lse = None
-    if other is not None:
-        d_other = grad * _share(other_lse, lse, grad)
-        d_lse = (d_other * (other - at_least_fp32(out))).sum(-1).transpose(1, 2)
-    return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_other, d_lse, *[None] * 7
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

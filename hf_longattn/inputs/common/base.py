@@ -219,7 +219,6 @@ SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
 SETTINGS = {
     "max_length": ("--max-length counts the tokens of a text", SIZE),
     "image_size": ("--image-size is the size of images", SIZE),
-    "frames": ("--frames is the number of frames of a video", SIZE),
     "audio_seconds": ("--audio-seconds is the length of sounds", SIZE),
     "max_decoder_length": ("--max-decoder-length is for the decoder of an encoder-decoder", ""),
     "decoder_long_attention": ("--decoder-mechanism is for the decoder of an encoder-decoder", ""),
@@ -297,7 +296,7 @@ class InputKind(ABC):
         """The InputSize of ``value``, for a model with this config.
 
         Raises:
-            GridError: an axis of an image or video is not a multiple of the patch.
+            GridError: an axis of an image is not a multiple of the patch.
         """
         raise NotImplementedError
 
@@ -365,10 +364,6 @@ class InputKind(ABC):
     def stack(self, model: Any) -> Any:
         """The stack of layers that attends to the input. The encoder of an encoder-decoder, otherwise :meth:`base`."""
         return model.get_encoder() if model.config.is_encoder_decoder else self.base(model)
-
-    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """``arguments`` of ``forward``, with the further arguments that the model's head needs."""
-        return dict(arguments)
 
     def base_windows(self, config: Any, layers: int) -> list[int | None]:
         """Width of the sliding window in every layer of the base. ``None`` for a layer without one."""

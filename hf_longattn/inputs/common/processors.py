@@ -9,43 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...data.videos import frame_processor
 from ...errors import CheckpointError
-from ...loading import load_part, loading_errors
-from ...modeling.family.grid_rule import GridRule
-from ...processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
+from ...loading import load_part
+from ...processor_files import FILE, ProcessorFile, ProcessorKind
 
-TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
+TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 
 
 def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
-    """The processor of a kind in a checkpoint folder; ``None`` if there is none. A video processor is a :func:`frame_processor`.
+    """The processor of a kind in a checkpoint folder; ``None`` if there is none.
 
     Raises:
         CheckpointError: transformers cannot load it.
     """
-    if (place := ProcessorFile.find(folder, kind)) is None:
+    if ProcessorFile.find(folder, kind) is None:
         return None
-    if kind is VIDEO_PROCESSOR:
-        with loading_errors(folder, kind.noun):
-            return frame_processor(place.values)
     import transformers
 
     return load_part(getattr(transformers, kind.auto_class), folder, kind.noun, local_files_only=True)
-
-
-def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """The file of a grid model's processor. For videos, the image processor's if there is no video processor. ``None`` without a file."""
-    if not rule.reads_photographs:
-        return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
-    of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
-    return of_videos or ProcessorFile.find(folder, IMAGE_PROCESSOR)
-
-
-def processor_of(rule: GridRule, folder: Path) -> Any | None:
-    """The processor of a model whose inputs lie on a grid. ``None`` if ``folder`` has none."""
-    place = place_on_grid(rule, folder)
-    return None if place is None else load_processor(folder, place.kind)
 
 
 def required_processor(processor: Any | None, name: str, inputs: str = "images") -> Any:

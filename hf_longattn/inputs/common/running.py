@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import kind_of_model
-
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
 
@@ -25,11 +23,8 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name."""
-    arguments, kind = with_decoder_input(model, inputs), kind_of_model(model.config)
-    if kind is not None:
-        arguments = kind.arguments_of_head(model, arguments)
     with torch.set_grad_enabled(gradients):
-        return floating_tensors(model(**arguments, return_dict=True))
+        return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
 
 
 def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...checks import Check
 from ...mechanisms import Mechanism
-from .base import InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
+from .base import InputKind, InputPlan, InputSizes, Layers, train_command
 
 
 class FurtherChecks:
@@ -111,9 +110,9 @@ class SizedKind(InputKind):
         """How the base reads larger inputs than in its training. Empty if it needs no setting for them."""
         return ""
 
-    def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
-        """Context in which transformers' base model reads inputs of this larger size. It is called with the yielded arguments."""
-        return nullcontext({})
+    def arguments_for_resizing(self) -> dict[str, Any]:
+        """Arguments of ``forward`` with which transformers' base model reads inputs larger than in its training."""
+        return {}
 
     def base_reads(self, config: Any, size: Any) -> bool:
         """Whether the base can read inputs of this size. It is larger than in its training."""

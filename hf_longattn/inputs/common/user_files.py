@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ...data.files import evenly_spread
 from ...errors import OptionError
-from .processors import processor_of, required_processor
+from ...processor_files import ProcessorKind
+from .processors import load_processor, required_processor
 
 
 class UserInputs(ABC):
-    """A user's images, videos or recordings as inputs of a model.
+    """A user's images or recordings as inputs of a model.
 
     unit: singular noun of an input; the plural has an s.
+    processor_kind: the kind of the model's processor.
     files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
     reads, wanted: in error messages, the model's inputs, and what the user must give.
     name, files: name of the given file or folder, and the files that are read.
@@ -37,13 +39,14 @@ class UserInputs(ABC):
 
     unit: ClassVar[str]
     files_in: ClassVar[Any]
+    processor_kind: ClassVar[ProcessorKind]
     reads: ClassVar[str]
     wanted: ClassVar[str]
 
     def __init__(self, rule: Any, config: Any, folder: Path, model: str, given: object, count: int, processor: Any | None = None) -> None:
         self.rule, self.config, self.folder, self.model, self.count = rule, config, folder, model, count
         self.name, self.files = self.read(given)
-        self.processor = required_processor(processor or self.find_processor(), model, self.reads)
+        self.processor = required_processor(processor or load_processor(folder, self.processor_kind), model, self.reads)
 
     @classmethod
     def files_of(cls, place: Path, count: int) -> list[Path]:
@@ -55,10 +58,6 @@ class UserInputs(ABC):
         if not isinstance(given, Path):
             raise OptionError(f"{self.model!r} reads {self.reads}{', ' if self.wanted.startswith('by') else '; '}{self.wanted}")
         return given.name, self.files_of(given, self.count)
-
-    def find_processor(self) -> Any:
-        """The processor in the model's folder."""
-        return processor_of(self.rule, self.folder)
 
     @abstractmethod
     def values(self, size: Any) -> list[Tensor]:

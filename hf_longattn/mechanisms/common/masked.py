@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
-from ...engines.common.batch import Derived, first_real, in_graph
+from ...engines.common.batch import Derived, first_real, in_graph, no_fused_kernels
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import (
     AttentionCall,
@@ -19,7 +19,6 @@ from ...engines.common.call import (
     mark_static,
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
-from ...engines.common.derivatives import no_fused_kernels
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ...cache_argument import find_cache
 from ...configuration import LongAttentionConfig
-from ...engines.common.derivatives import differentiated
+from ...engines.common.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
@@ -37,8 +37,6 @@ from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
-ADAPTING_METHOD = "adapt_mechanism"
-"""Name of the method of a family's attention module that receives each mechanism before it is attached."""
 SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
@@ -101,8 +99,6 @@ def attach_mechanisms(
         weight = next(site.module.parameters(), None)
         if weight is not None:
             mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
-        if (adapt := getattr(site.module, ADAPTING_METHOD, None)) is not None:
-            adapt(mechanism)
         copy_projections(site.module, mechanism)
         site.put(mechanism)
         if causal and not site.cross:
@@ -163,7 +159,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     added: dict[str, Any] = {}
     if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
-    if (torch.is_grad_enabled() or differentiated()) and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
         cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
         if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):

@@ -22,6 +22,7 @@ from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
 from ..family.config import runs_mechanisms
 from ..family.definition import known_family
+from ..family.grid_rule import PIXELS, GridRule
 from .attention_sites import Call, attention_sites, mechanisms_on
 from .text_globals import arguments_by_name
 
@@ -29,7 +30,7 @@ PLACES = "patch_places"
 """Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
 """Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
-PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
+GRIDS_ARGUMENT, SIZES_ARGUMENT = "grid_thw", "image_sizes"
 
 
 class PatchPlaces:
@@ -81,7 +82,7 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
     """Make a stack that reads images pass patch positions to its attention modules. Other stacks do not change."""
     taken, packs = inspect.signature(type(stack).forward).parameters, packs_images(stack)
     family = known_family(stack.config)
-    if not packs and (family is None or not family.rule.tells_grid(taken)):
+    if not packs and (family is None or family.rule.reads != GridRule.reads or PIXELS not in taken):
         return
     if vars(stack).get("tells_patch_places"):
         return
@@ -102,7 +103,6 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
     if not runs_mechanisms(stack) or GRID in kwargs:
         return None
     arguments = arguments_by_name(stack, args, kwargs)
-    family.rule.check_base(stack.config, arguments)
     return args, {**kwargs, GRID: family.rule.of_input(stack.config, arguments)}
 
 

@@ -1,4 +1,4 @@
-"""For T5, mT5 and UMT5: an encoder and a decoder of one class. Their self-attention has T5's relative positions in its scores.
+"""For T5 and mT5: an encoder and a decoder of one class. Their self-attention has T5's relative positions in its scores.
 
 All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
 """
@@ -76,7 +76,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
 class BucketedAttention(nn.Module):
     """T5's attention, with the base's projections and our mechanisms. Scores are not scaled.
 
-    A mixin before the base's class. The first layer (in UMT5, every layer) has a bias: one number per head and distance bucket.
+    A mixin before the base's class. The first layer has a bias, one number per head and distance bucket, which the other layers share.
     """
 
     config: Any
@@ -86,27 +86,26 @@ class BucketedAttention(nn.Module):
     o: nn.Linear
     relative_attention_bias: nn.Embedding
 
-    def attend(
+    def forward(
         self,
         hidden_states: Tensor,
-        encoder_states: Tensor | None,
-        mask: Tensor | None,
-        bias: Tensor | None,
-        cache: Cache | None,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Any, ...]:
         """Output ``(B, Nq, d)``, the bias, and the weights if requested. The weights are ``(B, H, Nq, Nk)``.
 
         Args:
             hidden_states: ``(B, Nq, d)``.
-            encoder_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
             mask: as passed to the attention function.
-            bias: the result of :meth:`biases` from the previous layer, if layers share it. Gradient checkpointing passes it on.
-            cache: past keys and values.
+            key_value_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
+            position_bias: the result of :meth:`biases` from the previous layer. Gradient checkpointing passes it on.
         """
-        key, value = self._keys_values(hidden_states, encoder_states, cache)
-        if bias is None and self.has_relative_attention_bias:
-            bias = self.biases()
+        if not runs_mechanisms(self):
+            return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
+        key, value = self._keys_values(hidden_states, key_value_states, take_cache(kwargs))
+        bias = self.biases() if position_bias is None and self.has_relative_attention_bias else position_bias
         query, term = self._heads(self.q, hidden_states), None if bias is None else DistanceBias(bias, self.ahead)
         output, weights = attend_by_mechanism(
             self, query, key, value, mask, scaling=1.0, dropout=self.dropout, position_bias=term, **kwargs
@@ -142,19 +141,3 @@ class BucketedAttention(nn.Module):
 
     def _heads(self, projection: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
         return projection(states).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-
-class SharedBucketedAttention(BucketedAttention):
-    """:class:`BucketedAttention` for bases whose layers share the first layer's bias (T5, mT5)."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | None = None,
-        key_value_states: Tensor | None = None,
-        position_bias: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Any, ...]:
-        if not runs_mechanisms(self):
-            return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
-        return self.attend(hidden_states, key_value_states, mask, position_bias, take_cache(kwargs), **kwargs)

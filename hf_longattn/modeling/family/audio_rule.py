@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
-from .convolutions import Convolution, normalised_over_time, outputs_of, unpadded_convolutions
 from .input_rule import InputRule
 
 if TYPE_CHECKING:
@@ -19,28 +17,48 @@ MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
 
-def encoder_config(config: Any) -> Any:
-    """The config of the layers with attention. The inner encoder's, if there is one (Parakeet's heads)."""
-    encoder = getattr(config, "encoder_config", config)
-    return SimpleNamespace(**encoder) if isinstance(encoder, dict) else encoder  # a dict if read from a file
+@dataclass(frozen=True)
+class Convolution:
+    """Output t depends on ``kernel`` inputs from ``stride * t - left`` on.
+
+    left, right: number of zeros before the first input and after the last one.
+    """
+
+    kernel: int
+    stride: int = 1
+    left: int = 0
+    right: int = 0
+
+    def outputs(self, inputs: int) -> int:
+        """The number of outputs for this number of inputs."""
+        return max(0, (inputs + self.left + self.right - self.kernel) // self.stride + 1) if inputs else 0
 
 
-def convolved(config: Any, length: int) -> int:
-    """Number of frames that wav2vec 2.0's feature encoder makes of ``length`` samples."""
-    return outputs_of(unpadded_convolutions(config), length)
+def outputs_of(convolutions: Sequence[Convolution], inputs: int) -> int:
+    """The number of outputs of convolutions in sequence."""
+    for convolution in convolutions:
+        inputs = convolution.outputs(inputs)
+    return inputs
+
+
+def unpadded_convolutions(config: Any) -> list[Convolution]:
+    """The convolutions of the feature encoder of wav2vec 2.0 and its successors."""
+    return [Convolution(kernel, stride) for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True)]
+
+
+def normalised_over_time(config: Any) -> str:
+    """Why a feature encoder needs the whole sound: its norm is over time. Empty if the norm is over the channels of each frame."""
+    if config.feat_extract_norm != "group":
+        return ""
+    return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def adapted(config: Any, length: int) -> int:
     """Number of rows of the last hidden state for ``length`` samples. One per frame, fewer after Wav2Vec2's adapter."""
-    frames = convolved(config, length)
+    frames = outputs_of(unpadded_convolutions(config), length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
     return frames
-
-
-def normalised_features(config: Any) -> str:
-    """The value of ``why_chunks_differ`` if the feature extractor normalises spectrograms."""
-    return "its feature extractor normalises every feature over the whole sound"
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,7 @@ the attention of {base} instead.
 
     def layers(self, config: Any) -> int:
         """The number of layers with attention."""
-        return int(encoder_config(config).num_hidden_layers)
+        return int(config.num_hidden_layers)
 
     def frames(self, config: Any, length: int) -> int:
         """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""

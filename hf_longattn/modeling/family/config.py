@@ -42,10 +42,10 @@ class LongConfig(_Base):
     """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The default is the first
-        that exists: the family's ``own_attention``, equal to the base's; :meth:`default_attention`; the base's sliding window, if all
-        layers have one; Longformer's defaults. Layers with a sliding window of the base keep it unless they are named
-        (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer that does not exist, and for a
-        mechanism that lacks the form (causal or bidirectional) that is needed.
+        that exists: :meth:`default_attention`; the base's sliding window, if all layers have one; Longformer's defaults. Layers with a
+        sliding window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises
+        :class:`OptionError` for a layer that does not exist, and for a mechanism that lacks the form (causal or bidirectional) that is
+        needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
     question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
@@ -193,9 +193,6 @@ class LongConfig(_Base):
     def _computes_as_base(self) -> bool:
         """Whether every layer's mechanism computes the same as the base's attention."""
         layers, causal = self.attending
-        own_attention = self._own_attention
-        if own_attention is not None:
-            return self.long_attention.same_layers(own_attention, layers)
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
 
     @property
@@ -212,14 +209,6 @@ class LongConfig(_Base):
         tell_windows(implementation)
         return True
 
-    @property
-    def _own_attention(self) -> LongAttentionConfig | None:
-        """Mechanisms equal to the base's attention, if that is neither full attention nor sliding windows."""
-        from .definition import known_family
-
-        family = known_family(self)
-        return None if family is None or family.own_attention is None else family.own_attention(self)
-
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
         """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
@@ -227,8 +216,7 @@ class LongConfig(_Base):
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
         """The attention of this config if the user chose none."""
-        own_attention = self._own_attention
-        return self.default_attention() if own_attention is None else own_attention
+        return self.default_attention()
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,6 @@ from .position_table import PositionTable as PositionTable
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from ...configuration import LongAttentionConfig
 
 FACTS_FILE = Path(__file__).parents[2] / "families" / "families.json"
 """The facts of every family without a file, and why other models of texts have none (:func:`stored_facts`)."""
@@ -102,7 +101,6 @@ class Family:
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
-    own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
     """
 
     config_class: type[PreTrainedConfig]
@@ -118,7 +116,6 @@ class Family:
     backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
     rule: Any = PLAIN_TEXT
-    own_attention: Callable[[Any], LongAttentionConfig] | None = None
 
     def __post_init__(self) -> None:
         """Register the family, and let its module make the Long classes.
@@ -196,14 +193,9 @@ class Family:
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
-    def wraps_encoder(self) -> bool:
-        """Whether the attention layers are in an encoder with a separate config, ``encoder_config`` (Parakeet's heads)."""
-        return hasattr(self.config_class, "encoder_class")
-
-    @property
     def two_stacks(self) -> bool:
-        """Whether the base has an encoder and a decoder, both with attention. A transducer's decoder has none."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.wraps_encoder
+        """Whether the base has an encoder and a decoder, both with attention."""
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -268,11 +260,6 @@ class Family:
     def model_class(self, name: str) -> type[Any]:
         """The Long class ``name``, or the Long class of the base's class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
-
-    @property
-    def base_attention_name(self) -> str:
-        """The name for the base's attention in messages about replacing a mechanism."""
-        return "full attention" if self.own_attention is None else "the attention of the base"
 
     def base_class(self, name: str) -> type[Any]:
         """The base's class ``name``."""
@@ -461,7 +448,7 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
-    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_num_frames", "long_max_length", "long_audio_seconds")
+    long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
     length: Any = family_of(config).longest(type(config).from_dict({**values, **before}))
     return length if isinstance(length, int) else None

@@ -1,10 +1,9 @@
-"""The config of a Long model for images, videos or spectrograms."""
+"""The config of a Long model for images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.registry import mechanism_class, prototype
 from ...options import ORDER
@@ -36,82 +35,15 @@ class LongGridConfig(LongEncoderConfig):
         extension = kwargs.setdefault("position_extension", INTERPOLATE)
         if extension not in (INTERPOLATE, TILE):
             raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of images.")
-        self._take_size(kwargs)
-        super().__post_init__(**kwargs)
-
-    def _take_size(self, values: dict[str, Any]) -> None:
-        """Set the size for which the model was converted. Removes it from ``values``, the other fields."""
-        size = values.pop("long_image_size", None)
+        size = kwargs.pop("long_image_size", None)
         self.long_image_size = None if size is None else list(image_size(size))
+        super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "long_attention":
             for layer in range(self.num_hidden_layers):
                 check_mechanism_for_grid(*self.long_attention.for_layer(layer))
-
-
-class LongVideoConfig(LongGridConfig):
-    """Mixin before the base's config class for videos.
-
-    long_image_size: ``(height, width)`` of the frames, in pixels, for which the model was converted.
-    long_num_frames: number of frames for which the model was converted. Videos of other sizes are read as well.
-    position_extension: as for images; ``"tile"`` also repeats positions along time.
-    """
-
-    if TYPE_CHECKING:
-        long_num_frames: int | None
-    else:
-        long_num_frames = None
-
-    def _take_size(self, values: dict[str, Any]) -> None:
-        super()._take_size(values)
-        frames = values.pop("long_num_frames", None)
-        if frames is not None and (not isinstance(frames, int) or isinstance(frames, bool) or frames < 1):
-            raise OptionError(f"long_num_frames is {frames!r}, but must be a number of frames, for example 32.")
-        self.long_num_frames = frames
-
-
-class LongMaskedAutoencoderConfig(LongGridConfig):
-    """Mixin before the base's config class, for pre-training. The head has a decoder that sees all cells.
-
-    decoder_long_attention: the attention of that decoder; ``None`` for full attention.
-    """
-
-    adds = "``long_attention`` and, for the decoder, ``decoder_long_attention``"
-
-    if TYPE_CHECKING:
-        decoder_long_attention: LongAttentionConfig | None
-        decoder_num_hidden_layers: int
-    else:
-        decoder_long_attention = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
-        super().__post_init__(**kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "decoder_long_attention" and value is not None:
-            value = LongAttentionConfig.from_dict(value)
-            value.check_forms(self.decoder_num_hidden_layers, False)
-            for layer in range(self.decoder_num_hidden_layers):
-                check_mechanism_for_grid(*value.for_layer(layer))
-        super().__setattr__(name, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        values, attention = super().to_dict(), self.decoder_long_attention
-        return values if attention is None else {**values, "decoder_long_attention": attention.to_dict()}
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the decoder."""
-        return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
-
-    @property
-    def _computes_as_base(self) -> bool:
-        decoder = self.decoder_attention
-        full = all(decoder.for_layer(layer)[0] == "full" for layer in range(self.decoder_num_hidden_layers))
-        return full and super()._computes_as_base
 
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:

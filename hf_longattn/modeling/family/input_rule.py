@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from ...errors import BackendError
-
 
 class InputRule:
     """What the models of a family read: its :attr:`.definition.Family.rule`."""
@@ -26,8 +24,6 @@ the attention of {base} instead.
     """Whether the maximum length is stated in tokens."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
-    has_positions: bool = False
-    """Whether the model has positions that are resized or tiled for larger inputs."""
 
     @property
     def kind(self) -> str:
@@ -50,19 +46,6 @@ the attention of {base} instead.
         if table is None:
             return int(config.max_position_embeddings)
         return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
-
-    def tells_grid(self, arguments: Collection[str]) -> bool:
-        """Whether attention modules learn the grid of the tokens from these ``arguments`` of ``forward``."""
-        return False
-
-    def check_images(self, model: Any, *, of_pixels: bool) -> None:
-        """Raise :class:`BackendError` for a model that reads no images on a grid of patches.
-
-        Args:
-            of_pixels: whether to refuse videos and spectrograms.
-        """
-        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
-        raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
 
     def fill(self, config: Any, name: str) -> int:
         """The number for tokens without a place in the argument ``name``."""

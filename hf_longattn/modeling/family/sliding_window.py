@@ -1,6 +1,6 @@
 """Sliding windows of the base, and the layers that keep them.
 
-Mistral and Phi-3 may have a sliding window in every layer, and GPT-Neo has one in every other layer. Qwen, Gemma 2 and 3, SmolLM3 and
+Mistral and Phi-3 may have a sliding window in every layer. Qwen, Gemma 2 and 3, SmolLM3 and
 ModernBERT have them in the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless ``long_attention``
 names these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only full attention. If all layers have a
 window, a chosen mechanism replaces it. Without a choice they keep it.
@@ -39,8 +39,6 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     """
     if getattr(config, "is_heterogeneous", False):  # each layer has a config in transformers' per_layer_config
         return [own_windows(of_layer, causal)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
-    if hasattr(config, "attention_layers"):  # GPT-Neo's field
-        return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None or getattr(config, "use_sliding_window", None) is False:  # Qwen2-MoE's width is then 0
         return [None] * layers

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.derivatives import differentiated
+from ...engines.common.batch import differentiated
 from ...engines.cpu.onednn import int8_product, pack_int8, pack_weight, packed_product
 from ...errors import BackendError
 
@@ -69,9 +69,7 @@ class InferenceLinear(nn.Module):
     def rows(self, x: Tensor) -> Tensor:
         """``x`` as rows, ``(…, in_features)`` -> ``(M, in_features)``."""
         if differentiated(x):
-            raise BackendError(
-                "A model after optimize_for_inference computes no gradients and runs in no transform of torch.func; load it again for both."
-            )
+            raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
         return x.reshape(-1, self.in_features)
 
     def product(self, x: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_do
 from ...cache_argument import CACHE
 from ...documents import positions_in
 from ...engines.common.batch import for_one_pass, in_graph
-from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
 from ...private_apis import warn_missing
@@ -60,12 +59,12 @@ class FindsDocuments(_Base):
             restarts = self._restarts(arguments, shape)
             if restarts is None:
                 return
-            if in_graph() and not values_mapped():
+            if in_graph():
                 if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
                     assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
                     self.rule_out_packing(arguments)
                 return
-            if not values_mapped() and not restarts.any():
+            if not restarts.any():
                 return
             documents = restarts.cumsum(1).expand(shape)
         if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document

@@ -70,7 +70,6 @@ SIZES: dict[str, Any] = {
 """The sizes of the small models, by the names that configs give them."""
 OWN: dict[str, dict[str, Any]] = {
     **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},  # one layer of four attends
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 4, "mamba_d_state": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},

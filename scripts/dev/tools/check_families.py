@@ -115,10 +115,8 @@ class Subject:
         rule: Any = part.rule
         if rule.reads == "grid":
             size = rule.sizes(config)[0]
-            words = [rule.size_flag, *rule.typed(rule.doubled(size)).split()]
-            typed = {name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-            numbers = {name: {"audio_seconds": float, "frames": int}.get(name, str)(value) for name, value in typed.items()}
-            return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, numbers
+            larger = "x".join(str(2 * side) for side in size)
+            return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, {"image_size": larger}
         if rule.reads == "sound":
             seconds = GROWTH * rule.durations(config)[0]
             frames = rule.frames(config, rule.length(rule.durations(config)[0]))
@@ -130,8 +128,7 @@ class Subject:
     @property
     def keeps_its_attention(self) -> bool:
         """Whether the base has its own long attention, which the result keeps."""
-        own = any(converter.model_type == self.base for converter in checkpoint_converters())
-        return own or self.family.own_attention is not None
+        return any(converter.model_type == self.base for converter in checkpoint_converters())
 
     @cached_property
     def report(self) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +68,7 @@ NAMES = {
 _STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf-8"))["families"]
 IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_name(base) in module_names("families"))
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
-OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "videomae", "wav2vec2", "whisper", "clip")
+OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "whisper", "clip")
 """Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
@@ -77,18 +76,8 @@ SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].rul
 """The families whose input is samples or features of a sound, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""
-IMAGE_NAMES = {
-    "decoder_hidden_size": "width",
-    "decoder_num_attention_heads": "heads",
-    "decoder_num_hidden_layers": "layers",
-    "decoder_intermediate_size": "inner",
-    "pred_hidden_size": "width",
-    "pred_num_attention_heads": "heads",
-    "pred_num_hidden_layers": "layers",
-}
-"""Fields of the decoder of masked autoencoders, and of the predictor of V-JEPA 2 -> size."""
 IMAGES: dict[str, Any] = {
-    "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True, "use_relative_position_embeddings": True,
+    "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
 }  # fmt: skip
 """What models of images have whose defaults would leave a part out, or let it hardly show."""
@@ -96,8 +85,7 @@ SOUNDS: dict[str, Any] = {
     "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
     "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
     "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_clusters": 8, "num_ctc_classes": 8,
-    "feature_projection_input_dim": 16, "num_mel_bins": 16, "subsampling_conv_channels": 4, "decoder_hidden_size": 16,
-    "blank_token_id": 98, "pad_token_id": 98,
+    "feature_projection_input_dim": 16, "num_mel_bins": 16, "decoder_hidden_size": 16, "blank_token_id": 98, "pad_token_id": 98,
     "mask_time_prob": 0.0, "apply_spec_augment": False, "ctc_zero_infinity": True,
     **dict.fromkeys(
         ("layerdrop", "dropout", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout",
@@ -107,12 +95,7 @@ SOUNDS: dict[str, Any] = {
 """What small models of sound have: no chance, and sizes that fit their width."""
 PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
-BOX_PARTS = 6
-"""The embedding of a box has as many parts of one width in LiLT."""
-OTHER_HEADS = (
-    *("ForTokenClassification", "ForCTC", "ForRNNT", "ForTDT", "ForImageClassification", "ForVideoClassification"),
-    *("ForAudioClassification", "ForPreTraining"),
-)
+OTHER_HEADS = (*("ForTokenClassification", "ForCTC", "ForImageClassification", "ForAudioClassification", "ForPreTraining"),)
 """Endings of the classes by which other models are known, the most usual first."""
 OF_THE_BASE = ("model_type", "transformers_version", "architectures")
 """Fields that a Long config does not take from its base's."""
@@ -145,7 +128,7 @@ def known_head(base: str) -> str:
 
 
 def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
-    """The config of any base, of these sizes: of texts, images, videos, sound or several towers.
+    """The config of any base, of these sizes: of texts, images, sound or several towers.
 
     Args:
         tokens: special tokens of models that read text alone.
@@ -168,7 +151,7 @@ def of_trained_size(model: Any) -> Any:
     """The model with weights of trained size: attention of an untrained one hardly shows in its outputs."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("bias_table", "rpb", "rel_pos", "register_tokens")):  # zeros in a model that is untrained
+            if any(part in name for part in ("bias_table", "rpb", "register_tokens")):  # zeros in a model that is untrained
                 nn.init.normal_(parameter)
             elif parameter.ndim == 2 and parameter.requires_grad and not hasattr(model.config, "initializer_factor"):  # T5's are large
                 parameter.mul_(4)
@@ -205,12 +188,7 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     sizes = named_sizes(fields, shape, FAMILIES[base].sizes)
     if isinstance(grouped := fields.get("num_key_value_heads"), int):
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
-    if "attention_types" in fields:  # GPT-Neo's pattern of layers
-        sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
     sizes |= {name: size for name, size in PAGES.items() if name in fields}
-    if "channel_shrink_ratio" in fields:
-        multiple = math.lcm(BOX_PARTS, shape.heads * default.channel_shrink_ratio)
-        sizes["hidden_size"] = -(-shape.width // multiple) * multiple
     sizes["vocab_size"] = shape.vocabulary
     table = next(iter(FAMILIES[base].position_tables), None)
     length = "n_positions" if FAMILIES[base].relative else "max_position_embeddings"  # T5's checkpoints have it, its config class not
@@ -232,19 +210,11 @@ def small_image_config(base: str, shape: Shape = Shape(), patch: int = 4, side: 
     """
     fields = CONFIG_MAPPING[base]().to_dict()
     sizes = named_sizes(fields, shape)
-    sizes |= {name: getattr(shape, size) for name, size in IMAGE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
-    sizes |= {"crop_size": patch * side, "num_frames": 4, "frames_per_clip": 4, "tubelet_size": 2, "num_pooler_layers": 1}  # of a video
     if "depths" in fields:  # two stages, each twice as wide as the one before
         sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
         sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}
-    if "window_block_indices" in fields:  # windows that do not divide the grid
-        sizes |= {"pretrain_image_size": patch * side, "window_size": 3, "window_block_indices": list(range(0, shape.layers, 2))}
-        sizes |= {"residual_block_indices": [shape.layers - 1]}
-    if "frequency_stride" in fields:  # of a spectrogram, whose patches overlap
-        sizes |= {"frequency_stride": patch * 3 // 4, "time_stride": patch * 3 // 4}
-        sizes |= {"num_mel_bins": patch * side, "max_length": patch * side}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **IMAGES, **values}.items() if name in known})
 
@@ -276,7 +246,5 @@ def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
     if "conv_dim" in fields:
         sizes["conv_dim"] = [shape.half] * len(fields["conv_dim"])
     sizes |= {"vocab_size": shape.vocabulary, "num_feat_extract_layers": len(fields.get("conv_dim", ()))}
-    if "encoder_config" in fields:
-        sizes["encoder_config"] = small_audio_config(fields["encoder_config"]["model_type"], shape, **values).to_dict()
     known = {**fields, "num_labels": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **SOUNDS, **values}.items() if name in known})

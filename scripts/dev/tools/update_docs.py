@@ -157,7 +157,7 @@ def _positions(family: Family) -> str:
     if family.no_positions:
         return "none"
     if family.rule.reads == "grid":
-        return "of patches" if family.rule.has_positions else "relative"
+        return "of patches"
     if family.rule.reads == "sound":
         return family.rule.positions
     kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
@@ -165,7 +165,7 @@ def _positions(family: Family) -> str:
     return "; ".join(sorted(kinds)) or "relative"
 
 
-READS = {"text": "texts", "grid": "images, videos, spectrograms", "sound": "sound", "towers": "several inputs"}
+READS = {"text": "texts", "grid": "images", "sound": "sound", "towers": "several inputs"}
 
 
 def families() -> str:

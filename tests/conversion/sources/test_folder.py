@@ -9,7 +9,7 @@ import pytest
 from transformers import FalconH1Config
 
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.sources.folder import read_config
+from hf_longattn.conversion.sources import read_config
 from hf_longattn.errors import CheckpointError
 
 
@@ -24,3 +24,17 @@ def test_infinite_numbers_are_read_as_transformers_writes_them(tmp_path: Path) -
     FalconH1Config(mamba_ssm_multipliers=None, time_step_limit=(0.0, float("inf"))).save_pretrained(tmp_path)
     assert "__float__" in (tmp_path / "config.json").read_text()
     assert read_config(tmp_path)["time_step_limit"] == [0.0, float("inf")]
+
+
+def test_what_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("{}")
+    for name, sentence in (("file.txt", "is a file; give the folder"), ("missing folder", "There is no folder")):
+        with pytest.raises(CheckpointError, match=sentence):
+            plan_conversion(tmp_path / name)
+
+
+def test_an_adapter_is_merged_first(checkpoint: Callable[..., Path]) -> None:
+    source = checkpoint("BertModel")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter, not a model; merge it first: .*\.merge_and_unload\(\)"):
+        plan_conversion(source)

@@ -20,18 +20,17 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     landmarks, each of which is one then, has softmax attention. The convolution of the values, a kernel for each head, is added.
     """
     assert not causal
-    options, over_text = module.options, module.options.landmarks_over == "text"
+    options = module.options
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     every, landmarks = list(heads(q, k, v, padding_mask)), []
     for head in every:
-        tokens = head.real if over_text else list(range(head.k.shape[0]))
-        segments = [[tokens[place] for place in run] for run in runs(len(tokens), options.num_landmarks)]
+        segments = [[head.real[place] for place in run] for run in runs(len(head.real), options.num_landmarks)]
         landmarks.append(tuple(torch.stack([x[segment].mean(0) for segment in segments]) for x in (head.q, head.k)))
     middles = [(scale * queries @ keys.T).softmax(-1) for queries, keys in landmarks]
     one_norms = [middle.sum(0).max() for middle in middles]
     outputs = []
     for number, (head, (queries, keys), middle) in enumerate(zip(every, landmarks, middles, strict=True)):
-        if (len(head.real) if over_text else len(head.k)) <= options.num_landmarks:
+        if len(head.real) <= options.num_landmarks:
             mixed = [(scale * head.k[head.real] @ row).softmax(-1) @ head.v[head.real] for row in head.q]
         else:
             one_norm = one_norms[number] if options.inv_coeff_init_option == "exact" else torch.stack(one_norms).max()
@@ -43,9 +42,8 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
             mixed = [(scale * keys @ row).softmax(-1) @ inverse @ summaries for row in head.q]
         if options.conv_kernel is not None:
             kernel, half = dict(module.named_parameters())["conv"][head.h].double(), options.conv_kernel // 2
-            places = head.real if over_text else range(head.k.shape[0])
             for i in range(len(mixed)):
-                near = [j for j in places if abs(j - i) <= half]
+                near = [j for j in head.real if abs(j - i) <= half]
                 mixed[i] = mixed[i] + sum((kernel[j - i + half] * head.v[j] for j in near), torch.zeros_like(mixed[i]))
         outputs.append(mixed)
     return together(outputs, q)
@@ -57,7 +55,6 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "iterations": random.randint(1, 8),
         "conv_kernel": random.choice((None, 1, 3, 9)),
         "inv_coeff_init_option": random.choice(("exact", "original")),
-        "landmarks_over": random.choice(("text", "input")),
     }
 
 

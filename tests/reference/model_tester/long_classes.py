@@ -15,7 +15,6 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import PATCH_MASK
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -25,7 +24,7 @@ from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor,
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
 SHAPE = Shape(width=32, layers=2, heads=4, inner=37, tokens=512, vocabulary=99)
 BACKBONE = "Backbone"
-FOUR_LAYERS = ("beit", "data2vec-vision")
+FOUR_LAYERS = ("beit",)
 """Bases whose heads for segmentation read four of them."""
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
 TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -47,12 +46,12 @@ WITHOUT_LOSS = (
     "ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification", "ModelWithProjection",
 )  # fmt: skip
 """Ends of the names of classes that are for inference, or get no labels from the suite; their base's own tests leave them out of these:"""
-MAPPED_WITH_A_HEAD = ("beit", "data2vec-vision")
+MAPPED_WITH_A_HEAD = ("beit",)
 """Bases whose renaming of tensors shows in models with a head only."""
 NEEDS_LOSS = ("test_training", "test_problem_types")
 PARTS_WITHOUT_LOSS = ("gpt2", "esm", "big_bird")
 """The second head of two has another loss; the contact head has none; BigBird's heads build a pooler that they do not use."""
-MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
+MECHANISMS = {"bart": "longformer", "mpnet": "window", "deberta-v2": "window"}
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
 ANY_IMPLEMENTATION = (
@@ -63,21 +62,6 @@ ANY_IMPLEMENTATION = (
 mechanisms are the base's attention."""
 ALL_LAYERS_SLIDE = ("mistral",)
 """Bases whose default is a window in every layer, which these keep where nothing is chosen."""
-
-
-def is_transducer(base: str) -> bool:
-    """Whether the head of a family joins an encoder's frames with a recurrent decoder."""
-    return any(head.endswith(("RNNT", "TDT")) for head in long_families.FAMILIES[base].model_classes)
-
-
-COUNTS_TOKENS = ("test_attention_outputs", "test_hidden_states_output")
-"""Beginnings of the names of tests that expect as many states as there are tokens; tests/families has those of a masked head."""
-
-
-def leaves_patches_out(kind: type) -> bool:
-    """Whether a head must be told which patches are left out of its input and rebuilt (VideoMAE's pre-training)."""
-    mask = inspect.signature(kind.forward).parameters.get(PATCH_MASK)  # type: ignore[attr-defined]
-    return mask is not None and mask.default is mask.empty
 
 
 def is_backbone(head: str) -> bool:
@@ -139,9 +123,8 @@ class ImageTester(Tester):
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
         config, rule = self.get_config(), long_families.FAMILIES[base].rule
-        cells = (self.image_size // self.patch_size) ** 2 if rule.reads_images else rule.of_size(config, rule.sizes(config)[0]).cells
-        self.num_masks, self.mask_length = cells // 2, cells
-        self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
+        cells = (self.image_size // self.patch_size) ** 2
+        self.seq_length = cells + rule.prefix_of(config)
 
     def get_config(self):
         shape = Shape(width=32, layers=self.num_hidden_layers, heads=4, inner=37)
@@ -150,24 +133,14 @@ class ImageTester(Tester):
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window2d", "window": 3}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
+            chosen = {"mechanism": "full"}
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
         side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].rule
-        if rule.noun == "video":
-            config = self.get_config()
-            size = rule.sizes(config)[0]
-            inputs = {rule.input: floats_tensor([self.batch_size, size[0], rule.channels(config), *size[1:]])}
-            return config, inputs
-        if not rule.reads_images:  # a spectrogram
-            config = self.get_config()
-            return config, {rule.input: floats_tensor([self.batch_size, config.max_length, config.num_mel_bins])}
         if rule.shapes is None:
             inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])}
-            if rule.noise is not None:  # by which the base leaves patches out; it draws its own in every call
-                inputs[rule.noise] = floats_tensor([self.batch_size, side**2])
             return self.get_config(), inputs
         return self.get_config(), {
             "pixel_values": floats_tensor([self.batch_size, side**2, self.patch_size**2 * self.num_channels]),
@@ -202,7 +175,7 @@ class TowersTester(Tester):
         images = rule.arguments(config.vision_config, pixels)
         if rule.shapes is not None:
             images[rule.shapes] = torch.tensor([images[rule.shapes]] * self.batch_size)
-            images["pixel_attention_mask"] = torch.ones(images[rule.input].shape[:2], dtype=torch.long)
+            images["pixel_attention_mask"] = torch.ones(images["pixel_values"].shape[:2], dtype=torch.long)
         return config, {**inputs, **images}
 
 
@@ -224,9 +197,7 @@ class AudioTester(Tester):
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window", "window": 4}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
-            chosen = {"mechanism": "full"} if family.own_attention is None else family.own_attention(config)
-        elif family.own_attention is not None:
-            chosen = None
+            chosen = {"mechanism": "full"}
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         return family.config_class(**values, long_attention=chosen)
 
@@ -235,9 +206,7 @@ class AudioTester(Tester):
         shape = [self.batch_size, self.length] + ([] if rule.features is None else [rule.features(config)])
         inputs = {rule.input: rule.as_input(floats_tensor(shape)).contiguous()}
         inputs["attention_mask"] = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
-        if is_transducer(self.base):
-            inputs["decoder_input_ids"] = ids_tensor([self.batch_size, 1], self.vocab_size - 2)  # it reads one label at a time
-        elif config.is_encoder_decoder:
+        if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids_tensor([self.batch_size, self.decoder_seq_length], self.vocab_size - 2)
             inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
         return config, inputs
@@ -259,7 +228,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if not family.two_stacks
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
         )
-        is_encoder_decoder = bool(family.base_config_class.is_encoder_decoder) and not is_transducer(base)
+        is_encoder_decoder = bool(family.base_config_class.is_encoder_decoder)
         test_resize_embeddings = family.reads_text and not family.towers
         if family.towers:  # which have outputs of their own
             test_attention_outputs = False
@@ -272,8 +241,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
             kind = "images" if reads_images else "sounds" if reads_sound else "towers" if family.towers else ""
             skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
-            if self._testMethodName.startswith(COUNTS_TOKENS):
-                self.all_model_classes = tuple(kind for kind in self.all_model_classes if not leaves_patches_out(kind))
             if self._testMethodName.startswith(NEEDS_LOSS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
             testers = {"images": ImageTester, "sounds": AudioTester, "towers": TowersTester}
@@ -295,9 +262,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             """Labels of the two heads that the suite leaves to the models' own tests."""
             inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
             batch, length, choices = self.model_tester.batch_size, self.model_tester.seq_length, self.model_tester.num_choices
-            if leaves_patches_out(model_class):
-                cells = torch.arange(self.model_tester.mask_length, device=torch_device)
-                return inputs | {PATCH_MASK: (cells % 2 == 1).expand(len(inputs[family.rule.input]), -1)}  # some tests take fewer
             if return_labels and model_class.__name__.endswith("ForPreTraining"):
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
                 pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)

@@ -35,7 +35,7 @@ def test_without_the_package_it_is_the_hubs(real_folder: Path, tmp_path: Path, m
         assert name == "sentence-transformers/all-MiniLM-L6-v2"
         return str(tmp_path)
 
-    monkeypatch.setattr("hf_longattn.conversion.sources.hub.snapshot_download", download)
+    monkeypatch.setattr("hf_longattn.conversion.sources.snapshot_download", download)
     assert real.real_checkpoint() == tmp_path
 
 

@@ -1,1 +1,0 @@
-"""Where checkpoints come from: folders, the Hub, adapters … One file per format."""
