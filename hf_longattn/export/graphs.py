@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..checks import FAILED, Check, Difference, equality
 from ..conversion.architectures import attached_mechanisms
 from ..conversion.pooling import SentencePooling
-from ..inputs.common.base import seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
@@ -186,9 +185,9 @@ class ModelGraph(nn.Module):
 
 
 def page_inputs(model: Any) -> tuple[str, ...]:
-    """Names of a page model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
+    """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
-    return () if family is None else family.rule.names
+    return () if family is None else tuple(family.rule.further)
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
@@ -203,7 +202,9 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
-    inputs = {"input_ids": ids, "attention_mask": mask.long(), **seeded_pages(config, ids)}
+    family = known_family(config)
+    further = {} if family is None else family.rule.further_inputs(config, batch, length)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
         inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)

@@ -146,19 +146,16 @@ class AdaptiveSpan(Mechanism, AddsLoss):
             call = call.replace(score_mod=term)
             return dense_attention(q, k, v, call, mask_mod=lambda b, h, q_idx, kv_idx: mask(h, q_idx, kv_idx) > 0)
         if accelerator.accelerated(q):
-            return block_sparse_attention(q, k, v, self.pattern(call.causal, longest), self._with_distances(call, longest, dtype, q.device))
+            band = self.pattern(call.causal, longest)
+            distance = torch.arange(-band.right, band.left + 1, device=q.device)
+            soft = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=q.device)[:, None], dtype)
+            spans = DistanceBias(logarithm(soft).masked_fill(soft <= 0, float("-inf")), band.right)  # log m_z
+            term = spans if call.score_mod is None else chain_score_mods(call.score_mod, spans)
+            return block_sparse_attention(q, k, v, band, call.replace(score_mod=term))
         part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))  # tiles number the queries from 0
         return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
-
-    def _with_distances(self, call: AttentionCall, longest: float | None, dtype: torch.dtype, device: torch.device) -> AttentionCall:
-        """The call with log m_z added to the scores, as a bias by distance."""
-        band = self.pattern(call.causal, longest)
-        distance = torch.arange(-band.right, band.left + 1, device=device)
-        mask = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=device)[:, None], dtype)
-        spans = DistanceBias(logarithm(mask).masked_fill(mask <= 0, float("-inf")), band.right)
-        return call.replace(score_mod=spans if call.score_mod is None else chain_score_mods(call.score_mod, spans))
 
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None

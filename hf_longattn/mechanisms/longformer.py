@@ -228,7 +228,8 @@ class GlobalProjections(nn.Module):
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
-        if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and self._bare():
+        bare = all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))  # without adapters
+        if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and bare:
             seen = None if key_mask is None else key_mask[:, None, None, :]
             if causal:
                 earlier = torch.arange(hidden.shape[1], device=hidden.device) <= positions
@@ -238,10 +239,6 @@ class GlobalProjections(nn.Module):
             k, v = self.heads(self.key(hidden)), self.heads(self.value(hidden))
             rows = dense_attention(q, k, v, call, q_idx=positions)
         return put_rows(out, rows.to(out.dtype), index, real)
-
-    def _bare(self) -> bool:
-        """Whether the key and value projections are plain linear layers, without adapters or hooks."""
-        return all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
         """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to ``(B, H, g, N)``."""

@@ -103,7 +103,9 @@ class LSH(BucketedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.factors = factors(options.num_buckets or default_buckets(max_length or DEFAULT_LENGTH, options.bucket_size))
+        # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk on average (§2).
+        chunks = 2 * (max_length or DEFAULT_LENGTH) // options.bucket_size
+        self.factors = factors(options.num_buckets or 2 ** max(1, chunks.bit_length() - 1))
         self.num_buckets = math.prod(self.factors)
         self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
         self.reset_parameters()
@@ -199,11 +201,6 @@ class LSH(BucketedMechanism):
 
     def _run(self) -> int:
         return self.options.bucket_size * (1 + self.options.num_chunks_before + self.options.num_chunks_after)
-
-
-def default_buckets(length: int, bucket_size: int) -> int:
-    """Largest power of two up to 2·length/bucket_size, at least 2. On long texts a bucket holds half a chunk to a chunk on average (§2)."""
-    return int(2 ** max(1, (2 * length // bucket_size).bit_length() - 1))
 
 
 def factors(num_buckets: int) -> tuple[int, ...]:

@@ -252,8 +252,8 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_atten
     """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
-    keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
-    return PooledKeys(keys, values, real.any(-1), position)
+    shares = block_shares(k_blocks, real, by_attention, scale)
+    return PooledKeys(_average(shares, k_blocks), _average(shares, v_blocks), real.any(-1), position)
 
 
 def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
@@ -265,12 +265,6 @@ def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tens
         tokens = tuple(F.pad(x, (0, 0, 0, count * size - length)) for x in tokens)
     blocks = (x.unflatten(2, (count, size)) for x in tokens)
     return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
-
-
-def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """k̄ and v̄, ``(B, H, M, D)``, of blocks ``k, v (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
-    weights = block_shares(k, real, by_attention, scale)
-    return _average(weights, k), _average(weights, v)
 
 
 def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> Tensor:

@@ -94,19 +94,15 @@ class Window(SparseMechanism, GatheredMechanism):
                 f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
                 "give one number, or one for each head."
             )
-        self._dilate(options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads)
-
-    def _dilate(self, dilations: tuple[int, ...]) -> None:
-        """Set each head's dilation."""
-        self.dilations, self.max_dilation, different = dilations, max(dilations), sorted(set(dilations))
-        self._groups = [self._group(dilation) for dilation in different] if len(different) > 1 else []
+        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
+        self.max_dilation, different = max(self.dilations), sorted(set(self.dilations))
+        self._groups: list[tuple[list[int], Window]] = []
         """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be submodules."""
+        for dilation in different if len(different) > 1 else []:
+            heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
+            alike = dataclasses.replace(options, dilation=(dilation,), relative=None)  # relative positions are in the score term
+            self._groups.append((heads, Window(len(heads), head_dim, hidden_size, max_length, alike)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
-
-    def _group(self, dilation: int) -> tuple[list[int], Window]:
-        heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
-        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # relative positions are in the score term
-        return heads, Window(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
 
     @property
     def handling(self) -> Handling:  # type: ignore[override]

@@ -155,17 +155,6 @@ def test_bands_alone_are_one_band() -> None:
     assert not union.traits.takes_globals
 
 
-def test_what_a_decoder_must_keep_is_what_any_member_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Residues, "kept", lambda self, positions, upcoming: positions % 8 == upcoming % 8, raising=False)
-    positions, upcoming = torch.arange(40)[None], torch.tensor([[40]])
-    union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=3+residues")
-    assert keys_per_query(union) is None
-    kept = union.kept(positions, upcoming)
-    assert kept is not None
-    assert positions[kept].tolist() == [0, 8, 16, 24, 32, 38, 39]
-    assert build_mechanism("union", num_heads=4, head_dim=8, of="longformer+residues").kept(positions, upcoming) is None
-
-
 def test_the_three_ways_to_write_it_are_one() -> None:
     ways = [
         [{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}],

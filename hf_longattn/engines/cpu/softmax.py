@@ -205,7 +205,8 @@ class Scope:
             keys, values = part.keys.of_each(tensors["k"], tensors["v"])
             grad, queries, *results = part.queries.of_each(*(tensors[name] for name in ("grad", "q", "out", "lse")))
             inputs = (grad, queries, keys, values, *results)
-            if run.is_plain(part, keys):
+            few = keys.shape[2] <= MAX_PLAIN_KEYS
+            if run.dropout is None and (few or part.of_scores is not None or part.memory is not None):
                 run.add_plain(part, totals, *inputs)
             else:
                 gradients = run.of_part(part, *inputs)
@@ -300,10 +301,6 @@ class Backward(NamedTuple):
     scale: float
     dropout: Dropout | None
     place: tuple[int, ...]
-
-    def is_plain(self, part: Part, k: Tensor) -> bool:
-        """Whether plain products replace the kernel: for few keys ``k``, or if the gradient of the scores is needed. Never with dropout."""
-        return self.dropout is None and (k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None)
 
     def add_plain(self, part: Part, totals: Sequence[Any], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         """Add the gradients of a part, computed by plain matrix products, to ``totals``."""

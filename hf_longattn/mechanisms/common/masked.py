@@ -86,7 +86,11 @@ class MaskedMechanism(Mechanism):
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
-        columns = _last_columns(q, k) if columns is None else columns
+        if columns is None:
+            kv_len, first = k.shape[2], k.shape[2] - q.shape[2]
+            columns = Columns(
+                ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
+            )
         name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
@@ -169,11 +173,6 @@ class MaskedMechanism(Mechanism):
         q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
         out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
         return out.to(dtype)
-
-
-def _last_columns(q: Tensor, k: Tensor) -> Columns:
-    q_len, kv_len = q.shape[2], k.shape[2]
-    return Columns(("all", kv_len), lambda: (torch.arange(kv_len - q_len, kv_len, device=k.device), torch.arange(kv_len, device=k.device)))
 
 
 def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
