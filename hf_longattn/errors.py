@@ -48,10 +48,6 @@ class AudioError(LongAttentionError):
     """Sound that cannot be read or does not fit the model: another sampling rate, several channels, silence."""
 
 
-class PageError(LongAttentionError):
-    """A page that a model cannot read: boxes outside of it or in the wrong order, words without boxes."""
-
-
 class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 

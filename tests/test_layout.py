@@ -23,7 +23,7 @@ LAYERS = (
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
-    ("drawing", "options"),
+    ("options",),
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),
@@ -160,7 +160,6 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 
 
 REGISTRIES = {
-    "conversion/long_models/base.py": "conversion.long_models",
     "inputs/common/base.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",

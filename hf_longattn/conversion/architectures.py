@@ -29,7 +29,7 @@ from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from ..reading import FORMAT_FIELD, check_config, is_long, named_class
-from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
+from .long_models import CONVERTERS, CheckpointConverter, converter_of
 from .sources import Source
 from .tensor_files import TensorHeader
 from .tensor_names import names_in_model
@@ -168,7 +168,7 @@ def find_architecture(source: Source) -> Architecture:
         )
     converter = converter_of(source)
     if converter is None and model_type not in FAMILIES:
-        known = sorted({*FAMILIES, *(converter_class.model_type for converter_class in checkpoint_converters())})
+        known = sorted({*FAMILIES, *(converter.model_type for converter in CONVERTERS)})
         meant = "" if _class_of(source) is not None else nearest(model_type, known)
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have {len(known)} types, which"

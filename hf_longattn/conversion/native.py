@@ -24,7 +24,7 @@ from ..reading import is_generic, is_long
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, affordable_length, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_verified
-from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters
+from .long_models import CONVERTERS, Probe, Probing, TensorRename
 from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
@@ -103,7 +103,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         name: tuple(_with_all_heads(renaming, full_shapes.get(name)) for renaming in twin.rename(current_name(name), model))
         for name in source.tensors
     }
-    names = names_in_model({renaming.target for parts in renamings.values() for renaming in parts if renaming.target}, skeleton)
+    names = names_in_model({renaming.target for parts in renamings.values() for renaming in parts}, skeleton)
     tensors = [_planned(source, name, renaming, expected, names) for name, parts in renamings.items() for renaming in parts]
     supplied = {key for name in names.values() for key in name.keys}
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
@@ -145,7 +145,7 @@ def _planned(
 ) -> TensorPlan:
     """Plan one tensor. ``names``: names in the twin's files, mapped to names in its model."""
     header = source.tensors[name]
-    if renaming.target is None or not names[renaming.target].exists:
+    if not names[renaming.target].exists:
         return TensorPlan.dropped(header, "the stock class has no such tensor")
     shape, key = header.shape, names[renaming.target].key
     if renaming.change is not None:
@@ -229,9 +229,7 @@ def verify_twin(plan: TwinPlan, result: Path, text: VerificationText, progress: 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
     """Texts of at most `length` tokens with padding. With global tokens, too, if both models take them."""
-    checkpoint_converters()
-    converter = CONVERTERS.get(plan.config.model_type)
-    probing = Probing() if converter is None else converter
+    probing = next((converter for converter in CONVERTERS if converter.model_type == plan.config.model_type), Probing())
     globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
     probes = probing.probes(plan.config, plan.architecture.source_class, text, length)
     shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]

@@ -198,7 +198,7 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
         attention = with_separator(attention, separator)
 
     renamed = renamed_tensors(opened, architecture)
-    targets = [tensor.target for tensor in renamed if tensor.target]
+    targets = [tensor.target for tensor in renamed]
     tables = {name: table for name in targets if (table := architecture.family.table(name)) is not None}
     length, decoder = stack_lengths(opened, architecture, renamed, tables, request)
     planned = plan_positions(architecture, attention, request.positions, length, decoder)

@@ -72,7 +72,7 @@ def _source_length(
     tokens = said - table.config_value(0, config)
     for tensor in renamed:
         rows_of_config = tokens + table.offset_rows(config)
-        if tensor.target is not None and tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
+        if tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
             rows = tensor.shape[0] if tensor.shape else "no"
             field = table.field if hasattr(config, table.field) else "max_position_embeddings"
             if tensor.shape == _shape_in_base(architecture, tensor.target):

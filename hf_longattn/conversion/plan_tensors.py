@@ -16,7 +16,7 @@ from ..inputs.towers import WithTowers
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .long_models.base import TensorRename
+from .long_models import TensorRename
 from .sources import Source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
@@ -27,10 +27,9 @@ class RenamedTensor:
     """A tensor of the source with its name and shape in the family's model."""
 
     header: TensorHeader
-    target: str | None
+    target: str
     shape: tuple[int, ...]
     change: Callable[[Tensor], Tensor] | None = None
-    reason: str = ""
 
 
 def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedTensor]:
@@ -47,11 +46,11 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
         shape = header.shape
         if renaming.change is not None:
             shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
-        if renaming.target is not None and targets.setdefault(renaming.target, name) != name:
+        if targets.setdefault(renaming.target, name) != name:
             raise CheckpointError(
                 f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}; save it again."
             )
-        renamed.append(RenamedTensor(header, renaming.target, shape, renaming.change, renaming.reason))
+        renamed.append(RenamedTensor(header, renaming.target, shape, renaming.change))
     return renamed
 
 
@@ -88,8 +87,7 @@ def plan_tensors(
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
     attached_prefixes = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
-    names = names_in_model([tensor.target for tensor in renamed if tensor.target is not None], skeleton)
-    keys = {tensor.header.name: None if tensor.target is None else names[tensor.target].key for tensor in renamed}
+    names = names_in_model([tensor.target for tensor in renamed], skeleton)
     old_rows = max((tensor.shape[0] for tensor in renamed if tensor.target in tables), default=old_length)
     planned: list[TensorPlan] = []
     sources: dict[str, RenamedTensor] = {}
@@ -97,16 +95,19 @@ def plan_tensors(
     for tensor in renamed:
         header = tensor.header
         dtype = dtype_of(header, cast)
-        key = keys[header.name]
-        reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows})
-        if tensor.target is None or reason:
+        key, exists, reason = names[tensor.target].key, names[tensor.target].exists, ""
+        if not exists and any(tensor.shape in ((1, length), (1, 1, length, length)) for length in (old_length, old_rows)):
+            reason = "current models compute it"  # position ids or a causal mask, which old checkpoints store
+        elif not exists and ".long_attention." in tensor.target:
+            reason = "not a parameter of the chosen mechanism"
+        if reason:
             planned.append(TensorPlan.dropped(header, reason, cast))
             continue
         offset, rows = tables.get(tensor.target, (0, 0))
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
             if tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]:
-                _refuse_unmatched(architecture.family, header.name, [renamed_tensor.target or "" for renamed_tensor in renamed])
+                _refuse_unmatched(architecture.family, header.name, [renamed_tensor.target for renamed_tensor in renamed])
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
@@ -122,7 +123,7 @@ def plan_tensors(
         planned.append(TensorPlan(tensor.target, action, dtype, header.shape, new_shape, header, offset, tensor.change))
         if key is not None:
             sources[key] = tensor
-        elif not names[tensor.target].exists:
+        elif not exists:
             unused.append(names[tensor.target])
     check_layers(unused, skeleton, source.name)
     matched = {*sources, *_computed(source, renamed, names, skeleton, expected)}
@@ -173,7 +174,7 @@ def _computed(
     Raises:
         CheckpointError: a merged or split tensor has another shape than the config requires.
     """
-    shapes = {tensor.target: torch.empty(tensor.shape, dtype=tensor.header.dtype, device="meta") for tensor in renamed if tensor.target}
+    shapes = {tensor.target: torch.empty(tensor.shape, dtype=tensor.header.dtype, device="meta") for tensor in renamed}
     computed: set[str] = set()
     for parts, values in converted(shapes, names, skeleton, source.name):
         for name, value in values.items():
@@ -222,22 +223,6 @@ def _added(
         return part(values if before is None else before(values)).reshape(shape)
 
     return TensorPlan(name, "copied", cast or stored.header.dtype, stored.header.shape, shape, stored.header, change=change)
-
-
-def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int]) -> str:
-    """Reason why a tensor is dropped; empty if it is not."""
-    if tensor.target is None or name is None:
-        return tensor.reason or "the result does not need it"
-    if not name.exists and _is_length_buffer(tensor.shape, lengths):
-        return "current models compute it"
-    if not name.exists and ".long_attention." in tensor.target:
-        return "not a parameter of the chosen mechanism"
-    return ""
-
-
-def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
-    """Whether a shape is that of position ids or a causal mask. They are (1, P) and (1, 1, P, P). Old checkpoints store them."""
-    return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
 ACTIONS = ("kept", "renamed", "changed", "extended", "averaged", "copied", "added", "dropped")

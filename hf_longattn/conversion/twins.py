@@ -36,7 +36,7 @@ from ..mechanisms.window import Window
 from ..modeling.family.definition import Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from .architectures import NAMES, OWN_FIELDS
-from .long_models.base import TensorRename
+from .long_models import TensorRename
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
-from ..inputs.common.base import InputKind, seeded_pages
+from ..inputs.common.base import InputKind
 from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from .flops import affordable_length, layer_mechanisms
-from .long_models.base import Probe
+from .long_models import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
@@ -232,21 +232,20 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
-    rule, pages = plan.architecture.family.rule, seeded_pages(plan.config, alone)
+    further = plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)
 
     def masked(mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
         positions = {"position_ids": _positions(mask, plan)} if passes_positions else {}
         return {"attention_mask": mask, **positions, **({"global_attention_mask": marks} if takes_globals else {})}
 
-    def pad(values: Tensor, fill: int) -> Tensor:
+    def pad(values: Tensor, fill: int = 0) -> Tensor:
         gaps = {"right": (0, length - short), "left": (length - short, 0)}
         return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **pages))
+    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **further))
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
-    padded_masks = masked(pad(torch.ones_like(alone), 0), pad(marked, 0))
-    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks, **padded_pages))
+    padded_masks = masked(pad(torch.ones_like(alone)), pad(marked)) | {name: pad(values) for name, values in further.items()}
+    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks))
     real = {"right": slice(short), "left": slice(-short, None)}
     expected = {output: state[0] for output, state in unpadded.items()}
     differences = {
@@ -311,11 +310,11 @@ class OriginalCheck:
         """One check for each probe, and one for the gradients."""
         checks = []
         for probe, of_source in zip(self.probes, self.expected, strict=True):
-            outputs = probe_outputs(result, {**probe.inputs, **probe.result_inputs})
+            outputs = probe_outputs(result, probe.inputs)
             checks.append(_check_probe(self.plan, probe, of_source, outputs, self.length, self.headless))
         if self.why_no_gradients:
             return [*checks, Check(GRADIENTS, SKIPPED, self.why_no_gradients)]
-        of_result = gradients(result, {**self.step.inputs, **self.step.result_inputs}, self.step)
+        of_result = gradients(result, self.step.inputs, self.step)
         return [*checks, check_gradients(self.plan, self.gradients, of_result)]
 
 
@@ -390,8 +389,7 @@ def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_resul
     assert converter is not None
     for name, gradient in of_source.items():
         renaming = converter.rename(name, plan.architecture.original_config)
-        if renaming.target is not None:
-            expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
+        expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
     worst, of = 0.0, "none"
     for parameter in sorted(expected.keys() | of_result.keys()):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
 from ..conversion.pooling import SentencePooling
-from ..inputs.common.base import seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
@@ -105,9 +104,9 @@ def longest_decoded(model: Any, max_length: int) -> int:
 
 
 def page_inputs(model: Any) -> tuple[str, ...]:
-    """Names of a page model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
+    """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
-    return () if family is None else family.rule.names
+    return () if family is None else tuple(family.rule.further)
 
 
 def free_sizes(
@@ -145,7 +144,9 @@ def example_inputs(
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     if getattr(config, "global_token_ids", None) and length > 4:
         ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
-    inputs = {"input_ids": ids, "attention_mask": mask.long(), **seeded_pages(config, ids)}
+    family = known_family(config)
+    further = {} if family is None else family.rule.further_inputs(config, batch, length)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
     if "token_type_ids" in names:
         second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
         inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)

@@ -85,14 +85,6 @@ SERIES_INPUT = "past_values"
 """The main input of transformers' models of time series."""
 
 
-def series_table(config: Any) -> PositionTable | None:
-    """The extendable position table of a time-series model, one row per patch. ``None`` if the model type has none."""
-    if config.model_type != "patchtst":
-        return None
-    learned = config.positional_encoding_type == "random"
-    return PositionTable(r"positional_encoder\.position_enc$", offset=int(learned and config.use_cls_token), learned=learned)
-
-
 def patches_of(config: Any, steps: int) -> int:
     """Number of tokens for a series of ``steps`` steps. One per patch, or one per step in a model without patches."""
     patch = getattr(config, "patch_length", 1)
@@ -130,7 +122,12 @@ class PlainLengths(StackLength):
         if (new - trained) % (patch := getattr(config, "patch_length", 1)):
             nearest = trained + -(-(new - trained) // patch) * patch
             raise LengthError(f"The source reads patches of {patch} steps, and {new:,} is not a multiple; give {nearest}.")
-        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), series_table(config))
+        table = None
+        if config.model_type == "patchtst":
+            learned = config.positional_encoding_type == "random"
+            offset = int(learned and config.use_cls_token)
+            table = PositionTable(r"positional_encoder\.position_enc$", offset=offset, learned=learned)
+        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), table)
 
     @property
     def lengthened(self) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hf_longattn import convert_checkpoint, export_checkpoint
 from hf_longattn.checks import FAILED as FAILED_CHECK
-from hf_longattn.conversion.long_models.base import checkpoint_converters
+from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.conversion.plan import plan_conversion
 from hf_longattn.data.english import verification_text
@@ -129,7 +129,7 @@ class Subject:
     @property
     def keeps_its_attention(self) -> bool:
         """Whether the base has its own long attention, which the result keeps."""
-        return any(converter.model_type == self.base for converter in checkpoint_converters())
+        return any(converter.model_type == self.base for converter in CONVERTERS)
 
     @cached_property
     def report(self) -> Any:

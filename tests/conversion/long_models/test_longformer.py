@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, verify_outputs
-from hf_longattn.conversion.long_models.base import checkpoint_converters
+from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.errors import CheckpointError
 
 LENGTH = 192
@@ -163,7 +163,7 @@ def test_a_roberta_without_them_converts_as_one(longformer: Callable[[str], Path
 
 def test_a_damaged_global_projection_is_found(longformer: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values swapped: the tensors all fit, only the outputs tell."""
-    (converter,) = (one for one in checkpoint_converters() if type(one).__name__ == "LongformerConverter")
+    (converter,) = (one for one in CONVERTERS if type(one).__name__ == "LongformerConverter")
     move = type(converter).rename
 
     def swapped(self: Any, name: str, config: Any) -> Any:

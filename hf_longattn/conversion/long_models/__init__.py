@@ -1,1 +1,0 @@
-"""Long models of other architectures (Longformer, BigBird …), converted with equal outputs. One file each."""
