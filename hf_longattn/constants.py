@@ -15,9 +15,3 @@ TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 """Extensions of files that are read as sound."""
-FRAMES_SUFFIX = ".npy"
-"""The extension of a file with an array of frames."""
-CODEC_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
-"""Extensions of video files, which need a decoder. Excludes .ts, which TypeScript uses, too."""
-VIDEO_SUFFIXES = (FRAMES_SUFFIX, *CODEC_SUFFIXES)
-"""Extensions of files that are read, or refused, as videos."""

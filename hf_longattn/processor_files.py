@@ -16,7 +16,6 @@ from .errors import CheckpointError
 from .reading import BOOLEAN, COUNT, NAMES, TEXT, check_fields, read_json, read_json_object
 
 FILE = "preprocessor_config.json"
-VIDEO_FILE = "video_preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
@@ -41,11 +40,10 @@ EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "Mu
 
 
 class ProcessorKind(NamedTuple):
-    """A kind of processor: its names in processor_config.json, its separate file, and the Auto class that loads it, if any."""
+    """A kind of processor: its names in processor_config.json, and the Auto class that loads it."""
 
     parts: tuple[str, ...]
-    file: str
-    auto_class: str = ""
+    auto_class: str
 
     @property
     def noun(self) -> str:
@@ -53,14 +51,13 @@ class ProcessorKind(NamedTuple):
         return self.parts[0].replace("_", " ")
 
 
-IMAGE_PROCESSOR = ProcessorKind(("image_processor",), FILE, "AutoImageProcessor")
-VIDEO_PROCESSOR = ProcessorKind(("video_processor",), VIDEO_FILE)
-FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), FILE, "AutoFeatureExtractor")
+IMAGE_PROCESSOR = ProcessorKind(("image_processor",), "AutoImageProcessor")
+FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), "AutoFeatureExtractor")
 
 
 @dataclass(frozen=True)
 class ProcessorFile:
-    """The place of the values of an image processor, a video processor or a feature extractor.
+    """The place of the values of an image processor or a feature extractor.
 
     part: their name in processor_config.json; empty if they are in the separate file.
     """
@@ -72,7 +69,7 @@ class ProcessorFile:
     @property
     def file(self) -> str:
         """The name of the file."""
-        return PROCESSOR_FILE if self.part else self.kind.file
+        return PROCESSOR_FILE if self.part else FILE
 
     @classmethod
     def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
@@ -85,9 +82,9 @@ class ProcessorFile:
         part = next((name for name in kind.parts if isinstance(parts.get(name), dict)), None)
         if part is not None:
             return cls(folder, kind, part)
-        if not (folder / kind.file).is_file():
+        if not (folder / FILE).is_file():
             return None
-        read_json_object(folder / kind.file)  # transformers would refuse a damaged one in other words
+        read_json_object(folder / FILE)  # transformers would refuse a damaged one in other words
         return cls(folder, kind)
 
     @property

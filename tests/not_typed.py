@@ -17,7 +17,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "CONTRIBUTING.md": {
         "make install": "installs from an index",
-        ".venv/bin/pre-commit install": "changes the clone",
         "make test": "is these tests",
         "make format": "changes the clone",
         ".venv/bin/p": "is for the file that was added, and is these tests",
@@ -26,9 +25,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
-        '"""LongDecisionTransformer': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
-        '"""Trajectories': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
-        "import hf_longattn\nfrom transformers import DecisionTransformerConfig": SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
     },
     "docs/performance.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,

@@ -80,7 +80,7 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
 @pytest.mark.parametrize(
     "code",
     [
-        "from hf_longattn.drawing import new_figure; new_figure(1, 1)",
+        "from pathlib import Path; from hf_longattn.cli.plot import check_image; check_image(Path('a.png'))",
         "from hf_longattn.training import ModelArguments; ModelArguments(model='short', use_peft=True)",
     ],
 )

@@ -23,7 +23,7 @@ LAYERS = (
     ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
-    ("drawing", "options"),
+    ("options",),
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),

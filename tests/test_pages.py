@@ -57,7 +57,7 @@ def test_what_is_not_typed_is_on_the_pages() -> None:
         typed = [line for block in found if block.kind in ("bash", "console") for line, _ in commands(block)]
         typed += [block.content for block in found if block.kind == "python"]
         assert [beginning for beginning in listed if not any(one.startswith(beginning) for one in typed)] == [], page
-    assert sum(map(len, NOT_TYPED.values())) == 28
+    assert sum(map(len, NOT_TYPED.values())) == 24
 
 
 def test_what_is_shortened_is_on_the_pages() -> None:

@@ -109,7 +109,6 @@ def test_a_recipe_of_another_command_is_told() -> None:
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `pip install .` and `pip install -e .` install it, in an environment of its own with the libraries of this one."""
-    pytest.importorskip("editables")
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(repository)
     find = importlib.util.find_spec

@@ -19,7 +19,7 @@ def inspect(
         typer.Argument(
             metavar="INPUT",
             help="Measure how attention spreads over this: a UTF-8 text file; for a model of images a photo, for one of sound a recording "
-            "or a folder of them, for one of videos a folder of frames or an array (.npy).",
+            "or a folder of them.",
             show_default=False,
         ),
     ] = None,
@@ -80,7 +80,7 @@ def inspect(
     from .terminal import print_json, say
 
     if plot is not None:
-        from ..drawing import check_image
+        from .plot import check_image
 
         check_image(plot)
     if mechanism is not None and plot is not None:

@@ -11,15 +11,35 @@ import torch
 from torch import Tensor
 
 from ..choice_text import write_numbers
-from ..drawing import new_figure, save
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
+from ..errors import LongAttentionError, check_extra, needs_extra
 from ..mechanisms import Mechanism
+from ..staging import check_new_file, staged_file
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of an image and its class token, on which a mechanism on a grid is drawn."""
 TITLE = 46
 """Characters of a title that fit over a panel."""
+
+
+SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}
+"""matplotlib's settings for SVG files that are equal for equal drawings, with text as text."""
+
+
+def check_image(file: Path) -> None:
+    """Refuse a file that cannot be drawn into, before what is drawn is computed.
+
+    Raises:
+        LongAttentionError: matplotlib is not installed, or does not support the file's extension, the file exists, or its folder does not.
+    """
+    check_extra("plot")
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if file.suffix.lstrip(".").lower() not in known:
+        raise LongAttentionError(f"Cannot draw into {str(file)!r}: give a name that ends in one of {', '.join(known)}.")
+    check_new_file(file)
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
@@ -71,18 +91,24 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         CheckpointError: the file cannot be written.
     """
+    with needs_extra("plot"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows: dict[str, list[Panel]] = {}
     for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True):
         if mechanism.traits.needs_grid or mechanism.options.order is not None:
             rows[name] = [panel._replace(title=f"{name}: {panel.title}") for panel in views(mechanism, DRAWN_GRID)]
             continue
-        heads = _different_heads(pattern(mechanism, length, form))
+        heads = pattern(mechanism, length, form)
+        visible = heads > 0
+        if bool((visible == visible[:1]).all()):
+            heads = heads[:1]
         rows[name] = [Panel(name if len(heads) == 1 else f"{name}, head {head}", weights) for head, weights in enumerate(heads)]
     columns = max(len(panels) for panels in rows.values())
     in_one_row = columns == 1  # single panels stand side by side
     shape = (1, len(rows)) if in_one_row else (len(rows), columns)
-    figure = new_figure(max(3.4 * shape[1], 4.2), 3.6 * shape[0], layout="constrained")
+    figure = Figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False)
     for axes, panels in zip(grid.T if in_one_row else grid, rows.values(), strict=True):
         for number, axis in enumerate(axes):
@@ -96,10 +122,10 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
             axis.set_title(fill(title, TITLE), fontsize=8)
-    save(figure, file)
-
-
-def _different_heads(weights: Tensor) -> list[Tensor]:
-    """The first head alone when all heads see the same keys."""
-    visible = weights > 0
-    return [weights[0]] if bool((visible == visible[:1]).all()) else list(weights)
+    try:
+        with staged_file(file) as stage, rc_context(SVG):
+            figure.savefig(stage, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
+    except LongAttentionError:
+        raise
+    except ValueError as error:
+        raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error

@@ -73,7 +73,9 @@ def read_audio(
         AudioError: the sound is missing, empty, damaged, cut, not finite or silent, or has another sampling rate or several channels. See
             ``resample``, ``mono`` and ``silence``.
     """
-    name = name or (f"{str(source)!r}" if isinstance(source, (str, PathLike)) else _cell_name(source))
+    if not name:
+        path = source.get("path") if isinstance(source, Mapping) else source if isinstance(source, (str, PathLike)) else None
+        name = repr(str(path)) if path else "the sound"
     samples, rate = _decoded(source, sampling_rate, name, otherwise)
     samples = _one_channel(samples, name, mono)
     check_samples(samples, rate, name, otherwise, silence=silence)
@@ -203,12 +205,6 @@ class RecordingCollator:
         return {**self.hearing.batch(features), "labels": labels}
 
 
-def _cell_name(source: Any) -> str:
-    """Name in messages of a sound without a name."""
-    path = source.get("path") if isinstance(source, Mapping) else None
-    return f"{path!r}" if path else "the sound"
-
-
 def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tuple[NDArray[Any], int]:
     """Samples with or without an axis of channels, and their rate."""
     if isinstance(source, Mapping):
@@ -257,22 +253,11 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
         reason = in_a_line(error).rpartition(">: ")[2]
         raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-    _check_not_cut(len(samples), frames, rate, notes, name, otherwise)
-    return samples, rate
-
-
-def _check_not_cut(count: int, frames: int, rate: int, notes: str, name: str, otherwise: str) -> None:
-    """Refuse a file that holds fewer samples than its header says. A FLAC may say 0 where its length is not known.
-
-    Raises:
-        AudioError: it does.
-    """
-    sizes = CUT_DATA.search(notes)
-    total = frames
-    if sizes and int(sizes[1]) < UNKNOWN_SIZE:
-        total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
-    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:
+    count, sizes = len(samples), CUT_DATA.search(notes)
+    total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
+    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
         raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
+    return samples, rate
 
 
 def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:

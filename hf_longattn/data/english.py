@@ -35,7 +35,11 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
         CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
     """
     if file is None:
-        return PARAGRAPHS + _python_manual(), "built-in English text"
+        try:  # 600 kB of English prose, missing in some slim installations
+            topics = importlib.import_module("pydoc_data.topics").topics
+        except ImportError:
+            topics = {}
+        return PARAGRAPHS + "\n\n".join(topics[name] for name in sorted(topics)), "built-in English text"
     return text_of(Path(file)), Path(file).name
 
 
@@ -54,12 +58,3 @@ def text_of(file: Path) -> str:
     if not text.strip():
         raise CheckpointError(f"The text {str(file)!r} is empty; give another file.")
     return text
-
-
-def _python_manual() -> str:
-    """The language reference that comes with CPython. 600 kB of English prose, missing in some slim installations."""
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        return ""
-    return "\n\n".join(topics[name] for name in sorted(topics))

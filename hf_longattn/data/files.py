@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Dataset, Features, Value
 from pyarrow.compute import struct_field
 
 from hf_longattn.data.sources import STRINGS, DataError, check_column, label_folders, label_reader, read_source, saved_by_datasets
 
-Entry = TypeVar("Entry")
 CELL = {"bytes": Value("binary"), "path": Value("string")}
 """A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it; the latter's own cells cannot be written without torchcodec."""
 
@@ -59,11 +57,6 @@ class FileKind:
         return files
 
 
-def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
-    """At most ``count`` of the files, or of other entries, evenly spread from the first to the last."""
-    return list(files) if len(files) <= count else [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
-
-
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
     """Read the paths of files and the names of their labels, not the files themselves.
 
@@ -83,19 +76,14 @@ def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str,
     """
     path = Path(source)
     if path.is_dir() and not saved_by_datasets(path):
-        return _labelled_folder(kind, folder_of_split(path, split))
+        of_split = path / split
+        return _labelled_folder(kind, of_split if of_split.is_dir() and any(child.is_dir() for child in of_split.iterdir()) else path)
     data = read_source(source, split)
     check_column(data, column, source, kind.option)
     check_column(data, label_column, source, "--label-column")
     name = label_reader(data.features[label_column], label_column, source)
     labels = [name(value, row) for row, value in enumerate(data[label_column])]
     return file_rows(kind, data, column, source).add_column("label", labels).select_columns([kind.column, "label", "name"])
-
-
-def folder_of_split(path: Path, split: str) -> Path:
-    """The folder of a split, or the folder itself if it has no folders of splits."""
-    split_folder = path / split
-    return split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
 
 
 def _labelled_folder(kind: FileKind, root: Path) -> Dataset:

@@ -80,12 +80,12 @@ class SegmentStream(IterableDataset):
             for row, stream in enumerate(streams):
                 sample = next(stream, None)
                 if sample is None:
-                    streams[row] = self._segments(next(documents, None))
+                    streams[row] = self._segments(*next(documents, (0, [])))
                     sample = next(streams[row], None)
                 batch.append(sample)
             if all(sample is None for sample in batch):
                 return
-            yield [self._empty() if sample is None else sample for sample in batch]
+            yield [self._sample([], True) if sample is None else sample for sample in batch]
 
     def _documents(self) -> Iterator[tuple[int, list[int]]]:
         """Yield the number of the epoch and the tokens of a document."""
@@ -110,11 +110,9 @@ class SegmentStream(IterableDataset):
         generator.shuffle(order)
         return (listed[index] for index in order)
 
-    def _segments(self, document: tuple[int, list[int]] | None) -> Iterator[Sample]:
-        if document is not None:
-            number, ids = document
-            for first in range(0, len(ids), self.length):
-                yield self._sample(ids[first : first + self.length], first == 0, number)
+    def _segments(self, number: int, ids: list[int]) -> Iterator[Sample]:
+        for first in range(0, len(ids), self.length):
+            yield self._sample(ids[first : first + self.length], first == 0, number)
 
     def _sample(self, ids: list[int], begins: bool, number: int = 0) -> Sample:
         padding = self.length - len(ids)
@@ -125,10 +123,6 @@ class SegmentStream(IterableDataset):
             "memory_reset": torch.tensor(int(begins)),
             "epoch": torch.tensor(number),
         }
-
-    def _empty(self) -> Sample:
-        """For a row without further documents."""
-        return self._sample([], True)
 
 
 class SegmentCollator:

@@ -732,19 +732,14 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
     return data
 
 
-def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
-    """The error for a file in another encoding."""
-    return DataError(encoding_sentence(source, error))
-
-
 def _encoding_error(file: str) -> DataError | None:
-    """The error of :func:`not_utf8` for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
+    """The error for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
     try:
         with (gzip.open if file.lower().endswith(".gz") else open)(file, "rt", encoding=UTF_8) as text:
             for _ in text:
                 pass
     except UnicodeDecodeError as error:
-        return not_utf8(file, error)
+        return DataError(encoding_sentence(file, error))
     except OSError:
         return None
     return None

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
 
 from hf_longattn.data.audio import RECORDING_FILES, Hearing, Samples
 from hf_longattn.data.files import CELL, file_rows
-from hf_longattn.data.sources import UTF_8, DataError, check_column, named_columns, not_utf8, read_source, saved_by_datasets
+from hf_longattn.data.sources import UTF_8, DataError, check_column, named_columns, read_source, saved_by_datasets
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, encoding_sentence
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables of a folder of audio files, as ``datasets`` reads an ``audiofolder``."""
@@ -94,7 +94,7 @@ def _transcript(file: Path) -> str:
     try:
         return file.read_text(encoding=UTF_8)
     except UnicodeDecodeError as error:
-        raise not_utf8(file, error) from error
+        raise DataError(encoding_sentence(file, error)) from error
 
 
 def _with_texts(rows: Dataset, texts: Sequence[str | None], otherwise: str) -> Dataset:

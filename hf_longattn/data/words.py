@@ -12,8 +12,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, not_utf8, read_source
+from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
+from hf_longattn.errors import encoding_sentence
 
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
 """Features of :func:`read_words`."""
@@ -91,7 +92,7 @@ def read_conll(path: Path) -> Dataset:
     try:
         lines = [line.removesuffix("\r") for line in path.read_bytes().decode(UTF_8).split("\n")]
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
+        raise DataError(encoding_sentence(path, error)) from error
     groups = groupby(lines, lambda line: bool(line.strip(" \t")))
     surely_words = [[line for line in group if not line.startswith(("#", *DOCUMENT))] for filled, group in groups if filled]
     separator = "\t" if any("\t" in line for line in chain(*surely_words)) else " "

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from ..errors import ExportError, LengthError, OptionError
+from ..errors import LengthError, OptionError
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.registration import auto_class_name
 from ..positions.tables import extend_table
@@ -47,10 +47,6 @@ class PlainKind(TextKind):
     def check_parts(self, source: str, request: Any) -> None:
         """Accept mechanisms for towers, too."""
 
-    def check_graph(self, model_class: Any) -> None:
-        if not reads_only_text(model_class):
-            raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
-
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
         inputs = super().verification_inputs(plan, text, recording)
         inputs.described = "seeded inputs"
@@ -83,14 +79,6 @@ class PlainKind(TextKind):
 
 SERIES_INPUT = "past_values"
 """The main input of transformers' models of time series."""
-
-
-def series_table(config: Any) -> PositionTable | None:
-    """The extendable position table of a time-series model, one row per patch. ``None`` if the model type has none."""
-    if config.model_type != "patchtst":
-        return None
-    learned = config.positional_encoding_type == "random"
-    return PositionTable(r"positional_encoder\.position_enc$", offset=int(learned and config.use_cls_token), learned=learned)
 
 
 def patches_of(config: Any, steps: int) -> int:
@@ -130,7 +118,12 @@ class PlainLengths(StackLength):
         if (new - trained) % (patch := getattr(config, "patch_length", 1)):
             nearest = trained + -(-(new - trained) // patch) * patch
             raise LengthError(f"The source reads patches of {patch} steps, and {new:,} is not a multiple; give {nearest}.")
-        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), series_table(config))
+        table = None
+        if config.model_type == "patchtst":
+            learned = config.positional_encoding_type == "random"
+            offset = int(learned and config.use_cls_token)
+            table = PositionTable(r"positional_encoder\.position_enc$", offset=offset, learned=learned)
+        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), table)
 
     @property
     def lengthened(self) -> bool:

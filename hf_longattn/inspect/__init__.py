@@ -3,7 +3,6 @@
 paths            the engine path of every layer, and why not another
 
 attention        the diagnosis of a model on a text, image or sound, by all of the following modules
-loading          the checkpoint whose attention is watched
 texts            token ids of a text
 watching         queries and keys of every layer while a long or plain model runs
 layer_attention  the softmax of one layer, for some queries at a time, and the numbers measured from it

@@ -12,29 +12,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
+from ..configuration import LongAttentionConfig
 from ..constants import AUDIO_SUFFIXES
-from ..conversion.model_loading import quiet_libraries
+from ..conversion import plan_conversion
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
+from ..conversion.sources import open_source, refuse_quantised
 from ..engines.common.grid import Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..inputs.common.base import InputKind, kind_of, kind_of_model
 from ..inputs.common.processors import load_processor, required_processor
 from ..inputs.sound import duration
 from ..inputs.text import load_tokenizer
+from ..loading import loading_errors
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.audio_config import audio_seconds
-from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
+from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input, model_name
 from ..modeling.family.grid_rule import PIXELS
 from ..modeling.grids import family_of
 from ..positions.distances import TILE
+from ..reading import is_long
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
-from .loading import LoadedCheckpoint, load_to_watch
 from .texts import TextIds
-from .watching import is_causal, of_tower, run_stack, tower_that_reads, watched_inputs, watched_layers, watched_stack, watching
+from .watching import has_mechanisms, is_causal, run_stack, tower_that_reads, watched_inputs, watched_layers, watched_stack, watching
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Lengths in tokens that are measured by default, as far as the model and the text are long enough."""
@@ -64,6 +69,46 @@ class CapturedMass:
     pairs: tuple[int, ...]
     full_pairs: int
     reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model to watch, in fp32 unless it was given in memory.
+
+    name, class_name: of the checkpoint, or of a model in memory. is_long: whether it has mechanisms.
+    folder: with its tokenizer or processor; ``None`` for a model in memory.
+    """
+
+    model: Any
+    name: str
+    class_name: str
+    is_long: bool
+    folder: Path | None = None
+
+
+def load_to_watch(
+    model: str | Path | nn.Module, *, device: str | None = None, revision: str | None = None, token: str | bool | None = None
+) -> LoadedCheckpoint:  # fmt: skip
+    """Load a checkpoint as it is. Where only Long classes are watched (sound), it is loaded as that, with its base's attention.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or is quantised.
+        OptionError: there is no such device.
+    """
+    if isinstance(model, nn.Module):
+        return LoadedCheckpoint(model, model_name(model), type(model).__name__, has_mechanisms(model))
+    target = chosen_device(device)
+    source = open_source(model, revision=revision, token=token)
+    refuse_quantised(source)
+    family = family_in(source.config)
+    if family is not None and kind_of(family).watched_as_long and not is_long(source.config):
+        plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
+        loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
+    else:
+        with loading_errors(source.name):
+            loaded = source.load(AutoModel, dtype=torch.float32)
+        class_name = type(loaded).__name__
+    return LoadedCheckpoint(loaded.eval().to(target), str(model), class_name, is_long(source.config), source.folder)
 
 
 @dataclass(frozen=True)
@@ -131,7 +176,14 @@ def diagnose(
     loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
     reads_text = is_text(text)
     network, tower = tower_that_reads(loaded.model, text=reads_text)
-    kind = None if reads_text else _kind_of_files(network, loaded.name)
+    kind: InputKind | None = None
+    if not reads_text:
+        kind = kind_of_model(network.config)
+        if kind is None or not (kind.drawn or kind.timed):
+            if kind is not None and kind.units:
+                model_type = network.config.model_type
+                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
+            kind = kind_of(family_of(watched_layers(network)))
     if kind is None:
         read = _read_text(network, loaded, text, processor, lengths)
     elif kind.timed:
@@ -149,8 +201,12 @@ def diagnose(
             layers.rows = sampled_rows(tokens, share, seed=number)
             layers.watch(stack, arguments)
         measured.append(layers.at_length(tokens, len(layers.rows) * len(pieces), causal, time.perf_counter() - start))
+    device_name = torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
+    if stack.device.type == "cpu":
+        device_name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    class_name = f"{loaded.class_name}, tower {tower}" if tower else loaded.class_name
     return Diagnosis(
-        model=loaded.name, model_class=of_tower(loaded.class_name, tower), text=read.name, device=device_name(stack), causal=causal,
+        model=loaded.name, model_class=class_name, text=read.name, device=device_name, causal=causal,
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
@@ -165,18 +221,6 @@ def is_text(given: object) -> bool:
     known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
     files = given.rglob("*") if given.is_dir() else [given]
     return not any(file.suffix.lower() in known for file in files)
-
-
-def _kind_of_files(network: Any, name: str) -> InputKind:
-    """The input kind of a model that reads images or sounds.
-
-    Raises:
-        BackendError: the model reads something else.
-    """
-    kind = kind_of_model(network.config)
-    if kind is not None and kind.units and not (kind.drawn or kind.timed):
-        raise BackendError(f"{name!r} is of type {network.config.model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
-    return kind if kind is not None and (kind.drawn or kind.timed) else kind_of(family_of(watched_layers(network)))
 
 
 def _read_text(
@@ -367,12 +411,6 @@ class MeasuredLayers:
             pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.layout),
             full_pairs=full_pairs(length, causal), seconds=seconds,
         )  # fmt: skip
-
-
-def device_name(stack: PreTrainedModel) -> str:
-    if stack.device.type == "cpu":
-        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    return torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
 
 
 def silent(sentence: str) -> None:

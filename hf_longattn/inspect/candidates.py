@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,21 +99,17 @@ def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | No
         for candidate in chosen:
             check(candidate.mechanism, candidate.options)
         return chosen
-    usual = unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]
-    return [candidate for candidate in usual if _fits(candidate, check)]
+    fitting = []
+    for candidate in unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
+        with suppress(OptionError):
+            check(candidate.mechanism, candidate.options)
+            fitting.append(candidate)
+    return fitting
 
 
 def unasked(texts: Iterable[str]) -> list[Candidate]:
     """Candidates that the user did not name."""
     return [replace(Candidate.read(text), by_user=False) for text in texts]
-
-
-def _fits(candidate: Candidate, check: Callable[[str, dict[str, Any]], None]) -> bool:
-    try:
-        check(candidate.mechanism, candidate.options)
-    except OptionError:
-        return False
-    return True
 
 
 def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
@@ -128,15 +125,6 @@ def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(unique.values())
 
 
-def not_applicable(candidate: Candidate, causal: bool) -> str:
-    """Why ``candidate`` does not exist for causal (or for bidirectional) layers, as a sentence; empty if it exists."""
-    form = mechanism_class(candidate.mechanism).causal
-    if form not in ("both", causal):
-        kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
-        return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
-    return ""
-
-
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
     """The keys that ``candidate`` keeps in a layer; mechanisms that select by content use the layer's queries and keys.
 
@@ -145,9 +133,10 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     Raises:
         LongAttentionError: the candidate was named by the user, and cannot be built for this layer.
     """
-    causal = layer.call.causal
-    if why := not_applicable(candidate, causal):
-        return why
+    causal, form = layer.call.causal, mechanism_class(candidate.mechanism).causal
+    if form not in ("both", causal):
+        kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
+        return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
     try:
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number

@@ -128,10 +128,13 @@ class RowSums:
         for block in layer.blocks(rows):
             scores = layer.scores(block)
             seen = ~hidden_pairs(scores)
-            block, scores, seen = _without_blind(block, scores, seen)
+            sighted = seen.any(-1).all(1).all(0)
+            if not bool(sighted.all()):  # queries that see no key in some head are left out
+                block, scores, seen = block[sighted], scores[:, :, sighted], seen[:, :, sighted]
             weights = scores.softmax(-1)
             self.count += len(block)
-            for name, values in _row_numbers(scores, seen, weights).items():
+            entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
+            for name, values in zip(MEANS, (entropy.exp(), weights.amax(-1), weights[..., :SINK].sum(-1)), strict=True):
                 self.sums[name] += values.double().sum((0, 2)).cpu()
             of_bin = bin_of(layer.distance(block))
             mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(-1, of_bin.expand(weights.shape), weights)
@@ -182,15 +185,3 @@ def distance_bins(furthest: int) -> list[tuple[int, int]]:
 def bin_of(distance: Tensor) -> Tensor:
     """Index of the bin of each integer ``distance``, exact below 2⁵²."""
     return torch.frexp(distance.double()).exponent.long()
-
-
-def _without_blind(rows: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments without queries that see no key in some head."""
-    sighted = seen.any(-1).all(1).all(0)
-    return (rows, scores, seen) if bool(sighted.all()) else (rows[sighted], scores[:, :, sighted], seen[:, :, sighted])
-
-
-def _row_numbers(scores: Tensor, seen: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """:data:`MEANS` of every query, ``(1, H, n)``."""
-    entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
-    return {"effective_tokens": entropy.exp(), "largest_weight": weights.amax(-1), "first_tokens": weights[..., :SINK].sum(-1)}

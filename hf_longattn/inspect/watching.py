@@ -94,11 +94,6 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
     return model, ""
 
 
-def of_tower(class_name: str, tower: str) -> str:
-    """The class name, followed by the name of the watched tower if there is one."""
-    return f"{class_name}, tower {tower}" if tower else class_name
-
-
 def watched_layers(model: nn.Module) -> PreTrainedModel:
     """As :func:`watched_stack`, for a model that may read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
@@ -117,7 +112,12 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
                 'long_attention={"mechanism": "full"} for what it attends to now.'
             )
         check_interface(type(stack))
-        _check_kinds(stack)
+        kinds = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
+        if kinds:
+            raise BackendError(
+                f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and "
+                "sliding windows can be diagnosed."
+            )
     elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
@@ -228,15 +228,6 @@ def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
     if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
         return LongAttentionConfig("full")
     return base_attention(own_windows(config) if kind is None else kind.base_windows(config, layers))
-
-
-def _check_kinds(stack: PreTrainedModel) -> None:
-    kinds = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
-    if kinds:
-        raise BackendError(
-            f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and sliding "
-            "windows can be diagnosed."
-        )
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
 
 run                  the search: its steps, and what is known after each of them; ``--mechanism auto`` of a conversion
-config               its settings
-budget, candidates   the limit, and the mechanisms to choose from
+config               its settings, with the budget
+candidates           the mechanisms to choose from
 costs, design        seconds and bytes of a candidate in one layer, measured on this machine; a candidate for each layer, with its costs
-inputs, model        pieces of a text, images and recordings; the checkpoint with any design in its layers
+model                the checkpoint with any design in its layers, and what it reads
 scores, knapsack     what each candidate is worth in each layer, the best choice within the budget, and what a design does to predictions
 result               the report
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..lazy import public_names
 
 if TYPE_CHECKING:
-    from .budget import Budget as Budget
+    from .config import Budget as Budget
     from .config import SearchConfig as SearchConfig
     from .design import CostedDesign as CostedDesign
     from .design import Design as Design

@@ -10,8 +10,8 @@ from typing import Any
 from ..choice_text import write_numbers
 from ..configuration import LongAttentionConfig
 from ..inspect import Candidate
-from .budget import Budget
 from .candidates import FULL
+from .config import Budget
 from .costs import LayerCost
 
 
@@ -137,10 +137,6 @@ class DesignCosts:
         """What a candidate costs in one layer, in seconds or bytes as the budget."""
         cost = self.by_candidate[name]
         return float(cost.bytes or 0) if self.budget.of_memory else cost.seconds
-
-    def of_design(self, design: Design) -> float:
-        """What a design costs, in seconds or bytes as the budget."""
-        return (max if self.peak else sum)(map(self.of_layer, design.names))
 
     def costed(self, design: Design, score: float | None = None) -> CostedDesign:
         """A design with its costs."""

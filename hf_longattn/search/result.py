@@ -12,7 +12,7 @@ from ..evaluation.token_loss import LossChange
 from ..inputs.common.base import InputSize
 from ..reports import Report, Table
 from ..staging import unused_name
-from .budget import Budget, readable_bytes, readable_seconds
+from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
 from .design import CostedDesign
 

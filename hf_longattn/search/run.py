@@ -20,7 +20,6 @@ from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..evaluation.layer_choice import choose_layers, layers_keep
-from ..evaluation.token_loss import LossChange
 from ..inputs.common.base import InputSize
 from ..inputs.grid import size_text
 from ..inspect import Candidate
@@ -28,13 +27,11 @@ from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
 from ..positions.distances import widest_span
 from ..staging import check_new_file, write_text
-from .budget import BUDGET
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
-from .config import SearchConfig
+from .config import BUDGET, SearchConfig
 from .costs import FAILURES, LayerCosts
 from .design import CostedDesign, Design, DesignCosts
-from .inputs import SearchText, read_inputs
-from .model import SearchedModel
+from .model import SearchedModel, SearchText, read_inputs
 from .result import LayerRow, SearchResult
 from .scores import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
 
@@ -153,10 +150,22 @@ class Search:
         if pieces < config.pieces:
             self.notes.append(self.text.too_few(pieces, config.pieces))
         self._take_candidates()
-        self._measure_costs()
+        model, budget = self.model, self.budget
+        shape = model.original.shape
+        layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
+        base = model.base_design.layers if budget.of_layers else ()
+        measured = layers.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, budget.of_memory)
+        self._leave_out(layers.refused)
+        self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
         if config.full_layers:
             return self._full_layers()
-        self._judge()
+        if config.judged_by == "mass":
+            self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
+        else:
+            divergence = Divergence(model, self.text, config.pieces, self.length)
+            self.table = divergence_table(divergence, self.candidates, model.base_design, self.progress)
+        self._leave_out(self.table.failed)
+        self.reasons |= self.table.reasons
         design, front = choose(self.table, self.candidates, self.costs)
         best, self.front = self._costed(design), list(map(self._costed, front))
         what = "keeps the most of the layers' attention" if config.judged_by == "mass" else "changes the predictions least"
@@ -175,7 +184,10 @@ class Search:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
-            untrained = "" if why else self._untrained(candidate)
+            untrained = ""  # why the result's positions need training with it
+            if not why:
+                mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
+                untrained = str(sizes.kind.untrained_distances(self.model.original, mechanism, self.conversion.positions))
             if untrained and candidate.by_user and config.full_layers:
                 self.notes.append(f"{candidate} {untrained}.")
             elif why or untrained:
@@ -194,12 +206,6 @@ class Search:
             )
         self.candidates = unique_candidates(self.candidates)
 
-    def _untrained(self, candidate: Candidate) -> str:
-        """Why the result's positions need training with a candidate, as a clause; empty if they do not."""
-        plan = self.model.original
-        mechanism = candidate.sized(self.model.length, plan.shape.heads, plan.shape.head_dim)
-        return str(plan.kind.untrained_distances(plan, mechanism, self.conversion.positions))
-
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
         """Continue without candidates that failed.
 
@@ -210,30 +216,6 @@ class Search:
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:
             raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
-
-    def _measure_costs(self) -> None:
-        """Measure what each candidate costs in a layer."""
-        model, budget = self.model, self.budget
-        shape = model.original.shape
-        layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
-        base = model.base_design.layers if budget.of_layers else ()
-        measured = layers.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, budget.of_memory)
-        self._leave_out(layers.refused)
-        self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
-
-    def _judge(self) -> None:
-        """Measure what each candidate is worth in each layer."""
-        config = self.config
-
-        if config.judged_by == "mass":
-            self.table = mass_table(self.model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
-        else:
-            self.table = divergence_table(self._divergence(), self.candidates, self.model.base_design, self.progress)
-        self._leave_out(self.table.failed)
-        self.reasons |= self.table.reasons
-
-    def _divergence(self) -> Divergence:
-        return Divergence(self.model, self.text, self.config.pieces, self.length)
 
     def _costed(self, design: Design) -> CostedDesign:
         """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
@@ -255,7 +237,7 @@ class Search:
                 f"{name!r} has {model.layers} layers, so 1 to {model.layers - 1} of them can keep full attention; give --budget "
                 f"{model.layers // 2 or 1}."
             )
-        divergence = self._divergence()
+        divergence = Divergence(model, self.text, self.config.pieces, self.length)
 
         def restored(full_layers: frozenset[int]) -> Design:
             return replace(base, layers=tuple(own if layer in full_layers else cheap for layer, own in enumerate(base.layers)))
@@ -292,30 +274,24 @@ class Search:
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
         full = costs.costed(costs.uniform(FULL))
-        change, no_loss = self._loss_change(chosen.design)
+        change, no_loss = None, ""  # of the held-out loss at the target length
+        if isinstance(self.text, SearchText) and model.no_loss:
+            no_loss = f"{model.no_loss}."
+        elif isinstance(self.text, SearchText):
+            self.progress(f"held-out loss of {chosen.design}")
+            try:
+                change = loss_change(model, self.text, config.pieces, chosen.design)
+            except FAILURES as error:
+                no_loss = f"{in_a_line(error)}."
+        on_gpu = model.device.type == "cuda"
+        device = torch.cuda.get_device_name(model.device) if on_gpu else platform.processor() or platform.machine()
+        machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
         uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
         return SearchResult(
             model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
             score=config.judged_by, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
             front=tuple(self.front), uniform=() if config.full_layers else tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
-            machine=_machine(model.device), recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
+            machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
             sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material, **more,
         )  # fmt: skip
-
-    def _loss_change(self, design: Design) -> tuple[LossChange | None, str]:
-        """How the loss at the target length changes with a design, and why that was not measured."""
-        if not isinstance(self.text, SearchText):
-            return None, ""
-        if self.model.no_loss:
-            return None, f"{self.model.no_loss}."
-        try:
-            self.progress(f"held-out loss of {design}")
-            return loss_change(self.model, self.text, self.config.pieces, design), ""
-        except FAILURES as error:
-            return None, f"{in_a_line(error)}."
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}

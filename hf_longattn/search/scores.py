@@ -19,9 +19,8 @@ from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
 from .costs import FAILURES
 from .design import Design, DesignCosts
-from .inputs import SearchInputs, SearchText
 from .knapsack import Numbers, Solution, best_under_peak, front, thinned
-from .model import SearchedModel
+from .model import SearchedModel, SearchInputs, SearchText
 
 FRONT = 40
 """Maximum number of best designs under every budget that the result has."""
@@ -107,7 +106,7 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
         solutions = list(front(values, amounts))
     if best is None:
         cheapest = costs.uniform(min(judged, key=lambda candidate: costs.of_layer(str(candidate))))
-        enough = costs.budget.like(costs.of_design(cheapest), costs.full_seconds)
+        enough = costs.budget.like((max if costs.peak else sum)(map(costs.of_layer, cheapest.names)), costs.full_seconds)
         raise OptionError(
             f"No design meets the budget of {costs.budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
             "--candidate of `longattn search`."

@@ -37,7 +37,12 @@ def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[N
     with needs_extra("peft"):
         from peft import LoraConfig, get_peft_model
     targets = projections(model)
-    trained = parameters_beside(model)
+    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, Mechanism)]
+    modules += [module for name, module in model.named_modules() if name.rpartition(".")[2] == "pooler" or hasattr(module, BESIDE_UPDATES)]
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    if model.get_output_embeddings() is None:
+        base = set(model.base_model.parameters())
+        trained += [parameter for parameter in model.parameters() if parameter not in base]
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
     config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=targets, fan_in_fan_out=transposed)
     wrapped = get_peft_model(model, config)
@@ -72,17 +77,6 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
     for hook in hooks:
         hook.remove()
     model.requires_grad_(True)
-
-
-def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The modules that are trained in full: mechanisms, poolers, and heads that do not predict tokens."""
-    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, Mechanism)]
-    modules += [module for name, module in model.named_modules() if name.rpartition(".")[2] == "pooler" or hasattr(module, BESIDE_UPDATES)]
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    if model.get_output_embeddings() is None:
-        base = set(model.base_model.parameters())
-        parameters += [parameter for parameter in model.parameters() if parameter not in base]
-    return parameters
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:

@@ -213,9 +213,14 @@ def load_lm(
     config = load_config(name)
     check_reads_text(config, name)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    objective = _objective(config, tokenizer, name) if objective == "auto" else objective
+    predicts_masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if objective == "auto":
+        check_trains(config, name)
+        is_masked = predicts_masked and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
+        objective = "mlm" if is_masked and tokenizer.mask_token is not None else "clm"
     loader, names = _HEADS[objective]
-    if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
+    sees_next = predicts_masked and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    if config.model_type not in names or (objective == "clm" and sees_next):
         raise OptionError(
             f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} needs; "
             f"take the task {'clm' if objective == 'mlm' else 'mlm'}."
@@ -228,12 +233,6 @@ def load_lm(
     return model, tokenizer, objective
 
 
-def _looks_both_ways(config: Any) -> bool:
-    """Whether a model predicts next tokens but also sees them, as an encoder that is not set up as a decoder."""
-    both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    return both and not getattr(config, "is_decoder", False)
-
-
 def check_trains(config: Any, name: str) -> None:
     """Refuse a family without a model that predicts masked or next tokens.
 
@@ -242,11 +241,3 @@ def check_trains(config: Any, name: str) -> None:
     """
     if config.model_type not in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
         raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens.")
-
-
-def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    check_trains(config, name)
-    architecture = (config.architectures or [""])[0]
-    if architecture.endswith(CAUSAL_LANGUAGE_MODELS) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "clm"
-    return "mlm" if tokenizer.mask_token is not None else "clm"

@@ -154,7 +154,12 @@ class Start:
         elif unknown := set(labels) - set(entry["labels"]):
             why = f"its head {task!r} has the classes {listed(entry['labels'])}, and the data have the labels {listed(unknown)}"
         else:
-            return self._own_head(task, entry), entry["labels"]
+            model = load_multitask_head(self.name, task)
+            if self.model is None:
+                return model, entry["labels"]
+            head = head_on(HEADS[kind], self.model, **label_config(entry["labels"]), **fields_of(entry))
+            head.classifier = model.classifier
+            return head, entry["labels"]
         if self.only_scores:
             raise OptionError(f"{self.name!r} has no head for the task {task!r}: {why}.{nearest(task, set(self.heads) - {task})}")
         if self.heads:
@@ -163,14 +168,6 @@ class Start:
         if self.model is not None:
             return head_on(HEADS[kind], self.model, **fields), list(labels)
         return load_head(LOADERS[kind], self.name, self.tokenizer, complete=False, elsewhere=("heads.",), **fields), list(labels)
-
-    def _own_head(self, task: str, entry: Mapping[str, Any]) -> PreTrainedModel:
-        model = load_multitask_head(self.name, task)
-        if self.model is None:
-            return model
-        head = head_on(HEADS[entry["kind"]], self.model, **label_config(entry["labels"]), **fields_of(entry))
-        head.classifier = model.classifier
-        return head
 
     def reads_text(self, model: PreTrainedModel) -> PreTrainedModel:
         """The text model of a head: the backbone, or the head itself."""

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.drawing import new_figure
 from hf_longattn.errors import in_one_line
 from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
 from hf_longattn.hub import MeasuredResult
@@ -134,10 +133,14 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings, rows = log["settings"], []
     after = (log.get("held_out") or {}).get("after") or {}
-    if "tasks" in log:
-        systems = [(f"head {name}", _data_of_head(log, name), after.get(name)) for name in log["tasks"]]
-    else:
-        systems = [("", _dataset(log, sources_in_words(settings), settings.get("validation")), after)]
+    systems = [("", _dataset(log, sources_in_words(settings), settings.get("validation")), after)] if "tasks" not in log else []
+    validation, sources = (
+        dict(text.partition("=")[::2] for text in settings.get(option) or () if "=" in text) if "tasks" in log else {}
+        for option in ("validation", "tasks")
+    )
+    for name in log.get("tasks", ()):  # of a task in a file, the data are that file
+        source = _in_words([sources[name].partition(":")[2]]) if name in sources else sources_in_words(settings)
+        systems.append((f"head {name}", _dataset(log, source, validation.get(name), name), after.get(name)))
     for system, data, scores in systems:
         for key, metric in PERCENT.items():
             if not scores:
@@ -152,15 +155,6 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
         more = {"n": losses.get("n"), "standard_error": losses.get("standard_error")}
         rows.append(MeasuredResult(systems[0][1], loss_name(log), loss, "nats", task=task, metric_type="loss", **more))
     return rows
-
-
-def _data_of_head(log: Mapping[str, Any], name: str) -> str:
-    """The data on which the head of a task of ``--tasks`` was scored; of a task in a file, that file."""
-    validation, sources = (
-        dict(text.partition("=")[::2] for text in log["settings"].get(option) or () if "=" in text) for option in ("validation", "tasks")
-    )
-    source = _in_words([sources[name].partition(":")[2]]) if name in sources else sources_in_words(log["settings"])
-    return _dataset(log, source, validation.get(name), name)
 
 
 def _dataset(log: Mapping[str, Any], sources: str, validation: str | None, task: str = "") -> str:
@@ -190,7 +184,9 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     panels = {title: names for title, names in shown.items() if names}
     if max(map(len, curves.values()), default=0) < 2:
         return None
-    figure = new_figure(4.2 * len(panels), 3.2, layout="constrained")
+    from matplotlib.figure import Figure  # optional
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     for place, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for name in names:

@@ -37,7 +37,14 @@ class SegmentTrainer(LongTrainer):
         """As Trainer's; the memory is resumed with the data."""
         self.memory = None
         if isinstance(resume_from_checkpoint, str | Path):
-            self._load_memory(Path(resume_from_checkpoint))
+            file = self.memory_file(Path(resume_from_checkpoint))
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{str(file.parent)!r} has no {file.name}: it was not written by a training in segments with "
+                    f"{self.args.process_index + 1} or more processes; start again, or resume with as many processes as before."
+                )
+            self.memory = self.accelerator.unwrap_model(self.model).new_memory()
+            self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -63,22 +70,7 @@ class SegmentTrainer(LongTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None:
-            self.save_memory(Path(output_dir))
-
-    def save_memory(self, checkpoint: Path) -> None:
-        """Write this process's memory next to the optimiser's state."""
-        if self.memory is not None:
-            checkpoint.mkdir(parents=True, exist_ok=True)
+        if _internal_call and output_dir is not None and self.memory is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
-            save_file(tensors, self.memory_file(checkpoint))
-
-    def _load_memory(self, checkpoint: Path) -> None:
-        file = self.memory_file(checkpoint)
-        if not file.is_file():
-            raise CheckpointError(
-                f"{str(checkpoint)!r} has no {file.name}: it was not written by a training in segments with {self.args.process_index + 1} "
-                "or more processes; start again, or resume with as many processes as before."
-            )
-        self.memory = self.accelerator.unwrap_model(self.model).new_memory()
-        self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
+            save_file(tensors, self.memory_file(Path(output_dir)))

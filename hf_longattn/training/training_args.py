@@ -106,7 +106,12 @@ class LongTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
-        self._set_checkpoints()
+        if self.load_best_model_at_end and "save_strategy" not in self.explicit:  # checkpoints follow the evaluations
+            self.save_strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if self.load_best_model_at_end and self.eval_strategy == "steps" and "save_steps" not in self.explicit:
+            self.save_steps = self.eval_steps or self.logging_steps
+        if self.save_strategy == "steps" and not self.save_steps:
+            self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
         self.measures_first, self.eval_on_start = self.eval_on_start, False  # by MeasureFirst, with the scores of the task
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
             self.max_steps = ENDLESS
@@ -184,15 +189,6 @@ class LongTrainingArguments(TrainingArguments):
                 raise OptionError(f"--report-to must be one of {known}, not {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
             if name not in get_available_reporting_integrations():
                 raise OptionError(f"--report-to {name} needs the package {name!r}, which is not installed; type pip install {name}.")
-
-    def _set_checkpoints(self) -> None:
-        """Set the defaults of checkpoints. With ``load_best_model_at_end``, they follow the evaluations."""
-        if self.load_best_model_at_end and "save_strategy" not in self.explicit:
-            self.save_strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
-        if self.load_best_model_at_end and self.eval_strategy == "steps" and "save_steps" not in self.explicit:
-            self.save_steps = self.eval_steps or self.logging_steps
-        if self.save_strategy == "steps" and not self.save_steps:
-            self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
     def _accumulation_steps(self) -> int:
         """Forward passes per device for ``total_batch_size`` rows."""

@@ -18,11 +18,11 @@ import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
-from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import load_processor, processed_size, values_of_size
+from hf_longattn.inputs.grid import photographs
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.recipes import read_recipe
@@ -165,7 +165,7 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
     convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
     classify = pipeline("image-classification", str(tmp_path / "long"))
     assert classify.image_processor.size["height"] == 64
-    photograph = photographs.photographs()[0].permute(1, 2, 0).numpy()
+    photograph = photographs()[0].permute(1, 2, 0).numpy()
     assert len(classify(transformers.image_utils.PIL.Image.fromarray(photograph), top_k=2)) == 2
 
 
@@ -180,7 +180,7 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
 )
 def test_pipelines_take_files_and_images_at_the_new_size(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64", verify=False)
-    photograph = transformers.image_utils.PIL.Image.fromarray(photographs.photographs()[1].permute(1, 2, 0).numpy())
+    photograph = transformers.image_utils.PIL.Image.fromarray(photographs()[1].permute(1, 2, 0).numpy())
     photograph.save(tmp_path / "photo.png")
     run = pipeline(task, model=str(tmp_path / "long"))
     of_file, of_image = run(str(tmp_path / "photo.png")), run(photograph)

@@ -23,7 +23,7 @@ from hf_longattn.checks import Check
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs import grid, sound, text
-from hf_longattn.processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, VIDEO_PROCESSOR, ProcessorFile
+from hf_longattn.processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
 from tests.modeling.audio_models import whisper_processor
@@ -103,11 +103,11 @@ def test_the_part_of_a_processor_is_read_before_a_file_of_its_own(tmp_path: Path
 
 
 def test_where_a_folder_says_it(tmp_path: Path) -> None:
-    assert [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)] == [None] * 3
+    assert [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)] == [None] * 2
     (tmp_path / PROCESSOR_FILE).write_text('{"processor_class": "SomeProcessor"}')
     (tmp_path / FILE).write_text('{"size": 3}')
-    files = [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, VIDEO_PROCESSOR, FEATURE_EXTRACTOR)]
-    assert [file and (file.file, file.part, file.values) for file in files] == [(FILE, "", {"size": 3}), None, (FILE, "", {"size": 3})]
+    files = [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)]
+    assert [file and (file.file, file.part, file.values) for file in files] == [(FILE, "", {"size": 3})] * 2
     nested(tmp_path, "audio_processor", {"size": 4})
     file = ProcessorFile.find(tmp_path, FEATURE_EXTRACTOR)
     assert file is not None

@@ -59,7 +59,7 @@ def test_masses_and_maps_are_those_of_the_whole_softmax(folder: Path, photo: Pat
         for text, mass in zip(CANDIDATES[:2], layer.captured.mean(0).tolist(), strict=False):
             name, _, option = text.partition(":")
             key, _, value = option.partition("=")
-            mask = mechanism_from(name, {key: int(value)}, num_heads=4, head_dim=8).on(grid).mask_mod(False, None)
+            mask = mechanism_from(name, {key: int(value)}, num_heads=4, head_dim=8).on_grid(grid).mask_mod(False, None)
             kept = mask(0, 0, tokens[:, None], tokens)
             assert mass == pytest.approx(float((expected[0] * kept).sum(-1).mean()), abs=1e-5)
         assert float(layer.captured[:, 2].mean()) == pytest.approx(1)

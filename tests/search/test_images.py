@@ -22,7 +22,7 @@ from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from hf_longattn.search.inputs import SearchInputs
+from hf_longattn.search.model import SearchInputs
 
 from ..grids import quickly
 from ..modeling import grid_models

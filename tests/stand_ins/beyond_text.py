@@ -1,4 +1,4 @@
-"""Stand-ins for the pages on images, videos, layout, speech, series and proteins."""
+"""Stand-ins for the pages on images, speech, series and proteins."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_labelled(file: Path, what: str, label: str, rows: list[tuple[Path, str
     file.write_text("\n".join([f"{what},{label}", *(f"{path.resolve()},{name}" for path, name in rows)]) + "\n", encoding="utf-8")
 
 
-# Images and videos
+# Images
 
 
 def image(seed: int, size: tuple[int, int] = (300, 200)) -> Any:

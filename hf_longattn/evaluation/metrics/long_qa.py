@@ -73,20 +73,12 @@ def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
     if not answers:
         right = float(not prediction)
         return right, right
-    return (
-        max(float(prediction == answer) for answer in answers),
-        max(overlap(prediction.split(), answer.split())[0] for answer in answers),
-    )
+    words = prediction.split()
+    counted = [(answer.split(), sum((Counter(words) & Counter(answer.split())).values())) for answer in answers]
+    f1 = max(2 * common / (len(words) + len(right)) if common else 0.0 for right, common in counted)
+    return float(prediction in answers), f1
 
 
 def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Return means and standard errors of (exact, f1) pairs, in per cent, and their number."""
     return means_in_percent(("exact_match", "f1"), scores)
-
-
-def overlap(prediction: Sequence[Any], answer: Sequence[Any]) -> tuple[float, float, float]:
-    """F1, precision and recall (0 to 1) of the overlap of two lists."""
-    common = sum((Counter(prediction) & Counter(answer)).values())
-    if not common:
-        return 0.0, 0.0, 0.0
-    return 2 * common / (len(prediction) + len(answer)), common / len(prediction), common / len(answer)

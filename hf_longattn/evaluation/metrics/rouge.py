@@ -5,8 +5,6 @@ Its tokenizer reads only a–z and digits. If a reference is mainly in another s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -30,7 +28,7 @@ class Rouge(DescribedMetric):
     items = "string", "string"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return rouge_scores(predictions, references)
+        return means_in_percent(NAMES, [rouge(*texts) for texts in zip(predictions, references, strict=True)])
 
 
 class AnyScript:
@@ -44,11 +42,6 @@ class AnyScript:
         return [word for word, _ in words if any(map(str.isalnum, word))]
 
 
-def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F-scores in per cent, with their standard errors over texts (``rouge1_se`` …) and the number of texts, ``n``."""
-    return means_in_percent(NAMES, [rouge(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)])
-
-
 def rouge(prediction: str, reference: str) -> list[float]:
     """The four F-scores (0 … 1) of one text.
 
@@ -58,11 +51,7 @@ def rouge(prediction: str, reference: str) -> list[float]:
     with needs_extra("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
 
-    scores = RougeScorer(NAMES, tokenizer=AnyScript() if needs_any_script(reference) else None).score(reference, prediction)
+    letters = [letter for letter in reference.lower() if letter.isalpha()]
+    other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
+    scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
     return [scores[name].fmeasure for name in NAMES]
-
-
-def needs_any_script(text: str) -> bool:
-    """Whether most letters of a text are not a–z, the letters of rouge_score's tokenizer."""
-    letters = [letter for letter in text.lower() if letter.isalpha()]
-    return 2 * sum(letter > "z" for letter in letters) > len(letters)

@@ -55,11 +55,6 @@ class Example:
     pipeline: bool = False
 
 
-def written_example(head: Head, code: str) -> Example:
-    """An example in which ``code`` follows the loading of the model. Its lines make an input and run ``model``."""
-    return Example(head, "written", {"code": code}, None)
-
-
 def head_of(architecture: str, heads: Mapping[str, Head]) -> Head | None:
     """The entry of ``heads`` for a model class, by the ending of the class's name. ``None`` if no ending matches."""
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...data.files import evenly_spread
 from ...errors import OptionError
 from ...processor_files import ProcessorKind
 from .processors import load_processor, required_processor
@@ -51,7 +50,10 @@ class UserInputs(ABC):
     @classmethod
     def files_of(cls, place: Path, count: int) -> list[Path]:
         """Up to ``count`` files of a folder, at even distances."""
-        return evenly_spread(cls.files_in(place), count)
+        files = cls.files_in(place)
+        if len(files) <= count:
+            return list(files)
+        return [files[number * (len(files) - 1) // max(1, count - 1)] for number in range(count)]
 
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         """The name of the file or folder ``given``, and the files to read."""

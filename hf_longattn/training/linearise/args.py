@@ -120,15 +120,11 @@ class LineariseTrainingArguments(TextTrainingArguments):
         """Whether this stage is to be run."""
         return self.stage in ("both", str(stage))
 
-    def learning_rate_of(self, stage: int) -> float:
-        """The peak learning rate of a stage."""
-        if stage == 1:
-            return self.transfer_learning_rate
-        return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate
-
     def stage_args(self, stage: int) -> LongTrainingArguments:
         """The arguments of one stage as of a single run."""
         values = {field.name: getattr(self, field.name) for field in fields(LongTrainingArguments) if field.init}
+        usual = FULL_RATE if self.full else LORA_RATE
+        second = usual if self.finetune_learning_rate is None else self.finetune_learning_rate
         return LongTrainingArguments(
             **{
                 **values,
@@ -139,6 +135,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 "total_batch_size": 0,  # is in gradient_accumulation_steps
                 "output_dir": str(stage_checkpoints(self.folder, stage)),
                 "max_steps": self.transfer_steps if stage == 1 else self.finetune_steps,
-                "learning_rate": self.learning_rate_of(stage),
+                "learning_rate": self.transfer_learning_rate if stage == 1 else second,
             }
         )

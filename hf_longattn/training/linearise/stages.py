@@ -77,30 +77,31 @@ class Stages:
                     "predicts_tokens": predicts_tokens(model), "scored_rows": self.run.data.scored_rows,
                     "tokens": {}, "steps": {}, "history": {}, "before": measured(model, self.batches),
                 }  # fmt: skip
-                if args.runs(1):
-                    self.stage_1(model)
+                if args.runs(1):  # all mechanisms at once, each against the softmax attention of its layer
+                    with matching(model) as layers:
+                        trainer = self.train(MatchingModel(model, layers), 1, self.length)
+                    self.report["stage1"] = measured(model, self.batches)
+                    trainer.check_held_out(self.report["stage1"]["loss"])
                 if args.softmax_layers:
                     kept_layers = keep_softmax(model, args.softmax_layers, self.batches)
                     self.report["softmax_layers"] = {**kept_layers.to_dict(), **measured(model, self.batches)}
         if args.runs(1) and args.runs(2) and done is None:
-            self.write_stage_1(model)
+            if processes().is_main_process:
+                with staged_folder(output / STAGE_1, overwrite=True) as stage:
+                    self.save(model, stage)
+            processes().wait_for_everyone()
         if args.runs(2):
             with without_cache(model):
                 self.stage_2(model)
-        self.write(model.to(getattr(torch, self.run.model.dtype)), output)
+        model = model.to(getattr(torch, self.run.model.dtype))
         if processes().is_main_process:
+            forget_model(output, DISTILLATION_REPORT)
+            self.save(model, output)
             write_trained_card(self.run.model.model, output, describe_distillation(self.report))
             if args.push_to_hub:
                 push_model(output, args.repository, private=bool(args.hub_private_repo), token=args.hub_token, revision=args.hub_revision)
         processes().wait_for_everyone()
         return self.report
-
-    def stage_1(self, model: PreTrainedModel) -> None:
-        """All mechanisms at once, each against the softmax attention of its layer."""
-        with matching(model) as layers:
-            trainer = self.train(MatchingModel(model, layers), 1, self.length)
-        self.report["stage1"] = measured(model, self.batches)
-        trainer.check_held_out(self.report["stage1"]["loss"])
 
     def stage_2(self, model: PreTrainedModel) -> None:
         """Fine-tuning with the mechanisms in place, on the language-model loss, against the original, or both."""
@@ -136,25 +137,12 @@ class Stages:
         self.report["history"][f"stage{stage}"] = trainer.state.log_history
         return trainer
 
-    def write(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write checkpoint, tokenizer and report; the first process does, the others wait."""
-        if processes().is_main_process:
-            forget_model(folder, DISTILLATION_REPORT)
-            self.save(model, folder)
-        processes().wait_for_everyone()
-
-    def write_stage_1(self, model: PreTrainedModel) -> None:
-        """Write the model for stage 2 in one step."""
-        if processes().is_main_process:
-            with staged_folder(self.args.folder / STAGE_1, overwrite=True) as stage:
-                self.save(model, stage)
-        processes().wait_for_everyone()
-
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Checkpoint, tokenizer and report."""
         source = student_source(self.model_args, self.args)
         save_whole(as_saved(model, source), self.tokenizer, folder, source, output=self.args.folder)
-        write_report(self.report, folder)
+        write_text((folder / DISTILLATION_REPORT).with_suffix(".md"), markdown(self.report))
+        write_text(folder / DISTILLATION_REPORT, json.dumps(self.report, indent=1))  # which appears last, and whole
 
 
 def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: int) -> list[Batch]:
@@ -163,14 +151,8 @@ def held_out_batches(inputs: Dataset, masks: RepeatableMasks, count: int, size: 
     return [collate(rows.select(range(at, min(at + size, len(rows)))).to_list()) for at in range(0, len(rows), size)]
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write ``distillation_report.md`` and ``.json`` into the checkpoint's folder; the latter appears last, and whole."""
-    write_text((folder / DISTILLATION_REPORT).with_suffix(".md"), markdown(report))
-    write_text(folder / DISTILLATION_REPORT, json.dumps(report, indent=1))
-
-
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report of :func:`write_report`, or ``None``."""
+    """The report in a folder, or ``None``."""
     path = folder / DISTILLATION_REPORT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

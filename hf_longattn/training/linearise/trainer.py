@@ -34,7 +34,9 @@ class LineariseTrainer(LongTrainer):
         self.stage, self.teacher = stage, teacher
         self.sums: dict[str, tuple[Any, Any]] = {}  # for each part of the loss: sums of its weighted values, and of the weights
         self.gradients: dict[str, Tensor] = {}
-        self.sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
+        inner: Any = getattr(self.model, "module", self.model)  # in DistributedDataParallel, and in stage 1's wrapper
+        inner = getattr(inner, "model", inner) if hasattr(inner, "students") else inner
+        self.sites = [site for site in attention_sites(inner) if not site.cross]
         self.remove_callback(PrinterCallback)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
@@ -87,7 +89,11 @@ class LineariseTrainer(LongTrainer):
         """The first layer with a non-finite loss or attention output in this step."""
         for batch in self.step_batches:
             finite: list[bool] = []
-            hooks = [site.module.register_forward_hook(lambda _, __, out, note=finite.append: note(_finite(out))) for site in self.sites]
+
+            def note(_: nn.Module, __: Any, output: Any, finite: list[bool] = finite) -> None:
+                finite.append(bool(torch.isfinite(output[0] if isinstance(output, tuple) else output).all()))
+
+            hooks = [site.module.register_forward_hook(note) for site in self.sites]
             try:
                 with torch.no_grad():
                     outputs = self.model(**batch)
@@ -117,14 +123,3 @@ class LineariseTrainer(LongTrainer):
 
     def _named(self, number: int) -> str:
         return f"layer {number} ({self.sites[number].name})"
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The transformers model inside DistributedDataParallel and stage 1's wrapper."""
-    model = getattr(model, "module", model)
-    return getattr(model, "model", model) if hasattr(model, "students") else model
-
-
-def _finite(output: Any) -> bool:
-    first = output[0] if isinstance(output, tuple) else output
-    return bool(torch.isfinite(first).all())

@@ -19,7 +19,6 @@ from transformers import (
     AutoTokenizer,
     EvalPrediction,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
@@ -122,7 +121,12 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     cleaned = each_part(
         lambda part: utterances.with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)), *parts
     )
-    model = load_ctc(model_args, tokenizer, data_args.new_vocabulary)
+    head: dict[str, Any] = {"ctc_loss_reduction": "mean"}  # the loss per label, averaged over utterances
+    if data_args.new_vocabulary:
+        head |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model: Any = load_head(AutoModelForCTC, model_args.model, None, complete=model_args.only_scores, **head)
+    if model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
     hearing = Hearing(extractor, data_args.resample, data_args.mono)
     (rows, left_out), (held_out, held_left_out) = each_part(
         lambda part: frame_labels(part, tokenizer, hearing, model, data_args.max_seconds), *cleaned
@@ -192,15 +196,6 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
             f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
-
-
-def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
-    """The model, with a new head for a new vocabulary. The loss per label is averaged over utterances."""
-    head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if is_new else {}
-    model = load_head(AutoModelForCTC, args.model, None, complete=args.only_scores, ctc_loss_reduction="mean", **head)
-    if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
-        model.freeze_feature_encoder()
-    return model
 
 
 def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:

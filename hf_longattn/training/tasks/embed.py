@@ -139,7 +139,12 @@ def finetune_embeddings(
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
-    data, held = train_test_split(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3, unit=together)
+    read = partial(read_pairs, named=data_args.named_columns)
+
+    def unit_of(columns: Sequence[str]) -> str:
+        return "positive" if "start" in columns else ""  # a document's passages stay together
+
+    data, held = train_test_split(data_args, read, training_args.seed, least=3, unit=unit_of)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
     if kind and column:
@@ -154,11 +159,6 @@ def finetune_embeddings(
         before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "read_length": read_length(trainer.model), "held_out": {"before": before, "after": trainer.measure()}}
     return save_run(trainer, run, log, describe_embeddings)
-
-
-def together(columns: Sequence[str]) -> str:
-    """The column whose equal values stay together, such as a document's passages."""
-    return "positive" if "start" in columns else ""
 
 
 def check_without_checkpoints(args: EmbedTrainingArguments) -> None:

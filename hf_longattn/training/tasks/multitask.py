@@ -359,14 +359,15 @@ class TaskBatches(EpochSampler):
 
     def __iter__(self) -> Iterator[list[tuple[str, int]]]:
         choose = random.Random(f"{self.seed}:{self.epoch}")
-        streams = {name: self._endless(size, random.Random(f"{self.seed}:{self.epoch}:{name}")) for name, size in self.sizes.items()}
+
+        def endless(name: str, size: int) -> Iterator[int]:
+            choose = random.Random(f"{self.seed}:{self.epoch}:{name}")
+            while True:
+                yield from choose.sample(range(size), size)
+
+        streams = {name: endless(name, size) for name, size in self.sizes.items()}
         for name in choose.choices(list(self.sizes), self.weights, k=self.count):
             yield [(name, next(streams[name])) for _ in range(min(self.size, self.sizes[name]))]
-
-    @staticmethod
-    def _endless(size: int, choose: random.Random) -> Iterator[int]:
-        while True:
-            yield from choose.sample(range(size), size)
 
 
 class MultiTaskTrainer(MeasuringTrainer):
@@ -413,18 +414,15 @@ class MultiTaskTrainer(MeasuringTrainer):
         return {**scores_by_metric, "mean": sum(main_scores) / len(main_scores)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        heads = {name: head_entry(task) for name, task in self.tasks.items()}
+        heads = {}
+        for name, task in self.tasks.items():  # as load_multitask_head reads them
+            config = task.model.config
+            rule = {"question_separator_id": config.question_separator_id} if hasattr(config, "question_separator_id") else {}
+            heads[name] = {"kind": task.kind, "labels": labels_of(config), **rule, **task.settings}
         self.accelerator.unwrap_model(self.model).config.multitask_heads = heads
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
-
-
-def head_entry(task: TaskHead) -> dict[str, Any]:
-    """A task's entry in ``multitask_heads`` of the saved config, for :func:`.load_multitask_head`."""
-    config = task.model.config
-    rule = {"question_separator_id": config.question_separator_id} if hasattr(config, "question_separator_id") else {}
-    return {"kind": task.kind, "labels": labels_of(config), **rule, **task.settings}
 
 
 def finetune_multitask(
@@ -437,7 +435,11 @@ def finetune_multitask(
     """
     run = prepare_run(model_args, data_args, training_args)
     task_data = data_args.task_data()
-    kinds, embedders = {kind for kind, _ in task_data.values()}, (new_images(model_args), model_args.mel_bins, model_args.frame_stride)
+    sides, images = model_args.image_size, None
+    if sides:
+        height, width = image_size(sides if len(sides) == 2 else sides[0])
+        images = ImageInput((height, width), model_args.patch_size)
+    kinds, embedders = {kind for kind, _ in task_data.values()}, (images, model_args.mel_bins, model_args.frame_stride)
     start = load_multimodal_start(model_args.model, kinds, *embedders, only_scores=training_args.only_scores)
     tokenizer = start.tokenizer
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
@@ -457,14 +459,6 @@ def finetune_multitask(
         "scored_rows": {name: data.scored_rows for name, (_, data) in task_data.items()},
     }
     return save_run(trainer, run, log, describe_multitask)
-
-
-def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
-    """The images of a new embedder; ``None`` = none."""
-    if not args.image_size:
-        return None
-    height, width = image_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
-    return ImageInput((height, width), args.patch_size)
 
 
 def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:

@@ -35,11 +35,11 @@ PACKAGES = {
     "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
         transformers""",
     "validation": "accelerate fsspec jupyter_client pip",
-    "test": """_pytest absl aiohttp alembic attr bm25s bs4 click datasets dateutil debugpy distlib docutils evaluate fastapi filelock
-        fontTools google hatchling httpcore2 httpx2 huggingface_hub hypothesis IPython jinja2 jsonschema mako markdown_it matplotlib
-        mdit_py_plugins mpl_toolkits mypy myst_nb myst_parser narwhals nbformat networkx nltk numpy onnxruntime optuna packaging pandas
-        peft pexpect PIL pre_commit prompt_toolkit psutil pyarrow pydantic pyparsing requests rich scipy sentence_transformers
-        setuptools sklearn soupsieve starlette tomlkit torchgen tornado tqdm traitlets typer urllib3 uvicorn virtualenv wcwidth zmq""",
+    "test": """_pytest absl aiohttp attr bs4 click datasets dateutil debugpy docutils evaluate filelock fontTools google hatchling
+        httpcore2 httpx2 huggingface_hub hypothesis IPython jinja2 jsonschema markdown_it matplotlib mdit_py_plugins mpl_toolkits mypy
+        myst_nb myst_parser narwhals nbformat networkx nltk numpy onnxruntime packaging pandas peft pexpect PIL prompt_toolkit psutil
+        pyarrow pydantic pyparsing requests rich scipy sentence_transformers setuptools sklearn soupsieve tomlkit torchgen tornado tqdm
+        traitlets typer urllib3 wcwidth zmq""",
 }
 KINDS = ("one place", "two places", "none")
 LENGTHS = (1000, 3900)
