@@ -48,10 +48,6 @@ class AudioError(LongAttentionError):
     """Sound that cannot be read or does not fit the model: another sampling rate, several channels, silence."""
 
 
-class PageError(LongAttentionError):
-    """A page that a model cannot read: boxes outside of it or in the wrong order, words without boxes."""
-
-
 class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as requested."""
 
@@ -103,7 +99,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
     "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},
-    "serve": {"fastapi": "fastapi>=0.120", "onnxruntime": "onnxruntime>=1.22", "uvicorn": "uvicorn>=0.35"},
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0"},
 }
 """Extra -> import name of each of its packages -> requirement for pip, as in pyproject.toml."""

@@ -19,7 +19,7 @@ def code_of_family(base: str, *rest: object) -> Hashable:
         one.attention,
         bool(one.inner),
         type(one.rule),
-        bool(getattr(one.rule, "arguments", ())),
+        bool(one.rule.further),
         one.mixin,
     )
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
-from ..inputs.common.base import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
+from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from ..private_apis import missing
 from .architectures import Architecture
@@ -174,7 +174,8 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
             decoder_tokens = None
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
-    arguments = {**seeded_pages(model.config, ids), **arguments}
+    if (family := known_family(model.config)) is not None:
+        arguments = {**family.rule.further_inputs(model.config, *ids.shape[:2]), **arguments}
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}

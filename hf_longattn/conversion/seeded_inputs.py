@@ -13,7 +13,6 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
-from ..inputs.common.base import seeded_pages
 from ..inputs.common.running import floating_tensors
 from ..inputs.plain import SERIES_INPUT
 from ..modeling.generic import towers_of
@@ -52,7 +51,6 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         positions = getattr(text, "max_position_embeddings", None)
         length = min(tokens, positions - FIRST_POSITION) if positions else tokens
         inputs["input_ids"] = _ids(text, (1, length), random)
-        inputs |= seeded_pages(config, inputs["input_ids"])
         if getattr(config, IMAGE_TOKEN, None) is not None and "pixel_values" in inputs:
             inputs |= _with_image_tokens(model, inputs)
     if "decoder_input_ids" in taken and config.is_encoder_decoder:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
-from ..inputs.common.base import InputKind, seeded_pages
+from ..inputs.common.base import InputKind
 from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from .flops import affordable_length, layer_mechanisms
+from .flops import ModelShape, affordable_length, layer_mechanisms
 from .long_models import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
@@ -56,7 +56,10 @@ class Lengths:
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
     """The covered, old and new length. They are shorter if a large model would take too long, or its logits too much memory."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
+    decoder = []
+    if plan.decoder is not None:
+        shape = ModelShape.of(plan.config, causal=True, matrix_parameters=0, element_bytes=plan.shape.element_bytes)
+        decoder = layer_mechanisms(plan.config.decoder_attention, shape, plan.decoder.new)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
 
     def same(number: int, width: int | None, length: int) -> bool:
@@ -232,21 +235,20 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
-    rule, pages = plan.architecture.family.rule, seeded_pages(plan.config, alone)
+    further = plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)
 
     def masked(mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
         positions = {"position_ids": _positions(mask, plan)} if passes_positions else {}
         return {"attention_mask": mask, **positions, **({"global_attention_mask": marks} if takes_globals else {})}
 
-    def pad(values: Tensor, fill: int) -> Tensor:
+    def pad(values: Tensor, fill: int = 0) -> Tensor:
         gaps = {"right": (0, length - short), "left": (length - short, 0)}
         return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **pages))
+    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **further))
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
-    padded_masks = masked(pad(torch.ones_like(alone), 0), pad(marked, 0))
-    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks, **padded_pages))
+    padded_masks = masked(pad(torch.ones_like(alone)), pad(marked)) | {name: pad(values) for name, values in further.items()}
+    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks))
     real = {"right": slice(short), "left": slice(-short, None)}
     expected = {output: state[0] for output, state in unpadded.items()}
     differences = {

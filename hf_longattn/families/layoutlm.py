@@ -7,11 +7,11 @@ from ..modeling.attach.custom_attention import ReadsPadding, replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
-from ..modeling.family.page_rule import BOXES
+from ..modeling.family.input_rule import TextRule
 
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, LayoutLMConfig),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
-    rule=BOXES,
+    rule=TextRule({"bbox": lambda config: 4}),
     mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )

@@ -7,11 +7,11 @@ from ..modeling.attach.custom_attention import ReadsPadding, replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
-from ..modeling.family.page_rule import MARKUP_PATHS
+from ..modeling.family.input_rule import TextRule
 
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, MarkupLMConfig),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    rule=MARKUP_PATHS,
+    rule=TextRule(dict.fromkeys(("xpath_tags_seq", "xpath_subs_seq"), lambda config: config.max_depth)),
     mixin=replacing(__name__, {MarkupLMEncoder: ReadsPadding}),
 )

@@ -29,7 +29,6 @@ from ..errors import CheckpointError, GridError, LengthError, OptionError, Posit
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
-from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
@@ -48,7 +47,7 @@ from .common.base import (
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, pixels, processed_size, values_of_size
 from .common.running import run_model
-from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
+from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 
 TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
@@ -89,6 +88,58 @@ IMAGE_HEADS = {
     "Model": auto_head("", "image-feature-extraction", "patches"),
 }
 """Ending of a class's name -> how its models are run, for models of images."""
+PILLOW = "from PIL import Image"
+
+
+class UserImages(UserInputs):
+    """The user's images, or scikit-learn's photographs if none are given."""
+
+    unit, processor_kind = "image", IMAGE_PROCESSOR
+    files_in = staticmethod(IMAGE_FILES.files)
+    reads, wanted = "images", "give an image or a folder of images as a Path instead of a text."
+
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
+        if given is not None:
+            name, files = super().read(given)
+            self.images: list[Any] = [read_image_file(file) for file in files]
+            return name, files
+        self.images = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
+        if not self.images:
+            raise OptionError("There are no images to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
+        return "scikit-learn's photographs", ()
+
+    @cached_property
+    def place(self) -> Any:
+        """The processor's file."""
+        return ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
+
+    def sized_processor(self, size: tuple[int, ...]) -> Any:
+        """The processor for inputs of this size."""
+        return type(self.processor).from_dict(values_of_size(self.place, self.processor, size))
+
+    def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
+        """``values``, the processor's outputs, if all have this height and width; otherwise raise :class:`GridError`."""
+        if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
+            raise GridError(
+                f"The image processor in {str(self.folder)!r} makes {self.unit}s of {pixels(wrong[0])} where {pixels(size[-2:])} are "
+                f"needed; set do_resize and size in its {self.place.file}."
+            )
+        return values
+
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        """The input that the processor makes of one file, at the processor's own size."""
+        return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS])
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        if self.rule.shapes is None:
+            sized = self.sized_processor(size)
+            values = [torch.as_tensor(sized(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
+            return self.checked(values, size)
+        settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
+        resized = [image.resize(size[::-1], self.processor.resample) for image in self.images]
+        patches = [self.processor(images=image, **settings)[PIXELS] for image in resized]
+        return [self.rule.pixels_of(self.config, of_image, size) for of_image in patches]
 
 
 @register_kind
@@ -97,16 +148,12 @@ class GridKind(SizedKind):
 
     noun, nouns, units = "image", "images", "pixels"
     size_noun, smaller = "size", "smaller"
-    material, compared, drawn, graph = "images", 4, True, ONE_SIZE
+    material, compared, drawn = "images", 4, True
     classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
     settings = ("image_size", "search_images")
     diagnosed_with = "an image: longattn inspect MODEL photo.jpg"
+    heads, user_inputs = IMAGE_HEADS, UserImages
     instead = {SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER"}
-    heads = IMAGE_HEADS
-
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
-        self.user_inputs = UserImages
 
     @property
     def any_size(self) -> bool:
@@ -263,7 +310,6 @@ class GridKind(SizedKind):
         return CropChecks(plan, size, layers)
 
 
-PILLOW = "from PIL import Image"
 STATES = "last_hidden_state"
 
 
@@ -484,57 +530,6 @@ class VerificationImages:
         """Description of the inputs for a report."""
         seeded = f"seeded images, since {self.why_seeded}"
         return f"scikit-learn's photograph {PHOTOGRAPHS[0]}" if self.photographs else seeded
-
-
-class UserImages(UserInputs):
-    """The user's images, or scikit-learn's photographs if none are given."""
-
-    unit, processor_kind = "image", IMAGE_PROCESSOR
-    files_in = staticmethod(IMAGE_FILES.files)
-    reads, wanted = "images", "give an image or a folder of images as a Path instead of a text."
-
-    def read(self, given: object) -> tuple[str, Sequence[Path]]:
-        if given is not None:
-            name, files = super().read(given)
-            self.images: list[Any] = [read_image_file(file) for file in files]
-            return name, files
-        self.images = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
-        if not self.images:
-            raise OptionError("There are no images to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
-        return "scikit-learn's photographs", ()
-
-    @cached_property
-    def place(self) -> Any:
-        """The processor's file."""
-        return ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
-
-    def sized_processor(self, size: tuple[int, ...]) -> Any:
-        """The processor for inputs of this size."""
-        return type(self.processor).from_dict(values_of_size(self.place, self.processor, size))
-
-    def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
-        """``values``, the processor's outputs, if all have this height and width; otherwise raise :class:`GridError`."""
-        if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
-            raise GridError(
-                f"The image processor in {str(self.folder)!r} makes {self.unit}s of {pixels(wrong[0])} where {pixels(size[-2:])} are "
-                f"needed; set do_resize and size in its {self.place.file}."
-            )
-        return values
-
-    @staticmethod
-    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        """The input that the processor makes of one file, at the processor's own size."""
-        return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS])
-
-    def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        if self.rule.shapes is None:
-            sized = self.sized_processor(size)
-            values = [torch.as_tensor(sized(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
-            return self.checked(values, size)
-        settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
-        resized = [image.resize(size[::-1], self.processor.resample) for image in self.images]
-        patches = [self.processor(images=image, **settings)[PIXELS] for image in resized]
-        return [self.rule.pixels_of(self.config, of_image, size) for of_image in patches]
 
 
 PROCESSED_PIXELS = 2**25

@@ -21,7 +21,6 @@ from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family
 from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
 from .common.base import (
     AUTO,
@@ -38,7 +37,7 @@ from .common.base import (
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, values_with
 from .common.running import run_model
-from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
+from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .text import VerificationText, check_tokenizer, load_tokenizer
 
@@ -88,6 +87,45 @@ SOUND_HEADS = {
 """Ending of a class's name -> how its models are run, for audio models."""
 
 
+class UserSounds(UserInputs):
+    """Excerpts of the user's recordings. They are cut from the features of the whole recording."""
+
+    unit, processor_kind = "stretch", FEATURE_EXTRACTOR
+    files_in = staticmethod(RECORDING_FILES.files)
+    reads = "sound"
+    wanted = (
+        "by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
+        "--mechanism auto as --search-audio, in Python as a Path."
+    )
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """The model's input for each whole recording, ``(1, N, …)``."""
+        reader = VerificationSound(self.rule, self.config, self.processor)
+        return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
+
+    @property
+    def longest(self) -> float:
+        """Duration of the longest recording, in seconds."""
+        return max(self.rule.seconds(row.shape[1]) for row in self.rows)
+
+    def values(self, size: float) -> list[Tensor]:
+        """Excerpts of ``size`` seconds, at most ``count``. The first of every recording, then the second of every recording, and so on."""
+        length = self.rule.length(size)
+        length -= length % self.rule.step(self.config)
+        starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
+        cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
+        if not cut:
+            raise LengthError(
+                f"The longest recording has {self.longest:,.1f} seconds, but {size:,.5g} are needed; give a longer one, or a shorter "
+                "duration."
+            )
+        return [self.rule.as_input(row) for row in cut[: self.count]]
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
+
+
 @register_kind
 class SoundKind(SizedKind):
     """Recordings, as samples or as rows of features."""
@@ -100,18 +138,14 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    graph, timed, watched_as_long = ANY_LENGTH, True, True
+    timed, watched_as_long = True, True
     diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
-    heads = SOUND_HEADS
+    heads, user_inputs = SOUND_HEADS, UserSounds
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
         "ForConditionalGeneration": ("seq2seq", "--audio", "--data", "YOUR_RECORDINGS"),
     }
-
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
-        self.user_inputs = UserSounds
 
     def introduce(self, plan: Any) -> str:
         return "sounds of any duration"
@@ -294,47 +328,6 @@ def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
         AudioError: a file cannot be read; see :func:`read_audio`.
     """
     return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
-
-
-WANTED_RECORDINGS = (
-    "by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
-    "--mechanism auto as --search-audio, in Python as a Path."
-)
-
-
-class UserSounds(UserInputs):
-    """Excerpts of the user's recordings. They are cut from the features of the whole recording."""
-
-    unit, processor_kind = "stretch", FEATURE_EXTRACTOR
-    files_in = staticmethod(RECORDING_FILES.files)
-    reads, wanted = "sound", WANTED_RECORDINGS
-
-    @cached_property
-    def rows(self) -> list[Tensor]:
-        """The model's input for each whole recording, ``(1, N, …)``."""
-        reader = VerificationSound(self.rule, self.config, self.processor)
-        return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
-
-    @property
-    def longest(self) -> float:
-        """Duration of the longest recording, in seconds."""
-        return max(self.rule.seconds(row.shape[1]) for row in self.rows)
-
-    def values(self, size: float) -> list[Tensor]:
-        """Excerpts of ``size`` seconds, at most ``count``. The first of every recording, then the second of every recording, and so on."""
-        length = self.rule.length(size)
-        length -= length % self.rule.step(self.config)
-        starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
-        cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
-        if not cut:
-            raise LengthError(
-                f"The longest recording has {self.longest:,.1f} seconds, but {size:,.5g} are needed; give a longer one, or a shorter "
-                "duration."
-            )
-        return [self.rule.as_input(row) for row in cut[: self.count]]
-
-    def too_few(self, pieces: int, wanted: int) -> str:
-        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
 
 
 class VerificationSound:

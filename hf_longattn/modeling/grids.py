@@ -105,7 +105,7 @@ def family_of(model: Any) -> Family:
         BackendError: the model does not read images on a grid of patches.
     """
     family = known_family(model.config)
-    if family is None or family.rule.reads != GridRule.reads:
+    if family is None or not family.rule.on_grid:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family

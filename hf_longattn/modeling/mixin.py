@@ -30,7 +30,6 @@ from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
-from .family.page_rule import PLAIN_TEXT
 from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
@@ -459,14 +458,12 @@ class LongBaseModelMixin(FindsDocuments, LongAttentionMixin):
         """Refuse inputs that this model cannot run. Adds documents, their positions, and a mask to ``arguments``.
 
         Raises:
-            MaskError, LengthError, PageError: masks or documents do not fit, the text is too long, or boxes do not fit.
+            MaskError, LengthError: masks or documents do not fit, or the text is too long.
         """
         runs = self.runs_mechanisms
         if runs and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
         tokens = input_of(arguments)
-        if tokens is not None and self.family.rule is not PLAIN_TEXT:
-            self.family.rule.check_tokens(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
             self.rule_out_packing(arguments)
         if runs:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tokenization import text_encoding
-from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
 from tests.byte_tokenizer import train_tokenizer
 from tests.cells import every_cell
@@ -29,7 +28,7 @@ OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpoin
 
 
 def paths(config: Any, batch: int, length: int) -> dict[str, Tensor]:
-    return FAMILIES[BASE].rule.seeded(config, batch, length)
+    return FAMILIES[BASE].rule.further_inputs(config, batch, length)
 
 
 @every_cell("way", every_other((name for name, way in WAYS.items() if not way.slow), 1))
@@ -46,16 +45,6 @@ def test_tags_and_subscripts_reach_the_outputs() -> None:
         for name in both:
             without = {other: values for other, values in both.items() if other != name}
             assert (given - model(ids, **without).last_hidden_state).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("name", ["xpath_tags_seq", "xpath_subs_seq"])
-def test_paths_that_the_model_does_not_have_are_refused(name: str) -> None:
-    model, ids = long_model(BASE, None, WINDOW), tokens()
-    values = paths(model.config, *ids.shape)[name]
-    with pytest.raises(PageError, match=rf"{name} has the path \[.*\], but numbers lie from 0 to .*MarkupLMProcessor"):
-        model(ids, **{name: values + 2000})
-    with pytest.raises(PageError, match="the path of every token"):
-        model(ids, **{name: values[..., :-1]})
 
 
 def test_a_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import ASTFeatureExtractor
 
 import hf_longattn
 from hf_longattn.cli import main
@@ -21,7 +20,6 @@ from hf_longattn.search.candidates import unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
 
 from ..grids import quickly
-from ..modeling import grid_models
 from ..modeling.audio_models import EVERY_FAMILY, recording, saved, smallest_head, with_extractor
 
 CTC = "Wav2Vec2ForCTC"
@@ -66,15 +64,6 @@ def test_every_family(base: str, talks: Path, tmp_path: Path) -> None:
         assert row.scores["full"] == pytest.approx(1, abs=1e-5)
     assert result.sizes is not None
     assert result.compared_sizes()["compared_audio_seconds"] == 2
-
-
-def test_a_spectrogram_is_a_grid(talks: Path, tmp_path: Path) -> None:
-    base = "audio-spectrogram-transformer"
-    config = grid_models.saved(base, grid_models.base_model(base), tmp_path).config
-    ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length).save_pretrained(tmp_path)
-    result = search_design(tmp_path, talks, candidates=["window2d:window=4", "full"], audio_seconds=0.64, pieces=2, budget=1)
-    assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
-    assert result.compared_sizes()["spectrogram_size"] == [config.num_mel_bins, 64]
 
 
 @pytest.mark.thorough

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor
-
 from ...checks import Check
 from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
@@ -387,10 +385,6 @@ class InputKind(ABC):
         """
         return 0
 
-    def seeded(self, config: Any, ids: Any) -> dict[str, Any]:
-        """Deterministic further inputs for ``ids (B, N)``; empty by default."""
-        return {}
-
     @property
     def how_to_diagnose(self) -> str:
         """How to diagnose models of this kind, as the end of an error message."""
@@ -478,9 +472,6 @@ class InputKind(ABC):
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
-    def check_graph(self, model_class: Any) -> None:  # noqa: B027
-        """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""
-
     def check_parts(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for mechanisms of towers, if there is one stack. Or the reverse."""
         if getattr(request, "towers", None) is not None:
@@ -523,9 +514,3 @@ def kind_of_model(config: Any) -> InputKind | None:
     """The input kind of a Long or stock model with this config. ``None`` if it belongs to no family."""
     family = known_family(config)
     return None if family is None else kind_of(family)
-
-
-def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Deterministic further inputs for ``ids (B, N)``, such as LayoutLM's boxes; empty for most models."""
-    kind = kind_of_model(config)
-    return {} if kind is None else kind.seeded(config, ids)

@@ -22,7 +22,7 @@ from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
 from ..family.config import runs_mechanisms
 from ..family.definition import known_family
-from ..family.grid_rule import PIXELS, GridRule
+from ..family.grid_rule import PIXELS
 from .attention_sites import Call, attention_sites, mechanisms_on
 from .text_globals import arguments_by_name
 
@@ -82,7 +82,7 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
     """Make a stack that reads images pass patch positions to its attention modules. Other stacks do not change."""
     taken, packs = inspect.signature(type(stack).forward).parameters, packs_images(stack)
     family = known_family(stack.config)
-    if not packs and (family is None or family.rule.reads != GridRule.reads or PIXELS not in taken):
+    if not packs and (family is None or not family.rule.on_grid or PIXELS not in taken):
         return
     if vars(stack).get("tells_patch_places"):
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RegistrationError
 from ...lazy import load_module, module_names
-from .page_rule import PLAIN_TEXT
+from .input_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Family:
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
+    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or images on a grid, sound, several towers.
     """
 
     config_class: type[PreTrainedConfig]

@@ -39,6 +39,7 @@ class GridRule(InputRule):
     reads = "grid"
     mixins = ("LongGridMixin", "LongGridModelMixin")
     counts_tokens = False
+    on_grid = True
     prefix: int | Callable[[Any], int] = 0
     shapes: str | None = None
     interpolates: bool = True

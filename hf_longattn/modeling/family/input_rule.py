@@ -1,9 +1,13 @@
-"""What the models of a family read. The base of the rules of pages, grids, sound and towers."""
+"""What the models of a family read. The rule of texts, and the base of the rules of grids, sound and towers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InputRule:
@@ -22,18 +26,17 @@ the attention of {base} instead.
     """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
     counts_tokens: ClassVar[bool] = True
     """Whether the maximum length is stated in tokens."""
+    on_grid: ClassVar[bool] = False
+    """Whether tokens are the patches of an image."""
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
+    further: Mapping[str, Callable[[Any], int]] = {}
+    """The arguments of ``forward`` with whole numbers for each token besides its id, mapped to ``config ->`` how many each token has."""
 
     @property
     def kind(self) -> str:
         """Name of the file of :mod:`hf_longattn.inputs` with the kind of input."""
         return self.reads
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The arguments of ``forward`` with numbers for each token."""
-        return ()
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
@@ -47,9 +50,32 @@ the attention of {base} instead.
             return int(config.max_position_embeddings)
         return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
 
-    def fill(self, config: Any, name: str) -> int:
-        """The number for tokens without a place in the argument ``name``."""
-        return 0
+    def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
+        """Deterministic values ``(rows, length, width)`` int64 of the arguments in :attr:`further`. They never fall along the width, and so
+        are boxes, too."""
+        import torch
 
-    def check_tokens(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
-        """Raise :class:`PageError` for arguments that the model cannot read. In a forward pass over tokens of ``shape (B, N)``."""
+        random = torch.Generator().manual_seed(0)
+        return {name: torch.randint(2, (rows, length, width(config)), generator=random).cumsum(-1) for name, width in self.further.items()}
+
+
+@dataclass(frozen=True)
+class TextRule(InputRule):
+    """Token ids and, in some families, further numbers for each token (LayoutLM, MarkupLM)."""
+
+    reads = "text"
+    flash_windows = True
+    further: Mapping[str, Callable[[Any], int]] = field(default_factory=dict, compare=False)
+
+    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
+        stated = family.rope or family.relative or family.no_positions or family.position_tables
+        if stated or "max_position_embeddings" not in fields:
+            return None
+        return (
+            f"{family.config_class.__name__} has max_position_embeddings, but the entry does not say where positions are; give "
+            r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
+        )
+
+
+PLAIN_TEXT = TextRule()
+"""The rule of models that read only token ids."""

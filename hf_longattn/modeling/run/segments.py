@@ -82,7 +82,7 @@ class Text:
         if mask is not None and mask.shape != (batch, length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
-        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.names) if further.get(name) is not None}
+        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.further) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
@@ -163,10 +163,7 @@ def _run_segment(model: Any, forward: Callable[..., Any], segment: Text, memory:
     around = (memory.shape[1], memory.shape[1] if write else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
-    along = {
-        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around), value=model.family.rule.fill(model.config, name))
-        for name, value in segment.along.items()
-    }
+    along = {name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()}
     arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
     return forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
 

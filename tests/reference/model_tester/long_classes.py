@@ -105,7 +105,7 @@ class Tester:
         mask = random_attention_mask([self.batch_size, self.seq_length])
         inputs = {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
         config = self.get_config()
-        inputs |= long_families.FAMILIES[self.base].rule.seeded(config, self.batch_size, self.seq_length)
+        inputs |= long_families.FAMILIES[self.base].rule.further_inputs(config, self.batch_size, self.seq_length)
         if long_families.FAMILIES[self.base].two_stacks:
             inputs["input_ids"] = inputs["input_ids"].clamp(min=3)
             inputs["input_ids"][:, -1] = 2  # classification reads the decoder where the text ends
