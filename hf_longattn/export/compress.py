@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
@@ -35,17 +36,11 @@ from ..processor_files import EMBEDDINGS, sentence_kind
 from ..reports import markdown_table
 from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
-from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
 """Maximum difference, relative to the largest output, between the written files and the model whose outputs they must reproduce."""
-REMOVED_METHODS = {
-    "magnitude": "zeros make a file neither smaller nor faster; choose prune-ffn or prune-heads",
-    "int4-weight-only": "without a GPU, its files were no smaller than with 8 bits; choose int8-weight-only",
-}
-"""Methods of the first version 0.1 -> why they were removed, and what to choose instead."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class CompressionReport:
         difference: largest difference, relative to the largest output, between the files read again and the model that was written
             (quantised, bf16) or the source with the pruned heads or units set to zero.
         changed: ``tensors`` and ``bytes``: number and size of the written tensors that were changed; ``all_bytes``: size of all tensors.
-        outputs: accuracy of each output of the files read again, compared with the source by :func:`.int8.accuracy`.
+        outputs: accuracy of each output of the files read again, compared with the source by :func:`accuracy`.
         pruned: for each layer the removed heads, or the number of removed units.
     """
 
@@ -200,12 +195,31 @@ def check_method(name: str) -> None:
     """Refuse a method that does not exist or was removed.
 
     Raises:
-        OptionError: the message lists the methods, or says why this one was removed.
+        OptionError: there is no such method; the message lists them.
     """
-    if name in REMOVED_METHODS:
-        raise OptionError(f"The method {name!r} was removed: {REMOVED_METHODS[name]}.")
     if name not in METHODS:
         raise OptionError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.{nearest(str(name), METHODS)}")
+
+
+def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Compare the outputs ``found`` with ``expected``.
+
+    Returns:
+        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For states and
+        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores of several classes
+        or tokens ``same_choice``: the fraction of vectors with the same argmax.
+    """
+    measured = {}
+    for name, want in expected.items():
+        have = found[name].float()
+        values = {"relative_error": ((have - want).norm() / want.norm().clamp(min=1e-12)).item()}
+        if "logits" not in name:
+            cosine = functional.cosine_similarity(want, have, dim=-1)
+            values |= {"cosine": cosine.mean().item(), "least_cosine": cosine.min().item()}
+        elif want.shape[-1] > 1:
+            values["same_choice"] = (want.argmax(-1) == have.argmax(-1)).float().mean().item()
+        measured[name] = values
+    return measured
 
 
 # ---- the command
@@ -290,7 +304,7 @@ def compress_checkpoint(
             measured={"before": before, "after": after},
             difference=difference,
             changed=changed,
-            outputs=accuracy(outputs_before, outputs, None),
+            outputs=accuracy(outputs_before, outputs),
             pruned=compressed.pruned,
             text=inputs.text,
             files=with_report(files, REPORT),
