@@ -25,7 +25,6 @@ from transformers.core_model_loading import WeightConverter
 from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources import ResultInfo
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
@@ -271,13 +270,12 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    result = ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination))
     with staged_folder(target, needed_bytes=opened.total_bytes + 2**20, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, result, stage)]
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, stage, longest_input(inputs.model.config) or 0)]
         written = [header for file in stage.glob("*.safetensors") for header in read_headers(file).values()]
         changed = count_changed(opened.tensors.values(), written, compressed)
         if not changed["tensors"]:
@@ -312,5 +310,5 @@ def compress_checkpoint(
         )
         origin = origin_of(opened.name, opened.folder)
         introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
-        write_report(stage, opened, result, report, REPORT, introduction=introduction, measured=report.table())
+        write_report(stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table())
     return report

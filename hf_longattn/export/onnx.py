@@ -18,15 +18,15 @@ from torch import nn
 from ..checks import FAILED, Check
 from ..constants import GRAPHS
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from ..conversion.folders import add_source_files, short_name, with_report, write_report
+from ..conversion.folders import add_source_files, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
-from ..conversion.sources import ResultInfo, Source, open_source, refuse_quantised
+from ..conversion.sources import Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
-from ..errors import EXTRAS, ExportError, check_extra, nearest
+from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import reads_only_text
@@ -131,7 +131,7 @@ def export_checkpoint(
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
-    say(f"reading {short_name(source)}")
+    say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
     loaded = _load(source, inspection.class_name, task)
     if getattr(loaded.config, "is_encoder_decoder", False):
         raise ExportError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
@@ -141,7 +141,6 @@ def export_checkpoint(
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
     onnx = format == "onnx"
-    result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
     needed = 5 * sum(p.numel() for p in loaded.parameters())
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
@@ -152,7 +151,7 @@ def export_checkpoint(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
         _write_configs(loaded, source, stage)
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, result, stage)]
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, stage, max_length)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, max_length, used, tuple(checks),
@@ -163,7 +162,7 @@ def export_checkpoint(
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
             f"made by `longattn export` from {origin_of(source.name, source.folder)}."
         )
-        write_report(stage, source, result, report, REPORT, introduction=introduction)
+        write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
 
 
