@@ -145,7 +145,7 @@ def model_card(
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
     kind = sentence_kind(folder)
     if kind is None:
-        head = kind_in(config).head(folder, named_class(config, "AutoModel"))
+        head = kind_in(config).head(named_class(config, "AutoModel"))
         task = None if head is None else head.task
     else:
         task = "text-ranking" if kind == RERANKER else "sentence-similarity"
