@@ -320,7 +320,7 @@ class ConversionConfig(Settings):
         from ..mechanisms import check_options
 
         if self.mechanism not in (None, AUTO):
-            check_options(str(self.mechanism), self.options or {})
+            check_options(str(self.mechanism), dict(self.options or {}))
         layers = self.layers or {}
         numbered = [choice for where, choice in layers.items() if where != IN_TURN]
         for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention, *(self.towers or {}).values()):

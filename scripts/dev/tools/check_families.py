@@ -143,7 +143,7 @@ class Subject:
         for part in plan.towers.values() if self.family.towers else [plan]:
             arguments = part.kind.arguments_at(part.kind.verification_inputs(part, verification_text(None)), part.config, part.inputs.new)
             if "input_ids" in arguments:
-                arguments |= part.kind.seeded(part.config, arguments["input_ids"])
+                arguments |= part.kind.family.rule.further_inputs(part.config, *arguments["input_ids"].shape)
             given |= arguments
         if self.config.is_encoder_decoder and "decoder_input_ids" not in given:
             some = torch.arange(1 if hasattr(self.config, "blank_token_id") else 6)[None]
