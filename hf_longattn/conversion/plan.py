@@ -26,7 +26,7 @@ from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import mark_generic, towers_of
 from ..options import RELATIVE
 from ..positions.relative import relative_kind, unchanged_tokens
-from ..positions.tables import DROPPED, REPLACED, keeps_old_rows
+from ..positions.tables import ALIBI, DROPPED, keeps_old_rows
 from ..staging import check_destination
 from .architectures import NAMES, Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
@@ -518,7 +518,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     """
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
-        instead = "give positions='none' to keep the latter alone" if choice in REPLACED else "leave out one of them"
+        instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise PositionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
     return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)

@@ -182,7 +182,7 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    head = kind_in(config).head(folder, named_class(config, "AutoModel"))
+    head = kind_in(config).head(named_class(config, "AutoModel"))
     return None if head is None else head.task
 
 

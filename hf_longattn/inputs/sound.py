@@ -64,8 +64,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.5g} seconds"
 
 
-SAMPLING_RATE = 16_000
-"""Samples per second if the feature extractor's file does not say."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
@@ -138,7 +136,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    timed, watched_as_long = True, True
+    timed = True
     diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
     heads, user_inputs = SOUND_HEADS, UserSounds
     classified = {

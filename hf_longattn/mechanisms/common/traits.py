@@ -45,14 +45,12 @@ class Traits:
     takes_globals: whether the mechanism uses ``global_mask``.
     token_rule: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
-    moves_positions: whether ``forward`` calls ``MovedPositions.attention``, for relative positions that depend on more than distances.
+    moves_positions: whether ``forward`` calls ``SelfExtend.attention``, for relative positions that depend on more than distances.
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
     ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
     takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
-    documents_by_block: block size in tokens. Documents can share a bidirectional call only if they have equally many blocks, or if all
-        get full attention. ``None`` for no such condition.
     needs_whole_batch: when all rows and packed documents of a batch must be in one call, because the mechanism draws or learns something
         once per call: ``"never"``, ``"in training"`` or ``"always"``.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
@@ -82,7 +80,6 @@ class Traits:
     takes_hidden_states: bool = False
     ignores_padding: bool = True
     takes_documents: bool = False
-    documents_by_block: int | None = None
     needs_whole_batch: str = "never"
     needs_grid: bool = False
     images_need_order: bool = True

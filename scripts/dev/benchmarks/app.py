@@ -35,7 +35,7 @@ Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
-Base = Annotated[str, typer.Option(help="The family: bert, layoutlm with the box of every token, or deberta-v2 in the shape of v3.")]
+Base = Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 WithMemory = Annotated[bool, typer.Option("--memory", help="Also measure peak memory, each size in a fresh process.")]
@@ -151,7 +151,7 @@ def attention(
     mechanism: Mechanism = "window",
     option: Options = [],  # noqa: B006 - typer reads the default
     lengths: Lengths = "1024,4096,8192",
-    against: Against = "sdpa,flex,hf-longformer",
+    against: Against = "sdpa,flex",
     backward: Annotated[bool, typer.Option("--backward", help="Time the forward and the backward pass.")] = False,
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
     num_globals: Globals = 0,
@@ -165,7 +165,7 @@ def attention(
     seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention, transformers' Longformer."""
+    """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
     fields: dict[str, Any] = {
         "mechanism": mechanism,
         "backward": backward,
