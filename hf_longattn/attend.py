@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import math
@@ -19,7 +18,6 @@ from .engines.common import accelerator
 from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.common.dense import dtype_in_attention
-from .engines.common.document_rows import Stacking
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
 from .engines.common.score_terms import ScoreMod
@@ -356,7 +354,6 @@ def run_mechanism(
         handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
         single_call = cross or (run is None and needs_whole_batch(mechanism))
         separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-        stacking = _stacking(mechanism, call.causal) if packed and not (per_sequence or cross) else None
         kind: Kind = "documents" if packed else "rows"
         if packed and run is None and order is None and not cross:
             if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
@@ -365,16 +362,6 @@ def run_mechanism(
                 kind = "packed bands"
         layout = choose(
             kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
-            single_call=single_call, separate_calls=separate_calls, stacking=stacking, trims_padding=handling.trims_padding,
+            single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
-        return attend_per_sequence(attention, q, k, v, call, layout, stacking, clears_padding=handling.clears_padding and run is None)
-
-
-def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:
-    """How packed documents may be stacked into a right-padded batch. ``None`` if padding affects the mechanism."""
-    if not mechanism.traits.ignores_padding:
-        return None
-    stacking, size = Stacking(most_calls=1) if needs_whole_batch(mechanism) else Stacking(), mechanism.traits.documents_by_block
-    if size is None or causal:
-        return stacking
-    return dataclasses.replace(stacking, kind=lambda length: None if mechanism.covers(length) else -(-length // size))
+        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=handling.clears_padding and run is None)

@@ -99,7 +99,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
     "peft": {"peft": "peft>=0.21"},
     "plot": {"matplotlib": "matplotlib>=3.9"},
-    "serve": {"fastapi": "fastapi>=0.120", "onnxruntime": "onnxruntime>=1.22", "uvicorn": "uvicorn>=0.35"},
     "sentence": {"sentence_transformers": "sentence-transformers>=6.0"},
 }
 """Extra -> import name of each of its packages -> requirement for pip, as in pyproject.toml."""

@@ -212,18 +212,6 @@ def real_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of Whisper tiny.en: do not write into it. Its tests are skipped where its package is not installed."""
-    from scripts.dev.real_whisper import INSTALL, installed_folder, write_checkpoint
-
-    source = installed_folder()
-    if source is None:
-        pytest.skip(f"the real tiny.en is not installed: {INSTALL}")
-    (folder,) = made_once(tmp_path_factory, "tiny.en", lambda place: [write_checkpoint(source, place / "tiny.en")])
-    return folder
-
-
-@pytest.fixture(scope="session")
 def real_long(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, converted to 1,024 tokens with longformer and verified, which nothing changes; made once for all workers."""
     from hf_longattn import convert_checkpoint

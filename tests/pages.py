@@ -21,12 +21,8 @@ import io
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -42,7 +38,6 @@ NAMED = re.compile(r"`([\w./-]+\.(?:jsonl?|ya?ml))`[^`]*\Z")
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?: [kMGT]?(?:FLOP|B)\b)?")
 PATIENCE = 180
 """Seconds until a server must answer; on a busy machine its imports take a minute."""
-SERVER = re.compile(r"\buvicorn\b.*--port (\d+)")
 
 
 class Block(NamedTuple):
@@ -177,37 +172,33 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
     typed, printed = "", ""
     stand_ins.provide(setting.before)
     reader.python(setting.before)
-    with contextlib.ExitStack() as servers:
-        for block in blocks(text):
-            where = f"{page}:\n```{block.kind}\n{block.content}```\n"
-            if block.kind == "python" and not reason_not_typed(page, block.content, reader.only_ours):
-                typed, source = "", setting.shortened(block.content)
-                stand_ins.provide(source)
-                printed = reader.python(source)
-            elif block.kind in ("json", "yaml"):
-                assert block.file, f"{where}No file is named before it."
-                stand_ins.provide(block.content)
-                Path(block.file).parent.mkdir(parents=True, exist_ok=True)
-                copies = [block.content.replace('?"', f'? {number}"') for number in range(setting.copies)] if setting.copies > 1 else None
-                Path(block.file).write_text("".join(copies or [block.content]), encoding="utf-8")
-            elif block.kind in ("console", "bash"):
-                typed, printed = block.content, ""
-                for line, shown in commands(block):
-                    if reason_not_typed(page, line, reader.only_ours):
-                        continue
-                    output = _type(setting.shortened(line), reader, stand_ins, servers)
-                    assert not shown.strip() or matches(shown, output), f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"
-                    printed += output
-            elif block.kind == "text" and printed:
-                assert matches_but_for_numbers(block.content, printed, typed), f"{where}printed:\n{printed}"
+    for block in blocks(text):
+        where = f"{page}:\n```{block.kind}\n{block.content}```\n"
+        if block.kind == "python" and not reason_not_typed(page, block.content, reader.only_ours):
+            typed, source = "", setting.shortened(block.content)
+            stand_ins.provide(source)
+            printed = reader.python(source)
+        elif block.kind in ("json", "yaml"):
+            assert block.file, f"{where}No file is named before it."
+            stand_ins.provide(block.content)
+            Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+            copies = [block.content.replace('?"', f'? {number}"') for number in range(setting.copies)] if setting.copies > 1 else None
+            Path(block.file).write_text("".join(copies or [block.content]), encoding="utf-8")
+        elif block.kind in ("console", "bash"):
+            typed, printed = block.content, ""
+            for line, shown in commands(block):
+                if reason_not_typed(page, line, reader.only_ours):
+                    continue
+                output = _type(setting.shortened(line), reader, stand_ins)
+                assert not shown.strip() or matches(shown, output), f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"
+                printed += output
+        elif block.kind == "text" and printed:
+            assert matches_but_for_numbers(block.content, printed, typed), f"{where}printed:\n{printed}"
 
 
-def _type(line: str, reader: Reader, stand_ins: StandIns, servers: contextlib.ExitStack) -> str:
+def _type(line: str, reader: Reader, stand_ins: StandIns) -> str:
     command = shlex.split(line, comments=True)
     stand_ins.provide_for(command)
-    if server := SERVER.search(line):
-        servers.enter_context(_served(line, int(server[1]), reader))
-        return ""
     if command[:2] == ["pip", "install"]:
         reader.install(line)
         return ""
@@ -218,34 +209,3 @@ def _type(line: str, reader: Reader, stand_ins: StandIns, servers: contextlib.Ex
         Path(file).write_text(reader.longattn(command[1:]), encoding="utf-8")
         return ""
     return reader.longattn(command[1:])
-
-
-def _answers(port: int) -> bool:
-    """Whether a program listens at a port of this machine."""
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _served(line: str, port: int, reader: Reader) -> Iterator[None]:
-    """A server that answers at a port while the page goes on."""
-    assert not _answers(port), f"{line}: another program has the port"
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-
-        def problem(what: str) -> str:
-            said.seek(0)
-            return f"{line} {what}\n{said.read()}"
-
-        with subprocess.Popen(["bash", "-c", f"exec env {line}"], env=reader.env, stdout=said, stderr=subprocess.STDOUT) as server:
-            try:
-                deadline, pause = time.monotonic() + PATIENCE, threading.Event()
-                while not _answers(port):
-                    assert server.poll() is None, problem(f"ended with {server.returncode}")
-                    assert time.monotonic() < deadline, problem("does not answer")
-                    pause.wait(0.1)  # time.sleep does nothing where the test has a Hub
-                yield
-            finally:
-                server.terminate()

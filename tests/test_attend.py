@@ -89,9 +89,13 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), MaskError, "but is a list for a batch of 2;"),
     "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
     "a list of hidden states that are taken": (
+        lambda run: run(Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=[1]),
         LengthError, "hidden_states is a list, but must be",
     ),
     "hidden states of a width": (
+        lambda run: run(
+            Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=torch.ones(2, 10, 9)
+        ),
         LengthError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
     ),
 }  # fmt: skip
@@ -157,7 +161,7 @@ def test_every_argument_is_used_or_refused() -> None:
         cls = mechanism_class(name)
         variants = [dict(cls.sample)]
         if name == "longformer":
-            variants.append({**cls.sample, "separate_global": True})
+            variants.append({**cls.sample, "separate_global": True, "global_tokens": (50,)})
         if name in ("window", "top_k"):
             variants.append({**cls.sample, "order": "hilbert"})
         for options in variants:

@@ -12,8 +12,9 @@ from tests.cells import every_cell
 
 
 def test_a_piece_with_the_name_of_a_tower_starts_a_tower() -> None:
-    assert read_towers("text=window:window=64,dilation=2, vision=neighborhood:kernel_size=7") == {
+    assert read_towers("text=window:window=64,dilation=2, vision=window2d:window=7") == {
         "text": {"mechanism": "window", "window": "64", "dilation": "2"},
+        "vision": {"mechanism": "window2d", "window": "7"},
     }
     assert read_towers("vision=full") == {"vision": {"mechanism": "full"}}
 

@@ -121,17 +121,15 @@ def first_layers(count: int, source: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 6])
-def test_onnx_and_int8_give_its_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
+def test_onnx_gives_its_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = first_layers(layers, real_long, tmp_path / "long")
-    report = hf_longattn.export_checkpoint(model, tmp_path / "graph", int8=True)
+    hf_longattn.export_checkpoint(model, tmp_path / "graph")
     encoder = sentence_transformers.SentenceTransformer(str(model), device="cpu")
     texts = [REFERENCE[:4000], REFERENCE[4000:4300], "A generator is a function that yields."]
-    for file, difference in (("model.onnx", 1e-5), (report.int8["file"], 0.05)):
-        session = onnxruntime.InferenceSession(str(tmp_path / "graph" / file))
-        for batch in (texts, texts[1:], texts[2:]):  # of which the first is longer than exact_length
-            inputs, expected = encoder.tokenizer(batch, padding=True, truncation=True, return_tensors="np"), encoder.encode(batch)
-            (found,) = session.run(["sentence_embedding"], {one.name: inputs[one.name] for one in session.get_inputs()})
-            assert abs(found - expected).max() <= difference, file
-    assert report.int8["bytes"]["int8"] < 0.9 * report.int8["bytes"]["float32"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
+    for batch in (texts, texts[1:], texts[2:]):  # of which the first is longer than exact_length
+        inputs, expected = encoder.tokenizer(batch, padding=True, truncation=True, return_tensors="np"), encoder.encode(batch)
+        (found,) = session.run(["sentence_embedding"], {one.name: inputs[one.name] for one in session.get_inputs()})
+        assert abs(found - expected).max() <= 1e-5

@@ -27,7 +27,6 @@ PURPOSES = {
     "peft": "LoRA in training, and PEFT adapters in conversions",
     "plot": "drawings: `longattn inspect --plot`",
     "sentence": "`longattn train embed`, `longattn embed`",
-    "serve": "the example servers of a clone, for embeddings, classes, texts and answers",
 }
 """What each extra is for, in the words of a user."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}

@@ -39,9 +39,6 @@ def export(
             help="Add this input to the graph (native: every call will give it); otherwise the config determines the global tokens.",
         ),
     ] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="ONNX: also write model_int8.onnx, with linear layers of 8 bits, and measure its accuracy.")
-    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
@@ -59,7 +56,7 @@ def export(
     if format not in EXPORT_FORMATS:
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
-        flags.refuse_typed(context, ("--int8", "--opset"), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
+        flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
         with conversion_progress() as progress:
@@ -70,7 +67,7 @@ def export(
         print_json({"destination": str(twin.destination), **twin.to_dict()}) if as_json else show_report(twin)
         return
     report = export_checkpoint(
-        model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, int8=int8,
+        model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask,
         overwrite=overwrite, revision=revision, token=token, progress=partial(say, stderr=True),
     )  # fmt: skip
     print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_export(report)

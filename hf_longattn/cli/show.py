@@ -229,9 +229,13 @@ def _warn(report: Report, sentences: Sequence[str]) -> None:
 def show_compression(compression: CompressionReport) -> None:
     """What a compression costs and saves."""
     report = Report()
+    accuracy = "; ".join(
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        for name, values in compression.outputs.items()
+    )
     report.facts(
         ("written", str(compression.destination)), ("method", compression.config["method"]), ("changed", compression.changed_in_words()),
-        ("outputs", _accuracy(compression.outputs)), ("measured on", compression.text),
+        ("outputs", accuracy), ("measured on", compression.text),
     )  # fmt: skip
     report.table(Table(("", "before", "after"), compression.rows()))
     terminal.show(report)
@@ -240,10 +244,7 @@ def show_compression(compression: CompressionReport) -> None:
 def show_export(export: ExportReport) -> None:
     """What was written, its inputs and outputs, and the comparison with the model."""
     form = export.format if export.opset is None else f"{export.format}, opset {export.opset}"
-    inputs = f"{export.min_length:,} to {export.max_length:,} {export.unit}"
-    if export.image_size is not None:
-        inputs = f"images of {' × '.join(map(str, export.image_size))} pixels"
-        inputs += f", or less in multiples of {export.image_step}" if export.image_step else ""
+    inputs = f"{export.min_length:,} to {export.max_length:,} tokens"
     report = Report()
     report.facts(
         ("written", f"{export.destination}  ({decimal(export.bytes_written)})"),
@@ -251,27 +252,8 @@ def show_export(export: ExportReport) -> None:
         ("inputs", ", ".join(export.inputs)),
         ("outputs", ", ".join(export.outputs)),
         *((check.status, f"{check.name}: {check.detail}") for check in export.checks),
-        ("int8", "" if export.int8 is None else _int8(export.int8)),
     )
     terminal.show(report)
-
-
-def _int8(int8: dict[str, Any]) -> str:
-    """The quantised copy beside the graph, in a line."""
-    seconds, sizes = int8["seconds"], int8["bytes"]
-    timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "an image"
-    return (
-        f"{int8['file']}, {decimal(sizes['int8'])} instead of {decimal(sizes['float32'])};"
-        f" {timed} in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
-        f" {seconds['threads']} threads; {_accuracy(int8['outputs'])}"
-    )
-
-
-def _accuracy(outputs: Mapping[str, Mapping[str, float]]) -> str:
-    """How near each output is to the unquantised model's."""
-    return "; ".join(
-        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items()) for name, values in outputs.items()
-    )
 
 
 def show_inspection(model: Inspection) -> None:

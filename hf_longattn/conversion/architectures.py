@@ -177,7 +177,10 @@ def find_architecture(source: Source) -> Architecture:
     family = FAMILIES[model_type if converter is None else converter.family]
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         original = None if converter is None else converter.read_config(dict(source.config))
-        values = dict(source.config) if converter is None else _without_names(converter.config_values(original))
+        values = dict(source.config)
+        if converter is not None:
+            of_base = converter.config_values(original)
+            values = {name: value for name, value in of_base.items() if name not in ("model_type", "architectures")}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
@@ -194,25 +197,16 @@ def find_architecture(source: Source) -> Architecture:
     source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
     base_class = source_class if converter is None or not isinstance(source_class, str) else converter.base_class(source_class)
     if not isinstance(source_class, str) or base_class not in family.model_classes:
+        supported = list(family.model_classes)
+        if converter is not None:
+            package = importlib.import_module(f"transformers.models.{model_type}")
+            names = [name for name in dir(package) if MODEL_NAME.search(name)]
+            supported = [name for name in names if converter.base_class(name) in family.model_classes]
         raise CheckpointError(
             f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which is not supported;"
-            f" the supported {model_type} classes are"
-            f" {', '.join(_supported(family, converter, model_type))}."
+            f" the supported {model_type} classes are {', '.join(supported)}."
         )
     return Architecture(family, config, source_class, family.model_classes[base_class], converter, original, source.tower)
-
-
-def _supported(family: Family, converter: CheckpointConverter | None, model_type: str) -> list[str]:
-    """The supported model classes of a source's model type."""
-    if converter is None:
-        return list(family.model_classes)
-    package = importlib.import_module(f"transformers.models.{model_type}")
-    return [name for name in dir(package) if MODEL_NAME.search(name) and converter.base_class(name) in family.model_classes]
-
-
-def _without_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Config values without ``model_type`` and ``architectures``."""
-    return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
 
 
 def generic_architecture(source: Source) -> Architecture:

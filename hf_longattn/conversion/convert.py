@@ -33,7 +33,7 @@ from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .report import ConversionReport, StageProgress
-from .sources import ResultInfo, fetch_model, fetch_snapshot, has_safetensors, open_source
+from .sources import fetch_model, fetch_snapshot, has_safetensors, open_source
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -138,17 +138,16 @@ def _converted(
     """
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
-    long_class, module = plan.architecture.long_class, plan.architecture.family.module
-    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, longer=True, name=str(destination))
     return write_verified(
         plan,
-        result,
+        destination,
         clock,
         inputs,
         partial(verify_result, given_text=chosen.verify_text is not None, progress=progress),
         settings=chosen.to_dict(),
         report_file=CONVERSION_REPORT,
         overwrite=chosen.overwrite,
+        longer=True,
         added=added,
         generated=plan.decoder,
         checks=checks,

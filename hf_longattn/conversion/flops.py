@@ -269,7 +269,12 @@ def compare_at_sizes(
     """Costs of the planned attention, then of each mechanism in ``names`` with default options. Counted from shapes."""
 
     def count(chosen: LongAttentionConfig) -> list[LengthCost]:
-        return [cost_with(size, _without_values(chosen, shape, size.tokens), shape) for size in sizes]
+        costs = []
+        for size in sizes:
+            with torch.device("meta"):  # parameters may be large
+                layers = layer_mechanisms(chosen, shape, size.tokens)
+            costs.append(cost_with(size, layers, shape))
+        return costs
 
     default = _cost("as planned", lambda: attention, count)
     return [default, *(_cost(name, partial(LongAttentionConfig, name), count) for name in names)]
@@ -284,12 +289,6 @@ def _cost(
         return MechanismCost(name, refused=str(error))
     flops = tuple(cost.total_flops for cost in costs)
     return MechanismCost(name, flops, tuple(cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs))
-
-
-def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
-    """The mechanism of every layer for this length, on the meta device, since parameters may be large."""
-    with torch.device("meta"):
-        return layer_mechanisms(attention, shape, length)
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..checks import NEEDS_TRAINING, Check
 from ..constants import PREDICTIONS
-from ..errors import CheckpointError, in_one_line
+from ..errors import CheckpointError
 from ..hub import write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
@@ -31,7 +31,7 @@ from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
 from .report import WOULD_TELL, ConversionReport, StageProgress, require_passed, seconds, versions
-from .sources import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, fetch_model, open_source, write_modules
+from .sources import SIDECAR_FOLDERS, SIDECARS, Source, fetch_model, open_source, write_modules
 from .tensor_files import write_json
 from .writing import write_result
 
@@ -59,8 +59,10 @@ class Report(Protocol):
 
 def add_source_files(
     source: Source,
-    result: ResultInfo,
     stage: Path,
+    max_length: int,
+    *,
+    longer: bool = False,
     tokenizer_length: int = 0,
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
@@ -69,8 +71,9 @@ def add_source_files(
 
     Args:
         source: the checkpoint that the result is made from. The licences are in its card's folder.
-        result: facts about the result.
         stage: the result's folder, with its weights and ``config.json``.
+        max_length: maximum tokens that the result takes; 0 if unlimited.
+        longer: whether a sentence encoder reads texts of up to max_length; else as much of a text as the source.
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
         generated: old and new length of generated text; a generation config limited to the old length gets the new one.
         changed_files: new contents of copied JSON files, by file name.
@@ -86,7 +89,10 @@ def add_source_files(
         if path.name == TOKENIZER_CONFIG:
             write_json(stage / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
         elif path.name == "generation_config.json" and generated is not None:
-            write_json(stage / path.name, _longer_generation(read_json_object(path), generated))
+            values = read_json_object(path)
+            if values.get("max_length") == generated.old:  # a shorter one is the author's choice
+                values["max_length"] = generated.new
+            write_json(stage / path.name, values)
         elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
             write_json(stage / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
         elif path.name in changed_files:
@@ -103,7 +109,7 @@ def add_source_files(
         written.append(TOKENIZER_CONFIG)
     if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
         write_json(stage / "config.json", config)
-    return [*written, *source.write_beside(stage, result)]
+    return [*written, *([] if source.root is None else write_modules(source.root, stage, max_length, longer=longer))]
 
 
 def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
 def write_report(
     stage: Path,
     source: Source,
-    result: ResultInfo,
+    name: str,
     report: Report,
     report_file: str,
     *,
@@ -127,7 +133,7 @@ def write_report(
     Args:
         stage: the folder, with all other files.
         source: the checkpoint that the result is made from.
-        result: facts about the result.
+        name: what users type to load the result.
         report_file: the name of the report's file.
         introduction: the first sentence of the card.
         made_from: what the user calls the source, for the card; the source's name if it is not given.
@@ -135,12 +141,12 @@ def write_report(
     """
     values = report.to_dict()
     write_json(stage / report_file, values)
-    name = source.name if made_from is None else made_from
+    origin = source.name if made_from is None else made_from
     contents = {
-        "base_model": None if Path(name).expanduser().exists() else name,
+        "base_model": None if Path(origin).expanduser().exists() else origin,
         "source": source.card_folder,
         "report": values,
-        "name": str(result.destination) if result.name is None else result.name,
+        "name": name,
         "introduction": introduction,
     }
     write_model_card(stage, **{**contents, **card})
@@ -172,7 +178,7 @@ def open_for_writing(
 
 def write_verified(
     plan: ResultPlan,
-    result: ResultInfo,
+    destination: str | Path,
     clock: dict[str, float],
     inputs: Any,
     verify: Callable[[Any, Path, Any], list[Check]],
@@ -180,6 +186,7 @@ def write_verified(
     settings: dict[str, Any],
     report_file: str,
     overwrite: bool = False,
+    longer: bool = False,
     added: Mapping[str, Tensor] | None = None,
     generated: StackLength | None = None,
     checks: Sequence[Check] = (),
@@ -192,12 +199,13 @@ def write_verified(
     """Write a planned checkpoint, check it, and put the complete folder in place.
 
     Args:
-        plan: what is written. result: facts about the result.
+        plan: what is written. destination: the folder of the result, as users type it.
         clock: the times "start" and "planned" of :func:`~.report.seconds`.
         inputs: for verification; ``None`` leaves it out.
         verify: called as ``verify(plan, folder, inputs)``.
         settings: of the command, for the report.
         overwrite: replace an existing folder.
+        longer: as for :func:`add_source_files`.
         added: values of the tensors that the source does not have.
         generated: old and new length of generated text; by default the plan's lengths.
         checks: earlier ones, for the report.
@@ -209,17 +217,21 @@ def write_verified(
     Raises:
         CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
     """
-    with staged_folder(result.destination, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+    target = destination_path(destination)
+    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
         files = write_result(plan, stage, added or {}, progress=progress)
         clock["written"] = time.perf_counter()
         lengths = generated or StackLength(plan.old_length, plan.new_length)
-        files += add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)
+        files += add_source_files(
+            plan.source, stage, plan.new_length, longer=longer, tokenizer_length=plan.tokenizer_length, generated=lengths,
+            changed_files=plan.files,
+        )  # fmt: skip
         checks = [*checks, *(() if inputs is None else verify(plan, stage, inputs))]
         require_passed(checks)
         clock["verified"] = time.perf_counter()
         finish(stage)
         report = ConversionReport(
-            destination=result.destination,
+            destination=target,
             config=settings,
             plan=plan.to_dict(),
             checks=tuple(checks),
@@ -230,13 +242,8 @@ def write_verified(
             versions=versions(),
             next_step=next_step() if any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks) else None,
         )
-        write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
+        write_report(stage, plan.source, str(destination), report, report_file, introduction=introduction, made_from=made_from)
         return report
-
-
-def short_name(source: Source) -> str:
-    """The name of a source on the Hub, or of its folder."""
-    return in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)
 
 
 def complete_folder(folder: Path, source: str | Path) -> list[str]:
@@ -298,13 +305,6 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
         for name, licence in _files_around(fetch_model(source), LICENCES).items():
             if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
                 (folder / name).unlink()
-
-
-def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
-    """Replace a ``max_length`` equal to the model's limit by the new length. A shorter one is the author's choice."""
-    if values.get("max_length") == length.old:
-        return {**values, "max_length": length.new}
-    return values
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:

@@ -65,7 +65,12 @@ class Probing:
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         """Inputs to run both models on, without and with a global mask. Two texts, one of them padded. With a short text for a decoder that
         does not read the whole text itself."""
-        ids, real = padded_texts(text, length, config.pad_token_id)
+        short = max(1, 2 * length // 3)
+        both, pad = text.tokens(length + short)[0], config.pad_token_id
+        ids = torch.full((2, length), pad if pad is not None and pad >= 0 else 0)
+        ids[0], ids[1, :short] = both[:length], both[length:]
+        real = torch.ones(2, length, dtype=torch.bool)
+        real[1, short:] = False
         ids = self.segmented(ids, real, config, source_class)
         inputs = {"input_ids": ids, "attention_mask": real.long()}
         marks = torch.zeros_like(ids)
@@ -76,8 +81,12 @@ class Probing:
         probes = [Probe("with padding", inputs, real)]
         if self.takes_globals:
             probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
-        reads_text = source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM"))
-        return with_decoder(probes, config) if config.is_encoder_decoder and not reads_text else probes
+        if not config.is_encoder_decoder or source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM")):
+            return probes
+        # the decoder reads the start of the encoder's text, shifted right by one
+        decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
+        every = torch.ones_like(decoded, dtype=torch.bool)
+        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real, every) for probe in probes]
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """``ids (B, N)`` with the special tokens that a head looks for, such as separators.
@@ -138,33 +147,10 @@ class CheckpointConverter(Probing, ABC):
         return getattr(transformers, source_class), {}
 
 
-def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
-    """``(2, length)`` ids of two texts, and a bool mask of real tokens. The second text fills two thirds and is padded on the right."""
-    short = max(1, 2 * length // 3)
-    ids = text.tokens(length + short)[0]
-    batch = torch.full((2, length), pad_token_id if pad_token_id is not None and pad_token_id >= 0 else 0)
-    batch[0], batch[1, :short] = ids[:length], ids[length:]
-    real = torch.ones(2, length, dtype=torch.bool)
-    real[1, short:] = False
-    return batch, real
-
-
 def decoder_start(config: Any) -> int:
     """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
     named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
     return next((token for token in named if isinstance(token, int)), 0)
-
-
-def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
-    """The probes with a short text for the decoder. It is the start of the encoder's text, shifted right by one."""
-    decoder_probes = []
-    for probe in probes:
-        ids = probe.inputs["input_ids"]
-        start = torch.full_like(ids[:, :1], decoder_start(config))
-        decoded = torch.cat([start, ids[:, : DECODED - 1]], dim=1)
-        inputs = {**probe.inputs, "decoder_input_ids": decoded}
-        decoder_probes.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))
-    return decoder_probes
 
 
 def layer_options(mechanism: str, name: str, values: int | Sequence[int], **options: Any) -> LongAttentionConfig:
@@ -295,12 +281,9 @@ class LEDConverter(CheckpointConverter):
         target = name
         for pattern, replacement in PARTS.items():
             target = re.sub(pattern, replacement, target)
-        return TensorRename(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
-
-
-def _two_rows_in_front(table: Tensor) -> Tensor:
-    """``(P, d)`` -> ``(P + 2, d)``: BART's tables start with two unused rows."""
-    return nn.functional.pad(table, (0, 0, OFFSET, 0))
+        if name.endswith("embed_positions.weight"):
+            return TensorRename(target, lambda table: nn.functional.pad(table, (0, 0, OFFSET, 0)))
+        return TensorRename(target)
 
 
 # BigBird and BigBird-Pegasus (Zaheer et al. 2020) keep layers, heads and tensors. The attention of their encoder is the mechanism `bigbird`

@@ -28,7 +28,7 @@ from .long_models import CONVERTERS, Probe, Probing, TensorRename
 from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
-from .sources import ResultInfo, Source, refuse_quantised
+from .sources import Source, refuse_quantised
 from .tensor_names import ModelName, names_in_model
 from .twins import LongModel, NativeTwin, choose_twin
 from .verify import check_written
@@ -193,7 +193,7 @@ def export_native(
     """
     with quiet_libraries():
         clock = {"start": time.perf_counter()}
-        opened, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
+        opened, _ = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
         plan = plan_twin(opened, masked=global_attention_mask)
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
@@ -201,7 +201,7 @@ def export_native(
         twin_class = plan.architecture.source_class
         return write_verified(
             plan,
-            ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
+            destination,
             clock,
             inputs,
             partial(verify_twin, progress=progress),
@@ -227,15 +227,6 @@ def verify_twin(plan: TwinPlan, result: Path, text: VerificationText, progress: 
     )
 
 
-def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
-    """Texts of at most `length` tokens with padding. With global tokens, too, if both models take them."""
-    probing = next((converter for converter in CONVERTERS if converter.model_type == plan.config.model_type), Probing())
-    globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
-    probes = probing.probes(plan.config, plan.architecture.source_class, text, length)
-    shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]
-    return [probe for probe in shown if "global_attention_mask" in probe.inputs] if plan.model.masked else shown
-
-
 def _compare_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
     """Compare outputs and generated tokens at a short and a long length. The two models are never in memory together."""
     config, shape, longest = plan.model.config, plan.shape, plan.new_length
@@ -243,13 +234,22 @@ def _compare_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scr
     if scratch is not None:
         long = min(long, length_from_files(plan))
     lengths = tuple(dict.fromkeys((min(SHORT_LENGTH, long), long)))
-    probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
+    probing = next((converter for converter in CONVERTERS if converter.model_type == plan.config.model_type), Probing())
+    globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
+    probes = []
+    for length in lengths:
+        for probe in probing.probes(plan.config, plan.architecture.source_class, text, length):
+            has_globals = "global_attention_mask" in probe.inputs
+            if has_globals <= globals_fit and has_globals >= plan.model.masked:
+                probes.append((length, probe))
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, list[Tensor]]]]:
         model = model.base_model if headless else model
         outputs, tokens = [], []
         for _, probe in probes:
-            _as_configured(model)
+            for module in model.modules():  # transformers' BigBird keeps computing full attention after a short input
+                if hasattr(module, "set_attention_type") and getattr(module, "config", None) is not None:
+                    module.set_attention_type(module.config.attention_type)
             outputs.append(probe_outputs(model, probe.inputs))
             if getattr(model, "can_generate", lambda: False)():
                 tokens.append(generated(model, probe))
@@ -262,13 +262,6 @@ def _compare_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scr
     of_twin, twin_tokens = run(load_source(opened, plan.architecture, None, scratch)[0], headless)
     checks = [_compared(length, probe, *both) for (length, probe), *both in zip(probes, expected, of_twin, strict=True)]
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
-
-
-def _as_configured(model: Any) -> None:
-    """Restore the configured attention: transformers' BigBird keeps computing full attention after a short input."""
-    for module in model.modules():
-        if hasattr(module, "set_attention_type") and getattr(module, "config", None) is not None:
-            module.set_attention_type(module.config.attention_type)
 
 
 def _compared(length: int, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor]) -> Check:

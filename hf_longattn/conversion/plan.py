@@ -86,13 +86,12 @@ class ConversionPlan(ResultPlan):
         """Whether outputs below the old length are unchanged by the new positions."""
         return not self.position_change
 
-    @property
-    def decoder_shape(self) -> ModelShape:
-        """The shape of the decoder of an encoder-decoder."""
-        return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
+        decoder = None
+        if self.decoder is not None:
+            attention = self.config.decoder_attention.to_dict()
+            decoder = {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
@@ -106,7 +105,7 @@ class ConversionPlan(ResultPlan):
             "new_length": self.new_length,
             **self.inputs.report,
             **(self.plain.report if self.generic else {}),
-            **({"decoder": self._decoder()} if self.decoder is not None else {}),
+            **({} if decoder is None else {"decoder": decoder}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
@@ -115,11 +114,6 @@ class ConversionPlan(ResultPlan):
             "costs": [cost.to_dict() for cost in self.costs],
             **self.report_of_towers(),
         }
-
-    def _decoder(self) -> dict[str, Any]:
-        assert self.decoder is not None
-        attention = self.config.decoder_attention.to_dict()
-        return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
 @quiet_libraries()
@@ -187,7 +181,13 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
     attention = request.attention(original) if chosen else architecture.family.config_class.default_attention()
     windows = own_windows(base)
     attention = with_own_windows(attention, windows)
-    decoder_attention = decoder_choice(architecture, request.decoder_long_attention)
+    decoder_attention = None
+    if request.decoder_long_attention is not None:
+        if not architecture.encoder_decoder:
+            what = f"{architecture.source_class} is not an encoder-decoder"
+            raise OptionError(f"{what}; give its attention as --mechanism (mechanism=…) alone.")
+        decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
+        decoder_attention.check_layers(architecture.family.decoder_layers(base))
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
@@ -347,7 +347,13 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
     parts, model_class = architecture.kind.parts, architecture.source_class
     chosen = request.towers or {}
     check_towers(chosen, [*parts], model_class)
-    rules = {} if request.positions == AUTO else _position_rules(request.positions, [*parts], model_class)
+    rules: dict[str, str] = {}
+    if request.positions != AUTO:  # text=stretch:20,vision=tile
+        rules = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+        if "" in rules.values():
+            example = ",".join(f"{name}=RULE" for name in parts)
+            raise PositionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
+        check_towers(rules, [*parts], model_class)
     requests = {}
     for name, kind in parts.items():
         unused: dict[str, Any] = dict.fromkeys(set(SETTINGS) - set(kind.settings))
@@ -363,17 +369,6 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
             positions=rules.get(name, AUTO),
         )
     return requests
-
-
-def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, str]:
-    """Parse ``text=stretch:20,vision=tile`` into a rule per tower."""
-    rules = dict(piece.partition("=")[::2] for piece in positions.split(","))
-    if "" in rules.values():
-        raise PositionError(
-            f"The towers of a {kind} have positions apart; give --positions {','.join(f'{name}=RULE' for name in towers)}, or some of them."
-        )
-    check_towers(rules, towers, kind)
-    return rules
 
 
 @_plan_of.register(PlainKind)
@@ -508,23 +503,6 @@ def _generic_config(
 SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options that make a whole segment global."""
 SEPARATOR = "separator_token_id"
-
-
-def decoder_choice(
-    architecture: Architecture, long_attention: LongAttentionConfig | Mapping[str, Any] | None
-) -> LongAttentionConfig | None:
-    """The decoder's self-attention in an encoder-decoder; ``None`` is full attention.
-
-    Raises:
-        OptionError: the model is not an encoder-decoder, or a layer does not exist.
-    """
-    if long_attention is None:
-        return None
-    if not architecture.encoder_decoder:
-        raise OptionError(f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone.")
-    chosen = LongAttentionConfig.from_dict(long_attention)
-    chosen.check_layers(architecture.family.decoder_layers(architecture.source_config))
-    return chosen
 
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:

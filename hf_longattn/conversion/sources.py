@@ -55,25 +55,6 @@ CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_fu
 
 
 @dataclass(frozen=True)
-class ResultInfo:
-    """Facts about the result, for a source that writes its files beside it.
-
-    destination: where the result will be.
-    class_name, module: name and module of its model class.
-    max_length: maximum tokens that it takes; 0 if unlimited.
-    longer: whether it reads texts of up to max_length; else as much of a text as the source.
-    name: what users type to load it; the destination by default.
-    """
-
-    destination: Path
-    class_name: str
-    module: str
-    max_length: int
-    longer: bool = False
-    name: str | None = None
-
-
-@dataclass(frozen=True)
 class Source:
     """An opened checkpoint.
 
@@ -118,10 +99,6 @@ class Source:
         values = {name: read_tensor(header) for name, header in self.tensors.items()}
         with loading_errors(self.name):
             return load_weights(model_class, None, config=config, state_dict=values, **arguments)
-
-    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        """Write the source's files other than model, config and tokenizer. Returns the names of those in the result's folder."""
-        return [] if self.root is None else write_modules(self.root, folder, result.max_length, longer=result.longer)
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
         """How to train a result. A task of ``longattn train`` with its arguments, or advice with ``{model}`` for the result's name.
@@ -369,7 +346,8 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
     Args:
-        max_length, longer: of the result; see :class:`ResultInfo`. A longer result's ``max_seq_length`` is its maximum length.
+        max_length: maximum tokens that the result takes; 0 leaves ``max_seq_length`` as it is.
+        longer: ``max_seq_length`` becomes ``max_length``; otherwise the smaller of the two.
     """
     written = [MODULES]
     modules = sentence_modules(root)

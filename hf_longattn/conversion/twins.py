@@ -223,7 +223,7 @@ class EncoderTwin(NativeTwin):
 
 GLOBAL_PROJECTION = re.compile(r"\.long_attention\.separate\.(query|key|value)\.")
 PROJECTION = re.compile(r"\.layer\.(\d+)\.attention\.self\.(query|key|value)\.")
-NO_GLOBALS = ((), (), False, False, None)
+NO_GLOBALS: tuple[Any, ...] = ((), (), False, False, None)
 
 
 class LongformerTwin(EncoderTwin):
@@ -422,28 +422,22 @@ def choose_twin(model: LongModel) -> TwinChoice:
     twins = [twin for twin in TWINS if model.base in twin.families]
     if not twins:
         return TwinChoice(None, "", f"A {model.class_name} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have.")
-    for index, mechanism in enumerate(model.layers):
+    for number, mechanism in enumerate(model.layers):
         if (full := full_of(mechanism)) is not None:
             return TwinChoice(None, "", f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0.")
         if mechanism.relative is not None:
-            reason = f"Layer {index} adds relative positions ({mechanism.options.relative}), which no stock architecture has."
+            reason = f"Layer {number} adds relative positions ({mechanism.options.relative}), which no stock architecture has."
             return TwinChoice(None, "", reason)
-    index, odd = next((pair for pair in enumerate(model.layers) if not is_full(pair[1], model.causal)), (0, None))
-    twin = next((twin for twin in twins if (twin.full if odd is None else isinstance(odd, twin.computes))), None)
+    bands = [band_of(mechanism, model.causal) for mechanism in model.layers]
+    index = next((index for index, band in enumerate(bands) if band is None or band[0] != UNBOUNDED), None)
+    odd = model.layers[index or 0]
+    twin = next((twin for twin in twins if (twin.full if index is None else isinstance(odd, twin.computes))), None)
     if twin is None:
-        mechanism = described(odd or model.layers[0])
-        return TwinChoice(
-            None, "", f"Layer {index} has {mechanism}, and no stock architecture has it in the layers of a {model.base_class}."
-        )
+        reason = f"Layer {index or 0} has {described(odd)}, and no stock architecture has it in the layers of a {model.base_class}."
+        return TwinChoice(None, "", reason)
     name = twin.class_name(model)
     reason = twin.refusal(model) or ("" if hasattr(transformers, name) else f"transformers has no {name} with the model's head.")
     return TwinChoice(None if reason else twin, "" if reason else name, reason, "" if reason else twin.note(model))
-
-
-def is_full(mechanism: Mechanism, causal: bool) -> bool:
-    """Whether a layer is full attention at any length."""
-    band = band_of(mechanism, causal)
-    return band is not None and band[0] == UNBOUNDED
 
 
 def described(mechanism: Mechanism) -> str:

@@ -20,7 +20,7 @@ from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from .flops import affordable_length, layer_mechanisms
+from .flops import ModelShape, affordable_length, layer_mechanisms
 from .long_models import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
@@ -56,7 +56,10 @@ class Lengths:
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
     """The covered, old and new length. They are shorter if a large model would take too long, or its logits too much memory."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
+    decoder = []
+    if plan.decoder is not None:
+        shape = ModelShape.of(plan.config, causal=True, matrix_parameters=0, element_bytes=plan.shape.element_bytes)
+        decoder = layer_mechanisms(plan.config.decoder_attention, shape, plan.decoder.new)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
 
     def same(number: int, width: int | None, length: int) -> bool:

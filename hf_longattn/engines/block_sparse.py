@@ -10,7 +10,6 @@ from torch import Tensor
 from .common import accelerator
 from .common.call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
-from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
 from .cpu.dropout import drops_in_tiles
@@ -74,7 +73,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Band attention within packed documents: one flash-attention call, or :func:`attend_per_sequence`."""
-    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3], stacking=Stacking())
+    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
     out, path = try_path("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
     if out is not None:
         return out

@@ -11,20 +11,20 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
-from ..conversion.sources import ResultInfo
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
@@ -35,17 +35,11 @@ from ..processor_files import EMBEDDINGS, sentence_kind
 from ..reports import markdown_table
 from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
-from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
 """Maximum difference, relative to the largest output, between the written files and the model whose outputs they must reproduce."""
-REMOVED_METHODS = {
-    "magnitude": "zeros make a file neither smaller nor faster; choose prune-ffn or prune-heads",
-    "int4-weight-only": "without a GPU, its files were no smaller than with 8 bits; choose int8-weight-only",
-}
-"""Methods of the first version 0.1 -> why they were removed, and what to choose instead."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class CompressionReport:
         difference: largest difference, relative to the largest output, between the files read again and the model that was written
             (quantised, bf16) or the source with the pruned heads or units set to zero.
         changed: ``tensors`` and ``bytes``: number and size of the written tensors that were changed; ``all_bytes``: size of all tensors.
-        outputs: accuracy of each output of the files read again, compared with the source by :func:`.int8.accuracy`.
+        outputs: accuracy of each output of the files read again, compared with the source by :func:`accuracy`.
         pruned: for each layer the removed heads, or the number of removed units.
     """
 
@@ -200,12 +194,31 @@ def check_method(name: str) -> None:
     """Refuse a method that does not exist or was removed.
 
     Raises:
-        OptionError: the message lists the methods, or says why this one was removed.
+        OptionError: there is no such method; the message lists them.
     """
-    if name in REMOVED_METHODS:
-        raise OptionError(f"The method {name!r} was removed: {REMOVED_METHODS[name]}.")
     if name not in METHODS:
         raise OptionError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.{nearest(str(name), METHODS)}")
+
+
+def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Compare the outputs ``found`` with ``expected``.
+
+    Returns:
+        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For states and
+        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores of several classes
+        or tokens ``same_choice``: the fraction of vectors with the same argmax.
+    """
+    measured = {}
+    for name, want in expected.items():
+        have = found[name].float()
+        values = {"relative_error": ((have - want).norm() / want.norm().clamp(min=1e-12)).item()}
+        if "logits" not in name:
+            cosine = functional.cosine_similarity(want, have, dim=-1)
+            values |= {"cosine": cosine.mean().item(), "least_cosine": cosine.min().item()}
+        elif want.shape[-1] > 1:
+            values["same_choice"] = (want.argmax(-1) == have.argmax(-1)).float().mean().item()
+        measured[name] = values
+    return measured
 
 
 # ---- the command
@@ -257,13 +270,12 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    result = ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination))
     with staged_folder(target, needed_bytes=opened.total_bytes + 2**20, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, result, stage)]
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, stage, longest_input(inputs.model.config) or 0)]
         written = [header for file in stage.glob("*.safetensors") for header in read_headers(file).values()]
         changed = count_changed(opened.tensors.values(), written, compressed)
         if not changed["tensors"]:
@@ -290,7 +302,7 @@ def compress_checkpoint(
             measured={"before": before, "after": after},
             difference=difference,
             changed=changed,
-            outputs=accuracy(outputs_before, outputs, None),
+            outputs=accuracy(outputs_before, outputs),
             pruned=compressed.pruned,
             text=inputs.text,
             files=with_report(files, REPORT),
@@ -298,5 +310,5 @@ def compress_checkpoint(
         )
         origin = origin_of(opened.name, opened.folder)
         introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
-        write_report(stage, opened, result, report, REPORT, introduction=introduction, measured=report.table())
+        write_report(stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table())
     return report

@@ -82,12 +82,10 @@ class CompressionInput:
         """Load an opened source and the text.
 
         Raises:
-            CheckpointError: the source cannot be loaded, is quantised already, or has no safetensors files.
+            CheckpointError: the source cannot be loaded, or is quantised already.
             LengthError: the text is too short.
         """
         refuse_quantised(source)
-        if source.loading != {}:
-            raise CheckpointError(f"{source.name!r} is not a folder of safetensors files; load it and save it with save_pretrained first.")
         check_config(source.config, source.name)
         class_name = named_class(source.config, "")
         model_class = class_named(class_name)

@@ -1,34 +1,45 @@
-"""Models as functions of named tensors for export, and the runtimes that run the written files."""
+"""Text models as graphs over the whole text: tracing, comparing the written file, and the runtimes that run it."""
 
 from __future__ import annotations
 
+import bisect
 import importlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, Check, Difference, equality
+from ..conversion.architectures import attached_mechanisms
+from ..conversion.pooling import SentencePooling
+from ..inputs.text import VerificationText
+from ..mechanisms import Mechanism
+from ..mechanisms.common.exact import for_length
+from ..modeling.family.definition import known_family
 from ..private_apis import look_up
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A graph in its runtime: named inputs -> named outputs."""
 
+MIN_LENGTHS = (2, 129, 513)
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one graph."""
+EXAMPLE_TOKENS = 600
+"""Number of tokens of the traced text, unless the minimum length is greater."""
+COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
+"""Batch sizes and lengths to compare. The graph's minimum, mean or maximum length replaces lengths that the graph does not take."""
+
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced model and its example inputs.
-
-    inputs, outputs: all names, in order. shortest: the minimum length that the graph takes.
-    """
+    """A traced model, its example inputs, the names of its outputs, and the minimum length that the graph takes."""
 
     program: torch.export.ExportedProgram
     example: dict[str, Any]
-    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shortest: int
 
@@ -68,118 +79,140 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
     return True
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Inputs on which a graph is compared with its model.
-
-    description: the inputs as text. values: the inputs' sizes, for the report.
-    defined: from an output to the index of its defined entries; entries at padding are undefined.
-    """
-
-    inputs: dict[str, Tensor]
-    description: str
-    values: dict[str, Any]
-    defined: Callable[[Tensor], Any] = lambda output: ...
+def _is_sparse(mechanism: Mechanism, causal: bool, length: int) -> bool:
+    return not for_length(mechanism, length, causal).covers(length, causal)
 
 
-@dataclass(frozen=True)
-class Int8Inputs:
-    """Inputs for measuring accuracy (``compared``) and seconds (``timed``) of an int8 copy, with their sizes for the report."""
-
-    compared: dict[str, Tensor]
-    compared_sizes: dict[str, Any]
-    timed: dict[str, Tensor]
-    timed_sizes: dict[str, Any]
-
-
-class ExportedGraph(nn.Module, ABC):
+class ModelGraph(nn.Module):
     """A model without cache as a function from named inputs to a dictionary of tensors, for all batch sizes and lengths.
+
     The parameters of ``forward`` give the graph's inputs their names.
 
-    advised: a mechanism that can be exported, for the error message about one that cannot.
-    fixed: further arguments of the model's ``forward``.
+    names: names of the inputs, in order.
     """
 
-    advised: ClassVar[str]
-
-    def __init__(self, model: nn.Module, fixed: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
         super().__init__()
         self.model: Any = model
-        self.fixed: dict[str, Any] = {**(fixed or {}), "return_dict": True}
+        without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+        self.fixed: dict[str, Any] = {**without_cache, "return_dict": True}
+        self.words, self.names, self.pooling = words, names, pooling
 
-    @property
-    @abstractmethod
-    def inputs(self) -> tuple[str, ...]:
-        """Names of all inputs, in order."""
-
-    def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        bbox: Tensor | None = None,
+        xpath_tags_seq: Tensor | None = None,
+        xpath_subs_seq: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix ``output_``."""
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            "global_attention_mask": global_attention_mask,
+            "bbox": bbox, "xpath_tags_seq": xpath_tags_seq, "xpath_subs_seq": xpath_subs_seq,
+        }  # fmt: skip
         arguments = {name: value for name, value in inputs.items() if value is not None}
-        returned = named_tensors(self.model(**arguments, **self.fixed))
-        return {f"output_{name}" if name in arguments else name: tensor for name, tensor in returned}
-
-    @abstractmethod
-    def shortest_lengths(self, max_length: int) -> Sequence[int]:
-        """The minimum lengths to try, in order."""
-
-    @abstractmethod
-    def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-        """The example inputs to trace, and the dynamic axes of each."""
-
-    @abstractmethod
-    def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
-        """The inputs on which graph and model are compared, at lengths between ``limits``."""
-
-    @abstractmethod
-    def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
-        """Inputs for measuring accuracy and speed of an int8 copy, at lengths between ``limits``."""
+        tensors = {}
+        for name, value in self.model(**arguments, **self.fixed).items():
+            if isinstance(value, Tensor):
+                tensors[f"output_{name}" if name in arguments else name] = value
+            elif isinstance(value, tuple):  # of a backbone's feature maps, for example
+                tensors |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
+        if self.pooling is not None and "last_hidden_state" in tensors:
+            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
+        return tensors
 
     def traced(self, max_length: int) -> Traced:
-        """Trace the model for any batch size and up to ``max_length`` tokens, with the first minimum length for which it is one graph."""
-        lengths = self.shortest_lengths(max_length)
+        """Trace the model for any batch size and up to ``max_length`` tokens, with the first minimum length for which it is one graph.
+
+        ``MIN_LENGTHS`` are tried, and each mechanism's first length at which it is not full attention, which is a separate path.
+        """
+        ends = set(MIN_LENGTHS)
+        for mechanism in attached_mechanisms(self).values():
+            for causal in (False, True):
+                ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=partial(_is_sparse, mechanism, causal)))
+        lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
-            example, sizes = self.traceable(shortest, max_length)
+            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
             try:
-                program = exported(self, example, sizes)
+                program = exported(self, example, self._free_sizes(example, shortest, max_length))
             except trace_errors():  # a guard on the length, or guards that contradict each other
                 if shortest == lengths[-1]:
                     raise
             else:
-                return Traced(program, example, tuple(example), tuple(self(**example)), shortest)
+                return Traced(program, example, tuple(self(**example)), shortest)
         raise AssertionError("no minimum length to try")
 
-    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
-        """Compare the graph that ``load()`` runs with the model, at lengths between ``limits``."""
-        run = load()
-        return [self._compared(run, comparison) for comparison in self.comparisons(limits)]
+    def _free_sizes(self, example: dict[str, Tensor], shortest: int, max_length: int) -> dict[str, dict[int, Any]]:
+        """Dynamic axes of each input ``(B, N)`` or ``(B, choices, N)``. Inputs of pages are ``(B, N, width)``, whose width is fixed."""
+        pages = page_inputs(self.model)
+        batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
+        length = torch.export.Dim("length", min=shortest, max=max_length)
+        sizes = {}
+        for name, value in example.items():
+            several = value.dim() == 3 and name not in pages
+            sizes[name] = {0: batch, **({1: choices} if several else {}), 1 + several: length}
+        return sizes
 
-    def _compared(self, run: Runner, comparison: Comparison) -> Check:
-        """Compare the outputs of graph and model."""
-        name, values = "equal to the model", comparison.values
+    def check(self, run: Runner, limits: tuple[int, int]) -> list[Check]:
+        """Compare the graph that ``run`` runs with the model, at lengths between ``limits``."""
+        checks = []
+        for number, (batch, length) in enumerate(COMPARED_SHAPES):
+            if length < limits[0] and number:
+                length = sum(limits) // 2
+            inputs = example_inputs(self.model, self.names, self.words, batch, min(max(length, limits[0]), limits[1]))
+            checks.append(self._compared(run, inputs))
+        return checks
+
+    def _compared(self, run: Runner, inputs: dict[str, Tensor]) -> Check:
+        """Compare the outputs of graph and model for these texts, except at padding, where they are undefined."""
+        batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
+        name, values = "equal to the model", {"batch": batch, "length": length}
+        texts, mask = f"{batch} × {length:,} tokens with padding", inputs["attention_mask"] != 0
         with torch.no_grad():
-            expected = self(**comparison.inputs)
+            expected = self(**inputs)
         try:
-            outputs = run(comparison.inputs)
+            outputs = run(inputs)
         except Exception as error:  # runtimes raise any type of error
-            why = f"{comparison.description}: the runtime cannot run it ({type(error).__name__})"
+            why = f"{texts}: the runtime cannot run it ({type(error).__name__})"
             return Check(name, FAILED, why, {**values, "difference": None})
-        defined = [{output: each[output][comparison.defined(expected[output])] for output in expected} for each in (expected, outputs)]
-        difference = Difference.of(*defined)
-        return equality(name, f"{comparison.description}: largest difference", difference, {**values, "difference": difference.relative})
+        real: dict[str, Any] = {output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()}
+        difference = Difference.of(*({output: each[output][real[output]] for output in expected} for each in (expected, outputs)))
+        return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
 
 
-def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of an output. Tensors in a tuple, such as a backbone's feature maps, have numbered names."""
-    for name, value in outputs.items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, tuple):
-            yield from ((f"{name}.{number}", tensor) for number, tensor in enumerate(value))
+def page_inputs(model: Any) -> tuple[str, ...]:
+    """Names of a model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
+    family = known_family(model.config)
+    return () if family is None else tuple(family.rule.further)
 
 
-def turned(row: Tensor, batch: int, axis: int) -> Tensor:
-    """Repeat ``row (1, …)`` ``batch`` times, and roll each copy by another amount along ``axis``."""
-    return torch.cat([row.roll(number * row.shape[axis] // batch, axis) for number in range(batch)])
+def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
+    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice."""
+    ids = words.tokens(length).repeat(batch, 1)
+    real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
+    mask = torch.arange(length)[None] < real
+    config = model.config
+    ids = torch.where(mask, ids, config.pad_token_id or 0)
+    separator = getattr(config, "question_separator_id", None)
+    if separator is not None and length > 2:  # a question, which the graph has to find
+        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+    if getattr(config, "global_token_ids", None) and length > 4:
+        ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
+    family = known_family(config)
+    further = {} if family is None else family.rule.further_inputs(config, batch, length)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
+    if "token_type_ids" in names:
+        second = torch.arange(length)[None] >= length // 2  # a pair of texts, where the model has two types
+        inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+    if "global_attention_mask" in names:
+        inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: value[:, None].repeat(1, 2, 1) for name, value in inputs.items()}
+    return inputs
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:

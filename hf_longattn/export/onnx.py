@@ -9,7 +9,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,28 @@ from torch import nn
 from ..checks import FAILED, Check
 from ..constants import GRAPHS
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from ..conversion.folders import add_source_files, short_name, with_report, write_report
+from ..conversion.folders import add_source_files, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
-from ..conversion.sources import ResultInfo, Source, open_source, refuse_quantised
+from ..conversion.sources import Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
-from ..errors import EXTRAS, ExportError, check_extra, nearest
+from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.common.base import InputKind, kind_of
-from ..inputs.common.sized import ANY_LENGTH, SizedKind
+from ..inputs.common.sized import SizedKind
+from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer
 from ..loading import load_weights
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
-from ..reading import is_long
+from ..reading import is_generic, is_long
 from ..staging import check_destination, destination_path, staged_folder
-from .graphs import ExportedGraph, onnx_runner, runner
-from .image_graph import ImageGraph
-from .int8 import INT8_FILE, graph_bytes, measure, quantise
-from .model_graph import ModelGraph, page_inputs
-from .sound_graph import SoundGraph
+from .graphs import ModelGraph, page_inputs, runner
 
-TASKS = {**AUTO_CLASSES, "text2text-generation": "AutoModelForSeq2SeqLM"}
-"""Task, by its name on the Hub -> the Auto class of its models."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
 
@@ -55,11 +48,8 @@ LONG_CONFIG = "long_config.json"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum ``unit`` that the graph takes.
+    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
     text: description of the inputs on which graph and model were compared.
-    image_size: the largest image size that an image model's graph takes, in pixels along each axis.
-    image_step: the graph takes smaller heights and widths too, which are multiples of this many pixels; ``None``: it takes one size.
-    int8: the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
 
     destination: Path
@@ -75,10 +65,6 @@ class ExportReport:
     bytes_written: int
     versions: dict[str, str]
     text: str = ""
-    image_size: tuple[int, ...] | None = None
-    image_step: int | None = None
-    unit: str = "tokens"
-    int8: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in export_report.json."""
@@ -95,42 +81,36 @@ def export_checkpoint(
     opset: int | None = None,
     task: str | None = None,
     global_attention_mask: bool = False,
-    int8: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Export a long checkpoint as one graph, and compare it with the model.
+    """Export a long checkpoint that reads texts as one graph, and compare it with the model.
 
-    They are compared at three lengths (for sounds, three durations). The graph of an image model takes images of the size for which the
-    model was converted. With ``window2d`` or ``full`` it takes smaller ones, too, if whole windows cover that size. Weights are written in
-    float32. A decoder is exported as one pass over a whole text, without a cache. The graph of a sentence-transformers model also returns
-    ``sentence_embedding``, pooled and normalised by the model's modules; their files are copied next to the graph. config.json is the
-    base's config, for programs without this package (sentence-transformers, optimum, text-embeddings-inference), since the graph contains
-    the attention. The Long config is written as long_config.json.
+    They are compared at three lengths. Weights are written in float32. A decoder is exported as one pass over a whole text, without a
+    cache. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and normalised by the model's modules;
+    their files are copied next to the graph. config.json is the base's config, for programs without this package (sentence-transformers,
+    optimum, text-embeddings-inference), since the graph contains the attention. The Long config is written as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: of ONNX; None takes PyTorch's default.
-        task: the task of the exported head, one of ``TASKS``; None keeps the head of the checkpoint.
+        task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the checkpoint.
         global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens are global.
-        int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
         progress: called with a sentence before each step.
 
     Raises:
         MissingExtraError: a package that the format needs is not installed.
-        ExportError: the model cannot be exported or quantised, or the graph differs from the model.
+        ExportError: the model cannot be exported, or the graph differs from the model.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in GRAPHS:
         raise ExportError(f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; a stock architecture is written by export_native.")
-    if int8 and format != "onnx":
-        raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
     if opset is not None and format != "onnx":
         raise ExportError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
     if format == "onnx":
@@ -146,71 +126,44 @@ def export_checkpoint(
         )
     if not is_long(source.config):
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+    if isinstance(kind := inspection.inputs.kind, SizedKind):
+        raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {inspection.class_name} in PyTorch.")
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
-    say(f"reading {short_name(source)}")
+    say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
     loaded = _load(source, inspection.class_name, task)
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        raise ExportError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
     _check_mechanisms(loaded)
-    inputs, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
-    graph.eval()
-    tokenizer = getattr(inputs, "source_tokenizer", None)
+    words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
+    tokenizer = words.source_tokenizer
+    names = input_names(loaded, tokenizer, global_attention_mask)
+    graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
     onnx = format == "onnx"
-    result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
-    needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
+    needed = 5 * sum(p.numel() for p in loaded.parameters())
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
-        limits = (shortest, max_length)
         say(f"comparing {GRAPHS[format]} with the model")
-        checks = graph.check(partial(runner, stage / GRAPHS[format], outputs, format), limits)
+        checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        quantised = None
-        if int8:
-            say(f"writing and measuring {INT8_FILE}")
-            quantised = _quantise(stage, graph, outputs, inputs.describe(), limits)
         _write_configs(loaded, source, stage)
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, result, stage)]
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, stage, max_length)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
-            target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
+            target, format, type(loaded).__name__, names, outputs, shortest, max_length, used, tuple(checks),
             with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
-            int8=quantised, text=inputs.describe(), image_size=getattr(graph, "size", None), unit=inspection.inputs.token_unit,
-            image_step=getattr(graph, "step", 0) if shortest < max_length else None,
+            text=words.describe(),
         )  # fmt: skip
         introduction = (
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
             f"made by `longattn export` from {origin_of(source.name, source.folder)}."
         )
-        write_report(stage, source, result, report, REPORT, introduction=introduction)
+        write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
-
-
-@singledispatch
-def _graph_of(
-    kind: InputKind, model: Any, source: Source, sizes: Any, task: str | None, global_attention_mask: bool
-) -> tuple[Any, ExportedGraph]:
-    """The inputs on which a model is traced and compared, and its graph: here, texts."""
-    inputs = VerificationText(*verification_text(None), load_tokenizer(source.folder, model.config), model.config.vocab_size)
-    names = input_names(model, inputs.source_tokenizer, global_attention_mask)
-    return inputs, ModelGraph(model, inputs, names, sentence_pooling(source.card_folder))
-
-
-@_graph_of.register(SizedKind)
-def _sized_graph(
-    kind: SizedKind, model: Any, source: Source, sizes: Any, task: str | None, global_attention_mask: bool
-) -> tuple[Any, ExportedGraph]:
-    if not kind.graph:
-        raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
-    of_any_length, name = kind.graph == ANY_LENGTH, f"The graph of a model of {kind.nouns}"
-    if of_any_length and (global_attention_mask or task is not None):
-        raise ExportError(f"{name} is written with its head and without global tokens; leave both options out.")
-    if global_attention_mask:
-        raise ExportError(f"{name} is written without global_attention_mask; leave global_attention_mask out.")
-    inputs = kind.inputs(model.config, source.folder)
-    return inputs, SoundGraph(model, inputs) if of_any_length else ImageGraph(model, inputs, sizes.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
@@ -224,8 +177,6 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         if not any(mechanism.traits.takes_globals for mechanism in attached_mechanisms(model).values()):
             raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
-    if getattr(model.config, "is_encoder_decoder", False):
-        names.append("decoder_input_ids")
     return (*names, *page_inputs(model))
 
 
@@ -237,14 +188,15 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     assert family is not None
     model_class = family.model_class(class_name)
     if task is not None:
-        if task not in TASKS:
-            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(TASKS))}.{nearest(task, TASKS)}")
-        heads = auto_mapping(getattr(transformers, TASKS[task]))
+        if task not in AUTO_CLASSES:
+            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
+        heads = auto_mapping(getattr(transformers, AUTO_CLASSES[task]))
         if family.config_class not in heads:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    kind_of(family).check_graph(model_class)
+    if is_generic(source.config) and not reads_only_text(model_class):
+        raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
     model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):
@@ -261,21 +213,10 @@ def _check_mechanisms(model: nn.Module) -> None:
 
     refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.traits.exports})
     if refused:
-        on_grid = any(mechanism.traits.needs_grid for mechanism in attached_mechanisms(model).values())
-        good = ", ".join(name for name in list_mechanisms(grid=None if on_grid else False) if mechanism_class(name).traits.exports)
+        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.exports)
         raise ExportError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
-
-
-def _quantise(stage: Path, graph: ExportedGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
-    """Write and measure the int8 copy of the graph in ``stage``. Returns :attr:`ExportReport.int8`; ``text`` describes the inputs."""
-    file, copy = stage / GRAPHS["onnx"], stage / INT8_FILE
-    layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
-    measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), inputs.compared, inputs.timed)
-    measured["seconds"] |= inputs.timed_sizes
-    weights = {"float32": graph_bytes(file), "int8": graph_bytes(copy)}
-    return {"file": INT8_FILE, "linear_layers": layers, "bytes": weights, "text": text, **inputs.compared_sizes, **measured}
 
 
 def _write_configs(model: Any, source: Source, stage: Path) -> None:
@@ -289,7 +230,7 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
 
 
 def write_graph(
-    graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
+    graph: ModelGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], int, int | None]:
     """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens; ``say`` is called before each step.
 
@@ -309,7 +250,7 @@ def write_graph(
                 torch.export.save(traced.program, file)
                 return traced.outputs, traced.shortest, None
             onnx = torch.onnx.export(
-                traced.program, kwargs=traced.example, input_names=list(traced.inputs), output_names=list(traced.outputs),
+                traced.program, kwargs=traced.example, input_names=list(traced.example), output_names=list(traced.outputs),
                 opset_version=opset, verbose=False,
             )  # fmt: skip
         except OSError:
@@ -321,9 +262,7 @@ def write_graph(
                     f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
                     "or write one with windows for serving engines with --format native."
                 ) from error
-            raise ExportError(
-                f"{failed}; run the model itself, or export one with another mechanism, for example {graph.advised}."
-            ) from error
+            raise ExportError(f"{failed}; run the model itself, or export one with another mechanism, for example longformer.") from error
         assert onnx is not None
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]

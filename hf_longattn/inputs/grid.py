@@ -47,7 +47,7 @@ from .common.base import (
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, pixels, processed_size, values_of_size
 from .common.running import run_model
-from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
+from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 
 TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
@@ -148,7 +148,7 @@ class GridKind(SizedKind):
 
     noun, nouns, units = "image", "images", "pixels"
     size_noun, smaller = "size", "smaller"
-    material, compared, drawn, graph = "images", 4, True, ONE_SIZE
+    material, compared, drawn = "images", 4, True
     classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
     settings = ("image_size", "search_images")
     diagnosed_with = "an image: longattn inspect MODEL photo.jpg"

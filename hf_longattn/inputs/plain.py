@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from ..errors import ExportError, LengthError, OptionError
+from ..errors import LengthError, OptionError
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.registration import auto_class_name
 from ..positions.tables import extend_table
@@ -46,10 +46,6 @@ class PlainKind(TextKind):
 
     def check_parts(self, source: str, request: Any) -> None:
         """Accept mechanisms for towers, too."""
-
-    def check_graph(self, model_class: Any) -> None:
-        if not reads_only_text(model_class):
-            raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
 
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
         inputs = super().verification_inputs(plan, text, recording)

@@ -37,7 +37,7 @@ from .common.base import (
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, values_with
 from .common.running import run_model
-from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
+from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .text import VerificationText, check_tokenizer, load_tokenizer
 
@@ -138,7 +138,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    graph, timed, watched_as_long = ANY_LENGTH, True, True
+    timed, watched_as_long = True, True
     diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
     heads, user_inputs = SOUND_HEADS, UserSounds
     classified = {

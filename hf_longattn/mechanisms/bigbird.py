@@ -103,7 +103,7 @@ class BigBird(MaskedMechanism):
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
         ignores_padding = self.options.blocks_over == "text"
-        self.traits = self.traits.but(documents_by_block=self.options.block_size, ignores_padding=ignores_padding)
+        self.traits = self.traits.but(ignores_padding=ignores_padding)
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":

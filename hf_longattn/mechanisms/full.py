@@ -29,10 +29,6 @@ class Full(SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {}
 
-    @property
-    def graph_steps(self) -> tuple[int, ...]:
-        return (1,)
-
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)
 

@@ -25,11 +25,10 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.linear_documents import segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from .common.base import Mechanism
-from .common.feature_map import LinearMechanism, documents_layout
+from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.mechanism_spec import MechanismSpec
 from .common.registry import mechanism_class, register_mechanism
@@ -104,9 +103,6 @@ class Hybrid(Mechanism):
             first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
-    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return True
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, None, call)
@@ -136,9 +132,8 @@ class Hybrid(Mechanism):
         """The output. ``sums`` covers the keys before ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
-        numbers = None if call.documents is None else (call.documents.number, call.documents.number)
         scale, gamma = call.scale_for(self.head_dim), self._gamma(v.dtype)
-        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop, numbers)
+        total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
             far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call)
@@ -177,31 +172,23 @@ def _far(phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State 
     """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``."""
     values = _with_ones(at_least_fp32(v), phi_k.shape[1])
     phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
-    far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums, call)
+    far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums)
     if call.causal:
         return far
     rows = phi_q.shape[2]
     phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
-    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, None, call, reverse=True).flip(2)
+    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, None).flip(2)
 
 
-def _beyond(
-    phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None, call: AttentionCall, reverse: bool = False
-) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before ``phi_k``.
-
-    phi_k: zeros at padding. reverse: whether the call's tokens are in reverse order.
-    """
+def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None) -> Tensor:
+    """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before ``phi_k``, which are zeros
+    at padding."""
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
     if not rows:
         return nothing
     phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
-    if call.documents is not None:
-        layout = documents_layout(call, phi_q.shape[1] // phi_k.shape[1], True, distance, reverse)
-        out = segmented_linear_attention(phi_q[:, :, -rows:], phi_k, values, layout, normalise=False)
-        return torch.cat([nothing, out], 2)
     if seen < rows:  # the first queries see only the sums
         phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
     out, _ = linear_attention(phi_q[:, :, -rows:], phi_k, values, normalise=False, initial_state=sums)
@@ -214,9 +201,8 @@ def _with_ones(v: Tensor, heads: int) -> Tensor:
 
 
 def local_softmax_terms(
-    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0,
-    documents: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right. c_i is the largest s_ij.
 
     Takes time and memory N·(left + right + 64) per head. Only plain tiles with their log-sum-exp also give these sums with gradients. They
@@ -227,7 +213,6 @@ def local_softmax_terms(
         real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
-        documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of the same document.
     Returns:
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no key.
     """
@@ -243,18 +228,16 @@ def local_softmax_terms(
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        labels = None if documents is None else (documents[0][:, start : start + size], documents[1][:, at])
-        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p, labels))
+        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
     total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
     return total, weight, largest
 
 
 def _piece(
-    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
-    labels: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the ``missing`` positions
-    before it are filled up. reach: left + right. labels: document numbers of queries and keys."""
+    before it are filled up. reach: left + right."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK
@@ -265,10 +248,6 @@ def _piece(
     scores = (query @ keys) * scale
     apart = torch.arange(span, device=q.device) - torch.arange(QUERIES_PER_BLOCK, device=q.device)[:, None]
     seen = ((apart >= 0) & (apart <= reach)) & real[:, None, :, None, :]
-    if labels is not None:
-        documents = F.pad(labels[0], (0, rows - length)).unflatten(1, (blocks, QUERIES_PER_BLOCK))
-        others = F.pad(labels[1], (missing, rest)).unfold(1, span, QUERIES_PER_BLOCK)
-        seen = seen & (documents[:, None, ..., None] == others[:, None, :, None])
     scores = scores.masked_fill(~seen, float("-inf"))
     largest = scores.amax(-1, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, 0.0)

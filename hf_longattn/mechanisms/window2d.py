@@ -134,10 +134,6 @@ class Window2d(MaskedMechanism):
         """Whether the windows of this layer are shifted."""
         return self.options.shift == "alternate" and self.layer % 2 == 1
 
-    @property
-    def graph_steps(self) -> tuple[int, ...] | None:
-        return self.options.window if self.options.shift == "none" else None
-
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
         """Window size w and shift s along each axis: the cell at x is in window ``(x + s) // w``."""
         window = list(grid.per_axis(self.options.window, "window"))

@@ -95,7 +95,8 @@ def test_causal_linear_attention_by_its_kernels(name: str, dtype: torch.dtype, e
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, **arguments)
-    assert len([path for path in paths if path == "linear-fla"]) == 1, "one call for all documents"
+    several = packed and getattr(module, "logarithms", False)  # the features of each document have a scale of their own
+    assert len([path for path in paths if path == "linear-fla"]) == (sum(length > 1 for row in LENGTHS for length in row) if several else 1)
     rows = mask[:, None, :, None]
     expected = reference_attend(*tensors, module, **arguments)
     largest = float(tensors[2].detach().abs().max())

@@ -29,11 +29,11 @@ from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoi
 from hf_longattn.cli.show import show_compression
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
-from hf_longattn.errors import CheckpointError, DestinationExistsError, LengthError, MissingExtraError, OptionError
+from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LengthError, MissingExtraError, OptionError
 from hf_longattn.export import compress, export_checkpoint, export_native
-from hf_longattn.export.compress import METHODS, REPORT
+from hf_longattn.export.compress import METHODS, REPORT, accuracy
 from hf_longattn.export.compression_input import CompressionInput
-from hf_longattn.families import FAMILIES
+from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
@@ -299,8 +299,7 @@ def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"method": "prune-heads", "share": 0.9}, r"A share of 0.9 of 12 heads would leave a layer without any; give --share 0.75 or less"),
         ({"method": "prune-heads", "share": 0.01}, "rounds to none of 12 heads; give a larger --share"),
         ({"method": "prune-heads", "share": 1.0}, "must be above 0 and below 1"),
-        ({"method": "magnitude"}, "The method 'magnitude' was removed: .*; choose prune-ffn or prune-heads."),
-        ({"method": "int4-weight-only"}, "The method 'int4-weight-only' was removed: .*; choose int8-weight-only."),
+        ({"method": "magnitude"}, "There is no method 'magnitude'; choose one of int8, "),
         ({"method": "bf16", "documents": 0}, "--documents is 0, but must be from 1 to 1,000"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -477,3 +476,31 @@ def test_a_quantised_checkpoint_can_only_be_loaded(saved: Saved, tmp_path: Path)
     with pytest.raises(CheckpointError, match="is already a long checkpoint"):
         convert_checkpoint(tmp_path / "int8", tmp_path / "made", max_length=1024)
     assert not (tmp_path / "made").exists()
+
+
+def test_compressions_and_graphs_are_of_texts(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
+    with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
+        compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
+    with pytest.raises(ExportError, match="Models of images are not exported as graphs; run LongViTModel in PyTorch"):
+        export_checkpoint(tmp_path / "long", tmp_path / "small", format="torch")
+    assert not (tmp_path / "small").exists()
+
+
+def test_accuracy_of_states_and_scores() -> None:
+    states, logits = torch.randn(2, 3, 8), torch.randn(2, 3, 5)
+    measured = accuracy({"last_hidden_state": states, "logits": logits}, {"last_hidden_state": -states, "logits": logits})
+    assert measured["last_hidden_state"] == pytest.approx({"relative_error": 2, "cosine": -1, "least_cosine": -1}, abs=1e-6)
+    assert measured["logits"] == {"relative_error": 0, "same_choice": 1}
+    one_class = accuracy({"logits": torch.tensor([[1.0], [2.0]])}, {"logits": torch.tensor([[1.0], [1.0]])})
+    assert one_class["logits"] == pytest.approx({"relative_error": 5**-0.5})
+    other = accuracy({"logits": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}, {"logits": torch.tensor([[1.0, 2.0], [2.0, 3.0]])})
+    assert other["logits"]["same_choice"] == 0.5

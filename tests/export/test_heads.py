@@ -54,9 +54,8 @@ def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repositor
         function = getattr(torch.nn, activation)()
         sentence_transformers.CrossEncoder(str(plain), activation_fn=function).save_pretrained(str(source))
     convert_checkpoint(source, tmp_path / "long", mechanism="longformer", window=64, max_length=2048)
-    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", int8=True)
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
     assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
-    assert report.int8 is not None
     config = json.loads((tmp_path / "graph" / "config.json").read_text())
     assert (config["id2label"], config["architectures"]) == ({"0": "relevant"}, ["BertForSequenceClassification"])
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
@@ -68,8 +67,6 @@ def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repositor
     expected = model.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=1)
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    int8 = np.array([graph_logits(tmp_path / "graph" / "model_int8.onnx", *pair)[0] for pair in pairs])
-    assert np.abs(int8 - logits).max() < 0.2 * np.abs(logits).max()
 
 
 def test_a_classifier_of_pairs_keeps_its_labels(repository: Path, tmp_path: Path) -> None:
@@ -91,9 +88,7 @@ def test_a_classifier_of_tokens_keeps_its_labels(repository: Path, tmp_path: Pat
     labels = ["O", "B-NAME", "I-NAME"]
     source = small_classifier(tmp_path / "source", repository / "model_cards", labels, "TokenClassification")
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
-    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", int8=True)
-    assert report.int8 is not None
-    assert report.int8["outputs"]["logits"]["same_choice"] > 0.9
+    export_checkpoint(tmp_path / "long", tmp_path / "graph")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "graph")
     assert [config.id2label[number] for number in range(3)] == labels
     model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "long").eval()

@@ -52,14 +52,8 @@ class DocumentLabels(NamedTuple):
 
     number: Tensor
     """``(B, N)`` int64, the document's number, counted from 0 in each row."""
-    first: Tensor
-    """``(B, N)`` int64, index of the first real token of the document."""
-    length: Tensor
-    """``(B, N)`` int64, number of tokens from the document's first real token to its last."""
     most: int
     """Maximum number of documents in a row. Left padding counts as one."""
-    longest: int
-    """Maximum of :attr:`length`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +71,6 @@ class Batch:
     def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
         """The batch, or ``None`` if both arguments are ``None``: every row is then one sequence without padding."""
         return None if mask is None and documents is None else cls(mask, documents)
-
-    @classmethod
-    def of_spans(cls, mask: Tensor, sequences: tuple[SequenceSpan, ...]) -> Batch:
-        """The batch for ``mask``, given its :attr:`sequences`. This saves waiting for the device to find them."""
-        batch = cls(mask)
-        vars(batch)["sequences"] = sequences
-        return batch
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
@@ -279,15 +266,9 @@ def _label_documents(mask: Tensor | None, documents: Tensor | None) -> DocumentL
     assert documents is not None
     borders, descending = _borders(mask, documents)
     number = borders.cumsum(1) - 1
-    length = number.shape[1]
-    places = torch.arange(length, device=number.device).expand_as(number)
-    earliest, latest = (places, places) if mask is None else (places.masked_fill(~mask, length - 1), places.masked_fill(~mask, 0))
-    first = torch.full_like(number, length - 1).scatter_reduce(1, number, earliest, "amin").gather(1, number)
-    last = torch.zeros_like(number).scatter_reduce(1, number, latest, "amax").gather(1, number)
-    lengths = last - first + 1
-    is_descending, highest, longest = torch.stack([descending.long(), number.max(), lengths.max()]).tolist()
+    is_descending, highest = torch.stack([descending.long(), number.max()]).tolist()
     _check_ascending(bool(is_descending))
-    return DocumentLabels(number, first, lengths, highest + 1, longest)
+    return DocumentLabels(number, highest + 1)
 
 
 def _offsets(numbers: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...errors import GridError
 from .batch import Batch, DocumentLabels, all_finite, in_graph, no_fused_kernels
-from .document_rows import Stacking
 from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 
@@ -331,8 +330,6 @@ class DispatchContext:
     """Whether all rows or packed documents of a batch must be in one call."""
     separate_calls: bool = False
     """Whether every sequence must be its own call."""
-    stacking: Stacking | None = None
-    """How packed documents may be stacked into a right-padded batch. ``None`` if they may not."""
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
     failed: tuple[tuple[str, str], ...] = ()

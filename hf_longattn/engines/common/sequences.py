@@ -6,9 +6,8 @@ is made by :mod:`hf_longattn.engines.dispatch`:
 - **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
   each packed document has bitwise the output of a separate call. Mostly on the CPU;
-- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
-  document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns
-  something once per call, it is one call on any device;
+- **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. For mechanisms that draw
+  or learn something once per call;
 - **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU, each document has bitwise the output of a
   separate call, and is not copied. On a GPU, operations run on whole rows;
 - **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
@@ -17,7 +16,7 @@ is made by :mod:`hf_longattn.engines.dispatch`:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import GridError, MaskError
-from .batch import Batch, first_real, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
+from .batch import Batch, SequenceSpan, first_real, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
-from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
 from .paths import PathName
-from .score_terms import ScoreMod, ScoreTerm
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
 
@@ -74,27 +71,20 @@ def why_not_packed(context: DispatchContext) -> str | None:
 
 def why_not_stacked(context: DispatchContext) -> str | None:
     """Why packed documents are not gathered into the rows of a batch."""
-    if context.device == "cpu" and not context.single_call:
-        return "on the CPU, a call per document costs no more than its tokens"
-    if context.stacking is None or context.q_len < context.kv_len:
-        return "padding changes the output, documents need separate calls, or there are fewer queries than keys"
-    if in_graph():
-        return UNKNOWN_STARTS
-    if (why := no_fused_kernels()) is not None:
-        return why
-    batch, groups = context.call.batch, groups_of_documents(context.call, context.stacking)
-    return "no two documents may share a call" if batch is None or len(groups) == len(batch.sequences) else None
+    if not context.single_call:
+        return "a call per document costs no more than its tokens"
+    if context.separate_calls or context.call.grid is not None or context.q_len < context.kv_len:
+        return "documents need separate calls, or there are fewer queries than keys"
+    return UNKNOWN_STARTS if in_graph() else None
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: PathName, stacking: Stacking | None = None, *,
-    clears_padding: bool = False,
-) -> Tensor:  # fmt: skip
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: PathName, *, clears_padding: bool = False
+) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
         layout: one of the five layouts, as the dispatcher chose.
-        stacking: which documents may share a call; by default all.
         clears_padding: whether ``run`` itself keeps values of padding out of real rows.
     Returns:
         Outputs at padding are finite but meaningless.
@@ -115,7 +105,7 @@ def attend_per_sequence(
     if not clears_padding:
         q, k, v, call = clear_padding(q, k, v, call)
     if layout == "stacked":
-        return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
+        return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
     return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
 
 
@@ -211,48 +201,31 @@ def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
     return grids
 
 
-def groups_of_documents(call: AttentionCall, stacking: Stacking) -> Groups:
-    """The groups of documents that share a call. Documents on grids share one if grid and length are equal."""
-    batch = call.batch
-    assert batch is not None
-    kind, lengths = stacking.kind, [span.length for span in batch.sequences]
-    kinds: tuple[Hashable, ...] | None = None if kind is None else tuple(map(kind, lengths))
-    if call.grid is not None:
-        kinds = tuple(zip(_grids(call, batch), lengths, strict=True))
-    return document_groups(batch, kinds, stacking.most_calls)
+def stacked(
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, sequences: Sequence[SequenceSpan]
+) -> list[Tensor]:
+    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding on the right."""
+    row, first, last = torch.tensor([(span.row, span.start, span.stop - 1) for span in sequences], device=q.device).unbind(1)
+    place = torch.arange(max(span.length for span in sequences), device=q.device)
+    tokens = torch.minimum(first[:, None] + place, last[:, None])
+    real = place <= (last - first)[:, None]
+    if call.key_mask is not None:
+        real = real & call.key_mask[row[:, None], tokens]
 
-
-def _stacked_documents(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch, groups: Groups
-) -> Tensor:
-    """Run the documents as rows of batches, one batch per group."""
-    shape, grids = (len(k), k.shape[2]), _grids(call, batch)
-    rows = batch.cached(("rows of documents", groups), lambda: DocumentRows.of(batch, shape, groups, k.device))
-    nothing: list[Any] = [None] * len(rows.calls)
-    hidden = nothing if call.hidden_states is None else rows.rows(call.hidden_states, 1)
-    detached_kv = nothing if call.detached_kv is None else list(zip(*(rows.rows(x, 2) for x in call.detached_kv), strict=True))
-    global_mask = nothing if call.global_mask is None else rows.chosen(call.global_mask)
-    parts = zip(rows.rows(q, 2), rows.rows(k, 2), rows.rows(v, 2), hidden, detached_kv, global_mask, strict=True)
-    outs = []
-    for number, (queries, keys, values, states, constants, tokens) in enumerate(parts):
-        documents = rows.calls[number]
-        documents_call = call.replace(
-            batch=documents.batch, hidden_states=states, detached_kv=constants, global_mask=tokens, grid=grids[documents.sequences[0]]
-        )
-        if call.score_mod is not None:
-            documents_call = documents_call.replace(score_mod=_of_rows(call.term, rows, number)).with_term_on_grid()
-        outs.append(run(queries, keys, values, documents_call))
-    return rows.packed(outs)
-
-
-def _of_rows(term: ScoreTerm, rows: DocumentRows, number: int) -> ScoreMod:
-    """The term for a call with one document per row. Padding gets the position of the document's last token."""
-    documents = rows.calls[number]
+    def rows(x: Tensor, dim: int) -> Tensor:
+        return x.movedim(dim, 1)[row[:, None], tokens].movedim(1, dim)
 
     def index(b: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        return documents.row[b], torch.minimum(position + documents.first[b], documents.last[b])
+        return row[b], torch.minimum(position + first[b], last[b])
 
-    return term.moved(lambda x, dim: rows.rows(x, dim)[number], index)
+    rows_call = call.replace(
+        batch=Batch(real),
+        global_mask=None if call.global_mask is None else rows(call.global_mask, 1) & real,
+        hidden_states=None if call.hidden_states is None else rows(call.hidden_states, 1),
+        detached_kv=None if call.detached_kv is None else tuple(rows(x, 2) for x in call.detached_kv),
+    ).with_term(lambda term: term.moved(rows, index))
+    out = run(rows(q, 2), rows(k, 2), rows(v, 2), rows_call)
+    return [out[number : number + 1, :, : span.length] for number, span in enumerate(sequences)]
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:

@@ -472,9 +472,6 @@ class InputKind(ABC):
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
-    def check_graph(self, model_class: Any) -> None:  # noqa: B027
-        """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""
-
     def check_parts(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for mechanisms of towers, if there is one stack. Or the reverse."""
         if getattr(request, "towers", None) is not None:

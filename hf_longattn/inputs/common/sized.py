@@ -13,9 +13,6 @@ from ...checks import Check
 from ...mechanisms import Mechanism
 from .base import InputKind, InputPlan, InputSizes, Layers, train_command
 
-ONE_SIZE, ANY_LENGTH = "one size", "any length"
-"""Values of :attr:`SizedKind.graph`: inputs of an exported graph."""
-
 
 class FurtherChecks:
     """Checks of one input kind besides the comparison of outputs. Methods are called in this order, as source and result are loaded.
@@ -41,7 +38,6 @@ class SizedKind(InputKind):
     """Inputs with a size, other than texts, of a model with one stack.
 
     size_noun, smaller: noun for the size, and adjective for a lower one.
-    graph: inputs of an exported graph, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty if models are not exported.
     classified: ending of a class's name -> arguments of ``longattn train`` for models of the class.
     """
 
@@ -50,7 +46,6 @@ class SizedKind(InputKind):
 
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
-    graph: ClassVar[str] = ""
 
     def fixed_sizes(self, config: Any) -> InputSizes | None:
         return None if self.any_size else self.sizes(config)

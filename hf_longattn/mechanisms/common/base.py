@@ -249,11 +249,6 @@ class Mechanism(nn.Module, ABC):
         return None
 
     @property
-    def graph_steps(self) -> tuple[int, ...] | None:
-        """Cells of a grid after which the operations repeat, so that a graph takes every multiple; ``None``: a graph is of one size."""
-        return None
-
-    @property
     def attend_step(self) -> AttendStep | None:
         """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.common.batch import Batch, first_real, in_graph, last_real, of_any_length
-from ...engines.common.call import AttentionCall, AttentionFunction
-from ...engines.common.document_rows import Stacking
-from ...engines.common.sequences import attend_per_sequence, rolled
+from ...engines.common.batch import Batch, SequenceSpan, first_real, in_graph, last_real, of_any_length
+from ...engines.common.call import AttentionCall, AttentionFunction, clear_padding
+from ...engines.common.sequences import attend_per_sequence, rolled, stacked
 from ...errors import OptionError
 
 
@@ -42,11 +41,14 @@ def by_length(
     short = sum(span.length <= most for span in sequences)
     if short in (0, len(sequences)):
         return (in_full if short else by_mechanism)(q, k, v, call)
-    each = functools.partial(by_length, in_full, by_mechanism, most, one_call)
-    if q.device.type == "cpu" and not one_call:
-        return attend_per_sequence(each, q, k, v, call, "split")
-    kinds = Stacking(kind=lambda length: length <= most, **({"most_calls": 1} if one_call else {}))
-    return attend_per_sequence(each, q, k, v, call, "stacked", kinds)
+    if not one_call:
+        return attend_per_sequence(functools.partial(by_length, in_full, by_mechanism, most, one_call), q, k, v, call, "split")
+    q, k, v, call = clear_padding(q, k, v, call)
+    outs: dict[SequenceSpan, Tensor] = {}
+    for run, is_short in ((in_full, True), (by_mechanism, False)):
+        chosen = [span for span in sequences if (span.length <= most) == is_short]
+        outs |= zip(chosen, stacked(run, q, k, v, call, chosen), strict=True)
+    return call.batch.join([outs[span] for span in sequences], len(q), q.shape[2], k.shape[2])
 
 
 def _in_graph(

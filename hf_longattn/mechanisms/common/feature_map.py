@@ -20,12 +20,10 @@ from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32, repeat_heads
-from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
-from ...engines.linear_documents import Layout, segmented_linear_attention
 from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
@@ -105,42 +103,24 @@ class LinearMechanism(Mechanism):
         return normalised(kernel.masked_fill(~visible, 0.0))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return True
+        """Whether flash-linear-attention's kernel may take all packed documents in one call."""
+        return call.causal and fla.installed()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, None, call)[0] if call.documents is None else self._of_documents(q, k, v, call)
 
     def _of_documents(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output for packed documents, computed on whole batch rows. If features exceed the dtype's range, documents are separated."""
-        labels, tokens = call.documents, slice(0, k.shape[2])
-        assert labels is not None
-        inputs = q, k, v, call
-        v = drop_keys(v, call.dropout) if call.dropout else v
+        """The output for packed documents: one call of flash-linear-attention's kernel, or a call for each document."""
+        assert call.batch is not None
+        dropped = drop_keys(v, call.dropout) if call.dropout else v
         if call.key_mask is not None:
-            v = v.masked_fill(~call.key_mask[:, None, :, None], 0.0)
-        phi_k, values = KeyPieces(self, k, v, call).take(tokens)
-        phi_q, phi_k, too_far = self.relative_to_documents(self.queries(at_least_fp32(q), call), phi_k, call)
-        if call.causal and (kernel := fla_dtype(phi_q, phi_k, values)) is not None:
-            assert call.batch is not None
-            out = fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
-        else:
-            out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1], call.causal))
-        if too_far is not None and bool(too_far):
-            return attend_per_sequence(self.forward, *inputs, choose("documents", q, k, call, stacking=Stacking()))
-        return out.to(q.dtype)
-
-    def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features whose products are the weights within documents, up to a factor per query.
-
-        Args:
-            phi_q: ``(B, H, N, F)``, from :meth:`queries`.
-            phi_k: ``(B, heads, N, F)``, from :meth:`keys` and :meth:`without_padding`.
-        Returns:
-            The features of queries and keys, and a ``()`` bool: True if they exceed the dtype's range, so that each document must be
-            computed separately. ``None`` in place of the bool if they never do.
-        """
-        return phi_q, phi_k, None
+            dropped = dropped.masked_fill(~call.key_mask[:, None, :, None], 0.0)
+        phi_q = self.queries(at_least_fp32(q), call)
+        phi_k, values = KeyPieces(self, k, dropped, call).take(slice(0, k.shape[2]))
+        if (kernel := fla_dtype(phi_q, phi_k, values)) is None:
+            return attend_per_sequence(self.forward, q, k, v, call, choose("documents", q, k, call))
+        return fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0].to(q.dtype)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``."""
@@ -212,20 +192,6 @@ class LinearMechanism(Mechanism):
         while at < stop:
             yield slice(at, min(at + size, stop))
             at += size
-
-
-def documents_layout(call: AttentionCall, group: int, causal: bool, distance: int = 0, reverse: bool = False) -> Layout:
-    """The pairs within a call's packed documents, for ``group`` query heads per key head. Cached for all layers.
-
-    distance: a query sees keys at least this many tokens before it; 0 = itself, too. The first ``distance`` queries are left out.
-    reverse: whether tokens are in reverse order.
-    """
-    batch, labels = call.batch, call.documents
-    assert batch is not None
-    assert labels is not None
-    number = labels.number.flip(1) if reverse else labels.number
-    queries, keys = number[:, distance:], number[:, : number.shape[1] - distance]
-    return batch.cached(("documents", group, causal, distance, reverse), lambda: Layout.of(queries, keys, group, causal))
 
 
 class KeyPieces(NamedTuple):

@@ -105,20 +105,8 @@ class LogLinearMechanism(LinearMechanism):
         assert state is not None
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
-    def relative_to_documents(self, phi_q: Tensor, phi_k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features are relative to their largest value in the document. In the causal form, this scale is at most exp(60) times the value
-        of the document's first real key, since the first query sees no other key."""
-        labels = call.documents
-        if not self.logarithms or labels is None:
-            return super().relative_to_documents(phi_q, phi_k, call)
-        with torch.no_grad():
-            first, number = (x[:, None, :, None].expand(phi_k.shape) for x in (labels.first, labels.number))
-            empty = phi_k.new_full((*phi_k.shape[:2], labels.most, phi_k.shape[3]), NO_KEYS)
-            scale, too_far = empty.scatter_reduce(2, number, phi_k, "amax").gather(2, number), None
-            if call.causal:
-                scale = torch.minimum(phi_k.gather(2, first).clamp(min=NO_KEYS) + MAX_LOG_RISE, scale)
-                too_far = (phi_k - scale).max() > MAX_LOG_RISE
-        return relative_queries(phi_q, scale), exp_of(added(phi_k, scale, -1)), too_far
+    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
+        return not self.logarithms and super().labels_documents(k, v, call)  # a logarithm's anchor is a document's own
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
         if not self.logarithms:

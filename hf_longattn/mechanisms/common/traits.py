@@ -51,8 +51,6 @@ class Traits:
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
     ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
     takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
-    documents_by_block: block size in tokens. Documents can share a bidirectional call only if they have equally many blocks, or if all
-        get full attention. ``None`` for no such condition.
     needs_whole_batch: when all rows and packed documents of a batch must be in one call, because the mechanism draws or learns something
         once per call: ``"never"``, ``"in training"`` or ``"always"``.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
@@ -82,7 +80,6 @@ class Traits:
     takes_hidden_states: bool = False
     ignores_padding: bool = True
     takes_documents: bool = False
-    documents_by_block: int | None = None
     needs_whole_batch: str = "never"
     needs_grid: bool = False
     images_need_order: bool = True

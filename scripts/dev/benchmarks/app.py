@@ -151,7 +151,7 @@ def attention(
     mechanism: Mechanism = "window",
     option: Options = [],  # noqa: B006 - typer reads the default
     lengths: Lengths = "1024,4096,8192",
-    against: Against = "sdpa,flex,hf-longformer",
+    against: Against = "sdpa,flex",
     backward: Annotated[bool, typer.Option("--backward", help="Time the forward and the backward pass.")] = False,
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
     num_globals: Globals = 0,
@@ -165,7 +165,7 @@ def attention(
     seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention, transformers' Longformer."""
+    """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
     fields: dict[str, Any] = {
         "mechanism": mechanism,
         "backward": backward,

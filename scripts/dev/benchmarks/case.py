@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError, nearest
@@ -90,7 +90,7 @@ class Case:
 
 
 class AttentionInputs:
-    """Hidden states, their projections, and the q, k, v (B, H, N, D) that come out of them, equal for every implementation."""
+    """Hidden states (B, N, H·D) and the q, k, v (B, H, N, D) projected from them, equal for every implementation."""
 
     def __init__(self, case: Case) -> None:
         generator = torch.Generator().manual_seed(case.seed)
@@ -98,14 +98,10 @@ class AttentionInputs:
         self.case = case
         self.hidden = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype).requires_grad_(case.backward)
         self.upstream = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype)
-        self.projections = [nn.Linear(case.hidden_size, case.hidden_size) for _ in range(3)]
-        for projection in self.projections:
-            weight = torch.randn(projection.weight.shape, generator=generator) * case.hidden_size**-0.5
-            projection.weight.data.copy_(weight)
-            nn.init.zeros_(projection.bias)
-            projection.to(case.device, case.torch_dtype).requires_grad_(False)
+        square = (case.hidden_size, case.hidden_size)
+        weights = [torch.randn(square, generator=generator) * case.hidden_size**-0.5 for _ in range(3)]
         with torch.no_grad():
-            q, k, v = (self.split(projection(self.hidden)).contiguous() for projection in self.projections)
+            q, k, v = (self.split(self.hidden @ weight.to(self.hidden).T).contiguous() for weight in weights)
         self.qkv = (q, k, v)
         for tensor in self.qkv:
             tensor.requires_grad_(case.backward)

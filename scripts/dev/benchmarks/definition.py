@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_longattn.attend import reference_attend
-from hf_longattn.engines.common.call import Pattern
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 
 from .case import AttentionInputs
-from .implementations import LeftOut
 
 MaskMod = Callable[[Any, Any, Any, Any], Tensor]
 ROWS = 512
@@ -27,10 +25,9 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     case, mechanism = inputs.case, inputs.mechanism
     if computes == "full":
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
-    elif computes == "band":
-        visible = band_of(inputs).band_mod
     elif mechanism.traits.needs_grid:
-        visible = mechanism.on_grid(Grid(tuple(case.grid))).mask_mod(case.causal, None)
+        on_grid: Any = mechanism.on_grid
+        visible = on_grid(Grid(tuple(case.grid))).mask_mod(case.causal, None)
     elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.order is None and mechanism.options.is_mask():
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
@@ -38,23 +35,6 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     if case.causal:
         return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx) & (kv_idx <= q_idx)
     return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx)  # flex_attention takes no bound methods
-
-
-def band_of(inputs: AttentionInputs) -> Pattern:
-    """The mechanism's band around the diagonal; raises LeftOut where it has none that is narrower than the input."""
-    mechanism, case = inputs.mechanism, inputs.case
-    pattern = mechanism.pattern(case.causal) if isinstance(mechanism, SparseMechanism) else None
-    if pattern is None or pattern.left >= case.length:
-        raise LeftOut(f"{case.mechanism} with {case.options or 'its default options'} has no window within {case.length} tokens")
-    return pattern
-
-
-def symmetric_window(inputs: AttentionInputs) -> int:
-    """The width of the mechanism's window, for implementations that take symmetric windows only; raises LeftOut for anything else."""
-    band = band_of(inputs)
-    if band.left != band.right:
-        raise LeftOut(f"it has no causal form of {inputs.case.mechanism}, only symmetric windows with global tokens")
-    return 2 * band.left
 
 
 def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list[Tensor] | None:

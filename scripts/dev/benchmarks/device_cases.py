@@ -141,7 +141,7 @@ def kernel_checks() -> Iterator[DeviceCase]:
         rounds = DeviceCase(name, length=2048, causal=True, path="flex-gathered")
         yield from (rounds, rounds.at(causal=False, path=""), rounds.at(padding="documents", path=""))
     for name in ("strided", "union"):
-        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="stacked")
+        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="split")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
 
 

@@ -19,14 +19,12 @@ class LeftOut(LongAttentionError):
 class Implementation(ABC):
     """Built once per case (what is built is not timed), then called many times.
 
-    ``baseline`` names our implementation that does the same work from the same inputs, for the ratio; ``computes`` is what the
-    result is checked against: ``"mechanism"`` (the definition of the case's mechanism), ``"full"`` (softmax over all keys) or
-    ``"band"`` (the mechanism's window without its global tokens).
+    ``computes`` is what the result is checked against: ``"mechanism"`` (the definition of the case's mechanism), ``"full"`` (softmax
+    over all keys) or nothing.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    baseline: ClassVar[str] = "longattn"
     computes: ClassVar[str] = "mechanism"
     leaves: Sequence[Tensor] = ()
     """Gradients are taken with respect to these when the backward pass is measured."""

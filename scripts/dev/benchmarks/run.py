@@ -19,10 +19,11 @@ from .timing import time_in_turn, times_faster
 from .verify import verify_attention
 
 Log = Callable[[str], None]
+OURS = "longattn"
 
 
 def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
-    """Attention alone: our ``attend`` against others, on equal q, k, v (or equal hidden states and projections).
+    """Attention alone: our ``attend`` against others, on equal q, k, v.
 
     Args:
         case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
@@ -77,29 +78,26 @@ def _run(
         result.timings += timed
         for candidate in candidates:
             line = f"{length:>7} {candidate.name:<22} {timings[candidate.name].median:10.2f} ms"
-            if candidate.name != candidate.baseline and not candidate.name.startswith("longattn"):
-                ratio = times_faster(timings[candidate.baseline], timings[candidate.name])
+            if candidate.name != OURS:
+                ratio = times_faster(timings[OURS], timings[candidate.name])
                 faster = round(ratio, 3)
-                result.ratios.append(
-                    {"implementation": candidate.name, "length": length, "ours": candidate.baseline, "times_faster": faster}
-                )
-                line += f"   {candidate.baseline} is {ratio:.2f}× as fast"
+                result.ratios.append({"implementation": candidate.name, "length": length, "ours": OURS, "times_faster": faster})
+                line += f"   {OURS} is {ratio:.2f}× as fast"
             log(line)
         del inputs, candidates
     return result
 
 
 def _build(kind: str, inputs: Any, against: Sequence[str], length: int, result: BenchmarkResult, log: Log) -> list[Implementation]:
-    """Ours first, then the others, then those of ours that the others are compared with."""
-    candidates = [build_implementation(kind, "longattn", inputs)]
+    """Ours first, then the others."""
+    candidates = [build_implementation(kind, OURS, inputs)]
     for name in against:
         try:
             candidates.append(build_implementation(kind, name, inputs))
         except LeftOut as reason:
             result.left_out.append({"implementation": name, "length": length, "reason": str(reason)})
             log(f"{length:>7} {name:<22} left out: {reason}")
-    baselines = {candidate.baseline for candidate in candidates} - {candidate.name for candidate in candidates}
-    return candidates + [build_implementation(kind, name, inputs) for name in sorted(baselines)]
+    return candidates
 
 
 def set_threads(threads: int | None) -> None:

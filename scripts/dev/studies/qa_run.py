@@ -15,7 +15,6 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.summaries import BUCKETS
 from scripts.dev.studies.code_qa import TASKS, build_code_qa
-from scripts.dev.studies.variable_tracking import build_variable_tracking
 
 
 class Reader(Protocol):
@@ -34,7 +33,7 @@ class ScoredAnswer:
 
     Attributes:
         system: the reader's name.
-        group: which table it belongs to, "argument" or "lookup, 2 hops" for instance.
+        group: which table it belongs to, "argument" for instance.
         id: the question's.
         length: tokens of the document.
         text: the answer given.
@@ -64,8 +63,8 @@ def run_readers(
 
     Args:
         readers: the systems to compare.
-        records: SQuAD-shaped records with ``tokens`` (or ``length``), and ``hops`` where the group is split by it.
-        group: name of the data; " 1 hop" and " 2 hops" are appended where records say so.
+        records: SQuAD-shaped records with ``tokens``.
+        group: name of the data.
         on_record: called with the number of records done, for progress.
     """
     answers = []
@@ -75,8 +74,7 @@ def run_readers(
             text = reader.answer(record)
             seconds = time.perf_counter() - started
             exact, f1 = score_answer(text, record["answers"]["text"])
-            length = int(record.get("length") or record.get("tokens") or 0)
-            answers.append(ScoredAnswer(reader.name, _group(group, record), record["id"], length, text, exact, f1, seconds))
+            answers.append(ScoredAnswer(reader.name, group, record["id"], record["tokens"], text, exact, f1, seconds))
         if on_record is not None:
             on_record(done)
     return answers
@@ -87,33 +85,20 @@ def bucket_of(length: int) -> str:
     return next((f"<={high}" for high in BUCKETS if length <= high), f">{BUCKETS[-1]}")
 
 
-def _group(group: str, record: Mapping[str, Any]) -> str:
-    hops = record.get("hops")
-    return group if hops is None else f"{group}, {hops} hop{'' if hops == 1 else 's'}"
-
-
 def evaluation_set(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: str = "test",
-    per_length: int = 100,
-    lengths: Sequence[int] = (480, 1024, 2048, 4096, 8192),
+    name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = "test", per_length: int = 100, max_tokens: int = 8000
 ) -> list[dict[str, Any]]:
     """Return evaluation records, the same for the same arguments.
 
     Args:
-        name: a task of :mod:`code_qa`, "lookup", or SQuAD-shaped data of anyone (see :func:`load_qa`).
+        name: a task of :mod:`code_qa`, or SQuAD-shaped data of anyone (see :func:`load_qa`).
         tokenizer: measures the documents.
         split: "test" or "validation"; or a split of the given data.
-        per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
-        lengths: of lookup documents, in tokens.
+        per_length: most questions per length bucket.
+        max_tokens: of a document of :mod:`code_qa`.
     """
-    if name == "lookup":
-        documents = max(1, per_length // 4)
-        return build_variable_tracking(split, tokenizer, lengths=lengths, documents=documents)
     if name in TASKS:
-        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100))
+        data = build_code_qa(name, split, tokenizer, max_tokens=max_tokens)
     else:
         data = load_qa(name, split).to_list()
         for record in data:

@@ -29,7 +29,6 @@ from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.conversion.plan import plan_conversion
 from hf_longattn.data.english import verification_text
-from hf_longattn.errors import ExportError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
 from hf_longattn.positions.tables import moves_rows
@@ -220,17 +219,13 @@ def compiled(subject: Subject) -> str:
 
 def export(subject: Subject) -> str:
     """A graph, compared by the package."""
-    if subject.family.towers:
-        raise NotApplicable("each tower is exported by itself")
-    causal = getattr(subject.family.config_class, "is_decoder", True) and subject.reads == "text"
-    format = "torch" if causal or subject.config.is_encoder_decoder or subject.reads == "sound" else "onnx"
+    if subject.reads != "text":
+        raise NotApplicable("only models of texts are exported as graphs")
+    if subject.config.is_encoder_decoder:
+        raise NotApplicable("a graph has no encoder and decoder")
+    format = "torch" if getattr(subject.family.config_class, "is_decoder", True) else "onnx"
     assert subject.report
-    try:
-        report = export_checkpoint(subject.folder / "long", subject.folder / "graph", format=format)
-    except ExportError as error:
-        if "is a transducer" not in str(error):
-            raise
-        raise NotApplicable("a transducer, whose encoder is exported by itself") from error
+    report = export_checkpoint(subject.folder / "long", subject.folder / "graph", format=format)
     largest = max(check.values["difference"] for check in report.checks)
     return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {largest:.0e}"
 

@@ -1,4 +1,4 @@
-"""Our attention, from q, k, v; and with the three projections, against whole self-attention modules."""
+"""Our attention, from q, k, v."""
 
 from __future__ import annotations
 
@@ -21,24 +21,5 @@ class Ours(Implementation):
         self.leaves = inputs.qkv
         self.upstream = inputs.upstream_heads()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
-
     def forward(self) -> Tensor:
-        return self.attend(*self.inputs.qkv)
-
-
-@register_implementation("attention", "longattn+projections")
-class OursWithProjections(Ours):
-    """The same, starting from hidden states."""
-
-    summary = "query, key and value projections, then attend() of this package"
-
-    def __init__(self, inputs: AttentionInputs) -> None:
-        super().__init__(inputs)
-        self.leaves = (inputs.hidden,)
-
-    def forward(self) -> Tensor:
-        hidden = self.inputs.hidden
-        q, k, v = (self.inputs.split(projection(hidden)) for projection in self.inputs.projections)
-        return self.attend(q, k, v)
+        return attend(*self.inputs.qkv, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import LongformerConfig, LongformerModel
 
+from hf_longattn.mechanisms.common.masked import SparseMechanism
+
 from ..case import AttentionInputs
-from ..definition import symmetric_window
-from ..implementations import register_implementation
+from ..implementations import LeftOut, register_implementation
 from .inputs import ModelImplementation, ModelInputs
 
 OFFSET = 2  # its position table starts with the rows of padding, as RoBERTa's does
@@ -23,10 +24,13 @@ class HFLongformer(ModelImplementation):
     def build(self, inputs: ModelInputs) -> Any:
         case = inputs.case
         attention = AttentionInputs(case.at(layers=1))
-        window = symmetric_window(attention)
+        mechanism = attention.mechanism
+        band = mechanism.pattern(case.causal) if isinstance(mechanism, SparseMechanism) else None
+        if band is None or band.left != band.right or band.left >= case.length:
+            raise LeftOut(f"it has symmetric windows with global tokens, not {case.mechanism} with {case.options or 'its default options'}")
         self.tokens = attention.resolved_globals
         sizes = inputs.sizes() | {"max_position_embeddings": case.length + OFFSET, "pad_token_id": 1, "layer_norm_eps": 1e-12}
-        model = LongformerModel(LongformerConfig(**sizes, type_vocab_size=2, attention_window=window), add_pooling_layer=False)
+        model = LongformerModel(LongformerConfig(**sizes, type_vocab_size=2, attention_window=2 * band.left), add_pooling_layer=False)
         weights: dict[str, Tensor] = {name: x for name, x in inputs.plain.state_dict().items() if not name.startswith("pooler.")}
         table = weights["embeddings.position_embeddings.weight"]
         weights["embeddings.position_embeddings.weight"] = torch.cat([table[:OFFSET], table])
