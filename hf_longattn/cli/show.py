@@ -312,7 +312,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
 
     report, chosen, image = Report(width=80), diagnosis.chosen(), diagnosis.image
     report.say(diagnosis.conclusion(), "strong")
-    size = "" if image is None else f"{image.noun} of {image.size}, {image.grid}".capitalize() + "."
+    size = "" if image is None else f"Image of {image.size}, {image.grid}."
     for sentence in (size, diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes):
         report.say(sentence)
     report.gap()

@@ -138,7 +138,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    timed, watched_as_long = True, True
+    timed = True
     diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
     heads, user_inputs = SOUND_HEADS, UserSounds
     classified = {

@@ -101,7 +101,7 @@ def load_to_watch(
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)
     family = family_in(source.config)
-    if family is not None and kind_of(family).watched_as_long and not is_long(source.config):
+    if family is not None and kind_of(family).timed and not is_long(source.config):
         plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:

@@ -144,13 +144,6 @@ class Diagnosis:
         """The noun for tokens: "tokens", or "frames" for a sound model."""
         return "tokens" if self.frame_seconds is None else "frames"
 
-    @property
-    def input_noun(self) -> str:
-        """The noun for the input, such as "text"."""
-        if self.image is not None:
-            return "image"
-        return "text" if self.frame_seconds is None else "sound"
-
     def in_words(self, tokens: float, *, digits: int = 0) -> str:
         """A number of tokens as text, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
         count = f"{tokens:,.{digits}f} {self.unit}"
@@ -240,7 +233,7 @@ class Diagnosis:
         before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
-        text = f"the {self.input_noun}"
+        text = "the text" if self.frame_seconds is None else "the sound"
         kind = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
         return (
             f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from {before:,.0f} to "

@@ -105,7 +105,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
-        if kind is not None and kind.watched_as_long:
+        if kind is not None and kind.timed:
             long_class = kind.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "

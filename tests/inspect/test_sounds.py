@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import ASTFeatureExtractor, AutoFeatureExtractor, BertConfig, BertModel
+from transformers import AutoFeatureExtractor, BertConfig, BertModel
 
 from hf_longattn.cli import main
 from hf_longattn.data.audio import read_audio
@@ -16,7 +16,6 @@ from hf_longattn.errors import BackendError, CheckpointError, LengthError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import diagnose
 from tests.cells import every_cell
-from tests.modeling import grid_models
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
 
 
@@ -130,34 +129,6 @@ def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk)
     with pytest.raises(BackendError, match=r"is watched in LongWav2Vec2Model; load it as that"):
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk, processor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
-
-
-def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a mechanism keeps of transformers' attention weights, and what its class token attends to."""
-    base = "audio-spectrogram-transformer"
-    model = grid_models.saved(base, grid_models.base_model(base), tmp_path / "ast")
-    extractor = ASTFeatureExtractor(num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length)
-    extractor.save_pretrained(tmp_path / "ast")
-    report = diagnose(tmp_path / "ast", talk, candidates=["window2d:window=3", "full"])
-    model.set_attn_implementation("eager")
-    values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
-    with torch.no_grad():
-        weights = model.eval()(values, output_attentions=True).attentions
-    assert report.image is not None
-    for layer, expected in zip(report.last.layers, weights, strict=True):
-        attention = expected[0, :, 0, report.image.grid.prefix :].mean(0)
-        assert layer.attention is not None
-        torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
-        windows, full = layer.captured.mean(0).tolist()
-        assert 0 < windows < full == pytest.approx(1, abs=1e-5)
-    assert report.input_noun == "spectrogram"
-    typed = ["inspect", str(tmp_path / "ast")]
-    assert _run([*typed, str(talk), "--candidate", "full"]) == 0
-    capsys.readouterr()
-    assert _run([*typed, str(talk.parent)]) == 1
-    assert "is a folder, but one spectrogram is read; give one recording" in capsys.readouterr().err
-    assert _run([*typed, str(talk), "--lengths", "3"]) == 1
-    assert "reads spectrograms, which are measured at one size; leave --lengths out" in capsys.readouterr().err
 
 
 def _run(arguments: list[str]) -> int:

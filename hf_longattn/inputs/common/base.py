@@ -247,7 +247,6 @@ class InputKind(ABC):
     instead: purpose of a setting -> advice to give this kind's own option.
     diagnosed_with: the input of ``longattn inspect MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
-    watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if no search or diagnosis reads its files.
     heads: ending of a class's name -> how its models are run.
     """
@@ -262,7 +261,6 @@ class InputKind(ABC):
     diagnosed_with: str = ""
     drawn: ClassVar[bool] = False
     timed: ClassVar[bool] = False
-    watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
