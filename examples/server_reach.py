@@ -8,11 +8,12 @@ import os
 import random
 import sys
 import urllib.request
+from collections.abc import Callable, Sequence
 
 WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]  # one token each, in most vocabularies
 
 
-def embedding(url, text, model=""):
+def embedding(url: str, text: str, model: str = "") -> list[float]:
     field = "inputs" if url.endswith("/embed") and "/api/" not in url else "input"  # text-embeddings-inference's; OpenAI's and Ollama's
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('SERVER_KEY', '')}"}
     request = urllib.request.Request(url, json.dumps({field: text, "model": model}).encode(), headers)
@@ -21,12 +22,12 @@ def embedding(url, text, model=""):
     return rows[0]
 
 
-def unread(embed, length):
+def unread(embed: Callable[[str], Sequence[float]], length: int) -> list[int]:
     """The places, of 17 in a text of `length` words, where another word does not change what `embed(text)` returns."""
     words = random.Random(0).choices(WORDS, k=length)
     before = embed(" ".join(words))
 
-    def change(place):
+    def change(place: int) -> float:
         other = WORDS[WORDS.index(words[place]) - 1] if place < length else ""
         after = embed(" ".join([*words[:place], other, *words[place + 1 :]]))
         return max(abs(old - new) for old, new in zip(before, after, strict=True))

@@ -61,8 +61,17 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
     def decorate(command: C) -> C:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            settings = {name: values.pop(flag.name) for name, flag in flags.items()}
-            command(**values, config=read_settings(kind, settings))
+            typed = {name: values.pop(flag.name) for name, flag in flags.items()}
+            if typed.get("verify_text") is not None and typed.get("verify"):
+                raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
+            read = {name: parse(typed[name]) or None for name, parse in PARSERS.items() if name in typed}
+            if read.get("layers") and "layers" in (read["options"] or {}):
+                raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
+            verify = {"verify": not typed["verify"]} if "verify" in typed else {}
+            config = kind(**{**typed, **read, **verify})
+            if isinstance(config, ConversionConfig):
+                config.check_mechanisms()
+            command(**values, config=config)
 
         parameters: list[inspect.Parameter] = []
         for name, argument in inspect.signature(command, eval_str=True).parameters.items():
@@ -73,20 +82,6 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def read_settings(kind: type[Settings], values: dict[str, Any]) -> Any:
-    """The config from the values of the flags, by the settings' names."""
-    if values.get("verify_text") is not None and values.get("verify"):
-        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    read = {name: parse(values[name]) or None for name, parse in PARSERS.items() if name in values}
-    if read.get("layers") and "layers" in (read["options"] or {}):
-        raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    verify = {"verify": not values["verify"]} if "verify" in values else {}
-    settings = kind(**{**values, **read, **verify})
-    if isinstance(settings, ConversionConfig):
-        settings.check_mechanisms()
-    return settings
 
 
 def check_model(name: str | None) -> str | None:
@@ -166,30 +161,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
-    if recipe is not None:
-        parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name}
-        values = read_recipe(recipe, parameters, "convert")
-        for name, value in values.items():
-            _check_recipe_value(context, recipe, parameters[name], value)
-        context.default_map = {**(context.default_map or {}), **values}
-    return recipe
-
-
-def _check_recipe_value(context: typer.Context, recipe: str, parameter: Any, value: Any) -> None:
-    """Refuse a value that the flag would not take.
+    """Take a recipe's values as defaults of the flags.
 
     Raises:
-        OptionError: with one sentence.
+        OptionError: a value that its flag would not take.
     """
-    wants_list = parameter.multiple or parameter.nargs != 1
-    if isinstance(value, dict) or isinstance(value, list) != wants_list:
-        raise OptionError(
-            f"The recipe {recipe} sets {parameter.name!r} to {value!r}; it must be a {'list' if wants_list else 'single value'}."
-        )
-    try:
-        parameter.process_value(context, value)
-    except typer.BadParameter as error:
-        raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}: {error.message.rstrip('.')}.") from error
+    if recipe is None:
+        return None
+    parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
+    values = read_recipe(recipe, parameters, "convert")
+    for name, value in values.items():
+        parameter = parameters[name]
+        wants_list = parameter.multiple or parameter.nargs != 1
+        if isinstance(value, dict) or isinstance(value, list) != wants_list:
+            wanted = "list" if wants_list else "single value"
+            raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}; it must be a {wanted}.")
+        try:
+            parameter.process_value(context, value)
+        except typer.BadParameter as error:
+            raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}: {error.message.rstrip('.')}.") from error
+    context.default_map = {**(context.default_map or {}), **values}
+    return recipe
 
 
 Recipe = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,9 +122,10 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
             axis.set_title(fill(title, TITLE), fontsize=8)
+    undated: dict[str, Any] = {"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}
     try:
         with staged_file(file) as stage, rc_context(SVG):
-            figure.savefig(stage, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
+            figure.savefig(stage, dpi=120, **undated)
     except LongAttentionError:
         raise
     except ValueError as error:

@@ -118,8 +118,10 @@ def add_comparison(report: Report, rows: Sequence[MechanismCost], headings: Sequ
     title = f"least seconds for one {unit} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
     cells = []
     for row in counted:
-        memory = ["" if same else f" / {_round(row.bytes[index])}" for index in shown]
-        cells.append([row.mechanism, *(_number(row.flops[index] / speed) + held for index, held in zip(shown, memory, strict=True))])
+        cells.append([row.mechanism])
+        for index in shown:
+            seconds, memory = row.flops[index] / speed, "" if same else f" / {_round(row.bytes[index])}"
+            cells[-1].append((f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}") + memory)
     if same:
         cells += [[], ["memory besides the weights", *(_round(counted[0].bytes[index]) for index in shown)]]
     columns = ["mechanism", *(headings[index] for index in shown)]
@@ -132,10 +134,6 @@ def _round(count: int) -> str:
     """A size without decimals, so that four columns and the names fit into 80 characters."""
     number, unit = decimal(count).split()
     return f"{float(number.replace(',', '')):,.0f} {unit}"
-
-
-def _number(seconds: float) -> str:
-    return f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def _grown(plan: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from ..errors import CheckpointError, nearest
 from ..inputs.common.base import InputKind, InputSizes
 from ..inputs.towers import WithTowers
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
-from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models import TensorRename
 from .sources import Source, tower_prefix
@@ -106,8 +105,13 @@ def plan_tensors(
         offset, rows = tables.get(tensor.target, (0, 0))
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
-            if tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]:
-                _refuse_unmatched(architecture.family, header.name, [renamed_tensor.target for renamed_tensor in renamed])
+            as_table = tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]
+            for table in architecture.family.position_tables if as_table else ():
+                if table.learned and not any(table.matches(other.target) for other in renamed):
+                    raise CheckpointError(
+                        f'No tensor matches PositionTable(r"{table.pattern}") of the family {architecture.family.base_model_type!r}; if '
+                        f"{header.name!r} is that table, correct the pattern in {architecture.family.module}."
+                    )
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
@@ -186,20 +190,6 @@ def _computed(
                 )
         computed |= values.keys()
     return computed
-
-
-def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
-    """Refuse a family whose position table matches no tensor of the source. ``name``: the tensor with an unexpected shape.
-
-    Raises:
-        CheckpointError: no tensor matches the table's pattern.
-    """
-    for table in family.position_tables:
-        if table.learned and not any(table.matches(target) for target in targets):
-            raise CheckpointError(
-                f'No tensor matches PositionTable(r"{table.pattern}") of the family {family.base_model_type!r}; if {name!r} is that table, '
-                f"correct the pattern in {family.module}."
-            )
 
 
 def _added(

@@ -89,7 +89,11 @@ def late_chunks(
         for number, text in enumerate(texts):
             read = read_tokens(tokenizer, text, prefix)
             states, around = map(torch.cat, zip(*token_states(model, read, longest, overlap), strict=True))
-            inside = list(_even_spans(read.starts, len(text), chunk_tokens)) if passages is None else passages[number]
+            if passages is None:  # chunks of equal numbers of tokens, together the whole document
+                edges = [0, *read.starts[chunk_tokens::chunk_tokens].tolist(), len(text)] if len(read.starts) else []
+                inside = list(pairwise(edges))
+            else:
+                inside = passages[number]
             chunks.append([_chunk(text, span, read.starts, states, around, normalize, number) for span in inside])
     return chunks
 
@@ -203,11 +207,6 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
         yield inside[(overlap + 1) // 2 if first else 0 : None if last else body - overlap // 2], around
         if last:
             return
-
-
-def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:
-    """Passages of ``count`` tokens; together the whole document."""
-    yield from pairwise([0, *starts[count::count].tolist(), end] if len(starts) else [])
 
 
 def _chunk(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, normalize: bool, number: int) -> Chunk:

@@ -274,8 +274,8 @@ def qa_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         outputs: of a question-answering model, for padded or packed inputs.
         batch: starts, ends; attention_mask or real (padded, (B, L)), or lengths (packed).
     """
-    scores, real = (outputs.start_logits, outputs.end_logits), batch.get("real", batch.get("attention_mask"))
+    starts, ends, real = outputs.start_logits, outputs.end_logits, batch.get("real", batch.get("attention_mask"))
     if real is None and "lengths" in batch:  # documents of these lengths were packed into one row (1, T)
-        documents = (packed[0].split(batch["lengths"].tolist()) for packed in scores)
-        scores = tuple(pad_sequence(list(rows), batch_first=True, padding_value=-torch.inf) for rows in documents)
-    return span_loss(*scores, batch["starts"], batch["ends"], real)
+        documents = (packed[0].split(batch["lengths"].tolist()) for packed in (starts, ends))
+        starts, ends = (pad_sequence(list(rows), batch_first=True, padding_value=-torch.inf) for rows in documents)
+    return span_loss(starts, ends, batch["starts"], batch["ends"], real)

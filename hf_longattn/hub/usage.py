@@ -100,7 +100,7 @@ def snippet(
         return _block("sentence", values).strip()
     architecture = named_class(config, "AutoModel")
     reads = kind_in(config)
-    head = reads.head(folder, architecture)
+    head = reads.head(architecture)
     example = None if head is None else reads.example(folder, config, head, length, metadata)
     return None if example is None else _code(example, architecture, name, ours=ours, trusts_code=trusts_code)
 

@@ -56,12 +56,12 @@ class PlainKind(TextKind):
         trained_here = plan.new_length and reads_only_text(getattr(transformers, plan.architecture.source_class))
         return None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"}
 
-    def head(self, folder: Path, architecture: str) -> Head | None:
+    def head(self, architecture: str) -> Head | None:
         plain = architecture.removeprefix(GENERIC_CLASS)
         if plain not in self.family.model_classes:
             return None
         model_class: Any = getattr(transformers, plain)
-        if reads_only_text(model_class) and (head := super().head(folder, plain)) is not None:
+        if reads_only_text(model_class) and (head := super().head(plain)) is not None:
             return head
         blocks = "image outputs" if model_class.main_input_name == "pixel_values" else ""
         return Head(auto_class_name(self.family.config_class, architecture) or "", None, blocks)

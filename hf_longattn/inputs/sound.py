@@ -64,8 +64,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.5g} seconds"
 
 
-SAMPLING_RATE = 16_000
-"""Samples per second if the feature extractor's file does not say."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"

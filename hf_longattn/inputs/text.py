@@ -19,7 +19,7 @@ from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
-from .common.examples import Example, Head, text_example, text_head
+from .common.examples import HEADS, Example, Head, text_example
 
 USUAL_LENGTH = 512
 LARGEST_TOKENIZER = 256 * 2**20
@@ -65,6 +65,7 @@ class TextKind(InputKind):
     )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
+    heads = HEADS
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""
@@ -97,9 +98,6 @@ class TextKind(InputKind):
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         if mechanism.reads_grid:
             raise OptionError(f"{mechanism.name} reads a grid, and the model reads a text.")
-
-    def head(self, folder: Path, architecture: str) -> Head | None:
-        return text_head(folder, architecture)
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         return text_example(folder, config, head, length, metadata)

@@ -162,7 +162,11 @@ class SearchResult:
             report.say(sentence)
         report.gap()
         report.table(self._layers())
-        report.table(self._uniform())
+        scores = ["" if costed.score is None else f"{costed.score:.3f}" for costed in self.uniform]
+        costs = [self.cost_of(costed).replace(" of full attention", "") for costed in self.uniform]
+        cost = "cost" if self.budget.of_memory else "cost (of full)"
+        columns = {"design": [costed.design.names[0] for costed in self.uniform], "score": scores, cost: costs}
+        report.table(Table.of_columns(columns, "the same in every layer"))
         for name, value in self.compared.items():
             report.say(f"full layers, {name}: {value:.4f} nats of KL divergence")
         left_out = ", ".join(sorted(self.reasons))
@@ -182,14 +186,3 @@ class SearchResult:
             "gain if full (nats)": [f"{gain:.4f}" for gain in self.importance],
         }
         return Table.of_columns(columns, align="rlr")
-
-    def _uniform(self) -> Table:
-        """What one candidate in every layer is worth, and costs."""
-        columns = {
-            "design": [costed.design.names[0] for costed in self.uniform],
-            "score": ["" if costed.score is None else f"{costed.score:.3f}" for costed in self.uniform],
-            "cost" if self.budget.of_memory else "cost (of full)": [
-                self.cost_of(costed).replace(" of full attention", "") for costed in self.uniform
-            ],
-        }
-        return Table.of_columns(columns, "the same in every layer")

@@ -43,7 +43,7 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
-from hf_longattn.processor_files import IMAGE_PROCESSOR, PROCESSOR_FILE
+from hf_longattn.processor_files import FILE, PROCESSOR_FILE
 from hf_longattn.training.loading import SPAN_LABELS, config_with_head, label_config, load_head, load_start
 
 logger = logging.get_logger(LOGGER)
@@ -95,7 +95,7 @@ def new_image_processor(size: tuple[int, int]) -> Any:
     """ViT's image processor for images of a height and a width, as transformers chooses it for the libraries that are installed."""
     fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, IMAGE_PROCESSOR.file).write_text(json.dumps(fields), encoding="utf-8")
+        Path(folder, FILE).write_text(json.dumps(fields), encoding="utf-8")
         return load_part(AutoImageProcessor, folder, local_files_only=True)
 
 

@@ -346,7 +346,6 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
-page("docs/how-to/native.md", Setting(slow=True))
 page(
     "docs/how-to/positions.md",
     Setting(

@@ -430,7 +430,7 @@ class InputKind(ABC):
                 f"it with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
             )
 
-    def head(self, folder: Path, architecture: str) -> Head | None:
+    def head(self, architecture: str) -> Head | None:
         """How a saved model of the class ``architecture`` is loaded and run. ``None`` for a class without an example."""
         return head_of(architecture, self.heads)
 

@@ -82,12 +82,6 @@ HEADS = {
     "Model": auto_head("", "feature-extraction", "text hidden"),
 }
 """Ending of a class's name -> how its models are run."""
-LILT_HEADS = {
-    "LiltForQuestionAnswering": auto_head("ForQuestionAnswering", "question-answering", "page_question answer"),
-    "LiltForTokenClassification": auto_head("ForTokenClassification", "token-classification", "page page_labels"),
-    "LiltForSequenceClassification": auto_head("ForSequenceClassification", "text-classification", "page label"),
-}
-"""Ending of a class's name -> how LiLT runs with RoBERTa's tokenizer, which takes no boxes and needs a space before each word."""
 _PLACES = {
     BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its page
     PATHS: '["/html/body/p"] * {count}',
@@ -125,12 +119,6 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
 TOKENIZER = ("tokenizer", "AutoTokenizer")
 
 
-def text_head(folder: Path, architecture: str) -> Head | None:
-    """The head of a model of texts. ``None`` for a class without an example."""
-    lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
-    return lilt or head_of(architecture, HEADS)
-
-
 def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example:
     """The example for the card of a model of texts or pages."""
     chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
@@ -146,7 +134,6 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
     values = {
         **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked},
         "takes_globals": takes_globals and not marks_question,  # such a model makes the question global itself
-        "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
         "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
     }
     return Example(head, head.blocks, values, TOKENIZER)

@@ -84,7 +84,8 @@ def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str
     outputs = forward(model, **{**arguments, **added})
     if isinstance(following, CacheMemory):
         following.close()
-    outputs = _remembering(type(outputs))(**outputs, memory=following)
+    kind: Any = type(outputs)
+    outputs = _remembering(kind)(**outputs, memory=following)
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 

@@ -35,7 +35,7 @@ Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
-Base = Annotated[str, typer.Option(help="The family: bert, layoutlm with the box of every token, or deberta-v2 in the shape of v3.")]
+Base = Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 WithMemory = Annotated[bool, typer.Option("--memory", help="Also measure peak memory, each size in a fresh process.")]

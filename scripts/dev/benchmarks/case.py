@@ -46,7 +46,7 @@ class Case:
         if self.dtype not in DTYPES:
             raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
         if self.base not in FAMILIES:
-            raise OptionError(f"The family {self.base!r} is not known; choose one such as bert or layoutlm.{nearest(self.base, FAMILIES)}")
+            raise OptionError(f"The family {self.base!r} is not known; choose one such as bert.{nearest(self.base, FAMILIES)}")
         kind = self.device.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.")

@@ -4,8 +4,7 @@
     python -m scripts.dev.tools.check_families bert gpt2 --again        these, from the beginning
 
 A check is a function in :data:`CHECKS`. A family needs nothing here: the package knows what it reads. Each cell is stored as soon as it is
-known, in families.json and families.md, so that an interrupted run resumes where it stopped. The column of transformers' own suite is read
-from model_tester.json, which `python -m scripts.dev.tools.run_transformers_tests` writes. Exit code 1 when a stored cell of these
+known, in families.json and families.md, so that an interrupted run resumes where it stopped. Exit code 1 when a stored cell of these
 families says "failed". :mod:`check_derived` has the families that follow from transformers alone."""
 
 from __future__ import annotations
@@ -21,43 +20,35 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
 from hf_longattn import convert_checkpoint, export_checkpoint
 from hf_longattn.checks import FAILED as FAILED_CHECK
 from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.conversion.model_loading import quiet_libraries
-from hf_longattn.conversion.plan import plan_conversion
-from hf_longattn.data.english import verification_text
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
 from hf_longattn.positions.tables import moves_rows
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table, store_study, stored_study
-from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
 from scripts.dev.tools.small_models import IN_FULL, Shape, known_head, of_trained_size, predicts_tokens, small_config_of
 
 PASSED, FAILED, NOT_APPLICABLE, NOT_RUN = "passed", "failed", "not applicable", "not run"
-TOLERANCE = 1e-4
-"""Largest difference called equal, relative to the largest output (at least 1)."""
 TOKENS, GROWTH = 64, 4
 SHAPE = Shape(layers=4)
 SPECIAL = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
-SUITE = "ModelTesterMixin"
-INTRODUCTION = f"""\
+INTRODUCTION = """\
 # Every family, checked
 
-Written by `python -m scripts.dev.tools.check_families` (torch {{torch}}, transformers {{transformers}}). Each base is a small checkpoint
+Written by `python -m scripts.dev.tools.check_families` (torch {torch}, transformers {transformers}). Each base is a small checkpoint
 with random weights, as transformers saves it. It is converted to four times its length, images to twice their height and width, sounds to
 four times their duration. Rows checked before 2026-11-28 are of the former checker (commit 8bf428dc3), whose checkpoints had a
 tokenizer or a processor.
 
 - *convert*: the conversion's own checks, and the largest difference from the base
-- *LoRA*: two steps through peft, then merged
-- *compile*: fullgraph, aot_eager
-- *export*: ONNX in onnxruntime for encoders and images, otherwise torch.export
+- *export*: ONNX in onnxruntime, of encoders of texts
 - *generate*: greedy, with a cache and without
-- *{SUITE}*: transformers' own suite ([model_tester.md](model_tester.md))
+
+[model_tester.md](model_tester.md) has transformers' own suite.
 """
 Cell = dict[str, str]
 
@@ -135,21 +126,6 @@ class Subject:
         """The report of the conversion, and the result in the folder "long"."""
         return convert_checkpoint(self.short, self.folder / "long", **self.settings)
 
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        """Arguments of ``forward`` for one input of the new size: those by which the package verifies a conversion."""
-        plan = plan_conversion(self.short, **self.settings)
-        given: dict[str, Tensor] = {}
-        for part in plan.towers.values() if self.family.towers else [plan]:
-            arguments = part.kind.arguments_at(part.kind.verification_inputs(part, verification_text(None)), part.config, part.inputs.new)
-            if "input_ids" in arguments:
-                arguments |= part.kind.seeded(part.config, arguments["input_ids"])
-            given |= arguments
-        if self.config.is_encoder_decoder and "decoder_input_ids" not in given:
-            some = torch.arange(1 if hasattr(self.config, "blank_token_id") else 6)[None]
-            given["decoder_input_ids"] = given["input_ids"][:, :20].contiguous() if "input_ids" in given else some
-        return given
-
     def long(self) -> Any:
         """The result, loaded."""
         assert self.report
@@ -157,24 +133,6 @@ class Subject:
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False  # of no use to a pass over a whole text, and no graph has it
         return model
-
-    def outputs(self, model: Any) -> Tensor:
-        """The scores of a pass, or the hidden states where there are none; with the graph of gradients where the model trains."""
-        with torch.set_grad_enabled(model.training):
-            outputs = model(**self.inputs)
-        names = ("logits", "logits_per_text")
-        found: Tensor = next((outputs[name] for name in names if name in outputs), outputs[0])
-        return found
-
-
-def equal(expected: Tensor, measured: Tensor) -> str:
-    """The largest difference, in words."""
-    if expected.shape != measured.shape:
-        raise Differs(f"outputs have the shapes {tuple(measured.shape)} and {tuple(expected.shape)}")
-    largest = (expected - measured).abs().max().item()
-    if not largest <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise Differs(f"outputs differ by {largest:.1e}, the largest is {expected.abs().max().item():.1f}")
-    return f"{largest:.0e}" if largest else "0"
 
 
 def convert(subject: Subject) -> str:
@@ -189,64 +147,29 @@ def convert(subject: Subject) -> str:
     return f"{sum(check.status == PASSED for check in checks)} checks, {largest:.0e}"
 
 
-def lora(subject: Subject) -> str:
-    """Two steps with adapters, which are merged."""
-    import peft
-
-    model = peft.get_peft_model(subject.long(), peft.LoraConfig(r=4, target_modules="all-linear"))
-    before = subject.outputs(model.eval())
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):  # the first step trains B, which is initialised to zero, and the second A
-        loss = subject.outputs(model.train()).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    after = subject.outputs(model.eval())
-    if not torch.isfinite(loss) or torch.equal(before, after):
-        raise Differs(f"two steps with loss {loss:.3f} did not change the outputs")
-    return f"trains, merges ({equal(after, subject.outputs(model.merge_and_unload().eval()))})"
-
-
-def compiled(subject: Subject) -> str:
-    """One graph without a break; of a transducer, whose decoder is an LSTM, the encoder's."""
-    model = subject.long()
-    if hasattr(model, "joint"):
-        model = model.get_encoder()
-        subject.inputs.pop("decoder_input_ids", None)
-    torch.compiler.reset()
-    return equal(subject.outputs(model), subject.outputs(torch.compile(model, fullgraph=True, backend="aot_eager")))
-
-
 def export(subject: Subject) -> str:
-    """A graph, compared by the package."""
-    if subject.reads != "text":
-        raise NotApplicable("only models of texts are exported as graphs")
-    if subject.config.is_encoder_decoder:
-        raise NotApplicable("a graph has no encoder and decoder")
-    format = "torch" if getattr(subject.family.config_class, "is_decoder", True) else "onnx"
+    """An ONNX graph of an encoder of texts, compared by the package."""
+    if subject.reads != "text" or subject.config.is_encoder_decoder or getattr(subject.family.config_class, "is_decoder", True):
+        raise NotApplicable("no encoder of texts")
     assert subject.report
-    report = export_checkpoint(subject.folder / "long", subject.folder / "graph", format=format)
-    largest = max(check.values["difference"] for check in report.checks)
-    return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {largest:.0e}"
+    checks = export_checkpoint(subject.folder / "long", subject.folder / "graph").checks
+    return f"ONNX, {max(check.values['difference'] for check in checks):.0e}"
 
 
 def generate(subject: Subject) -> str:
     """The same tokens with and without a cache."""
     if subject.reads != "text" or not predicts_tokens(subject.base) or not subject.long().can_generate():
         raise NotApplicable("writes no text")
-    model, inputs = subject.long(), {"input_ids": subject.inputs["input_ids"][:, :100]}
-    inputs |= {name: value[:, :100] for name, value in subject.inputs.items() if name not in ("input_ids", "decoder_input_ids")}
+    ids = torch.randint(5, SHAPE.vocabulary, (1, 100), generator=torch.Generator().manual_seed(0))
     settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
     with torch.no_grad():
-        texts = [model.generate(**inputs, **settings, use_cache=use_cache) for use_cache in (True, False)]
+        texts = [subject.long().generate(ids, **settings, use_cache=use_cache) for use_cache in (True, False)]
     if not torch.equal(*texts):
         raise Differs("other tokens with the cache than without")
     return "same tokens with and without cache"
 
 
-CHECKS: dict[str, Callable[[Subject], str]] = {
-    "convert": convert, "LoRA": lora, "compile": compiled, "export": export, "generate": generate,
-}  # fmt: skip
+CHECKS: dict[str, Callable[[Subject], str]] = {"convert": convert, "export": export, "generate": generate}
 """Column -> the check, which says what it found in a few words, or raises."""
 
 
@@ -280,23 +203,13 @@ def said(cell: Cell) -> str:
     return cell["detail"] if cell["status"] == PASSED else f"{cell['status']}: {cell['detail']}"
 
 
-def suite_cell(base: str, suite: dict[str, Any]) -> Cell:
-    """What transformers' suite found, as `run_transformers_tests` stored it."""
-    entry = suite.get(f"long_{base}")
-    if entry is None:
-        return {"status": NOT_RUN, "detail": f"python -m scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"}
-    detail = f"{entry['passed']} passed, {entry['failed']} failed{failures(entry)}, {entry['skipped']} skipped"
-    return {"status": FAILED if failed_here(entry) else PASSED, "detail": detail}
-
-
-def markdown(stored: dict[str, Any], suite: dict[str, Any]) -> str:
-    """The table of all stored families; ``suite`` is what is stored of transformers' suite."""
+def markdown(stored: dict[str, Any]) -> str:
+    """The table of all stored families."""
     rows = []
     for base, record in sorted(stored["families"].items()):
-        cells = [record["cells"].get(name) for name in CHECKS]
-        words = [NOT_RUN if cell is None else said(cell) for cell in (*cells, suite_cell(base, suite))]
-        rows.append([f"`{base}`", record["kind"], f"`{record['head']}`", *words, record["date"]])
-    header = ["base", "reads", "head", *CHECKS, SUITE, "checked on"]
+        cells = [said(record["cells"][name]) if name in record["cells"] else NOT_RUN for name in CHECKS]
+        rows.append([f"`{base}`", record["kind"], f"`{record['head']}`", *cells, record["date"]])
+    header = ["base", "reads", "head", *CHECKS, "checked on"]
     return f"{INTRODUCTION.format(**stored)}\n{markdown_table(header, rows).replace('---:', '---')}\n"
 
 
@@ -305,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
     parser.add_argument("--again", action="store_true", help="also what is stored as passed")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of families.json and model_tester.json, default %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of families.json, default %(default)s")
     options = parser.parse_args(arguments)
     if unknown := [base for base in options.families if base not in IN_FULL]:
         parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(IN_FULL)}")
@@ -316,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def store() -> None:
         ordered = {**stored, "families": dict(sorted(families.items()))}
-        store_study(file, ordered, markdown(stored, stored_suite(options.output, stored["transformers"])))
+        store_study(file, ordered, markdown(stored))
 
     chosen = options.families or IN_FULL
     with quiet_libraries():

@@ -40,9 +40,6 @@ class ModelInputs:
         self.plain = self.place(plain_class(config))
         generator = torch.Generator().manual_seed(case.seed)
         self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator).to(case.device)
-        pages = self.family.rule.seeded(config, case.batch, case.length)
-        self.pages = {name: values.to(case.device) for name, values in pages.items()}
-        """The boxes, or what else the base reads of every token."""
         self.upstream = torch.randn(case.batch, case.length, case.hidden_size, generator=generator).to(case.device, case.torch_dtype)
         self.global_attention_mask: Tensor | None = None
         if case.num_globals:
@@ -93,4 +90,4 @@ class ModelImplementation(Implementation):
         return {}
 
     def forward(self) -> Tensor:
-        return self.model(self.inputs.input_ids, **self.inputs.pages, **self.arguments()).last_hidden_state
+        return self.model(self.inputs.input_ids, **self.arguments()).last_hidden_state

@@ -67,7 +67,7 @@ def _plain_under(mask: Any, inputs: ModelInputs) -> list[Any]:
 
     hook = inputs.plain.encoder.register_forward_pre_hook(see, with_kwargs=True)
     with torch.set_grad_enabled(inputs.case.backward):
-        output = inputs.plain(inputs.input_ids, **inputs.pages).last_hidden_state
+        output = inputs.plain(inputs.input_ids).last_hidden_state
     hook.remove()
     if not inputs.case.backward:
         return [output]

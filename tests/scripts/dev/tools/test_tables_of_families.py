@@ -11,7 +11,6 @@ import pytest
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import stored_study
 from scripts.dev.tools import check_families
-from scripts.dev.tools.run_transformers_tests import stored_suite
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cells import every_cell
 
@@ -50,5 +49,5 @@ def test_a_family_without_a_row_is_named(table: str) -> None:
 
 def test_stored_pages_say_what_the_results_say() -> None:
     families = stored(RESULTS / "families")
-    page = check_families.markdown(families, stored_suite(RESULTS, families["transformers"]))
+    page = check_families.markdown(families)
     assert (RESULTS / "families.md").read_text(encoding="utf-8") == page
