@@ -94,8 +94,8 @@ class Options:
 
     relative: str | None = option(
         None,
-        "relative positions added to the scores: alibi, t5_buckets, shaw, transformer_xl, rotary or rotary_self_extend, with "
-        "settings as in shaw:clip=32; of rotary models also self_extend, dual_chunk or dropped",
+        "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32; of "
+        "rotary models also self_extend",
     )
     order: str | None = option(
         None,

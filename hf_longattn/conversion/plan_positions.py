@@ -121,7 +121,7 @@ class PositionPlan:
     @property
     def relative(self) -> str:
         """The option ``relative`` that belongs to these positions; empty if there is none."""
-        return self.rule if self.rule in table_rules.REPLACED else "" if self.rope is None else self.rope.relative
+        return self.rule if self.rule == table_rules.ALIBI else "" if self.rope is None else self.rope.relative
 
     @property
     def position_change(self) -> str:
@@ -204,7 +204,7 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     return rule if kept_rows is None else f"{table_rules.STRETCH}:{kept_rows}"
 
 
-MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base", "rope:drop")
+MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base")
 """Rules that change every position, in a way that the model was not trained on."""
 
 

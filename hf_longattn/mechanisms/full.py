@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.common.call import AttentionCall, MaskMod, Pattern, clear_padding
-from ..positions.relative import MovedPositions
+from ..positions.relative import SelfExtend
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
 
@@ -40,6 +40,6 @@ class Full(SparseMechanism):
         return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if isinstance(self.relative, MovedPositions) and self.relative.moves(k.shape[2]):
+        if isinstance(self.relative, SelfExtend) and self.relative.moves(k.shape[2]):
             return self.relative.attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

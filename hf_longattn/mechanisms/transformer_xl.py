@@ -121,15 +121,12 @@ class TransformerXL(GatheredMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
         if not self._stops(k, v):
-            q, k, call = with_relative(self, q, k, call)
-            return super().forward(q, k, v, call)
+            return super().forward(q, k, v, with_relative(self, q, k, call))
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)
         mods = self._score_mods(q, (k, remembered[0]), call)
         old_k = remembered[0]
-        if self.relative is not None:
-            (q, k), (_, old_k) = self.relative.placed(q, k), self.relative.placed(q, old_k)
         q = pad_queries(q, length)
         k, v = torch.cat([k, old_k], 2), torch.cat([v, remembered[1]], 2)
         joint_call = call.replace(score_mod=_folded(mods, length), causal=False)

@@ -49,8 +49,6 @@ class RelativePositions(nn.Module, ABC):
     """Whether the term depends on the key's content as well as its position."""
     changes_every_text: ClassVar[bool] = False
     """Whether a converted checkpoint needs training because of the term."""
-    turns_vectors: ClassVar[bool] = False
-    """Whether :meth:`placed` rotates queries and keys, so that no score term is needed."""
     differs_by_head: ClassVar[bool] = False
     """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
@@ -80,10 +78,6 @@ class RelativePositions(nn.Module, ABC):
         """Maximum text length, in tokens, for which the term is zero in a converted checkpoint; ``None``: at every length."""
         return 0 if cls.changes_every_text else None
 
-    def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys for their positions. The queries are the last Nq positions of the keys' sequence."""
-        return q, k
-
     @abstractmethod
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         """The definition: the term added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
@@ -96,7 +90,7 @@ class RelativePositions(nn.Module, ABC):
         """
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
-        """The term for engines; ``None`` if it is zero, or if :meth:`placed` or :meth:`MovedPositions.attention` replaces it.
+        """The term for engines; ``None`` if it is zero, or if :meth:`SelfExtend.attention` replaces it.
 
         It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence.
         """
@@ -333,96 +327,61 @@ class Rotation(NamedTuple):
         )
 
 
-class Rotary(RelativePositions):
-    """Rotary positions for a model trained without them (Su et al. 2021, RoFormer, section 3.2).
+class SelfExtend(RelativePositions):
+    """Self-Extend (Jin et al. 2024, LLM Maybe LongLM, section 3): distant tokens share rotary positions in groups.
 
-        score(i, j) = (R(i / factor) q_i) · (R(j / factor) k_j) · scale
+        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale                  for a key j before the query i, with i - j >= window
+        A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋
 
-    R(n) rotates by n positions, as in Llama. Factors above 1 interpolate (Chen et al. 2023): a model trained with factor 1 on short
-    texts reads long ones at the distances of its training. Nothing is learned here, but the model must learn to read such scores.
-    """
-
-    name = "rotary"
-    summary = "rotary positions in place of a table; needs training"
-    paper = "Su et al. 2021, RoFormer, §3.2"
-    changes_every_text = True
-    turns_vectors = True
-    settings = MappingProxyType({
-        "base": (10_000, "base of the frequencies"),
-        "factor": (1, "by what positions are divided, for texts longer than those of the training"),
-    })  # fmt: skip
-
-    def turned(self, x: Tensor, places: Tensor) -> Tensor:
-        """``x (B, H, N, D)`` rotated to the positions ``places (B or 1, N)``, in at least fp32."""
-        return Rotation.usual(self.head_dim, self.values["base"]).turned(x, places / self.values.get("factor", 1))
-
-    def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        places = torch.arange(k.shape[2], device=k.device)[None]
-        return self.turned(q, places[:, k.shape[2] - q.shape[2] :]).to(q.dtype), self.turned(k, places).to(k.dtype)
-
-    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        plain, turned = (products(x, repeat_heads(y, q.shape[1])) for x, y in ((q, k), (self.turned(q, rows), self.turned(k, keys))))
-        return (turned - plain) * scale
-
-
-class MovedPositions(RelativePositions):
-    """Rotary positions at which distant pairs meet, so that no distance is longer than in training.
-
-        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale      for a key j before the query i, in a distant pair
-
-    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. Distant pairs have one B, and an A that depends on the kind of pair.
-    For keys after the query, in encoders, both change places: the distance is minus that of the pair (j, i).
+    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the window ends. Texts of
+    up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is learned. For keys after the query, in encoders,
+    both change places: the distance is minus that of the pair (j, i).
 
     Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add up, so a further
     rotation by A(i) - i gives the vector at A(i).
     """
 
+    name = "self_extend"
+    summary = "rotary positions of distant tokens in groups, exact ones in a window"
+    paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning, §3"
     counts_tokens = True
+    settings = MappingProxyType({
+        "window": (1024, "distance in tokens from which a pair is distant"),
+        "group": (8, "tokens that share a position in distant pairs"),
+    })  # fmt: skip
     rotation: Rotation | Callable[[], Rotation] | None = None
     """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: :meth:`Rotation.usual`."""
 
-    @abstractmethod
-    def later(self, position: Tensor) -> tuple[Tensor, ...]:
-        """A, for each kind of distant pair, of tokens at ``position``."""
-
-    @abstractmethod
-    def earlier(self, position: Tensor) -> Tensor:
-        """B, of tokens at ``position``."""
-
-    @abstractmethod
-    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
-        """The kind of each pair of positions: 0 for near pairs, n for the n-th A. The tensors broadcast."""
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return None if settings["group"] == 1 else settings["window"]
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys for each kind of distant pair, then those for later keys. Shapes stay."""
-        usual = Rotation.usual(self.head_dim, self.values.get("base", 10_000))
-        rotation = self.rotation() if callable(self.rotation) else self.rotation or usual
+        """Queries and keys for distant pairs, then those for distant later keys. Shapes stay."""
+        window, group = self.values["window"], self.values["group"]
+        rotation = self.rotation() if callable(self.rotation) else self.rotation or Rotation.usual(self.head_dim)
 
-        def both(x: Tensor, own: Tensor, y: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor]]:
-            second = rotation.turned(y, self.earlier(others) - others)
-            return [(rotation.turned(x, position - own), second) for position in self.later(own)]
+        def both(x: Tensor, own: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+            second = rotation.turned(y, others // group - others)
+            return rotation.turned(x, own // group + (window - window // group) - own), second
 
-        return both(q, rows, k, keys) + ([] if causal else [pair[::-1] for pair in both(k, keys, q, rows)])
+        return [both(q, rows, k, keys)] + ([] if causal else [both(k, keys, q, rows)[::-1]])
 
     def choices(self, rows: Tensor, keys: Tensor) -> Tensor:
         """0 for near pairs, else the number of an entry of :meth:`moved`. The tensors broadcast."""
-        kind = self.kinds(torch.maximum(rows, keys), torch.minimum(rows, keys))
-        return torch.where((kind > 0) & (keys > rows), kind + len(self.later(rows)), kind)
+        distant = (torch.maximum(rows, keys) - torch.minimum(rows, keys) >= self.values["window"]).int()
+        return torch.where((distant > 0) & (keys > rows), 2, distant)
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         near = products(q, repeat_heads(k, q.shape[1])) * scale
-        return self.scores(near, q, k, rows, keys, causal, scale) - near
-
-    def scores(self, near: Tensor, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        """The scores, where ``near`` are the scaled products of ``q`` and ``k``. The rest is as in :meth:`term`."""
         choice, score = self.choices(rows[:, None, :, None], keys[:, None, None]), near
         for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
-        return score
+        return score - near
 
     def moves(self, length: int) -> bool:
         """Whether texts of up to ``length`` tokens can have distant pairs; true in graphs."""
-        return in_graph() or bool(self.kinds(torch.tensor(length - 1), torch.tensor(0)))
+        return in_graph() or length > self.values["window"]
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
@@ -461,120 +420,8 @@ class MovedPositions(RelativePositions):
         return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
 
 
-class SelfExtend(MovedPositions):
-    """Self-Extend (Jin et al. 2024, LLM Maybe LongLM, section 3): distant tokens share positions in groups.
-
-        A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋      if |i - j| >= window
-
-    The shift of A lets distances go on where the window ends. Texts of up to L tokens have distances below
-    ``(L - window) / group + window``, about. Nothing is learned.
-    """
-
-    name = "self_extend"
-    summary = "rotary positions of distant tokens in groups, exact ones in a window"
-    paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning, §3"
-    settings = MappingProxyType({
-        "window": (1024, "distance in tokens from which a pair is distant"),
-        "group": (8, "tokens that share a position in distant pairs"),
-    })  # fmt: skip
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return None if settings["group"] == 1 else settings["window"]
-
-    def later(self, position: Tensor) -> tuple[Tensor, ...]:
-        window, group = self.values["window"], self.values["group"]
-        return (position // group + (window - window // group),)
-
-    def earlier(self, position: Tensor) -> Tensor:
-        return position // self.values["group"]
-
-    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
-        return (later - earlier >= self.values["window"]).int()
-
-
-class RotarySelfExtend(Rotary, SelfExtend):
-    """Rotary positions for a model without them, with Self-Extend: :class:`Rotary` and :class:`SelfExtend` together."""
-
-    name = "rotary_self_extend"
-    summary = "rotary positions in place of a table, of distant tokens in groups; needs training"
-    paper = f"{Rotary.paper}; {SelfExtend.paper}"
-    turns_vectors = False
-    settings = MappingProxyType({"base": Rotary.settings["base"], **SelfExtend.settings})
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return 0
-
-    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        turned = self.turned(q, rows), self.turned(k, keys)
-        plain, near = (products(x, repeat_heads(y, q.shape[1])) * scale for x, y in ((q, k), turned))
-        return self.scores(near, *turned, rows, keys, causal, scale) - plain
-
-
-class DualChunk(MovedPositions):
-    """Dual chunk attention (An et al. 2024, Training-Free Long-Context Scaling of Large Language Models, section 3).
-
-        B(j) = j mod chunk
-        A(i) = min(i mod chunk + chunk, trained - 1)      if j is in the chunk before i's (successive chunks)
-        A(i) = trained - 1                                if j is in an earlier chunk (inter-chunk)
-
-    Pairs in one chunk keep their distance. So do pairs of successive chunks for queries less than ``trained - chunk`` tokens after the
-    beginning of their chunk: the paper's local window w. Nothing is learned.
-    """
-
-    name = "dual_chunk"
-    summary = "rotary positions within chunks, to the chunk before, and to all earlier chunks"
-    paper = "An et al. 2024, Training-Free Long-Context Scaling of Large Language Models, §3"
-    settings = MappingProxyType({
-        "chunk": (3072, "tokens in a chunk"),
-        "trained": (4096, "length in tokens that the model was trained for, the paper's c"),
-    })  # fmt: skip
-
-    @classmethod
-    def check(cls, settings: Mapping[str, int]) -> None:
-        super().check(settings)
-        if settings["chunk"] > settings["trained"]:
-            raise OptionError(
-                f"Relative positions 'dual_chunk' have chunks of {settings['chunk']} tokens for a model trained with "
-                f"{settings['trained']}; a chunk must be no longer, for example relative='dual_chunk:chunk=3072,trained=4096'."
-            )
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return min(settings["trained"], 2 * settings["chunk"])
-
-    def later(self, position: Tensor) -> tuple[Tensor, ...]:
-        chunk, last = self.values["chunk"], self.values["trained"] - 1
-        return (position % chunk + chunk).clamp(max=last), torch.full_like(position, last)
-
-    def earlier(self, position: Tensor) -> Tensor:
-        return position % self.values["chunk"]
-
-    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
-        chunk = self.values["chunk"]
-        return (later // chunk - earlier // chunk).clamp(max=2)
-
-
-class Dropped(RelativePositions):
-    """No rotary positions in the layer (DroPE, Gelberg et al. 2025): the model is trained with them, and shortly again without.
-
-    The term is zero. A hook leaves the rotation of queries and keys out (:mod:`hf_longattn.modeling.attach.rotations`).
-    """
-
-    name = "dropped"
-    summary = "no rotary positions; needs training"
-    paper = "Gelberg et al. 2025, Extending the Context of Pretrained LLMs by Dropping Their Positional Embeddings"
-    changes_every_text = True
-
-    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        return q.new_zeros(()).expand(1, q.shape[1], q.shape[2], k.shape[2])
-
-
-RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL, Rotary)}
-ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped, RotarySelfExtend)}
-"""Kinds that change a model's rotary positions; ``rotary_self_extend`` brings its own."""
-KINDS = RELATIVE | ROTARY
+RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
+KINDS = {**RELATIVE, SelfExtend.name: SelfExtend}
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:

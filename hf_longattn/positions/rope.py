@@ -10,11 +10,9 @@
                    Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
 ``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the caller:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
-``rope:self-extend``, ``rope:dual-chunk``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with
-                   full attention (:class:`~.relative.SelfExtend`, :class:`~.relative.DualChunk`). No distance is longer than in
-                   training. ``rope:self-extend:window=512,group=4``, ``rope:dual-chunk:chunk=1536``; by default they suit both lengths.
-``rope:drop``      no rotation in any layer, by the option ``relative`` (:class:`~.relative.Dropped`, https://arxiv.org/abs/2512.12167).
-                   Needs training. Single layers: ``rope:none`` and ``relative=dropped`` in these layers.
+``rope:self-extend``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with full attention
+                   (:class:`~.relative.SelfExtend`). No distance is longer than in training. ``rope:self-extend:window=512,group=4``; by
+                   default both settings suit the two lengths.
 ``rope:none``      unchanged. What transformers derives from ``max_position_embeddings`` keeps its value, such as the factor of a longrope
                    entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further. Rotary scores depend
                    on distances only. If no layer looks back further than the old length, all distances occurred in training, so that
@@ -119,16 +117,7 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
             f"rope:self-extend with window={window} and group={group} gives distances of up to {furthest(group)} at {new_length} tokens, "
             f"but the source was trained for distances below {old_length}; type group={fitting} or more."
         )
-    return _moved(old, new_length, "self-extend", f"self_extend:window={window},group={group}")
-
-
-def _dual_chunk(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    settings = {"chunk": max(1, 3 * old_length // 4), "trained": old_length, **settings_in(f"dual_chunk:{value}")[1]}
-    return _moved(old, new_length, "dual-chunk", f"dual_chunk:chunk={settings['chunk']},trained={settings['trained']}")
-
-
-def _moved(old: Parameters, new_length: int, kind: str, relative: str) -> RopePlan:
-    return RopePlan(kind, dict(old), new_length, True, read_relative(relative))
+    return RopePlan("self-extend", dict(old), new_length, True, read_relative(f"self_extend:window={window},group={group}"))
 
 
 ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
@@ -139,10 +128,8 @@ ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "base": _base,
     "longrope": _longrope,
     "self-extend": _self_extend,
-    "dual-chunk": _dual_chunk,
-    "drop": lambda old, _, new_length, value: RopePlan("drop", dict(old), new_length, False, read_relative("dropped")),
 }
-KEEPS_PARAMETERS = ("none", "self-extend", "dual-chunk", "drop")
+KEEPS_PARAMETERS = ("none", "self-extend")
 """Kinds that leave the source's rotary parameters as they are, and so go with any scaling of the source."""
 
 

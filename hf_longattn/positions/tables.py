@@ -31,9 +31,9 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-REPLACED = ("alibi", "rotary")
-"""Strategies that discard the table, and values of the option ``relative`` that take its place."""
-DROPPED = ("none", *REPLACED)
+ALIBI = "alibi"
+"""The strategy that discards the table, and the value of the option ``relative`` that takes its place."""
+DROPPED = ("none", ALIBI)
 """Strategies that discard the table: all rows are their mean."""
 SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"

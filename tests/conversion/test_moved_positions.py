@@ -1,4 +1,4 @@
-"""`--positions rope:self-extend`, `rope:dual-chunk` and `rope:drop`: written, loaded, generated with, or refused."""
+"""`--positions rope:self-extend`: written, loaded, generated with, or refused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ WRITTEN = {
     "rope:self-extend": ("self_extend:window=16,group=6", 16),
     "rope:self-extend:window=8": ("self_extend:window=8,group=5", 8),
     "rope:self-extend:window=8,group=20": ("self_extend:window=8,group=20", 8),
-    "rope:dual-chunk": ("dual_chunk:chunk=48,trained=64", 64),
-    "rope:dual-chunk:chunk=40": ("dual_chunk:chunk=40,trained=64", 64),
-    "rope:drop": ("dropped", 0),
 }
 """`--positions` -> the option of the layers, and the longest text that is read as by the source."""
 
@@ -69,7 +66,7 @@ def test_the_result_reads_short_texts_as_the_source_and_generates_as_it_reads(so
 
 
 @pytest.mark.thorough
-@every_cell("positions", ["rope:self-extend", "rope:dual-chunk", "rope:drop"])
+@every_cell("positions", ["rope:self-extend"])
 def test_graphs_read_as_the_model_does(source: Path, tmp_path: Path, positions: str) -> None:
     """A compiled model, and an ONNX graph, whose export compares it at three lengths."""
     target = tmp_path / positions.replace(":", "-")
@@ -88,7 +85,7 @@ def test_a_source_that_is_scaled_keeps_its_scaling(source: Path, tmp_path: Path)
     scaled = LlamaForCausalLM.from_pretrained(source)
     scaled.config.rope_parameters = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
     scaled.save_pretrained(tmp_path / "scaled")
-    assert converted(tmp_path / "scaled", tmp_path / "longer", "rope:dual-chunk").passed
+    assert converted(tmp_path / "scaled", tmp_path / "longer", "rope:self-extend").passed
     assert LongLlamaForCausalLM.from_pretrained(tmp_path / "longer").config.rope_parameters["rope_type"] == "linear"
 
 
@@ -97,11 +94,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a group of none": ("rope:self-extend:group=0", {}, "Setting 'group' of relative positions 'self_extend' is 0, but must be at least 1"),
     "too small a group": ("rope:self-extend:group=2", {}, r"distances of up to 135 at 256 tokens, .* type group=6 or more"),
     "no setting": ("rope:self-extend:groups=2", {}, "have no setting 'groups'; settings are: window, group. Did you mean 'group'"),
-    "no number": ("rope:dual-chunk:chunk=many", {}, "'many', but must be a whole number"),
-    "long chunks": ("rope:dual-chunk:chunk=65", {}, "chunks of 65 tokens for a model trained with 64"),
-    "no full layer": ("rope:dual-chunk", {"mechanism": "window", "window": 32}, "in full attention, but no layer has that"),
-    "a far layer": ("rope:dual-chunk", {"layers": {0: {"mechanism": "bigbird"}}}, "but mechanism 'bigbird' sees beyond the 64 tokens"),
-    "another term": ("rope:dual-chunk", {"relative": "alibi"}, "contradicts relative='alibi'; leave out one of them"),
+    "no number": ("rope:self-extend:window=many", {}, "'many', but must be a whole number"),
+    "no full layer": ("rope:self-extend", {"mechanism": "window", "window": 32}, "in full attention, but no layer has that"),
+    "a far layer": ("rope:self-extend", {"layers": {0: {"mechanism": "bigbird"}}}, "but mechanism 'bigbird' sees beyond the 64 tokens"),
+    "another term": ("rope:self-extend", {"relative": "alibi"}, "contradicts relative='alibi'; leave out one of them"),
     "another mechanism": (
         "rope:none",
         {"mechanism": "window", "relative": "self_extend"},
@@ -119,6 +115,6 @@ def test_what_cannot_be_is_refused(source: Path, tmp_path: Path, case: str) -> N
 
 def test_near_windows_need_no_other_positions(source: Path, tmp_path: Path) -> None:
     settings = {"layers": {0: {"mechanism": "window", "window": 32}}}
-    converted(source, tmp_path / "mixed", "rope:dual-chunk", verify=False, **settings)
+    converted(source, tmp_path / "mixed", "rope:self-extend", verify=False, **settings)
     attention = LongLlamaForCausalLM.from_pretrained(tmp_path / "mixed").config.long_attention
-    assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [None, "dual_chunk:chunk=48,trained=64"]
+    assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [None, "self_extend:window=16,group=6"]

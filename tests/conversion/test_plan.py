@@ -141,10 +141,10 @@ def test_a_dropped_table_keeps_its_mean_and_is_not_trained(name: str, positions:
 @pytest.mark.thorough
 def test_without_positions_an_encoder_sees_a_bag_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "none", mechanism="full", positions="none")
-    for kind in ("alibi", "rotary"):
+    for kind in ("alibi",):
         convert_checkpoint(built("BertModel"), tmp_path / kind, mechanism="full", positions=kind)
     ids, order = torch.randint(1000, 2000, (1, 40)), torch.randperm(40)
-    for kind, blind in (("none", True), ("alibi", False), ("rotary", False)):
+    for kind, blind in (("none", True), ("alibi", False)):
         model = hf_longattn.LongBertModel.from_pretrained(tmp_path / kind).eval()
         with torch.no_grad():
             plain, mixed = (model(x).last_hidden_state for x in (ids, ids[:, order]))
@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         plan_conversion(bert, mechanism="linear", positions="alibi")
     with pytest.raises(PositionError, match=r"expected auto or one of .*none, alibi.*Did you mean 'alibi'"):
         plan_conversion(bert, mechanism="window", positions="alibbi")
-    with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi, rotary"):
+    with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi"):
         plan_conversion(built("PegasusForConditionalGeneration"), positions="tile")
 
 
@@ -270,21 +270,6 @@ def test_a_plan_says_what_scaling_for_sinks_and_global_tokens_alone_costs(
         unscaled = plan_conversion(built(name), max_length=256, positions="rope:none", **settings)
         assert unscaled.config.rope_parameters == unscaled.architecture.source_config.rope_parameters
         assert "its sinks or global tokens at any distance" in str(unscaled.warnings[0])
-
-
-@every_cell(
-    ("name", "values"),
-    [("Esm", {"position_embedding_type": "rotary"}), ("GPTJ", {"rotary_dim": 8}), ("SmolLM3", {}), ("Llama", {})],
-    ids=str,
-)
-def test_rotary_positions_are_refused_by_every_model_that_rotates(name: str, values: dict[str, Any]) -> None:
-    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
-    shape |= (
-        {"pad_token_id": 1, "mask_token_id": 2, "num_key_value_heads": 2} if name != "GPTJ" else {"n_embd": 32, "n_layer": 2, "n_head": 2}
-    )
-    config = getattr(hf_longattn, f"Long{name}Config")(**shape, **values, long_attention={"mechanism": "full", "relative": "rotary"})
-    with pytest.raises(PositionError, match="rotates queries and keys already; leave relative=rotary and rotary_self_extend out"):
-        getattr(hf_longattn, f"Long{name}Model")(config)
 
 
 @pytest.mark.parametrize(

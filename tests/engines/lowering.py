@@ -208,7 +208,7 @@ case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.d
 case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
 case("disentangled", deberta)
 case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
-for name in (name for name, kind in RELATIVE.items() if not kind.turns_vectors):
+for name in RELATIVE:
     case(f"relative {name}", relative(name))
     case(f"relative {name}, gradients", relative(name), grad=True)
 for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):

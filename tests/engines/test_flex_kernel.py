@@ -409,9 +409,8 @@ def held(value: Any) -> Iterator[Any]:
 def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     q, k = (torch.empty(2, heads, 300, 16, device=device) for heads in (4, 2))
     yield "softcap", _score_mod(None, torch.empty(1, 4, 1, 300, device=device), 300, 300, device_scalar(30.0, q.device))
-    for name, kind in RELATIVE.items():
-        if not kind.turns_vectors:
-            yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
+    for name in RELATIVE:
+        yield name, build_relative(name, 4, 16, 64).to(device).score_term(q, k, True, 0.25, (64, 0)).written_out
     tables = [torch.empty(4, 8, 16, device=device) for _ in range(2)]
     yield "deberta", disentangled(q, q, *tables, 0.25, torch.zeros(15, dtype=torch.long, device=device))
 

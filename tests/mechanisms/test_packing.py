@@ -218,8 +218,7 @@ def assert_packed_equals_alone(model: Any, arguments: dict[str, Any]) -> None:
 
 def forms(causal: bool) -> dict[str, dict[str, Any]]:
     names = [name for name in list_mechanisms(causal=causal, grid=False) if name != "recurrent_memory"]
-    rotary = {} if causal else {"rotary": {"mechanism": "window", "window": 32, "relative": "rotary"}}  # Llama, the decoder, rotates itself
-    return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS, **rotary}
+    return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 
 @every_cell("form", forms(True), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
@@ -229,7 +228,7 @@ def test_a_decoder_keeps_documents_apart(form: str) -> None:
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
-@every_cell("form", forms(False), of=9, alike=lambda form: form in (*VARIANTS, "rotary") or engine_of_form(form))
+@every_cell("form", forms(False), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
     for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):

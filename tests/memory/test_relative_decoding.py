@@ -51,7 +51,6 @@ def model(base: str, form: str, kind: str) -> Any:
 
 
 KINDS = [*RELATIVE]
-MOVED = ["self_extend:window=12,group=5", "dual_chunk:chunk=15,trained=20"]
 
 
 def quick(form: str, kind: str, base: str) -> bool:
@@ -62,8 +61,8 @@ def quick(form: str, kind: str, base: str) -> bool:
     return (of_form + of_kind) % 2 == 0 and base == DECODERS[(of_form + of_kind // 2) % len(DECODERS)]
 
 
-DRAWN = [case for case in itertools.product(FORMS, KINDS, DECODERS) if case[1:] != ("rotary", "llama")]
-CASES = [*grid(DRAWN, quick), *(("full", kind, "llama") for kind in MOVED), ("full", "rotary_self_extend:window=12,group=5", DECODERS[0])]
+DRAWN = [*itertools.product(FORMS, KINDS, DECODERS)]
+CASES = [*grid(DRAWN, quick), ("full", "self_extend:window=12,group=5", "llama")]
 
 
 @every_cell(

@@ -1,4 +1,4 @@
-"""How a base rotates queries and keys is what the package reads from its modules; layers that drop positions do not rotate at all."""
+"""How a base rotates queries and keys is what the package reads from its modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import PositionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from tests.cells import every_cell
-from tests.reference.small_models import BASES, long_model, plain_config, tokens
+from tests.reference.small_models import BASES, long_model, plain_config
 
 LENGTH, FURTHER = 20, 7
 ROTARY = [base for base in BASES if families.FAMILIES[base].scales_rotations(plain_config(base)) and base != "esm"]
@@ -35,7 +35,7 @@ def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.T
 @pytest.mark.thorough
 @every_cell("base", [base for base in ROTARY if base not in SOME_LAYERS])
 def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None:
-    for mechanism, *vectors in met(base, "dual_chunk:chunk=64,trained=128"):
+    for mechanism, *vectors in met(base, "self_extend:window=64,group=4"):
         rotation = mechanism.relative.rotation()  # type: ignore[union-attr, operator]
         for x in vectors:
             turned = rotation.turned(x[:, :, :-FURTHER], torch.full((1, LENGTH - FURTHER), FURTHER))
@@ -43,37 +43,7 @@ def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None
             assert (x[:, :, FURTHER:] - x[:, :, :-FURTHER]).abs().max() > 0.01
 
 
-@pytest.mark.thorough
-@every_cell("base", ROTARY)
-def test_layers_that_drop_positions_do_not_rotate(base: str) -> None:
-    for _, *vectors in met(base, "dropped"):
-        for x in vectors:
-            torch.testing.assert_close(x, x[:, :, :1].expand_as(x), atol=1e-5, rtol=0)
-
-
 @every_cell("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
 def test_other_bases_are_refused(base: str) -> None:
     with pytest.raises(PositionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})
-
-
-def test_a_base_without_rotation_has_none_to_drop() -> None:
-    with pytest.raises(PositionError, match=r"BertSelfAttention in .* gets no position_embeddings"):
-        long_model("bert", None, {"mechanism": "full", "relative": "dropped"})
-
-
-def test_the_base_attention_has_its_positions() -> None:
-    model = long_model("llama", None, {"mechanism": "full", "relative": "dropped"}).eval()
-    plain = long_model("llama", None, {"mechanism": "full"}).eval()
-    plain.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        ids, expected = tokens(2, 40), plain(tokens(2, 40)).last_hidden_state
-        assert not torch.allclose(model(ids).last_hidden_state, expected, atol=1e-3)
-        model.use_base_attention()
-        torch.testing.assert_close(model(ids).last_hidden_state, expected, atol=1e-5, rtol=0)
-
-
-def test_single_layers_drop_positions() -> None:
-    """As many layers as rotate change their scores with the distance."""
-    model = long_model("llama", None, {"mechanism": "full", "layers": {1: {"relative": "dropped"}}}).eval()
-    assert [layer.self_attn.long_attention.options.relative for layer in model.layers] == [None, "dropped", None]

@@ -25,7 +25,7 @@ from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 
-KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl", "rotary:base=50"]
+KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl"]
 FORMS = [
     (name, causal)
     for causal in (False, True)
@@ -57,11 +57,6 @@ def looped(kind: str, module: Any, q: Tensor, k: Tensor, h: int, i: int, j: int,
         sinusoid = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=torch.float64)
         r, u, v = module.projection.double()[h] @ sinusoid, module.content.double()[h], module.position.double()[h]
         return q[h, i] @ r + u @ k[h // 2, j] + v @ r
-    if kind.startswith("rotary"):
-        key, angles = k[h // 2, j], [(i - j) / 50 ** (2 * n / 16) for n in range(8)]
-        turned = [q[h, i, n] * (key[n] * math.cos(a) + key[n + 8] * math.sin(a)) for n, a in enumerate(angles)]
-        turned += [q[h, i, n + 8] * (key[n + 8] * math.cos(a) - key[n] * math.sin(a)) for n, a in enumerate(angles)]
-        return sum(turned) - q[h, i] @ key
     raise AssertionError(kind)
 
 

@@ -28,7 +28,7 @@ from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
-from tests.reference.definitions._relative import rotated, with_relative
+from tests.reference.definitions._relative import with_relative
 
 CASES = (*range(12), 13)
 SHORT_CASES = ((0, 1, 2), (1, 2, 3))
@@ -54,7 +54,7 @@ DRAWN = grid(
 )
 """Every form in short cases, and every mechanism in the medium one in one of its forms; slow tests have the long ones."""
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
-RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl", "rotary:base=30,factor=2"]
+RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
 """Every form with two of them, `window` with all; slow tests have all with every form."""
 STATEFUL = [name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).traits.stateful]
 
@@ -85,13 +85,10 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     ids=form,
 )
 def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:
-    """A relative term is added to the scores before anything else that is done to them; rotations come before all else."""
+    """A relative term is added to the scores before anything else that is done to them."""
     module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
 
     def define(exact: Mechanism, q: Tensor, k: Tensor, v: Tensor, *, score_mod: Any, **given: Any) -> Tensor:
-        if relative.startswith("rotary"):
-            mask = torch.ones(len(k), k.shape[2]) if (real := given["padding_mask"]) is None else real
-            return definition_of(name).define(exact, *(rotated(relative, x, mask) for x in (q, k)), v, score_mod=score_mod, **given)
         more = {"scaling": given["scaling"], "score_mod": score_mod}
         if (constant := getattr(definition_of(name), "is_constant", None)) is not None:
             more["is_constant"] = partial(constant, exact, given["padding_mask"], k)

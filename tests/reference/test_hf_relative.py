@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import LlamaConfig, T5Config
+from transformers import T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention, T5Model
 
@@ -93,17 +91,6 @@ def test_the_penalty_equals_mpts(heads: int) -> None:
         torch.testing.assert_close(found, theirs[:, 0], atol=1e-6, rtol=0)
 
 
-@every_cell(("base", "factor"), [(10_000, 1), (500, 1), (10_000, 4)])
-def test_rotations_equal_llamas(base: int, factor: int) -> None:
-    scaling = {"rope_type": "linear", "factor": float(factor), "rope_theta": float(base)}
-    config = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=60, rope_parameters=scaling)
-    q, k, v = (torch.randn(2, 4, 60, 16) for _ in range(3))
-    cos, sin = LlamaRotaryEmbedding(config)(q, torch.arange(60)[None])
-    expected = F.scaled_dot_product_attention(*apply_rotary_pos_emb(q, k, cos, sin), v)
-    found = attend(q, k, v, "full", relative=f"rotary:base={base},factor={factor}")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
 CACHED = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 PATTERNS: dict[str, dict[str, Any]] = {
     "kept": {"mechanism": "window", "window": 11, "num_sinks": 3},
@@ -114,10 +101,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 
 @every_cell(
     ("base", "kind", "pattern"),
-    [
-        *pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]),
-        *(("gpt2", "rotary", pattern) for pattern in PATTERNS),
-    ],
+    pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]),
     of=9,
     alike=lambda base, kind, pattern: kind,
 )

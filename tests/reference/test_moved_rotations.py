@@ -1,4 +1,4 @@
-"""Self-Extend and dual chunk attention equal their papers' formulas, pair by pair, in float64, with gradients."""
+"""Self-Extend equals its paper's formula, pair by pair, in float64, with gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_longattn import attend, reference_attend
 from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.positions.relative import MovedPositions
+from hf_longattn.positions.relative import SelfExtend
 from tests.cells import every_cell
 
 HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 8, 29
@@ -26,20 +26,8 @@ def self_extend(i: int, j: int) -> int:
     return i - j if i - j < 6 else (i // 3 + 6 - 6 // 3) - j // 3
 
 
-def dual_chunk(i: int, j: int) -> int:
-    """An et al. 2024, section 3: s = 5, c = 8, w = c - s."""
-    intra_q, intra_k, chunks = i % 5, j % 5, i // 5 - j // 5
-    if chunks == 0:
-        return intra_q - intra_k
-    if chunks == 1:
-        return ([5, 6, 7] + [7] * 2)[intra_q] - intra_k
-    return 7 - intra_k
-
-
 RULES: dict[str, Callable[[int, int], int]] = {
     "self_extend:window=6,group=3": self_extend,
-    "dual_chunk:chunk=5,trained=8": dual_chunk,
-    "rotary_self_extend:window=6,group=3": self_extend,
 }
 every_rule = every_cell("rule", RULES)
 
@@ -48,11 +36,6 @@ def rotated(x: Tensor, positions: Tensor) -> Tensor:
     """``x (…, N, D)`` as a model gives it to attention, with complex numbers for the planes of features n and n + D/2."""
     planes = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones(()).double(), positions[:, None] * FREQUENCIES)
     return torch.cat([planes.real, planes.imag], -1)
-
-
-def of_model(rule: str, x: Tensor, positions: Tensor) -> Tensor:
-    """Queries or keys as the rule gets them: rotated by the model, if it does not rotate them itself."""
-    return x if rule.startswith("rotary") else rotated(x, positions)
 
 
 def defined(rule: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -83,7 +66,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(rule: str, causal: bool,
     weight = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
     for run in (attend, reference_attend):
-        out = run(of_model(rule, q, places), of_model(rule, k, places), v, "full", causal=causal, relative=rule)
+        out = run(rotated(q, places), rotated(k, places), v, "full", causal=causal, relative=rule)
         torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
         found = torch.autograd.grad((out * weight).sum(), (q, k, v))
         for a, b in zip(found, wanted, strict=True):
@@ -95,7 +78,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(rule: str, causal: bool,
 def test_positions_count_from_each_sequence(rule: str, causal: bool) -> None:
     """With padding on either side, packed documents, and fewer queries than keys. The model's own positions may count padding."""
     (q, k, v), places = drawn(2), torch.arange(LENGTH).double()
-    turned = (of_model(rule, q, places), of_model(rule, k, places), v)
+    turned = (rotated(q, places), rotated(k, places), v)
     arguments: dict[str, Any] = {"causal": causal, "relative": rule}
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, :9], mask[1, 20:] = False, False
@@ -126,12 +109,12 @@ def test_a_cap_and_padding_meet_the_moved_scores(rule: str, causal: bool, blocks
 @every_rule
 def test_short_texts_are_read_as_without_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts without distant pairs have no vectors for them, either."""
-    for length in (8 if rule.startswith("dual") else 6, 5):
+    for length in (6, 5):
         q, k, v = (x.detach()[:, :, :length] for x in drawn())
         places = torch.arange(length).double()
-        out = attend(of_model(rule, q, places), of_model(rule, k, places), v, "full", causal=True, relative=rule)
+        out = attend(rotated(q, places), rotated(k, places), v, "full", causal=True, relative=rule)
         torch.testing.assert_close(out, attend(rotated(q, places), rotated(k, places), v, "full", causal=True), atol=1e-12, rtol=0)
-        monkeypatch.setattr(MovedPositions, "moved", lambda *_: pytest.fail("vectors for distant pairs"))
+        monkeypatch.setattr(SelfExtend, "moved", lambda *_: pytest.fail("vectors for distant pairs"))
 
 
 @every_rule

@@ -83,7 +83,7 @@ def test_a_sentence_encoder_with_other_positions_comes_closer(
     tokenizer.save_pretrained(tmp_path / "bert")
     transformer = Transformer(str(tmp_path / "bert"))
     SentenceTransformer(modules=[transformer, Pooling(16, "mean"), Normalize()]).save(str(tmp_path / "teacher"))
-    change: dict[str, Any] = {"mechanism": "full", "max_length": 128, "positions": "rotary"}
+    change: dict[str, Any] = {"mechanism": "full", "max_length": 128, "positions": "alibi"}
     command = training_step(plan_conversion(tmp_path / "teacher", **change))["command"]
     assert command[:3] + command[5:9] == ["longattn", "train", "distill", "--method", "hidden", "--teacher", str(tmp_path / "teacher")]
     convert_checkpoint(tmp_path / "teacher", tmp_path / "long", **change, verify=False)

@@ -17,17 +17,14 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
     if module.handling.adds_relative:
         return args
     q, k, v, call = args
-    q, k, call = with_relative(module, q, k, call)
-    return q, k, v, call
+    return q, k, v, with_relative(module, q, k, call)
 
 
-def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Queries, keys and ``call`` with the relative positions added, unless ``forward`` adds them.
-    Code that attends without ``forward``, such as a decode cache, calls this or ``RelativePositions.term`` itself."""
-    if mechanism.relative is None:
-        return q, k, call
-    term = relative_term(mechanism, q, k, call)
-    return *mechanism.relative.placed(q, k), call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
+def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+    """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
+    ``RelativePositions.term`` itself."""
+    term = None if mechanism.relative is None else relative_term(mechanism, q, k, call)
+    return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
@@ -38,8 +35,8 @@ def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 
 def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
     """:func:`with_relative`, with terms by their N×N definition."""
-    if mechanism.relative is None or mechanism.relative.turns_vectors:
-        return with_relative(mechanism, q, k, call)
+    if mechanism.relative is None:
+        return q, k, call
     q_len, kv_len = q.shape[2], k.shape[2]
     places = torch.arange(kv_len, device=q.device)[None]
     term = mechanism.relative.term(q, k, places[:, kv_len - q_len :], places, call.causal, call.scale_for(mechanism.head_dim))

@@ -45,7 +45,7 @@ class Traits:
     takes_globals: whether the mechanism uses ``global_mask``.
     token_rule: the rule for tokens that are global by id. The model applies it to inputs without a global mask.
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
-    moves_positions: whether ``forward`` calls ``MovedPositions.attention``, for relative positions that depend on more than distances.
+    moves_positions: whether ``forward`` calls ``SelfExtend.attention``, for relative positions that depend on more than distances.
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.

@@ -19,7 +19,7 @@ from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
-from ...positions.relative import Dropped, MovedPositions, Rotary
+from ...positions.relative import SelfExtend
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
 from .attention_sites import (
@@ -32,7 +32,7 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .rotations import check_droppable, check_unrotated, drop_rotation, rotation_of
+from .rotations import rotation_of
 from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -72,9 +72,10 @@ def attach_mechanisms(
     for attention, site in stacks:
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
         max_length = decoder_length if site.decoding else encoder_length
-        names = attention_names(site.module)
-        heads = _first(site.module, (names.heads or HEAD_COUNTS[0], *HEAD_COUNTS))
-        head_dim = _first(site.module, (names.head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
+        heads = _first(site.module, HEAD_COUNTS)
+        head_dim = (
+            _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
+        )
         width = input_width(site.module) or _first(site.module, WIDTHS)
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
@@ -85,13 +86,8 @@ def attach_mechanisms(
                 f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
-        if isinstance(mechanism.relative, Rotary):
-            check_unrotated(model, site)
-        elif isinstance(mechanism.relative, MovedPositions):
+        if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
-        if isinstance(mechanism.relative, Dropped):
-            check_droppable(site)
-            _hook_once(site.module, drop_rotation)
         if mechanism.traits.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):

@@ -1,4 +1,4 @@
-"""How a base rotates its queries and keys, for rules that move rotary positions; and layers that do without rotation."""
+"""How a base rotates its queries and keys, for rules that move rotary positions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ import re
 import sys
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import nn
 
-from ...constants import BACKEND
-from ...errors import BackendError, PositionError
-from ...positions.relative import Dropped, Rotation
-from ..family.config import attention_implementation
-from ..family.definition import family_of
-from .attention_sites import AttentionSite, Call, mechanisms_on
+from ...errors import PositionError
+from ...positions.relative import Rotation
+from .attention_sites import AttentionSite
 
-ROTATION = "position_embeddings"
-"""The argument of attention modules with the cosines and sines of their rotation."""
 FREQUENCIES = "inv_freq"
 """The buffer of rotary modules with the frequencies. Models with several kinds of layers have one for each: ``full_attention_inv_freq``."""
 ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
@@ -63,7 +57,7 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
         raise PositionError(
             f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
-            "leave relative positions that move rotary ones (self_extend, dual_chunk) out."
+            "leave relative positions that move rotary ones (self_extend) out."
         )
     return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
 
@@ -76,30 +70,3 @@ def _planes(attention: nn.Module) -> list[float] | None:
             turned = turn(torch.arange(4.0, device="cpu")).tolist()
             return turned if turned in (HALVES, INTERLEAVED) else None
     return None
-
-
-def check_unrotated(model: nn.Module, site: AttentionSite) -> None:
-    """Raise :class:`PositionError` if ``model`` rotates queries and keys itself: by its family, or in a layer that shows it."""
-    config: Any = getattr(model, "config", None)
-    if _planes(site.module) is not None or (hasattr(config, "base_model_type") and family_of(config).rotary(config)):
-        raise PositionError(f"{type(model).__name__} rotates queries and keys already; leave relative=rotary and rotary_self_extend out.")
-
-
-def check_droppable(site: AttentionSite) -> None:
-    """Raise :class:`PositionError` unless a layer gets its rotation as an argument, which :func:`drop_rotation` can replace."""
-    if ROTATION not in inspect.signature(site.module.forward).parameters:
-        raise PositionError(
-            f"{type(site.module).__name__} in {site.name} gets no {ROTATION}, so relative=dropped cannot leave its rotation out; "
-            "choose other positions."
-        )
-
-
-def drop_rotation(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: a rotation by no angle, if the mechanism of the layer drops positions and runs."""
-    mechanisms, chosen = mechanisms_on(module).values(), attention_implementation(getattr(module, "config", None))
-    if chosen not in (None, BACKEND) or not any(isinstance(mechanism.relative, Dropped) for mechanism in mechanisms):
-        return None
-    if not isinstance(rotation := kwargs.get(ROTATION), tuple):
-        raise BackendError(f"{type(module).__name__} was called without {ROTATION}=(cos, sin), which relative=dropped has to replace.")
-    cos, sin = rotation
-    return args, {**kwargs, ROTATION: (torch.ones_like(cos), torch.zeros_like(sin))}

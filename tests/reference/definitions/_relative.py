@@ -54,23 +54,6 @@ def sinusoid(distance: int, width: int) -> Tensor:
     return torch.cat([(distance * frequencies).sin(), (distance * frequencies).cos()])
 
 
-def rotated(relative: str, x: Tensor, mask: Tensor) -> Tensor:
-    """``x (B, H, n, D)``, the last n of the tokens of ``mask (B, N)``: the features m and m + D/2 of token p, counted from the first real
-    one, as one complex number, are multiplied by e^(i p θ_m / factor) with θ_m = base^(-2m/D)."""
-    settings = {name: int(number) for name, _, number in (pair.partition("=") for pair in relative.partition(":")[2].split(",")) if name}
-    half, missing = x.shape[-1] // 2, mask.shape[1] - x.shape[2]
-    first = missing - mask.long().argmax(1).double()[:, None, None]
-    speeds = torch.tensor(
-        [settings.get("base", 10_000) ** (-m / half) / settings.get("factor", 1) for m in range(half)], dtype=torch.float64
-    )
-    rows = []
-    for at, row in enumerate(x.unbind(2)):
-        numbers = torch.complex(row[..., :half], row[..., half : 2 * half])
-        numbers = numbers * torch.exp(1j * (first + at) * speeds)
-        rows.append(torch.cat([numbers.real, numbers.imag, row[..., 2 * half :]], -1))
-    return torch.stack(rows, 2)
-
-
 def with_relative(
     module: nn.Module,
     q: Tensor,
