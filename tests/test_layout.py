@@ -68,7 +68,7 @@ MODELING = (
     ("run",),
     ("inference",),
     ("mixin",),
-    ("audio", "grids", "multimodal", "pipelines", "towers"),
+    ("audio", "grids", "marked_mask", "multimodal", "pipelines", "towers"),
     ("classes",),
     ("generic",),
     ("__init__",),
