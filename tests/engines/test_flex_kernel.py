@@ -23,7 +23,7 @@ from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.positions.disentangled import disentangled
+from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 from tests.cells import every_cell
 
