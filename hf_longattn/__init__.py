@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .inspect import Diagnosis, Explanation, diagnose, explain
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
-    from .modeling.generic import enable_long_attention, load_generic
+    from .modeling.generic import enable_long_attention
     from .modeling.inference.optimize import optimize_for_inference
     from .search import SearchConfig, SearchResult, search_design
 

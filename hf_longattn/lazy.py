@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,10 +55,3 @@ def module_names(package: str) -> list[str]:
 def load_module(package: str, name: str) -> ModuleType:
     """Import a module of a sub-package."""
     return importlib.import_module(f"hf_longattn.{package}.{name}")
-
-
-@cache
-def load_modules(package: str) -> None:
-    """Import every module of a sub-package once. Its classes register themselves."""
-    for name in module_names(package):
-        load_module(package, name)

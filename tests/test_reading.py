@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
-from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention, load_generic
+from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
 from hf_longattn.hub import write_remote_code
@@ -76,7 +76,7 @@ def test_a_newer_or_impossible_number_is_refused(number: Any, long_folder: Path)
             read(long_folder)
 
 
-def test_commands_and_load_generic_refuse_a_newer_format(
+def test_commands_and_auto_classes_refuse_a_newer_format(
     long_folder: Path, generic_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newer = FORMAT + 1
@@ -89,7 +89,7 @@ def test_commands_and_load_generic_refuse_a_newer_format(
         assert re.search(NEWER, said), said
         assert said.count("\n") == 1
     with pytest.raises(CheckpointError, match=NEWER):
-        load_generic(generic_folder)
+        AutoModel.from_pretrained(generic_folder)
     with pytest.raises(CheckpointError, match=NEWER):
         write_remote_code(long_folder)
 

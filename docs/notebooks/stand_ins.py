@@ -139,48 +139,6 @@ def python_writer(folder: str, steps: int = 250) -> None:
     _save(folder, model, tokenizer)
 
 
-DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-RATE = 8000
-
-
-def whistle(digits: list[int], draw: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Digits whistled one after another, each a tone of its own of 0.24 s and a pause, in noise: (samples,) at 8 kHz."""
-    time = np.arange(int(0.24 * RATE)) / RATE
-    pause = np.zeros(int(0.16 * RATE))
-    tones = [np.concatenate([np.sin(2 * np.pi * (400 + 300 * digit) * time) * np.hanning(len(time)), pause]) for digit in digits]
-    sound = 0.3 * np.concatenate(tones)
-    return (sound + 0.02 * draw.standard_normal(len(sound))).astype(np.float32)
-
-
-def whistle_listener(folder: str, steps: int = 80) -> None:
-    """A Parakeet of two layers that writes whistled digits as words, trained on 10 s at a time for 12 seconds."""
-    from hf_longattn.data.transcripts import ctc_tokenizer
-
-    torch.manual_seed(0)
-    draw = np.random.default_rng(0)
-    tokenizer = ctc_tokenizer([f"▁{digit}" for digit in DIGITS])
-    extractor = transformers.ParakeetFeatureExtractor(feature_size=40, sampling_rate=RATE, hop_length=80, n_fft=256, win_length=200)
-    encoder = {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "conv_kernel_size": 9,
-        "subsampling_conv_channels": 16, "subsampling_factor": 4, "num_mel_bins": 40, "dropout": 0.0, "attention_dropout": 0.0,
-        "activation_dropout": 0.0, "layerdrop": 0.0, "dropout_positions": 0.0, "scale_input": False,
-    }  # fmt: skip
-    config = transformers.ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, encoder_config=encoder)
-    model = transformers.ParakeetForCTC(config)
-    optimiser, schedule = _optimiser(model, 3e-3, steps)
-    for _ in range(steps):
-        digits = draw.integers(0, 10, (4, 25))
-        sounds = [whistle(list(row), draw) for row in digits]
-        logits = model(**extractor(sounds, sampling_rate=RATE, return_tensors="pt")).logits
-        frames = torch.full(logits.shape[:2], tokenizer.pad_token_id)  # the word of each frame: the middle of its tone
-        for row, labels in enumerate(digits):
-            for place, digit in enumerate(labels):
-                first = round(place * 10 + 2)
-                frames[row, first : first + 3] = tokenizer.convert_tokens_to_ids(f"▁{DIGITS[digit]}")
-        _step(torch.nn.functional.cross_entropy(logits.flatten(0, 1), frames.flatten()), model, optimiser, schedule)
-    _save(folder, model.eval(), transformers.Wav2Vec2Processor(extractor, tokenizer))
-
-
 STRIPES = ("horizontal", "vertical", "chequered")
 
 

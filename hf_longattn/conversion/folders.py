@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..checks import NEEDS_TRAINING, Check
+from ..checks import FAILED, NEEDS_TRAINING, Check
 from ..constants import PREDICTIONS
 from ..errors import CheckpointError
 from ..hub import write_model_card
@@ -30,7 +30,7 @@ from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TOKENIZE
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
-from .report import WOULD_TELL, ConversionReport, StageProgress, require_passed, seconds, versions
+from .report import WOULD_TELL, ConversionReport, StageProgress, versions
 from .sources import SIDECAR_FOLDERS, SIDECARS, Source, fetch_model, open_source, write_modules
 from .tensor_files import write_json
 from .writing import write_result
@@ -48,6 +48,9 @@ OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "
 """Further files of some tokenizers."""
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 """Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
+
+SPANS = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
+"""The stages of a report -> the times at which they begin and end."""
 
 
 class Report(Protocol):
@@ -200,7 +203,7 @@ def write_verified(
 
     Args:
         plan: what is written. destination: the folder of the result, as users type it.
-        clock: the times "start" and "planned" of :func:`~.report.seconds`.
+        clock: the times "start" and "planned"; "convert" in the report includes planning.
         inputs: for verification; ``None`` leaves it out.
         verify: called as ``verify(plan, folder, inputs)``.
         settings: of the command, for the report.
@@ -218,7 +221,7 @@ def write_verified(
         CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
     """
     target = destination_path(destination)
-    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = write_result(plan, stage, added or {}, progress=progress)
         clock["written"] = time.perf_counter()
         lengths = generated or StackLength(plan.old_length, plan.new_length)
@@ -227,7 +230,8 @@ def write_verified(
             changed_files=plan.files,
         )  # fmt: skip
         checks = [*checks, *(() if inputs is None else verify(plan, stage, inputs))]
-        require_passed(checks)
+        if failed := [check.detail for check in checks if check.status == FAILED]:
+            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
         clock["verified"] = time.perf_counter()
         finish(stage)
         report = ConversionReport(
@@ -238,7 +242,7 @@ def write_verified(
             text="not verified" if inputs is None else inputs.describe(),
             files=with_report(files, report_file),
             bytes_written=plan.total_bytes,
-            seconds=seconds(clock),
+            seconds={name: round(clock[end] - clock[start], 3) for name, (start, end) in SPANS.items()},
             versions=versions(),
             next_step=next_step() if any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks) else None,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from .model_loading import load_result, load_source, newly_initialised, quiet_li
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
 from .sources import Source, refuse_quantised
-from .tensor_names import ModelName, names_in_model
+from .tensor_names import names_in_model
 from .twins import LongModel, NativeTwin, choose_twin
 from .verify import check_written
 from .verify_outputs import length_from_files, probe_outputs
@@ -62,11 +61,7 @@ class TwinPlan(ResultPlan):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        return {
-            **self.of_long_model(),
-            "warnings": [f"{sentence_case(self.note)}."] if self.note else [],
-            **self.sizes(),
-        }
+        return {**super().to_dict(), "warnings": [f"{sentence_case(self.note)}."] if self.note else []}
 
     @property
     def shape(self) -> ModelShape:
@@ -104,7 +99,22 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         for name in source.tensors
     }
     names = names_in_model({renaming.target for parts in renamings.values() for renaming in parts}, skeleton)
-    tensors = [_planned(source, name, renaming, expected, names) for name, parts in renamings.items() for renaming in parts]
+    tensors = []
+    for name, parts in renamings.items():
+        for renaming in parts:
+            header, of_twin = source.tensors[name], names[renaming.target]
+            if not of_twin.exists:
+                tensors.append(TensorPlan.dropped(header, "the stock class has no such tensor"))
+                continue
+            shape = header.shape
+            if renaming.change is not None:
+                shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
+            if of_twin.key is not None and expected[of_twin.key] != shape:
+                raise ExportError(
+                    f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[of_twin.key]}."
+                )
+            action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
+            tensors.append(TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change))
     supplied = {key for name in names.values() for key in name.keys}
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
     lacking = [name for name in expected.keys() - supplied - tied - dict(skeleton.named_buffers()).keys() if "pooler" not in name]
@@ -138,22 +148,6 @@ def _with_all_heads(renaming: TensorRename, shape: tuple[int, ...] | None) -> Te
         return all_heads if renaming.change is None else renaming.change(all_heads)
 
     return dataclasses.replace(renaming, change=change)
-
-
-def _planned(
-    source: Source, name: str, renaming: TensorRename, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
-) -> TensorPlan:
-    """Plan one tensor. ``names``: names in the twin's files, mapped to names in its model."""
-    header = source.tensors[name]
-    if not names[renaming.target].exists:
-        return TensorPlan.dropped(header, "the stock class has no such tensor")
-    shape, key = header.shape, names[renaming.target].key
-    if renaming.change is not None:
-        shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
-    if key is not None and expected[key] != shape:
-        raise ExportError(f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[key]}.")
-    action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
-    return TensorPlan(renaming.target, action, header.dtype, header.shape, shape, header, change=renaming.change)
 
 
 def export_native(

@@ -71,27 +71,21 @@ class PlainPart:
 
     def costs(self) -> tuple[LengthCost, ...]:
         """The cost at each size, for packed images at example sizes; empty if no size is known."""
-        if self.packs:
-            return tuple(self._cost_of_image(side) for side in self._sides())
+        config = self.module.config
+        if self.packs:  # sides of square images, multiples of the base's windows, or else of its merged patches
+            multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
+            most = getattr(config, "image_size", None) or EXAMPLES[-1]
+            sides = [side for side in EXAMPLES if side <= most] or [most]
+            return tuple(self._cost_of_image(side) for side in sorted({max(1, side // multiple) * multiple for side in sides}))
         sizes = self.sizes or text_sizes(self.old_length, self.new_length)
         if not sizes.old.tokens:
             return ()
         layers = layer_mechanisms(self.attention, self.shape, sizes.new.tokens)
-        return tuple(self._with_whole_cache(cost_with(size, layers, self.shape)) for size in sizes.steps(self.module.config))
-
-    def _with_whole_cache(self, cost: LengthCost) -> LengthCost:
-        """``cost`` with the cache of a plain class, which keeps every token under any mechanism."""
-        if cost.cache_bytes is None:
-            return cost
-        return replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes)
-
-    def _sides(self) -> list[int]:
-        """Sides of square images in pixels. Multiples of the base's windows, or else of its merged patches."""
-        config = self.module.config
-        multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
-        most = getattr(config, "image_size", None) or EXAMPLES[-1]
-        sides = [side for side in EXAMPLES if side <= most] or [most]
-        return sorted({max(1, side // multiple) * multiple for side in sides})
+        costs = [cost_with(size, layers, self.shape) for size in sizes.steps(config)]
+        caches = (self.shape.layers * cost.length * self.shape.token_bytes for cost in costs)  # a plain class keeps every token
+        return tuple(
+            cost if cost.cache_bytes is None else replace(cost, cache_bytes=cache) for cost, cache in zip(costs, caches, strict=True)
+        )
 
     def _cost_of_image(self, side: int) -> LengthCost:
         """The cost of a square image, with full attention or the base's windows in each layer."""

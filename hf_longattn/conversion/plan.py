@@ -81,11 +81,6 @@ class ConversionPlan(ResultPlan):
         """Whether all tokens except image tokens are global, in a plain class's language model."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
-    @property
-    def positions_exact(self) -> bool:
-        """Whether outputs below the old length are unchanged by the new positions."""
-        return not self.position_change
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         decoder = None
@@ -375,7 +370,17 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
 def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
     cast = parse_dtype(request.dtype)
-    chosen = _generic_attention(architecture.source_config, request)
+    base = architecture.source_config
+
+    def kept_windows(of_stack: Any, stack: Any) -> LongAttentionConfig:
+        """An attention with the base's windows, beside full layers, in layers that the request does not name."""
+        return with_own_windows(of_stack, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
+
+    chosen: LongAttentionConfig | dict[str, LongAttentionConfig]
+    if request.towers is None:
+        chosen = kept_windows(request.attention() if request.names_attention else None, base)
+    else:
+        chosen = {name: kept_windows(of_tower, getattr(base, tower_field(name), None)) for name, of_tower in request.towers.items()}
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)
     length = PlainLengths.of(architecture.model_class, architecture.source_config, request.max_length)
@@ -419,18 +424,6 @@ def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, req
         other_towers=others,
         warnings=tuple(warning for tower in plans.values() for warning in tower.warnings),
     )
-
-
-def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
-    """The attention of a plain class, or of each requested tower. Windows beside full layers stay unless the request names the layer."""
-
-    def windows(stack: Any) -> list[int | None]:
-        return own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else []
-
-    if request.towers is None:
-        return with_own_windows(request.attention() if request.names_attention else None, windows(config))
-    configs = {name: getattr(config, tower_field(name), None) for name in request.towers}
-    return {name: with_own_windows(of_tower, windows(configs[name])) for name, of_tower in request.towers.items()}
 
 
 def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttentionConfig], skeleton: Any) -> dict[str, ConversionPlan]:

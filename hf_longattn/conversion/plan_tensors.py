@@ -14,7 +14,6 @@ from ..errors import CheckpointError, nearest
 from ..inputs.common.base import InputKind, InputSizes
 from ..inputs.towers import WithTowers
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
-from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models import TensorRename
 from .sources import Source, tower_prefix
@@ -106,8 +105,13 @@ def plan_tensors(
         offset, rows = tables.get(tensor.target, (0, 0))
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
         if key is not None and expected[key] != new_shape:
-            if tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]:
-                _refuse_unmatched(architecture.family, header.name, [renamed_tensor.target for renamed_tensor in renamed])
+            as_table = tensor.shape[:1] == (old_rows,) and tensor.shape[1:] == expected[key][1:]
+            for table in architecture.family.position_tables if as_table else ():
+                if table.learned and not any(table.matches(other.target) for other in renamed):
+                    raise CheckpointError(
+                        f'No tensor matches PositionTable(r"{table.pattern}") of the family {architecture.family.base_model_type!r}; if '
+                        f"{header.name!r} is that table, correct the pattern in {architecture.family.module}."
+                    )
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if tensor.target not in tables else (header.shape[0], *expected[key][1:])}."
@@ -186,20 +190,6 @@ def _computed(
                 )
         computed |= values.keys()
     return computed
-
-
-def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
-    """Refuse a family whose position table matches no tensor of the source. ``name``: the tensor with an unexpected shape.
-
-    Raises:
-        CheckpointError: no tensor matches the table's pattern.
-    """
-    for table in family.position_tables:
-        if table.learned and not any(table.matches(target) for target in targets):
-            raise CheckpointError(
-                f'No tensor matches PositionTable(r"{table.pattern}") of the family {family.base_model_type!r}; if {name!r} is that table, '
-                f"correct the pattern in {family.module}."
-            )
 
 
 def _added(
@@ -305,11 +295,6 @@ class ResultPlan(WithTowers):
         return self.inputs.new.tokens
 
     @property
-    def old_input(self) -> str:
-        """The source's maximum input as text, for example "15 seconds, 749 frames"."""
-        return self.inputs.old_words
-
-    @property
     def new_input(self) -> str:
         """The result's maximum input as text."""
         return self.inputs.new_words
@@ -338,11 +323,6 @@ class ResultPlan(WithTowers):
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def needed_bytes(self) -> int:
-        """Disk space for the result: its tensors, and a MiB for its other files."""
-        return self.total_bytes + 2**20
-
-    @property
     def parameters(self) -> int:
         return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
 
@@ -354,10 +334,6 @@ class ResultPlan(WithTowers):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        return {**self.of_long_model(), **self.sizes()}
-
-    def of_long_model(self) -> dict[str, Any]:
-        """The source and the classes, lengths and positions of the result, JSON-serialisable."""
         return {
             "source": self.source.name,
             "long_class": self.architecture.long_class,
@@ -367,6 +343,7 @@ class ResultPlan(WithTowers):
             "new_length": self.new_length,
             **self.inputs.report,
             "positions": self.positions,
+            **self.sizes(),
         }
 
     def sizes(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +91,11 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or not file.is_file():
         return None
     values = sentence_values(file)
-    modes = _modes(values)
+    mode = values.get("pooling_mode")
+    if mode is None:
+        modes = tuple(name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True)
+    else:
+        modes = (mode,) if isinstance(mode, str) else tuple(map(str, mode))
     if not modes or not set(modes) <= set(POOLINGS) or values.get("include_prompt") is False:
         return None
     return SentencePooling(modes, normalize=len(kinds) == 2)
@@ -129,10 +132,3 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})
-
-
-def _modes(values: dict[str, Any]) -> tuple[str, ...]:
-    mode = values.get("pooling_mode")
-    if mode is None:
-        return tuple(name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True)
-    return (mode,) if isinstance(mode, str) else tuple(map(str, mode))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
-from ..errors import CheckpointError
 from ..hub import next_step
 
 POSITIONS = "positions at the new length"
@@ -121,19 +120,6 @@ class ConversionReport:
             "seconds": self.seconds,
             "versions": self.versions,
         }
-
-
-def require_passed(checks: Sequence[Check]) -> None:
-    """Raise :class:`CheckpointError` with the details of failed checks, if there are any."""
-    failed = [check.detail for check in checks if check.status == FAILED]
-    if failed:
-        raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-
-
-def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """Durations in seconds of "plan", "convert" and "verify", from the recorded clock times. "convert" includes planning."""
-    spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
-    return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
 def versions(*further: str) -> dict[str, str]:

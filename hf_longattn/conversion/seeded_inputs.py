@@ -20,8 +20,8 @@ from ..modeling.generic import towers_of
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2
 """Index of the first position in RoBERTa and similar models. Their tables have two more rows than positions."""
-SAMPLES = 4000
-"""Audio samples for Wav2Vec2 and similar models."""
+SAMPLES, ROWS = 4000, 400
+"""Audio samples for Wav2Vec2 and similar models, and rows of a spectrogram for Parakeet."""
 GRIDS = ((1, 4, 6), (1, 2, 4))
 """Frames, height and width of images of different sizes, in patches of the language model."""
 IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
@@ -29,7 +29,7 @@ IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass, as the class takes them. Token ids, images, audio features or samples, or a time series.
+    """Random inputs for one forward pass, as the class takes them. Token ids, images, videos, audio features or samples, or a time series.
 
     Args:
         tokens: number of token ids; fewer if the model has fewer positions.
@@ -43,10 +43,17 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     if "pixel_values" in taken:
         inputs |= _seeded_images(model, random)
+    if "pixel_values_videos" in taken and "pixel_values" not in taken and hasattr(config, "frames_per_clip"):  # V-JEPA 2
+        size = (config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size)
+        inputs["pixel_values_videos"] = torch.randn(1, *size, generator=random)
     if "input_features" in taken:
-        inputs["input_features"] = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=random)
+        sound = getattr(config, "encoder_config", config)
+        positions = getattr(config, "max_source_positions", None)  # of Whisper; without a table, time comes before the features
+        shape = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        inputs["input_features"] = torch.randn(1, *shape, generator=random)
     if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
-        inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
+        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
+        inputs["input_values"] = torch.randn(1, *shape, generator=random)
     if "input_ids" in taken:
         positions = getattr(text, "max_position_embeddings", None)
         length = min(tokens, positions - FIRST_POSITION) if positions else tokens
@@ -92,7 +99,8 @@ def _seeded_images(model: Any, random: Generator) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(len(GRIDS), channels, height, width, generator=random), "image_sizes": sizes}
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return {"pixel_values": torch.randn(1, channels, height, width, generator=random)}
+    frames = (vision.num_frames,) if hasattr(vision, "num_frames") else ()  # of a video
+    return {"pixel_values": torch.randn(1, *frames, channels, height, width, generator=random)}
 
 
 def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -258,7 +258,11 @@ def indexed_headers(folder: Path) -> dict[str, TensorHeader]:
             raise CheckpointError(
                 f"{INDEX} names the file {file[:100]!r}, but shards are .safetensors files of the same folder; download it again."
             )
-        if not _is_file(folder / file):
+        try:
+            there = (folder / file).is_file()
+        except (OSError, ValueError):  # not a possible file name
+            there = False
+        if not there:
             raise CheckpointError(f"{INDEX} names the shard {file[:100]!r}, which is missing in {str(folder)!r}; download it again.")
         for name, header in read_headers(folder / file).items():
             if name in tensors:
@@ -270,13 +274,6 @@ def indexed_headers(folder: Path) -> dict[str, TensorHeader]:
             f"{INDEX} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}; download the shards again."
         )
     return tensors
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # not a possible file name
-        return False
 
 
 def _no_weights(folder: Path) -> str:

@@ -116,7 +116,7 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     """Compare the written folder, opened again as `result`, with the source, tensor by tensor."""
     wrong: list[str] = []
-    infinite: dict[str, bool] = {}
+    infinite: dict[str, bool] = {}  # name -> whether the source's tensor is finite
     planned = {tensor.name: tensor for tensor in plan.tensors if tensor.new_shape is not None}
     accounted = {tensor.header.name for tensor in plan.tensors if tensor.header is not None}
     wrong += [f"{name} is missing" for name in planned if name not in result.tensors]
@@ -142,21 +142,17 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
-        detail = _say_infinite(infinite, plan)
+        names = sorted(infinite)
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        detail = (
+            f"{len(names)} tensors of the source hold NaN or infinite numbers: {some}; so no output can be compared"
+            " (--no-verify converts them unchanged)"
+        )
+        if all(infinite.values()):
+            dtype = str(plan.config.dtype).removeprefix("torch.")
+            detail = f"{len(names)} tensors are too large for {dtype} and became infinite: {some}"
     failed = wrong or infinite
     return [Check("tensors", FAILED if failed else PASSED, detail, {**counts, "wrong": wrong[:20], "not_finite": sorted(infinite)[:20]})]
-
-
-def _say_infinite(source_is_finite: dict[str, bool], plan: ResultPlan) -> str:
-    """`source_is_finite`: name of a tensor with NaN or infinity -> whether the source's is finite."""
-    names = sorted(source_is_finite)
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    if all(source_is_finite.values()):
-        return f"{len(names)} tensors are too large for {str(plan.config.dtype).removeprefix('torch.')} and became infinite: {listed}"
-    return (
-        f"{len(names)} tensors of the source hold NaN or infinite numbers: {listed}; so no output can be compared"
-        " (--no-verify converts them unchanged)"
-    )
 
 
 def _is_finite(header: TensorHeader) -> bool:

@@ -68,15 +68,15 @@ def check_generic(kind: PlainKind, plan: ConversionPlan, result: Path, inputs: A
     def why_not_equal(of_tower: ConversionPlan, covered: bool) -> str:
         return ("" if lengthened else of_tower.position_change) or ("" if covered and not keeps_windows else NOT_COVERED)
 
-    def compare_tower(name: str, measured: dict[str, Tensor], covered: bool) -> Check:
+    of_towers = []
+    for name, (measured, covers) in alone.items():
         tower = plan.towers[name]
         mechanisms = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
-        why = plan.position_change or why_not_equal(tower, covered)
-        return compare(f"with the mechanism of the tower {name}", measured, f"{mechanisms} in the tower {name} alone", why)
-
+        how, why = f"{mechanisms} in the tower {name} alone", plan.position_change or why_not_equal(tower, covers)
+        of_towers.append(compare(f"with the mechanism of the tower {name}", measured, how, why))
     return [
         compare("equal with the source's attention", plain, "the class's attention", position_change),
-        *(compare_tower(name, *of_tower) for name, of_tower in alone.items()),
+        *of_towers,
         compare("with the mechanism", with_mechanism, "long attention", why_not_equal(plan, covered)),
         Check("finite", PASSED if finite else FAILED, f"outputs for {_shapes(longest)} are {'' if finite else 'not '}finite"),
     ]

@@ -165,7 +165,12 @@ def check_texts(
     )
     if lengths.covered == plan.new_length:
         measurement.skipped = []  # outputs are compared at every length that the result reads
-    source, missing = _measured_source(plan, measurement, scratch)
+    cast = plan.cast if measurement.skipped is not None else None
+    source, missing = load_source(plan.source, plan.architecture, cast, scratch)
+    measurement.measure_source(source)
+    if cast != plan.cast:  # outputs are compared with the source rounded to the result's dtype
+        del source
+        source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
     headless = newly_initialised(missing, source)
     if plan.architecture.converter is not None:
         original = OriginalCheck(plan, text, lengths.old, headless, scratch)
@@ -194,17 +199,6 @@ def check_texts(
     at_new, states = _check_new(plan, model.base_model, text, lengths.new)
     checks += at_new
     return checks if any(check.status == FAILED for check in checks) else [*checks, *measurement.check(model, states)]
-
-
-def _measured_source(plan: ConversionPlan, measurement: LossCheck | EmbeddingCheck, scratch: Path | None) -> tuple[Any, set[str]]:
-    """Take `measurement` on the source, and return the source as it is compared. It is rounded to the result's dtype."""
-    cast = plan.cast if measurement.skipped is not None else None
-    source, missing = load_source(plan.source, plan.architecture, cast, scratch)
-    measurement.measure_source(source)
-    if cast == plan.cast:
-        return source, missing
-    del source
-    return load_source(plan.source, plan.architecture, plan.cast, scratch)
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:
@@ -363,7 +357,7 @@ GRADIENTS = "one step's gradients equal to the source's"
 
 def why_no_gradients(plan: ConversionPlan) -> str | None:
     """Reason why gradients of the two models are not compared; ``None`` if they are."""
-    if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
+    if plan.attention != plan.architecture.original_attention() or plan.position_change:
         return "the result is not meant to be equal to the source"
     needed, available = 4 * plan.parameters * 3.5, available_memory()
     if needed > available:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import singledispatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FAILED, PASSED, Check, Difference, equality
-from ..inputs.common.base import InputKind, InputSize
+from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
 from ..inputs.towers import TowersKind, VerificationTowers
@@ -35,14 +34,20 @@ def check_together(
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
-    length, why = _caption_length(plan)
-    compared = {name: _at_old(part.kind, part, length) for name, part in plan.towers.items()}
+    length, why = min(plan.old_length, LONGEST_CAPTION), ""
+    if plan.position_change and plan.unchanged_tokens <= 1:
+        why = plan.position_change
+    elif plan.position_change:
+        length = min(length, plan.unchanged_tokens)
+    compared = {name: _at_old(part, length) for name, part in plan.towers.items()}
     old = _arguments(plan, inputs, {name: size for name, (size, _) in compared.items()})
     source, _ = load_source(plan.source, plan.architecture, plan.cast, scratch)
     expected = run_model(source, old)
     del source
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    covered = all(_covers(layers, size, plan.towers[name].shape.causal) for name, (size, layers) in compared.items())
+    covered = all(
+        layer.covers(size.tokens, plan.towers[name].shape.causal) for name, (size, layers) in compared.items() for layer in layers
+    )
     if not covered:
         model.use_base_attention()
     how = "with long attention" if covered else "with full attention"
@@ -51,19 +56,16 @@ def check_together(
     detail = f"similarity of {read}, {how}: largest difference from the source"
     checks = [equality("similarities of text and image equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")
-    new = _arguments(plan, inputs, {name: _at_new(part.kind, part, inputs[name]) for name, part in plan.towers.items()})
+    sizes = {}
+    for name, part in plan.towers.items():
+        sized = isinstance(part.kind, SizedKind)
+        sizes[name] = affordable_size(part, inputs[name])[0] if sized else part.kind.size(part.config, choose_lengths(part).new)
+    new = _arguments(plan, inputs, sizes)
     with torch.no_grad():
         returned = model(**new, return_loss=True, return_dict=True)
     finite = all_finite({name: returned[name] for name in ("loss", "logits_per_text")})
     detail = f"similarity and loss at the new sizes are {'' if finite else 'not '}finite"
     return [*checks, Check("finite at the new sizes", PASSED if finite else FAILED, detail)]
-
-
-def _caption_length(plan: ConversionPlan) -> tuple[int, str]:
-    """Length of the compared text in tokens, and the reason why its outputs may differ. Empty if they must be equal."""
-    if plan.position_change and plan.unchanged_tokens <= 1:
-        return min(plan.old_length, LONGEST_CAPTION), plan.position_change
-    return min(plan.unchanged_tokens if plan.position_change else plan.old_length, plan.old_length, LONGEST_CAPTION), ""
 
 
 def _arguments(plan: ConversionPlan, inputs: VerificationTowers, sizes: Mapping[str, InputSize]) -> dict[str, Tensor]:
@@ -72,29 +74,9 @@ def _arguments(plan: ConversionPlan, inputs: VerificationTowers, sizes: Mapping[
     return {key: value for name, part in parts for key, value in part.kind.arguments_at(inputs[name], part.config, sizes[name]).items()}
 
 
-def _covers(layers: Sequence[Mechanism], size: InputSize, causal: bool) -> bool:
-    """Whether every layer of a tower is full attention on an input of this size."""
-    return all(layer.covers(size.tokens, causal) for layer in layers)
-
-
-@singledispatch
-def _at_old(kind: InputKind, plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
-    """The size of a tower's compared input, and every layer's mechanism for it. Here, of a text of ``length`` tokens."""
+def _at_old(plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
+    """The size of a tower's compared input, and every layer's mechanism for it. A text has ``length`` tokens."""
+    if isinstance(plan.kind, SizedKind):
+        return plan.inputs.old, mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    return kind.size(plan.config, length), [for_length(layer, length, plan.shape.causal) for layer in layers]
-
-
-@_at_old.register(SizedKind)
-def _at_old_size(kind: SizedKind, plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
-    return plan.inputs.old, mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
-
-
-@singledispatch
-def _at_new(kind: InputKind, plan: ConversionPlan, inputs: Any) -> InputSize:
-    """The size of a tower's input for the check at the new sizes."""
-    return kind.size(plan.config, choose_lengths(plan).new)
-
-
-@_at_new.register(SizedKind)
-def _at_new_size(kind: SizedKind, plan: ConversionPlan, inputs: Any) -> InputSize:
-    return affordable_size(plan, inputs)[0]
+    return plan.kind.size(plan.config, length), [for_length(layer, length, plan.shape.causal) for layer in layers]

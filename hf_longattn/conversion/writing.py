@@ -23,7 +23,6 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.traits import FitsActivations
 from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.generic import enable_long_attention
 from ..positions.tables import extend_table
 from .architectures import attached_mechanisms, attached_memory
@@ -88,7 +87,9 @@ def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
     """Initial values of the mechanisms' parameters and of memory tokens, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}
-    return named_values({**built_mechanisms(plan), **initial_memory(plan)})
+    generator = torch.Generator().manual_seed(SEED)
+    memory = {name: tokens.drawn(generator) for name, tokens in attached_memory(plan.skeleton).items()}
+    return named_values({**built_mechanisms(plan), **memory})
 
 
 def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -111,12 +112,6 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
         )
         mechanisms[prefix].layer = planned.layer
     return mechanisms
-
-
-def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
-    """The initialised memory tokens of the result by their module's name."""
-    generator = torch.Generator().manual_seed(SEED)
-    return {name: tokens.drawn(generator) for name, tokens in attached_memory(plan.skeleton).items()}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.

@@ -32,6 +32,8 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer
 from ..loading import load_weights
+from ..mechanisms import list_mechanisms
+from ..mechanisms.common.registry import mechanism_class
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
@@ -135,7 +137,12 @@ def export_checkpoint(
     loaded = _load(source, inspection.class_name, task)
     if getattr(loaded.config, "is_encoder_decoder", False):
         raise ExportError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
-    _check_mechanisms(loaded)
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if not mechanism.traits.exports})
+    if refused:
+        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.exports)
+        raise ExportError(
+            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
+        )
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
     tokenizer = words.source_tokenizer
     names = input_names(loaded, tokenizer, global_attention_mask)
@@ -150,7 +157,11 @@ def export_checkpoint(
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
-        _write_configs(loaded, source, stage)
+        plain = {name: value for name, value in with_base_windows(loaded.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
+        family: Any = family_in(source.config)
+        heads = [name for name, class_name in family.model_classes.items() if type(loaded).__name__ in (name, class_name)]
+        shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
+        write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
         files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, stage, max_length)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
@@ -207,28 +218,6 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     return model.eval()
 
 
-def _check_mechanisms(model: nn.Module) -> None:
-    from ..mechanisms import list_mechanisms
-    from ..mechanisms.common.registry import mechanism_class
-
-    refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.traits.exports})
-    if refused:
-        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.exports)
-        raise ExportError(
-            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
-        )
-
-
-def _write_configs(model: Any, source: Source, stage: Path) -> None:
-    """Write the base's config as config.json, and the Long config next to it."""
-    values = with_base_windows(model.config.to_dict())
-    plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
-    family: Any = family_in(source.config)
-    heads = [name for name, class_name in family.model_classes.items() if type(model).__name__ in (name, class_name)]
-    shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
-    write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
-
-
 def write_graph(
     graph: ModelGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], int, int | None]:
@@ -244,7 +233,10 @@ def write_graph(
         try:
             say(f"tracing {type(graph.model).__name__} as one graph")
             traced = graph.traced(max_length)
-            _forget_folders(traced.program)
+            for module in traced.program.graph_module.modules():
+                if isinstance(module, torch.fx.GraphModule):
+                    for node in module.graph.nodes:
+                        node.meta.pop("stack_trace", None)  # which names files of this machine
             say(f"writing {file.name}")
             if format == "torch":
                 torch.export.save(traced.program, file)
@@ -257,7 +249,7 @@ def write_graph(
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
             failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
-            if has_experts(graph.model):
+            if any(type(module).__name__.endswith("Experts") for module in graph.model.modules()):
                 raise ExportError(
                     f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
                     "or write one with windows for serving engines with --format native."
@@ -266,19 +258,6 @@ def write_graph(
         assert onnx is not None
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
-
-
-def _forget_folders(program: torch.export.ExportedProgram) -> None:
-    """Remove the stack traces of all nodes, which name files of this machine."""
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)
-
-
-def has_experts(model: nn.Module) -> bool:
-    """Whether the model has mixture-of-experts layers."""
-    return any(type(module).__name__.endswith("Experts") for module in model.modules())
 
 
 def _cause(error: BaseException) -> str:

@@ -28,7 +28,7 @@ _public_name, __all__ = public_names(
             *("LongMultimodalForTokenClassification", "LongMultimodalForQuestionAnswering"),
             *("LongMultimodalForImageClassification", "LongMultimodalForAudioClassification"),
         ),
-        ".modeling.generic": ("enable_long_attention", "load_generic"),
+        ".modeling.generic": ("enable_long_attention",),
     },
 )
 

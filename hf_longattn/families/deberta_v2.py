@@ -7,9 +7,7 @@ Relative positions keep the buckets of the short model. Distances beyond the sho
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,18 +22,12 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from ..backend import longattn_mask
-from ..engines.common.batch import in_graph
 from ..engines.common.score_terms import DistanceTerm
-from ..modeling.attach.attention_sites import layer_mechanisms
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.attach.custom_attention import attend_by_mechanism, split_heads
 from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
-from ..modeling.mixin import LongBaseModelMixin
-
-GLOBALS, MASK = "global_attention_mask", "attention_mask"
-MARKED = torch.int32
-"""The dtype of a mask with 2 at global tokens, as in Longformer."""
+from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers, unmarked
 
 
 def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor) -> DistanceTerm:
@@ -50,51 +42,11 @@ def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor |
         by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
         buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
     """
-
     queries, table, of_keys = q * scaling, by_query, None if by_key is None else k * scaling
     if table is None:  # vectors of width 0
         assert by_key is not None
         queries, table = queries[..., :0], by_key[..., :0]
     return DistanceTerm(queries, table, len(buckets) // 2, k, of_keys=of_keys, key_table=by_key, buckets=buckets)
-
-
-class MaskOfLayers(NamedTuple):
-    """The mask of attention modules.
-
-    padding: ``(B, N)``, ``None`` if all tokens are real.
-    tokens: ``(B, N)`` bool, True = global.
-    """
-
-    padding: Tensor | None
-    tokens: Tensor
-
-
-def unmarked(mask: Tensor) -> Tensor:
-    """A mask of ones and zeros, with another dtype than :data:`MARKED`."""
-    return mask.clamp(max=1).long() if mask.dtype == MARKED else mask
-
-
-def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the base with global tokens in the mask."""
-    tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
-    if tokens is None or not runs_mechanisms(model):
-        return arguments
-    real = torch.ones_like(tokens) if mask is None else mask
-    return {**arguments, MASK: ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)}
-
-
-def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a Long base model, with mask and global tokens separated. A head may have combined them."""
-    mask = arguments.get(MASK)
-    marked = isinstance(model, LongBaseModelMixin) and isinstance(mask, Tensor) and mask.dtype == MARKED and mask.dim() == 2
-    if not marked or arguments.get(GLOBALS) is not None:
-        return arguments
-    assert isinstance(mask, Tensor)
-    if in_graph():  # values cannot be read
-        some_global = any(mechanism.traits.takes_globals for mechanism in layer_mechanisms(model))
-    else:
-        some_global = bool((mask > 1).any())
-    return {**arguments, MASK: unmarked(mask), GLOBALS: mask > 1} if some_global else {**arguments, MASK: unmarked(mask)}
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
@@ -211,35 +163,15 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
 
 
-class DebertaV2OnTheBackend(OnTheBackend):
-    """Replaces modules of the base. Heads pass :data:`MARKED` masks to the base model, which separates padding from global tokens and
-    passes a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
+class DebertaV2OnTheBackend(GlobalsInTheMask):
+    """Replaces the modules that read the mask or compute relative positions."""
 
-    hands_globals_down = False
-    marks_globals = True
     replaced = {
         ConvLayer: LongDebertaV2Convolution,
         DebertaV2Embeddings: LongDebertaV2Embeddings,
         DebertaV2Encoder: LongDebertaV2Encoder,
         DisentangledSelfAttention: LongDisentangledSelfAttention,
     }
-
-    @classmethod
-    def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward`` with the arguments of a Long model."""
-        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
-
-        @functools.wraps(base_forward)
-        def with_marks(self: Any, **arguments: Any) -> Any:
-            return base_forward(self, **_marked(self, arguments))
-
-        long_forward = super().with_arguments(with_marks)
-
-        @functools.wraps(long_forward)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return long_forward(self, **_taken_apart(self, {**dict(zip(names, args, strict=False)), **kwargs}))
-
-        return forward
 
 
 FAMILY = Family(

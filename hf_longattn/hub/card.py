@@ -143,7 +143,12 @@ def model_card(
     attentions = _attentions(backbone)
     architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
     title = in_one_line(title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2]))
-    task = _task(folder, config)
+    kind = sentence_kind(folder)
+    if kind is None:
+        head = kind_in(config).head(named_class(config, "AutoModel"))
+        task = None if head is None else head.task
+    else:
+        task = "text-ranking" if kind == RERANKER else "sentence-similarity"
     rows = [row if row.task else dataclasses.replace(row, task=task) for row in map(MeasuredResult.of, results)]
     stated = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     check_stated(stated)
@@ -153,14 +158,25 @@ def model_card(
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     verdict_limits = [UNTRAINED] * bool(report.get("needs_training")) + [UNMEASURED] * (report.get("verdict") == "cannot tell")
-    data = _card_data(folder, task, metadata, is_long=is_long(config))
+    graph = next((library for format, library in LIBRARIES.items() if (folder / GRAPHS[format]).is_file()), "transformers")
+    metadata |= {"library_name": graph if kind is None else "sentence-transformers", "pipeline_tag": task}
+    tags = {*metadata["tags"]}
+    data = ModelCardData(**{**metadata, "tags": sorted(tags.union(TAGS) if is_long(config) else tags.difference(TAGS)) or None})
+    tables = []
+    for tower, attention in attentions.items():
+        if not tower:
+            tables.append(attention.table(_layers(backbone)))
+            continue
+        of_model = AutoConfig.for_model(**plain_names(backbone))
+        of_tower = getattr(of_model, tower_field(tower), of_model)  # a tower without its own config uses the model's
+        tables.append(f"tower {tower}\n{attention.table(of_tower.num_hidden_layers)}")
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         title=title,
         introduction=introduction or _introduction(architecture, _origin(metadata, source, plan), attentions, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
-        layers="\n\n".join(_table_of_layers(name, attention, backbone) for name, attention in attentions.items()),
+        layers="\n\n".join(tables),
         global_tokens=_global_tokens(folder, config),
         checks=[
             {**check, **{key: in_one_line(check[key]) for key in ("name", "status", "detail")}} for check in report.get("checks") or []
@@ -177,50 +193,20 @@ def model_card(
     return card
 
 
-def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The model's task by its name on the Hub; ``None`` if it has no name."""
-    kind = sentence_kind(folder)
-    if kind is not None:
-        return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    head = kind_in(config).head(named_class(config, "AutoModel"))
-    return None if head is None else head.task
-
-
-def _card_data(folder: Path, task: str | None, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
-    """The metadata of a card, for a model in ``folder``. With the library, the task and the tags."""
-    tags = {*metadata["tags"]}
-    fields = {
-        "library_name": _library(folder) if sentence_kind(folder) is None else "sentence-transformers",
-        "pipeline_tag": task,
-        "tags": sorted(tags.union(TAGS) if is_long else tags.difference(TAGS)) or None,
-    }
-    return ModelCardData(**{**metadata, **fields})
-
-
-def _library(folder: Path) -> str:
-    """The Hub's name of the library that loads a folder."""
-    files = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
-    return next((library for file, library in files.items() if (folder / file).is_file()), "transformers")
-
-
 def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
     """Description of the tokens that ``config.json`` makes global, apart from the mechanism's options. Empty if there are none."""
     separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
-    named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
+    ids = [*([separator] if separator is not None else []), *marked]
+    names: dict[Any, Any] = {}
+    if ids and (folder / "tokenizer.json").is_file():
+        tokenizer = read_json_object(folder / "tokenizer.json")
+        vocabulary = (tokenizer.get("model") or {}).get("vocab")
+        names = {number: name for name, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+        names |= {token.get("id"): token.get("content") for token in tokenizer.get("added_tokens") or []}
+    named = [in_one_line(str(names.get(number, f"token {number}"))) for number in ids]
     groups = [f"a question before the document, up to the first `{named.pop(0)}`"] if separator is not None else []
     groups += [f"every {', '.join(f'`{name}`' for name in named)}"] if named else []
     return " and ".join(groups)
-
-
-def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
-    """The tokens with these ids, from the folder's tokenizer.json."""
-    if not ids or not (folder / "tokenizer.json").is_file():
-        return [f"token {number}" for number in ids]
-    tokenizer = read_json_object(folder / "tokenizer.json")
-    vocabulary = (tokenizer.get("model") or {}).get("vocab")
-    names = {number: name for name, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
-    names |= {token.get("id"): token.get("content") for token in tokenizer.get("added_tokens") or []}
-    return [in_one_line(str(names.get(number, f"token {number}"))) for number in ids]
 
 
 def with_name(text: str, folder: Path, name: str) -> str:
@@ -313,17 +299,9 @@ def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    parts = {name: part["long_attention"] for name, part in _long_towers(config).items()} or chosen.get(TOWERS, {})
-    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in parts.items()}
-
-
-def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
-    """Table of the mechanism of every layer. Below a heading with the tower's ``name`` if that is not empty."""
-    if not name:
-        return attention.table(_layers(config))
-    of_model = AutoConfig.for_model(**plain_names(config))
-    tower = getattr(of_model, tower_field(name), of_model)  # a tower without its own config uses the model's
-    return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
+    towers = {name: config.get(tower_field(name)) for name in kind_in(config).apart}
+    parts = {name: tower["long_attention"] for name, tower in towers.items() if isinstance(tower, dict) and "long_attention" in tower}
+    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in (parts or chosen.get(TOWERS, {})).items()}
 
 
 def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongAttentionConfig], length: int, plan: dict[str, Any]) -> str:
@@ -395,14 +373,10 @@ def _hub_name(source: str) -> str:
     return source if "/" in source and public_name(source) == source else ""
 
 
+LIBRARIES = {"onnx": "onnx", "torch": "pytorch"}
+"""Format of a graph -> the Hub's name of the library that loads it."""
 UNTRAINED = "As converted, its outputs differ from those of its source: train it before use, as described above."
 UNMEASURED = "Whether it is ready to use as converted is not known; what would tell is in the table of checks above."
-
-
-def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Tower -> its config values, for the towers of a Long model that have ``long_attention``."""
-    parts = {name: config.get(tower_field(name)) for name in kind_in(config).apart}
-    return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
 
 
 def _table(rows: Sequence[MeasuredResult]) -> str:

@@ -93,11 +93,20 @@ def push_model(
         HubError: no access, no connection, or a file that contains a Hub token.
     """
     place = Path(folder).expanduser()
-    _check_folder(place)
+    if not (place / "config.json").exists():
+        raise CheckpointError(f"{str(place)!r} has no config.json; give the folder of a saved model.")
+    if not any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT):
+        raise CheckpointError(f"{str(place)!r} has no weights, such as model.safetensors; give the folder of a saved model.")
     check_token(repo_id, token)
     if remote_code:
         write_remote_code(place)
-    _check_code(place)
+    named = {where for where in (read_config(place).get("auto_map") or {}).values() if isinstance(where, str) and "--" not in where}
+    for file in sorted(f"{where.partition('.')[0]}.py" for where in named):
+        if not (place / file).is_file():
+            raise CheckpointError(
+                f"config.json, under auto_map, names {file}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
+                "auto_map from config.json."
+            )
     files, left_out = _files(place)
     _refuse_tokens(place, files, token)
     api = HfApi(token=token)
@@ -162,34 +171,6 @@ def _push(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", commit.oid, bool(info.private), sent, tuple(left_out), card)
 
 
-def _check_folder(place: Path) -> None:
-    if not (place / "config.json").exists():
-        raise CheckpointError(f"{str(place)!r} has no config.json; give the folder of a saved model.")
-    if not any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT):
-        raise CheckpointError(f"{str(place)!r} has no weights, such as model.safetensors; give the folder of a saved model.")
-
-
-def _check_code(place: Path) -> None:
-    """Refuse a folder that lacks a file named under auto_map. Or one that these files import."""
-    from transformers.dynamic_module_utils import get_relative_imports
-
-    named = read_config(place).get("auto_map") or {}
-    waiting = {
-        where.split(".")[0]: "config.json, under auto_map," for where in named.values() if isinstance(where, str) and "--" not in where
-    }
-    checked: set[str] = set()
-    while waiting:
-        name, referrer = waiting.popitem()
-        file = place / f"{name}.py"
-        if not file.is_file():
-            raise CheckpointError(
-                f"{referrer} names {file.name}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
-                "auto_map from config.json."
-            )
-        checked.add(name)
-        waiting |= {imported: file.name for imported in get_relative_imports(file) if imported not in checked}
-
-
 def _files(place: Path) -> tuple[list[str], list[str]]:
     """Relative paths of the files to upload, and of all other files."""
     uploaded: list[str] = []
@@ -212,21 +193,16 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_SCANNED):
             continue
         try:
-            found = _has_token(path, known)
+            if not path.stat().st_size:
+                continue
+            with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                content = mapped[:].decode("utf-16", errors="replace").encode() if mapped[:2] in UTF_16 else mapped
+                is_known = bool(known and content.find(known.encode()) >= 0)
+                found = is_known or any(len(match[0]) >= 30 for match in TOKEN_BYTES.finditer(content))
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
         if found:
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
-
-
-def _has_token(path: Path, known: str | None) -> bool:
-    """Whether a file contains the Hub token `known` or text that looks like one. Files with a byte order mark are read as UTF-16."""
-    with path.open("rb") as file:
-        if not (start := file.read(2)):
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            content = mapped[:].decode("utf-16", errors="replace").encode() if start in UTF_16 else mapped
-            return bool(known and content.find(known.encode()) >= 0) or any(len(match[0]) >= 30 for match in TOKEN_BYTES.finditer(content))
 
 
 def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
@@ -252,14 +228,10 @@ def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
                 values = [json.loads(line) for line in (text.splitlines() if lines else [text]) if line.strip()]
             except ValueError as error:
                 raise CheckpointError(f"{str(place / file)!r} is damaged; restore it, or delete it.") from error
-            written = [json.dumps(_public(value, name), indent=None if lines else 2, ensure_ascii=False) + "\n" for value in values]
-            changed[file] = "".join(written)
+            changed[file] = ""
+            for value in values:
+                public = without_folders(value)
+                if isinstance(value, dict) and isinstance(step := value.get("next_step"), dict) and step:
+                    public["train_command"] = next_step(without_folders(step), name)
+                changed[file] += json.dumps(public, indent=None if lines else 2, ensure_ascii=False) + "\n"
     return changed
-
-
-def _public(record: Any, name: str) -> Any:
-    """A report or an entry of a log without folders of this machine. ``train_command`` is added if there is a next step."""
-    public = without_folders(record)
-    if isinstance(record, dict) and isinstance(step := record.get("next_step"), dict) and step:
-        public["train_command"] = next_step(without_folders(step), name)
-    return public

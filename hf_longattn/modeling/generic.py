@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import transformers
@@ -19,8 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, OptionError, nearest
-from ..loading import check_complete, load_config, load_weights
+from ..errors import BackendError, OptionError, nearest
 from ..reading import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites
@@ -182,33 +180,6 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
     if not isinstance(config, GenericConfig):
         base: Any = type(config)
         config.__class__ = _generic_class(base)
-
-
-def load_generic(folder: str | Path, **arguments: Any) -> Any:
-    """Load a folder written by ``longattn convert --generic`` with the class that it names. Kept until 0.4.
-
-    New programs call the ``AutoModel…`` class that knows the architecture, after ``import hf_longattn``, as for every other checkpoint.
-
-    Args:
-        folder: a local folder or a Hub repository.
-        arguments: arguments of ``from_pretrained``.
-
-    Raises:
-        CheckpointError: there is no such folder or repository, it was not written by ``--generic``, or parameters are missing.
-        BackendError: the architecture is not on transformers' AttentionInterface.
-    """
-    config, with_info = arguments.pop("config", None), arguments.pop("output_loading_info", False)
-    if config is None:
-        config = load_config(folder, revision=arguments.get("revision"), token=arguments.get("token"))
-    base = getattr(transformers, str((config.architectures or [None])[0]), None)
-    if not isinstance(config, GenericConfig) or not is_model_class(base):
-        raise CheckpointError(
-            f"{str(folder)!r} was not written by `longattn convert --generic`: its config.json needs a model_type that begins with "
-            f"{GENERIC_TYPE!r} and a class of transformers; load it by AutoModel."
-        )
-    model, info = load_weights(generic_model_class(base), folder, config=config, output_loading_info=True, **arguments)
-    check_complete(model, info, str(folder), "convert its source again")
-    return (model, info) if with_info else model
 
 
 def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:

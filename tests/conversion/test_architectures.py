@@ -24,8 +24,8 @@ from hf_longattn.export import compress_checkpoint, export_checkpoint, export_na
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.positions.tables import extend_table
-from hf_longattn.reading import generic_names
 from tests.cells import every_cell
+from tests.generic import load_generic
 from tests.trained import tokenizer_of
 from tests.unsupported import (
     CHANNELS,
@@ -120,7 +120,6 @@ def run(model: Any) -> torch.Tensor:
 def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
-    assert "load_generic" not in (tmp_path / "long" / "README.md").read_text()
     assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
     assert report.plan["generic"]
     assert report.plan["tensor_counts"]["added"] >= 4
@@ -131,7 +130,7 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     config = transformers.AutoConfig.from_pretrained(tmp_path / "long")
     assert (type(config).__name__, config.model_type) == (f"LongGeneric{type(config).__mro__[2].__name__}", plain_type)
 
-    model = hf_longattn.load_generic(tmp_path / "long")
+    model = load_generic(tmp_path / "long")
     assert type(model) is getattr(transformers, name)
     assert model.config.model_type == plain_type  # transformers looks up weight conversions by it
     assert sum(isinstance(module, Mechanism) for module in model.modules()) == CASES[name][2]
@@ -144,7 +143,7 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert len(again) == len(written)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == f"long_generic_{plain_type}"
-    read = hf_longattn.load_generic(tmp_path / "again").state_dict()
+    read = load_generic(tmp_path / "again").state_dict()
     assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
 
     if name.startswith(SERIES):  # transformers renames its weights by the model type, which is another one in this folder
@@ -169,10 +168,10 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     source = saved(f"{SLIDING}ForCausalLM", tmp_path / "plain", sliding_window=20, **sizes)
     report = convert_checkpoint(source, tmp_path / "long", generic=True, max_length=256)
     assert not report.needs_training
-    config = hf_longattn.load_generic(tmp_path / "long").config
+    config = load_generic(tmp_path / "long").config
     assert (config.max_position_embeddings, config.long_attention) == (256, {"mechanism": "window", "window": 20})
     convert_checkpoint(source, tmp_path / "yarn", generic=True, mechanism="full", max_length=256, positions="rope:yarn")
-    scaled = hf_longattn.load_generic(tmp_path / "yarn")
+    scaled = load_generic(tmp_path / "yarn")
     assert scaled.config.rope_parameters["rope_type"] == "yarn"
     assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
 
@@ -191,7 +190,7 @@ def test_windows_that_are_off_are_no_windows(tmp_path: Path) -> None:
     source = saved(f"{WITHOUT_WINDOWS}ForCausalLM", tmp_path / "plain", num_key_value_heads=2, max_position_embeddings=64, **experts)
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=64)
     assert not report.needs_training
-    model = hf_longattn.load_generic(tmp_path / "long")
+    model = load_generic(tmp_path / "long")
     assert (model.config.sliding_window, model.config.long_attention["mechanism"]) == (0, "full")
     assert not model.config.long_attention.get("layers")
 
@@ -208,7 +207,7 @@ def test_a_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:
     assert "past_values [1, 256]" in details["finite"]
     assert "extended from series of 128 to 256 steps (16 to 32 tokens)" in (tmp_path / "long" / "README.md").read_text()
 
-    short, long = getattr(transformers, f"{SERIES}ModelForPrediction").from_pretrained(source), hf_longattn.load_generic(tmp_path / "long")
+    short, long = getattr(transformers, f"{SERIES}ModelForPrediction").from_pretrained(source), load_generic(tmp_path / "long")
     assert (long.config.context_length, long.config.max_position_embeddings) == (256, 32)
     series = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
 
@@ -238,7 +237,7 @@ def test_a_series_model_with_a_position_table_equals_a_stock_one_of_the_new_leng
     assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
 
     stock_class = getattr(transformers, f"{CHANNELS}ForPrediction")
-    short, long = stock_class.from_pretrained(source), hf_longattn.load_generic(tmp_path / "long")
+    short, long = stock_class.from_pretrained(source), load_generic(tmp_path / "long")
     stock = stock_class(type(short.config)(**{**short.config.to_dict(), "context_length": 256})).eval()
     name = "model.encoder.positional_encoder.position_enc"
     weights = short.state_dict()
@@ -332,33 +331,19 @@ def test_layers_of_timm_are_refused(tmp_path: Path) -> None:
 
 class TestLoading:
     def test_folders_that_are_none(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="There is no folder"):
-            hf_longattn.load_generic(tmp_path / "nothing")
-        with pytest.raises(CheckpointError, match=r"has no config\.json"):
-            hf_longattn.load_generic(tmp_path)
-        with pytest.raises(CheckpointError, match="was not written by `longattn convert --generic`"):
-            hf_longattn.load_generic(saved(DETECTOR, tmp_path / "plain"))
-        broken = unnamed(tmp_path / "plain", model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"})
-        unnamed(broken, architectures=[f"LongGeneric{IMAGES}Model"])
-        with pytest.raises(CheckpointError, match=rf"cannot be loaded: .*{IMAGE_TYPE}t"):
-            hf_longattn.load_generic(broken)
+        broken = unnamed(
+            saved(DETECTOR, tmp_path / "plain"), model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"}
+        )
         unnamed(broken, model_type=f"long_generic_{IMAGE_TYPE}", architectures=[f"LongGeneric{IMAGES}Model"], long_attention=None)
         with pytest.raises(OptionError, match="long_attention names no mechanism"):
             transformers.AutoModel.from_pretrained(broken)
 
     def test_loading_info_is_that_of_any_model(self, tmp_path: Path) -> None:
         convert_checkpoint(saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="hedgehog", verify=False)
-        for load in (hf_longattn.load_generic, transformers.AutoModelForObjectDetection.from_pretrained):
-            model, info = load(tmp_path / "long", output_loading_info=True, dtype="bfloat16")
-            assert (type(model).__name__, model.dtype) == (DETECTOR, torch.bfloat16)
-            assert not any(info.values())
-
-    def test_lost_parameters(self, tmp_path: Path) -> None:
-        source = saved(DETECTOR, tmp_path / "plain")
-        config = json.loads((source / "config.json").read_text())
-        (source / "config.json").write_text(json.dumps(generic_names({**config, "long_attention": {"mechanism": "hedgehog"}})))
-        with pytest.raises(CheckpointError, match=r"lacks weights of .*long_attention\.query_map.*convert its source again"):
-            hf_longattn.load_generic(source)
+        load = transformers.AutoModelForObjectDetection.from_pretrained
+        model, info = load(tmp_path / "long", output_loading_info=True, dtype="bfloat16")
+        assert (type(model).__name__, model.dtype) == (DETECTOR, torch.bfloat16)
+        assert not any(info.values())
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -372,7 +357,7 @@ def test_the_command(tmp_path: Path) -> None:
     loads = f'model = AutoModelForObjectDetection.from_pretrained("{tmp_path / "long"}").eval()'
     assert loads in (tmp_path / "long" / "README.md").read_text()
     assert json.loads(done.stdout)["train_command"] == f"fine-tune {tmp_path / 'long'} with transformers' Trainer"
-    assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
+    assert load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
     inspected = inspect_checkpoint(tmp_path / "long")
     assert (inspected.generic, inspected.attention.mechanism, inspected.class_name) == (True, "window", DETECTOR)
     with pytest.raises(CheckpointError, match=rf"is already a long checkpoint \(long_generic_{IMAGE_TYPE}\)"):
@@ -384,7 +369,7 @@ def test_the_commands_for_long_models_take_the_folder(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0}
     source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", **sizes)
     convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=8, verify=False)
-    model = hf_longattn.load_generic(tmp_path / "long").eval()
+    model = load_generic(tmp_path / "long").eval()
     ids = torch.arange(5, 53)[None]
     with torch.no_grad():
         before, after = (model(input_ids=row).logits[0] for row in (ids, ids.where(ids != 15, 90)))
@@ -423,7 +408,7 @@ def test_an_enabled_model_is_saved_with_its_mechanisms(tmp_path: Path) -> None:
         assert json.loads(config.to_json_string())["model_type"] == f"long_generic_{plain_type}"
         assert config.to_dict() == model.config.to_dict()
     model.save_pretrained(tmp_path / "long")
-    for load in (hf_longattn.load_generic, transformers.AutoModelForCausalLM.from_pretrained):
+    for load in (load_generic, transformers.AutoModelForCausalLM.from_pretrained):
         with torch.no_grad():
             assert torch.equal(load(tmp_path / "long")(ids).logits, expected)
 

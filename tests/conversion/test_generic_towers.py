@@ -18,6 +18,7 @@ from hf_longattn.cli.app import app
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.generic import towers_of
+from tests.generic import load_generic
 from tests.modeling.test_generic_towers import build, mechanisms, output
 
 WINDOW = {"mechanism": "window", "window": 4}
@@ -41,7 +42,7 @@ def test_each_tower_is_planned_written_compared_and_loaded(case: str, tmp_path: 
     card = (tmp_path / "long" / "README.md").read_text()
     assert "`window` attention in the tower text and `full` attention in the tower vision" in card
     assert "import hf_longattn  # registers the model with transformers" in card
-    loaded = hf_longattn.load_generic(tmp_path / "long")
+    loaded = load_generic(tmp_path / "long")
     assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {"text": {"window"}, "vision": {"full"}}
     hf_longattn.enable_long_attention(model, {"towers": {"text": text, "vision": {"mechanism": "full"}}})
     assert torch.allclose(output(loaded, inputs), output(model, inputs), rtol=0, atol=1e-6)
@@ -68,7 +69,7 @@ def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
     towers = {"text": {"mechanism": "window", "window": 64}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
     assert (report.plan["old_length"], report.plan["new_length"]) == (2048, 8192)
-    assert hf_longattn.load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
+    assert load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
 
 
 @pytest.mark.thorough
@@ -156,7 +157,7 @@ def test_a_folder_with_a_tokenizer_is_converted_and_texts_are_global(tmp_path: P
     assert "Tokens of texts are global" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
     towers = {"text": {"mechanism": "longformer", "window": 8}, "vision": {"mechanism": "full"}}
     hf_longattn.enable_long_attention(model, {"towers": towers, "text_global": True})
-    assert torch.allclose(output(hf_longattn.load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
+    assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
     for refused in ([*arguments[:2], "text=window", "--text-global"], ["--text-global"]):
         failed = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *refused])
         assert isinstance(failed.exception, OptionError)

@@ -123,9 +123,7 @@ def test_a_base_without_hidden_states_runs(built: Built, tmp_path: Path, monkeyp
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     add = folders.add_source_files
-    monkeypatch.setattr(
-        folders, "add_source_files", lambda source, result, folder, length, *rest: add(source, result, folder, LENGTH, *rest)
-    )
+    monkeypatch.setattr(folders, "add_source_files", lambda *sources, **options: add(*sources, **{**options, "tokenizer_length": LENGTH}))
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 

@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.bert.configuration_bert import BertConfig
 
 from hf_longattn.errors import RegistrationError
@@ -141,13 +140,7 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w_in, self.asking = nn.Linear(8, 24), nn.Linear(8, 8)
-        self.w_out = nn.Linear(8, 8)
-
-
-def interleaved(attention: nn.Module, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    first, second, third = (parameter[start::3] for start in range(3))
-    return first, second, third
+        self.asking, self.w_out = nn.Linear(8, 8), nn.Linear(8, 8)
 
 
 class TestUnusualNames:
@@ -157,15 +150,10 @@ class TestUnusualNames:
         assert families.attention_names(Odd()) is entry.attention
         return Odd()
 
-    def test_a_fused_projection_of_another_layout(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        attention = self.known(monkeypatch, AttentionNames(fused="w_in", split=interleaved, output="w_out"))
-        own = own_projections(attention)
-        torch.testing.assert_close(own["key.weight"](attention.get_parameter(own["key.weight"].name)), attention.w_in.weight[1::3])
-        assert own["value.bias"](attention.w_in.bias).shape == (8,)
-        model = nn.Module()
-        model.attention = attention
-        assert attention_projections(model, "attention") == ["attention.w_in", "attention.w_out"]
-
     def test_projections_with_names_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not own_projections(Odd())
-        assert set(own_projections(self.known(monkeypatch, AttentionNames(query="asking")))) == {"query.weight", "query.bias"}
+        attention = self.known(monkeypatch, AttentionNames(query="asking", output="w_out"))
+        assert set(own_projections(attention)) == {"query.weight", "query.bias"}
+        model = nn.Module()
+        model.attention = attention
+        assert attention_projections(model, "attention") == ["attention.asking", "attention.w_out"]

@@ -253,9 +253,7 @@ def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: P
     (model / "config.json").write_text(json.dumps({**values, "auto_map": {"AutoModel": "modeling_gone.Gone"}}))
     with pytest.raises(CheckpointError, match=r"config\.json, under auto_map, names modeling_gone\.py.*--remote-code"):
         push_model(model, REPO, token=WRITER)
-    (model / "modeling_gone.py").write_text("from .modeling_part import Part\n")
-    with pytest.raises(CheckpointError, match=r"modeling_gone\.py names modeling_part\.py, which is not in"):
-        push_model(model, REPO, token=WRITER)
+    (model / "modeling_gone.py").touch()
     (model / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights"):
         push_model(model, REPO, token=WRITER)

@@ -10,11 +10,11 @@ import torch
 import transformers
 from torch import Tensor
 
-import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_on
 from hf_longattn.modeling.generic import towers_of
 from tests.conversion.test_architectures import FRAMES
+from tests.generic import load_generic
 from tests.unsupported import CHANNELS_OF_SOUND, SYNTHESIS
 
 CODEBOOK = {"vocab_size": 64, "codebook_pad_token_id": 63}  # frames that the codec can decode, whatever random weights choose
@@ -50,7 +50,7 @@ def mechanisms(model: Any) -> set[str]:
 def test_frames_and_sound_are_those_of_the_source_within_the_window(source: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=PROMPT + NEW)
     assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
-    short, long = plain(source), hf_longattn.load_generic(tmp_path / "long")
+    short, long = plain(source), load_generic(tmp_path / "long")
     expected: Tensor = frames(short)
     assert expected.shape == (1, NEW, FRAMES["num_codebooks"])
     assert torch.equal(frames(long), expected)
@@ -65,7 +65,7 @@ def test_the_backbone_is_a_tower_next_to_the_decoder_of_a_frame_and_the_codec(so
     statuses = {check.name: check.status for check in report.checks}
     assert statuses["equal with the source's attention"] == "passed"
     assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
-    model = hf_longattn.load_generic(tmp_path / "long")
+    model = load_generic(tmp_path / "long")
     parts = towers_of(model)
     assert {name: mechanisms(part) for name, part in parts.items()} == {"backbone": {"window"}, "depth_decoder": set(), "codec": set()}
     assert {name: part.config._attn_implementation for name, part in parts.items()} == {
@@ -113,4 +113,4 @@ def test_a_decoder_of_all_channels_says_the_same_within_the_window(tmp_path: Pat
     with torch.no_grad():
         expected: Tensor = said(model_class.from_pretrained(tmp_path / "plain").eval())
         assert expected.shape == (1, 10 + NEW, 3)
-        assert torch.equal(said(hf_longattn.load_generic(tmp_path / "long")), expected)
+        assert torch.equal(said(load_generic(tmp_path / "long")), expected)

@@ -11,9 +11,10 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.errors import OptionError
-from hf_longattn.families import enable_long_attention, load_generic
+from hf_longattn.families import enable_long_attention
 from hf_longattn.modeling.attach.attention_sites import CAUSAL_BY_CALL, attention_sites, mechanisms_on
 from hf_longattn.modeling.generic import towers_of
+from tests.generic import load_generic
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VISION, PATCHES, IMAGE_TOKEN = {**SIZES, "image_size": 32, "patch_size": 4}, 64, 198

@@ -72,9 +72,10 @@ def attach_mechanisms(
     for attention, site in stacks:
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
         max_length = decoder_length if site.decoding else encoder_length
-        names = attention_names(site.module)
-        heads = _first(site.module, (names.heads or HEAD_COUNTS[0], *HEAD_COUNTS))
-        head_dim = _first(site.module, (names.head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
+        heads = _first(site.module, HEAD_COUNTS)
+        head_dim = (
+            _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
+        )
         width = input_width(site.module) or _first(site.module, WIDTHS)
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross

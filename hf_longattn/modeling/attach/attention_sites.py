@@ -215,10 +215,7 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
                 f"{kind}.{parameter}": OwnParameter(f"{linear}.{parameter}")
                 for parameter, _ in getattr(attention, linear).named_parameters()
             }
-    fused_by = dict(FUSED_PROJECTIONS)
-    if unusual.fused is not None and unusual.split is not None:
-        fused_by[unusual.fused] = (unusual.split, lambda module: True)
-    for fused, (split, fits) in fused_by.items():
+    for fused, (split, fits) in FUSED_PROJECTIONS.items():
         module = getattr(attention, fused, None)
         if isinstance(module, nn.Module) and fits(module):
             for index, kind in enumerate(SEPARATE_PROJECTIONS):

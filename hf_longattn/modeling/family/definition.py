@@ -64,19 +64,14 @@ class AttentionNames:
     """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual ones.
 
     query, key, value: names of the projections.
-    fused: name of a single projection for all three.
-    split: ``(attention module, weight or bias of the fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``.
     output: name of the output projection.
-    heads, head_dim: names of the number and width of heads, in the module or its config.
+    head_dim: name of the width of heads, in the module or its config.
     """
 
     query: str | None = None
     key: str | None = None
     value: str | None = None
-    fused: str | None = None
-    split: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
     output: str | None = None
-    heads: str | None = None
     head_dim: str | None = None
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
 from ..attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
-from ..family.definition import attention_names
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""
@@ -53,8 +52,7 @@ class Heads:
             cut(layer, spread(index, width), 0)
         cut(self.output, spread(index, self.columns), 1)
         module: Any = self.site.module
-        unusual = attention_names(module).heads
-        counts = dict.fromkeys((*QUERY_COUNTS, *([unusual] if unusual else [])), len(index) * self.queries)
+        counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
         counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * self.columns)
         for name, value in counts.items():
             if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # which mechanisms read first

@@ -35,7 +35,6 @@ from ..modeling.family.definition import AttentionNames as AttentionNames
 from ..modeling.family.definition import Family as Family
 from ..modeling.family.definition import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
-from ..modeling.generic import load_generic as load_generic
 from ..modeling.family.registration import register as register
 
 __all__ = [

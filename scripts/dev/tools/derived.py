@@ -78,7 +78,6 @@ REFUSED: dict[str, str] = {
     "llama4_text": "its layers attend in chunks (`attention_chunk_size`), and a mechanism would replace the chunks",
     "longcat_flash": "its attention modules have an unusual name, LongcatFlashMLA",
     "recurrent_gemma": "its config has no length",
-    "vaultgemma": "without caps on scores it equals a Gemma, and a conversion takes it for one",
 }
 """Model types without a family -> the reason, if :func:`derive` sees none or a wrong one (``scripts.dev.tools.check_derived`` fails)."""
 
