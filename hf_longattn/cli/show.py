@@ -54,10 +54,10 @@ def _plan(plan: ConversionPlan) -> Report:
     """What a conversion would do."""
     report = Report()
     report.facts(
-        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
+        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})"),
         ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
         ("texts", str(plan.short_texts)),
-        ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
+        ("positions", plan.positions + ("" if not plan.position_change else f"  ({plan.position_change}: needs training)")),
         ("tensors", _counts(plan.counts())),
         ("size", f"{decimal(plan.source.total_bytes)} → {decimal(plan.total_bytes)}"),
         ("native twin", "" if plan.native_twin is None else plan.native_twin.describe()),

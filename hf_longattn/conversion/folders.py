@@ -221,7 +221,7 @@ def write_verified(
         CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
     """
     target = destination_path(destination)
-    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = write_result(plan, stage, added or {}, progress=progress)
         clock["written"] = time.perf_counter()
         lengths = generated or StackLength(plan.old_length, plan.new_length)

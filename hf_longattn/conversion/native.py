@@ -61,11 +61,7 @@ class TwinPlan(ResultPlan):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        return {
-            **self.of_long_model(),
-            "warnings": [f"{sentence_case(self.note)}."] if self.note else [],
-            **self.sizes(),
-        }
+        return {**super().to_dict(), "warnings": [f"{sentence_case(self.note)}."] if self.note else []}
 
     @property
     def shape(self) -> ModelShape:

@@ -81,11 +81,6 @@ class ConversionPlan(ResultPlan):
         """Whether all tokens except image tokens are global, in a plain class's language model."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
-    @property
-    def positions_exact(self) -> bool:
-        """Whether outputs below the old length are unchanged by the new positions."""
-        return not self.position_change
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         decoder = None

@@ -295,11 +295,6 @@ class ResultPlan(WithTowers):
         return self.inputs.new.tokens
 
     @property
-    def old_input(self) -> str:
-        """The source's maximum input as text, for example "15 seconds, 749 frames"."""
-        return self.inputs.old_words
-
-    @property
     def new_input(self) -> str:
         """The result's maximum input as text."""
         return self.inputs.new_words
@@ -328,11 +323,6 @@ class ResultPlan(WithTowers):
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def needed_bytes(self) -> int:
-        """Disk space for the result: its tensors, and a MiB for its other files."""
-        return self.total_bytes + 2**20
-
-    @property
     def parameters(self) -> int:
         return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
 
@@ -344,10 +334,6 @@ class ResultPlan(WithTowers):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        return {**self.of_long_model(), **self.sizes()}
-
-    def of_long_model(self) -> dict[str, Any]:
-        """The source and the classes, lengths and positions of the result, JSON-serialisable."""
         return {
             "source": self.source.name,
             "long_class": self.architecture.long_class,
@@ -357,6 +343,7 @@ class ResultPlan(WithTowers):
             "new_length": self.new_length,
             **self.inputs.report,
             "positions": self.positions,
+            **self.sizes(),
         }
 
     def sizes(self) -> dict[str, Any]:

@@ -357,7 +357,7 @@ GRADIENTS = "one step's gradients equal to the source's"
 
 def why_no_gradients(plan: ConversionPlan) -> str | None:
     """Reason why gradients of the two models are not compared; ``None`` if they are."""
-    if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
+    if plan.attention != plan.architecture.original_attention() or plan.position_change:
         return "the result is not meant to be equal to the source"
     needed, available = 4 * plan.parameters * 3.5, available_memory()
     if needed > available:

@@ -20,9 +20,6 @@ from scripts.dev.tools.small_models import small_towers_config
 from tests.cells import every_cell
 from tests.towers import SHAPE, save_clip
 
-SCRIPT = Path(__file__).with_name("towers_alone.py")
-"""Runs a model where the package cannot be imported."""
-
 NEW_SIZE, NEW_LENGTH = 64, 248
 TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d"}}
 
@@ -81,7 +78,7 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     plan = plan_conversion(short("apart"), positions="text=tile,vision=interpolate", **settings)
     assert {name: tower.positions for name, tower in plan.towers.items()} == {"text": "tile", "vision": "interpolate"}
-    assert plan.positions_exact
+    assert not plan.position_change
 
 
 @every_cell(
