@@ -27,12 +27,13 @@ def unread(embed: Callable[[str], Sequence[float]], length: int) -> list[int]:
     words = random.Random(0).choices(WORDS, k=length)
     before = embed(" ".join(words))
 
-    def change(place: int) -> float:
-        other = WORDS[WORDS.index(words[place]) - 1] if place < length else ""
-        after = embed(" ".join([*words[:place], other, *words[place + 1 :]]))
-        return max(abs(old - new) for old, new in zip(before, after, strict=True))
+    def change(place: int | None = None) -> float:
+        changed = list(words)
+        if place is not None:
+            changed[place] = WORDS[WORDS.index(words[place]) - 1]
+        return max(abs(old - new) for old, new in zip(before, embed(" ".join(changed)), strict=True))
 
-    noise = change(length)  # the same text once more
+    noise = change()  # of the same text once more
     places = [number * (length - 1) // 16 for number in range(17)]
     return [place for place in places if change(place) <= 4 * noise]
 

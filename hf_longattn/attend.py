@@ -180,7 +180,12 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
                 f"Mechanism {name!r} with these options is not one softmax over keys, to which sink_scores could be added; "
                 "leave sink_scores out, or choose for example window."
             )
-        _check_sinks(call.sink_scores, q)
+        sinks: Any = call.sink_scores
+        fits = isinstance(sinks, Tensor) and sinks.shape == q.shape[1:2] and sinks.is_floating_point() and sinks.device == q.device
+        if not fits:
+            raise OptionError(
+                f"sink_scores {shape_in_words(sinks)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
+            )
     if call.global_mask is not None and not mechanism.traits.takes_globals:
         raise MaskError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
@@ -198,14 +203,6 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
         raise LengthError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
-
-
-def _check_sinks(sink_scores: Any, q: Tensor) -> None:
-    fits = isinstance(sink_scores, Tensor) and sink_scores.shape == q.shape[1:2] and sink_scores.is_floating_point()
-    if not fits or sink_scores.device != q.device:
-        raise OptionError(
-            f"sink_scores {shape_in_words(sink_scores)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
-        )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

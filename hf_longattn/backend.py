@@ -610,13 +610,8 @@ def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
 
 
-def register_backend() -> None:
-    """Make ``attn_implementation="longattn"`` known to transformers. Importing this module calls this."""
-    AttentionInterface.register(BACKEND, longattn_attention_forward)
-    AttentionMaskInterface.register(BACKEND, longattn_mask)
-
-
-register_backend()
+AttentionInterface.register(BACKEND, longattn_attention_forward)
+AttentionMaskInterface.register(BACKEND, longattn_mask)
 
 
 def attentions_collected() -> bool:

@@ -82,8 +82,8 @@ def translated_errors(repo_id: str, token: str | bool | None = None, operation: 
     except LongAttentionError:
         raise
     except Exception as error:  # an unexpected response can make the client raise anything
-        local = _local(error)
-        if local is not None:
+        local = next((cause for cause in _chain(error) if isinstance(cause, OSError) and cause.filename is not None), None)
+        if local is not None and _response(error) is None and not is_broken_connection(error):  # the error of a local file
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         sentence = redacted(" ".join(_sentence(repo_id, error, operation).split()), token)
         raise operation.error(sentence) from (None if sentence == str(error) else _clean(error, token))
@@ -153,13 +153,6 @@ def _broken(error: BaseException) -> bool:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return False
     return isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, errors.HfHubHTTPError)
-
-
-def _local(error: BaseException) -> OSError | None:
-    """The error of a local file, if it caused the failure."""
-    if _response(error) is not None or is_broken_connection(error):
-        return None
-    return next((cause for cause in _chain(error) if isinstance(cause, OSError) and cause.filename is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

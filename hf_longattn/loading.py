@@ -413,7 +413,12 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     """
     listed_modules = sentence_modules(check_loadable(name))
     with loading_errors(name), without_load_report():
-        _refuse_pickled_modules(name, listed_modules)
+        for module in listed_modules:
+            if not module["type"].endswith(".Transformer"):
+                files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
+                safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
+                if pickled and not safe:
+                    raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
         weights = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": "num_labels" in arguments}
         options = {"model_kwargs": weights, **NO_CODE, **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
@@ -481,16 +486,6 @@ def _check_sentence_model(model: Any, name: str) -> None:
 def has_token_vectors(name: str) -> bool:
     """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(check_saved_model(name)))
-
-
-def _refuse_pickled_modules(name: str, modules: list[dict[str, Any]]) -> None:
-    """Refuse modules other than the transformer whose weights are only in .bin files."""
-    for module in modules:
-        if not module["type"].endswith(".Transformer"):
-            files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
-            safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
-            if pickled and not safe:
-                raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:

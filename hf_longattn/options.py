@@ -240,7 +240,11 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
                 value = [] if value.lower() == "none" else value.replace("+", ",").split(",")
             return tuple(_coerce(mechanism, name, item, args[0]) for item in value if item != "")
         if hint is bool:
-            return _to_bool(value)
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
+                return value.lower() in ("true", "yes", "1")
+            raise ValueError
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
@@ -259,11 +263,3 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
     if hint is str and not isinstance(value, str):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
     return value
-
-
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
-        return value.lower() in ("true", "yes", "1")
-    raise ValueError

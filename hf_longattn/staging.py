@@ -271,7 +271,11 @@ def _clean(parent: Path, name: str) -> None:
 def _is_running(leftover: Path) -> bool:
     _, *machine, number = leftover.name.rpartition(".")[2].split("-")
     if machine not in ([MACHINE], []) or os.name == "nt":  # on Windows, signal 0 would end the process
-        return time.time() - _last_change(leftover) < STALE
+        changed = [0.0]
+        for path in (leftover, *leftover.rglob("*")):
+            with contextlib.suppress(OSError):  # removed by its process
+                changed.append(path.stat().st_mtime)
+        return time.time() - max(changed) < STALE
     if not number.isdigit() or int(number) == os.getpid():
         return False
     try:
@@ -281,15 +285,6 @@ def _is_running(leftover: Path) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _last_change(folder: Path) -> float:
-    """Last change of the folder and everything in it, in seconds since the epoch."""
-    times = [0.0]
-    for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(OSError):  # removed by its process
-            times.append(path.stat().st_mtime)
-    return max(times)
 
 
 def _sync(path: Path) -> None:

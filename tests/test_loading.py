@@ -182,6 +182,7 @@ def test_a_processor_that_transformers_does_not_have_is_a_sentence(folder: str) 
 
 def test_a_revision_is_for_a_repository(tmp_path: Path) -> None:
     room = Room.make(tmp_path / "room")
+    (tmp_path / "out").mkdir()
     program: Any = typer.main.get_command(app)
     accepting = [name for name, command in program.commands.items() if any(option.name == "revision" for option in command.params)]
     tried = [line for line in room.lines(tmp_path / "room" / "good", tmp_path / "out", training=False) if line[0] in accepting]

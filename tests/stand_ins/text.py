@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +60,6 @@ def gpt2(folder: Path) -> None:
 @stand_in("llama", "meta-llama/Llama-2-7b-hf")
 def llama(folder: Path) -> None:
     small("llama", "LlamaForCausalLM", folder, 2048 if folder.name == "llama" else 4096, "gpt2")
-
-
-@stand_in("google/gemma-3-1b-it")
-def gemma3(folder: Path) -> None:
-    """With full attention in every sixth layer."""
-    windows = {"num_hidden_layers": 6, "sliding_window": 64, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
-    small("gemma3_text", "Gemma3ForCausalLM", folder, 2048, "qwen2", **windows)
-
-
-@stand_in("gemma3-long")
-def gemma3_long(folder: Path) -> None:
-    converted("google/gemma-3-1b-it", folder, "full", positions="rope:linear", max_length=4096)
 
 
 @stand_in("sentence-transformers/all-MiniLM-L6-v2")
@@ -237,14 +224,6 @@ def stars(file: Path) -> None:
 def imdb(folder: Path) -> None:
     """Reviews with numbers for labels."""
     write_table(folder / "train.csv", [{**row, "label": int(row["label"] == "good")} for row in REVIEWS[:8]])
-
-
-@stand_in(*(f"{when}/attention-window-window512-fp32.json" for when in ("before", "after")))
-def times(file: Path) -> None:
-    """A stored benchmark."""
-    from tests.pages import ROOT
-
-    shutil.copy(ROOT / "scripts" / "dev" / "results" / file.name, file)
 
 
 @stand_in("pairs.jsonl")
