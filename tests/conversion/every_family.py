@@ -18,8 +18,6 @@ from scripts.dev.tools.small_models import (
 
 Short = Callable[[str, str], Path]
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
-NOT_AS_IT_IS = ("nystromformer",)
-"""Bases whose checkpoints must be converted first, and say so."""
 
 
 def config_of(base: str) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.registration import auto_class_name
@@ -25,7 +24,7 @@ from tests.grids import grid
 from tests.reference.small_models import plain_model
 
 from .conftest import LENGTH
-from .every_family import NOT_AS_IT_IS, Short, head_of
+from .every_family import Short, head_of
 
 NEW = 150
 
@@ -60,7 +59,7 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
     assert all(len(converted[one]) > LENGTH for one in grown if "decoder" not in one)
 
 
-OF_ALL = [base for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS]
+OF_ALL = list(TEXT_FAMILIES)
 
 
 @pytest.mark.thorough
@@ -223,9 +222,3 @@ def test_whole_numbers_stay_whole_in_every_dtype(dtype: str, short: Short, tmp_p
                 counters = [value for name, value in one.state_dict().items() if name.endswith(".passes")]
                 assert {(value.dtype, int(value)) for value in counters} == {(torch.int64, 1)}
                 assert {value.dtype for name, value in one.state_dict().items() if name.endswith(".projection")} == {one.dtype}
-
-
-@pytest.mark.parametrize("base", NOT_AS_IT_IS)
-def test_a_checkpoint_that_must_be_converted_first_says_so(base: str, short: Short) -> None:
-    with pytest.raises(CheckpointError, match="convert it with `longattn convert"):
-        FAMILIES[base].config_class.from_pretrained(short(base, head_of(base)))

@@ -126,7 +126,7 @@ def test_generation_goes_on() -> None:
 
 
 IN_PIECES = (
-    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "markuplm", "nystromformer", "roberta",
+    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "markuplm", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
 """Those whose layers have a ``feed_forward_chunk``."""

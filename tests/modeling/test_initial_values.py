@@ -26,8 +26,6 @@ from tests.cells import every_cell
 from tests.grids import grid, quickly
 from tests.reference.small_models import is_quick_head
 
-CONVERTED_ONLY = ("nystromformer",)
-"""Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""
 SIZED = ("linformer", "recurrent_memory")
 """Their default sizes are larger than these models."""
 RELATIVE = ("t5_buckets", "shaw:clip=4", "transformer_xl")
@@ -149,7 +147,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.thorough
 @every_cell("enough", quickly([2, len(KINDS)], [2]))
-@every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=9, alike=kind_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
     """Each family with two kinds of tensors, in turn; slow tests have all kinds."""
     plain, loaded, first = saved_base(base, tmp_path), 0, [*FAMILIES].index(base) % len(KINDS)
@@ -168,7 +166,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
     assert loaded
 
 
-ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.model_classes]
+ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.model_classes]
 
 
 @pytest.mark.thorough

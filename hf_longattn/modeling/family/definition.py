@@ -464,7 +464,7 @@ def why_no_class(name: str) -> str:
     """A sentence on why a base's head has no Long class ``name``. It says what to load instead; empty for other names."""
     for base in _bases_of(name):
         head = name.removeprefix(long_prefix(base))
-        if (family := FAMILIES[base]).classes and head in dir(importlib.import_module(base_package(base))):
+        if head in dir(importlib.import_module(base_package(base))) and (family := FAMILIES[base]).classes:
             long_classes = " or ".join(sorted(family.model_classes.values()))
             return f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
     return ""

@@ -70,7 +70,7 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
       replaces no layer.
     - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, which
       then stay in the CPU cache. This changes no result.
-    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM, Parakeet …), converted or not, run
+    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM …), converted or not, run
       these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a fraction of its memory.
 
     The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can be saved after

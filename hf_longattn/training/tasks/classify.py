@@ -74,7 +74,7 @@ class ClassificationDataArguments(LabelledDataArguments):
     augmentation: str = argument(
         "", "Random changes of the images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
-    audio: bool = argument(False, "Classify audio files, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
+    audio: bool = argument(False, "Classify audio files, with a model that hears them (Wav2Vec2, HuBERT …), short or converted.")
     audio_column: str = argument("audio", "The column that holds the audio files, or their paths relative to the table.")
     resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
     mono: bool = argument(False, "Mix the channels of audio files with several.")
