@@ -12,7 +12,6 @@ from torch import Tensor
 from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
-from ..inputs.common.sized import SizedKind
 from ..inputs.towers import TowersKind, VerificationTowers
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
@@ -58,8 +57,8 @@ def check_together(
     model.set_attn_implementation("longattn")
     sizes = {}
     for name, part in plan.towers.items():
-        sized = isinstance(part.kind, SizedKind)
-        sizes[name] = affordable_size(part, inputs[name])[0] if sized else part.kind.size(part.config, choose_lengths(part).new)
+        longer = part.kind.lengthens
+        sizes[name] = part.kind.size(part.config, choose_lengths(part).new) if longer else affordable_size(part, inputs[name])[0]
     new = _arguments(plan, inputs, sizes)
     with torch.no_grad():
         returned = model(**new, return_loss=True, return_dict=True)
@@ -76,7 +75,7 @@ def _arguments(plan: ConversionPlan, inputs: VerificationTowers, sizes: Mapping[
 
 def _at_old(plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
     """The size of a tower's compared input, and every layer's mechanism for it. A text has ``length`` tokens."""
-    if isinstance(plan.kind, SizedKind):
+    if not plan.kind.lengthens:
         return plan.inputs.old, mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
     return plan.kind.size(plan.config, length), [for_length(layer, length, plan.shape.causal) for layer in layers]

@@ -28,7 +28,6 @@ from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.common.sized import SizedKind
 from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer
 from ..loading import load_weights
@@ -38,7 +37,7 @@ from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
-from ..reading import is_generic, is_long
+from ..reading import is_long
 from ..staging import check_destination, destination_path, staged_folder
 from .graphs import ModelGraph, page_inputs, runner
 
@@ -128,8 +127,9 @@ def export_checkpoint(
         )
     if not is_long(source.config):
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
-    if isinstance(kind := inspection.inputs.kind, SizedKind):
-        raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {inspection.class_name} in PyTorch.")
+    family: Any = family_in(source.config)
+    if not reads_only_text(family.model_class(inspection.class_name)):
+        raise ExportError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
@@ -158,7 +158,6 @@ def export_checkpoint(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
         plain = {name: value for name, value in with_base_windows(loaded.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
-        family: Any = family_in(source.config)
         heads = [name for name, class_name in family.model_classes.items() if type(loaded).__name__ in (name, class_name)]
         shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
         write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
@@ -206,8 +205,6 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    if is_generic(source.config) and not reads_only_text(model_class):
-        raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
     model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):

@@ -28,7 +28,23 @@ from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers, unmarked
-from ..positions.disentangled import disentangled
+
+
+def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor) -> DistanceTerm:
+    """DeBERTa's two relative score terms (He et al. 2021, equation 4), for query i, key j and the bucket δ(i - j) of their distance:
+
+        (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
+
+    Args:
+        q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
+        by_query, by_key: P^k and P^q, ``(H, buckets, D)``; ``None`` if the model lacks the term.
+        buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
+    """
+    queries, table, of_keys = q * scaling, by_query, None if by_key is None else k * scaling
+    if table is None:  # vectors of width 0
+        assert by_key is not None
+        queries, table = queries[..., :0], by_key[..., :0]
+    return DistanceTerm(queries, table, len(buckets) // 2, k, of_keys=of_keys, key_table=by_key, buckets=buckets)
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):

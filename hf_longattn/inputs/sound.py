@@ -170,7 +170,7 @@ class SoundKind(SizedKind):
 
     def mechanisms(self, causal: bool) -> list[str]:
         prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
-        return [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
+        return [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers]
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         check_mechanism_for_audio(mechanism.name, mechanism.options.to_dict())

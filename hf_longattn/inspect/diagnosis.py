@@ -177,15 +177,15 @@ class Diagnosis:
                 front.append(number)
         return front
 
-    def chosen(self, enough: float = ENOUGH) -> int | None:
-        """Index of the cheapest candidate that keeps at least ``enough`` of the mass. If none cheaper than full attention keeps so much, of
-        the one that keeps most for at most half of that cost. ``None`` if no candidate is cheaper than full attention.
+    def chosen(self) -> int | None:
+        """Index of the cheapest candidate that keeps at least :data:`ENOUGH` of the mass. If none cheaper keeps so much,
+        of the one that keeps most for at most half of that cost. ``None`` if no candidate is cheaper than full attention.
 
         Costs are compared in whole percent; of equal ones, the larger mass is chosen.
         """
         holding = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
         cheaper = [number for number in holding if self.cost(number) < 1]
-        keeping = [number for number in cheaper if self.mass(number) >= enough]
+        keeping = [number for number in cheaper if self.mass(number) >= ENOUGH]
         if keeping:
             return min(keeping, key=lambda number: (round(self.cost(number), 2), -self.mass(number)))
         half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper

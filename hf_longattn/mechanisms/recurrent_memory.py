@@ -46,7 +46,7 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
-    traits = GatheredMechanism.traits.but(exports=False, trains=True, takes_sinks=False)
+    traits = GatheredMechanism.traits.but(exports=False, trains=True, remembers=True, takes_sinks=False)
     summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"

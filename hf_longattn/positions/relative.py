@@ -421,7 +421,7 @@ class SelfExtend(RelativePositions):
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
-KINDS = {**RELATIVE, SelfExtend.name: SelfExtend}
+KINDS: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputSizes
@@ -27,31 +27,26 @@ USUAL_ON_GRIDS = (
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
 """Tried by default for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
-USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": USUAL}
-"""What a model reads -> the candidates tried by default; those of the other inputs are on a grid."""
 FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes | None = None, causal: bool = False) -> list[Candidate]:
     """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
-    if sizes is None or sizes.noun in USUAL_OF:
-        usual = USUAL if sizes is None else USUAL_OF[sizes.noun]
-        return unique_candidates([*unasked((*usual, *USUAL_CAUSAL * causal)), FULL])
+    if sizes is None or not sizes.kind.drawn:
+        return unique_candidates([*unasked((*USUAL, *USUAL_CAUSAL * causal)), FULL])
     named = unasked((*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in sizes.kind.mechanisms(causal=False) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])
 
 
-def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``, without repetitions; :func:`usual_candidates` for ``None``.
+def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
+    """Candidates from texts such as ``window:window=512``, without repetitions.
 
     Raises:
         OptionError: there is none, or an option that does not exist.
         UnknownMechanismError: a mechanism that does not exist.
     """
-    if texts is None:
-        return usual_candidates()
     candidates = candidates_from(texts)
     if not candidates:
         raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")

@@ -74,7 +74,7 @@ def search_design(
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
-    if config.limit().of_layers and len(read_candidates(config.candidates)) != 1:
+    if config.limit().of_layers and (config.candidates is None or len(read_candidates(config.candidates)) != 1):
         raise OptionError("In the mode full-layers all other layers run one candidate; give one --candidate.")
     if output is not None:
         check_new_file(Path(output))

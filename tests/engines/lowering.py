@@ -24,8 +24,8 @@ from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern
 from hf_longattn.engines.common.score_terms import DistanceBias, ScoreMod, as_term, device_scalar
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
+from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.memory.state_cache import StaticStateLayer
-from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started

@@ -490,7 +490,7 @@ def test_compressions_and_graphs_are_of_texts(tmp_path: Path) -> None:
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
     with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
-    with pytest.raises(ExportError, match="Models of images are not exported as graphs; run LongViTModel in PyTorch"):
+    with pytest.raises(ExportError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"):
         export_checkpoint(tmp_path / "long", tmp_path / "small", format="torch")
     assert not (tmp_path / "small").exists()
 

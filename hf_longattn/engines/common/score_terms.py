@@ -49,8 +49,6 @@ class ScoreTerm(ABC):
     """Paths that add the term without calling it. Other paths call it for their pairs."""
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
-    reads_tokens: bool = False
-    """Whether the term is computed from queries and keys. :meth:`of` recomputes it from other queries and keys."""
     grid_bias: GridBias | None = None
     """This term, if it is a bias by distance on the grid."""
 
@@ -67,13 +65,6 @@ class ScoreTerm(ABC):
         """The term for ``heads`` only, renumbered from 0. ``device``: the queries' device."""
         inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> ScoreMod:
-        """The term of other queries and keys, for some of its heads.
-
-        q, k: ``(B, h, Nq, D)`` and ``(B, h, Nk, D)`` of the ``heads``. Queries are the last Nq positions.
-        """
-        return self.of_heads(heads, q.device)
 
     def shifted(self, first: int, row: int = 0) -> ScoreMod:
         """The term for a slice of the batch: position 0 means token ``first``, and row 0 means batch row ``row``."""
@@ -257,7 +248,6 @@ class DistanceTerm(ScoreTerm):
     of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
     key_table: s, ``(H or 1, W, G)``, for the same distances.
     buckets: b, ``(W,)`` int64: for each of W distances its row in both tables, if the tables have fewer than W rows.
-    rebuild: computes the term from other queries and keys, see :meth:`of`; ``None`` if p and e do not come from them.
     """
 
     queries: Tensor
@@ -268,19 +258,14 @@ class DistanceTerm(ScoreTerm):
     of_keys: Tensor | None = None
     key_table: Tensor | None = None
     buckets: Tensor | None = None
-    rebuild: Callable[[Tensor, Tensor, Sequence[int]], DistanceTerm] | None = None
 
     engines = ("cpu-distances",)
-
-    @property
-    def reads_tokens(self) -> bool:  # type: ignore[override]
-        return self.rebuild is not None
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return self.written_out(score, b, h, q_idx, kv_idx)
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
-        chosen, sharing, rebuild = list(heads), self.queries.shape[1] // self.keys.shape[1], self.rebuild
+        chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
         return dataclasses.replace(
             self,
             queries=take_heads(self.queries, chosen),
@@ -289,11 +274,7 @@ class DistanceTerm(ScoreTerm):
             content=None if self.content is None else take_heads(self.content, chosen, 0),
             of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
             key_table=None if self.key_table is None else _of_heads(self.key_table, chosen),
-            rebuild=None if rebuild is None else lambda q, k, some: rebuild(q, k, [chosen[head] for head in some]),
         )
-
-    def of(self, q: Tensor, k: Tensor, heads: Sequence[int]) -> DistanceTerm:
-        return self.of_heads(heads) if self.rebuild is None else self.rebuild(q, k, heads)
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
         missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)

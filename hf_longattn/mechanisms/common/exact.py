@@ -37,7 +37,8 @@ def by_length(
         return _in_graph(in_full, by_mechanism, most, q, k, v, call)
     if call.batch is None:
         return (in_full if k.shape[2] <= most else by_mechanism)(q, k, v, call)
-    sequences = call.batch.sequences
+    batch = call.batch
+    sequences = batch.sequences
     short = sum(span.length <= most for span in sequences)
     if short in (0, len(sequences)):
         return (in_full if short else by_mechanism)(q, k, v, call)
@@ -48,7 +49,7 @@ def by_length(
     for run, is_short in ((in_full, True), (by_mechanism, False)):
         chosen = [span for span in sequences if (span.length <= most) == is_short]
         outs |= zip(chosen, stacked(run, q, k, v, call, chosen), strict=True)
-    return call.batch.join([outs[span] for span in sequences], len(q), q.shape[2], k.shape[2])
+    return batch.join([outs[span] for span in sequences], len(q), q.shape[2], k.shape[2])
 
 
 def _in_graph(

@@ -198,7 +198,7 @@ def input_in_words(name: str) -> str:
     cls, built = mechanism_class(name), prototype(name, {})
     if cls.traits.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
-    if cls.causal is True or built.traits.remembers or built.traits.recursion is not None:
+    if cls.causal is True or built.traits.remembers:
         return "a text"
     return "a text; an image, in the order that `order` gives" if cls.traits.images_need_order else "a text; an image"
 

@@ -62,7 +62,7 @@ def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window'."
-    if built.traits.recursion is not None or built.traits.remembers:
+    if built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
             f"see what comes after them; {instead}"

@@ -54,7 +54,7 @@ def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
             "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
     built = prototype(mechanism, options)
-    if built.traits.recursion is not None or built.traits.remembers:
+    if built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
             "image have no such order; choose a mechanism on a grid such as 'window2d'."

@@ -230,13 +230,14 @@ def decode(
     """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
     from hf_longattn.configuration import LongAttentionConfig
 
-    from .decoding import DecodeShape, decoding_table, run_decoding, save_decoding
+    from .decoding import DecodeShape, decoding_table, run_decoding
+    from .report import store_study
 
     with measuring(output_dir, threads):
         shape = DecodeShape(layers, heads, head_dim, steps, seed)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
-        show(save_decoding(record, output_dir), decoding_table(record))
+        show(store_study(output_dir / "decode.json", record), decoding_table(record))
 
 
 @app.command()
@@ -279,10 +280,12 @@ def memory(
 ) -> None:
     """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
     from .case import Case
-    from .footprint import footprint_table, run_footprint, save_footprint
+    from .footprint import footprint_table, run_footprint
+    from .report import store_study
 
     with measuring(output_dir, threads):
         case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=base is None, base=base or "bert")
         kind = "attention" if base is None else "model"
         record = run_footprint(mechanism, parse_lengths(lengths), case, kind=kind, log=typer.echo)
-        show(save_footprint(record, output_dir), footprint_table(record))
+        of = f"-{case.base}" if kind == "model" else "-causal" * causal
+        show(store_study(output_dir / f"memory{of}.json", record), footprint_table(record))

@@ -6,7 +6,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.memory import cache_bytes
 
-from .report import machine, markdown_table, store_study
+from .report import machine, markdown_table
 
 CHECKED = 300
 """Tokens after which decoding is compared with the full forward pass before anything is timed."""
@@ -146,11 +145,6 @@ def run_decoding(
         "checks": checks,
         "results": [dataclasses.asdict(result) for result in results],
     }
-
-
-def save_decoding(record: dict[str, Any], folder: Path) -> Path:
-    """Write ``decode.json`` into ``folder``."""
-    return store_study(folder / "decode.json", record)
 
 
 def decoding_table(record: dict[str, Any]) -> str:

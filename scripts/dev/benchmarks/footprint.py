@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hf_longattn.choice_text import read_choice
@@ -13,7 +12,7 @@ from hf_longattn.errors import OptionError
 from .case import Case
 from .memory import Memory, exponent, measure_memory
 from .models.bert_sdpa import most_tokens
-from .report import machine, markdown_table, store_study
+from .report import machine, markdown_table
 
 STOCK = "stock"
 """The line of transformers' own model."""
@@ -52,13 +51,6 @@ def run_footprint(
         results.append({"mechanism": line, "mebibytes": [round(memory.extra, 1) for memory in measured], "exponent": growth})
     about = {key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")}
     return {"machine": machine(), "kind": "memory", "of": kind, "case": about, "lengths": list(lengths), "results": results}
-
-
-def save_footprint(record: dict[str, Any], folder: Path) -> Path:
-    """Write ``memory.json``, ``memory-causal.json`` or ``memory-BASE.json`` into ``folder``."""
-    case = record["case"]
-    of = f"-{case['base']}" if record["of"] == "model" else "-causal" if case["causal"] else ""
-    return store_study(folder / f"memory{of}.json", record)
 
 
 def footprint_table(record: dict[str, Any]) -> str:

@@ -207,17 +207,12 @@ class LongModel(ImageModel):
     """The model of this package with a mechanism for each layer."""
 
     def build(self, inputs: ImageInputs) -> Any:
-        attention = attention_of(inputs.case, self.name)
-        model = LongViTModel(LongViTConfig(**image_fields(inputs.case), long_attention=attention.to_dict()), add_pooling_layer=False)
+        case = inputs.case
+        chosen = {} if self.name == EVERY_LAYER_FULL else {"layers": LAYOUTS[self.name] or None, **case.options}
+        attention = LongAttentionConfig(case.mechanism if chosen else "full", **chosen)
+        model = LongViTModel(LongViTConfig(**image_fields(case), long_attention=attention.to_dict()), add_pooling_layer=False)
         model.load_state_dict(inputs.stock.state_dict())
         return model
-
-
-def attention_of(case: Case, layout: str) -> LongAttentionConfig:
-    """The attention of a layout."""
-    if layout == EVERY_LAYER_FULL:
-        return LongAttentionConfig("full")
-    return LongAttentionConfig(case.mechanism, layers=LAYOUTS[layout] or None, **case.options)
 
 
 EVERY_LAYER_FULL = "full"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 
+from .case import AttentionInputs, Case
+
 
 class LeftOut(LongAttentionError):
     """An implementation that cannot run this case; the message is stored with the results."""
@@ -84,3 +86,18 @@ def build_implementation(kind: str, name: str, inputs: Any) -> Implementation:
         known = ", ".join(list_implementations(kind))
         raise OptionError(f"There is no implementation {name!r} for `{kind}`; choose from {known}.{nearest(name, _IMPLEMENTATIONS[kind])}")
     return _IMPLEMENTATIONS[kind][name](inputs)  # type: ignore[call-arg]
+
+
+def build_inputs(kind: str, case: Case) -> Any:
+    """What all implementations of one kind share at one length. Registers that kind only: attention alone needs no model classes."""
+    if kind == "attention":
+        from . import attention  # noqa: F401
+
+        return AttentionInputs(case)
+    if kind == "image":
+        from .grid_models import ImageInputs
+
+        return ImageInputs(case)
+    from .models.inputs import ModelInputs
+
+    return ModelInputs(case)

@@ -21,8 +21,7 @@ from hf_longattn.errors import LongAttentionError
 from scripts.dev import ROOT
 
 from .case import Case
-from .implementations import build_implementation
-from .inputs import build_inputs
+from .implementations import build_implementation, build_inputs
 
 MiB = 2**20
 

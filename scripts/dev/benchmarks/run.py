@@ -12,8 +12,7 @@ from hf_longattn.engines.cpu.onednn import check_bf16
 from hf_longattn.errors import OptionError
 
 from .case import Case
-from .implementations import Implementation, LeftOut, build_implementation
-from .inputs import build_inputs
+from .implementations import Implementation, LeftOut, build_implementation, build_inputs
 from .report import BenchmarkResult
 from .timing import time_in_turn, times_faster
 from .verify import verify_attention

@@ -72,14 +72,10 @@ def iter_modules(split: str) -> Iterator[Module]:
                 yield module
 
 
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise LongAttentionError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-
-
 def _packages_of(split: str) -> list[str]:
     """Return the installed packages of ``split``, third-party ones first."""
-    _check_split(split)
+    if split not in SPLITS:
+        raise LongAttentionError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     names = [*PACKAGES, *sorted(STANDARD_LIBRARY - set(PACKAGES))]
     return [name for name in names if split_of(name) == split and _locate(name)]
 
@@ -106,7 +102,8 @@ def _read_package(package: str) -> Iterator[tuple[Module, bytes]]:
         return
     for path in [root] if root.is_file() else _source_files(root):
         content = path.read_bytes()
-        if _MIN_BYTES <= len(content) <= _MAX_BYTES and not _is_table(content):
+        digits = len(content) - len(content.translate(None, b"0123456789"))
+        if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content):
             text = _decode(content)
             if text:
                 yield Module(package, path.relative_to(root.parent).as_posix(), text), _digest(text)
@@ -136,7 +133,3 @@ def _decode(content: bytes) -> str:
 def _digest(text: str) -> bytes:
     """Hash the text without its trailing white space, so that copies differing only in it are the same."""
     return hashlib.sha256(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip().encode("utf-8", "surrogatepass")).digest()
-
-
-def _is_table(content: bytes) -> bool:
-    return len(content) - len(content.translate(None, b"0123456789")) > _MAX_DIGITS * len(content)

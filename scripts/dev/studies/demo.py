@@ -94,12 +94,8 @@ def score(systems: list[Any], sets: dict[str, list[dict[str, Any]]], what: str) 
     with Progress(console=console) as progress:
         for name, records in sets.items():
             task = progress.add_task(f"   {what}: {name}, {len(records)} questions", total=len(records))
-            answers += run_readers(systems, records, name, partial(_completed, progress, task))
+            answers += run_readers(systems, records, name, partial(progress.advance, task))
     return answers
-
-
-def _completed(progress: Progress, task: Any, done: int) -> None:
-    progress.update(task, completed=done)
 
 
 def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:

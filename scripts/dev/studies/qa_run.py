@@ -55,7 +55,7 @@ def run_readers(
     readers: Sequence[Reader],
     records: Iterable[Mapping[str, Any]],
     group: str,
-    on_record: Callable[[int], None] | None = None,
+    on_record: Callable[[], None] | None = None,
 ) -> list[ScoredAnswer]:
     """Ask every reader every question, one document at a time and reader after reader.
 
@@ -65,10 +65,10 @@ def run_readers(
         readers: the systems to compare.
         records: SQuAD-shaped records with ``tokens``.
         group: name of the data.
-        on_record: called with the number of records done, for progress.
+        on_record: called after every record, for progress.
     """
     answers = []
-    for done, record in enumerate(records, start=1):
+    for record in records:
         for reader in readers:
             started = time.perf_counter()
             text = reader.answer(record)
@@ -76,7 +76,7 @@ def run_readers(
             exact, f1 = score_answer(text, record["answers"]["text"])
             answers.append(ScoredAnswer(reader.name, group, record["id"], record["tokens"], text, exact, f1, seconds))
         if on_record is not None:
-            on_record(done)
+            on_record()
     return answers
 
 

@@ -14,7 +14,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from
-from hf_longattn.options import EXACT_LENGTH, ORDER, RELATIVE, OptionInfo
+from hf_longattn.options import EXACT_LENGTH, ORDER, RELATIVE
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
@@ -57,7 +57,10 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    rows = [
+        [f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help]
+        for o in [option for option in info.options if option.name not in SHARED]
+    ]
     if shared := ", ".join(f"`{one}`" for one in _shared_options(name)):
         rows.append([shared, "", "", "", "as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) have"])
     table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "It has no options."
@@ -72,15 +75,12 @@ def _section(name: str) -> str:
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
-    image = f"![pattern of {name}](../images/{image_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
+    options = ", ".join(f"{option} {_shown(value)}" for option, value in cls.sample.items()) or "no options"
+    image = f"![pattern of {name}](../images/{image_of(name)})\n\n*{size}, {options}; {rest}.*"
     about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
     definition = f"## Definition\n\n{definition}\n\n" if definition else ""
     return f"# {name}\n\n{summary}\n\n{about}\n\n{image}\n\n{definition}## Options\n\n{table}"
-
-
-def _own_options(name: str) -> list[OptionInfo]:
-    return [option for option in mechanism_info(name).options if option.name not in SHARED]
 
 
 def _shared_options(name: str) -> list[str]:
@@ -100,10 +100,6 @@ def shared_options() -> str:
 def _text(cls: type[Mechanism]) -> str:
     """The definition as the mechanism's file states it, with Sphinx's roles as plain code."""
     return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""))
-
-
-def _options(cls: type[Mechanism]) -> str:
-    return ", ".join(f"{option} {_shown(value)}" for option, value in cls.sample.items()) or "no options"
 
 
 def _shown(value: Any) -> str:

@@ -84,8 +84,8 @@ IMAGES: dict[str, Any] = {
 SOUNDS: dict[str, Any] = {
     "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
     "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
-    "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_clusters": 8, "num_ctc_classes": 8,
-    "feature_projection_input_dim": 16, "num_mel_bins": 16, "decoder_hidden_size": 16, "blank_token_id": 98, "pad_token_id": 98,
+    "num_conv_pos_embedding_groups": 4, "num_codevectors_per_group": 8, "num_ctc_classes": 8,
+    "feature_projection_input_dim": 16, "num_mel_bins": 16, "pad_token_id": 98,
     "mask_time_prob": 0.0, "apply_spec_augment": False, "ctc_zero_infinity": True,
     **dict.fromkeys(
         ("layerdrop", "dropout", "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout",
@@ -97,8 +97,6 @@ PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
 OTHER_HEADS = (*("ForTokenClassification", "ForCTC", "ForImageClassification", "ForAudioClassification", "ForPreTraining"),)
 """Endings of the classes by which other models are known, the most usual first."""
-OF_THE_BASE = ("model_type", "transformers_version", "architectures")
-"""Fields that a Long config does not take from its base's."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -140,11 +138,6 @@ def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
     if FAMILIES[base].rule.reads == "grid":
         return small_image_config(base, shape)
     return small_config(base, shape, attention_type="original_full", **tokens)
-
-
-def values_of_base(config: Any) -> dict[str, Any]:
-    """The values of a base's config that its Long config takes."""
-    return {name: value for name, value in config.to_dict().items() if name not in OF_THE_BASE}
 
 
 def of_trained_size(model: Any) -> Any:
@@ -212,9 +205,6 @@ def small_image_config(base: str, shape: Shape = Shape(), patch: int = 4, side: 
     sizes = named_sizes(fields, shape)
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
-    if "depths" in fields:  # two stages, each twice as wide as the one before
-        sizes |= {"embed_dim": shape.half, "depths": [shape.layers - 1, 1], "num_heads": [shape.heads // 2, shape.heads], "kernel_size": 3}
-        sizes |= {"dilations": [[2, *[1] * (shape.layers - 2)], [1]], "out_indices": [1, 2]}
     known = {**fields, "num_labels": 0, "out_indices": 0}
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **IMAGES, **values}.items() if name in known})
 
