@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="SRC", callback=flags.check_model, help="A checkpoint folder, a PEFT adapter, or a Hub repository id."),
+    typer.Argument(metavar="SRC", callback=flags.check_model, help="A checkpoint folder, or a Hub repository id."),
 ]
 
 

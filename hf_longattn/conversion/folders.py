@@ -1,7 +1,7 @@
 """The folder of a result: weights and config, and the source's other files.
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
-:func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers, an adapter,
+:func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
 licence) and :func:`write_report` (report and card). Conversions and native twins have a plan, and do all of this by
 :func:`write_verified`.
 """

@@ -248,7 +248,6 @@ def compress_checkpoint(
     Raises:
         OptionError: unknown or impossible settings.
         CheckpointError: the source cannot be loaded or is quantised already, no tensor changed, or the result computes something else.
-        ExportError: the source has an adapter that is not merged.
         LengthError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
         DestinationExistsError: the destination exists.

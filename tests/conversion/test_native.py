@@ -23,10 +23,10 @@ from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentio
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.reading import FORMAT_FIELD as FIELD
-from scripts.dev.tools.native_cases import long_attention, long_values, save_long
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.alike import code_of_family
 from tests.cells import every_cell
+from tests.native_cases import long_attention, long_values, save_long
 
 WINDOW = {"mechanism": "window", "window": 6}
 LAST = {"layers": "0=full;1=window:window=6"}

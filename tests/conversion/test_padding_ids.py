@@ -17,9 +17,9 @@ from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.hub.usage import tokens_of
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
-from scripts.dev.tools.native_cases import long_attention
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cells import every_cell
+from tests.native_cases import long_attention
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)

@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import constants
 
 from hf_longattn.cli import main
-from scripts.dev.tools.native_cases import save_long
 from tests.grids import quickly
 from tests.hub_state import Hub
+from tests.native_cases import save_long
 
 REPO = "someone/long-llama"
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {

@@ -13,9 +13,9 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.hub import push_model
 from hf_longattn.local_names import public_name, without_folders
-from scripts.dev.tools.native_cases import save_long
 from tests.cells import every_cell
 from tests.grids import quickly
+from tests.native_cases import save_long
 
 from ..hub_state import WRITER, Hub
 from ..trained import tokenizer_of

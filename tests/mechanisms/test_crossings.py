@@ -190,8 +190,8 @@ def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool
     """Scores of standard deviation 16: half precision is off by at most four times as much as PyTorch's fused kernel is.
 
     Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs, these are rounded once
-    more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical and infini, 2.0-2.4 for delta and segmented with
-    summaries by attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
+    more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical, 2.0-2.4 for segmented with summaries by
+    attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
     """
     name, causal = form
     term = term and mechanism_class(name).traits.takes_score_mod

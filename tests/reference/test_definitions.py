@@ -177,8 +177,6 @@ def draw_case(
     spread = random.choice((0.3, 1.0, 2.0))
     q = torch.randn(batch, heads, q_len, width) * spread
     k, v = (torch.randn(batch, kv_heads, length, width) * spread for _ in range(2))
-    if draw_inputs := getattr(definition, "draw_inputs", None):
-        q, k, v = draw_inputs(random, q, k, v)
     arguments: dict[str, Any] = {
         "causal": causal,
         "padding_mask": draw_padding(random, batch, length),

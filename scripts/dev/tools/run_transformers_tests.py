@@ -3,7 +3,6 @@ families and store the table.
 
     python -m scripts.dev.tools.run_transformers_tests                       all families
     python -m scripts.dev.tools.run_transformers_tests bert gpt2 --jobs 2    some of them
-    python -m scripts.dev.tools.run_transformers_tests --with-base           the plain classes as well, for comparison
 
 A test that fails is run on the base's plain classes as well; one that fails there, too, is no failure of ours.
 
@@ -185,7 +184,6 @@ def store(result: dict[str, dict], folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
-    parser.add_argument("--with-base", action="store_true", help="also test the plain classes of the bases")
     parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the sdist is kept, default %(default)s")
     parser.add_argument(
@@ -203,7 +201,7 @@ def main() -> int:
     module = prepare(folder)
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
-        run(folder, module, families, options.with_base, options.jobs, report)
+        run(folder, module, families, False, options.jobs, report)
         result = table(report)
     compare_with_bases(result, folder, module)
     print(markdown(result, transformers.__version__))

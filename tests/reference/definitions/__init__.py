@@ -20,7 +20,6 @@ A file may also have
     draw_options_of_heads(random, heads, length)
                                             more options, which depend on the number of heads
     draw_parameters(module)                 in place of the noise that is added to every parameter
-    draw_inputs(random, q, k, v)            in place of Gaussian vectors
     needs_all_queries(module)               with these options there may not be fewer queries than keys
     SEEDS                                   values of the call's seed; 0 alone where they are left out
 

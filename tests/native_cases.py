@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from hf_longattn.families import FAMILIES
-
-from .small_models import Shape, language_model, small_values
+from scripts.dev.tools.small_models import Shape, language_model, small_values
 
 STOCK: dict[str, dict[str, Any]] = {
     "bigbird": {"random_pattern": "hf_eval", "blocks_over": "input", "block_size": 4, "num_random_blocks": 1},
