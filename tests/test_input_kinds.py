@@ -159,7 +159,7 @@ def asking_lines(text: str) -> Iterator[int]:
     yield from sorted({test.lineno for test, bound in tests if asks(test, bound, typed)})
 
 
-def test_nothing_asks_which_kind_of_input_a_model_has() -> None:
+def test_only_inputs_and_families_ask_which_kind_of_input_a_model_has() -> None:
     asking = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE)
@@ -196,9 +196,9 @@ class Settings:
 """
 
 
-def test_the_counter_sees_every_way_to_ask() -> None:
+def test_asking_lines_sees_every_way_to_ask() -> None:
     assert list(asking_lines(ASKING.strip())) == [*range(1, 11), 13]
 
 
-def test_the_counter_takes_nothing_else_for_the_kind() -> None:
+def test_asking_lines_takes_nothing_else_for_the_kind() -> None:
     assert not list(asking_lines(NOT_ASKING))

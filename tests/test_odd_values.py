@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from hf_longattn.cli import main
 from tests.cells import every_cell
 from tests.damage import CONVERT, convert, make_checkpoint
-from tests.hub_server import serve
 from tests.hub_state import WRITER, Hub
 
 SECONDS = 60
@@ -65,13 +64,6 @@ def wholes() -> Iterator[dict[str, Path]]:
         (made["bert"] / "README.md").write_text("---\nlicense: mit\nlanguage: en\ntags: [letters]\n---\n# Short\n")
         assert convert(made["bert"], place / "long", *CONVERT)[0] == 0
         yield {**made, "long": place / "long"}
-
-
-@pytest.fixture
-def server(hub: Callable[[str], None]) -> Iterator[Hub]:
-    with serve(Hub()) as running:
-        hub(running.endpoint)
-        yield running
 
 
 class Hangs(BaseException):
@@ -144,7 +136,9 @@ def examples(count: int) -> Callable[[Any], Any]:
 @pytest.mark.thorough
 @every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 @every_cell(("checkpoint", "file"), FILES, of=3)
-def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
+def test_commands_refuse_or_take_any_value_in_a_field_of_a_file(
+    checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub
+) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 
 
@@ -165,7 +159,7 @@ def check_an_odd_value(checkpoint: str, file: str, wholes: dict[str, Path], data
 @pytest.mark.slow
 @examples(6)
 @given(data=st.data())
-def test_an_odd_value_in_what_is_exported(data: st.DataObject, wholes: dict[str, Path]) -> None:
+def test_export_refuses_or_takes_any_value_in_a_field_of_the_config(data: st.DataObject, wholes: dict[str, Path]) -> None:
     values = json.loads((wholes["long"] / "config.json").read_text())
     way, value = data.draw(st.sampled_from(list(places(values)))), data.draw(st.sampled_from(VALUES))
     check(wholes["long"], "config.json", json.dumps(changed(values, way, value)), (EXPORT,))
@@ -184,7 +178,7 @@ HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
 
 
 @pytest.mark.parametrize("case", HUGE)
-def test_a_count_beyond_all_bounds_is_refused_at_once(case: str, wholes: dict[str, Path], server: Hub) -> None:
+def test_commands_refuse_huge_counts_in_a_config_at_once(case: str, wholes: dict[str, Path], server: Hub) -> None:
     checkpoint, fields, commands = HUGE[case]
     values = json.loads((wholes[checkpoint] / "config.json").read_text())
     check(wholes[checkpoint], "config.json", json.dumps({**values, **fields}), commands)
@@ -193,7 +187,7 @@ def test_a_count_beyond_all_bounds_is_refused_at_once(case: str, wholes: dict[st
 @pytest.mark.parametrize(
     "flag", [["--layers", "0-999999999=full"], ["--layers", "999999999*full"], ["--verify-text", "PIPE"], ["--config", "PIPE"]]
 )
-def test_a_flag_beyond_all_bounds_is_refused_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_refuses_huge_flags_and_pipes_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code, err = run("convert", wholes["bert"], tmp_path / "out", *(str(tmp_path / "pipe") if word == "PIPE" else word for word in flag))
     assert code in (1, 2), err
@@ -201,7 +195,7 @@ def test_a_flag_beyond_all_bounds_is_refused_at_once(flag: list[str], wholes: di
 
 
 @pytest.mark.parametrize("file", ["README.md", "conversion_report.json", "config.json"])
-def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
+def test_commands_do_not_open_a_pipe_in_a_checkpoint(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
     shutil.copytree(wholes["long"], tmp_path / "model")
     (tmp_path / "model" / file).unlink()
     os.mkfifo(tmp_path / "model" / file)
@@ -213,7 +207,7 @@ def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tm
 
 @pytest.mark.thorough
 @every_cell("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
-def test_an_option_named_as_an_argument_is_no_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")
         assert code == 1, err

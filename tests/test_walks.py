@@ -132,12 +132,12 @@ def walked_apart(walk: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_conversion_is_no_longer_than_before() -> None:
+def test_convert_runs_no_more_functions_and_files_than_the_ceiling() -> None:
     walk = walked_apart("convert")
     assert all(walk[name] <= CONVERSION[name] for name in CONVERSION), walk
 
 
-def test_walks_are_no_longer_than_before() -> None:
+def test_attend_forward_and_loading_make_no_more_calls_than_the_ceilings() -> None:
     walks = walked_apart("calls")
     longer = {
         name: (len(files), sorted(set(files)))
