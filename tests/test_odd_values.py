@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from hf_longattn.cli import main
 from tests.cells import every_cell
-from tests.damage import CONVERT, convert, make_checkpoint
+from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
+from tests.grids import drawn
 from tests.hub_state import WRITER, Hub
 
 SECONDS = 60
@@ -31,6 +32,7 @@ SECONDS = 60
 VALUES: tuple[Any, ...] = (
     5, -1, 1.5, 10**7, 10**30, True, None, "x", "9" * 30, "\ud800", [], {}, [["a"]], {"a": 5}, {"a": [{"b": {"c": [1, None, {}]}}]},
 )  # fmt: skip
+FILES_OF_ANY_BYTES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE")
 REPO = "writer/odd"
 Command = tuple[str, ...]
 
@@ -212,3 +214,41 @@ def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(name
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")
         assert code == 1, err
         assert "no option" in err or "not an option" in err, err
+
+
+def converted_or_refused(whole: Path, damage: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(whole, Path(folder) / "source")
+        damage(Path(folder) / "source")
+        refused_or_whole(Path(folder) / "source", Path(folder))
+
+
+@pytest.mark.thorough
+@examples(25)
+@given(data=st.data())
+def test_convert_refuses_or_converts_weights_with_changed_bytes(wholes: dict[str, Path], data: st.DataObject) -> None:
+    raw = bytearray(weights(wholes["bert"]).read_bytes())
+    header = 8 + int.from_bytes(raw[:8], "little")
+    at = data.draw(st.integers(0, header - 1) | st.integers(0, len(raw) - 1))
+    new = data.draw(st.binary(max_size=9))
+    raw[at : at + data.draw(st.integers(0, 9))] = new
+    converted_or_refused(wholes["bert"], lambda source: weights(source).write_bytes(raw))
+
+
+@pytest.mark.thorough
+@examples(30)
+@given(data=st.data())
+def test_convert_refuses_or_converts_any_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
+    whole = wholes[data.draw(st.sampled_from(["bert", "llama"]))]
+    file = data.draw(st.sampled_from(sorted(path.name for path in whole.iterdir())))
+    raw = (whole / file).read_bytes()
+    converted_or_refused(whole, lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))
+
+
+@drawn(30, 8, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    file=st.sampled_from(FILES_OF_ANY_BYTES),
+    content=st.binary(max_size=60) | st.sampled_from(VALUES).map(lambda value: json.dumps(value).encode()),
+)
+def test_convert_refuses_or_converts_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes) -> None:
+    converted_or_refused(wholes["bert"], lambda source: (source / file).write_bytes(content))
