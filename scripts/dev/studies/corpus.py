@@ -104,12 +104,11 @@ def _read_package(package: str) -> Iterator[tuple[Module, bytes]]:
         content = path.read_bytes()
         digits = len(content) - len(content.translate(None, b"0123456789"))
         if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content):
-            text = _decode(content)
-            if text:
+            if text := _decode(content):
                 # without white space at the ends of lines, so that copies that differ only in it are the same
                 bare = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
-                digest = hashlib.sha256(bare.encode("utf-8", "surrogatepass")).digest()
-                yield Module(package, path.relative_to(root.parent).as_posix(), text), digest
+                name, encoded = path.relative_to(root.parent).as_posix(), bare.encode("utf-8", "surrogatepass")
+                yield Module(package, name, text), hashlib.sha256(encoded).digest()
 
 
 def _source_files(root: Path) -> Iterator[Path]:
