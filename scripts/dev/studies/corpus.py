@@ -103,12 +103,11 @@ def _read_package(package: str) -> Iterator[tuple[Module, bytes]]:
     for path in [root] if root.is_file() else _source_files(root):
         content = path.read_bytes()
         digits = len(content) - len(content.translate(None, b"0123456789"))
-        if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content):
-            if text := _decode(content):
-                # without white space at the ends of lines, so that copies that differ only in it are the same
-                bare = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
-                name, encoded = path.relative_to(root.parent).as_posix(), bare.encode("utf-8", "surrogatepass")
-                yield Module(package, name, text), hashlib.sha256(encoded).digest()
+        if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content) and (text := _decode(content)):
+            # without white space at the ends of lines, so that copies that differ only in it are the same
+            bare = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
+            name, encoded = path.relative_to(root.parent).as_posix(), bare.encode("utf-8", "surrogatepass")
+            yield Module(package, name, text), hashlib.sha256(encoded).digest()
 
 
 def _source_files(root: Path) -> Iterator[Path]:
