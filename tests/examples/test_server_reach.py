@@ -18,7 +18,7 @@ READS: dict[str, tuple[int | None, int | None, str]] = {
 }
 
 
-@pytest.mark.parametrize(("reads", "route"), zip(READS, ("/embed", "/v1/embeddings", "/api/embed"), strict=True))
+@pytest.mark.parametrize(("reads", "route"), [*zip(READS, ("/embed", "/v1/embeddings", "/api/embed"), strict=True)])
 def test_server_reach_names_words_that_a_server_does_not_read(reads: str, route: str) -> None:
     first, last, sentence = READS[reads]
     with serving_embeddings(lambda text: [1.0, float(zlib.crc32(" ".join(text.split()[first:last]).encode()))]) as address:
