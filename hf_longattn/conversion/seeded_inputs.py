@@ -49,7 +49,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     if "input_features" in taken:
         sound = getattr(config, "encoder_config", config)
         positions = getattr(config, "max_source_positions", None)  # of Whisper; without a table, time comes before the features
-        shape = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        shape: tuple[int, ...] = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
         inputs["input_features"] = torch.randn(1, *shape, generator=random)
     if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
         shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)

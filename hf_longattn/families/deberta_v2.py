@@ -31,15 +31,13 @@ from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers, unmar
 
 
 def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor) -> DistanceTerm:
-    """DeBERTa's two relative score terms. A table is ``None`` if the model lacks its term.
-
-    The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
+    """DeBERTa's two relative score terms (He et al. 2021, equation 4), for query i, key j and the bucket δ(i - j) of their distance:
 
         (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
-        by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
+        by_query, by_key: P^k and P^q, ``(H, buckets, D)``; ``None`` if the model lacks the term.
         buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
     """
     queries, table, of_keys = q * scaling, by_query, None if by_key is None else k * scaling

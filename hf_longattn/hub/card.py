@@ -160,8 +160,10 @@ def model_card(
     verdict_limits = [UNTRAINED] * bool(report.get("needs_training")) + [UNMEASURED] * (report.get("verdict") == "cannot tell")
     graph = next((library for format, library in LIBRARIES.items() if (folder / GRAPHS[format]).is_file()), "transformers")
     metadata |= {"library_name": graph if kind is None else "sentence-transformers", "pipeline_tag": task}
-    tags = {*metadata["tags"]}
-    data = ModelCardData(**{**metadata, "tags": sorted(tags.union(TAGS) if is_long(config) else tags.difference(TAGS)) or None})
+    stated_tags = {*metadata["tags"]}
+    data = ModelCardData(
+        **{**metadata, "tags": sorted(stated_tags.union(TAGS) if is_long(config) else stated_tags.difference(TAGS)) or None}
+    )
     tables = []
     for tower, attention in attentions.items():
         if not tower:

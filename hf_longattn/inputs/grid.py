@@ -113,10 +113,6 @@ class UserImages(UserInputs):
         """The processor's file."""
         return ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
 
-    def sized_processor(self, size: tuple[int, ...]) -> Any:
-        """The processor for inputs of this size."""
-        return type(self.processor).from_dict(values_of_size(self.place, self.processor, size))
-
     def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
         """``values``, the processor's outputs, if all have this height and width; otherwise raise :class:`GridError`."""
         if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
@@ -133,7 +129,7 @@ class UserImages(UserInputs):
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
-            sized = self.sized_processor(size)
+            sized = type(self.processor).from_dict(values_of_size(self.place, self.processor, size))
             values = [torch.as_tensor(sized(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
             return self.checked(values, size)
         settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
@@ -318,7 +314,8 @@ def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttenti
     made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
     squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
     sides_by_layer = [
-        {side for side, grid in squares.items() if _equals_full(attention, number, grid)} for number in range(config.num_hidden_layers)
+        {side for side, grid in squares.items() if prototype(*chosen).on_grid(grid, layer=number).covers(grid.length)}
+        for number, chosen in enumerate(map(attention.for_layer, range(config.num_hidden_layers)))
     ]
     sides = set.intersection(*sides_by_layer)
     if sides:
@@ -329,11 +326,6 @@ def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttenti
     hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
     why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every image"
     return f"On no image does every layer equal full attention: layer {number} has `{name}`, {why}."
-
-
-def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
-    """Whether layer ``number`` equals full attention on a grid."""
-    return prototype(*attention.for_layer(number)).on_grid(grid, layer=number).covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:
@@ -381,7 +373,13 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     attention.check_layers(layers)
     for layer in range(layers):
         name, options = attention.for_layer(layer)
-        _check_layer(architecture, name, options, sizes.new.grid)
+        check_mechanism_for_grid(name, dict(options))
+        if not sizes.new.grid.prefix and options.get("prefix_tokens") is not None:
+            raise OptionError(
+                f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
+                "leave it out."
+            )
+        prototype(name, options).on_grid(sizes.new.grid, check=True)
     return attention
 
 
@@ -396,17 +394,6 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
             else inside
         )
     return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
-
-
-def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid) -> None:
-    check_mechanism_for_grid(name, dict(options))
-    mechanism = prototype(name, options)
-    if not grid.prefix and options.get("prefix_tokens") is not None:
-        raise OptionError(
-            f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
-            "leave it out."
-        )
-    mechanism.on_grid(grid, check=True)
 
 
 def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:

@@ -497,7 +497,7 @@ def kind_of(family: Family) -> InputKind:
     Raises:
         RegistrationError: there is no such file, or it registers no kind.
     """
-    name = family.rule.kind
+    name = family.rule.reads
     if name not in _KINDS and name in module_names("inputs"):
         load_module("inputs", name)
     if name not in _KINDS:

@@ -140,10 +140,6 @@ the attention of {base} instead.
         hour = self.length(3600)
         return self.seconds(round(hour / self.frames(config, hour)))
 
-    def layers(self, config: Any) -> int:
-        """The number of layers with attention."""
-        return int(config.num_hidden_layers)
-
     def frames(self, config: Any, length: int) -> int:
         """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""
         return outputs_of(self.front(config), length)

@@ -451,7 +451,10 @@ def length_before_conversion(config: Any) -> int | None:
 
 def family_for_class(name: str) -> Family | None:
     """The family of the public class ``name``, or ``None``. Families whose names begin otherwise are not imported."""
-    bases = sorted(_bases_of(name), key=lambda base: module_name(base) in module_names("families"))  # those that are imported come last
+    bases = [*_bases_of(name)]
+    if len(bases) > 1:  # those that are imported come last
+        files = module_names("families")
+        bases.sort(key=lambda base: module_name(base) in files)
     return next((FAMILIES[base] for base in bases if name in exported_names(base)), None)
 
 

@@ -14,7 +14,7 @@ class InputRule:
     """What the models of a family read: its :attr:`.definition.Family.rule`."""
 
     reads: ClassVar[str]
-    """Name of what the models read, such as "sound"."""
+    """Name of what the models read, such as "sound", and of the file of :mod:`hf_longattn.inputs` with this kind."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -32,11 +32,6 @@ the attention of {base} instead.
     """Whether FlashAttention of transformers can compute windows over the tokens."""
     further: Mapping[str, Callable[[Any], int]] = {}
     """The arguments of ``forward`` with whole numbers for each token besides its id, mapped to ``config ->`` how many each token has."""
-
-    @property
-    def kind(self) -> str:
-        """Name of the file of :mod:`hf_longattn.inputs` with the kind of input."""
-        return self.reads
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
