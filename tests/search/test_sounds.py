@@ -71,7 +71,7 @@ def test_auto_is_the_search_and_says_why(wav2vec2: Path, talks: Path, tmp_path: 
     settings: dict[str, Any] = {
         "mechanism": "auto",
         "audio_seconds": 16,
-        "budget": "0.3",
+        "budget": "0.6",
         "search_audio": recording(tmp_path / "a.wav", 17),
     }
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)

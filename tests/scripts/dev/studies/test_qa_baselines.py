@@ -15,6 +15,7 @@ class Network:
 def small(x): ...
 class Square(Polygon): ...
 """
+LINES = "# lookup stone river\nx = 1\n# lookup river blue\n"
 QUESTIONS = {
     "In `Network.run`, which parameter receives `graph`?": "excess",
     "In `Network.run`, which parameter receives `max(graph, 3)`?": "height",
@@ -31,6 +32,11 @@ def test_candidates() -> None:
     first, *_, last = QUESTIONS
     assert candidates(record(first)) == [("push excess", "excess"), ("push height", "height"), ("push labels", "labels")]
     assert candidates(record(last)) == [("core.shapes Polygon", "core.shapes")]
+    assert candidates(record("# lookup stone", LINES)) == [("stone", "river"), ("river", "blue")]
+
+
+def test_the_lexical_rule_takes_one_hop() -> None:
+    assert LexicalRule().answer(record("# lookup stone", LINES)) == "river"
 
 
 def test_the_lexical_rule_compares_words() -> None:

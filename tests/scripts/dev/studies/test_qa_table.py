@@ -54,6 +54,12 @@ def test_the_summary_weighs_questions_beyond_a_length() -> None:
     assert "| one | 50.0 ± 0.0 |" in summary_markdown(tabulate(run_readers([Fixed("one", "yes")], longer, "set")))
 
 
+def test_hops_make_groups_and_lengths_come_from_the_record() -> None:
+    records = [{**RECORDS[0], "hops": 1, "length": 1024}, {**RECORDS[1], "hops": 2, "length": 2048}]
+    answers = run_readers([Fixed("one", "yes")], records, "lookup")
+    assert [(a.group, a.length) for a in answers] == [("lookup, 1 hop", 1024), ("lookup, 2 hops", 2048)]
+
+
 def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")
     stored = json.loads((tmp_path / "sub" / "qa.json").read_text())
