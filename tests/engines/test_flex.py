@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE, _tensors
+from hf_longattn.engines.common.byte_cache import _tensors
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
@@ -220,23 +220,6 @@ def test_global_tokens_of_a_band_are_the_same_in_a_graph_and_outside(
     in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
     real = mask[:, None, -q_len:, None]
     torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.usefixtures("unfused_flex")
-def test_the_block_mask_of_a_shape_is_made_once_for_all_layers() -> None:
-    BYTE_CACHE.clear()
-    made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
-    assert all(mask is made[0] for mask in made)
-    mask = torch.ones(2, 300, dtype=torch.bool)
-    padded, other = Batch(mask), Batch(mask)
-    with torch.inference_mode():
-        first = flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu"))
-    assert first is flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu")) is not made[0]
-    assert first is not flex.kept_band_block_mask(PATTERN, 300, 300, other, torch.device("cpu"))
-    assert first is not flex.kept_band_block_mask(Pattern.window(64, causal=True), 300, 300, padded, torch.device("cpu"))
-    assert not first.kv_indices.is_inference()
-    torch.testing.assert_close(band(*inputs(300)), band(*inputs(300), mask), atol=1e-6, rtol=0)
 
 
 def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None:
