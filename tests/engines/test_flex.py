@@ -23,7 +23,7 @@ from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, 
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, listed
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cells import every_cell
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
@@ -69,21 +69,6 @@ def test_block_lists_of_a_band_of_a_million_tokens_are_small() -> None:
     found = band_block_mask(Pattern.window(512, causal=False), 1 << 20, 1 << 20, None, torch.device("cpu"))
     for indices in (found.kv_indices, found.q_indices, found.full_kv_indices, found.full_q_indices):
         assert indices.shape == (1, 1, 8192, 6)
-
-
-def test_pairs_of_blocks_are_listed_by_row_and_by_column() -> None:
-    """By their first and by their second block, also repeated ones, the same for all items or not."""
-    torch.manual_seed(0)
-    chosen = torch.rand(2, 3, 28) < 0.6
-    rows, columns = torch.randint(0, 7, (28,)), torch.randint(0, 9, (2, 1, 28))
-    by_row, by_column = listed(rows, columns, chosen, 7), listed(columns, rows, chosen, 9, 20)
-    assert by_row[1].shape == (2, 3, 7, int(by_row[0].max()))
-    assert by_column[1].shape == (2, 3, 9, 20)
-    for item, head in itertools.product(range(2), range(3)):
-        expected = [(int(i), int(j)) for i, j, seen in zip(rows, columns[item, 0], chosen[item, head], strict=True) if seen]
-        assert pairs(by_row, item, head) == sorted(expected)
-        assert pairs(by_column, item, head) == sorted((j, i) for i, j in expected)
-    assert pairs(listed(rows, columns, torch.zeros_like(chosen), 7)) == []
 
 
 def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""Hierarchical attention: the partition by distance, every pair once, padding, N log N pairs."""
+"""Hierarchical attention: the partition by distance, options with padding, N log N pairs."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -31,32 +30,6 @@ def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
     assert torch.equal(found, found.T)
     assert levels(64, 4, 2)[0].tolist() == [0] * 8 + [1] * 56, "the last level takes all the rest"
     assert levels(64, 4, 1).max() == 0
-
-
-@pytest.mark.thorough
-@every_cell("causal", [False, True])
-@every_cell(("block", "limit"), [(8, None), (8, 2), (8, 3), (70, None), (130, None)])
-@every_cell("length", [301, 512])
-def test_the_parts_of_hierarchical_list_every_pair_once(length: int, block: int, limit: int | None, causal: bool) -> None:
-    pyramid = Pyramid.over(length, block, limit)
-    counts = torch.zeros(length, length, dtype=torch.long)
-    listed = 0
-    for part in pyramid.parts(causal, torch.device("cpu")):
-        for queries, keys in zip(part.queries[0, 0], part.keys[0, 0], strict=True):
-            real = queries[queries >= 0]
-            for level in range(pyramid.top + 1):
-                first = pyramid.offset(level)
-                pools = keys[(keys >= first) & (keys < first + pyramid.size(level))] - first
-                tokens = (pools[:, None] * 2**level + torch.arange(2**level)).flatten()
-                tokens = tokens[tokens < length]
-                allowed = tokens <= real[:, None] if part.causal else torch.ones(len(real), len(tokens), dtype=torch.bool)
-                listed += int(allowed.sum()) if level == 0 else len(real) * len(pools)
-                places = real[:, None].expand(allowed.shape)[allowed], tokens.expand(allowed.shape)[allowed]
-                assert (pyramid.level_of(*places) == level).all()
-                counts.index_put_(places, torch.ones_like(places[0]), accumulate=True)
-    expected = torch.ones(length, length).tril() if causal else torch.ones(length, length)
-    assert torch.equal(counts, expected.long())
-    assert pyramid.pairs(causal) == listed
 
 
 @every_cell("causal", [False, True])
