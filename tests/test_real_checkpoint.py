@@ -46,7 +46,7 @@ def ids(tokens: int, folder: Path) -> torch.Tensor:
     return found
 
 
-def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
+def test_real_minilm_passes_every_check_of_its_conversion(real_long: Path) -> None:
     report = json.loads((real_long / "conversion_report.json").read_text(encoding="utf-8"))
     statuses = {check["name"]: check["status"] for check in report["checks"]}
     assert set(statuses.values()) == {"passed", "measured"}
@@ -56,7 +56,7 @@ def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "side"), grid(itertools.product([5, 512], ["left", "right"]), lambda tokens, side: (tokens == 5) == (side == "left"))
 )
-def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
+def test_real_minilm_gives_short_texts_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
     """Alone, padded beside a long text, and packed behind it, whose states stay the same, too."""
     short, long = models
     assert type(long).__name__ == "LongBertModel"
@@ -74,7 +74,7 @@ def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, mod
     assert (padded[:1] - of_long).abs().max() <= 1e-5
 
 
-def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
+def test_real_minilm_reads_a_long_text_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
     long, text = models[1], ids(1024, real_long)
     other = text.clone()
     other[0, 1000] = text[0, 1001]
@@ -83,7 +83,7 @@ def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path
     assert changed[[0, 800, 1023]].min() > 1e-4  # near, and far through the global token and layers
 
 
-def test_sentence_transformers_encodes_with_it(encoders: tuple[Any, Any]) -> None:
+def test_sentence_transformers_encodes_with_the_real_long_minilm(encoders: tuple[Any, Any]) -> None:
     short, long = encoders
     assert (short.max_seq_length, long.max_seq_length) == (256, 1024)
     sentences = REFERENCE[:2000].split(". ")
@@ -94,7 +94,7 @@ def test_sentence_transformers_encodes_with_it(encoders: tuple[Any, Any]) -> Non
 
 
 @pytest.mark.parametrize("beside", [0, pytest.param(600, marks=pytest.mark.slow)])
-def test_8_bits_of_it_have_the_states_of_8_bits_of_the_original(beside: int, real_folder: Path, real_long: Path) -> None:
+def test_real_minilm_in_8_bits_equals_the_original_in_8_bits(beside: int, real_folder: Path, real_long: Path) -> None:
     """Alone, and padded beside a long text, whose tokens have scales of their own."""
     quantization = pytest.importorskip("torchao.quantization")
     settings = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
@@ -121,7 +121,7 @@ def first_layers(count: int, source: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 6])
-def test_onnx_gives_its_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
+def test_onnx_of_the_real_minilm_gives_equal_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = first_layers(layers, real_long, tmp_path / "long")

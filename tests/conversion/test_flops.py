@@ -17,8 +17,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_fr
 from hf_longattn.memory.kept_cache import SLACK
 from tests.alike import code_of_form
 from tests.cells import every_cell
-from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import long_like, plain_model, tokens
+from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 
 SHAPE = ModelShape(
     layers=1, heads=4, kv_heads=2, head_dim=16, hidden=64, intermediate=256, causal=True, matrix_parameters=0, element_bytes=4
@@ -36,7 +35,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 @every_cell("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, alike=code_of_form)
 def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).sample
-    longer = long_like(plain_model("llama", HEAD["llama"]), "llama", {"mechanism": name, **sample})
+    longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})
     cache, ids = DynamicCache(config=longer.config), tokens(1, LENGTH)
     for first in range(0, LENGTH, 50):
         longer(ids[:, first : first + 50], past_key_values=cache)

@@ -36,7 +36,7 @@ def padding(length: int) -> Tensor:
     return real
 
 
-def test_sorted_by_bucket_then_position_with_padding_last() -> None:
+def test_buckets_are_sorted_by_number_then_position_with_padding_last() -> None:
     _, keys = some(50, True)
     real = padding(50)
     ordered = Sorted.of(keys, BUCKETS, real)
@@ -53,9 +53,7 @@ def test_sorted_by_bucket_then_position_with_padding_last() -> None:
 @every_cell("q_len", [90, 3])
 @every_cell("shared", [True, False])
 @every_cell("kind", [ChunkRounds, RecentRounds])
-def test_every_query_stands_in_one_row_of_each_round_and_no_pair_is_listed_twice(
-    kind: type[Rounds], shared: bool, q_len: int, size: int
-) -> None:
+def test_rounds_of_buckets_hold_every_query_once_and_no_pair_twice(kind: type[Rounds], shared: bool, q_len: int, size: int) -> None:
     real = padding(90)
     queries, keys = some(90, shared)
     rounds = kind(queries, keys, BUCKETS, real=real, q_len=q_len, size=size, shared=shared)
@@ -74,7 +72,7 @@ def test_every_query_stands_in_one_row_of_each_round_and_no_pair_is_listed_twice
     assert torch.equal(alone, torch.zeros_like(alone) if found is None else found & real[:, None] & (torch.arange(90) >= 90 - q_len))
 
 
-def test_aligned_chunks_are_the_published_ones() -> None:
+def test_chunks_of_equal_hashes_are_those_of_reformer() -> None:
     """Equal hashes of queries and keys: row c is chunk c of the sorted order, and it meets the chunks c - 1 and c."""
     _, keys = some(64, True)
     rounds = ChunkRounds(keys, keys, BUCKETS, real=None, q_len=64, size=16, shared=True)
@@ -85,7 +83,7 @@ def test_aligned_chunks_are_the_published_ones() -> None:
         assert part.outside == (0, 0)
 
 
-def test_queries_that_are_not_the_keys_meet_the_chunks_in_which_they_would_stand() -> None:
+def test_queries_other_than_the_keys_meet_the_chunks_of_their_buckets() -> None:
     keys = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).view(1, 1, 1, 8)
     queries = torch.tensor([3, 3, 3, 3, 3, 3, 3, 0]).view(1, 1, 1, 8)
     (part,) = ChunkRounds(queries, keys, 4, real=None, q_len=8, size=2, shared=False, before=0).parts(True)

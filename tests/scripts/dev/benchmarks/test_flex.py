@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from scripts.dev.benchmarks.attention.flex import block_mask
+from scripts.dev.benchmarks.attention import block_mask
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
 from tests.cells import every_cell

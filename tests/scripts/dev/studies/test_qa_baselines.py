@@ -15,6 +15,7 @@ class Network:
 def small(x): ...
 class Square(Polygon): ...
 """
+LINES = "# lookup stone river\nx = 1\n# lookup river blue\n"
 QUESTIONS = {
     "In `Network.run`, which parameter receives `graph`?": "excess",
     "In `Network.run`, which parameter receives `max(graph, 3)`?": "height",
@@ -25,6 +26,11 @@ QUESTIONS = {
 
 def record(question: str, context: str = MODULE) -> dict[str, Any]:
     return {"id": question, "question": question, "context": context}
+
+
+def test_lexical_baseline_takes_one_hop_of_a_lookup() -> None:
+    assert candidates(record("# lookup stone", LINES)) == [("stone", "river"), ("river", "blue")]
+    assert LexicalRule().answer(record("# lookup stone", LINES)) == "river"
 
 
 def test_lexical_baseline_compares_words() -> None:

@@ -38,6 +38,12 @@ def test_table_of_answers_is_by_length(answers: list[ScoredAnswer]) -> None:
     assert "exact_match_se" not in rows["one"]["all"]  # of two questions
 
 
+def test_hops_of_a_lookup_make_groups_and_lengths_come_from_the_record() -> None:
+    records = [{**RECORDS[0], "hops": 1, "length": 1024}, {**RECORDS[1], "hops": 2, "length": 2048}]
+    answers = run_readers([Fixed("one", "yes")], records, "lookup")
+    assert [(a.group, a.length) for a in answers] == [("lookup, 1 hop", 1024), ("lookup, 2 hops", 2048)]
+
+
 def test_stored_answers_give_the_table_and_the_card(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")
     stored = json.loads((tmp_path / "sub" / "qa.json").read_text())
