@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.dev.studies.qa_baselines import LexicalRule, RandomCandidate
+from scripts.dev.studies.qa_baselines import LexicalRule, RandomCandidate, candidates
 
 MODULE = """
 from core.shapes import Polygon
