@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longattn import backend, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
@@ -32,10 +31,6 @@ def qkv(queries: int = 40, keys: int = 40, kv_heads: int = 4) -> tuple[torch.Ten
     return torch.randn(2, 4, queries, 8), torch.randn(2, kv_heads, keys, 8), torch.randn(2, kv_heads, keys, 8)
 
 
-def test_longattn_is_registered_as_an_attention_function() -> None:
-    assert ALL_ATTENTION_FUNCTIONS[BACKEND] is longattn_attention_forward
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_attention_function_is_attend_with_heads_and_tokens_exchanged(causal: bool, kv_heads: int) -> None:
@@ -54,7 +49,7 @@ def test_attention_function_is_attend_with_heads_and_tokens_exchanged(causal: bo
 @every_cell("kv_heads", [4, 2])
 @every_cell("window", [80, 16])  # which covers all pairs, and which leaves some out
 @every_cell("mechanism", ["window", "longformer", "full"])
-def test_short_rows_are_one_fused_call_with_the_outputs_and_gradients_of_the_definition(
+def test_short_rows_are_one_fused_call_with_outputs_and_gradients_of_the_definition(
     mechanism: str, window: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [x.double().requires_grad_() for x in qkv(kv_heads=kv_heads)]
@@ -119,7 +114,7 @@ def test_dropout_of_the_attention_function_changes_the_output() -> None:
     assert not torch.equal(kept, dropped)
 
 
-def test_a_sliding_cache_gets_the_last_columns_of_the_masks() -> None:
+def test_mask_is_cut_to_the_last_columns_for_a_sliding_cache() -> None:
     q, k, v = qkv(queries=1, keys=8)
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[1, :45] = False
@@ -127,7 +122,7 @@ def test_a_sliding_cache_gets_the_last_columns_of_the_masks() -> None:
     assert torch.equal(out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2))
 
 
-def test_a_static_cache_is_cut_to_what_is_filled() -> None:
+def test_static_cache_is_cut_to_its_filled_part() -> None:
     q, k, v = qkv(queries=1, keys=64)
     mask = torch.ones(2, 20, dtype=torch.bool)
     out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask)
@@ -151,7 +146,7 @@ def test_a_four_dimensional_mask_restricts_the_pattern(kind: str, length: int) -
 
 @every_cell("hidden", [torch.finfo(torch.float32).min, float("-inf"), -10_000.0, None])
 @every_cell("mechanism", ["longformer", "linear", "top_k"])
-def test_a_mask_of_one_row_that_says_no_more_than_padding_is_padding(mechanism: str, hidden: float | None) -> None:
+def test_mask_of_one_row_without_weights_is_padding(mechanism: str, hidden: float | None) -> None:
     q, k, v = qkv()
     real = torch.arange(40)[None] < torch.tensor([[40], [30]])
     row = real if hidden is None else torch.where(real, 0.0, hidden)
@@ -160,7 +155,7 @@ def test_a_mask_of_one_row_that_says_no_more_than_padding_is_padding(mechanism: 
     assert torch.equal(out[real], expected[real])
 
 
-def test_a_mask_of_one_row_that_weighs_keys_stays_a_change_of_the_scores() -> None:
+def test_mask_of_one_row_with_weights_changes_the_scores() -> None:
     q, k, v = qkv()
     weighing = torch.zeros(2, 1, 1, 40)
     weighing[..., 7] = -2.0
@@ -194,7 +189,7 @@ def test_returned_attention_weights_times_values_are_the_output() -> None:
     assert (weights @ v - out.transpose(1, 2)).abs().max() < 1e-5
 
 
-def test_weights_of_a_long_text_are_refused() -> None:
+def test_attention_function_refuses_weights_of_a_long_text() -> None:
     q, k, v = (torch.randn(1, 1, 5000, 2) for _ in range(3))
     attention = nn.Module()
     attention.long_attention = build_mechanism("window", num_heads=1, head_dim=2, window=8)

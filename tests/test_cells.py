@@ -56,7 +56,7 @@ def test_every_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytes
     assert not hasattr(cells, "patched")
 
 
-def test_every_cell_multiplies_decorators_and_makes_slow_cells_a_slow_test() -> None:
+def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() -> None:
     seen = []
 
     @pytest.mark.filterwarnings("ignore")

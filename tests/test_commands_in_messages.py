@@ -33,21 +33,13 @@ CHECKOUT = re.compile(
 OTHERS = {
     "--help",
     "--version",
-    "--full-name",
-    "--name-only",
-    "--show-toplevel",
     "--multi_gpu",
-    "--mark",
-    "--ink",
-    "--heat",
     "--no",
     "--query-gpu",
     "--force-reinstall",
     "--index-url",
-    "--upgrade",
-    "--merge",
 }
-"""Flags of git, accelerate, pip and nvidia-smi, colours of the page, and beginnings of flags."""
+"""Flags of git, accelerate, pip and nvidia-smi, and beginnings of flags."""
 
 
 @functools.cache

@@ -123,7 +123,7 @@ def test_readme_of_scripts_names_every_module_of_its_folder(folder: str) -> None
     assert found - {"__init__", "__pycache__"} <= named
 
 
-def test_the_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(\"\"\"My attention.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert code is not None
     (tmp_path / "my_attention.py").write_text(code[1], encoding="utf-8")

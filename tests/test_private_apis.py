@@ -140,19 +140,9 @@ def test_private_names_are_used_only_in_files_that_look_them_up(repository: Path
 
 def test_each_missing_private_api_is_named_in_a_sentence(repository: Path) -> None:
     """Each is removed in a separate process."""
-    sentences = lines_of("sentences", repository)
+    done = run_fresh("-m", "tests.removed_apis", cwd=repository)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sentences = done.stdout.splitlines()
     assert len(sentences) == len(PRIVATE_APIS) - 1
     for sentence in sentences:
         assert re.search(r"has no .*, which hf_longattn uses; install .*, with which it is tested\.", sentence), sentence
-
-
-@pytest.mark.slow
-def test_nothing_private_is_needed_to_import_the_package(repository: Path) -> None:
-    assert lines_of("imports", repository)[-1:] == ["imported"]
-
-
-def lines_of(what: str, repository: Path) -> list[str]:
-    """The output of :mod:`tests.removed_apis` in a process of its own."""
-    done = run_fresh("-m", "tests.removed_apis", what, cwd=repository)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-import sysconfig
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -92,32 +86,6 @@ def test_read_recipe_refuses_a_recipe_of_another_command() -> None:
     with pytest.raises(LongAttentionError, match="'based' is for `convert`, not for `train clm`"):
         read_recipe("based", [], "train clm")
     assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `pip install .` and `pip install -e .` install it, in an environment of its own with the libraries of this one."""
-    build = pytest.importorskip("hatchling.build")
-    monkeypatch.chdir(repository)
-    find = importlib.util.find_spec
-    with monkeypatch.context() as isolated:  # torch, by which the build would write types, is not in the environment of pip's builds
-        isolated.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
-        name = {"wheel": build.build_wheel, "editable": build.build_editable}[kind](str(tmp_path))
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
-    [packages] = environment.glob("lib/*/site-packages")
-    with zipfile.ZipFile(tmp_path / name) as archive:
-        archive.extractall(packages)
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-
-    command = [str(environment / "bin" / "python"), "-m", "hf_longattn", "recipes", "longformer-triviaqa"]
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-    assert done.stdout == (repository / "configs" / "recipes" / "longformer-triviaqa.yaml").read_text(encoding="utf-8"), done.stderr
-    assert (packages / "hf_longattn").exists() == (kind == "wheel"), "an editable installation has no second copy"
-    if kind == "wheel":
-        assert {path.name for path in packages.glob("hf_longattn/configs/**/*.yaml")} == {recipe.path.name for recipe in READY.values()}
 
 
 def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:

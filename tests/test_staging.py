@@ -173,7 +173,7 @@ def test_errors_name_the_destination_and_not_the_staged_folder(tmp_path: Path) -
         raise DestinationExistsError(f"The tokenizer of {str(stage)!r} cannot be loaded")
 
 
-def test_a_mount_point_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staged_folder_does_not_overwrite_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted = checkpoint_folder(tmp_path / "mounted")
     rename = os.rename
 
