@@ -206,8 +206,3 @@ def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism
 def test_t5_compiles_to_one_graph() -> None:
     """One graph, without breaks."""
     TestT5().check_compiled("t5", num_layers=1, num_decoder_layers=1)
-
-
-@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
-def test_t5_with_a_cache_compiles_to_one_graph() -> None:
-    TestT5().check_compiled("t5", use_cache=True)

@@ -132,15 +132,6 @@ def test_whisper_compiles_to_one_graph(tmp_path: Path) -> None:
     torch.testing.assert_close(exported(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
-@torch.no_grad()
-def test_whisper_with_a_cache_compiles_to_one_graph(tmp_path: Path) -> None:
-    save(tmp_path, encoder_layers=1, decoder_layers=1)
-    model, inputs = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND), inputs_of(WhisperForConditionalGeneration)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
-
-
 def test_whisper_counts_a_part_of_a_second_as_one(tmp_path: Path) -> None:
     """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at once."""
     save(tmp_path / "short", max_source_positions=150)

@@ -47,18 +47,6 @@ def mechanisms(model: Any) -> set[str]:
 
 
 @pytest.mark.thorough
-def test_generic_csm_says_what_the_source_says_within_the_window(source: Path, tmp_path: Path) -> None:
-    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=PROMPT + NEW)
-    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
-    short, long = plain(source), load_generic(tmp_path / "long")
-    expected: Tensor = frames(short)
-    assert expected.shape == (1, NEW, FRAMES["num_codebooks"])
-    assert torch.equal(frames(long), expected)
-    [sound], [expected_sound] = frames(long, output_audio=True), frames(short, output_audio=True)
-    assert torch.allclose(sound, expected_sound, atol=1e-6)
-
-
-@pytest.mark.thorough
 def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: Path, tmp_path: Path) -> None:
     towers = {"backbone": {"mechanism": "window", "window": 8}}
     report = convert_checkpoint(source, tmp_path / "long", generic=True, towers=towers, max_length=256)

@@ -18,7 +18,7 @@ from tests.generic import load_generic
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VISION, PATCHES, IMAGE_TOKEN = {**SIZES, "image_size": 32, "patch_size": 4}, 64, 198
-CASES = ["clip", "siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
+CASES = ["clip", "llava", "pixtral", "qwen2_vl"]
 TEXT = {**SIZES, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 199}
 WINDOW = {"mechanism": "window", "window": 4}
 FULL = {"mechanism": "full"}

@@ -19,7 +19,7 @@ from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
 from tests.cells import every_cell
-from tests.grids import grid, quickly
+from tests.grids import grid
 from tests.modeling.grid_models import (
     BASES,
     HEADS,
@@ -165,19 +165,6 @@ def test_threads_with_images_of_different_sizes_do_not_disturb_each_other(tmp_pa
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("base", quickly(COMPILED, ["beit"]))
-@torch.no_grad()
-def test_a_model_of_images_compiles_without_a_graph_break(base: str, tmp_path: Path) -> None:
-    """A bias by distance and rotary positions; tables are in the graphs of the test below, too, and compiled in slow tests."""
-    torch._dynamo.reset()  # else sizes that differ from those of another test are symbols here
-    saved(base, base_model(base), tmp_path, **ONE_LAYER)
-    model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
-    inputs = inputs_of(base, (40, 48))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("base", "axes"), grid([("vit", 1), *((base, 2) for base in COMPILED)], lambda base, axes: axes == 1))
 @torch.no_grad()
 def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, tmp_path: Path) -> None:
