@@ -149,23 +149,6 @@ def test_the_mask_of_a_wide_window_is_made_once(window: int, monkeypatch: pytest
     assert BYTE_CACHE.nbytes < 40 << 20
 
 
-@every_cell(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100), (200, 190, 0)])
-@every_cell("block", [32, 64, 192, 333])
-def test_the_block_masks_of_a_band_are_its_distances(left: int, right: int, shift: int, block: int) -> None:
-    BYTE_CACHE.clear()
-    q_len, kv_len, rows = 333, 333 + shift, []
-    left, right = min(left, kv_len), min(right, kv_len)
-    for group in band.groups(q_len, kv_len, shift, left, right, block):
-        mask = band.block_mask(group, shift, left, right, block, torch.float32)
-        seen = torch.ones(group.block, group.width, dtype=torch.bool) if mask is None else mask[0, 0] == 0
-        for number in range(group.blocks):
-            first, start = group.first + number * group.block, group.start + number * group.step
-            distance = torch.arange(first, first + group.block)[:, None] + shift - torch.arange(start, start + group.width)[None]
-            assert torch.equal(seen, (distance <= left) & (distance >= -right))
-            rows += range(first, first + group.block)
-    assert sorted(rows) == list(range(q_len)), "every query is in one block"
-
-
 @pytest.mark.thorough
 def test_plans_of_many_layers_and_lengths_are_cached_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """BigBird's random blocks differ by layer: 24 of them at three lengths."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_longattn import build_mechanism
 from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
@@ -61,16 +60,6 @@ def test_fused_attention_of_grouped_heads_is_the_same_without_a_kernel_for_them(
     expected = dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3)
     monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
     torch.testing.assert_close(dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("q_len", [1, 7])
-def test_cached_keys_of_grouped_heads_are_attended_without_a_kernel_for_them(q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = build_mechanism("window", num_heads=4, head_dim=16, window=16)
-    positions = torch.arange(40).expand(2, -1)
-    arguments = (*grouped_inputs(q_len, 16, "cpu"), positions[:, -q_len:], positions, torch.ones(2, 40, dtype=torch.bool), AttentionCall())
-    expected = module.attend_kept(*arguments)
-    monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
-    torch.testing.assert_close(module.attend_kept(*arguments), expected, atol=1e-5, rtol=0)
 
 
 @every_cell("heads", [4, 2])

@@ -18,12 +18,12 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE, _tensors
+from hf_longattn.engines.common.byte_cache import _tensors
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, listed
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cells import every_cell
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
@@ -69,21 +69,6 @@ def test_block_lists_of_a_band_of_a_million_tokens_are_small() -> None:
     found = band_block_mask(Pattern.window(512, causal=False), 1 << 20, 1 << 20, None, torch.device("cpu"))
     for indices in (found.kv_indices, found.q_indices, found.full_kv_indices, found.full_q_indices):
         assert indices.shape == (1, 1, 8192, 6)
-
-
-def test_pairs_of_blocks_are_listed_by_row_and_by_column() -> None:
-    """By their first and by their second block, also repeated ones, the same for all items or not."""
-    torch.manual_seed(0)
-    chosen = torch.rand(2, 3, 28) < 0.6
-    rows, columns = torch.randint(0, 7, (28,)), torch.randint(0, 9, (2, 1, 28))
-    by_row, by_column = listed(rows, columns, chosen, 7), listed(columns, rows, chosen, 9, 20)
-    assert by_row[1].shape == (2, 3, 7, int(by_row[0].max()))
-    assert by_column[1].shape == (2, 3, 9, 20)
-    for item, head in itertools.product(range(2), range(3)):
-        expected = [(int(i), int(j)) for i, j, seen in zip(rows, columns[item, 0], chosen[item, head], strict=True) if seen]
-        assert pairs(by_row, item, head) == sorted(expected)
-        assert pairs(by_column, item, head) == sorted((j, i) for i, j in expected)
-    assert pairs(listed(rows, columns, torch.zeros_like(chosen), 7)) == []
 
 
 def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
@@ -220,23 +205,6 @@ def test_global_tokens_of_a_band_are_the_same_in_a_graph_and_outside(
     in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
     real = mask[:, None, -q_len:, None]
     torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.usefixtures("unfused_flex")
-def test_the_block_mask_of_a_shape_is_made_once_for_all_layers() -> None:
-    BYTE_CACHE.clear()
-    made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
-    assert all(mask is made[0] for mask in made)
-    mask = torch.ones(2, 300, dtype=torch.bool)
-    padded, other = Batch(mask), Batch(mask)
-    with torch.inference_mode():
-        first = flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu"))
-    assert first is flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu")) is not made[0]
-    assert first is not flex.kept_band_block_mask(PATTERN, 300, 300, other, torch.device("cpu"))
-    assert first is not flex.kept_band_block_mask(Pattern.window(64, causal=True), 300, 300, padded, torch.device("cpu"))
-    assert not first.kv_indices.is_inference()
-    torch.testing.assert_close(band(*inputs(300)), band(*inputs(300), mask), atol=1e-6, rtol=0)
 
 
 def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None:

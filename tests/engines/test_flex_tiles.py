@@ -245,21 +245,3 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
         expected = FLEX_PATHS.get(name, "flex-gathered")
         assert OTHER_PATHS.get(name, expected) in paths
         assert "plain-gathered" not in paths
-
-
-@pytest.mark.thorough
-def test_blocks_of_flex_tiles_are_touched_and_full_as_their_pairs() -> None:
-    """Every border of every rule, on blocks of consecutive positions and on one with an empty slot."""
-    size, slots = 4, torch.arange(24)[None, None]
-    gaps = torch.where(slots == 6, -1, slots)
-    pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6)).T
-    limits = [(low, high) for low in range(-9, 10) for high in range(low, 10)]
-    for causal, rules in ((causal, {name: one}) for causal in (False, True) for name in ("inside", "outside") for one in limits):
-        tile = GatherTile(slots, slots, causal, **rules)
-        for queries, keys in ((slots, slots), (gaps, slots), (slots, gaps)):
-            ends = (flex_tiles.block_ends(x, size, at) for x, at in zip((queries, keys), pairs, strict=True))
-            touched, full = flex_tiles.visible(tile, *ends)
-            q, k = (x.view(6, size)[at] for x, at in zip((queries, keys), pairs, strict=True))
-            seen = tile.sees(q[:, :, None] - k[:, None]) & (q >= 0)[:, :, None] & (k >= 0)[:, None]
-            assert torch.equal(full[0, 0], seen.flatten(1).all(1)), (causal, rules)
-            assert bool((touched[0, 0] | ~seen.flatten(1).any(1)).all()), (causal, rules)

@@ -106,8 +106,3 @@ def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:
         attend(q, q, q, "window", score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
     with pytest.raises(GridError, match="on another grid"):
         attend(q, q, q, "window2d", window=4, grid=(300,), score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
-
-
-def test_a_grid_bias_of_some_heads_has_their_tables() -> None:
-    bias = GridBias(table_for((2, 2), 0), (2, 2), grid=Grid((3, 3)))
-    assert torch.equal(bias.of_heads([1]).table, bias.table[1:])

@@ -34,15 +34,6 @@ def test_a_few_grid_windows_at_a_time_equal_all_at_once(
     assert in_parts.transpose(1, 2).is_contiguous()
 
 
-def test_every_grid_window_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_windows, "CALL_BYTES", 5 * 4 * 3 * 4)
-    region = (grid_windows.Stretch(2, 5, 2), grid_windows.Stretch(0, 7, 3))
-    parts = list(grid_windows._few_windows(region, cell_bytes=4))
-    cells = [(row, column) for part in parts for row in range(100)[part[0].cells] for column in range(100)[part[1].cells]]
-    assert sorted(cells) == [(row, column) for row in range(2, 12) for column in range(21)]
-    assert max(part[0].windows * part[1].windows for part in parts) > 1
-
-
 def test_grid_windows_under_autocast_have_its_dtype() -> None:
     grid = Grid((12, 12), 1)
     q, k, v = (torch.randn(1, 2, grid.length, 16) for _ in range(3))

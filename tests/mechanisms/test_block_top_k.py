@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
 from tests.cells import every_cell
+from tests.mechanisms.definition import assert_equals_its_definition
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +47,8 @@ def test_block_top_k_per_query_block_equals_the_definition_with_its_gradients(le
         mask[0, : length // 3] = False
     elif padding == "inside":
         mask[0, length // 3 : length // 2] = False
-    options = {"block_size": 16, "num_blocks": 3, "per": "query_block", "padding_mask": mask}
-    out, expected = attend(q, k, v, "block_top_k", **options), reference_attend(q, k, v, "block_top_k", **options)
-    real = mask[:, None, :, None]
-    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
-    weight = torch.randn_like(out) * real
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+    module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per="query_block")
+    assert_equals_its_definition(module, q, k, v, mask)
 
 
 def test_block_top_k_per_query_block_refuses_causal_calls_and_some_queries() -> None:

@@ -17,7 +17,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.global_rows import index_of_globals
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common import masked
-from hf_longattn.mechanisms.common.token_rules import TokenRule, at_positions
+from hf_longattn.mechanisms.common.token_rules import TokenRule
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
@@ -149,13 +149,6 @@ REAL = IDS != 0
 def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: TokenRule, expected: list[str]) -> None:
     found = ["".join("1" if one else "." for one in row) for row in rule.mask(IDS, REAL).tolist()]
     assert found == expected
-
-
-@every_cell("positions", [(), (0,), (2, 0, 1), (9, 0, 4, 5, 5), (3, 50)])
-def test_global_positions_count_from_each_row_s_first_token(positions: tuple[int, ...]) -> None:
-    real = torch.arange(12) >= torch.tensor([[0], [4], [11]])
-    expected = [[int(start <= place and place - start in positions) for place in range(12)] for start in (0, 4, 11)]
-    assert at_positions(positions, real).int().tolist() == expected
 
 
 def test_a_rule_of_global_segments_needs_their_separator() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn import attend, reference_attend
+from hf_longattn import attend, build_mechanism, reference_attend
 from tests.cells import every_cell
+from tests.mechanisms.definition import assert_equals_its_definition
 
 
 @every_cell("causal", [False, True], pairs=True)
@@ -17,13 +18,8 @@ def test_every_integration_of_segmented_equals_the_definition(integration: str, 
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
     padding = torch.ones(2, length, dtype=torch.bool)
     padding[0, {"left": slice(90), "right": slice(200, None), "inside": slice(50, 140)}[side]] = False
-    arguments = {"causal": causal, "padding_mask": padding, "block_size": 24, "integration": integration, "scaling": 0.3}
-    real = padding[:, None, :, None]
-    out, expected = (function(q, k, v, "segmented", **arguments) * real for function in (attend, reference_attend))
-    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+    module = build_mechanism("segmented", num_heads=4, head_dim=16, block_size=24, integration=integration)
+    assert_equals_its_definition(module, q, k, v, padding, causal=causal, scaling=0.3)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -52,37 +52,6 @@ def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(name: str,
         assert mechanism.pairs(length, causal) == seen.sum(), length
 
 
-@pytest.mark.thorough
-@every_cell("causal", [False, True])
-@every_cell("integration", ["pooled", "attention"])
-@every_cell("size", [1, 8, 140])
-def test_summaries_of_segmented_are_listed_once_by_every_other_block(size: int, integration: str, causal: bool) -> None:
-    mechanism = build_mechanism("segmented", num_heads=1, head_dim=4, block_size=size, integration=integration)
-    for length in LENGTHS:
-        if mechanism.covers(length, causal):
-            continue
-        query, block = torch.arange(length)[:, None] // size, torch.arange(-(-length // size))
-        position = torch.arange(length)
-        own = (query == position // size) & ((position <= position[:, None]) if causal else True)
-        others = (block < query) if causal else (block != query)
-        expected = torch.cat([own, others], 1)
-        assert torch.equal(listed(mechanism.parts(length, causal, CPU), length, length + len(block)), expected.long()), length
-        assert mechanism.pairs(length, causal) == expected.sum()
-
-
-@pytest.mark.thorough
-@every_cell("causal", [False, True])
-@every_cell("sinks", [0, 3, 20])
-@every_cell("dilation", [2, 3, 16])
-def test_the_parts_of_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int, causal: bool) -> None:
-    window = build_mechanism("window", num_heads=2, head_dim=4, window=6, num_sinks=sinks, dilation=(dilation, 1))
-    for length in LENGTHS:
-        seen = mask_of(window, length, causal)
-        parts = window._group(dilation)[1].parts(length, causal, CPU)
-        assert torch.equal(listed(parts, length, length), seen[0].long()), length
-        assert window.pairs(length, causal) == seen.sum() // 2, length
-
-
 @every_cell("causal", [False, True])
 @every_cell("length", [1, 2, 7, 20])
 @every_cell("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.common.call import GatherTile, rows_of
-from hf_longattn.engines.common.dense import index_grid
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.locality import keys_per_query
@@ -105,24 +104,6 @@ def test_a_union_of_three_with_padding_and_global_tokens_equals_the_definition(c
     check(of, causal, padding)
     check(of, causal, padding, torch.rand(2, LENGTH) < 0.03)
     check(of, causal, None, torch.zeros(2, LENGTH, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_parts_of_a_union_list_every_visible_pair_exactly_once(causal: bool) -> None:
-    union = build_mechanism("union", num_heads=4, head_dim=8, of="residues+window:window=20+head_blocks+window:window=6")
-    counts = torch.zeros(4, 100, 100, dtype=torch.long)
-    for part in union.parts(100, causal, torch.device("cpu")):
-        from hf_longattn.engines.common.plain import allowed
-
-        seen = allowed(part, None, torch.zeros(1, 1, 1, 1, dtype=torch.long))
-        seen = seen if part.bias is None else seen & part.bias
-        shape = torch.broadcast_shapes(seen.shape, (1, 4, 1, 1, 1))
-        h = torch.arange(4).view(1, 4, 1, 1, 1).expand(shape)
-        places = [x.expand(shape)[seen.expand(shape)] for x in (h, part.queries[..., :, None], part.keys[..., None, :])]
-        counts.index_put_(tuple(places), torch.ones_like(places[0]), accumulate=True)
-    _, h, q_idx, kv_idx = index_grid(1, 4, 100, 100, torch.device("cpu"))
-    expected = union.mask_mod(causal, None)(0, h, q_idx, kv_idx)[0] & ((kv_idx <= q_idx)[0] if causal else True)
-    assert torch.equal(counts, expected.expand(4, 100, 100).long())
 
 
 @every_cell("causal", [False, True], pairs=True)

@@ -7,6 +7,7 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.common.locality import keys_per_query
 from tests.cells import every_cell
+from tests.mechanisms.definition import assert_equals_its_definition
 from tests.mechanisms.listed import image, visible
 
 
@@ -89,14 +90,9 @@ def test_windows_with_sinks_dilation_and_sides_equal_the_definition(options: dic
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
     padding = torch.ones(2, length, dtype=torch.bool)
     padding[0, {"none": slice(0), "left": slice(90), "right": slice(200, None), "inside": slice(2, 60)}[side]] = False
-    arguments = {"causal": causal, "padding_mask": padding, "window": 24, "scaling": 0.4, **options}
-    real = padding[:, None, :, None]
-    out, expected = (function(q, k, v, "window", **arguments) * real for function in (attend, reference_attend))
-    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
-    few = attend(q[:, :, -7:], k, v, "window", **arguments) * real[:, :, -7:]
+    module, arguments = build_mechanism("window", num_heads=4, head_dim=16, window=24, **options), {"causal": causal, "scaling": 0.4}
+    out = assert_equals_its_definition(module, q, k, v, padding, **arguments)
+    few = attend(q[:, :, -7:], k, v, module, padding_mask=padding, **arguments) * padding[:, None, -7:, None]
     torch.testing.assert_close(few, out[:, :, -7:], atol=1e-5, rtol=0)
 
 

@@ -27,15 +27,10 @@ def cosines(module: LlamaRotaryEmbedding, positions: torch.Tensor) -> torch.Tens
 
 
 @every_cell("kind", ["none", "linear", "dynamic", "yarn"])
-def test_transformers_accepts_every_kind_of_longer_rope(kind: str) -> None:
-    plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
-    module = rotary(plan.parameters, plan.max_position_embeddings)
-    assert cosines(module, torch.arange(256)).isfinite().all()
-
-
-@every_cell("kind", ["none", "linear", "dynamic", "yarn"])
 def test_a_rope_plan_is_exact_where_the_old_length_is_unchanged(kind: str) -> None:
     plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
+    new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(256))
+    assert new.isfinite().all()
     new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(64))
     assert torch.allclose(new, cosines(rotary(PLAIN, 64), torch.arange(64)), atol=1e-6) == plan.exact
 
