@@ -100,7 +100,7 @@ def globals_for(name: str, length: int) -> Tensor | None:
 
 
 @every_form_by_name
-def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
+def test_every_mechanism_equals_its_float64_reference_with_gradients(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
     longer = [(300, side) for side in SIDES]
     quick = [*SHAPES[causal::2], longer[FORMS.index((name, causal)) % 4]]
@@ -128,7 +128,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
 
 @every_engine
 @every_cell("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
+def test_every_mechanism_in_half_precision_is_near_its_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
     arguments = {"causal": causal, "global_mask": globals_for(name, 300), **place(name, 300), **small_options(name)}
     out = attend(q, k, v, name, **arguments)
@@ -230,7 +230,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
 
 
 @every_mechanism
-def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
+def test_every_mechanism_honours_scaling_score_mod_and_dropout(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     arguments = {"causal": causal, "scaling": 0.7, **place(name, 300), **small_options(name)}
 
@@ -329,7 +329,9 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
 @every_cell(("name", "causal"), LINE_FORMS, by="name", of=9, alike=lambda name, causal: name)
 @drawn(20, quick=4)
 @given(shapes(), st.integers(0, 1000))
-def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
+def test_every_mechanism_equals_its_reference_for_any_shape(
+    name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int
+) -> None:
     kv_len, q_len, kv_heads, group, (left, right, hole) = shape
     cls = mechanism_class(name)
     q_len = q_len if cls.traits.takes_fewer_queries else kv_len
@@ -361,7 +363,7 @@ def grids(draw: st.DrawFn) -> list[Grid]:
 @every_cell("name", GRID_NAMES)
 @drawn(20)
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
-def test_any_grid_equals_the_reference(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
+def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
     """One grid of both sequences, with holes; and one of each, with padding before or after."""
     generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).sample
     longest = max(grid.length for grid in pair) + spare

@@ -98,23 +98,6 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
         torch.testing.assert_close(weights[row, :, :last].sum(-1), torch.ones(4, last))
 
 
-class Weights(torch.nn.Module):
-    def __init__(self, module: Mechanism) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.module.weights(q, k)
-
-
-def test_weights_of_an_exported_graph_with_exact_length_follow_the_length() -> None:
-    weights, length = Weights(built("window")), torch.export.Dim("length", min=2, max=4 * LENGTH)
-    program = torch.export.export(weights, tuple(torch.randn(2, 1, 4, LENGTH, 16)), dynamic_shapes=({2: length}, {2: length})).module()
-    for size in (5, EXACT, EXACT + 1, 2 * LENGTH):
-        q, k = torch.randn(2, 1, 4, size, 16)
-        torch.testing.assert_close(program(q, k), weights(q, k))
-
-
 @every_cell(
     ("build", "words"),
     [

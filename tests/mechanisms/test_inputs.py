@@ -78,7 +78,7 @@ def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) ->
 
 @pytest.mark.thorough
 @every_engine
-def test_a_default_device_changes_neither_a_call_nor_those_after_it(name: str, causal: bool) -> None:
+def test_a_default_device_changes_no_result_of_a_mechanism(name: str, causal: bool) -> None:
     """As where weights are made on the meta device around a model that runs."""
     module, arguments, leaves, weight = built(name), arguments_for(name, causal, 300), inputs(300), torch.randn(2, 4, 300, 16)
     expected = with_gradients(attend(*leaves, module, **arguments), leaves, weight)

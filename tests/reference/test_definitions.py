@@ -7,7 +7,6 @@ scalings that are drawn at random and are the same in every run.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -258,11 +257,3 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float, what: str) -> N
     assert torch.isfinite(got).all(), f"{what}: not finite"
     error, largest = (float(x.detach().abs().max()) for x in (got.double() - expected, expected))
     assert error <= tolerance * max(largest, 1.0), f"{what}: {error:.2e} away from the definition, whose largest number is {largest:.2e}"
-
-
-def test_definitions_share_one_signature() -> None:
-    for name in defined_mechanisms():
-        parameters = inspect.signature(definition_of(name).define).parameters
-        assert [*parameters][:4] == ["module", "q", "k", "v"], name
-        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) or "seed" in parameters, name
-        assert (definition_of(name).__doc__ or "").strip(), f"definitions/{name}.py does not name its paper"
