@@ -138,8 +138,7 @@ class PlainFamily(Family):
 class PlainRule(InputRule):
     """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
 
-    reads = "text"
-    kind = "plain"
+    reads = "plain"
 
 
 PLAIN = PlainRule()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,11 +51,8 @@ from hf_longattn.families import (
 )
 from hf_longattn.training.lm import finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.clm import CLM
-from hf_longattn.training.tasks.mlm import MLM
 from tests.training.conftest import FAST, checkpoint
-from tests.training.test_classification import rows, table
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 1,
@@ -84,7 +80,7 @@ def padded(data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         (LongElectraForSequenceClassification, LongElectraConfig),
     ],
 )
-def test_classes_of_packed_documents(model_class: Any, config_class: Any) -> None:
+def test_classifiers_give_packed_documents_the_logits_of_padded_ones(model_class: Any, config_class: Any) -> None:
     torch.manual_seed(0)
     model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **SIZES)).eval()
     data = documents()
@@ -96,7 +92,7 @@ def test_classes_of_packed_documents(model_class: Any, config_class: Any) -> Non
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-5)
 
 
-def test_heads_that_pick_the_token_themselves_are_padded() -> None:
+def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
     attention = LongAttentionConfig(mechanism="window", window=8)
     small = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
     assert pooling_module(LongGPT2ForSequenceClassification(LongGPT2Config(long_attention=attention, **small))) is None
@@ -117,7 +113,7 @@ def test_heads_that_pick_the_token_themselves_are_padded() -> None:
         {"mechanism": "bigbird", "block_size": 4},
     ],
 )
-def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
+def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None:
     """Bit for bit: the other document's tokens change, and this one's outputs do not."""
     torch.manual_seed(0)
     model = LongBertForSequenceClassification(LongBertConfig(long_attention=LongAttentionConfig(**options), **SIZES)).eval()
@@ -135,7 +131,9 @@ def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )
-def test_text_is_packed_without_a_leak(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_packed_text_has_the_loss_of_documents_in_separate_rows(
+    kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """The loss of rows that hold several documents is that of the documents in separate rows."""
     torch.manual_seed(0)
     convert_checkpoint(
@@ -161,7 +159,7 @@ def test_text_is_packed_without_a_leak(kind: str, loader: Any, tmp_path: Path, t
     assert model(**batch).loss.item() == pytest.approx(whole, abs=1e-4)
 
 
-def test_token_labels_are_packed_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     convert_checkpoint(
         checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False
     )
@@ -176,45 +174,21 @@ def test_token_labels_are_packed_as_they_are(tmp_path: Path, tokenizer: PreTrain
 
 
 @pytest.mark.thorough
-def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = Path(checkpoint("mlm", tmp_path / "short", tokenizer))
-    config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
-    convert_checkpoint(short, tmp_path / "long", mechanism="window", window=32, max_length=128, verify=False)
-    data = table(tmp_path, rows())
-
-    def run(name: str, **more: Any) -> dict[str, Any]:
-        given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / name), "data": [data], "max_steps": 4, "learning_rate": 1e-3}
-        return finetune_classification(*build_arguments(CLASSIFICATION, **given, **more, **FAST))
-
-    whole, parts = run("packed", per_device_train_batch_size=4), run("padded", packing=False, per_device_train_batch_size=4)
-    assert (whole["packed"], parts["packed"]) == (True, False)
-    found = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (whole, parts)]
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
-    padding = [[entry["padding"] for entry in log["history"] if "loss" in entry] for log in (whole, parts)]
-    assert max(padding[0]) == 0 < max(padding[1])
-    assert all(entry["tokens_per_second"] > 0 for entry in parts["history"] if "loss" in entry)
-    budget = run("budget", tokens_per_batch=300)
-    assert len([entry for entry in budget["history"] if "loss" in entry]) == 4
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("kind", "arguments"), [("mlm", MLM), ("clm", CLM)])
-def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = checkpoint(kind, tmp_path / "short", tokenizer)
+def test_language_model_training_packs_converted_models_by_default(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint("clm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
     given = {"output_dir": str(tmp_path / "out"), "text": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
-    assert finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), **given))["packed"]
-    assert not finetune_lm(*build_arguments(arguments, model=short, **given))["packed"]
+    assert finetune_lm(*build_arguments(CLM, model=str(tmp_path / "long"), **given))["packed"]
+    assert not finetune_lm(*build_arguments(CLM, model=short, **given))["packed"]
     with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
-        finetune_lm(*build_arguments(arguments, model=short, packing=True, **given))
+        finetune_lm(*build_arguments(CLM, model=short, packing=True, **given))
     with pytest.raises(OptionError, match="rows of known length"):
-        finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given))
+        finetune_lm(*build_arguments(CLM, model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given))
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("pads", [True, False])
-def test_batches_of_a_number_of_tokens(pads: bool, processes: int) -> None:
+def test_token_budget_batches_hold_every_row_within_the_budget(pads: bool, processes: int) -> None:
     choose = random.Random(0)
     lengths = [choose.randint(1, 100) for _ in range(200)] + [700]
     batches = TokenBudget(lengths, 512, seed=1, padded=pads, processes=processes)
@@ -233,7 +207,7 @@ def test_batches_of_a_number_of_tokens(pads: bool, processes: int) -> None:
     assert {len(batch) for batch in TokenBudget([5] * 12, 10, padded=pads, processes=processes)} == {2}  # the budget may be filled
 
 
-def test_the_questions_of_a_bigbird_are_not_packed() -> None:
+def test_packing_is_refused_for_questions_of_a_bigbird() -> None:
     """Its head takes one question in a row out of its answers; other heads read several documents in a row."""
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
     config = LongBigBirdConfig(**shape, long_attention={"mechanism": "window", "window": 16})

@@ -63,7 +63,7 @@ def tagged() -> list[dict[str, Any]]:
 NAMES = ["O", "B-PER", "I-PER"]
 
 
-def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_label(
+def test_tagged_words_have_their_ids_of_running_text_and_label_the_first_piece(
     kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
 ) -> None:
     before, after = special_ids(tokenizer)
@@ -76,7 +76,7 @@ def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_l
         assert row["labels"] == [*[IGNORED] * len(before), *chain.from_iterable(labels), *[IGNORED] * len(after)]
 
 
-def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
+def test_first_window_of_tagged_words_is_that_of_run_ner(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     if kind == "bytes-bos":
         pytest.skip("run_ner reads the words of such a tokenizer as if there were no spaces between them")
     document = tagged()[2]
@@ -92,7 +92,9 @@ def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTok
 
 
 @every_cell("stride", [0, 1, 7])
-def test_windows_label_what_the_whole_document_labels(stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
+def test_windows_of_tagged_words_cover_the_document_with_its_labels(
+    stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
+) -> None:
     """Every token of the document is in some window, and no piece but a word's first has a label, also where a window begins with it."""
     tokenizer = for_words(tokenizer, folder_of(kind, folders))
     before, after = special_ids(tokenizer)
@@ -110,7 +112,7 @@ def test_windows_label_what_the_whole_document_labels(stride: int, kind: str, to
         assert found == expected
 
 
-def test_the_saved_tokenizer_reads_words_as_the_training_did(
+def test_saved_tokenizer_reads_words_as_the_training_did(
     kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path, tmp_path: Path
 ) -> None:
     chosen = for_words(tokenizer, folder_of(kind, folders))
@@ -143,7 +145,7 @@ def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrained
         assert list(chain.from_iterable(rows["documents"])) == numbers[: sum(map(len, rows["input_ids"]))]
 
 
-def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_training_texts_begin_as_in_inference(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """With the first token (BOS, CLS) that the tokenizer puts there; segments of a document are cut from the same tokens."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, True)
     begins = {"bytes-bos": tokenizer.bos_token_id, "metaspace-bos": tokenizer.bos_token_id, "wordpiece": tokenizer.cls_token_id}
@@ -156,7 +158,7 @@ def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedToken
         assert documents[number][: len(ids)] == ids
 
 
-def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_masked_tokens_are_those_of_run_mlm(tokenizer: PreTrainedTokenizerBase) -> None:
     """15 % of the tokens that are not special: 80 % of them masked, 10 % replaced, 10 % kept; labels are the ids, and -100 elsewhere."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS * 20}), tokenizer, LENGTH).to_list()
     batch = RepeatableMasks(tokenizer, seed=0)(rows)
@@ -177,7 +179,7 @@ def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None
 
 
 @every_cell("pad_with_end", [False, True])
-def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_next_token_labels_are_those_of_run_clm(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
     if pad_with_end:
         if tokenizer.eos_token is None:
@@ -195,7 +197,7 @@ def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedToke
 
 
 @every_cell("length", [1, 2, 3, 5])
-def test_a_short_batch_has_something_to_predict(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_masking_leaves_a_short_batch_a_token_to_predict(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """The mean over no label is not a number."""
     ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"][:length]
     for seed in range(20):
@@ -203,7 +205,7 @@ def test_a_short_batch_has_something_to_predict(length: int, tokenizer: PreTrain
         assert int((labels != IGNORED).sum()) >= 1
 
 
-def test_what_is_left_over_is_kept_where_it_has_something_to_predict(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_leftover_tokens_are_kept_if_they_hold_a_token_to_predict(tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS[:1], tokenizer)
     for length in range(len(stream) - 4, len(stream)):
         rows = to_inputs(Dataset.from_dict({"text": TEXTS[:1]}), tokenizer, length)["input_ids"][:]
@@ -253,7 +255,7 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
 
 
 @every_cell(("length", "stride"), [(1000, 16), (40, 8)])
-def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_question_features_are_those_of_run_qa(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
     records = [
         {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
@@ -269,7 +271,7 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
 
 
 @every_cell("length", [1000, LENGTH])
-def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_classification_inputs_are_those_of_run_classification(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
     found = to_documents(data, tokenizer, length, ["a", "b"])
     assert found["input_ids"][:] == tokenizer(TEXTS, max_length=length, truncation=True)["input_ids"]
@@ -277,7 +279,7 @@ def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTo
 
 
 @every_cell("length", [1000, LENGTH])
-def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
     data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
     found = to_documents(data, tokenizer, length, ["a", "b"])
@@ -289,7 +291,7 @@ def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTra
 
 
 @every_cell("prefix", ["", "summarize: "])
-def test_summaries_are_run_summarization_s(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_summary_inputs_are_those_of_run_summarization(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]
     found = to_summaries(Dataset.from_dict({"document": TEXTS, "summary": summaries}), tokenizer, prefix, LENGTH, 12)
     inputs = tokenizer([prefix + text for text in TEXTS], max_length=LENGTH, truncation=True)
@@ -310,18 +312,18 @@ def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> P
     return tmp_path
 
 
-@every_cell("prompts", [{}, {"query": "query: ", "document": "passage: "}])
-def test_pairs_are_read_as_sentence_transformers_reads_them_in_inference(
-    prompts: dict[str, str], tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path
+def test_embedding_pairs_are_read_as_sentence_transformers_reads_them(
+    tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path
 ) -> None:
     st = pytest.importorskip("sentence_transformers")
+    prompts = {"query": "query: ", "document": "passage: "}
     model = st.SentenceTransformer(str(embedder), prompts=prompts)
     model.save(str(tmp_path / "embedder"))
     data = Dataset.from_list([{"anchor": text[:20], "positive": text} for text in TEXTS])
     settings = {"model": str(tmp_path / "embedder"), "output_dir": str(tmp_path / "out"), "data": ["data"], "max_length": LENGTH}
     trainer = embedding_trainer(*build_arguments(EMBED, **settings, bf16=False), data, data)
     batch = trainer.data_collator(data.to_list())
-    for column, prompt in (("anchor", prompts.get("query", "")), ("positive", prompts.get("document", ""))):
+    for column, prompt in (("anchor", prompts["query"]), ("positive", prompts["document"])):
         expected = tokenizer([prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True)
         assert batch[f"{column}_input_ids"].tolist() == expected["input_ids"]
         assert batch[f"{column}_attention_mask"].tolist() == expected["attention_mask"]

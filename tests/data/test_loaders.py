@@ -145,7 +145,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Further ways in which tasks make batches."""
 
 
-def test_every_task_is_here() -> None:
+def test_every_task_has_settings_for_the_loader_tests() -> None:
     assert set(SETTINGS) == set(task_names())
 
 
@@ -266,7 +266,7 @@ def test_distillation_reads_text_as_language_models_do(name: str, models: Models
 
 
 @pytest.mark.parametrize("name", ["qa", "classify", "tokens", "seq2seq", "ctc"])
-def test_no_row_comes_twice_and_none_is_lost(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_holds_every_row_once(name: str, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(name, models, tmp_path / "run", monkeypatch)
     collated: list[str] = []
     usual = trainer.data_collator
@@ -283,7 +283,7 @@ def test_no_row_comes_twice_and_none_is_lost(name: str, models: Models, tmp_path
     assert len(set(collated)) == len(data) == ROWS * BATCHES
 
 
-def test_masks_change_with_the_pass_and_not_with_the_worker(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_masks_change_with_the_epoch_and_not_with_the_workers(tokenizer: PreTrainedTokenizerBase) -> None:
     """Workers that go on from pass to pass are told the number of the next one."""
     rows = [{"input_ids": tokenizer(text)["input_ids"]} for text in texts(6, 20)]
 

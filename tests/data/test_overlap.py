@@ -13,7 +13,7 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import load_labelled, read_texts, trained_rows
 
 
-def test_rows_are_compared_by_content(tmp_path: Path) -> None:
+def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "b.csv").write_text("label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n")
@@ -27,7 +27,7 @@ def test_rows_are_compared_by_content(tmp_path: Path) -> None:
     assert trained_rows(words.select([0]), words) == 1
 
 
-def test_ids_and_shapes_of_questions_do_not_matter(tmp_path: Path) -> None:
+def test_trained_questions_are_found_whatever_their_ids_and_schema(tmp_path: Path) -> None:
     question: dict[str, Any] = {"question": "which?", "answers": [{"text": "tree", "answer_start": 2}]}
     nested = {"data": [{"title": "t", "paragraphs": [{"context": "a tree", "qas": [{**question, "id": "x"}]}]}]}
     (tmp_path / "a.json").write_text(json.dumps(nested))
@@ -36,7 +36,7 @@ def test_ids_and_shapes_of_questions_do_not_matter(tmp_path: Path) -> None:
     assert trained_rows(load_qa(tmp_path / "a.json"), load_qa(tmp_path / "b.jsonl")) == 1
 
 
-def test_files_are_compared_by_their_bytes(tmp_path: Path) -> None:
+def test_trained_files_are_found_by_their_bytes(tmp_path: Path) -> None:
     cells = []
     for folder, content in (("train", b"1"), ("copy", b"1"), ("other", b"2")):
         (tmp_path / folder).mkdir()

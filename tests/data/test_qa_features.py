@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data import qa_features
 from hf_longattn.data.documents import to_documents
-from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa, token_at
+from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa
 from hf_longattn.errors import LengthError
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES
@@ -26,45 +24,7 @@ def text_of(record: dict, feature: object, first: int, last: int) -> str:
     return record["context"][start:end]
 
 
-def test_whole_document(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(2048, global_question=True))
-    assert text_of(record, feature, feature.start, feature.end) == record["answers"]["text"][0]
-    for character in (*record["answers"]["answer_start"], record["context"].index(record["question"])):
-        start, end = feature.offsets[token_at(feature.offsets, character)]
-        assert start <= character < end
-    globals_ = feature.inputs["global_attention_mask"]
-    first = next(i for i, span in enumerate(feature.offsets) if span is not None)
-    assert globals_ == [1] * first + [0] * (len(feature) - first)
-    assert tokenizer.decode(feature.inputs["input_ids"][:first]) == f"[CLS]{record['question']}[SEP]"
-    assert first == feature.document_start
-
-
-def test_windows_share_the_stride_and_cover_all(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    features = encode_qa(record, tokenizer, QAEncodingConfig(256, stride=64))
-    spans = [[span for span in feature.offsets if span is not None] for feature in features]
-    assert all(len(feature) <= 256 for feature in features)
-    ends = [[end for _, end in span] for span in spans]  # the first start of a window may include a space
-    assert all(a[-64:] == b[:64] for a, b in itertools.pairwise(ends))
-    (whole,) = encode_qa(record, tokenizer, QAEncodingConfig(4096))
-    assert set().union(*ends) == {span[1] for span in whole.offsets if span is not None}
-    found = [feature for feature in features if feature.end]
-    assert found
-    assert {text_of(record, feature, feature.start, feature.end) for feature in found} == {record["answers"]["text"][0]}
-
-
-def test_cut_document_loses_what_comes_after(tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {"question": "where", "context": "x = 1\n" * 300 + "here", "answers": {"text": ["here"], "answer_start": [1800]}}
-    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(128))
-    assert (len(feature), feature.start, feature.end) == (128, 0, 0)
-
-
-def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {"question": "why " * 500, "context": "because", "answers": None}
-    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(128, max_question_tokens=16))
-    assert len(feature) < 40
-
-
-def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_question_without_room_for_the_document_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(LengthError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
         encode_qa(record, tokenizer, QAEncodingConfig(40, stride=64))
     for stride in (None, 0, 64):
@@ -72,7 +32,7 @@ def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) ->
             encode_qa({**record, "question": "why " * 50}, tokenizer, QAEncodingConfig(40, stride=stride))
 
 
-def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_question_is_said_in_a_warning(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(qa_features.logger, "warning_once", said.append)
     cut_question("what is it " * 20, tokenizer, 200)
@@ -81,7 +41,7 @@ def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monk
     assert "more than 8 tokens" in said[0]
 
 
-def test_special_tokens_typed_in_texts_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_special_tokens_typed_in_questions_and_documents_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
     for special in (*tokenizer.all_special_tokens, "[SEP][SEP]", "[SEP] [CLS]"):
         for question in (f"what {special} is it", f"{special} what", f"what {special}"):
             context = f"It is a {special} red fox {special}"
@@ -98,14 +58,14 @@ def test_special_tokens_typed_in_texts_are_text(tokenizer: PreTrainedTokenizerBa
     assert row["input_ids"].count(tokenizer.sep_token_id) == 2
 
 
-def test_a_long_question_that_is_cut_warns_of_nothing_else(tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture) -> None:
+def test_cut_question_causes_no_other_warning(tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer.model_max_length = 128
     encode_qa({"question": "why " * 500, "context": "because " * 500}, tokenizer, QAEncodingConfig(128, max_question_tokens=16))
     encode_qa({"question": "why " * 200, "context": "because"}, tokenizer, QAEncodingConfig(512, max_question_tokens=300))
     assert "indexing errors" not in caplog.text
 
 
-def test_an_answer_without_text_is_the_token_where_it_starts() -> None:
+def test_answer_without_text_is_the_token_where_it_starts() -> None:
     feature = QAFeature({}, [None, (0, 3), (3, 4), (4, 7)])
     for start, token in ((0, 1), (3, 2), (4, 3)):
         assert feature.locate({"answers": {"text": [""], "answer_start": [start]}}) == [(token, token)]

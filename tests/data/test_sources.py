@@ -28,11 +28,9 @@ from hf_longattn.data.sources import (
     read_source,
     read_texts,
     split_held_out,
-    train_test_split,
 )
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
-from hf_longattn.training.args import LabelledDataArguments
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from tests.cells import every_cell
 
@@ -54,7 +52,7 @@ def repository(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_subset_is_named_after_a_colon(repository: str) -> None:
+def test_dataset_subset_is_named_after_a_colon(repository: str) -> None:
     assert load_or_refuse(f"{repository}:second.part", "")["train"]["text"] == ["second"]
 
 
@@ -65,12 +63,12 @@ def test_a_subset_is_named_after_a_colon(repository: str) -> None:
         (":secondpart", "has the subsets first, second.part, not 'secondpart'. Did you mean 'second.part'"),
     ],
 )
-def test_a_missing_or_wrong_subset_is_told_with_those_that_there_are(repository: str, subset: str, sentence: str) -> None:
+def test_missing_or_wrong_dataset_subset_is_refused_with_the_names(repository: str, subset: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_or_refuse(repository + subset, "")
 
 
-def test_a_text_from_several_columns(tmp_path: Path) -> None:
+def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
     rows = [
         {"task": "Add", "input": "1 2", "result": 3},
         {"task": "Greet", "input": "", "result": 4},
@@ -82,7 +80,7 @@ def test_a_text_from_several_columns(tmp_path: Path) -> None:
     assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
 
 
-def test_a_template_that_does_not_suit_the_values(tmp_path: Path) -> None:
+def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
     for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
         with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
             load_text([write(tmp_path / name, content)], template=["{text:.2f}"])
@@ -101,7 +99,7 @@ def test_a_template_that_does_not_suit_the_values(tmp_path: Path) -> None:
         ("{}", OptionError, "must name columns in braces"),
     ],
 )
-def test_bad_templates(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:
+def test_wrong_templates_are_refused(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:
     (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
     with pytest.raises(kind, match=sentence):
         load_text([str(tmp_path / "rows.jsonl")], template=[template])
@@ -121,7 +119,7 @@ CODES = ("001", "010", "1.0", "1e3", "1_000", "true", "True", "2024-01-01", "0x1
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
-def test_cells_are_texts_as_they_stand_and_only_an_empty_one_is_missing(ending: str, tmp_path: Path) -> None:
+def test_csv_cells_are_texts_as_they_stand_and_only_empty_ones_are_missing(ending: str, tmp_path: Path) -> None:
     between = "\t" if ending == ".tsv" else ","
     for cells in (MISSING, CODES, ("001", "010"), ("1", "2")):
         lines = ["text,label,summary,anchor,positive", *(",".join([cell] * 5) for cell in cells)]
@@ -139,7 +137,7 @@ def test_cells_are_texts_as_they_stand_and_only_an_empty_one_is_missing(ending: 
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz"])
-def test_values_of_json_keep_their_texts(ending: str, tmp_path: Path) -> None:
+def test_json_values_keep_their_texts(ending: str, tmp_path: Path) -> None:
     """Also dates, for which pyarrow's reader takes texts, and rows that look like a log of an agent."""
     for cells in (MISSING, CODES, ("2024-01-01", "2024-01-02"), ("2024-01-01T00:00:00Z",)):
         rows = [{"text": cell, "label": cell, "type": "user", "message": {"content": cell}} for cell in cells]
@@ -151,7 +149,7 @@ def test_values_of_json_keep_their_texts(ending: str, tmp_path: Path) -> None:
     assert read_source(numbers).to_list() == [{"id": str(2**70), "n": 2**53 + 1}, {"id": 5, "n": 1}]
 
 
-def test_a_word_after_many_numbers_is_a_text_too(tmp_path: Path) -> None:
+def test_column_with_a_word_after_many_numbers_keeps_all_values(tmp_path: Path) -> None:
     """datasets reads 10,000 rows of CSV or 10 MB of JSON at a time."""
     cells = [*map(str, range(10_500)), "word"]
     table = write(tmp_path / "rows.csv", "text,label\n" + "".join(f"{cell},{cell}\n" for cell in cells))
@@ -194,7 +192,7 @@ def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
             load_labelled(parquet("gap.parquet", values))
 
 
-def test_tables_on_the_hub_are_read_like_files_and_features_of_a_card_are_kept(tmp_path: Path) -> None:
+def test_hub_tables_are_read_like_files_with_the_features_of_the_card(tmp_path: Path) -> None:
     for name, files in {"csv": ["a [1].csv", "b.csv"], "json": ["a.jsonl", "b.json"]}.items():
         (tmp_path / name).mkdir()
         for file, label in zip(files, ("010", "None"), strict=True):
@@ -214,7 +212,7 @@ def test_tables_on_the_hub_are_read_like_files_and_features_of_a_card_are_kept(t
     assert data.to_list() == [{"text": "None", "label": 1}]
 
 
-def test_scores_and_passages_are_numbers_also_in_tables(tmp_path: Path) -> None:
+def test_scores_and_passages_of_pairs_must_be_numbers(tmp_path: Path) -> None:
     scored = read_pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n"), "train").to_list()
     assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]
     for score in ("high", "nan", "inf", ""):
@@ -235,7 +233,7 @@ def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
             load_labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
 
 
-def test_cells_that_swallow_rows_and_open_quotation_marks_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     swallowed = ('"quoted start\tpos\nsecond\tneg\n4th"\tneg\n', '"start\tpos\n"next" one\tneg\n')
     for first, rows in enumerate(swallowed):
         for name in ("rows.tsv", "rows.tsv.gz"):
@@ -254,7 +252,7 @@ def test_cells_that_swallow_rows_and_open_quotation_marks_are_refused(tmp_path: 
     assert not caplog.records
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_tables_with_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     for name, header in (("a.csv", "text,text,label"), ("b.csv", '\ufeff"text",label,text'), ("c.tsv.gz", "text\tlabel\ttext")):
         with pytest.raises(DataError, match=rf"The header of '.*{name}' names the column 'text' more than once"):
             load_labelled(write(tmp_path / name, header + "\n" + re.sub("[a-z]+", "a", header) + "\n"))
@@ -263,7 +261,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @every_cell("read", [load_labelled, load_qa, lambda source: load_text([source])])
-def test_files_that_are_not_read_are_told_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
+def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
     for name in ("rows.csv", "rows", "rows.jsonl.gz"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(DataError, match=f"{name}' is a pipe or a device, not a regular file"):
@@ -304,7 +302,9 @@ def cut(file: Path) -> None:
         ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
     ],
 )
-def test_a_damaged_folder_of_datasets(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
+def test_damaged_folder_of_datasets_is_refused(
+    name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path
+) -> None:
     rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     damage(tmp_path / "saved" / name)
@@ -324,7 +324,7 @@ def saved(parts: list[Dataset], folder: Path) -> list[str]:
     return names
 
 
-def test_a_tenth_of_each_class_is_held_out() -> None:
+def test_split_holds_out_a_tenth_of_each_class() -> None:
     for sizes, held in (([30, 30], [3, 3]), ([50, 10], [5, 1]), ([58, 1, 1], [6, 0, 0]), ([2, 1], [1, 0]), ([40, 40, 20], [4, 4, 2])):
         labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
         data = Dataset.from_dict({"label": labels, "row": list(range(len(labels)))})
@@ -340,7 +340,7 @@ def test_a_tenth_of_each_class_is_held_out() -> None:
     assert [held_out["kind"][:].count(kind) for kind in ("span", "none")] == [8, 8]
 
 
-def test_a_random_tenth_of_every_source_is_held_out() -> None:
+def test_split_holds_out_a_random_tenth_of_every_source() -> None:
     parts = numbered(100, 40, 5, 1)
     train, held_out = split_held_out(parts, seed=0)
     assert sorted([*train["row"], *held_out["row"]]) == sorted(row for part in parts for row in part["row"])
@@ -351,15 +351,15 @@ def test_a_random_tenth_of_every_source_is_held_out() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "held"), [((1, 1, 1), 1), ((2,), 1), ((1,), 0)])
-def test_few_rows_are_divided_too(sizes: tuple[int, ...], held: int) -> None:
+def test_split_of_few_rows_holds_out_one(sizes: tuple[int, ...], held: int) -> None:
     assert [len(part) for part in split_held_out(numbered(*sizes), seed=0)] == [sum(sizes) - held, held]
 
 
-def test_at_most_so_many_rows_of_a_source_are_held_out() -> None:
+def test_split_holds_out_at_most_the_given_number_of_rows() -> None:
     assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, most=3)] == [194, 6]
 
 
-def test_the_rows_of_a_unit_stay_together_where_each_source_has_units_of_its_own() -> None:
+def test_split_keeps_the_rows_of_a_unit_together_within_each_source() -> None:
     ids = [str(number // 3) for number in range(60)]
     parts = [Dataset.from_dict({"id": ids, "row": list(range(start, start + 60))}) for start in (0, 60)]
     train, held_out = split_held_out(parts, seed=0, unit="id")
@@ -370,13 +370,7 @@ def test_the_rows_of_a_unit_stay_together_where_each_source_has_units_of_its_own
     assert not len(split_held_out([parts[0].select(range(3))], seed=0, unit="id")[1])
 
 
-def test_given_data_to_evaluate_on_are_used_whole(tmp_path: Path) -> None:
-    first, second = saved(numbered(20, 90), tmp_path)
-    _, held_out = train_test_split(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
-    assert sorted(held_out["row"]) == list(range(1000, 1090))
-
-
-def test_given_text_to_evaluate_on_is_used_whole(tmp_path: Path) -> None:
+def test_validation_texts_are_used_whole(tmp_path: Path) -> None:
     """As many as the training documents' hundredth were used once."""
     files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
     for file, count in zip(files, (300, 200), strict=True):
@@ -410,7 +404,9 @@ READERS = [
 
 
 @every_cell(("ending", "read"), READERS)
-def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
+def test_file_names_are_no_patterns_and_other_encodings_than_utf8_are_refused(
+    ending: str, read: Callable[[str], Any], tmp_path: Path
+) -> None:
     """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
     for name in ("a [1] *b ü?", "PLAIN"):
         path = tmp_path / (name + (ending.upper() if name.isupper() else ending))
@@ -424,7 +420,7 @@ def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], t
         read(str(path))
 
 
-def test_a_text_that_no_tokenizer_could_take_is_refused_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_text_is_refused_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGEST_TEXT", 1_000_000)
     long, rows = "ü" * 1_500_000, ["a", "b"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long)))
@@ -443,7 +439,7 @@ def test_a_text_that_no_tokenizer_could_take_is_refused_with_its_line(tmp_path: 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
-def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: str, name: str, tmp_path: Path) -> None:
+def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str, tmp_path: Path) -> None:
     """pyarrow's reader ends the process at 100,000 levels."""
     for depth in (5000, 100_000):
         deep = f'{{"question": "?", "context": "a", "answer": "a", "text": "a", "x": {opening * depth}1{closing * depth}}}'
@@ -455,7 +451,7 @@ def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: s
     assert sorted(load_text([str(tmp_path / name)])["text"]) == ["a", "b"], "a column that nobody reads may be deep"
 
 
-def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:
+def test_csv_with_other_separators_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "semicolons.csv"
     table.write_text("text;label\ngood;1\n")
     with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'\.$"):

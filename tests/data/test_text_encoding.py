@@ -21,7 +21,7 @@ from tests.byte_tokenizer import train_tokenizer
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
 BYTE_PIECES = train_tokenizer([" ".join(WORDS)] * 3, 300)
 VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
-OF_PAGES = ("LayoutLMv2Tokenizer", "LayoutLMv3Tokenizer", "MarkupLMTokenizer")
+OF_PAGES = ("LayoutLMv2Tokenizer", "MarkupLMTokenizer")
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
@@ -33,7 +33,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.parametrize("name", OF_PAGES)
-def test_a_tokenizer_of_pages_reads_text_as_words_of_a_page(name: str) -> None:
+def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
     tokenizer, text = tokenizer_of(name), " ".join(WORDS)
     places = {"xpaths": ["/html/body/p"] * len(WORDS)} if name == "MarkupLMTokenizer" else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
     assert token_ids(tokenizer, text) == tokenizer(WORDS, **places)["input_ids"]
@@ -46,7 +46,7 @@ def test_other_tokenizers_read_text_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", OF_PAGES)
-def test_the_example_of_a_card_calls_a_tokenizer_of_pages_with_places(tmp_path: Path, name: str) -> None:
+def test_card_example_calls_a_tokenizer_of_pages_with_places(tmp_path: Path, name: str) -> None:
     tokenizer = tokenizer_of(name)
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_words(tmp_path) == word_argument(tokenizer)
@@ -58,7 +58,7 @@ def test_the_example_of_a_card_calls_a_tokenizer_of_pages_with_places(tmp_path: 
     assert names["inputs"]["input_ids"].shape == (1, 64)
 
 
-def test_training_commands_refuse_a_tokenizer_of_pages(tmp_path: Path) -> None:
+def test_training_refuses_a_tokenizer_of_pages(tmp_path: Path) -> None:
     tokenizer_of("MarkupLMTokenizer").save_pretrained(tmp_path)
     transformers.MarkupLMConfig(vocab_size=300).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"reads words with their xpaths, .* encode the data with its processor, and train it with"):

@@ -38,7 +38,7 @@ def hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
         return model(torch.tensor([ids])).last_hidden_state[0]
 
 
-def test_it_is_the_mean_of_the_states_of_one_pass(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_are_means_of_the_states_of_one_pass(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     sentences = []
     for end in [at + 1 for at, letter in enumerate(DOCUMENT) if letter == "."]:
         sentences.append((sentences[-1][1] if sentences else 0, end))
@@ -55,7 +55,7 @@ def test_it_is_the_mean_of_the_states_of_one_pass(model: PreTrainedModel, tokeni
             torch.testing.assert_close(chunk.embedding, wanted / wanted.norm() if normalize else wanted)
 
 
-def test_passages_of_tokens_cover_the_document_and_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_of_tokens_cover_the_document_and_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     chunks, other = late_chunks(model, tokenizer, [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)], chunk_tokens=20)
     assert "".join(chunk.text for chunk in chunks) == DOCUMENT
     assert all(len(tokenizer(chunk.text, add_special_tokens=False)["input_ids"]) == 20 for chunk in chunks[:-1])
@@ -66,13 +66,13 @@ def test_passages_of_tokens_cover_the_document_and_see_each_other(model: PreTrai
     torch.testing.assert_close(whole[0].embedding, states.mean(0))
 
 
-def test_a_prefix_is_read_and_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_read_a_prefix_that_is_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
     (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=20, normalize=False)
     torch.testing.assert_close(chunks[0].embedding, states[3:23].mean(0))
 
 
-def test_a_text_of_one_passage_is_embedded_as_sentence_transformers_does(
+def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
     model: PreTrainedModel, tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     st = pytest.importorskip("sentence_transformers")
@@ -89,7 +89,7 @@ def test_a_text_of_one_passage_is_embedded_as_sentence_transformers_does(
             torch.testing.assert_close(chunk.embedding, expected)
 
 
-def test_the_space_after_a_prefix_is_in_the_first_token_of_byte_level_tokenizers() -> None:
+def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefix() -> None:
     tokenizer = tokenizer_of("roberta", 512)
     config = long_config("roberta", {"mechanism": "window", "window": 16}, max_position_embeddings=514, vocab_size=len(tokenizer))
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_the_space_after_a_prefix_is_in_the_first_token_of_byte_level_tokenizers
     assert "".join(chunk.text for chunk in chunks) == DOCUMENT[:200]
 
 
-def test_a_model_in_training_mode_embeds_as_in_evaluation_mode(tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokenizerFast) -> None:
     config = long_config("bert", {"mechanism": "window", "window": 16}, max_position_embeddings=512, hidden_dropout_prob=0.5)
     model = families.LongBertModel(config).eval()
     (expected,) = late_chunks(model, tokenizer, DOCUMENT)
@@ -114,7 +114,9 @@ def test_a_model_in_training_mode_embeds_as_in_evaluation_mode(tokenizer: BertTo
     torch.testing.assert_close([one.embedding for one in result], [one.embedding for one in expected])
 
 
-def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_of_longer_documents_come_from_the_window_with_most_context(
+    model: PreTrainedModel, tokenizer: BertTokenizerFast
+) -> None:
     ids = tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"]
     length, overlap = 66, 24
     states = [torch.zeros(0)] * len(ids)
@@ -135,7 +137,7 @@ def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer:
     assert not torch.allclose(whole[1].embedding, chunks[1].embedding)
 
 
-def test_bad_input(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     for words, arguments in (
         (r"no passage \(5, 2\)", {"spans": [[(5, 2)]]}),
         ("no passage", {"spans": [[(0, 10**6)]]}),

@@ -76,7 +76,7 @@ def log_likelihood(model: Any, tokenizer: Any, prompt: str, candidate: str) -> f
 @pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True], ids=["imported", "trusted"])
 @pytest.mark.parametrize("settings", [{"mechanism": "full", "positions": "rope:none"}, {"mechanism": "window", "options": {"window": 128}}])
-def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], trusted: bool, short: Path, tmp_path: Path) -> None:
+def test_lm_eval_computes_the_log_likelihoods_of_the_model(settings: dict[str, Any], trusted: bool, short: Path, tmp_path: Path) -> None:
     long = tmp_path / "long"
     hf_longattn.convert_checkpoint(short, long, max_length=2048, verify=False, remote_code=trusted, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(long)

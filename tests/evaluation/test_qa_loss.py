@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hf_longattn.evaluation.qa_reader import qa_loss, span_loss
 
 
-def test_one_answer_is_bert_s_loss_and_several_are_their_sum() -> None:
+def test_span_loss_is_bert_s_for_one_answer_and_sums_over_several() -> None:
     generator = torch.Generator().manual_seed(0)
     start, end = (torch.randn(2, 7, generator=generator, requires_grad=True) for _ in range(2))
     one = span_loss(start, end, torch.tensor([[1], [4]]), torch.tensor([[2], [6]]))
@@ -27,7 +27,7 @@ def test_one_answer_is_bert_s_loss_and_several_are_their_sum() -> None:
     assert bool(start.grad.isfinite().all())
 
 
-def test_padding_has_no_probability() -> None:
+def test_span_loss_gives_padding_no_probability_and_is_the_same_packed() -> None:
     logits = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
     starts, ends = torch.tensor([[2], [1]]), torch.tensor([[3], [2]])

@@ -42,7 +42,7 @@ class PointsAt(nn.Module):
         return SimpleNamespace(**dict(zip(("start_logits", "end_logits"), scores, strict=True)))
 
 
-def test_a_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"]).train()
     model.attention.eval()
     assert QAReader("row", model, tokenizer, whole(2048)).answer(RECORD) == "needle"  # type: ignore[arg-type]
@@ -51,7 +51,9 @@ def test_a_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizer
 
 
 @pytest.mark.parametrize(("form", "answer"), [("whole", "needle"), ("windows", "needle"), ("cut", None)])
-def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_finds_the_answer_in_whole_documents_and_windows(
+    form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     formats = {"whole": whole(2048), "windows": windows(96, 32), "cut": QAEncodingConfig(96)}
     reader = QAReader("row", model, tokenizer, formats[form], batch_size=3)  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBa
     assert "start_positions" not in model.seen[0]
 
 
-def test_a_model_that_marks_the_question_or_has_no_global_tokens_is_given_no_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_gives_no_global_mask_to_models_without_need_of_one(tokenizer: PreTrainedTokenizerBase) -> None:
     marking = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     marking.config = SimpleNamespace(question_separator_id=tokenizer.sep_token_id)  # type: ignore[assignment]
     without = PointsAt(marking.ids)
@@ -73,20 +75,20 @@ def test_a_model_that_marks_the_question_or_has_no_global_tokens_is_given_no_mas
         assert "global_attention_mask" not in model.seen[0]
 
 
-def test_a_document_beyond_the_length_is_read_to_its_end(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_reads_documents_beyond_the_length_to_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     reader = QAReader("row", model, tokenizer, whole(160, 32), batch_size=1)  # type: ignore[arg-type]
     assert reader.answer(RECORD) == "needle"
     assert len(model.seen) > 1
 
 
-def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_answers_nothing_below_the_null_threshold(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     reader = QAReader("row", model, tokenizer, whole(2048), null_threshold=100.0)  # type: ignore[arg-type]
     assert reader.answer(RECORD) == ""
 
 
-def test_a_record_without_its_document(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_reader_refuses_a_record_without_its_document(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = QAReader("row", PointsAt([5]), tokenizer, whole(2048))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="must have 'question' and 'context', both texts; it has 'question', 'text'"):
         reader.answer({"question": "find", "text": CONTEXT})

@@ -35,7 +35,7 @@ def squad_2(records: list[dict], answers: list[Answer]) -> float:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(5))
-def test_the_threshold_is_squad_2_s(seed: int) -> None:
+def test_best_threshold_is_that_of_the_squad_2_script(seed: int) -> None:
     choose = random.Random(seed)
     records = [record(number, choose.choice(["", "red fox"])) for number in range(30)]
     answers = [answer(choose.choice(["red fox", "fox", "wolf"]), choose.choice([choose.gauss(0, 1), 0.5])) for _ in records]
@@ -44,7 +44,7 @@ def test_the_threshold_is_squad_2_s(seed: int) -> None:
     assert score_answers(records, answers, threshold)["f1"] == pytest.approx(best)
 
 
-def test_by_length_by_position_and_without_an_answer() -> None:
+def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
     records = [record(0, "a fox"), record(1, "wolf"), record(2, ""), record(3, "x", gold=["bear", "Bear cub"])]
     answers = [
         answer("fox", length=100, position=5),
@@ -59,7 +59,7 @@ def test_by_length_by_position_and_without_an_answer() -> None:
     assert (result["NoAns_exact"], result["HasAns_total"]) == (100.0, 3)
 
 
-def test_files_of_predictions(tmp_path: Path) -> None:
+def test_write_predictions_writes_answers_odds_and_n_best(tmp_path: Path) -> None:
     records = [record(0, "fox"), record(1, "")]
     answers = [Answer("fox", [Span("fox", 4, 7, 2.0), Span("red fox", 0, 7, 1.0)]), Answer("", [Span("wolf", 0, 4, -3.0)])]
     write_predictions(tmp_path, records, answers)
@@ -72,7 +72,7 @@ def test_files_of_predictions(tmp_path: Path) -> None:
     assert sum(one["probability"] for one in best["0"]) == pytest.approx(1)
 
 
-def test_a_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Path) -> None:
+def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Path) -> None:
     """TriviaQA: each document is read alone; the question counts once, its documents also alone, in TriviaQA's normalisation."""
     gold = ["st petersburg", "leningrad"]
     records = [
@@ -116,6 +116,6 @@ def test_a_question_over_several_documents_has_the_answer_of_the_best(tmp_path: 
         ("fox", [], (0.0, 0.0)),
     ],
 )
-def test_trivia_qa_s_metric(prediction: str, aliases: list[str], expected: tuple[float, float]) -> None:
+def test_score_alias_is_the_metric_of_trivia_qa(prediction: str, aliases: list[str], expected: tuple[float, float]) -> None:
     """Worked by hand from triviaqa_evaluation.py."""
     assert score_alias(prediction, aliases) == pytest.approx(expected)

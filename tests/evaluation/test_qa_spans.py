@@ -22,23 +22,23 @@ def feature(*offsets: tuple[int, int] | None) -> QAFeature:
     return QAFeature({}, list(offsets))
 
 
-def test_best_pair() -> None:
+def test_n_best_spans_takes_the_best_pair_of_start_and_end() -> None:
     best = n_best_spans(CONTEXT, [feature(*OFFSETS)], [scores(_2=5)], [scores(_3=4)])
     assert (best[0].text, best[0].start, best[0].end, best[0].score) == ("bb cc", 3, 8, 9.0)
 
 
-def test_ends_before_starts_padding_and_the_question_are_left_out() -> None:
+def test_n_best_spans_leaves_out_padding_question_and_reversed_pairs() -> None:
     best = n_best_spans(CONTEXT, [feature(*OFFSETS)], [scores(_4=5, _5=99)], [scores(_0=0, _2=4, _6=99)])
     assert all(span.start < span.end for span in best)
     assert best[0].text == "dd"
 
 
-def test_longest_answer() -> None:
+def test_n_best_spans_are_at_most_max_answer_tokens_long() -> None:
     best = n_best_spans(CONTEXT, [feature(*OFFSETS)], [scores(_1=5)], [scores(_4=5, _2=1)], max_answer_tokens=2)
     assert best[0].text == "aa bb"
 
 
-def test_windows_compare_by_their_margin_over_no_answer() -> None:
+def test_n_best_spans_compares_windows_by_their_margin_over_no_answer() -> None:
     unsure = feature(None, (0, 2), (3, 5))
     sure = feature(None, (6, 8), (9, 11))
     best = n_best_spans(CONTEXT, [unsure, sure], [scores(_0=9, _1=10), scores(_1=6)], [scores(_0=9, _1=10), scores(_1=6)])

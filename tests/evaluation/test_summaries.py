@@ -11,7 +11,7 @@ from hf_longattn.evaluation.summaries import in_percent, mean_and_error, means_i
 
 
 @pytest.mark.parametrize("count", [10, 11, 300])
-def test_the_error_of_a_mean_is_of_the_sample(count: int) -> None:
+def test_mean_error_is_the_standard_error_of_the_sample(count: int) -> None:
     """Bessel's correction: the spread is divided by n - 1."""
     values = [random.Random(count).gauss(3, 2) for _ in range(count)]
     mean, error = mean_and_error(values)
@@ -19,7 +19,7 @@ def test_the_error_of_a_mean_is_of_the_sample(count: int) -> None:
     assert error == pytest.approx(np.std(values, ddof=1) / count**0.5, rel=1e-9)
 
 
-def test_the_error_of_a_ratio_is_cochran_s() -> None:
+def test_ratio_error_is_that_of_cochran() -> None:
     choose = random.Random(0)
     pairs = [(choose.randint(0, 5), choose.randint(5, 9)) for _ in range(12)]
     parts, sizes = (np.array(column) for column in zip(*pairs, strict=True))
@@ -29,7 +29,7 @@ def test_the_error_of_a_ratio_is_cochran_s() -> None:
     assert error == pytest.approx(np.sqrt((residuals**2).sum() / (12 - 1) / 12) / sizes.mean(), rel=1e-9)
 
 
-def test_fewer_than_ten_items_have_no_error() -> None:
+def test_scores_of_fewer_than_ten_items_have_no_standard_error() -> None:
     for count in range(10):
         assert mean_and_error([1.0] * count)[1] is None
         assert ratio_and_error([(1, 2)] * count)[1] is None

@@ -16,7 +16,7 @@ SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_atten
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_mean_is_the_loss_of_transformers(causal: bool) -> None:
+def test_mean_of_token_losses_is_the_loss_of_transformers(causal: bool) -> None:
     if causal:
         model: torch.nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
     else:
@@ -39,7 +39,7 @@ def test_the_mean_is_the_loss_of_transformers(causal: bool) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], []), ([1], [2]), ([], [2]), ([], [])])
-def test_every_chunk_is_between_the_special_tokens_of_a_text(before: list[int], after: list[int]) -> None:
+def test_chunk_losses_read_every_chunk_between_special_tokens(before: list[int], after: list[int]) -> None:
     """A decoder reads a chunk from its first token (BOS) on, as it reads any text."""
     seen = []
 
@@ -57,7 +57,7 @@ def test_every_chunk_is_between_the_special_tokens_of_a_text(before: list[int], 
     assert torch.equal(ids, torch.arange(10, 34)[None]), "the text is left as it is"
 
 
-def test_special_tokens_are_not_masked_and_a_seed_decides() -> None:
+def test_masked_tokens_depend_on_the_seed_and_spare_special_tokens() -> None:
     tokenizer = tokenizer_of("bert")
     ids = torch.tensor([tokenizer("Call me Ishmael. " * 100)["input_ids"]])
     shown, target = masked_tokens(ids, tokenizer)
@@ -71,7 +71,7 @@ def test_special_tokens_are_not_masked_and_a_seed_decides() -> None:
     assert not torch.equal(masked_tokens(ids, tokenizer, seed=1)[0], shown)
 
 
-def test_masks_need_a_mask_token_and_something_to_mask() -> None:
+def test_masked_tokens_need_a_mask_token_and_mask_at_least_one() -> None:
     with pytest.raises(CheckpointError, match="needs a tokenizer with a mask token"):
         masked_tokens(torch.arange(9), None)
     tokenizer = tokenizer_of("bert")
@@ -82,7 +82,7 @@ def test_masks_need_a_mask_token_and_something_to_mask() -> None:
         assert int((labels != IGNORED).sum()) >= 1
 
 
-def test_a_loss_is_worse_only_beyond_its_standard_error() -> None:
+def test_loss_change_is_worse_only_beyond_its_standard_error() -> None:
     before = torch.randn(400, generator=torch.Generator().manual_seed(0)) + 4
     noise = torch.randn(400, generator=torch.Generator().manual_seed(1))
     for shift, worse in ((0.5, True), (0.05, False), (-0.5, False)):
@@ -101,7 +101,7 @@ def test_a_loss_is_worse_only_beyond_its_standard_error() -> None:
     assert LossChange.of(before, torch.full_like(before, float("nan"))) is None
 
 
-def test_a_decoders_chunks_are_compared_where_they_have_context() -> None:
+def test_loss_change_of_a_decoder_compares_chunks_where_they_have_context() -> None:
     chunked, whole = torch.ones(64), torch.zeros(64)
     chunked[:8] = chunked[16:24] = 100.0
     for chunk, causal, before in ((16, True, 1.0), (16, False, 25.75), (64, True, 25.75)):

@@ -22,7 +22,7 @@ def kind(request: pytest.FixtureRequest) -> InputKind:
 
 
 @pytest.mark.thorough
-def test_it_says_what_messages_name(kind: InputKind) -> None:
+def test_input_kinds_have_nouns_and_settings_for_messages(kind: InputKind) -> None:
     assert kind.noun
     assert kind.nouns
     assert set(kind.settings) <= set(SETTINGS)
@@ -33,7 +33,7 @@ def test_it_says_what_messages_name(kind: InputKind) -> None:
         assert kind.smaller
 
 
-def test_sizes_have_words_and_tokens(kind: InputKind) -> None:
+def test_input_kind_sizes_have_words_and_tokens(kind: InputKind) -> None:
     sizes = kind.sizes(kind.family.config_class())
     assert sizes.old.tokens > 0
     assert sizes.new.tokens >= sizes.old.tokens
@@ -41,7 +41,7 @@ def test_sizes_have_words_and_tokens(kind: InputKind) -> None:
 
 
 @pytest.mark.thorough
-def test_larger_sizes_have_more_tokens(kind: InputKind) -> None:
+def test_input_kinds_count_more_tokens_for_larger_sizes(kind: InputKind) -> None:
     if not isinstance(kind, SizedKind) or kind.any_size:
         return
     config = kind.family.config_class()
@@ -53,7 +53,7 @@ def test_larger_sizes_have_more_tokens(kind: InputKind) -> None:
     assert kind.limited(doubled, old) == old
 
 
-def test_the_base_takes_the_inputs_of_a_verification(kind: InputKind, tmp_path: Path) -> None:
+def test_base_models_take_the_inputs_of_a_verification(kind: InputKind, tmp_path: Path) -> None:
     if not isinstance(kind, SizedKind) or kind.any_size:
         return
     family, config = kind.family, kind.family.config_class()

@@ -15,13 +15,13 @@ from hf_longattn.inputs.sound import UserSounds
 
 
 @pytest.mark.parametrize("stride", [4, 8, 12])
-def test_the_patches_of_a_series_are_those_of_transformers(stride: int) -> None:
+def test_patches_of_a_series_are_those_of_transformers(stride: int) -> None:
     """Patches may overlap, and leave steps out."""
     config = PatchTSTConfig(context_length=128, patch_length=8, patch_stride=stride)
     assert patches_of(config, 128) == PatchTSTPatchify(config).num_patches
 
 
-def test_excerpts_are_of_every_recording_first() -> None:
+def test_excerpts_take_every_recording_before_a_second_of_any() -> None:
     """The first of each, then the second of each."""
     sounds = object.__new__(UserSounds)
     rule: Any = SimpleNamespace(length=int, step=lambda config: 1, as_input=lambda row: row)

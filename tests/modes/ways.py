@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn.errors import MaskError
-from scripts.dev.tools.small_models import TEXT_FAMILIES, token_model
+from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens
 from tests.reference.small_models import checkpoint_activations
 
 Fields = dict[str, Tensor]
@@ -79,7 +80,8 @@ def head_of(row: str) -> str:
     """The class that a row of the table calls: ``base`` stands for the one that predicts tokens, or labels of tokens where none does,
     ``base:class`` for that class."""
     base, _, head = row.partition(":")
-    return head or token_model(base)
+    labels = (head for head in FAMILIES[base].model_classes if head.endswith("ForTokenClassification"))
+    return head or (language_model(base) if predicts_tokens(base) else next(labels, language_model(base)))
 
 
 def decodes(row: str) -> bool:

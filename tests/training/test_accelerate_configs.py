@@ -15,7 +15,7 @@ FILES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_accelerate_reads_it(path: Path) -> None:
+def test_accelerate_reads_each_shipped_config_as_written(path: Path) -> None:
     load_config_from_file(str(path))
     args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
     args, _, _ = _validate_launch_command(args)
@@ -29,5 +29,5 @@ def test_accelerate_reads_it(path: Path) -> None:
             assert str(getattr(args, name)).lower() == str(value).lower(), name
 
 
-def test_there_is_one_for_each_way() -> None:
+def test_accelerate_configs_are_ddp_fsdp2_zero2_and_zero3() -> None:
     assert [path.stem for path in FILES] == ["ddp", "fsdp2", "zero2", "zero3"]

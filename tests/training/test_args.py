@@ -17,8 +17,6 @@ from hf_longattn.training.lm import LM
 from hf_longattn.training.parsing import build_arguments, parse_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION
 from hf_longattn.training.tasks.linearise import LINEARISE
-from hf_longattn.training.tasks.mlm import MLM
-from hf_longattn.training.tasks.multitask import MULTITASK
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments
 from hf_longattn.training.training_args import ENDLESS, TaskArguments
 from hf_longattn.training.training_loop import prepare_run
@@ -28,7 +26,7 @@ TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 
 
-def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_training_argument_of_transformers_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in TASKS:
         with pytest.raises(SystemExit):
             parse_arguments(kind, ["--help"], "")
@@ -41,31 +39,25 @@ def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture
         assert page.index("training arguments:") < page.index("--tokens-per-batch") < page.index("--weight-decay")
 
 
-def test_the_options_beside_transformers_own_are_few() -> None:
+def test_tasks_have_at_most_85_options_beside_those_of_transformers() -> None:
     """A ceiling that only falls: a new option takes the place of another one."""
     kinds = [kind for task in task_names() for kind in load_task(task).arguments]
     own = {field.name for kind in kinds for field in dataclasses.fields(kind) if field.init}
     assert len(own - {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}) <= 85
 
 
-def test_they_reach_the_trainer(tmp_path: Path) -> None:
+def test_typed_options_reach_the_training_arguments(tmp_path: Path) -> None:
     line = "--model m --output o --data d --epochs 2 --report-to all --eval-strategy steps --save-steps 100 --lr-scheduler-type cosine"
     _, _, args = parse_arguments(QA, [*line.split(), "--load-best-model-at-end", "--early-stopping-patience", "3"], "")
     assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, [], "steps")
     assert (args.load_best_model_at_end, args.early_stopping_patience, args.lr_scheduler_type) == (True, 3, "cosine")
 
 
-def test_minutes_alone_are_not_ended_by_steps() -> None:
+def test_max_minutes_without_steps_or_epochs_has_no_end_of_steps() -> None:
     assert QATrainingArguments("o", max_minutes=60.0).max_steps == ENDLESS
     args = QATrainingArguments("o")
     assert (args.max_steps, args.num_train_epochs) == (-1, 3.0)
     assert QATrainingArguments("o", max_minutes=1.0, num_train_epochs=2.0).max_steps == -1
-
-
-def test_the_defaults_are_the_field_s() -> None:
-    args = QATrainingArguments("o")
-    assert (args.learning_rate, args.adam_beta2, args.random_positions, args.windows) == (3e-5, 0.999, False, [])
-    assert (args.save_strategy, args.save_steps, args.save_minutes, args.save_total_limit) == ("steps", 500, 15, 2)
 
 
 @pytest.mark.parametrize(
@@ -79,20 +71,14 @@ def test_the_defaults_are_the_field_s() -> None:
         ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "epoch", 500),
     ],
 )
-def test_checkpoints_follow_the_evaluations_that_choose_among_them(changes: dict[str, Any], strategy: str, steps: int) -> None:
+def test_save_strategy_follows_the_evaluations_that_choose_the_best_model(changes: dict[str, Any], strategy: str, steps: int) -> None:
     args = QATrainingArguments("o", **changes)
     assert (args.save_strategy, args.save_steps) == (strategy, steps)
 
 
-def test_what_was_given_is_known_without_secrets() -> None:
+def test_run_settings_hold_the_options_given_without_secrets() -> None:
     run = TaskArguments(*build_arguments(QA, **GIVEN, max_steps=7, hub_token="secret"))
     assert run.settings == {"model": "m", "output_dir": "o", "data": ["d.json"], "max_steps": 7}
-
-
-def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(QA, ["--help"], "")
-    assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
 
 
 @every_cell(
@@ -106,10 +92,8 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"max_train_samples": 0}, "--max-train-samples must be at least 1"),
         ({"max_minutes": 0.0}, "--max-minutes must be above 0, not 0; --max-steps 1"),
         ({"max_steps": 0}, "--max-steps 0 trains nothing; to score a model, type: longattn evaluate TASK"),
-        ({"max_minutes": -1.0}, "--max-minutes must be above 0"),
         ({"save_minutes": -1.0}, "--save-minutes must be at least 0"),
         ({"report_to": "tensorboard"}, "--report-to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
-        ({"report_to": "tensorbord"}, "--report-to must be one of all, none, .* Did you mean 'tensorboard'"),
         ({"use_liger_kernel": True}, "needs the package liger-kernel, which is not installed; type pip install liger-kernel"),
         ({"debug": "underflow_overflow"}, "--debug underflow_overflow cannot read masks"),
         ({"prediction_loss_only": True}, "--prediction-loss-only leaves nothing to score"),
@@ -125,29 +109,16 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "epoch"}, "strategy"),
     ],
 )
-def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradicting_training_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         build_arguments(QA, **{**GIVEN, **changes})
 
 
-def test_nothing_is_written_over_a_file_or_the_model_itself(tmp_path: Path) -> None:
+def test_output_that_is_a_file_or_the_model_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output, message in (("file", "is a file"), ("", "would be overwritten")):
         with pytest.raises(OptionError, match=message):
             prepare_run(*build_arguments(QA, model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"]))
-
-
-def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text("model: a\noutput: b\ndata: d.json\nepochs: 2\nbatch-size: 3\nbf16: false\n")
-    _, data_args, args = parse_arguments(QA, ["--config", str(recipe)], "")
-    assert (args.output_dir, data_args.data, args.num_train_epochs, args.per_device_train_batch_size, args.bf16) == (
-        "b",
-        ["d.json"],
-        2,
-        3,
-        False,
-    )
 
 
 @every_cell(
@@ -155,53 +126,42 @@ def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
     [
         ("learning_rate: fast", "'learning_rate' to 'fast'; it must be a number"),
         ("max_steps: 2.5", "'max_steps' to 2.5; it must be a whole number"),
-        ("max_steps: true", "'max_steps' to True; it must be a whole number"),
-        ("max_steps: [1, 2]", "'max_steps' to .* a whole number"),
         ("bf16: perhaps", "'bf16' to 'perhaps'; it must be true or false"),
-        ("learning_rate: [1, 2]", "'learning_rate' to .* a number"),
-        ("output: [a]", "'output' to .* a string"),
         ("validation: yes", "'validation' to True; it must be a string"),
-        ("learning_rate:", "'learning_rate' to None; it must be a number"),
         ("model: {a: 1}", "'model' to .* a string"),
         ("epochs: 1\nnum_train_epochs: 2", "'num_train_epochs' twice"),
         ("lr_scheduler_type: linaer", "'lr_scheduler_type' to 'linaer'; it must be one of linear, "),
     ],
 )
-def test_a_recipe_s_value_of_another_type_is_refused(line: str, message: str, tmp_path: Path) -> None:
+def test_recipe_value_of_the_wrong_type_is_refused(line: str, message: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(line + "\n")
     with pytest.raises(OptionError, match=message):
         parse_arguments(QA, ["--config", str(recipe), "--model", "a", "--output", "b", "--data", "d"], "")
 
 
-def test_a_recipe_s_values_have_the_types_of_the_command_line(tmp_path: Path) -> None:
+def test_recipe_values_have_the_types_and_names_of_the_command_line(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "model: 5\noutput: 2026-01-01\ndata: 7\nlearning_rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\n"
-        "eval_strategy: no\nsave_strategy: no\nbf16: no\nreport_to: [none]\nlabel_names: labels\n"
+        "eval_strategy: no\nsave_strategy: no\nbf16: no\nreport_to: [none]\nlabel_names: labels\nepochs: 2\nbatch-size: 3\n"
     )
     model_args, data_args, args = parse_arguments(QA, ["--config", str(recipe)], "")
     assert (model_args.model, args.output_dir, data_args.data, args.learning_rate) == ("5", "2026-01-01", ["7"], 3e-5)
     assert (data_args.max_length, args.lr_scheduler_kwargs) == (None, {"power": 2.0})
     assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
     assert (args.report_to, args.label_names) == ([], ["labels"])
+    assert (args.num_train_epochs, args.per_device_train_batch_size) == (2, 3)
 
 
-@pytest.mark.parametrize(("kinds", "data"), [(QA, "--data DATA"), (MLM, "--text TEXT"), (MULTITASK, "--tasks TASKS")])
-def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(kinds, ["--help"], "", "longattn train TASK")
-    assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
-
-
-def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
+def test_run_settings_hold_the_values_of_a_recipe_and_of_switches_turned_off(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no-bf16"]
     run = TaskArguments(*parse_arguments(QA, line, ""))
     assert run.settings == {"model": "m", "output_dir": "o", "data": ["d"], "max_steps": 7, "bf16": False}
 
 
-def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
+def test_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")
     model_args, _, args = parse_arguments(QA, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
@@ -210,7 +170,7 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "passes"), [("1", 16), ("4", 4)])
-def test_the_batch_of_a_step_does_not_depend_on_the_devices(processes: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_batch_size_does_not_depend_on_the_number_of_processes(processes: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     args = QATrainingArguments(output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
     assert args.gradient_accumulation_steps == 16
     monkeypatch.setenv("WORLD_SIZE", processes)  # as launchers do
@@ -226,22 +186,21 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(processes: str, pass
         ({"total_batch_size": -1}, "must be at least 0"),
     ],
 )
-def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
+def test_impossible_total_batch_size_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         QATrainingArguments(**{"output_dir": "o", "total_batch_size": 32, "use_cpu": True, **changes})
 
 
-def test_both_stages_of_a_distillation_have_the_batch() -> None:
+def test_total_batch_size_holds_for_both_stages_of_linearise() -> None:
     args = LINEARISE[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
     assert [args.stage_args(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(asked: bool) -> None:
-    args = LINEARISE[2](output_dir="o", gradient_checkpointing=asked, use_cpu=True)
+def test_gradient_checkpointing_is_for_stage_2_of_linearise_only() -> None:
+    args = LINEARISE[2](output_dir="o", gradient_checkpointing=True, use_cpu=True)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if hasattr(args, name):  # the second since transformers 5.23
-            assert [getattr(args.stage_args(stage), name) for stage in (1, 2)] == [False, asked]
+            assert [getattr(args.stage_args(stage), name) for stage in (1, 2)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -249,12 +208,11 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
     [
         (["--lr", "1"], "Error: There is no option --lr; longattn train mlm --help lists all."),
         (["--modl", "x"], "Error: There is no option --modl; longattn train mlm --help lists all. Did you mean '--model'?"),
-        (["--model-name", "x"], "Error: There is no option --model-name; longattn train mlm --help lists all. Did you mean '--model'?"),
         (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'."),
         (["many"], "Error: Unexpected argument 'many'; values follow their option, as in --model MODEL."),
     ],
 )
-def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_a_training_command_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_task("mlm", ["--text", "t", "--output", "o", "--model", "m", *line]) == 2
     assert capsys.readouterr().err.splitlines() == [sentence]
 
@@ -269,7 +227,6 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
             "--method must be one of tinybert, hidden, logits, not 'attention'.*longattn train linearise",
         ),
         ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits; .*longattn train linearise"),
-        ("distill", "--max-length 8", "No method given; .*longattn train linearise"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         (
             "distill",
@@ -279,7 +236,7 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
         ("linearise", "--method tinybert", "There is no option --method; `longattn train distill` has it"),
     ],
 )
-def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
+def test_distill_with_options_of_linearise_names_the_other_command(
     task: str, line: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -290,7 +247,7 @@ def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
 
 
 @pytest.mark.parametrize(("words", "warns"), [("", False), ("--no-bf16", False), ("--bf16 false", False), ("--bf16", True)])
-def test_bf16_that_is_typed_and_not_there_is_said(
+def test_bf16_typed_on_a_processor_without_bf16_warns(
     words: str, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: False)
@@ -299,11 +256,8 @@ def test_bf16_that_is_typed_and_not_there_is_said(
     assert ("--bf16 has no effect: this processor computes no bf16" in caplog.text) == warns
 
 
-def test_both_spellings_of_an_option_are_read_and_the_help_shows_hyphens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_read_with_hyphens_and_with_underscores() -> None:
     line = ["--model", "m", "--data", "d"]
     for spelled in ("--output-dir o --max-steps 7 --batch-size 2 --no-bf16", "--output_dir o --max_steps 7 --batch_size=2 --no_bf16"):
         _, _, args = parse_arguments(QA, [*line, *spelled.split()], "")
         assert (args.output_dir, args.max_steps, args.per_device_train_batch_size, args.bf16) == ("o", 7, 2, False)
-    with pytest.raises(SystemExit):
-        parse_arguments(QA, ["--help"], "")
-    assert re.findall(r"--\w+_\w+", capsys.readouterr().out) == []

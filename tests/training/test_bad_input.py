@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -106,16 +105,14 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_every_task_refuses_missing_broken_and_wrong_data_in_a_sentence(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     assert {task} <= ROWS.keys() & LEFT_OUT.keys() & WRONG.keys(), f"give {task!r} a row of ROWS, LEFT_OUT and WRONG"
     check_refusals(partial(sentence, task), ROWS[task], LEFT_OUT[task], WRONG[task], tmp_path)
 
 
-def test_missing_validation_data_are_noticed_before_anything_is_loaded_or_tokenised(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no model either: loading it would be another sentence."""
     data = written([ROWS["classify"]] * 4, tmp_path)
     failing = {}
@@ -139,7 +136,7 @@ WITHOUT_TOKENS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", WITHOUT_TOKENS)
-def test_data_without_a_token_to_predict_are_refused_before_the_training(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_data_without_a_token_to_predict_are_refused_before_training(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     rows = [WITHOUT_TOKENS[task]] * 4
     other = tmp_path / "other"
     other.mkdir()
@@ -151,7 +148,7 @@ def test_data_without_a_token_to_predict_are_refused_before_the_training(task: s
     assert "(held out) is left to evaluate on" in sentence(task, rows)
 
 
-def test_a_stream_without_documents_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_segment_stream_without_documents_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     documents = to_documents(Dataset.from_list([{"text": "[SEP][CLS]"}, {"text": ""}]), tokenizer)
     with pytest.raises(DataError, match=r"No row of a\.txt is left to train on"):
         check_rows(SegmentStream(documents, 8, 1), "a.txt", "train on")
@@ -188,25 +185,8 @@ def check_refusals(
     assert len(said) < 700, said
 
 
-@pytest.mark.thorough
-def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dict[str, str], tmp_path: Path) -> None:
-    """An adapter without its model, and a teacher whose heads were pruned."""
-    adapter, pruned = (tmp_path / name for name in ("adapter", "pruned"))
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
-    shutil.copytree(models["linearise"], pruned)
-    config = json.loads((pruned / "config.json").read_text(encoding="utf-8"))
-    (pruned / "config.json").write_text(json.dumps({**config, "model_type": "long_bert", "kept_heads": {"0": 1}}), encoding="utf-8")
-    words = "holds an adapter, not a model; merge it"
-    for task in ("mlm", "classify", "qa"):
-        assert words in sentence(task, [{**ROWS[task], "id": str(number)} for number in range(4)], "--model", str(adapter))
-    assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
-        "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max-length", "32"
-    )
-
-
 @pytest.mark.parametrize("task", task_names())
-def test_a_model_of_images_is_refused_where_texts_are_read(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_tasks_that_read_text_refuse_a_model_of_images(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     config = transformers.ViTConfig(

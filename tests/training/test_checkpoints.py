@@ -18,7 +18,6 @@ from hf_longattn.training.checkpoints import (
     check_checkpoint,
     check_same_data,
     check_same_model,
-    checkpoint_to_resume,
     damage,
     newest_checkpoint,
 )
@@ -63,7 +62,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @every_cell("how", DAMAGES)
-def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latest_complete_checkpoint_is_resumed_and_damaged_ones_are_named(
+    how: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
     folder = shutil.copytree(checkpoints, tmp_path / "checkpoints")
@@ -80,15 +81,8 @@ def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tm
         newest_checkpoint(folder)
 
 
-def test_a_run_that_ended_in_its_first_save_is_not_started_again_silently(checkpoints: Path, tmp_path: Path) -> None:
-    shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2")
-    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 has no trainer_state.json; to start again, give --overwrite without --resume"):
-        checkpoint_to_resume(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_code_in_a_checkpoint_is_a_damage_and_not_run(name: str, checkpoints: Path, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_damage_and_never_run(name: str, checkpoints: Path, tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "was run",))
@@ -100,7 +94,7 @@ def test_code_in_a_checkpoint_is_a_damage_and_not_run(name: str, checkpoints: Pa
     assert not (tmp_path / "was run").exists()
 
 
-def test_the_optimizers_own_values_are_not_changed_silently(checkpoints: Path, tmp_path: Path) -> None:
+def test_resume_with_another_learning_rate_or_weight_decay_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     """Trainer would go on with those of the checkpoint."""
     folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
     state = json.loads((folder / "trainer_state.json").read_text())
@@ -116,7 +110,7 @@ def test_the_optimizers_own_values_are_not_changed_silently(checkpoints: Path, t
             check_same_model(folder, "one", LongTrainingArguments(str(tmp_path), bf16=False, **given))
 
 
-def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_another_model_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
     check_same_model(folder, "anything")  # Trainer's own does not say what it trains
     (tmp_path / "one").mkdir()
@@ -148,7 +142,7 @@ def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_p
             check_same_model(folder, other)
 
 
-def test_a_resumed_run_keeps_its_data_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_other_data_or_seed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rows would be held out, and the first run trained on some of them."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.csv", "b.csv"):
@@ -178,12 +172,7 @@ def test_a_resumed_run_keeps_its_data_and_seed(tmp_path: Path, monkeypatch: pyte
     check_same_data(earlier, run(("moved/a.csv",), validation="b.csv"), Path("checkpoint-2"))
 
 
-def test_nothing_to_resume_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"There is no checkpoint in .* to resume from; leave --resume out to start a new training"):
-        checkpoint_to_resume(tmp_path / "nowhere")
-
-
-def test_a_checkpoint_without_the_file_of_a_process_is_not_complete(checkpoints: Path, tmp_path: Path) -> None:
+def test_checkpoint_that_lacks_the_random_state_of_a_process_is_incomplete(checkpoints: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
     state = json.loads((folder / "trainer_state.json").read_text())
     state["stateful_callbacks"]["Processes"] = Processes(2).state()
@@ -194,17 +183,13 @@ def test_a_checkpoint_without_the_file_of_a_process_is_not_complete(checkpoints:
     assert damage(folder) is None
 
 
-def test_a_checkpoint_that_is_named_must_be_there(checkpoints: Path) -> None:
+def test_named_checkpoint_that_does_not_exist_is_refused(checkpoints: Path) -> None:
     with pytest.raises(CheckpointError, match=r"There is no checkpoint '.*checkpoint-3'; give .*checkpoint-2, .*checkpoint-4\.$"):
         check_checkpoint(checkpoints / "checkpoint-3")
     assert check_checkpoint(checkpoints / "checkpoint-2").endswith("checkpoint-2")
 
 
-def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_the_latest_checkpoint_is_that_of_the_highest_number(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-best"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoints_module.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]

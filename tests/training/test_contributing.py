@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +14,6 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import RegistrationError, UsageError
 from hf_longattn.tasks import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
-from tests.training.test_bad_input import check_refusals, refusal, written
 from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +35,7 @@ def put_in_place(folder: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_task_dropped_in_place_is_a_command(
+def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_in_place(folder)
@@ -68,34 +64,7 @@ def test_a_task_dropped_in_place_is_a_command(
     assert json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"] == 2
 
 
-def test_bad_data_of_a_task_dropped_in_place(
-    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
-) -> None:
-    put_in_place(folder)
-    model = checkpoint("mlm", tmp_path / "short", tokenizer)
-
-    def sentence(source: str | list[dict[str, Any]]) -> str:
-        file = source if isinstance(source, str) else written(source, tmp_path)
-        return refusal("score", ["--model", model, "--data", file], tmp_path, capsys)
-
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"text": 5}, "not text"), ({"text": None}, "must have a text"), ({"score": "high"}, "a number, not .* 'high'"),
-        ({"score": None}, "a number"),
-    ]  # fmt: skip
-    check_refusals(sentence, {"text": "a tree", "score": 0.5}, "score", wrong, tmp_path)
-
-
-def test_the_example_passes_the_linter(folder: Path) -> None:
-    put_in_place(folder)
-    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
-    for command in (["check"], ["format", "--check"]):
-        line = [ruff, *command, "--quiet", "--no-cache", "--config", str(ROOT / "pyproject.toml"), str(folder / "score.py")]
-        assert subprocess.run(line, capture_output=True, text=True).stdout == ""
-
-
-def test_what_is_not_a_task_is_refused(folder: Path) -> None:
+def test_task_file_without_task_docstring_or_three_argument_classes_is_refused(folder: Path) -> None:
     (folder / "empty.py").write_text('"""Nothing."""\n')
     with pytest.raises(RegistrationError, match=r"empty.py has no TASK; add TASK = Task\("):
         load_task("empty")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
     AutoProcessor,
-    ParakeetCTCConfig,
-    ParakeetFeatureExtractor,
-    ParakeetForCTC,
     PreTrainedTokenizerBase,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2BertConfig,
@@ -35,8 +31,7 @@ from transformers import (
 
 from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
-from hf_longattn.data.audio import RECORDING_FILES, Hearing
-from hf_longattn.data.files import load_labelled_files
+from hf_longattn.data.audio import Hearing
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.transcripts import (
     UtteranceCollator,
@@ -50,7 +45,6 @@ from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, 
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels, output_frames
-from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 
@@ -81,20 +75,13 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", quickly(["wav2vec2-bert", "parakeet"], ["wav2vec2-bert"]))
-def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Path) -> None:
+def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: Path) -> None:
+    tokenizer, extractor = character_tokenizer(["ab"]), SeamlessM4TFeatureExtractor()
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    tokenizer = character_tokenizer(["ab"])
+    still = {"mask_time_prob": 0.0, "layerdrop": 0.0, "position_embeddings_type": "relative_key", "add_adapter": False}
     head = {"vocab_size": len(tokenizer), "pad_token_id": 0}
-    extractor: Any = ParakeetFeatureExtractor()
     torch.manual_seed(0)
-    if name == "wav2vec2-bert":
-        extractor = SeamlessM4TFeatureExtractor()
-        still = {"mask_time_prob": 0.0, "layerdrop": 0.0, "position_embeddings_type": "relative_key", "add_adapter": False}
-        model: Any = Wav2Vec2BertForCTC(Wav2Vec2BertConfig(**head, **shape, **still, feature_projection_input_dim=160))
-    else:
-        encoder = {**shape, "subsampling_conv_channels": 8, "subsampling_factor": 2, "dropout": 0.0, "layerdrop": 0.0}
-        model = ParakeetForCTC(ParakeetCTCConfig(**head, encoder_config=encoder))
+    model = Wav2Vec2BertForCTC(Wav2Vec2BertConfig(**head, **shape, **still, feature_projection_input_dim=160))
     model.save_pretrained(tmp_path / "model")
     for part in (extractor, tokenizer):
         part.save_pretrained(tmp_path / "model")
@@ -109,16 +96,15 @@ def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Pa
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("model", quickly(["ctc", "long"], ["long"]))
-def test_a_model_learns_to_transcribe(model: str, recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_ctc_model_learns_to_transcribe(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "freeze_feature_encoder": False}
-    log = finetune_ctc(*settings(models[model], tmp_path / "out", recordings, validation=str(recordings), **run))
+    log = finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, validation=str(recordings), **run))
     assert log["utterances"] == {"train": 24, "held_out": 24}
     assert log["seconds"]["longest"] == pytest.approx(11 * SECONDS)
     assert log["held_out"]["after"]["loss"] < 0.5 * log["held_out"]["before"]["loss"]
     assert log["held_out"]["after"]["cer"] < 20 < log["held_out"]["before"]["cer"]
     trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
-    assert isinstance(trained, LongWav2Vec2ForCTC) == (model == "long")
+    assert isinstance(trained, LongWav2Vec2ForCTC)
     inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
     assert set(processor.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
@@ -126,7 +112,7 @@ def test_a_model_learns_to_transcribe(model: str, recordings: Path, models: dict
     assert "type: wer" in card
 
 
-def test_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no vocabulary; add --new-vocabulary"):
         finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings))
     log = finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings, new_vocabulary=True))
@@ -137,7 +123,7 @@ def test_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: d
 
 
 @pytest.mark.thorough
-def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_ctc_lora_changes_attention_and_the_head_alone(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained in full."""
     finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, use_peft=True, lora_rank=2, learning_rate=1e-2))
     before, after = (AutoModelForCTC.from_pretrained(folder).state_dict() for folder in (models["long"], tmp_path / "out"))
@@ -147,21 +133,7 @@ def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, st
     assert not [name for name in changed if "feed_forward" in name or "feature_extractor" in name]
 
 
-@pytest.mark.thorough
-def test_a_stopped_run_goes_on_to_the_same_result(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
-    def run(name: str, **changes: Any) -> None:
-        steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_on_start": False, "learning_rate": 1e-3}
-        finetune_ctc(*settings(models["headless"], tmp_path / name, recordings, new_vocabulary=True, **{**steps, **changes}))
-
-    run("whole")
-    run("stopped")
-    (tmp_path / "stopped" / "checkpoint-6").rename(tmp_path / "put away")
-    run("stopped", resume=True)
-    weights = [AutoModelForCTC.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_the_command_prints_error_rates_and_what_was_left_out(
+def test_ctc_command_prints_error_rates_and_utterances_left_out(
     recordings: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "speech").mkdir()
@@ -180,7 +152,7 @@ def test_the_command_prints_error_rates_and_what_was_left_out(
 
 
 @pytest.mark.thorough
-def test_utterances_of_every_source(recordings: Path, tmp_path: Path) -> None:
+def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp_path: Path) -> None:
     files = sorted(recordings.glob("*.wav"))
     texts = sentences(24)
     table = Dataset.from_dict({"path": [str(file.relative_to(recordings)) for file in files], "sentence": texts})
@@ -210,7 +182,7 @@ def test_utterances_of_every_source(recordings: Path, tmp_path: Path) -> None:
     (recordings / "table.csv").unlink()
 
 
-def test_the_model_is_fed_what_the_processor_makes(recordings: Path, models: dict[str, str]) -> None:
+def test_ctc_batches_are_what_the_processor_of_transformers_makes(recordings: Path, models: dict[str, str]) -> None:
     """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's length is that of its
     logits."""
     processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"]).eval()
@@ -228,7 +200,7 @@ def test_the_model_is_fed_what_the_processor_makes(recordings: Path, models: dic
     assert processor.tokenizer.decode([label for label in batch["labels"][1] if label >= 0], group_tokens=False) == rows[3]["text"]
 
 
-def test_a_transcript_that_ctc_cannot_write_is_left_out_and_not_an_infinite_loss(models: dict[str, str], tmp_path: Path) -> None:
+def test_transcripts_longer_than_ctc_can_write_are_left_out(models: dict[str, str], tmp_path: Path) -> None:
     assert frames_needed([3, 3, 4]) == 4
     assert frames_needed([]) == 0
     processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"])
@@ -246,7 +218,7 @@ def test_a_transcript_that_ctc_cannot_write_is_left_out_and_not_an_infinite_loss
     assert kept[-1] == 0
 
 
-def test_letters_and_unknown_characters(models: dict[str, str]) -> None:
+def test_characters_outside_the_vocabulary_are_refused_or_dropped(models: dict[str, str]) -> None:
     tokenizer = AutoProcessor.from_pretrained(models["ctc"]).tokenizer
     assert [knows(tokenizer, character) for character in "ab cA"] == [True, True, True, False, False]
     assert without_unknown(["ab ba"], tokenizer, "refuse") == ["ab ba"]
@@ -261,18 +233,18 @@ def test_letters_and_unknown_characters(models: dict[str, str]) -> None:
         character_tokenizer(["a|b"])
 
 
-def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_ctc_refuses_recordings_and_options_that_do_not_fit(
+    recordings: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
 
-    def folder(name: str, sound: Any, rate: int = RATE, text: str | None = "ab", form: str = "WAV") -> list[str]:
+    def folder(name: str, sound: Any, rate: int = RATE, text: str | None = "ab") -> list[str]:
         path = tmp_path / name
         path.mkdir()
         for number in range(3):
             soundfile.write(path / f"{number}.wav", speech("ab"), RATE)
             (path / f"{number}.txt").write_text("ab")
-        stream = io.BytesIO()
-        soundfile.write(stream, sound, rate, format=form)
-        (path / f"bad.{form.lower()}").write_bytes(stream.getvalue()[: 2000 if form == "FLAC" else None])
+        soundfile.write(path / "bad.wav", sound, rate)
         if text is not None:
             (path / "bad.txt").write_text(text)
         return [str(path)]
@@ -284,10 +256,7 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
     (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (AudioError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
-        (AudioError, "bad.wav.* has 2 channels.*--mono", {"data": folder("stereo", np.stack([speech("ab")] * 2, 1))}),
         (AudioError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
-        (AudioError, "bad.wav.* holds no samples", {"data": folder("none", np.zeros(0))}),
-        (AudioError, "bad.flac.* is damaged, cut", {"data": folder("cut", speech("ab" * 50), form="FLAC")}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
         (DataError, "bad.wav has no transcript", {"data": folder("empty", speech("ab"), text="")}),
         (
@@ -303,12 +272,9 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
         (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
-        (OptionError, "--max-length has no effect on audio files.*--max-seconds", {"max_length": 64}),
         (OptionError, "--max-seconds must be above 0", {"max_seconds": 0.0}),
-        (OptionError, "--letter-case must be one of keep, lower, upper, not 'title'", {"letter_case": "title"}),
         (OptionError, "--unknown-characters must be one of refuse, drop", {"unknown_characters": "keep"}),
         (OptionError, "no effect with --new-vocabulary", {"unknown_characters": "drop", "new_vocabulary": True}),
-        (OptionError, "--audio-column and --text-column are both 'x'", {"audio_column": "x", "text_column": "x"}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words) as refused:
@@ -328,7 +294,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class TestClasses:
+class TestAudioClassifier:
     """`longattn train classify --audio`."""
 
     def settings(self, model: str, output: Path, data: Any, **changes: Any) -> Any:
@@ -337,7 +303,7 @@ class TestClasses:
         return build_arguments(CLASSIFICATION, **values)
 
     @pytest.mark.thorough
-    def test_a_model_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
+    def test_audio_classifier_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
         run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
         log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))
         assert log["classes"] == ["a", "b"]
@@ -350,24 +316,14 @@ class TestClasses:
         assert model.config.id2label[int(model(**inputs).logits.argmax())] == "b"
         assert "on 22 audio files of" in (tmp_path / "out" / "README.md").read_text()
 
-    def test_recordings_of_a_table_and_of_the_hub(self, tones: Path, tmp_path: Path) -> None:
-        files = sorted(tones.rglob("*.wav"))
-        Dataset.from_dict({"audio": [str(file) for file in files], "label": [file.parent.name for file in files]}).to_csv(
-            str(tmp_path / "table.csv"), index=False
-        )
-        for source in (tones, tmp_path / "table.csv"):
-            rows = load_labelled_files(RECORDING_FILES, str(source), split="train", column="audio", label_column="label")
-            assert rows["label"][:] == [file.parent.name for file in files]
-            assert [row["path"] for row in rows["audio"]] == [str(file) for file in files]
-
-    def test_a_fixed_input_says_how_many_were_cut(self, tones: Path) -> None:
+    def test_feature_extractors_of_fixed_length_cut_recordings(self, tones: Path) -> None:
         """AST's and Whisper's feature extractors fill up or cut every recording."""
         fixed, free = Hearing(ASTFeatureExtractor(max_length=16, num_mel_bins=8)), Hearing(Wav2Vec2FeatureExtractor())
         assert (fixed.most_samples, Hearing(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
 
-    def test_a_spectrogram_transformer(self, tones: Path, tmp_path: Path) -> None:
+    def test_spectrogram_transformer_trains_and_reports_cut_recordings(self, tones: Path, tmp_path: Path) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
         config = ASTConfig(**shape, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
         ASTForAudioClassification(config).save_pretrained(tmp_path / "model")
@@ -379,30 +335,21 @@ class TestClasses:
         trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
         assert trained.config.id2label == {0: "a", 1: "b"}
 
-    def test_bad_input_is_a_sentence(self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_classify_audio_refuses_models_and_options_that_do_not_fit(
+        self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
         text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
         (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
-        (tmp_path / "flat").mkdir()
-        for letter in "ab":
-            (tmp_path / "silent" / letter).mkdir(parents=True)
-            for number in range(2):
-                soundfile.write(tmp_path / "silent" / letter / f"{number}.wav", np.zeros(2000), RATE)
-        texts = {"audio": False, "data": [str(tmp_path / "texts.csv")]}
+        texts = {"audio": False, "data": tmp_path / "texts.csv"}
         cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
             (CheckpointError, r"\(bert\) has no head for audio classification; it reads texts: leave --audio out", {"model": text_model}),
             (CheckpointError, r"\(wav2vec2\) has no head for text classification; it hears audio files: add --audio", texts),
             (CheckpointError, r"\(wav2vec2\) has no head for image .*: add --audio", {"audio": False, "images": True}),
             (OptionError, "--audio-column is an option for audio; add --audio", {**texts, "audio_column": "sound"}),
-            (OptionError, "--packing is an option for texts; leave it out, or leave --audio out", {"packing": True}),
-            (OptionError, "--augmentation is an option for images; add --images", {"augmentation": "flip"}),
             (OptionError, "--images and --audio are two kinds of data", {"images": True}),
-            (OptionError, "--tokens-per-batch has no effect with --audio", {"tokens_per_batch": 64}),
-            (OptionError, "--audio-column and --label-column are both 'label'", {"audio_column": "label"}),
-            (DataError, "has no sub-folders; every label needs one, with its audio files", {"data": [str(tmp_path / "flat")]}),
-            (AudioError, ".wav is silent", {"data": [str(tmp_path / "silent")]}),
         ]
         for error, words, changes in cases:
             arguments = {"model": models["headless"], "output": tmp_path / "o", "data": tones, **changes}
             with pytest.raises(error, match=words):
-                finetune_classification(*self.settings(**{**arguments, **({} if "data" not in changes else {"data": changes["data"][0]})}))
+                finetune_classification(*self.settings(**arguments))
             assert not (tmp_path / "o").exists()

@@ -39,9 +39,7 @@ def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str
 
 
 @pytest.mark.parametrize("kind", quickly(["mlm", "llama"], ["mlm"]))
-def test_a_converted_copy_has_no_distance_from_its_teacher(
-    kind: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = checkpoint(kind, tmp_path / "teacher", tokenizer)
     convert_checkpoint(teacher, tmp_path / "long", mechanism="window", window=256, max_length=128, verify=False)
     given = {
@@ -59,7 +57,9 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", quickly(["tinybert", "logits"], ["tinybert"]))
-def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_distill_brings_a_smaller_student_closer_to_its_teacher(
+    method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     certain = AutoModelForMaskedLM.from_pretrained(teacher)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path,
     assert set(saved.state_dict()) == set(AutoModelForMaskedLM.from_pretrained(student).state_dict())
 
 
-def test_a_sentence_encoder_with_other_positions_comes_closer(
+def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
     texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a head and without masks, from texts as sentence-transformers encodes them; its other modules come along."""
@@ -92,7 +92,7 @@ def test_a_sentence_encoder_with_other_positions_comes_closer(
     monkeypatch.setattr(DistillTrainer, "mean_loss", lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs))
     given = {"model": str(tmp_path / "long"), "teacher": str(tmp_path / "teacher"), "text": [texts], "method": "hidden"}
     log = distill_student(
-        *build_arguments(DISTILL, **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=40, learning_rate=1e-2, max_length=32)
+        *build_arguments(DISTILL, **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=20, learning_rate=2e-2, max_length=32)
     )
     assert losses(log)[-1] < 0.5 * losses(log)[0]
     assert log["held_out_distance"]["n"] == 1
@@ -104,7 +104,7 @@ def test_a_sentence_encoder_with_other_positions_comes_closer(
     assert {tuple(ids[real.bool()].tolist()) for ids, real in read} == rows
 
 
-def test_hidden_states_of_padding_do_not_count() -> None:
+def test_distill_loss_of_hidden_states_leaves_padding_out() -> None:
     """The loss of two texts of other lengths is the mean over their tokens."""
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 50, "hidden_dropout_prob": 0.0}
@@ -123,7 +123,7 @@ def test_hidden_states_of_padding_do_not_count() -> None:
     torch.testing.assert_close(loss(slice(0, 2), 9), (5 * loss(slice(0, 1), 5) + 9 * loss(slice(1, 2), 9)) / 14)
 
 
-def test_layers_are_mapped_evenly_or_as_given() -> None:
+def test_distill_maps_layers_evenly_or_as_given() -> None:
     class Shape:
         def __init__(self, layers: int) -> None:
             self.config = BertConfig(num_hidden_layers=layers)
@@ -134,7 +134,9 @@ def test_layers_are_mapped_evenly_or_as_given() -> None:
         layer_map(Shape(2), Shape(12), [0, 12])  # type: ignore[arg-type]
 
 
-def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]) -> None:
+def test_distill_refuses_methods_and_options_that_do_not_fit(
+    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
+) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
     given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--text", texts]
@@ -154,18 +156,6 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
         assert words in capfd.readouterr().err
 
 
-def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("method: logits\ntext: [texts]\nmodel: student\noutput_dir: out\n")
-    assert train("distill", ["--config", str(recipe)]) == 1
-    assert "add --teacher" in capfd.readouterr().err
-    recipe.write_text("method: logits\ntempreature: 2\n")
-    assert train("distill", ["--config", str(recipe)]) == 1
-    assert "Did you mean 'temperature'?" in capfd.readouterr().err
-    assert train("distill", ["--config", str(tmp_path / "none.yaml")]) == 1
-    assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
-
-
 def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:
     """Queries and keys ``(B, H, N, D)`` of two rows."""
     generator = torch.Generator().manual_seed(seed)
@@ -173,7 +163,7 @@ def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_error_of_attention_scores_is_the_mean_over_pairs_that_softmax_sees(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_error_is_the_mean_over_pairs_that_softmax_sees(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against float64 on dense scores, with padding; a causal model's future keys do not count."""
     monkeypatch.setattr(distill, "QUERIES_AT_A_TIME", 3)
     own, theirs = drawn_projections(0), drawn_projections(1)
@@ -209,20 +199,10 @@ class LargestTensor(TorchDispatchMode):
         return returned
 
 
-def test_no_tensor_of_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_error_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "QUERIES_AT_A_TIME", 8)
     own, theirs = drawn_projections(0, 256), drawn_projections(1, 256)
     learns = own[0].requires_grad_(True), own[1].requires_grad_(True)
     with LargestTensor() as largest:
         score_error(learns, theirs, torch.ones(2, 256).bool(), True).backward()
     assert largest.elements <= 2 * 3 * 8 * 256
-
-
-def test_a_decoder_learns_nothing_from_scores_of_future_keys(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Teacher and student agree on all that softmax sees where their keys differ in the last token alone and nothing comes after it."""
-    own, theirs = drawn_projections(0), drawn_projections(0)
-    theirs[1][:, :, -1] += 1.0
-    real = torch.ones(2, 7).bool()
-    assert float(score_error(own, theirs, real[:, :], False)) > float(score_error(own, theirs, real, True)) > 0
-    real[:, -1] = False
-    assert float(score_error(own, theirs, real, True)) == 0.0

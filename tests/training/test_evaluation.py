@@ -29,7 +29,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from hf_longattn.cli.train import evaluate, train
+from hf_longattn.cli.train import evaluate
 from hf_longattn.tasks import evaluated_tasks
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.loading import label_config
@@ -87,7 +87,9 @@ def answers(model: str, texts: list[str]) -> list[int]:
         return [int(network(**batch).logits.argmax()) for batch in batches(tokenizer, texts)]
 
 
-def test_only_weights_of_the_checkpoint_are_scored(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_refuses_checkpoints_without_the_weights_of_the_head(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     torch.manual_seed(0)
     base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     for name, model in (
@@ -112,7 +114,7 @@ def test_only_weights_of_the_checkpoint_are_scored(tmp_path: Path, tokenizer: Pr
     assert wrong == {}
 
 
-def test_a_head_of_another_size_is_not_scored(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_refuses_a_head_of_another_size(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
     model = classifier(tmp_path / "model", tokenizer)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}))
@@ -121,7 +123,9 @@ def test_a_head_of_another_size_is_not_scored(tmp_path: Path, tokenizer: PreTrai
     assert "lacks weights of BertForSequenceClassification: classifier of this size; give a checkpoint" in said
 
 
-def test_the_classes_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     texts = [row["text"] for row in rows(12)]
     named, unnamed = classifier(tmp_path / "named", tokenizer, CLASSES), classifier(tmp_path / "unnamed", tokenizer)
     numbers = answers(named, texts)
@@ -149,7 +153,9 @@ def test_the_classes_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: P
     assert {said: f"Error: {said}" for said in refusals} == refusals
 
 
-def test_tags_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_tokens_matches_tags_with_the_names_of_the_model(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     torch.manual_seed(0)
     names = {0: "I-THING", 1: "O", 2: "B-THING"}
     BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(tmp_path / "model")
@@ -163,7 +169,7 @@ def test_tags_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: PreTrain
     assert "does not know the labels B-OTHER of the data; its classes are B-THING, I-THING, O" in said
 
 
-def test_what_cannot_be_scored_is_a_sentence(
+def test_evaluate_refuses_missing_data_and_options_of_training(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = classifier(tmp_path / "model", tokenizer, CLASSES)
@@ -191,17 +197,10 @@ def test_what_cannot_be_scored_is_a_sentence(
     assert "The output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err
 
 
-def test_a_training_of_no_steps_says_how_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["--model", "m", "--data", "a b.csv", "c.csv", "--learning-rate", "1", "--max-steps", "0", "--output", "o", "--validation", "v"]
-    assert train("classify", line) == 1
-    assert "type: longattn evaluate classify --model m --data 'a b.csv' c.csv --output o\n" in capsys.readouterr().err
-    assert train("distill", ["--model", "m", "--text", "t", "--max-steps", "0", "--output", "o", "--method", "logits"]) == 1
-    assert "type: longattn evaluate TASK --model MODEL --data DATA\n" in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_evaluate_in_two_processes_gives_the_scores_of_one(
+    multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model, tasks = multitask
     named = classifier(tmp_path / "named", tokenizer, sorted(WORDS))
     text = checkpoint("mlm", tmp_path / "mlm", tokenizer)
@@ -246,7 +245,7 @@ def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
 
 
 @pytest.mark.thorough
-def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
+def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
     multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, tasks = multitask
@@ -291,15 +290,3 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
     heads = AutoModel.from_pretrained(tmp_path / "next").config.multitask_heads
     assert heads.keys() == {"ask", "topic", "fresh"}
     assert heads["topic"]["labels"] == ["files", "loops"]
-
-
-def test_a_single_task_names_the_evaluation_of_all_heads(multitask: Multitask, tmp_path: Path, scored: Scored) -> None:
-    model, _ = multitask
-    line = f"longattn evaluate multitask --model {model} --tasks ask=qa:DATA names=tokens:DATA topic=classify:DATA."
-    wrong = {}
-    for task in ("classify", "tokens", "qa", "mlm"):
-        data = table(tmp_path, DATA[task], f"{task}.jsonl")
-        code, said, _ = scored(task, "--model", model, "--text" if task == "mlm" else "--data", data)
-        if code != 1 or "lacks weights of Bert" not in said or f"`longattn train multitask`, so type {line}" not in said:
-            wrong[task] = said
-    assert wrong == {}

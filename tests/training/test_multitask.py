@@ -32,7 +32,7 @@ from tests.training.test_tokens import tagged, write
 MIXED = {**FAST, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 
 
-def test_tasks_are_drawn_with_the_temperature() -> None:
+def test_multitask_batches_are_drawn_with_the_temperature() -> None:
     sizes = {"small": 100, "large": 10_000}
     for temperature, share in ((1.0, 100 / 10_100), (2.0, 10 / 110), (1e9, 0.5)):
         batches = TaskBatches(sizes, 4, temperature, seed=0, processes=2)
@@ -59,7 +59,7 @@ def three_tasks(folder: Path) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     convert_checkpoint(
         checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
     )
@@ -103,12 +103,12 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
         (["a=classify:x.csv", f"b=tokens:{__file__}:dev.conll"], "names a second file; give it by --validation b=dev.conll"),
     ],
 )
-def test_bad_tasks_are_a_sentence(tasks: list[str], words: str, tmp_path: Path) -> None:
+def test_wrong_tasks_options_are_refused(tasks: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=words):
         build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=tasks)
 
 
-def test_data_may_have_a_subset_and_other_data_to_evaluate_on() -> None:
+def test_tasks_option_takes_subsets_and_validation_data_per_task() -> None:
     """A colon belongs to the data, as in a subset of the Hub or a drive of Windows."""
     tasks = ["ask=qa:rajpurkar/squad:plain_text", r"topic=classify:C:\reviews.csv", "names=tokens:train.conll"]
     data = MultiTaskDataArguments(tasks=tasks, validation=["names=dev.conll", "ask=rajpurkar/squad_v2:squad_v2"])
@@ -121,7 +121,7 @@ def test_data_may_have_a_subset_and_other_data_to_evaluate_on() -> None:
         MultiTaskDataArguments(tasks=tasks, validation=["name=dev.conll"])
 
 
-def test_a_head_of_questions_knows_when_there_is_no_answer(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The threshold is tuned on the held-out questions, which the result says, and loaded with the head."""
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     answers = [{"text": ["tree"], "answer_start": [12]}, {"text": [], "answer_start": []}]
@@ -140,7 +140,7 @@ def test_a_head_of_questions_knows_when_there_is_no_answer(tmp_path: Path, token
     assert note not in multitask_result(scored)
 
 
-def test_heads_without_a_common_backbone_are_refused() -> None:
+def test_multitask_refuses_heads_without_a_common_backbone() -> None:
     """T5's question answering holds both stacks itself, and its token classification an encoder."""
     config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=99)
     heads = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}

@@ -425,7 +425,9 @@ def trained_with(options: Sequence[str], task: str, runner: Runner, request: pyt
 
 
 @pytest.mark.parametrize(("task", "option"), list(cells()))
-def test_an_option_works_or_is_refused(task: str, option: str, runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest) -> None:
+def test_each_option_of_each_task_works_or_is_refused(
+    task: str, option: str, runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
+) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     if (words := refusal(task, option)) is not None:
@@ -452,7 +454,7 @@ def lines_with_tasks() -> Iterator[Any]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("task", "options"), [*lines_with_tasks()])
-def test_options_work_together(
+def test_options_of_one_run_all_have_their_effect(
     task: str, options: Sequence[str], runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
 ) -> None:
     if "sentence" in load_task(task).extras:
@@ -470,7 +472,7 @@ def test_options_work_together(
 
 
 @pytest.mark.parametrize("task", quickly(task_names(), [*task_names()][::4]))
-def test_a_run_is_resumed_unless_it_is_of_another_model(
+def test_every_task_resumes_its_run_and_refuses_that_of_another_model(
     task: str, runner: Runner, models: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if "sentence" in load_task(task).extras:
@@ -504,7 +506,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 4 == 1))
-def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
+def test_evaluate_gives_the_scores_of_the_end_of_the_training(
     task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "sentence" in load_task(task).extras:
@@ -564,7 +566,7 @@ def numbers_of(log: dict[str, Any]) -> dict[str, float]:
         if task not in OPTIONS["use_peft, from a checkpoint"].refused
     ],
 )
-def test_updates_are_resumed_from_a_checkpoint(task: str, runner: Runner) -> None:
+def test_lora_updates_resume_from_a_checkpoint_to_the_same_weights(task: str, runner: Runner) -> None:
     line = "--use-peft --save-strategy steps --save-steps 1 " + ("--finetune-steps 3" if task == "linearise" else "--max-steps 3")
     code, run = runner(task, line)
     assert code == 0, run.said
@@ -577,14 +579,15 @@ def test_updates_are_resumed_from_a_checkpoint(task: str, runner: Runner) -> Non
 
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
-@pytest.mark.parametrize("task", task_names())
-def test_weights_are_split_or_that_is_refused(task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `accelerate launch` says it; those that run are seen to in several processes (tests/training/test_accelerate_configs.py)."""
+@pytest.mark.parametrize("task", [task for task in task_names() if not load_task(task).arguments[2].shards])
+def test_tasks_that_cannot_split_weights_refuse_fsdp_and_deepspeed(
+    task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch` says it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
-    if not load_task(task).arguments[2].shards:
-        code, run = runner(task)
-        assert code == 1
-        is_one_sentence(run.said, "does not run under FSDP or DeepSpeed; start whole copies of the model")
+    code, run = runner(task)
+    assert code == 1
+    is_one_sentence(run.said, "does not run under FSDP or DeepSpeed; start whole copies of the model")
 
 
 COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its kinds of tasks"}
@@ -593,7 +596,7 @@ COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("task", task_names())
-def test_columns_can_be_named(task: str, runner: Runner) -> None:
+def test_every_task_takes_the_names_of_its_columns(task: str, runner: Runner) -> None:
     fields = [each for each in dataclasses.fields(load_task(task).arguments[1]) if each.name.endswith("column")]
     assert bool(fields) != (task in COLUMNS)
     if not fields:
@@ -613,8 +616,8 @@ def test_columns_can_be_named(task: str, runner: Runner) -> None:
     is_one_sentence(run.said, f"my {next(iter(named.values()))}")
 
 
-def test_every_option_of_ours_has_a_row() -> None:
-    elsewhere = {"resume": "test_a_run_is_resumed_unless_it_is_of_another_model", "num_train_epochs": "epochs"}
+def test_every_shared_option_has_a_row_in_the_table_of_options() -> None:
+    elsewhere = {"resume": "test_every_task_resumes_its_run_and_refuses_that_of_another_model", "num_train_epochs": "epochs"}
     inherited = {each.name for each in dataclasses.fields(TrainingArguments)}
     ours = {
         each.name

@@ -75,7 +75,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "count"), [("kill", 2), ("raise", 2), ("kill", 4)])
-def test_the_others_end_with_a_sentence_and_the_run_resumes(how: str, count: int, arguments: list[str], tmp_path: Path) -> None:
+def test_processes_end_with_a_sentence_when_another_one_dies_and_resume(how: str, count: int, arguments: list[str], tmp_path: Path) -> None:
     ranks = Ranks(tmp_path / "out", arguments, count, victim=1, how=how)
     try:
         while not (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").exists():
@@ -117,30 +117,8 @@ def test_the_others_end_with_a_sentence_and_the_run_resumes(how: str, count: int
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The command as typed, with the evaluation before its first step; no dropout, whose draws differ."""
-    model = Path(checkpoint("clm", tmp_path / "short", tokenizer))
-    values = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**values, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
-    (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
-    line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning-rate", "1e-2"]
-    found = []
-    for count in (1, 2):
-        sizes = ["--batch-size", str(4 // count), "--per-device-eval-batch-size", "1"]
-        ranks = Ranks(tmp_path / str(count), [*line, *sizes], count, task="clm")
-        try:
-            assert ranks.end() == [0] * count, ranks.said[0].read_text()[-3000:]
-        finally:
-            ranks.kill()
-        held_out = json.loads((tmp_path / str(count) / "training_log.json").read_text())["held_out_loss"]
-        found.append([*losses(tmp_path / str(count)), held_out["before"], held_out["after"]])
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
-    assert found[0][-1] < found[0][-2] - 0.05
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_under_a_launcher(launcher: str, arguments: list[str], tmp_path: Path) -> None:
+def test_launched_processes_end_with_a_sentence_when_another_one_is_killed(launcher: str, arguments: list[str], tmp_path: Path) -> None:
     count = {"torchrun": 2, "accelerate": 4}[launcher]
     how = {
         "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(free_port())],

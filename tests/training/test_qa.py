@@ -31,8 +31,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
 from hf_longattn.data.qa_features import QACollator, QAEncodingConfig, encode_qa, to_features
 from hf_longattn.data.qa_schemas import load_qa, save_qa
-from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.evaluation import evaluation_arguments
@@ -48,8 +47,6 @@ from hf_longattn.training.tasks.qa import (
     random_positions,
     window_mask,
 )
-from hf_longattn.training.training_loop import LOG_NAME
-from tests.grids import quickly
 from tests.training.conftest import FAST, SCORED
 
 
@@ -81,26 +78,10 @@ def losses(log: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.thorough
-def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    given = {"model": checkpoint, "output_dir": str(out), "data": [data]}
-    log = finetune_qa(*build_arguments(QA, **given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
-    assert (log["questions"], log["held_out"]["after"]["n"]) == (15, 1), "a tenth of the questions is held out"
-    assert "after: exact_match" in qa_table(log)
-    assert "(1 input)" in (out / "README.md").read_text()
-    assert losses(log)[-1] < losses(log)[0]
-    assert json.loads((out / LOG_NAME).read_text())["settings"]["num_train_epochs"] == 3
-    saved = BertForQuestionAnswering.from_pretrained(out)
-    assert saved.dtype == torch.float16
-    assert set(saved.state_dict()) == set(BertForQuestionAnswering.from_pretrained(checkpoint).state_dict())
-    assert (out / "README.md").is_file()
-    assert (out / "tokenizer.json").is_file()
-    assert not list(out.glob("*.bin"))
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize(("wanted", "carried"), [(None, True), (True, True), (False, False)])
-def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
+def test_qa_model_keeps_whether_its_question_is_global(
+    checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool
+) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data]}
     finetune_qa(*build_arguments(QA, **given, max_steps=1, global_question=wanted, **FAST))
@@ -108,7 +89,7 @@ def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_pa
     assert (saved.config.question_separator_id is not None) == carried
 
 
-def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_trains_a_model_without_global_tokens(checkpoint: str, data: str, tmp_path: Path) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="window", window=16, max_length=700, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 1, **FAST}
     finetune_qa(*build_arguments(QA, **given))
@@ -117,19 +98,7 @@ def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_pa
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("drawn_curves")
-def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
-    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
-    often = {"eval_strategy": "steps", "eval_steps": 6}
-    log = finetune_qa(*build_arguments(QA, **given, max_steps=12, learning_rate=1e-2, **often, **FAST))
-    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
-    assert (tmp_path / "out" / "training_curves.png").is_file()
-    assert "before" in describe_qa_training(log)
-    assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [0, 6, 12, 12]
-
-
-@pytest.mark.thorough
-def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_stops_early_and_keeps_the_best_model(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_steps": 40}
     how = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
     log = finetune_qa(*build_arguments(QA, **given, **how, **{**FAST, "warmup_steps": 0}, learning_rate=3.0))  # diverges at once
@@ -138,21 +107,11 @@ def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: 
     assert log["held_out_loss"]["after"] == pytest.approx(min(evaluated[1:]))
 
 
-@pytest.mark.thorough
-def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
-    def first_loss(accumulation: int) -> float:
-        given = {"model": checkpoint, "output_dir": str(tmp_path / str(accumulation)), "data": [data], "max_steps": 1}
-        return losses(finetune_qa(*build_arguments(QA, **given, **{**FAST, "gradient_accumulation_steps": accumulation})))[0]
-
-    assert first_loss(4) == pytest.approx(first_loss(1), rel=0.3)
-
-
-@pytest.mark.parametrize("duration", [pytest.param({"max_steps": 6}, marks=pytest.mark.slow), {"num_train_epochs": 1.5}])
-def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, data: str, tmp_path: Path, duration: dict[str, Any]) -> None:
+def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, data: str, tmp_path: Path) -> None:
     """With dropout, random positions and windows: everything that is drawn belongs to its step."""
 
     def run(name: str, **more: Any) -> dict[str, Any]:
-        given = {"model": checkpoint, "output_dir": str(tmp_path / name), "data": [data], "max_length": 256, **duration}
+        given = {"model": checkpoint, "output_dir": str(tmp_path / name), "data": [data], "max_length": 256, "num_train_epochs": 1.5}
         varied = {"random_positions": True, "windows": [0, 16], **FAST, "gradient_accumulation_steps": 2}
         return finetune_qa(*build_arguments(QA, **given, **varied, **more))
 
@@ -167,7 +126,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, d
 
 
 @pytest.mark.thorough
-def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
+def test_qa_card_counts_inputs_and_the_minutes_of_all_sessions(
     checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = itertools.count()  # half a minute each
@@ -186,30 +145,13 @@ def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
 
 
 @pytest.mark.thorough
-def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = itertools.count()  # the time is how often it is looked at, so that a slow machine takes as many steps
-    monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 0.02 * next(looks)))
-    given = {"model": checkpoint, "output_dir": str(tmp_path / "o"), "data": [data], "max_minutes": 0.02, "max_length": 64, "stride": 16}
-    log = finetune_qa(*build_arguments(QA, **given, **FAST))
-    assert 5 < len(losses(log)) < 100
-    rates = [entry["learning_rate"] for entry in log["history"] if "learning_rate" in entry]
-    assert rates[-1] < 0.2 * max(rates)
-
-
-@pytest.mark.thorough
-def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_short_run_logs_more_often_than_logging_steps(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 25, "max_length": 64, "stride": 16}
     log = finetune_qa(*build_arguments(QA, **given, **{**FAST, "logging_steps": 20}))
     assert [entry["step"] for entry in log["history"] if "loss" in entry] == [*range(2, 25, 2), 25]
 
 
-def test_missing_data_are_told_before_a_missing_checkpoint(data: str, tmp_path: Path) -> None:
-    for source, error, words in ((data, CheckpointError, "There is no folder"), ("d.json", DataError, "does not exist")):
-        with pytest.raises(error, match=words):
-            finetune_qa(*build_arguments(QA, model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=[source]))
-
-
-def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_collator_pads_windows_with_their_spans_and_global_tokens(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
     records = load_qa(data)
     features = to_features(records, tokenizer, QAEncodingConfig(96, stride=32, global_question=True), document_start=True)
     assert len(features) > len(records)
@@ -225,7 +167,7 @@ def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTraine
     assert "length" not in batch
 
 
-def test_random_positions_stay_in_the_table(tiny_model: BertForQuestionAnswering) -> None:
+def test_random_positions_stay_in_the_position_table(tiny_model: BertForQuestionAnswering) -> None:
     positions = PositionRange.of(tiny_model)
     assert positions == PositionRange(0, 512)
     generator, starts = torch.Generator().manual_seed(0), set()
@@ -240,7 +182,7 @@ def test_random_positions_stay_in_the_table(tiny_model: BertForQuestionAnswering
     assert len(starts) > 10
 
 
-def test_windows_hide_what_the_conversion_will_hide() -> None:
+def test_window_mask_hides_what_longformer_attention_hides() -> None:
     first, real = torch.tensor([3, 3]), torch.ones(2, 20, dtype=torch.long)
     real[1, 8:] = 0
     generator = torch.Generator().manual_seed(0)
@@ -254,7 +196,7 @@ def test_windows_hide_what_the_conversion_will_hide() -> None:
     assert {window_mask(first, real, [0, 4], generator) is None for _ in range(20)} == {True, False}
 
 
-def test_windows_hide_the_same_whatever_computes_attention(tiny_model: BertForQuestionAnswering) -> None:
+def test_random_windows_hide_the_same_in_eager_and_sdpa_attention(tiny_model: BertForQuestionAnswering) -> None:
     first, real = torch.tensor([3, 3]), torch.ones(2, 40, dtype=torch.long)
     ids, logits = torch.randint(5, 1000, (2, 40)), {}
     for implementation in ("sdpa", "eager"):
@@ -266,26 +208,26 @@ def test_windows_hide_the_same_whatever_computes_attention(tiny_model: BertForQu
     assert not torch.allclose(tiny_model(ids).start_logits, logits["sdpa"], atol=1e-5)
 
 
-def test_roberta_counts_from_after_its_padding_row() -> None:
+def test_position_range_of_roberta_begins_after_its_padding_row() -> None:
     config = RobertaConfig(
         vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=34
     )
     assert PositionRange.of(RobertaForQuestionAnswering(config)) == PositionRange(2, 32)
 
 
-def test_a_model_without_a_table_has_no_range() -> None:
+def test_position_range_of_a_model_without_a_table_is_none() -> None:
     class Rotary(torch.nn.Module):
         base_model = torch.nn.Module()
 
     assert PositionRange.of(Rotary()) is None  # type: ignore[arg-type]
 
 
-def converted(checkpoint: str, folder: Path, mechanism: str = "longformer") -> str:
-    convert_checkpoint(checkpoint, folder / "long", mechanism=mechanism, window=16, max_length=700, verify=False)
+def converted(checkpoint: str, folder: Path) -> str:
+    convert_checkpoint(checkpoint, folder / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     return str(folder / "long")
 
 
-def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_windows_are_labelled_with_the_answers_they_hold(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Every span of every window reads as an answer of its document, and a window without a span holds none as a whole."""
     records = [
         {**record, "answers": {"text": [text] * 2, "answer_start": [start, record["context"].rindex(text)]}}
@@ -309,10 +251,9 @@ def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizer
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("mechanism", quickly(("longformer", "window"), ("longformer",)))
-def test_packed_and_padded_runs_have_the_same_losses(mechanism: str, checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_packed_and_padded_runs_have_the_same_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
     """Questions of different length, with their global tokens; dropout draws other numbers, so there is none."""
-    long = converted(without_dropout(checkpoint), tmp_path, mechanism)
+    long = converted(without_dropout(checkpoint), tmp_path)
 
     def run(packing: bool) -> dict[str, Any]:
         given = {"model": long, "output_dir": str(tmp_path / str(packing)), "data": [data], "validation": data, "max_length": 256}
@@ -332,7 +273,7 @@ def without_dropout(checkpoint: str) -> str:
 
 
 @pytest.mark.thorough
-def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, data: str, tmp_path: Path) -> None:
     """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated batches."""
     long = converted(without_dropout(checkpoint), tmp_path)
     settings = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3, "warmup_steps": 0, "disable_tqdm": True}
@@ -368,7 +309,7 @@ def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_pat
 
 
 @pytest.mark.thorough
-def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data: str, tmp_path: Path) -> None:
     """With questions without an answer: the threshold tuned on the validation data is in the config."""
     records = load_qa(data).to_list()
     for record in records[::3]:
@@ -387,7 +328,7 @@ def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str,
     assert "best on these very questions" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_threshold_of_an_earlier_training_is_dropped(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_training_drops_the_no_answer_threshold_of_an_earlier_one(checkpoint: str, data: str, tmp_path: Path) -> None:
     model = converted(checkpoint, tmp_path)
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = -9.0
@@ -396,7 +337,7 @@ def test_a_threshold_of_an_earlier_training_is_dropped(checkpoint: str, data: st
     assert getattr(AutoConfig.from_pretrained(tmp_path / "out"), "no_answer_threshold", None) is None
 
 
-def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_evaluate_qa_uses_the_no_answer_threshold_of_the_model(checkpoint: str, data: str, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
     for row in rows[::2]:
         row["answers"] = {"text": [], "answer_start": []}
@@ -412,7 +353,7 @@ def test_a_model_is_scored_with_its_own_threshold(checkpoint: str, data: str, tm
     assert "best on these" not in qa_table(log)
 
 
-def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
+def test_qa_trainer_evaluates_the_questions_it_is_given_row_by_row(
     checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the threshold of the trainer's questions, and without a list of all questions."""
@@ -434,18 +375,7 @@ def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
     assert trainer.evaluate() == own
 
 
-@pytest.mark.thorough
-def test_an_evaluation_marks_the_question_as_the_training_did(checkpoint: str, data: str, tmp_path: Path) -> None:
-    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
-    given = {"output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
-    trained = finetune_qa(*build_arguments(QA, model=str(tmp_path / "long"), **given, max_steps=1, global_question=False, **FAST))
-    arguments = build_arguments(
-        evaluation_arguments(QA), model=str(tmp_path / "out"), output_dir=str(tmp_path / "s"), data=[data], **SCORED
-    )
-    assert finetune_qa(*arguments)["held_out_loss"]["after"] == pytest.approx(trained["held_out_loss"]["after"], abs=1e-6)
-
-
-def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_reads_long_documents_in_windows_cuts_or_refuses_them(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
         given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
         return finetune_qa(*build_arguments(QA, **{**given, **more}, **FAST))
@@ -465,26 +395,3 @@ def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -
         run(long_documents="cut")
     with pytest.raises(OptionError, match="does not keep documents of one row apart"):
         run(packing=True)
-
-
-@pytest.mark.thorough
-def test_trivia_qa_to_files(checkpoint: str, tmp_path: Path) -> None:
-    """Several documents for each question, in windows; the answer of the best document counts."""
-    choose, rows = random.Random(0), []
-    for number in range(12):
-        answer = choose.choice(["tree", "file", "node", "path"])
-        texts = [f"# the module is {answer}\n", "def value(self): return\n" * choose.randint(1, 30)]
-        for document, text in enumerate(texts):
-            places = {"text": [answer], "answer_start": [text.index(answer)]} if answer in text else {"text": [], "answer_start": []}
-            about = {"id": f"q{number}", "document": f"{number}-{document}.txt", "gold": [answer], "kind": "span"}
-            rows.append({**about, "question": "what is the module?", "context": text, "answers": places})
-    save_qa(rows, tmp_path / "dev.jsonl")
-    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "dev.jsonl")]}
-    settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 2e-2, "max_length": 96, "stride": 24}
-    log = finetune_qa(*build_arguments(QA, **given, validation=given["data"][0], **settings))
-    after = log["held_out"]["after"]
-    assert (log["questions"], after["n"], after["document_total"]) == (24, 12, 24)
-    assert after["f1"] > log["held_out"]["before"]["f1"]
-    assert after["f1"] >= after["document_f1"]
-    assert set(json.loads((tmp_path / "out" / "predictions.json").read_text())) == {f"q{number}" for number in range(12)}
-    assert len(json.loads((tmp_path / "out" / "triviaqa_predictions.json").read_text())) == 36

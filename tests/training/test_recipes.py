@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import (
     AutoConfig,
     BartConfig,
@@ -107,7 +107,6 @@ def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 # Data, by their names on the Hub and with their columns
 
 WORDS = ["the", "tree", "file", "number", "of", "a", "loop", "returns", "its", "value", "when", "no", "other", "name", "is", "given"]
-STRINGS = List(Value("string"))
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -239,7 +238,9 @@ QUICK = ("longformer-triviaqa", "prolong-64k")
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS])
-def test_its_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_commands_of_each_recipe_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, values = ready_recipes()[name], read_recipe(name)
     commands = recipe.entries["commands"].splitlines()

@@ -19,7 +19,7 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.results import counted, draw_curves, held_out_in_words, loss_in_words, loss_name, measured, score_in_words
+from hf_longattn.training.results import held_out_in_words, loss_in_words, loss_name, measured, score_in_words
 from hf_longattn.training.tasks.classify import CLASSIFICATION, describe_classification_result, finetune_classification
 from hf_longattn.training.trainer import Throughput
 from tests.grids import grid
@@ -36,7 +36,7 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("drawn_curves")
-def test_card_and_curves_are_filled_from_the_run(given: dict[str, Any]) -> None:
+def test_card_and_curves_of_a_training_are_filled_from_the_run(given: dict[str, Any]) -> None:
     log = finetune_classification(*build_arguments(CLASSIFICATION, **given, eval_strategy="steps", eval_steps=3))
     folder = Path(given["output_dir"])
     with Image.open(folder / "training_curves.png") as image:
@@ -48,12 +48,6 @@ def test_card_and_curves_are_filled_from_the_run(given: dict[str, Any]) -> None:
     assert re.search(r"Held out: accuracy .* macro F1", card.text), "a sentence keeps its capitals"
 
 
-def test_a_row_of_the_card() -> None:
-    log = {"settings": {"data": ["d"]}, "held_out": {"after": {"f1": 50.0, "n": 3, "f1_se": 1.0}}}
-    (row,) = measured(log, "question-answering")
-    assert (row.value, row.system, row.standard_error, row.n) == (50.0, "", 1.0, 3)
-
-
 def said_of(given: dict[str, Any], **changes: Any) -> tuple[str, str, str]:
     """The result of a classification on the terminal, its card's text, and the name of the data in the card's metadata."""
     log = finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "max_steps": 1, **changes}))
@@ -61,7 +55,7 @@ def said_of(given: dict[str, Any], **changes: Any) -> tuple[str, str, str]:
     return describe_classification_result(log), card.text, card.data.eval_results[0].dataset_name
 
 
-def test_scores_of_the_training_data_are_called_that(given: dict[str, Any], tmp_path: Path) -> None:
+def test_scores_on_training_data_are_not_called_held_out(given: dict[str, Any], tmp_path: Path) -> None:
     data = Path(given["data"][0])
     copy, mixed = tmp_path / "copy.jsonl", tmp_path / "mixed.jsonl"
     lines = data.read_text().splitlines(keepends=True)
@@ -80,13 +74,13 @@ def test_scores_of_the_training_data_are_called_that(given: dict[str, Any], tmp_
     assert (said.startswith("held out: "), dataset) == (True, f"{data.name} (held out)")
 
 
-def test_scores_of_few_rows_say_what_they_can_tell() -> None:
+def test_scores_of_few_rows_say_which_differences_they_can_tell() -> None:
     for count, note in ((1, "1 row, too few to tell scores less than 100 points apart"), (6, "less than 41 points"), (10, "(10 rows)")):
         log = {"scored_rows": {"n": count, "trained": 0}, "held_out": {"after": {"accuracy": 50.0, "n": count}}}
         assert note in held_out_in_words(log, lambda scores: "accuracy", "row")
 
 
-def test_losses_say_of_which_data_they_are() -> None:
+def test_loss_names_say_whether_the_data_are_held_out() -> None:
     rows = {"training": {"n": 3, "trained": 3}, "held out": {"n": 3, "trained": 0}, "some": {"n": 3, "trained": 1}, "scored": {}}
     names = {name: loss_name({"scored_rows": counts}, "masked-token loss") for name, counts in rows.items()}
     assert names == {
@@ -97,7 +91,7 @@ def test_losses_say_of_which_data_they_are() -> None:
     assert (measured(log)[0].metric, measured(log)[0].dataset) == ("loss on the training data", "d (training data)")
 
 
-def test_each_head_says_of_which_data_its_scores_are() -> None:
+def test_each_head_says_whether_its_data_are_held_out() -> None:
     settings = {"tasks": ["a=classify:a.csv", "b=classify:b.csv"], "validation": ["b=b.csv"]}
     scores = {name: {"accuracy": 50.0, "n": 20} for name in "ab"}
     rows = {"a": {"n": 20, "trained": 0}, "b": {"n": 20, "trained": 20}}
@@ -107,12 +101,7 @@ def test_each_head_says_of_which_data_its_scores_are() -> None:
     assert parts == ["held out: accuracy (20 rows)", "on the training data: accuracy (20 rows)"]
 
 
-def test_rows_are_counted_in_the_plural() -> None:
-    for what, plural in (("document", "documents"), ("query", "queries"), ("match", "matches"), ("class", "classes"), ("day", "days")):
-        assert (counted(1, what), counted(1200, what)) == (f"1 {what}", f"1,200 {plural}")
-
-
-def test_no_error_is_said_of_a_score_without_one() -> None:
+def test_scores_without_a_standard_error_are_printed_without_one() -> None:
     assert score_in_words({"accuracy": 100.0, "n": 6}, "accuracy") == "accuracy 100.0 %"
     assert score_in_words({"accuracy": 90.0, "accuracy_se": 10.0, "n": 10}, "accuracy") == "accuracy 90.0 ± 10.0 %"
     assert loss_in_words({"before": None, "after": 2.9352, "standard_error": None, "n": 6}) == "2.935 (6 inputs)"
@@ -122,13 +111,9 @@ def one_of_each(where: str, kind: str) -> bool:
     return (where == "end") == (kind == "errno")
 
 
-def test_nothing_is_drawn_of_a_single_entry(tmp_path: Path) -> None:
-    assert draw_curves([{"loss": 1.0, "step": 1}], tmp_path / "a.png") is None
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(("where", "kind"), grid(itertools.product(["checkpoint", "end"], ["errno", "torch"]), one_of_each))
-def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
+def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
     where: str, kind: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, save, calls = Path(given["output_dir"]), torch.save, []
@@ -157,7 +142,7 @@ def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
     assert max(entry["step"] for entry in log["history"]) == 8
 
 
-def test_a_model_without_a_length_needs_one(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_model_without_a_length_needs_max_length(tokenizer: PreTrainedTokenizerBase) -> None:
     class Endless(torch.nn.Module):
         config: Any = None
         base_model = torch.nn.Module()

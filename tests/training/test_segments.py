@@ -45,7 +45,7 @@ def batches(stream: SegmentStream, size: int) -> list[dict[str, Any]]:
     return list(DataLoader(stream, batch_size=size, collate_fn=SegmentCollator()))
 
 
-def test_rows_are_streams_of_documents() -> None:
+def test_segment_stream_rows_hold_whole_documents_one_after_the_other() -> None:
     read: list[list[list[int]]] = [[], []]
     for batch in batches(SegmentStream(DOCUMENTS, 4, 2), 2):
         assert batch["input_ids"].shape == (2, 4)
@@ -61,7 +61,7 @@ def test_rows_are_streams_of_documents() -> None:
     assert read[1][:2] == [DOCUMENTS[1]["input_ids"], DOCUMENTS[2]["input_ids"]]
 
 
-def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_segment_stream_is_the_same_for_streamed_data_and_shuffled_by_seed(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = Dataset.from_list([{"text": source[:2000]} for source in SOURCES])
     whole, streamed = to_documents(texts, tokenizer), to_documents(texts.to_iterable_dataset(), tokenizer)
     for a, b in zip(SegmentStream(whole, 64, 3), SegmentStream(streamed, 64, 3), strict=True):
@@ -76,7 +76,7 @@ def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -> None:
+def test_segment_stream_passes_of_neighbouring_seeds_differ_in_order(streamed: bool) -> None:
     """Pass 1 of seed 42 was pass 0 of seed 43."""
     documents: Any = Dataset.from_list([{"input_ids": [0, number]} for number in range(60)])
     if streamed:
@@ -89,17 +89,7 @@ def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -
     assert all(sorted(order) == list(range(60)) for order in orders)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_make_the_same_batches(workers: int) -> None:
-    alone = batches(SegmentStream(DOCUMENTS, 4, 2, shuffle=True), 2)
-    shared = list(DataLoader(SegmentStream(DOCUMENTS, 4, 2, shuffle=True), batch_size=2, collate_fn=SegmentCollator(), num_workers=workers))
-    assert len(alone) == len(shared)
-    for one, other in zip(alone, shared, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_bad_input_is_a_sentence() -> None:
+def test_segment_training_refuses_options_that_do_not_fit() -> None:
     for words, how in (("at least 2 tokens", {"length": 1, "rows": 1}), ("at least 1 row", {"length": 4, "rows": 0})):
         with pytest.raises(OptionError, match=words):
             SegmentStream(DOCUMENTS, **how)
@@ -124,7 +114,7 @@ def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[s
 
 
 @pytest.mark.parametrize("mechanism", ["transformer_xl", "recurrent_memory"])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, mechanism: str) -> None:
+def test_segment_training_resumes_with_its_memory_to_the_same_weights(tmp_path: Path, mechanism: str) -> None:
     options = {"recurrent_memory": {"num_memory_tokens": 2}}.get(mechanism, {})
     long_attention = {"mechanism": mechanism, "segment_length": 16, **options}
     whole = trainer(tmp_path / "whole", save=5, long_attention=long_attention)
@@ -139,8 +129,8 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, mechanism
         trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
 
-def test_the_memory_is_used_and_the_loss_falls(tmp_path: Path) -> None:
-    run = trainer(tmp_path, steps=60, bf16=True)
+def test_segment_training_learns_and_evaluates_with_memory(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=30, bf16=True)
     before = run.evaluate()["eval_loss"]
     run.train()
     assert run.evaluate()["eval_loss"] < before - 0.5
@@ -174,7 +164,9 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 @pytest.mark.thorough
-def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_clm_segments_reads_rows_of_the_batch_size_and_learns(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = checkpoint(tmp_path, tokenizer)
     given = {
         "model": model,
@@ -199,7 +191,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = checkpoint(tmp_path, tokenizer)
     fixed = ["--learning-rate", "3e-3", "--warmup-steps", "1", "--gradient-accumulation-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
 

@@ -54,7 +54,7 @@ class TwoProcesses:
         return (count + self.other) / (2 if reduction == "mean" else 1)
 
 
-def test_a_step_of_two_processes_is_the_mean_over_all_their_labels() -> None:
+def test_step_of_two_processes_is_the_mean_over_all_their_labels() -> None:
     """Gradients are averaged over the processes, so that of three labels and of one count as the four together."""
     labels, losses, parts = (3, 1), (1.0, 2.0), []
     for own, other, loss in zip(labels, labels[::-1], losses, strict=True):
@@ -169,7 +169,7 @@ def sharpen(model: torch.nn.Module) -> None:
             parameter.mul_(5)
 
 
-def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
+def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
     runner: Runner, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two batches of tags, with many and few labels, and one of classes: tags count by two thirds."""
@@ -205,7 +205,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
 
 @pytest.mark.thorough
 @every_cell("task", task_names(), of=4)
-def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
+def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     line = "--transfer-learning-rate 1e30" if task == "linearise" else "--learning-rate 1e30 --no-eval-on-start"

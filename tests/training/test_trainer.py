@@ -61,7 +61,7 @@ from tests.ranks import Ranks, announce
 from tests.training.conftest import checkpoint
 
 
-def test_the_warm_up_is_a_share_of_the_run() -> None:
+def test_warm_up_of_a_timed_run_is_a_share_of_it() -> None:
     clock = Clock(None)
     for steps in (14, 1000):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -84,7 +84,7 @@ LENGTHS = [3 + number * 7 % 40 for number in range(60)]
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", ["random", "groups", "budget"])
-def test_a_resumed_pass_has_the_order_of_an_uninterrupted_one(kind: str, processes: int, tmp_path: Path) -> None:
+def test_resumed_epoch_has_the_row_order_of_an_uninterrupted_one(kind: str, processes: int, tmp_path: Path) -> None:
     """Also a later pass, and in every process."""
 
     def loader() -> DataLoader[int]:
@@ -164,7 +164,7 @@ def pair() -> Iterator[Ranks]:
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(pair: Ranks, tmp_path: Path) -> None:
+def test_processes_stop_at_the_time_of_the_first_one_with_equal_weights(pair: Ranks, tmp_path: Path) -> None:
     """Also after an evaluation before the first step, each with its rows."""
     first, second = pair.run(train_for_a_time, str(tmp_path / "out"))
     assert first == second
@@ -181,7 +181,7 @@ WARMING = [
 
 @every_cell("kind", WARMING)
 @every_cell(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
-def test_the_first_step_learns_and_the_warm_up_ends_at_the_full_rate(kind: str, steps: int, warmup: int) -> None:
+def test_schedules_learn_in_the_first_step_and_warm_up_to_the_full_rate(kind: str, steps: int, warmup: int) -> None:
     """transformers' own schedules begin with 0: a run of one step learnt nothing."""
     lowest = {"min_lr": 0.01}
     specific = {"cosine_with_min_lr": lowest, "cosine_warmup_with_min_lr": lowest, "warmup_stable_decay": {"num_decay_steps": 2}}
@@ -211,7 +211,7 @@ class Quick(torch.nn.Module):
         return {"loss": self.layer(x).pow(2).mean()}
 
 
-def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_progress_bar_of_a_run_limited_by_minutes_counts_minutes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for minutes, steps in ((0.01, 1_000_000), (None, 3)):
         settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "save_strategy": "no", "logging_steps": 10**6}
         arguments = LongTrainingArguments(str(tmp_path), max_steps=steps, max_minutes=minutes, **settings)
@@ -222,7 +222,7 @@ def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.
         assert "1000000" not in printed
 
 
-def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) -> None:
+def test_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) -> None:
     """A run that had ended stored a rate of 0. With as many steps as before, the rates are those of a run that nothing stopped."""
 
     def rates(folder: str, steps: int, resume: bool, **settings: Any) -> dict[int, float]:
@@ -246,7 +246,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) ->
     assert rates("timed", 8, True, **timed)[5] == pytest.approx(0.5 * 4 / 8, rel=0.01)
 
 
-def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_clock_of_max_minutes_counts_the_evaluation_before_the_first_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     args, control = TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="steps"), TrainerControl()
@@ -285,7 +285,7 @@ def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pyte
         short.on_epoch_begin(args, TrainerState(), control)
 
 
-def test_a_saved_tokenizer_keeps_no_length_of_training(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_saved_tokenizer_keeps_no_truncation_or_padding_of_the_training(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Programs that read tokenizer.json without transformers would cut every text there."""
     checkpoint("mlm", tmp_path / "short", tokenizer)
     words = AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=64)
@@ -299,7 +299,7 @@ def test_a_saved_tokenizer_keeps_no_length_of_training(tmp_path: Path, tokenizer
         assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 64
 
 
-def test_a_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
+def test_unknown_metric_for_best_model_is_refused(tmp_path: Path) -> None:
     args = TrainingArguments(str(tmp_path), metric_for_best_model="acuracy", use_cpu=True, report_to=[])
     check, state, control = CheckBestMetric(), TrainerState(), TrainerControl()
     with pytest.raises(OptionError, match=r"must be one of loss, accuracy, not 'acuracy'. Did you mean 'accuracy'"):
@@ -308,7 +308,7 @@ def test_a_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
     check.on_evaluate(args, state, control, metrics={"eval_loss": 1.0, "eval_accuracy": 2.0})
 
 
-def test_a_checkpoint_whose_files_have_other_names_than_the_model_is_loaded(tmp_path: Path) -> None:
+def test_checkpoint_whose_tensors_have_the_names_of_older_versions_is_loaded(tmp_path: Path) -> None:
     """transformers saves a mixture's experts under the names of older versions, and its Trainer leaves out what has another name."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -367,7 +367,7 @@ def sentence_of_a_nan(folder: str) -> str:
 
 
 @pytest.mark.thorough
-def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ranks, tmp_path: Path) -> None:
+def test_two_accumulating_processes_take_the_step_of_one_large_batch(pair: Ranks, tmp_path: Path) -> None:
     """And where one of them meets NaN, both end with the same sentence."""
     large = tagging(str(tmp_path), LABELS, 4)
     large.train()
@@ -380,7 +380,7 @@ def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ra
     assert second.partition(" is")[2] == first.partition(" is")[2]
 
 
-def test_an_evaluation_that_is_not_finite_ends_the_run_and_rows_without_labels_have_no_loss(tmp_path: Path) -> None:
+def test_evaluation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     trainer = tagging(str(tmp_path), LABELS, 1)
     trainer.args.per_device_eval_batch_size = 1
     alone = [trainer.evaluate([row])["eval_loss"] for row in trainer.train_dataset[:3]]
@@ -393,7 +393,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_rows_without_labels_h
         broken.predict(broken.train_dataset)
 
 
-def test_the_scaler_of_fp16_leaves_out_steps_until_smaller_scales_do_not_help(tmp_path: Path) -> None:
+def test_fp16_scaler_skips_overflowing_steps_until_the_smallest_scale(tmp_path: Path) -> None:
     for nan_in, scale in ((None, 2.0**127), (1, 2.0)):
         trainer = tagging(str(tmp_path), LABELS, 1, nan_in)
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -408,22 +408,18 @@ def test_the_scaler_of_fp16_leaves_out_steps_until_smaller_scales_do_not_help(tm
         assert trainer.state.global_step == (6 if nan_in is None else 4)
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
-def test_a_processor_without_bf16_trains_in_fp32(has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: has_bf16)
-    assert LongTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True).bf16 == has_bf16
-
-
 @pytest.mark.parametrize(
     ("instructions", "has_bf16"),
     [({"avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)],
 )
-def test_emulated_bf16_does_not_count(instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_computes_bf16_only_with_instructions_for_it(
+    instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
     assert onednn.cpu_computes_bf16() == has_bf16
 
 
-def test_rows_say_their_length_or_it_is_counted() -> None:
+def test_row_lengths_are_the_column_length_or_counted() -> None:
     assert row_lengths(Dataset.from_dict({"input_ids": [[1, 2], [3]], "length": [8, 4]})) == [8, 4]
     assert row_lengths(Dataset.from_dict({"input_ids": [[1, 2, 3], [3]]})) == [3, 1]

@@ -50,7 +50,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_checkpoint_elsewhere_lets_nothing_be_written_over(start: Start, tmp_path: Path) -> None:
+def test_resume_from_a_checkpoint_elsewhere_overwrites_nothing(start: Start, tmp_path: Path) -> None:
     start("first")
     elsewhere = str(tmp_path / "first" / "checkpoint-2")
     shutil.copytree(tmp_path / "first", tmp_path / "out")
@@ -68,7 +68,7 @@ def test_a_checkpoint_elsewhere_lets_nothing_be_written_over(start: Start, tmp_p
     assert start("first", resume_from_checkpoint=elsewhere)["history"], "the one in the output is resumed"
 
 
-def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_that_cannot_be_written_is_refused_before_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the data, which are not there."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -81,7 +81,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsy
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
+def test_half_written_model_has_no_training_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
     """Nor that of the model which it replaces; the run resumes from its last checkpoint."""
     if overwrite:
         start(save_strategy="no", eval_on_start=False, max_steps=1)
@@ -95,7 +95,7 @@ def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, 
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text()) == json.loads(json.dumps(log))
 
 
-def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tmp_path: Path) -> None:
+def test_overwriting_a_model_removes_the_files_of_the_old_one(start: Start, tmp_path: Path) -> None:
     other, out = shutil.copytree(tmp_path / "short", tmp_path / "other"), tmp_path / "out"
     (other / "chat_template.jinja").write_text("{{ messages }}")
     (other / "preprocessor_config.json").write_text("{}")
@@ -113,7 +113,7 @@ def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tm
     assert AutoTokenizer.from_pretrained(out).chat_template is None
 
 
-def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_training_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del start  # made the model
     line = ["--model", str(tmp_path / "short"), "--text", texts, "--output", str(tmp_path / "out"), "--max-steps", "4", "--save-steps", "2",
             "--no-eval-on-start", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
@@ -125,7 +125,7 @@ def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, cap
     assert train("mlm", [*line, "--resume"]) == 0
 
 
-def test_checkpoints_of_stages_are_found(tmp_path: Path, start: Start) -> None:
+def test_how_to_resume_finds_the_checkpoints_of_linearise_stages(tmp_path: Path, start: Start) -> None:
     start("run", save_total_limit=1)
     args = LineariseTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
     assert how_to_resume(args.folder).startswith("no checkpoint had been written")
@@ -133,7 +133,7 @@ def test_checkpoints_of_stages_are_found(tmp_path: Path, start: Start) -> None:
     assert how_to_resume(args.folder).endswith("stage1/checkpoint-4; run again with --resume")
 
 
-def test_licence_language_and_base_come_from_the_model_that_was_trained(tmp_path: Path) -> None:
+def test_trained_card_takes_licence_language_and_base_from_its_model(tmp_path: Path) -> None:
     make_checkpoint("bert", tmp_path / "short")
     assert convert(tmp_path / "short", tmp_path / "long", *CONVERT)[0] == 0
     write_model_card(tmp_path / "long", license="mit", language="de", base_model="someone/small-bert", tags=["letters"])

@@ -98,7 +98,9 @@ def show(path: Path, table: str) -> None:
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
     """Store the result; exit with 1 if a check failed."""
-    path = result.save(folder)
+    from .report import store_study
+
+    path = store_study(folder / f"{result.name}.json", result.to_dict())
     say(f"stored {path}")
     if not result.equal:
         wrong = next(check for check in result.checks if not check.passed)

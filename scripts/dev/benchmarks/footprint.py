@@ -11,7 +11,7 @@ from hf_longattn.errors import OptionError
 
 from .case import Case
 from .memory import Memory, exponent, measure_memory
-from .models.bert_sdpa import most_tokens
+from .models.encoders import most_tokens
 from .report import machine, markdown_table
 
 STOCK = "stock"

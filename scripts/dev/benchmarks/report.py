@@ -102,10 +102,6 @@ class BenchmarkResult:
             ],
         }
 
-    def save(self, folder: Path) -> Path:
-        """Write ``NAME.json`` into ``folder`` and return its path."""
-        return store_study(folder / f"{self.name}.json", self.to_dict())
-
 
 def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     """Decorator of a script's main: an error of this package is one sentence on stderr, and exit code 1."""

@@ -103,10 +103,11 @@ def _read_package(package: str) -> Iterator[tuple[Module, bytes]]:
     for path in [root] if root.is_file() else _source_files(root):
         content = path.read_bytes()
         digits = len(content) - len(content.translate(None, b"0123456789"))
-        if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content):
-            text = _decode(content)
-            if text:
-                yield Module(package, path.relative_to(root.parent).as_posix(), text), _digest(text)
+        if _MIN_BYTES <= len(content) <= _MAX_BYTES and digits <= _MAX_DIGITS * len(content) and (text := _decode(content)):
+            # without white space at the ends of lines, so that copies that differ only in it are the same
+            bare = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
+            name, encoded = path.relative_to(root.parent).as_posix(), bare.encode("utf-8", "surrogatepass")
+            yield Module(package, name, text), hashlib.sha256(encoded).digest()
 
 
 def _source_files(root: Path) -> Iterator[Path]:
@@ -128,8 +129,3 @@ def _decode(content: bytes) -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         return ""
-
-
-def _digest(text: str) -> bytes:
-    """Hash the text without its trailing white space, so that copies differing only in it are the same."""
-    return hashlib.sha256(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip().encode("utf-8", "surrogatepass")).digest()

@@ -27,7 +27,7 @@ from scripts.dev import ROOT
 ASSET = ROOT / "model_cards" / "bert-python-512-qa"
 BEFORE, AFTER = "converted to longformer", "longformer, fine-tuned"
 LENGTH, WINDOW = 8192, 256
-TRAINING_TOKENS, TRAINING_QUESTIONS = 4000, 60
+TRAINING_LENGTHS, TRAINING_QUESTIONS = (1024, 2048, 4096), 60
 """Of the packages for validation: reading those for training takes minutes, for a training that uses about 50 documents."""
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -39,8 +39,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", default=str(ASSET), help="512-token QA model to convert (default: the committed one)")
     add("--output", default="demo_output", help="folder for models, tables and card (default: demo_output)")
     add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
-    add("--data", nargs="+", default=["argument", "base"], help="tasks to score (default: argument base)")
+    add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
     add("--per-length", type=int, default=8, help="questions per length and data set (default: 8)")
+    add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="lengths of lookup documents")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     return parser.parse_args(arguments)
 
@@ -111,7 +112,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     records = [
         {name: record[name] for name in ("id", "title", "question", "context", "answers")}
         for task in options.data
-        for record in evaluation_set(task, tokenizer, split="validation", per_length=TRAINING_QUESTIONS, max_tokens=TRAINING_TOKENS)
+        for record in evaluation_set(task, tokenizer, split="validation", per_length=TRAINING_QUESTIONS, lengths=TRAINING_LENGTHS)
     ]
     save_qa(records, out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         converted = convert(options, out)
         step(3, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
-        sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length) for name in options.data}
+        sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in options.data}
         for name, records in sets.items():
             shown = records[len(records) // 2]
             console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)

@@ -11,12 +11,13 @@ from scripts.dev.studies.code_questions import WORD, words
 
 _DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", re.MULTILINE)
 _IMPORT = re.compile(r"^[ \t]*from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)", re.MULTILINE)
+_ASSIGNED = re.compile(r"^# lookup (\w+) (\w+)$", re.MULTILINE)
 _QUOTED = re.compile(r"`([^`]*)`")
 _OPEN, _CLOSED = "([{", ")]}"
 
 
 class RandomCandidate:
-    """A random parameter of the document's functions, or a random module of its imports."""
+    """A random parameter of the document's functions, a random module of its imports, or the last word of a random lookup line."""
 
     name = "random candidate"
 
@@ -52,7 +53,9 @@ def candidates(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "parameter" in question:
         found = [(match[1], _parameters(context, match.end())) for match in _DEFINITION.finditer(context)]
         return [(f"{name} {parameter}", parameter) for name, parameters in found if len(parameters) >= 3 for parameter in parameters]
-    return [(f"{module} {names}", module) for module, names in _IMPORT.findall(context)]
+    if "module" in question:
+        return [(f"{module} {names}", module) for module, names in _IMPORT.findall(context)]
+    return _ASSIGNED.findall(context)
 
 
 def _parameters(context: str, start: int) -> list[str]:

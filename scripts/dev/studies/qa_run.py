@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.summaries import BUCKETS
-from scripts.dev.studies.code_qa import TASKS, build_code_qa
+from scripts.dev.studies.code_qa import build_code_qa
+from scripts.dev.studies.variable_tracking import build_variable_tracking
 
 
 class Reader(Protocol):
@@ -33,7 +33,7 @@ class ScoredAnswer:
 
     Attributes:
         system: the reader's name.
-        group: which table it belongs to, "argument" for instance.
+        group: which table it belongs to, "argument" or "lookup, 2 hops" for instance.
         id: the question's.
         length: tokens of the document.
         text: the answer given.
@@ -63,18 +63,21 @@ def run_readers(
 
     Args:
         readers: the systems to compare.
-        records: SQuAD-shaped records with ``tokens``.
-        group: name of the data.
+        records: SQuAD-shaped records with ``tokens`` (or ``length``), and ``hops`` where the group is split by it.
+        group: name of the data; " 1 hop" and " 2 hops" are appended where records say so.
         on_record: called after every record, for progress.
     """
     answers = []
     for record in records:
+        hops = record.get("hops")
+        name = group if hops is None else f"{group}, {hops} hop{'' if hops == 1 else 's'}"
         for reader in readers:
             started = time.perf_counter()
             text = reader.answer(record)
             seconds = time.perf_counter() - started
             exact, f1 = score_answer(text, record["answers"]["text"])
-            answers.append(ScoredAnswer(reader.name, group, record["id"], record["tokens"], text, exact, f1, seconds))
+            length = int(record.get("length") or record.get("tokens") or 0)
+            answers.append(ScoredAnswer(reader.name, name, record["id"], length, text, exact, f1, seconds))
         if on_record is not None:
             on_record()
     return answers
@@ -86,23 +89,26 @@ def bucket_of(length: int) -> str:
 
 
 def evaluation_set(
-    name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = "test", per_length: int = 100, max_tokens: int = 8000
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str = "test",
+    per_length: int = 100,
+    lengths: Sequence[int] = (480, 1024, 2048, 4096, 8192),
 ) -> list[dict[str, Any]]:
     """Return evaluation records, the same for the same arguments.
 
     Args:
-        name: a task of :mod:`code_qa`, or SQuAD-shaped data of anyone (see :func:`load_qa`).
+        name: a task of :mod:`code_qa`, or "lookup".
         tokenizer: measures the documents.
-        split: "test" or "validation"; or a split of the given data.
-        per_length: most questions per length bucket.
-        max_tokens: of a document of :mod:`code_qa`.
+        split: "test" or "validation".
+        per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
+        lengths: of lookup documents, in tokens.
     """
-    if name in TASKS:
-        data = build_code_qa(name, split, tokenizer, max_tokens=max_tokens)
-    else:
-        data = load_qa(name, split).to_list()
-        for record in data:
-            record["tokens"] = len(tokenizer(record["context"], add_special_tokens=False, verbose=False)["input_ids"])
+    if name == "lookup":
+        documents = max(1, per_length // 4)
+        return build_variable_tracking(split, tokenizer, lengths=lengths, documents=documents)
+    data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100))
     by_bucket: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in data:
         by_bucket[bucket_of(record["tokens"])].append(record)

@@ -72,8 +72,6 @@ OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "wav2vec2", "w
 """Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
-SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].rule.reads == "sound"}
-"""The families whose input is samples or features of a sound, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""
 IMAGES: dict[str, Any] = {
@@ -110,13 +108,6 @@ def language_model(base: str) -> str:
 def predicts_tokens(base: str) -> bool:
     """Whether a model class of ``base`` predicts tokens."""
     return language_model(base) != FAMILIES[base].base_model_name
-
-
-def token_model(base: str) -> str:
-    """The model class of ``base`` with outputs for every token: that which predicts tokens or, where none does, labels of tokens; its base
-    model without either."""
-    labels = (head for head in FAMILIES[base].model_classes if head.endswith("ForTokenClassification"))
-    return language_model(base) if predicts_tokens(base) else next(labels, language_model(base))
 
 
 def known_head(base: str) -> str:

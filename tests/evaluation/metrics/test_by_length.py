@@ -10,7 +10,6 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics import long_classification, long_qa
 from tests.cells import every_cell
@@ -37,7 +36,7 @@ REFERENCES = [
 
 
 @pytest.mark.parametrize("source", ["package", "path"])
-def test_scores_by_length(source: str) -> None:
+def test_long_qa_scores_answers_by_document_length(source: str) -> None:
     metric = load_metric("long_qa") if source == "package" else evaluate.load(str(Path(long_qa.__file__)))
     result = metric.compute(predictions=PREDICTIONS, references=REFERENCES)
     assert isinstance(metric, evaluate.Metric)
@@ -66,7 +65,7 @@ def test_scores_by_length(source: str) -> None:
         ("x", [], 0.0, 0.0),
     ],
 )
-def test_same_as_squad(prediction: str, answers: list[str], exact: float, f1: float) -> None:
+def test_long_qa_scores_answers_as_the_script_of_squad(prediction: str, answers: list[str], exact: float, f1: float) -> None:
     assert long_qa.score_answer(prediction, answers) == (exact, pytest.approx(f1))
 
 
@@ -87,7 +86,7 @@ def squad_2(prediction: str, answers: list[str]) -> tuple[float, float]:
     return max(float(gold == found) for gold in golds), max(f1(gold, found) for gold in golds)
 
 
-def test_random_answers_have_the_scores_of_squad_s_script() -> None:
+def test_random_answers_have_the_scores_of_the_squad_2_script() -> None:
     choose, words = (
         random.Random(0),
         ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"],
@@ -101,18 +100,13 @@ def test_random_answers_have_the_scores_of_squad_s_script() -> None:
         assert long_qa.score_answer(prediction, answers) == pytest.approx(squad_2(prediction, answers)), (prediction, answers)
 
 
-def test_missing_prediction_is_an_error() -> None:
+def test_long_qa_refuses_a_question_without_a_prediction() -> None:
     with pytest.raises(ValueError, match="no prediction for question 'd'"):
         load_metric("long_qa").compute(predictions=PREDICTIONS[:3] + PREDICTIONS[:1], references=REFERENCES)
 
 
-def test_unknown_metric_is_refused() -> None:
-    with pytest.raises(LongAttentionError, match="Did you mean 'long_qa'"):
-        load_metric("longqa")
-
-
 @pytest.mark.parametrize("source", ["package", "path"])
-def test_classes_by_length(source: str) -> None:
+def test_long_classification_scores_classes_by_document_length(source: str) -> None:
     metric = load_metric("long_classification") if source == "package" else evaluate.load(str(Path(long_classification.__file__)))
     labels, found, lengths = [0, 0, 1, 1, 2] * 2, [0, 1, 1, 1, 0] * 2, [10, 512, 600, 9000, 9000] * 2
     references = [{"label": label, "length": length} for label, length in zip(labels, lengths, strict=True)]

@@ -35,7 +35,7 @@ def example_of(name: str) -> tuple[Any, Any, str]:
 
 @every_cell("source", ["name", "path"])
 @every_cell("name", list_metrics())
-def test_a_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
+def test_every_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
     check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
 
 
@@ -60,7 +60,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(f"{metrics.__name__}.{file.stem}", None)
 
 
-def test_a_metric_dropped_in_place_is_found_by_its_name(dropped: Path, no_network: None) -> None:
+def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path, no_network: None) -> None:
     shutil.copy(ROOT / "examples" / "extend" / "same_length.py", dropped)
     assert "same_length" in list_metrics()
     result = load_metric("same_length").compute(predictions=["ab", "c"] * 5, references=["xy", "xyz"] * 5)
@@ -68,7 +68,7 @@ def test_a_metric_dropped_in_place_is_found_by_its_name(dropped: Path, no_networ
     check_metric(load_metric("same_length"), "same_length")
 
 
-def test_a_file_without_a_metric_or_an_example_is_named(dropped: Path) -> None:
+def test_metric_file_without_a_metric_or_an_example_is_refused(dropped: Path) -> None:
     unfinished = (
         "from hf_longattn.evaluation.described import DescribedMetric\n\nclass Mine(DescribedMetric):\n    items = 'string', 'string'"
     )

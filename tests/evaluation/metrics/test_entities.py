@@ -30,7 +30,7 @@ scheme = pytest.importorskip("seqeval.scheme")
         ("O O", set()),
     ],
 )
-def test_entities(tags: str, expected: set) -> None:
+def test_entities_of_tags_are_those_of_the_strict_scheme(tags: str, expected: set) -> None:
     assert entities_of(tags.split()) == expected
 
 
@@ -45,7 +45,7 @@ def test_entities(tags: str, expected: set) -> None:
         ("O O", False),
     ],
 )
-def test_iob1_is_told_from_iob2(tags: str, expected: bool) -> None:
+def test_iob1_tags_are_told_from_iob2(tags: str, expected: bool) -> None:
     documents = [tags.split(), ["O"]]
     assert is_iob1(documents) is expected
     if expected:
@@ -54,7 +54,7 @@ def test_iob1_is_told_from_iob2(tags: str, expected: bool) -> None:
         assert result["f1"] == pytest.approx(100 * seqeval.f1_score(documents, documents, **kind)) == pytest.approx(100)
 
 
-def test_scores_of_entities() -> None:
+def test_entity_scores_have_the_error_of_a_ratio() -> None:
     predicted, gold = [["B-A", "I-A", "O", "B-B"], ["B-A"]], [["B-A", "I-A", "I-A", "B-B"], ["B-A"]]
     scores = load_metric("entities").compute(predictions=predicted, references=gold)
     assert scores == pytest.approx({"precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "accuracy": 80.0, "n": 2})

@@ -41,7 +41,7 @@ def test_random_rankings_have_the_scores_of_sentence_transformers() -> None:
     assert [some["mrr"], some["ndcg"]] == pytest.approx([100 * sum(row[place] for row in rows) / len(rows) for place in (0, 1)])
 
 
-def test_the_rank_is_that_of_the_worst_order_of_equal_scores() -> None:
+def test_rank_among_equal_scores_is_the_worst() -> None:
     """So a model with equal scores, or with NaN for all candidates, finds nothing."""
     predictions = [[1.0] * 4, [0.0] * 12, [5.0, 1.0], [math.nan] * 5, [math.nan, 1.0], [2.0]]
     result = load_metric("ranking").compute(

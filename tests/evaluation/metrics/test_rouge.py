@@ -23,7 +23,7 @@ rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
         ("x", "y", (0.0, 0.0, 0.0, 0.0)),
     ],
 )
-def test_cases_worked_by_hand(prediction: str, reference: str, expected: tuple[float, ...]) -> None:
+def test_rouge_scores_are_those_worked_by_hand(prediction: str, reference: str, expected: tuple[float, ...]) -> None:
     result = load_metric("rouge").compute(predictions=[prediction], references=[reference])
     assert result == pytest.approx({**dict(zip(NAMES, [100 * score for score in expected], strict=True)), "n": 1})
 
@@ -45,7 +45,7 @@ def test_random_texts_have_the_scores_of_rouge_score() -> None:
     assert result["n"] == 100
 
 
-def test_other_scripts_are_read() -> None:
+def test_rouge_reads_other_scripts_than_latin() -> None:
     texts = [
         "Рыжая лиса прыгает через пса.", "敏捷的狐狸跳过了懒狗。", "すばやい狐", "η γρήγορη αλεπού", "तेज़ लोमड़ी कूदती है", "الثعلب السريع",
         "빠른 여우가", "สุนัขจิ้งจอก", "שועל מהיר", "À é",
@@ -64,7 +64,7 @@ def test_other_scripts_are_read() -> None:
         assert scores["rouge1"] == pytest.approx(expected), (prediction, reference)
 
 
-def test_english_texts_are_scored_as_ever_beside_others() -> None:
+def test_rouge_scores_english_texts_the_same_beside_other_scripts() -> None:
     """The tokenizer is chosen by each reference, never by the prediction."""
     both = load_metric("rouge").compute(predictions=["naïve fox", "лиса"], references=["a na fox", "лиса"])
     alone = rouge_scorer.RougeScorer(["rouge1"]).score("a na fox", "naïve fox")["rouge1"].fmeasure

@@ -20,8 +20,8 @@ from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {
-    "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2, "logging_steps": 2,
+    "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1, "logging_steps": 2,
     "transfer_steps": 6, "finetune_steps": 6, "max_length": 64,
 }  # fmt: skip
 Kill = Callable[[int, Any], None]

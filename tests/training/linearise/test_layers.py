@@ -25,7 +25,7 @@ from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Start
 
 
-def test_the_layers_whose_restoration_gains_most_are_chosen() -> None:
+def test_choose_layers_takes_those_whose_softmax_gains_most() -> None:
     cost = {0: 1.0, 1: 5.0, 2: 0.5, 3: 3.0}
     found = choose_layers(lambda sets: [sum(cost[layer] for layer in cost if layer not in kept) for kept in sets], [0, 1, 2, 3], 2)
     assert found is not None
@@ -38,7 +38,7 @@ def test_the_layers_whose_restoration_gains_most_are_chosen() -> None:
     assert choose_layers(lambda sets: [0.0 for _ in sets], [0, 1], 1) is None
 
 
-def test_a_layer_that_gains_only_after_another_is_chosen_after_it() -> None:
+def test_choose_layers_finds_a_layer_that_gains_only_after_another() -> None:
     """As measured in model_cards/bert-python-512 with hedgehog: wrong inputs from layer 0 hide what softmax attention gains in layer 1."""
     asked: list[frozenset[int]] = []
 
@@ -54,7 +54,7 @@ def test_a_layer_that_gains_only_after_another_is_chosen_after_it() -> None:
     assert len(asked) == len(set(asked)), "no set is measured twice"
 
 
-def test_of_the_choices_compared_the_best_is_taken() -> None:
+def test_choose_layers_takes_the_best_of_the_choices_compared() -> None:
     """Two layers that gain only together are found if they are evenly spaced, first or last."""
     found = choose_layers(lambda sets: [0.1 if {2, 3} <= kept else 1.0 - 0.1 * (0 in kept) for kept in sets], [0, 1, 2, 3], 2)
     assert found is not None
@@ -63,15 +63,12 @@ def test_of_the_choices_compared_the_best_is_taken() -> None:
     assert found.compared["chosen"] == found.compared["the last"] == found.divergence == 0.1
 
 
-@pytest.mark.parametrize(("asked", "count"), [(1.0, 1), (3.0, 3), (0.25, 1), (0.5, 2), (0.01, 1), (0.74, 3)])
-def test_a_number_or_a_share(asked: float, count: int) -> None:
-    assert number_of_layers(asked, 4, "softmax_layers") == count
-
-
-@pytest.mark.parametrize("asked", [4.0, 5.0, 0.9, 1.5])
-def test_all_layers_are_too_many(asked: float) -> None:
-    with pytest.raises(OptionError, match="so 1 to 3 of them can keep softmax attention; give softmax_layers 2"):
-        number_of_layers(asked, 4, "softmax_layers")
+def test_softmax_layers_is_a_number_or_a_share_below_all_layers() -> None:
+    for asked, count in ((1.0, 1), (3.0, 3), (0.25, 1), (0.5, 2), (0.01, 1), (0.74, 3)):
+        assert number_of_layers(asked, 4, "softmax_layers") == count
+    for asked in (4.0, 5.0, 0.9, 1.5):
+        with pytest.raises(OptionError, match="so 1 to 3 of them can keep softmax attention; give softmax_layers 2"):
+            number_of_layers(asked, 4, "softmax_layers")
 
 
 def converted(folder: Path, tokenizer: PreTrainedTokenizerBase, mechanism: str, **options: Any) -> Any:
@@ -95,7 +92,7 @@ def held_out() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids, "attention_mask": mask, "labels": labels}]
 
 
-def test_divergence_is_from_softmax_attention_in_every_layer(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_divergence_of_layer_sets_is_the_kl_from_all_softmax_layers(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model, (batch,) = converted(tmp_path, tokenizer, "hedgehog"), held_out()
     nothing, one, both = divergences(model, [(), (1,), (0, 1)], [batch])
     original = AutoModelForMaskedLM.from_pretrained(tmp_path / "short").eval()
@@ -108,7 +105,7 @@ def test_divergence_is_from_softmax_attention_in_every_layer(tmp_path: Path, tok
     assert both == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_model_keeps_what_it_learned_elsewhere(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_keep_softmax_leaves_other_layers_as_learned_and_is_saved(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model, batches = converted(tmp_path, tokenizer, "hedgehog"), held_out()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -126,7 +123,7 @@ def test_the_model_keeps_what_it_learned_elsewhere(tmp_path: Path, tokenizer: Pr
     assert again.config.long_attention.to_dict() == {"mechanism": "hedgehog", "layers": {"1": {"mechanism": "full"}}}
 
 
-def test_tied_mechanisms_keep_their_parameters(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_restored_softmax_layers_keep_tied_linformer_projections(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Linformer's projections may be one for all layers: the owner's layer may be the one that is restored."""
     model, batches = converted(tmp_path, tokenizer, "linformer", rank=8, sharing="layerwise"), held_out()
     with torch.no_grad(), with_softmax(model, (0,)):
@@ -140,7 +137,7 @@ def test_tied_mechanisms_keep_their_parameters(tmp_path: Path, tokenizer: PreTra
 
 
 @pytest.mark.parametrize(("kind", "stage"), grid([("mlm", "both"), ("clm", "1"), ("llama", "2")], lambda kind, stage: stage == "both"))
-def test_one_option_of_a_distillation(kind: str, stage: str, start: Start, tmp_path: Path) -> None:
+def test_linearise_softmax_layers_keeps_one_layer_in_every_saved_model(kind: str, stage: str, start: Start, tmp_path: Path) -> None:
     report = linearise_attention(
         *start(kind=kind, certain=True, stage=stage, softmax_layers=1.0, finetune_loss="kl", transfer_steps=2, finetune_steps=2)
     )
@@ -156,7 +153,7 @@ def test_one_option_of_a_distillation(kind: str, stage: str, start: Start, tmp_p
     assert "with softmax layers" in page
 
 
-def test_bad_input_is_a_sentence(start: Start) -> None:
+def test_linearise_refuses_softmax_layers_that_do_not_fit(start: Start) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         ("the model has 2 layers, so 1 to 1 of them can keep", {"softmax_layers": 2.0}),
         ("must be a number of layers, or a share", {"softmax_layers": -1.0}),
@@ -170,7 +167,7 @@ def test_bad_input_is_a_sentence(start: Start) -> None:
 
 
 @pytest.mark.thorough
-def test_too_many_softmax_layers_are_refused_before_stage_1(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linearise_refuses_too_many_softmax_layers_before_stage_1(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stages, "all_stages", lambda *given: pytest.fail("trained"))
     with pytest.raises(OptionError, match="1 to 1 of them can keep"):
         linearise_attention(*start(certain=True, softmax_layers=2.0))

@@ -42,7 +42,7 @@ def padded(model: PreTrainedModel, side: str = "right") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_model_gives_what_the_original_gives(model: PreTrainedModel, side: str) -> None:
+def test_matching_model_gives_the_outputs_of_the_original(model: PreTrainedModel, side: str) -> None:
     batch = padded(model, side)
     ids = batch["input_ids"]
     batch["position_ids"] = model.running_base.own_positions(batch, ids.shape, ids.device)  # the original alone would count padding
@@ -56,7 +56,7 @@ def test_the_model_gives_what_the_original_gives(model: PreTrainedModel, side: s
 
 
 @pytest.mark.parametrize("base", ["mistral", "gemma2", "smollm3"])
-def test_the_original_of_a_base_with_windows_has_its_windows(base: str) -> None:
+def test_matching_keeps_the_windows_of_the_base(base: str) -> None:
     """In all layers or some: what is imitated, and what layers that keep softmax attention are given back."""
     plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
     cheap = {"mechanism": "block_top_k", "block_size": 8, "num_blocks": 2}
@@ -77,7 +77,7 @@ def test_the_original_of_a_base_with_windows_has_its_windows(base: str) -> None:
         number_to_restore(model, 1)
 
 
-def test_only_the_mechanisms_take_gradients_each_from_its_own_layer(model: PreTrainedModel) -> None:
+def test_matching_gives_gradients_to_mechanisms_from_their_own_layer_alone(model: PreTrainedModel) -> None:
     batch, before = padded(model), {name: p.requires_grad for name, p in model.named_parameters()}
     students = [module for module in model.modules() if isinstance(module, Mechanism)]
     with matching(model) as layers:
@@ -100,7 +100,7 @@ def test_only_the_mechanisms_take_gradients_each_from_its_own_layer(model: PreTr
 
 
 @pytest.mark.thorough
-def test_training_mode_leaves_the_original_without_dropout(model: PreTrainedModel) -> None:
+def test_matching_in_training_mode_leaves_the_original_without_dropout(model: PreTrainedModel) -> None:
     with matching(model) as layers:
         MatchingModel(model, layers).train()
         assert not model.base_model.training
@@ -108,7 +108,7 @@ def test_training_mode_leaves_the_original_without_dropout(model: PreTrainedMode
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: bool) -> None:
+def test_matching_loss_is_its_definition_over_real_tokens(causal: bool) -> None:
     student = build_mechanism("hedgehog", num_heads=4, head_dim=8)
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter)
@@ -139,7 +139,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens_of_each_input(causal: b
     torch.testing.assert_close(layer.loss, first)
 
 
-def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
+def test_matching_error_of_softmax_attention_is_zero() -> None:
     layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8), False)
     attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
     assert layer.errors is not None
@@ -147,7 +147,7 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
 
 
 @every_cell("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
-def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
+def test_matching_trains_every_mechanism_with_parameters(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
     layer = Matching(student, softmax(4, 16), True).train()

@@ -1,5 +1,3 @@
-"""The implementations that compute whole encoders, one per file; importing this registers them."""
+"""Whole encoders; importing this registers their implementations."""
 
-from . import bert_sdpa, hf_longformer, ours
-
-__all__ = ["bert_sdpa", "hf_longformer", "ours"]
+from . import encoders as encoders

@@ -1,14 +1,49 @@
-"""Compiled flex_attention with the mechanism's own mask: what PyTorch offers for the same sparse pattern."""
+"""The implementations of attention alone: ours, PyTorch's over all keys, and flex_attention. Importing this registers them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from ..case import AttentionInputs
-from ..definition import MaskMod, mask_of
-from ..implementations import Implementation, LeftOut, register_implementation
+from hf_longattn.attend import attend
+
+from .case import AttentionInputs
+from .definition import MaskMod, mask_of
+from .implementations import Implementation, LeftOut, register_implementation
+
+
+@register_implementation("attention", "longattn")
+class Ours(Implementation):
+    """``attend(q, k, v, mechanism)``."""
+
+    summary = "attend() of this package"
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self.inputs = inputs
+        self.leaves = inputs.qkv
+        self.upstream = inputs.upstream_heads()
+
+    def forward(self) -> Tensor:
+        return attend(*self.inputs.qkv, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
+
+
+@register_implementation("attention", "sdpa")
+class Sdpa(Implementation):
+    """Full (or causal) softmax attention by the fused kernel of the device."""
+
+    summary = "torch scaled_dot_product_attention, full softmax attention"
+    computes = "full"
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self.qkv = self.leaves = inputs.qkv
+        self.causal = inputs.case.causal
+        self.upstream = inputs.upstream_heads()
+
+    def forward(self) -> Tensor:
+        return scaled_dot_product_attention(*self.qkv, is_causal=self.causal)
+
 
 BLOCK = 128
 

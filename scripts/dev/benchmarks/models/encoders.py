@@ -1,4 +1,4 @@
-"""transformers' own Longformer with the same weights."""
+"""Whole encoders: ours, transformers' base, and transformers' Longformer. Importing this registers them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,54 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LongformerConfig, LongformerModel
+from transformers import MODEL_MAPPING, LongformerConfig, LongformerModel
 
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 
 from ..case import AttentionInputs
 from ..implementations import LeftOut, register_implementation
 from .inputs import ModelImplementation, ModelInputs
+
+
+@register_implementation("model", "longattn")
+class LongEncoder(ModelImplementation):
+    summary = "LongBertModel (or that of another base) of this package"
+
+    def build(self, inputs: ModelInputs) -> Any:
+        config = inputs.family.config_class(**inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options})
+        long_class = inputs.family.long_class_of(type(inputs.plain))
+        assert long_class is not None, "the plain model is the family's base model"
+        model = long_class(config)
+        model.load_state_dict(inputs.plain.state_dict(), strict=False)  # a mechanism's own parameters keep their start values
+        return model
+
+    def arguments(self) -> dict[str, Any]:
+        return {} if self.inputs.global_attention_mask is None else {"global_attention_mask": self.inputs.global_attention_mask}
+
+
+CPU_LENGTH = 16_384
+"""Most tokens of a pass on a CPU."""
+CPU_LENGTH_OF_ALL_PAIRS = 4096
+"""The same where the attention is not fused, and holds several numbers of every pair."""
+
+
+def most_tokens(base: str) -> int:
+    """Tokens up to which the plain model of a base is run on a CPU."""
+    fused = MODEL_MAPPING[FAMILIES[base].base_config_class]._supports_sdpa
+    return CPU_LENGTH if fused else CPU_LENGTH_OF_ALL_PAIRS
+
+
+@register_implementation("model", "sdpa")
+class EncoderSdpa(ModelImplementation):
+    summary = "BertModel (or another base) of transformers with attn_implementation='sdpa' (DeBERTa: 'eager'), full attention"
+    computes = "full"
+
+    def build(self, inputs: ModelInputs) -> Any:
+        if inputs.case.device == "cpu" and inputs.case.length > most_tokens(inputs.case.base):
+            raise LeftOut("a pass of full attention takes many minutes")
+        return inputs.plain
+
 
 OFFSET = 2  # its position table starts with the rows of padding, as RoBERTa's does
 
