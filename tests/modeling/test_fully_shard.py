@@ -1,4 +1,4 @@
-"""FSDP 2 on Long models in real processes: loss and gradients of one process, with whole and with sharded sequences; saved and loaded."""
+"""FSDP 2 on Long models in real processes: loss and gradients of one process; saved and loaded."""
 
 from __future__ import annotations
 
