@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_longattn.errors import LongAttentionError
-
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special pieces; their ids are 0 … 4."""
 
@@ -24,8 +22,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, model_max_leng
     Returns:
         A fast tokenizer that gives character offsets (leading spaces trimmed) and loads through ``AutoTokenizer``.
     """
-    if vocab_size < 256 + len(SPECIAL_TOKENS):
-        raise LongAttentionError(f"vocab_size must be at least {256 + len(SPECIAL_TOKENS)} for a byte-level tokenizer, not {vocab_size}")
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -121,10 +121,10 @@ def parts(file: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(raw[8:end]), raw[end:]
 
 
-def join(file: Path, header: Mapping[str, Any] | bytes, data: bytes, length: int | None = None) -> None:
+def join(file: Path, header: Mapping[str, Any] | bytes, data: bytes) -> None:
     """Write a safetensors file, right or wrong."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    file.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def edit_header(edit: Callable[[dict[str, Any], str], object]) -> Damage:

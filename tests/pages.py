@@ -36,8 +36,6 @@ KINDS = ("console", "bash", "python", "text", "json", "yaml")
 BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", flags=re.M | re.S)
 NAMED = re.compile(r"`([\w./-]+\.(?:jsonl?|ya?ml))`[^`]*\Z")
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?: [kMGT]?(?:FLOP|B)\b)?")
-PATIENCE = 180
-"""Seconds until a server must answer; on a busy machine its imports take a minute."""
 
 
 class Block(NamedTuple):

@@ -26,15 +26,6 @@ DAY = 86_400
 """Seconds that a process may stay."""
 SECONDS = 600
 """How long a process may take for a function, in a slow test; a hanging quick one is ended by pytest."""
-PRELOADED = [
-    "pytest",
-    "torch._dynamo",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.llama.modeling_llama",
-    "hf_longattn.training.trainer",
-    "hf_longattn.modeling.mixin",
-]
-"""What the server of a test imports that forks processes of its own."""
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
-"""Removes private names of other libraries, one after the other or all at once; run by ``tests/test_private_apis.py``.
+"""Removes private names of other libraries, one after the other; run by ``tests/test_private_apis.py``.
 
-python -m tests.removed_apis sentences     # the message of each API when it is used without its name, one a line
-python -m tests.removed_apis imports       # import the whole package without them
+``python -m tests.removed_apis`` prints the message of each API when it is used without its name, one a line.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import contextlib
 import functools
 import importlib
 import logging
-import pkgutil
-import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,7 +83,7 @@ def removed(where: str) -> Iterator[None]:
 
 
 def uses() -> dict[str, Callable[[], Any]]:
-    """Our name of each API -> a function that uses it. The package is imported here, so that :func:`imports` can import it without them."""
+    """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
     from hf_longattn import backend
@@ -165,23 +162,5 @@ def sentences() -> None:
         print(messages[0])
 
 
-def imports() -> None:
-    """Import every module of the package without private names, except for those that torch and transformers need themselves."""
-    sys.modules["torchao"] = None  # type: ignore[assignment]  # needs some of the names itself
-    with contextlib.ExitStack() as stack:
-        for name, places in apis.PRIVATE_APIS.items():
-            if name not in (*INSTANCES, "initialised", "lazy_mapping", "record_outputs"):
-                for where in places:
-                    if not where.endswith("._schema") and not where.startswith(
-                        ("transformers:", "torch:_check", "torch:_assert", "torch:_C", "torch:Tensor")
-                    ):
-                        stack.enter_context(removed(where))
-        package = importlib.import_module("hf_longattn")
-        for module in pkgutil.walk_packages(package.__path__, "hf_longattn."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
-    print("imported")
-
-
 if __name__ == "__main__":
-    {"sentences": sentences, "imports": imports}[sys.argv[1]]()
+    sentences()

@@ -17,13 +17,11 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn import plan_conversion
 from hf_longattn.cli import main
-from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
 from tests.grids import every_other
-from tests.test_commands_in_messages import DOCUMENTS, problem, words_of
+from tests.test_commands_in_messages import DOCUMENTS, words_of
 from tests.trained import REAL_TEXT, tokenizer_of
 
 SHAPE = {"num_hidden_layers": 12, "num_attention_heads": 4, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 200}
@@ -98,7 +96,7 @@ CONTENT = [word for name in BY_CONTENT for word in ("--candidate", name)]
 
 
 @pytest.mark.thorough
-def test_what_a_diagnosis_chooses_is_what_plan_and_convert_agree_with(
+def test_plan_does_not_warn_of_what_inspect_chooses(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,7 +114,7 @@ def test_what_a_diagnosis_chooses_is_what_plan_and_convert_agree_with(
 
 
 @pytest.mark.thorough
-def test_a_search_recommends_what_plan_and_convert_agree_with(
+def test_plan_does_not_warn_of_what_search_recommends(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
@@ -150,7 +148,7 @@ WIDE = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", every_other(WIDE))
-def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[str], Path], run: Callable[..., str]) -> None:
+def test_plan_does_not_warn_of_what_a_warning_advises(name: str, stand_in: Callable[[str], Path], run: Callable[..., str]) -> None:
     source = stand_in(name)
     line = ["convert", str(source), "DST", "--max-length", "16384"]
     (warning,) = warnings_of(run, [*line, *WIDE[name]])
@@ -158,20 +156,6 @@ def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[
     assert advised is not None
     kept = WIDE[name] if advised[1].startswith("--decoder") else [word for word in WIDE[name] if word in ("--positions", "rope:none")]
     assert not warnings_of(run, [*line, *kept, *shlex.split(advised[1])])
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "length"),
-    [("bert-base", 600), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("roberta", 600), ("gpt2", 1100), ("bart", 1100)))],
-)
-def test_the_next_step_of_a_report_can_be_typed(
-    name: str, length: int, stand_in: Callable[[str], Path], run: Callable[..., str], tmp_path: Path
-) -> None:
-    report = json.loads(run("convert", stand_in(name), tmp_path / "long", *WIDE[name][:4], "--max-length", length, "--json"))
-    assert report["needs_training"]
-    assert not problem(shlex.split(report["train_command"])[1:], whole=True)
-    assert str(tmp_path / "long") in report["train_command"]
 
 
 # What documents and recipes recommend.
@@ -190,7 +174,9 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
 
 
 @pytest.mark.thorough
-def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callable[[str], Path | None], run: Callable[..., str]) -> None:
+def test_plan_does_not_warn_of_conversions_in_documents_and_recipes(
+    stand_in: Callable[[str], Path | None], run: Callable[..., str]
+) -> None:
     """Unless the same block trains the result."""
     wrong, seen = [], 0
     warned_by_words: dict[tuple[str, ...], list[str]] = {}  # the same command is in several places, with another destination
@@ -212,13 +198,3 @@ def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callab
             assert "needs training" in block, f"the recipe {where} needs training, which its title does not say"
     assert seen > 12
     assert not wrong, "\n".join(wrong)
-
-
-def test_diagnoses_and_plans_ask_the_same_owner(stand_in: Callable[[str], Path]) -> None:
-    """A sentence of a plan is the clause of the mechanism that a diagnosis shows."""
-    plan = plan_conversion(stand_in("bert-base"), mechanism="window", window=1024, max_length=4096)
-    (warning,) = plan.warnings
-    from hf_longattn.inspect import Candidate
-
-    clause = needs_training_by(Candidate.read("window:window=1024").sized(4096, 4, 4), "tile", 512, 4096, False)
-    assert warning.problem == f"window:window=1024 in every layer {clause}"

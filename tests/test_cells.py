@@ -20,7 +20,7 @@ def groups(test: Any) -> dict[str, bool]:
     return {value.values[0]: bool(value.marks) for value in mark.args[1]}
 
 
-def test_all_cells_run_and_all_that_fail_are_named() -> None:
+def test_every_cell_runs_all_cells_and_names_all_that_fail() -> None:
     @every_cell("x", [1, 2, 3, 4])
     def even(x: int) -> None:
         if x == 4:
@@ -35,17 +35,12 @@ def test_all_cells_run_and_all_that_fail_are_named() -> None:
     assert all(words in str(caught.value) for words in ("1 is odd", "Failed: three is odd"))
 
 
-def test_cells_that_are_all_skipped_skip_the_test() -> None:
-    with pytest.raises(pytest.skip.Exception, match="not here"), Cells() as table, table("one"):
-        pytest.skip("not here")
-
-
-def test_a_table_without_cells_fails() -> None:
+def test_every_cell_fails_without_cells() -> None:
     with pytest.raises(AssertionError, match="no cell ran"), Cells():
         pass
 
 
-def test_each_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, patched = [], []
 
     @every_cell("x", range(3))
@@ -61,7 +56,7 @@ def test_each_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest
     assert not hasattr(cells, "patched")
 
 
-def test_decorators_are_multiplied_and_the_slow_cells_are_a_slow_test() -> None:
+def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() -> None:
     seen = []
 
     @pytest.mark.filterwarnings("ignore")
@@ -77,7 +72,7 @@ def test_decorators_are_multiplied_and_the_slow_cells_are_a_slow_test() -> None:
     assert seen == [(1, "a", 2), (1, 5, 2), (3, "a", 4), (3, 5, 4)]
 
 
-def test_of_pairs_the_quick_test_has_every_two_values() -> None:
+def test_every_cell_with_pairs_has_every_two_values_in_the_quick_test() -> None:
     seen: list[tuple[int, ...]] = []
 
     @every_cell("x", range(3), pairs=True)
@@ -94,57 +89,14 @@ def test_of_pairs_the_quick_test_has_every_two_values() -> None:
     assert len({*seen}) == len(seen) == 27
 
 
-def test_only_the_cells_asked_for_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cells, "ONLY", ["window"])
-
-    @every_cell("name", ["window", "linear", "window2d"])
-    def table(name: str) -> None:
-        assert "window" in name
-
-    table()
-    assert capsys.readouterr().out.split() == ["window", "window2d"]
-
-
-def test_every_test_of_a_class_has_the_cells() -> None:
-    @every_cell("x", [1, 2])
-    class Tests:
-        def test_small(self, x: int) -> None:
-            assert x < 2
-
-    with pytest.raises(AssertionError, match="1 of 2 cells failed: 2"):
-        Tests().test_small()
-
-
 def quick_cells(test: Any) -> list[dict[str, Any]]:
     return [arguments for _, arguments, slow in test.every_cell.cells if not slow]
 
 
-def test_a_part_of_the_values_is_quick_and_begins_elsewhere_in_each_test() -> None:
-    parts = set()
-    for name in "abcdefgh":
-
-        def test(x: int) -> None:
-            pass
-
-        test.__qualname__ = name
-        table = every_cell("x", range(9), of=3)(test)
-        assert len(table.every_cell.cells) == 9, "the others are slow"
-        parts.add(tuple(cell["x"] for cell in quick_cells(table)))
-    assert parts == {(0, 3, 6), (1, 4, 7), (2, 5, 8)}
-
-
-def test_every_code_has_a_quick_value() -> None:
+def test_every_cell_with_alike_has_a_quick_value_for_every_code() -> None:
     @every_cell(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
                 alike=lambda name, size: name)  # fmt: skip
     def test(name: str, size: int) -> None:
         pass
 
     assert [cell["name"] for cell in quick_cells(test)] == ["a", "b", "c"]
-
-
-def test_a_second_axis_is_in_turn_too() -> None:
-    @every_cell(("row", "way"), [(row, way) for row in range(4) for way in "xy"], of=2, alike=lambda row, way: way)
-    def test(row: int, way: str) -> None:
-        pass
-
-    assert sorted(cell["row"] for cell in quick_cells(test)) == [0, 1, 2, 3]

@@ -11,7 +11,7 @@ from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from tests.cells import every_cell
 
 
-def test_a_piece_with_the_name_of_a_tower_starts_a_tower() -> None:
+def test_read_towers_starts_a_tower_at_the_name_of_one() -> None:
     assert read_towers("text=window:window=64,dilation=2, vision=window2d:window=7") == {
         "text": {"mechanism": "window", "window": "64", "dilation": "2"},
         "vision": {"mechanism": "window2d", "window": "7"},
@@ -19,14 +19,14 @@ def test_a_piece_with_the_name_of_a_tower_starts_a_tower() -> None:
     assert read_towers("vision=full") == {"vision": {"mechanism": "full"}}
 
 
-def test_a_value_with_commas_is_in_brackets() -> None:
+def test_read_towers_takes_values_with_commas_in_brackets() -> None:
     towers = read_towers("vision=full:layers=[0-1=window:window=4,dilation=2;3=window2d],text=union:of=[window:window=8,dilation=2+full]")
     assert set(towers) == {"vision", "text"}
     assert LongAttentionConfig.from_dict(towers["vision"]).for_layer(1) == ("window", {"window": 4, "dilation": [2]})
     assert towers["text"] == {"mechanism": "union", "of": "window:window=8,dilation=2+full"}
 
 
-def test_no_option_has_the_name_of_a_tower() -> None:
+def test_no_option_of_a_mechanism_has_the_name_of_a_tower() -> None:
     assert not {option.name for name in list_mechanisms() for option in mechanism_info(name).options} & set(TOWERS)
 
 
@@ -44,6 +44,6 @@ def test_no_option_has_the_name_of_a_tower() -> None:
         ("", "names no tower"),
     ],
 )
-def test_what_names_no_towers_is_refused(text: str, sentence: str) -> None:
+def test_read_towers_refuses_text_that_names_no_towers(text: str, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         read_towers(text)

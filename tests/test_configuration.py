@@ -7,7 +7,7 @@ from hf_longattn.errors import OptionError, UnknownMechanismError
 from tests.cells import every_cell
 
 
-def test_layers_override_the_default() -> None:
+def test_layers_of_a_config_override_its_default() -> None:
     config = LongAttentionConfig(
         "longformer", window=256, layers={0: {"window": 64}, "3": {"mechanism": "window"}, 5: {"mechanism": "full"}}
     )
@@ -17,7 +17,7 @@ def test_layers_override_the_default() -> None:
     assert config.for_layer(5) == ("full", {})
 
 
-def test_json_round_trip() -> None:
+def test_config_of_attention_is_equal_after_json() -> None:
     config = LongAttentionConfig("longformer", window=256, global_tokens=(0, 5), layers={2: {"mechanism": "window", "window": 32}})
     again = LongAttentionConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
@@ -26,7 +26,7 @@ def test_json_round_trip() -> None:
     assert config != LongAttentionConfig("longformer", window=128)
 
 
-def test_prints_a_readable_table() -> None:
+def test_config_of_attention_prints_a_table_of_layers() -> None:
     config = LongAttentionConfig("window", window=256, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
     assert config.table(12).splitlines() == [
         "layers  mechanism     options",
@@ -53,18 +53,18 @@ def test_prints_a_readable_table() -> None:
         ({"mechanism": "longformer", "global_tokens": [-1]}, OptionError, "count from 0"),
     ],
 )
-def test_bad_values_get_a_sentence(arguments: dict, error: type[Exception], says: str) -> None:
+def test_config_of_attention_refuses_bad_names_values_and_layers(arguments: dict, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says.replace("?", r"\?")):
         LongAttentionConfig(**arguments)
 
 
-def test_overrides_beyond_the_last_layer_are_refused() -> None:
+def test_config_refuses_overrides_beyond_the_last_layer() -> None:
     config = LongAttentionConfig("window", layers={12: {"window": 64}})
     with pytest.raises(OptionError, match="use 0 to 11"):
         config.check_layers(12)
 
 
-def test_options_read_from_a_command_line() -> None:
+def test_config_reads_options_typed_as_text() -> None:
     config = LongAttentionConfig("longformer", window="128", global_tokens="0+7")
     assert config.options == {"window": 128, "global_tokens": [0, 7]}
 
@@ -80,7 +80,7 @@ SHORT_LINES = {
 
 
 @pytest.mark.parametrize("line", SHORT_LINES)
-def test_layers_in_one_line(line: str) -> None:
+def test_config_reads_layers_in_one_line(line: str) -> None:
     config = LongAttentionConfig("window", window=256, layers=line)
     for index, (name, window) in SHORT_LINES[line].items():
         mechanism, options = config.for_layer(index)
@@ -90,7 +90,7 @@ def test_layers_in_one_line(line: str) -> None:
     assert again.table(12) == config.table(12)
 
 
-def test_a_pattern_in_turn_needs_no_default_and_prints() -> None:
+def test_layers_in_turn_need_no_default_and_print() -> None:
     config = LongAttentionConfig(layers="2*window:window=8,full;0=full")
     assert config.mechanism == "window"
     assert config.to_dict() == {
@@ -126,21 +126,17 @@ def test_a_pattern_in_turn_needs_no_default_and_prints() -> None:
         ({"in_turn": 4}, "a list to take in turn"),
     ],
 )
-def test_bad_lines_get_a_sentence(layers: object, says: str) -> None:
+def test_config_refuses_bad_lines_of_layers(layers: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         LongAttentionConfig("window", layers=layers)
-
-
-def test_the_table_writes_a_mechanism_inside_an_option_as_it_is_typed() -> None:
-    config = LongAttentionConfig("hybrid", features="taylor:feature_dim=8")
-    assert config.table(2).endswith("  features=taylor:feature_dim=8")
 
 
 @pytest.mark.parametrize(
     ("mechanism", "options", "told"),
     [("longformer", {"global_tokens": 0}, "global_tokens=position 0"), ("longformer", {"global_tokens": ()}, "global_tokens=none"),
-     ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"), ("window", {"dilation": (1, 2)}, "dilation=1,2")],
+     ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"), ("window", {"dilation": (1, 2)}, "dilation=1,2"),
+     ("hybrid", {"features": "taylor:feature_dim=8"}, "features=taylor:feature_dim=8")],
 )  # fmt: skip
-def test_tables_tell_positions_from_numbers(mechanism: str, options: dict, told: str) -> None:
+def test_table_of_layers_tells_positions_from_numbers(mechanism: str, options: dict, told: str) -> None:
     """A bare global_tokens=0 reads as "none", and is the first token."""
     assert told in LongAttentionConfig(mechanism, **options).table(2)

@@ -30,7 +30,7 @@ def python_without_extras(code: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_converting_training_publishing_and_the_way_back(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_without_extras_and_export_names_its_extra(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
     found = python_without_extras(
         """
@@ -77,25 +77,20 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
     assert "all of them ran" in found
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from pathlib import Path; from hf_longattn.cli.plot import check_image; check_image(Path('a.png'))",
-        "from hf_longattn.training import ModelArguments; ModelArguments(model='short', use_peft=True)",
-    ],
-)
-def test_an_import_says_which_extra_brings_what_is_missing(
-    code: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imports_without_extras_name_the_extra_to_install(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
-    refused = f"""
+    refused = """
+        from pathlib import Path
+        from hf_longattn.cli.plot import check_image
         from hf_longattn.errors import MissingExtraError
-        try:
-            {code}
-        except MissingExtraError as error:
-            print(error)
+        from hf_longattn.training import ModelArguments
+        for call in (lambda: check_image(Path("a.png")), lambda: ModelArguments(model="short", use_peft=True)):
+            try:
+                call()
+            except MissingExtraError as error:
+                print(error)
         """
-    assert "type pip install 'hf-longattn[" in python_without_extras(refused, tmp_path)
+    assert python_without_extras(refused, tmp_path).count("type pip install 'hf-longattn[") == 2
 
 
 COMMANDS = [
@@ -116,7 +111,7 @@ COMMANDS = [
 
 
 @every_cell(("line", "package"), COMMANDS)
-def test_what_is_missing_is_told_before_anything_is_read(
+def test_commands_name_a_missing_extra_before_they_read_anything(
     line: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,7 +125,7 @@ def test_what_is_missing_is_told_before_anything_is_read(
     assert package in EXTRAS[extra]
 
 
-def test_a_metric_says_which_extra_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_name_the_extra_that_computes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, package, prediction in (
         ("rouge", "rouge_score", "a"), ("entities", "seqeval", ["O"]), ("ranking", "sklearn", [1, 0]), ("correlation", "scipy", 1.0),
         ("wer", "jiwer", "a"),
@@ -141,7 +136,7 @@ def test_a_metric_says_which_extra_computes_it(monkeypatch: pytest.MonkeyPatch) 
             load_metric(name).compute(predictions=[prediction] * 2, references=[prediction] * 2)
 
 
-def test_the_extras_are_those_of_the_project(repository: Path) -> None:
+def test_extras_of_errors_are_those_of_pyproject(repository: Path) -> None:
     declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra, packages in EXTRAS.items():
         known = [requirement for requirement in declared[extra] if not requirement.startswith("hf-longattn")]
@@ -149,7 +144,7 @@ def test_the_extras_are_those_of_the_project(repository: Path) -> None:
         assert set(packages.values()) <= {requirement for requirements in declared.values() for requirement in requirements}, extra
 
 
-def test_a_missing_package_is_a_sentence_and_an_import_error() -> None:
+def test_needs_extra_raises_an_import_error_with_one_sentence() -> None:
     with pytest.raises(MissingExtraError, match=r"'no_such_package'.*pip install 'no_such_package'") as refused, needs_extra("peft"):
         import no_such_package  # noqa: F401
     assert isinstance(refused.value, LongAttentionError)

@@ -7,16 +7,10 @@ import importlib
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
@@ -38,7 +32,7 @@ def check_documents() -> None:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_made_parts_are_up_to_date(whole: bool, repository: Path) -> None:
+def test_generated_parts_of_documents_are_up_to_date(whole: bool, repository: Path) -> None:
     """The quick test derives no family anew; tests/modeling/test_derived.py does it for a sample."""
     command = ("-m", "scripts.dev.tools.update_docs", "--check") if whole else (check_documents,)
     done = run_fresh(*command, cwd=repository)
@@ -46,7 +40,7 @@ def test_made_parts_are_up_to_date(whole: bool, repository: Path) -> None:
 
 
 @every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_of_documents_lead_to_files(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing
@@ -63,7 +57,7 @@ PRESENT = [path for path in DOCUMENTS if path.stem != "CHANGELOG" and path.paren
 
 
 @every_cell("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
+def test_scripts_and_make_targets_that_documents_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text)))) <= targets
@@ -108,54 +102,7 @@ def test_modules_that_texts_and_comments_name_exist() -> None:
     assert not missing, "\n".join(f"{path.relative_to(ROOT)}: {name}" for path, name in missing)
 
 
-@pytest.fixture
-def small_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with small models by the names that the documents use."""
-    monkeypatch.chdir(tmp_path)
-    words = WordLevel({word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "A", "long", "document"])}, "[UNK]")
-    backend = Tokenizer(words)
-    backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_max_length=500)
-    sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    short = BertModel(BertConfig(**sizes, max_position_embeddings=64))
-    long = hf_longattn.LongBertModel(
-        hf_longattn.LongBertConfig(**sizes, max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 32})
-    )
-    decoder = hf_longattn.LongGPT2LMHeadModel(
-        hf_longattn.LongGPT2Config(
-            vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=4096, eos_token_id=None, bos_token_id=None,
-            long_attention={"mechanism": "window", "window": 32, "num_sinks": 4},
-        )
-    )  # fmt: skip
-    for name, model in {"bert-4096": long, "gpt2-4096": decoder, "google-bert/bert-base-uncased": short}.items():
-        model.save_pretrained(name)
-        tokenizer.save_pretrained(name)
-
-
-def python_of(path: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"text": ["A long document " * number for number in range(1, 9)], "label": [0, 1] * 4})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-    [code] = python_of(ROOT / "docs" / "how-to" / "train.md")
-    names: dict[str, Any] = {}
-    brief = code.replace("learning_rate=3e-5", 'num_train_epochs=1, use_cpu=True, report_to="none"')
-    exec(compile(brief, "train.md", "exec"), names)
-    assert names["trainer"].state.global_step == 1
-
-
-def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = python_of(ROOT / "docs" / "how-to" / "embed.md")
-    names: dict[str, Any] = {}
-    exec(compile(code, "embed.md", "exec"), names)
-    assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
-    assert re.fullmatch(r"\d+ \d+\n", capsys.readouterr().out)
-
-
-def test_the_walks_through_the_code_name_what_is_there() -> None:
+def test_walks_in_architecture_name_functions_that_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     walks = re.split(r"^### ", text.split("\n## Four walks through the code\n")[1].split("\n## ")[0], flags=re.M)[1:]
     for walk in walks:
@@ -168,7 +115,7 @@ def test_the_walks_through_the_code_name_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("folder", ["scripts", "scripts/dev"])
-def test_an_index_names_every_module_of_its_folder(folder: str) -> None:
+def test_readme_of_scripts_names_every_module_of_its_folder(folder: str) -> None:
     index = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     named = {name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([\w/.]+)`", index)}
     folders = [ROOT / folder, ROOT / folder / "studies", ROOT / folder / "tools"] if folder == "scripts/dev" else [ROOT / folder]
@@ -176,7 +123,7 @@ def test_an_index_names_every_module_of_its_folder(folder: str) -> None:
     assert found - {"__init__", "__pycache__"} <= named
 
 
-def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(\"\"\"My attention.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert code is not None
     (tmp_path / "my_attention.py").write_text(code[1], encoding="utf-8")
@@ -192,14 +139,6 @@ def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch
         assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").covering(300, causal)).covers(300, causal)
     with pytest.raises(OptionError, match="must be at least 1"):
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
-
-
-def test_images_of_any_mode_are_read_in_colour() -> None:
-    """A grey or a transparent image has another number of channels than models read."""
-    texts = {path: path.read_text(encoding="utf-8") for path in (*DOCUMENTS, ROOT / "hf_longattn/hub/usage.jinja")}
-    opened = {path.name: re.findall(r'Image\.open\(\w*"?[^)]*\)(?:\.convert\("RGB"\))?', text) for path, text in texts.items()}
-    plain = {name: calls for name, found in opened.items() if (calls := [call for call in found if not call.endswith('("RGB")')])}
-    assert not plain
 
 
 FOREIGN_QUOTES = {"… does not recognize this architecture", "LOAD REPORT", "Unable to create tensor"}

@@ -47,7 +47,7 @@ def pairs(first: int, second: int, last: int, causal: bool) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_pair_is_hidden_where_no_softmax_gives_it_a_weight(dtype: torch.dtype) -> None:
+def test_hidden_pairs_are_those_without_weight_in_any_softmax(dtype: torch.dtype) -> None:
     """Also beside a score that is lower by 200. In fp64, because other dtypes give even fewer pairs a weight."""
     for fill in FILLS:
         row = torch.tensor([0.0, max(fill, torch.finfo(dtype).min)], dtype=dtype)
@@ -61,13 +61,13 @@ def test_a_pair_is_hidden_where_no_softmax_gives_it_a_weight(dtype: torch.dtype)
     assert hidden_pairs(torch.tensor([[0.0, 2000.0]], dtype=dtype)).tolist() == [[True, False]]
 
 
-def test_rows_without_a_visible_pair_are_hidden_and_rows_that_are_low_everywhere_are_not() -> None:
+def test_hidden_pairs_are_whole_empty_rows_but_not_rows_that_are_low_everywhere() -> None:
     empty = torch.tensor([[-1e4, -1e4, -1e4], [-1e9, -2e9, -1e9], [float("-inf")] * 3, [torch.finfo(torch.float32).min] * 3])
     assert hidden_pairs(empty).all()
     assert hidden_pairs(torch.tensor([[-1500.0, -1501.0, -1e9]])).tolist() == [[False, False, True]]
 
 
-def test_biases_are_no_documents() -> None:
+def test_biases_of_scores_are_not_read_as_documents() -> None:
     """ALiBi far beyond the length at which it hides a pair, T5-like terms, and a bias that is low everywhere."""
     places = torch.arange(1200)
     alibi = -0.95 * (places[:, None] - places).abs().float()
@@ -81,7 +81,10 @@ def test_biases_are_no_documents() -> None:
 
 @every_cell(("mechanism", "causal"), list(itertools.product(MECHANISMS, (False, True))), ids=str)
 def test_every_fill_of_a_mask_keeps_documents_and_padding_apart(mechanism: str, causal: bool) -> None:
-    """What the documents' own rows give, with padding before and behind them. One mask serves both rows of the batch."""
+    """What the documents' own rows give, with padding before and behind them. One mask serves both rows of the batch.
+
+    Every fill and dtype is tried with one mechanism: what a mask hides is decided before a mechanism runs.
+    """
     for first, second, last in ((6, 20, 35), (7, 0, LENGTH), (0, 0, 31)):
         seen, real = pairs(first, second, last, causal)
         expected = attended(mechanism, seen[None, None], causal)
@@ -89,14 +92,15 @@ def test_every_fill_of_a_mask_keeps_documents_and_padding_apart(mechanism: str, 
             if begin < end:
                 alone = attended(mechanism, ((torch.arange(LENGTH) >= begin) & (torch.arange(LENGTH) < end)).expand(2, -1), causal)
                 assert (expected - alone)[:, begin:end].abs().max() < 1e-5
-        for dtype, fill in [*((torch.float32, fill) for fill in FILLS), *((dtype, -1e4) for dtype in DTYPES)]:
+        filled = [*((torch.float32, fill) for fill in FILLS), *((dtype, -1e4) for dtype in DTYPES)]
+        for dtype, fill in filled if mechanism == "window" else filled[:1]:
             additive = torch.zeros(1, 1, LENGTH, LENGTH, dtype=dtype).masked_fill(~seen, max(fill, torch.finfo(dtype).min))
             assert torch.equal(attended(mechanism, additive, causal)[:, real], expected[:, real])
 
 
 @every_cell("mechanism", MECHANISMS)
 @every_cell("fill", [-5.0, -20.0, -100.0, -500.0])
-def test_documents_that_a_softmax_still_sees_are_exact_or_refused(mechanism: str, fill: float) -> None:
+def test_masks_that_hide_documents_too_little_are_exact_or_refused(mechanism: str, fill: float) -> None:
     seen, _ = pairs(0, 15, LENGTH, True)
     additive = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~seen, fill)
     if mechanism in ("window", "top_k"):  # patterns of distances and contents
@@ -112,13 +116,13 @@ def test_documents_that_a_softmax_still_sees_are_exact_or_refused(mechanism: str
         assert (attended(mechanism, additive, True).transpose(1, 2) - expected).abs().max() < 1e-5
 
 
-def test_a_mask_that_is_neither_is_refused() -> None:
+def test_masks_of_wrong_dtype_or_shape_are_refused() -> None:
     for mask in (torch.ones(2, 1, LENGTH, LENGTH).long(), torch.zeros(2, 3, LENGTH, LENGTH), torch.zeros(3, 1, LENGTH, LENGTH)):
         with pytest.raises(MaskError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"):
             attended("window", mask, False)
 
 
-def test_a_query_whose_own_key_is_hidden_keeps_its_output() -> None:
+def test_query_whose_own_key_is_hidden_keeps_its_output() -> None:
     q, k, v = torch.randn(3, 2, 4, LENGTH, 8, generator=torch.Generator().manual_seed(0)) * 2
     seen = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
     seen[..., 5] = False

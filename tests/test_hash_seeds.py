@@ -16,8 +16,8 @@ from tests.warm import run_fresh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [pytest.param("inputs", marks=pytest.mark.slow), pytest.param("search", marks=pytest.mark.slow)])
-def test_two_hash_seeds_draw_the_same(what: str, tmp_path: Path, repository: Path) -> None:
+@pytest.mark.parametrize("what", ["inputs", "search"])
+def test_training_inputs_and_searches_are_the_same_under_every_hash_seed(what: str, tmp_path: Path, repository: Path) -> None:
     """With a seed of its own, and with that of this run's fresh processes, which is random unless the run has one."""
     checkpoint("mlm", tmp_path / "model", tokenizer_of("bert", 64))
     command = ["-m", "tests.hash_seeds", what]

@@ -161,7 +161,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
 
 
 @pytest.mark.parametrize("page", pages_with_blocks())
-def test_the_page_names_what_it_needs(
+def test_a_page_names_all_packages_that_its_code_blocks_need(
     page: str, environment: Environment, stand_ins: StandIns, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = environment(installs(page))

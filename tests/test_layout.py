@@ -88,19 +88,23 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> Iterator[tuple[int, str]]:
-    """(line, dotted target) of every import of ``packages`` in a file, relative ones resolved."""
-    package = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts]
+@functools.cache
+def every_import(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted target) of every import in a file, relative ones resolved."""
+    package, found = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts], list[tuple[int, str]]()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) + 1 - node.level] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from ((node.lineno, name) for name in names if name.split(".")[0] in packages)
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
+
+
+def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> list[tuple[int, str]]:
+    """The imports of ``packages`` in a file."""
+    return [(line, name) for line, name in every_import(path) if name.split(".")[0] in packages]
 
 
 def is_module(*parts: str) -> bool:
@@ -123,7 +127,7 @@ def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-def test_imports_go_one_way() -> None:
+def test_rooms_import_lower_layers_only() -> None:
     room_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
     unknown = {*room_of.values()} - {*LAYER}
     assert not unknown, f"{sorted(unknown)} are new: give them a layer in {Path(__file__).name} and in docs/architecture.md"
@@ -137,7 +141,7 @@ def test_imports_go_one_way() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_imports_inside_a_room_go_one_way(room: str) -> None:
+def test_modules_of_a_room_import_lower_layers_only(room: str) -> None:
     folder, layers = PACKAGE / room, ROOMS[room]
     module_at = {path: path.relative_to(folder).parts[0].removesuffix(".py") for path in sorted(folder.rglob("*.py"))}
     unknown = {*module_at.values()} - {*layers}
@@ -265,21 +269,7 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
     assert not found, f"a mechanism's behaviour belongs into its own file: {'; '.join(found)}"
 
 
-def test_only_the_module_of_score_terms_asks_which_kind_a_term_is() -> None:
-    home = PACKAGE / "engines" / "common" / "score_terms.py"
-    kinds = {node.name for node in tree_of(home).body if isinstance(node, ast.ClassDef)}
-    assert "DistanceBias" in kinds
-    found = [
-        f"{place(path, node.lineno)} {ast.unparse(node)}"
-        for path in MODULES
-        for node in ast.walk(tree_of(path))
-        if path != home and isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass")
-        if kinds & {leaf.id for leaf in ast.walk(node.args[1]) if isinstance(leaf, ast.Name)}
-    ]
-    assert not found, f"ask the term by a method or a field of ScoreTerm: {'; '.join(found)}"
-
-
-def test_the_rules_catch_what_they_are_for() -> None:
+def test_rules_of_layers_catch_imports_that_break_them() -> None:
     assert forbidden("engines", "hf_longattn.mechanisms.window")
     assert forbidden("conversion", "hf_longattn.hub.card")
     assert forbidden("conversion", "hf_longattn.export")

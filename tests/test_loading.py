@@ -79,7 +79,7 @@ def said() -> Iterator[list[str]]:
 
 
 @pytest.mark.thorough
-def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> None:
+def test_load_model_logs_new_and_unused_weights_in_a_sentence(folder: str, said: list[str]) -> None:
     load_model(AutoModelForMaskedLM, folder)
     assert said == []
     model = load_model(AutoModelForSequenceClassification, folder, num_labels=3)
@@ -100,7 +100,7 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
     assert said == [f"{folder}: classifier is new, since it is of another size there."]
 
 
-def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
+def test_load_model_refuses_new_weights_where_nothing_is_trained(folder: str) -> None:
     load_model(AutoModelForMaskedLM, folder, complete=True)
     with pytest.raises(CheckpointError, match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a"):
         load_model(AutoModelForSequenceClassification, folder, complete=True)
@@ -110,7 +110,7 @@ def test_where_nothing_is_trained_new_weights_are_refused(folder: str) -> None:
         load_model(AutoModelForSequenceClassification, folder, complete=True, **label_config(list("abcde")))
 
 
-def test_pickled_weights_are_refused(folder: str, server: Hub) -> None:
+def test_load_model_and_load_lm_refuse_pickled_weights(folder: str, server: Hub) -> None:
     to_pickle(folder)
     server.add("someone/pickled", Path(folder))
     for name in (folder, "someone/pickled"):
@@ -121,7 +121,7 @@ def test_pickled_weights_are_refused(folder: str, server: Hub) -> None:
                 load(name)
 
 
-def test_pickled_modules_of_a_sentence_model_are_refused(folder: str, server: Hub) -> None:
+def test_load_sentence_model_refuses_pickled_modules(folder: str, server: Hub) -> None:
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.modules import Dense
 
@@ -138,7 +138,7 @@ def test_pickled_modules_of_a_sentence_model_are_refused(folder: str, server: Hu
             load_sentence_model(sentence_transformers.SentenceTransformer, name, device="cpu")
 
 
-def test_an_encoder_that_lacks_weights_is_not_scored_and_its_pooler_does_not_count(folder: str) -> None:
+def test_sentence_model_that_lacks_weights_is_refused_but_may_lack_a_pooler(folder: str) -> None:
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
     loader, encoder, beside = sentence_transformers.SentenceTransformer, "encoder.layer.0.output.dense", Path(folder, "0_Transformer")
     load_sentence_model(loader, folder, complete=True, device="cpu")  # of a masked LM, which has no pooler
@@ -162,7 +162,7 @@ def test_an_encoder_that_lacks_weights_is_not_scored_and_its_pooler_does_not_cou
     load_sentence_model(loader, folder, device="cpu")
 
 
-def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: Hub) -> None:
+def test_load_config_refuses_an_adapter_without_a_model(folder: str, server: Hub) -> None:
     described = Path(folder, "config.json")
     described.rename(described.with_name("adapter_config.json"))
     server.add("someone/adapter", Path(folder))
@@ -171,7 +171,7 @@ def test_what_auto_classes_cannot_read_alone_is_a_sentence(folder: str, server: 
             load_config(name)
 
 
-def test_a_processor_that_transformers_does_not_have_is_a_sentence(folder: str) -> None:
+def test_load_sentence_model_refuses_unknown_processors(folder: str) -> None:
     """transformers looks for names that contain it, in a module for each model type."""
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
     Path(folder, "processor_config.json").write_text(json.dumps({"processor_class": "Processor"}))
@@ -180,7 +180,7 @@ def test_a_processor_that_transformers_does_not_have_is_a_sentence(folder: str) 
             load_sentence_model(loader, folder, device="cpu")
 
 
-def test_a_revision_is_for_a_repository(tmp_path: Path) -> None:
+def test_commands_refuse_a_revision_of_a_folder(tmp_path: Path) -> None:
     room = Room.make(tmp_path / "room")
     (tmp_path / "out").mkdir()
     program: Any = typer.main.get_command(app)
@@ -197,7 +197,7 @@ def plain_tokenizer(**tokens: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
 
 
-def test_a_table_smaller_than_the_tokenizer_is_refused() -> None:
+def test_check_token_ids_refuses_tables_smaller_than_the_tokenizer() -> None:
     """Whichever way the tokens came; the table may be larger."""
     added: dict[str, Any] = {
         "a word": lambda tokenizer: tokenizer.add_tokens(["covid"]),
@@ -224,7 +224,7 @@ def test_a_table_smaller_than_the_tokenizer_is_refused() -> None:
         check_token_ids(plain_tokenizer(eos_token="[SEP]"), BertConfig(vocab_size=rows - 5), "folder")
 
 
-def test_a_placeholder_of_images_needs_no_row(tmp_path: Path) -> None:
+def test_check_token_ids_needs_no_row_for_a_placeholder_of_images(tmp_path: Path) -> None:
     """Gemma 3's models of texts have no row for the ``image_token`` of their tokenizer, which no text becomes."""
     tokenizer = plain_tokenizer(eos_token="[SEP]", extra_special_tokens={"image_token": "<image_soft_token>"})
     rows = len(tokenizer) - 1
@@ -237,7 +237,7 @@ def test_a_placeholder_of_images_needs_no_row(tmp_path: Path) -> None:
         check_token_ids(tokenizer, LlamaConfig(vocab_size=rows), "folder")
 
 
-def test_a_tokenizer_pads_with_its_end_token_for_every_kind_of_model(tmp_path: Path) -> None:
+def test_tokenizers_without_padding_pad_with_their_end_token_in_every_loader(tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     tokenizer = plain_tokenizer(bos_token="[CLS]", eos_token="[SEP]")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
@@ -261,7 +261,7 @@ def test_a_tokenizer_pads_with_its_end_token_for_every_kind_of_model(tmp_path: P
         load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")
 
 
-def test_a_model_without_a_head_for_questions_is_a_sentence(tmp_path: Path) -> None:
+def test_load_qa_model_refuses_architectures_without_a_head_for_questions(tmp_path: Path) -> None:
     tokenizer = plain_tokenizer(eos_token="[SEP]")
     tokenizer.save_pretrained(tmp_path)
     EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from hf_longattn.cli import main
 from tests.cells import every_cell
-from tests.damage import CONVERT, convert, make_checkpoint
-from tests.hub_server import serve
+from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
+from tests.grids import drawn
 from tests.hub_state import WRITER, Hub
 
 SECONDS = 60
@@ -32,6 +32,7 @@ SECONDS = 60
 VALUES: tuple[Any, ...] = (
     5, -1, 1.5, 10**7, 10**30, True, None, "x", "9" * 30, "\ud800", [], {}, [["a"]], {"a": 5}, {"a": [{"b": {"c": [1, None, {}]}}]},
 )  # fmt: skip
+FILES_OF_ANY_BYTES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE")
 REPO = "writer/odd"
 Command = tuple[str, ...]
 
@@ -65,13 +66,6 @@ def wholes() -> Iterator[dict[str, Path]]:
         (made["bert"] / "README.md").write_text("---\nlicense: mit\nlanguage: en\ntags: [letters]\n---\n# Short\n")
         assert convert(made["bert"], place / "long", *CONVERT)[0] == 0
         yield {**made, "long": place / "long"}
-
-
-@pytest.fixture
-def server(hub: Callable[[str], None]) -> Iterator[Hub]:
-    with serve(Hub()) as running:
-        hub(running.endpoint)
-        yield running
 
 
 class Hangs(BaseException):
@@ -144,7 +138,9 @@ def examples(count: int) -> Callable[[Any], Any]:
 @pytest.mark.thorough
 @every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 @every_cell(("checkpoint", "file"), FILES, of=3)
-def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
+def test_commands_refuse_or_take_any_value_in_a_field_of_a_file(
+    checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub
+) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 
 
@@ -165,7 +161,7 @@ def check_an_odd_value(checkpoint: str, file: str, wholes: dict[str, Path], data
 @pytest.mark.slow
 @examples(6)
 @given(data=st.data())
-def test_an_odd_value_in_what_is_exported(data: st.DataObject, wholes: dict[str, Path]) -> None:
+def test_export_refuses_or_takes_any_value_in_a_field_of_the_config(data: st.DataObject, wholes: dict[str, Path]) -> None:
     values = json.loads((wholes["long"] / "config.json").read_text())
     way, value = data.draw(st.sampled_from(list(places(values)))), data.draw(st.sampled_from(VALUES))
     check(wholes["long"], "config.json", json.dumps(changed(values, way, value)), (EXPORT,))
@@ -184,7 +180,7 @@ HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
 
 
 @pytest.mark.parametrize("case", HUGE)
-def test_a_count_beyond_all_bounds_is_refused_at_once(case: str, wholes: dict[str, Path], server: Hub) -> None:
+def test_commands_refuse_huge_counts_in_a_config_at_once(case: str, wholes: dict[str, Path], server: Hub) -> None:
     checkpoint, fields, commands = HUGE[case]
     values = json.loads((wholes[checkpoint] / "config.json").read_text())
     check(wholes[checkpoint], "config.json", json.dumps({**values, **fields}), commands)
@@ -193,7 +189,7 @@ def test_a_count_beyond_all_bounds_is_refused_at_once(case: str, wholes: dict[st
 @pytest.mark.parametrize(
     "flag", [["--layers", "0-999999999=full"], ["--layers", "999999999*full"], ["--verify-text", "PIPE"], ["--config", "PIPE"]]
 )
-def test_a_flag_beyond_all_bounds_is_refused_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_refuses_huge_flags_and_pipes_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code, err = run("convert", wholes["bert"], tmp_path / "out", *(str(tmp_path / "pipe") if word == "PIPE" else word for word in flag))
     assert code in (1, 2), err
@@ -201,7 +197,7 @@ def test_a_flag_beyond_all_bounds_is_refused_at_once(flag: list[str], wholes: di
 
 
 @pytest.mark.parametrize("file", ["README.md", "conversion_report.json", "config.json"])
-def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
+def test_commands_do_not_open_a_pipe_in_a_checkpoint(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
     shutil.copytree(wholes["long"], tmp_path / "model")
     (tmp_path / "model" / file).unlink()
     os.mkfifo(tmp_path / "model" / file)
@@ -213,8 +209,46 @@ def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tm
 
 @pytest.mark.thorough
 @every_cell("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
-def test_an_option_named_as_an_argument_is_no_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")
         assert code == 1, err
         assert "no option" in err or "not an option" in err, err
+
+
+def converted_or_refused(whole: Path, damage: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(whole, Path(folder) / "source")
+        damage(Path(folder) / "source")
+        refused_or_whole(Path(folder) / "source", Path(folder))
+
+
+@pytest.mark.thorough
+@examples(25)
+@given(data=st.data())
+def test_convert_refuses_or_converts_weights_with_changed_bytes(wholes: dict[str, Path], data: st.DataObject) -> None:
+    raw = bytearray(weights(wholes["bert"]).read_bytes())
+    header = 8 + int.from_bytes(raw[:8], "little")
+    at = data.draw(st.integers(0, header - 1) | st.integers(0, len(raw) - 1))
+    new = data.draw(st.binary(max_size=9))
+    raw[at : at + data.draw(st.integers(0, 9))] = new
+    converted_or_refused(wholes["bert"], lambda source: weights(source).write_bytes(raw))
+
+
+@pytest.mark.thorough
+@examples(30)
+@given(data=st.data())
+def test_convert_refuses_or_converts_any_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
+    whole = wholes[data.draw(st.sampled_from(["bert", "llama"]))]
+    file = data.draw(st.sampled_from(sorted(path.name for path in whole.iterdir())))
+    raw = (whole / file).read_bytes()
+    converted_or_refused(whole, lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))
+
+
+@drawn(30, 8, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    file=st.sampled_from(FILES_OF_ANY_BYTES),
+    content=st.binary(max_size=60) | st.sampled_from(VALUES).map(lambda value: json.dumps(value).encode()),
+)
+def test_convert_refuses_or_converts_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes) -> None:
+    converted_or_refused(wholes["bert"], lambda source: (source / file).write_bytes(content))

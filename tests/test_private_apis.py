@@ -52,7 +52,7 @@ NAMED_ONLY = LISTED | {*MARKS, "TENSOR_PROCESSORS"}
 
 
 @every_cell("name", PRIVATE_APIS)
-def test_each_is_in_the_installed_versions(name: str) -> None:
+def test_private_apis_are_in_the_installed_versions(name: str) -> None:
     for where in PRIVATE_APIS[name]:
         if (library := re.split("[.:]", where)[0]) in ("peft", "sentence_transformers"):
             pytest.importorskip(library)
@@ -60,13 +60,13 @@ def test_each_is_in_the_installed_versions(name: str) -> None:
 
 
 @every_cell("where", OVERRIDDEN)
-def test_each_overridden_method_is_in_the_installed_version_and_in_a_class_of_ours(where: str, repository: Path) -> None:
+def test_overridden_private_methods_exist_and_are_overridden_here(where: str, repository: Path) -> None:
     assert callable(resolve(where))
     overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/trainer.py", "families/whisper.py"))
     assert any(f"def {where.rpartition('.')[2]}(" in path.read_text(encoding="utf-8") for path in overriding)
 
 
-def test_the_versions_are_those_that_are_tested(repository: Path) -> None:
+def test_tested_versions_are_those_of_pyproject_and_constraints(repository: Path) -> None:
     """The lowest by ``make test-lowest``, the pinned ones by every other run."""
     allowed, pinned = ((repository / file).read_text(encoding="utf-8") for file in ("pyproject.toml", "constraints.txt"))
     for library, (first, last) in TESTED.items():
@@ -122,7 +122,7 @@ def parts(name: str) -> set[str]:
     return {part for where in PRIVATE_APIS[name] for part in re.split("[.:]", where)} & LISTED
 
 
-def test_each_is_touched_only_where_it_may_be_missing(repository: Path) -> None:
+def test_private_names_are_used_only_in_files_that_look_them_up(repository: Path) -> None:
     """A file that touches a private name also gives our name of its API to look_up, missing or warn_missing."""
     read = {file: nodes for file, nodes in nodes_of_files(repository) if file != HOME}
     ours = {name for nodes in read.values() for name in names_of_ours(nodes) if name.startswith("_")} - LISTED
@@ -138,21 +138,11 @@ def test_each_is_touched_only_where_it_may_be_missing(repository: Path) -> None:
     assert {*PRIVATE_APIS} - {"initialised"} <= set().union(*asked.values()), "an entry that nothing uses"
 
 
-def test_without_one_there_is_a_sentence(repository: Path) -> None:
+def test_each_missing_private_api_is_named_in_a_sentence(repository: Path) -> None:
     """Each is removed in a separate process."""
-    sentences = lines_of("sentences", repository)
+    done = run_fresh("-m", "tests.removed_apis", cwd=repository)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sentences = done.stdout.splitlines()
     assert len(sentences) == len(PRIVATE_APIS) - 1
     for sentence in sentences:
         assert re.search(r"has no .*, which hf_longattn uses; install .*, with which it is tested\.", sentence), sentence
-
-
-@pytest.mark.slow
-def test_nothing_private_is_needed_to_import_the_package(repository: Path) -> None:
-    assert lines_of("imports", repository)[-1:] == ["imported"]
-
-
-def lines_of(what: str, repository: Path) -> list[str]:
-    """The output of :mod:`tests.removed_apis` in a process of its own."""
-    done = run_fresh("-m", "tests.removed_apis", what, cwd=repository)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()

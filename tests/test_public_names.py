@@ -12,7 +12,7 @@ from tests.cells import every_cell
 
 
 @every_cell("name", hf_longattn.__all__)
-def test_public_names(name: str) -> None:
+def test_public_names_of_the_package_are_imported_on_first_use(name: str) -> None:
     assert getattr(hf_longattn, name).__module__.startswith("hf_longattn.")
     assert name in dir(hf_longattn)
 
@@ -23,13 +23,13 @@ def test_attend_stays_the_function_when_its_module_is_imported() -> None:
     assert hf_longattn.attend is module.attend
 
 
-def test_long_classes_and_packages() -> None:
+def test_long_classes_and_rooms_are_attributes_of_the_package() -> None:
     assert hf_longattn.LongBertForQuestionAnswering.__name__ == "LongBertForQuestionAnswering"
     assert "LongGPT2LMHeadModel" in dir(hf_longattn)
     assert hf_longattn.families.FAMILIES["bert"].config_class is hf_longattn.LongBertConfig
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_of_the_package_are_attribute_errors() -> None:
     for name in ("LongNothing", "nothing", "_nothing"):
         with pytest.raises(AttributeError, match=name):
             getattr(hf_longattn, name)

@@ -15,7 +15,7 @@ from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_lo
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
 from hf_longattn.hub import write_remote_code
-from hf_longattn.reading import FORMAT, check_format
+from hf_longattn.reading import FORMAT
 from hf_longattn.reading import FORMAT_FIELD as FIELD
 
 SHAPE: dict[str, Any] = {
@@ -51,7 +51,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_the_format_is_written(long_folder: Path, generic_folder: Path) -> None:
+def test_config_json_has_the_number_of_the_format(long_folder: Path, generic_folder: Path) -> None:
     for folder in (long_folder, generic_folder):
         assert json.loads((folder / "config.json").read_text())[FIELD] == FORMAT
     assert FIELD not in vars(AutoConfig.from_pretrained(long_folder))
@@ -61,14 +61,14 @@ def test_the_format_is_written(long_folder: Path, generic_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [FORMAT, None])
-def test_a_file_of_this_format_or_without_a_number_is_read_as_it_is(number: int | None, long_folder: Path) -> None:
+def test_configs_of_this_format_or_without_a_number_are_read(number: int | None, long_folder: Path) -> None:
     change(long_folder, **{FIELD: number})
     for read in READERS.values():
         assert read(long_folder).long_attention.to_dict() == {"mechanism": "window", "window": 8}
 
 
 @pytest.mark.parametrize("number", [FORMAT + 1, 0, "1", True, 1.0])
-def test_a_newer_or_impossible_number_is_refused(number: Any, long_folder: Path) -> None:
+def test_configs_of_a_newer_or_impossible_format_are_refused(number: Any, long_folder: Path) -> None:
     change(long_folder, **{FIELD: number})
     sentence = NEWER if number == FORMAT + 1 else rf"says {FIELD}={number!r}, which must be a whole number from 1 to {FORMAT}"
     for read in READERS.values():
@@ -92,7 +92,3 @@ def test_commands_and_auto_classes_refuse_a_newer_format(
         AutoModel.from_pretrained(generic_folder)
     with pytest.raises(CheckpointError, match=NEWER):
         write_remote_code(long_folder)
-
-
-def test_a_plain_config_is_accepted() -> None:
-    check_format(BertConfig(**SHAPE).to_dict())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertModel, TorchAoConfig
 
 import hf_longattn
-from scripts.dev.real import WEIGHTS
 from tests.grids import grid
 
 REFERENCE = " ".join(topics[name] for name in sorted(topics))
@@ -46,7 +44,7 @@ def ids(tokens: int, folder: Path) -> torch.Tensor:
     return found
 
 
-def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
+def test_real_minilm_passes_every_check_of_its_conversion(real_long: Path) -> None:
     report = json.loads((real_long / "conversion_report.json").read_text(encoding="utf-8"))
     statuses = {check["name"]: check["status"] for check in report["checks"]}
     assert set(statuses.values()) == {"passed", "measured"}
@@ -56,7 +54,7 @@ def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "side"), grid(itertools.product([5, 512], ["left", "right"]), lambda tokens, side: (tokens == 5) == (side == "left"))
 )
-def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
+def test_real_minilm_gives_short_texts_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
     """Alone, padded beside a long text, and packed behind it, whose states stay the same, too."""
     short, long = models
     assert type(long).__name__ == "LongBertModel"
@@ -74,7 +72,7 @@ def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, mod
     assert (padded[:1] - of_long).abs().max() <= 1e-5
 
 
-def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
+def test_real_minilm_reads_a_long_text_to_its_end(models: tuple[Any, Any], real_long: Path) -> None:
     long, text = models[1], ids(1024, real_long)
     other = text.clone()
     other[0, 1000] = text[0, 1001]
@@ -83,7 +81,7 @@ def test_a_long_text_is_read_to_its_end(models: tuple[Any, Any], real_long: Path
     assert changed[[0, 800, 1023]].min() > 1e-4  # near, and far through the global token and layers
 
 
-def test_sentence_transformers_encodes_with_it(encoders: tuple[Any, Any]) -> None:
+def test_sentence_transformers_encodes_with_the_real_long_minilm(encoders: tuple[Any, Any]) -> None:
     short, long = encoders
     assert (short.max_seq_length, long.max_seq_length) == (256, 1024)
     sentences = REFERENCE[:2000].split(". ")
@@ -94,7 +92,7 @@ def test_sentence_transformers_encodes_with_it(encoders: tuple[Any, Any]) -> Non
 
 
 @pytest.mark.parametrize("beside", [0, pytest.param(600, marks=pytest.mark.slow)])
-def test_8_bits_of_it_have_the_states_of_8_bits_of_the_original(beside: int, real_folder: Path, real_long: Path) -> None:
+def test_real_minilm_in_8_bits_equals_the_original_in_8_bits(beside: int, real_folder: Path, real_long: Path) -> None:
     """Alone, and padded beside a long text, whose tokens have scales of their own."""
     quantization = pytest.importorskip("torchao.quantization")
     settings = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
@@ -111,22 +109,12 @@ def test_8_bits_of_it_have_the_states_of_8_bits_of_the_original(beside: int, rea
     assert (expected - found).abs().max() <= 1e-5
 
 
-def first_layers(count: int, source: Path, folder: Path) -> Path:
-    """A checkpoint of the first layers, with tokenizer and modules."""
-    shutil.copytree(source, folder)
-    (folder / WEIGHTS).unlink()
-    AutoModel.from_pretrained(source, num_hidden_layers=count).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", [1, 6])
-def test_onnx_gives_its_embeddings(layers: int, real_long: Path, tmp_path: Path) -> None:
+def test_onnx_of_the_real_minilm_gives_equal_embeddings(real_long: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model = first_layers(layers, real_long, tmp_path / "long")
-    hf_longattn.export_checkpoint(model, tmp_path / "graph")
-    encoder = sentence_transformers.SentenceTransformer(str(model), device="cpu")
+    hf_longattn.export_checkpoint(real_long, tmp_path / "graph")
+    encoder = sentence_transformers.SentenceTransformer(str(real_long), device="cpu")
     texts = [REFERENCE[:4000], REFERENCE[4000:4300], "A generator is a function that yields."]
     session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
     for batch in (texts, texts[1:], texts[2:]):  # of which the first is longer than exact_length

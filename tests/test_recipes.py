@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-import sysconfig
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +12,7 @@ import yaml
 
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.recipes import CONFIGS, Recipe, read_recipe, ready_recipes
+from hf_longattn.recipes import CONFIGS, read_recipe, ready_recipes
 from tests.cells import every_cell
 
 READY = ready_recipes()
@@ -32,12 +26,8 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_every_file_has_a_name_of_its_own() -> None:
-    assert len(READY) == len(list(CONFIGS.rglob("*.yaml")))
-
-
 @every_cell("name", TRAININGS)
-def test_a_training_says_what_was_published(name: str) -> None:
+def test_recipes_of_trainings_say_what_was_published(name: str) -> None:
     recipe = TRAININGS[name]
     about = recipe.entries
     assert recipe.path.parent.name == "recipes"
@@ -48,7 +38,7 @@ def test_a_training_says_what_was_published(name: str) -> None:
 
 
 @every_cell("name", TRAININGS)
-def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
+def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
     *before, last = TRAININGS[name].entries["commands"].splitlines()
     steps = [shlex.split(command) for command in before if not command.startswith(("longattn recipes", "python scripts/"))]
@@ -64,19 +54,12 @@ def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
 
 
 @every_cell("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
-def test_a_conversion_says_what_to_type(name: str) -> None:
+def test_recipes_of_conversions_say_what_to_type(name: str) -> None:
     assert f"--config {name}" in READY[name].entries["commands"]
     assert READY[name].entries["title"]
 
 
-def test_entries_of_several_lines() -> None:
-    entries = Recipe(CONFIGS / "recipes" / "prolong-64k.yaml").entries
-    assert entries["title"].startswith("ProLong, stage 1: Llama 3 8B")
-    assert entries["differs"].endswith("kept apart, as theirs.")
-    assert len(entries["commands"].splitlines()) == 3  # a conversion, a config of accelerate, the training
-
-
-def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longattn_recipes_prints_the_list_and_one_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = told(capsys, "recipes")
     assert all(f"\n  {name}  " in listed for name in READY)
@@ -91,13 +74,13 @@ def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str],
     assert json.loads(told(capsys, "recipes", "based", "--json"))["values"] == yaml.safe_load((CONFIGS / "based.yaml").read_text())
 
 
-def test_an_unknown_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_longattn_recipes_suggests_a_name_for_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["recipes", "longformer-trivia"])
     assert "Did you mean 'longformer-triviaqa'?" in capsys.readouterr().err
 
 
-def test_a_recipe_of_another_command_is_told() -> None:
+def test_read_recipe_refuses_a_recipe_of_another_command() -> None:
     with pytest.raises(LongAttentionError, match="'longformer-triviaqa' is for `train qa`, not for `convert`"):
         read_recipe("longformer-triviaqa", [], "convert")
     with pytest.raises(LongAttentionError, match="'based' is for `convert`, not for `train clm`"):
@@ -105,33 +88,7 @@ def test_a_recipe_of_another_command_is_told() -> None:
     assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `pip install .` and `pip install -e .` install it, in an environment of its own with the libraries of this one."""
-    build = pytest.importorskip("hatchling.build")
-    monkeypatch.chdir(repository)
-    find = importlib.util.find_spec
-    with monkeypatch.context() as isolated:  # torch, by which the build would write types, is not in the environment of pip's builds
-        isolated.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
-        name = {"wheel": build.build_wheel, "editable": build.build_editable}[kind](str(tmp_path))
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
-    [packages] = environment.glob("lib/*/site-packages")
-    with zipfile.ZipFile(tmp_path / name) as archive:
-        archive.extractall(packages)
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-
-    command = [str(environment / "bin" / "python"), "-m", "hf_longattn", "recipes", "longformer-triviaqa"]
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-    assert done.stdout == (repository / "configs" / "recipes" / "longformer-triviaqa.yaml").read_text(encoding="utf-8"), done.stderr
-    assert (packages / "hf_longattn").exists() == (kind == "wheel"), "an editable installation has no second copy"
-    if kind == "wheel":
-        assert {path.name for path in packages.glob("hf_longattn/configs/**/*.yaml")} == {recipe.path.name for recipe in READY.values()}
-
-
-def test_a_recipe_of_the_checkout_is_a_file_like_any_other(repository: Path) -> None:
+def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:
     """`--config configs/based.yaml`, typed in a checkout."""
     assert repository / "configs" == CONFIGS
     assert read_recipe(repository / "configs" / "based.yaml") == read_recipe("based")

@@ -8,7 +8,7 @@ from hf_longattn.cli.terminal import show
 from hf_longattn.reports import Report, Table, markdown_table
 
 
-def test_a_terminal_shows_plain_texts_within_its_width(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_a_report_as_plain_text_within_its_width(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(width=60)
     report.facts(("model", "[bold]bert"), ("nothing", ""))
     report.say("", "strong")
@@ -27,5 +27,5 @@ def test_a_terminal_shows_plain_texts_within_its_width(capsys: pytest.CaptureFix
     assert max(len(line) for line in out.splitlines() if "x" not in line) <= 60
 
 
-def test_a_table_in_markdown() -> None:
+def test_markdown_table_writes_header_rule_and_rows() -> None:
     assert markdown_table(["name", "last"], [["a", "2"]]) == "| name | last |\n| --- | --- |\n| a | 2 |"

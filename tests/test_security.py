@@ -70,7 +70,7 @@ def ran(program: Any, lines: Iterator[list[str]], marker: Path, typed: Callable[
     return found
 
 
-def test_every_command_is_tried(program: Any) -> None:
+def test_hostile_lines_try_every_command(program: Any) -> None:
     check_commands(program)
 
 
@@ -84,10 +84,10 @@ def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
 
 
 @every_cell(("kind", "training"), lines_of(KINDS))
-def test_its_code_is_never_run(
+def test_no_command_runs_code_of_a_hostile_checkpoint(
     kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the commands, the quick tests try every fourth one, in turn."""
+    """Of the commands, the quick tests try every sixth one, in turn."""
     model, marker = tmp_path / "model", tmp_path / "marker"
     kind(model)
     write_code(model, marker)
@@ -95,12 +95,15 @@ def test_its_code_is_never_run(
     monkeypatch.syspath_prepend(model)
     lines = room.lines(model, tmp_path / "out", training)
     if ONLY_QUICK:
-        lines = itertools.islice(lines, KINDS.index(kind) // 2 % 4, None, 4)
+        # From here on, none of them makes transformers import all of its models, which it lists where it has none for a config.
+        lines = itertools.islice(lines, (KINDS.index(kind) + 2) % 6, None, 6)
     assert ran(program, lines, marker, lambda: io.StringIO(YES)) == []
 
 
 @pytest.mark.parametrize("kind", [own_model_type, own_tokenizer], ids=lambda kind: kind.__name__)
-def test_its_code_is_not_run_at_a_terminal(kind: Callable[[Path], object], program: Any, room: Room, tmp_path: Path) -> None:
+def test_no_training_runs_code_of_a_hostile_checkpoint_at_a_terminal(
+    kind: Callable[[Path], object], program: Any, room: Room, tmp_path: Path
+) -> None:
     model, marker = tmp_path / "model", tmp_path / "marker"
     kind(model)
     write_code(model, marker)
@@ -108,7 +111,7 @@ def test_its_code_is_not_run_at_a_terminal(kind: Callable[[Path], object], progr
         assert ran(program, room.lines(model, tmp_path / "out", True), marker, lambda: stream) == []
 
 
-def test_pickled_weights_are_read_by_convert_alone(program: Any, room: Room, tmp_path: Path) -> None:
+def test_only_convert_with_allow_pickle_reads_pickled_weights(program: Any, room: Room, tmp_path: Path) -> None:
     model = tmp_path / "model"
     bert(model)
     torch.save(BertForMaskedLM.from_pretrained(model).state_dict(), model / "pytorch_model.bin")
@@ -120,7 +123,7 @@ def test_pickled_weights_are_read_by_convert_alone(program: Any, room: Room, tmp
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_pickle_that_runs_code_is_refused(allowed: bool, source: Path, tmp_path: Path) -> None:
+def test_convert_refuses_a_pickle_that_runs_code(allowed: bool, source: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     weights = BertForMaskedLM.from_pretrained(source).state_dict()
     (source / "model.safetensors").unlink()

@@ -17,7 +17,7 @@ DIRECTIVE = re.compile(r"^\.\. (?:autofunction|autoclass|autoexception|autodata)
 NOTEBOOKS = sorted(path.stem for path in (Path(__file__).parent.parent / "docs" / "notebooks").glob("[0-9]*.md"))
 
 
-def test_every_public_name_is_on_one_page(repository: Path) -> None:
+def test_every_public_name_is_on_one_page_of_the_api(repository: Path) -> None:
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (repository / "docs" / "api").glob("*.md"))
     shown = Counter(name or f"{module}.{data}" for name, data, module in DIRECTIVE.findall(pages))
     public = Counter(f"{module}.{name}" for module in MODULES for name in importlib.import_module(module).__all__)
@@ -44,7 +44,7 @@ def test_the_site_builds_without_a_warning(repository: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_a_notebook_runs(notebook: str, repository: Path, tmp_path: Path) -> None:
+def test_cells_of_a_notebook_run_without_warnings(notebook: str, repository: Path, tmp_path: Path) -> None:
     """Cells that are not shown assert what the text says of the outputs; the links are checked with the whole site."""
     page = f"docs/notebooks/{notebook}"
     alone = {"root_doc": page, "include_patterns": f"{page}.md", "suppress_warnings": "myst.xref_missing"}

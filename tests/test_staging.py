@@ -25,7 +25,7 @@ def checkpoint_folder(path: Path, content: str = "old") -> Path:
     return path
 
 
-def test_a_finished_folder_takes_its_place(tmp_path: Path) -> None:
+def test_staged_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "deep" / "long") as stage:
         (stage / "config.json").write_text("new")
         assert not (tmp_path / "deep" / "long").exists()
@@ -34,14 +34,14 @@ def test_a_finished_folder_takes_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_unfinished_one_vanishes_with_the_parents_made_for_it(error: type[BaseException], tmp_path: Path) -> None:
+def test_unfinished_staged_folder_vanishes_with_the_parents_made_for_it(error: type[BaseException], tmp_path: Path) -> None:
     with pytest.raises(error), staged_folder(tmp_path / "deep" / "long"):
         raise error
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_to_end_removes_what_is_unfinished_and_leaves_handlers_as_they_were(number: int, tmp_path: Path) -> None:
+def test_signals_remove_unfinished_stages_and_leave_handlers_as_they_were(number: int, tmp_path: Path) -> None:
     def write_until_told() -> None:
         with staged_folder(tmp_path / "deep" / "long") as stage, staged_file(tmp_path / "table.csv") as file:
             (stage / "model.safetensors").write_text("half")
@@ -60,7 +60,7 @@ def test_a_signal_to_end_removes_what_is_unfinished_and_leaves_handlers_as_they_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_signal_that_is_handled_already_is_left_alone(tmp_path: Path) -> None:
+def test_staged_folder_leaves_signals_alone_that_are_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
     try:
         with staged_folder(tmp_path / "long"):
@@ -71,7 +71,7 @@ def test_a_signal_that_is_handled_already_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "long").is_dir()
 
 
-def test_folders_are_staged_on_other_threads(tmp_path: Path) -> None:
+def test_staged_folder_works_on_other_threads(tmp_path: Path) -> None:
     def write() -> None:
         with staged_folder(tmp_path / "long") as stage:
             (stage / "config.json").write_text("new")
@@ -82,7 +82,7 @@ def test_folders_are_staged_on_other_threads(tmp_path: Path) -> None:
     assert (tmp_path / "long" / "config.json").read_text() == "new"
 
 
-def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+def test_overwritten_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     old = checkpoint_folder(tmp_path / "long")
     with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
         raise RuntimeError
@@ -94,14 +94,14 @@ def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Pa
     assert os.listdir(tmp_path) == ["long"]
 
 
-def test_a_destination_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_staged_folder_does_not_replace_a_destination_that_appears_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(DestinationExistsError, match="was created by another process"), staged_folder(tmp_path / "long"):
         checkpoint_folder(tmp_path / "long", "theirs")
     assert (tmp_path / "long" / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["long"]
 
 
-def test_leftovers_of_killed_runs_are_cleaned_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
+def test_leftovers_of_killed_runs_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
     (tmp_path / f".long.partial-{DEAD_PROCESS}").mkdir()
     (tmp_path / f".long.partial-{os.getppid()}").mkdir()
     (tmp_path / f".longer.partial-{DEAD_PROCESS}").mkdir()
@@ -111,7 +111,7 @@ def test_leftovers_of_killed_runs_are_cleaned_and_those_of_running_ones_are_not(
 
 
 @pytest.mark.parametrize("kind", ["partial", "replaced"])
-def test_leftovers_of_another_machine_stay_until_nothing_has_changed_in_them_for_a_day(kind: str, tmp_path: Path) -> None:
+def test_leftovers_of_another_machine_stay_for_a_day(kind: str, tmp_path: Path) -> None:
     checkpoint_folder(tmp_path / "long")
     for name in (f".long.{kind}-elsewhere-{DEAD_PROCESS}", f".long.{kind}-elsewhere-{os.getpid()}"):
         checkpoint_folder(tmp_path / name)
@@ -125,7 +125,7 @@ def test_leftovers_of_another_machine_stay_until_nothing_has_changed_in_them_for
     )
 
 
-def test_a_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+def test_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
     checkpoint_folder(tmp_path / f".long.replaced-{DEAD_PROCESS}")
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "long"):
         raise RuntimeError
@@ -133,7 +133,7 @@ def test_a_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["long"]
 
 
-def test_what_must_not_be_written_over_is_refused(tmp_path: Path) -> None:
+def test_check_destination_refuses_other_folders_links_and_overlaps_with_the_source(tmp_path: Path) -> None:
     source = checkpoint_folder(tmp_path / "source")
     other = checkpoint_folder(tmp_path / "other")
     (tmp_path / "photos").mkdir()
@@ -152,7 +152,7 @@ def test_what_must_not_be_written_over_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_link_to_itself_is_refused_as_destination_and_as_parent(overwrite: bool, tmp_path: Path) -> None:
+def test_links_to_themselves_are_refused_as_destination_and_as_parent(overwrite: bool, tmp_path: Path) -> None:
     source = checkpoint_folder(tmp_path / "source")
     (tmp_path / "self").symlink_to("self")
     (tmp_path / "there").symlink_to("back")
@@ -165,7 +165,7 @@ def test_a_link_to_itself_is_refused_as_destination_and_as_parent(overwrite: boo
     assert sorted(os.listdir(tmp_path)) == ["back", "self", "source", "there"]
 
 
-def test_an_error_names_the_destination_and_not_the_folder_that_is_removed(tmp_path: Path) -> None:
+def test_errors_name_the_destination_and_not_the_staged_folder(tmp_path: Path) -> None:
     with (
         pytest.raises(DestinationExistsError, match=re.escape(f"The tokenizer of '{tmp_path}/long' cannot be loaded")),
         staged_folder(tmp_path / "long") as stage,
@@ -173,7 +173,7 @@ def test_an_error_names_the_destination_and_not_the_folder_that_is_removed(tmp_p
         raise DestinationExistsError(f"The tokenizer of {str(stage)!r} cannot be loaded")
 
 
-def test_a_mount_point_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staged_folder_does_not_overwrite_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounted = checkpoint_folder(tmp_path / "mounted")
     rename = os.rename
 
@@ -192,7 +192,7 @@ def test_a_mount_point_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == ["mounted"]
 
 
-def test_no_permission_is_a_sentence(tmp_path: Path) -> None:
+def test_destinations_without_permission_are_refused_with_a_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with bound_by_permissions():
         with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(tmp_path / "long"):
@@ -206,7 +206,7 @@ def half_written(file: Path) -> None:
     raise RuntimeError
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_staged_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "page.svg"
     with staged_file(file) as stage:
         assert stage.suffix == ".svg"
@@ -225,14 +225,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / longest).read_text() == "third"
 
 
-def test_a_link_is_replaced_and_not_its_target(tmp_path: Path) -> None:
+def test_write_text_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_text(tmp_path / "link", "new")
     assert [(tmp_path / name).read_text() for name in ("target", "link")] == ["kept", "new"]
 
 
-def test_a_new_file_must_not_exist_and_its_folder_must(tmp_path: Path) -> None:
+def test_check_new_file_needs_a_folder_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
     with pytest.raises(DestinationExistsError, match="choose another file"):
         check_new_file(tmp_path / "old")

@@ -68,20 +68,20 @@ USUAL = {
 
 
 @every_cell("name", GROWING)
-def test_a_tokenizer_that_makes_far_more_of_a_text_is_refused(name: str) -> None:
+def test_check_tokenizer_refuses_rules_that_make_a_text_far_longer(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"The tokenizer.json of 'bert' makes a text more than 32 times as long"):
         check_tokenizer(tokenizer_with(**GROWING[name]), "bert")
 
 
 @every_cell("name", USUAL)
-def test_rules_of_usual_tokenizers_pass(name: str) -> None:
+def test_check_tokenizer_passes_rules_of_usual_tokenizers(name: str) -> None:
     tokenizer = tokenizer_with(**USUAL[name])
     check_tokenizer(tokenizer, "bert")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(object())  # such as RoFormer's
     check_tokenizer(tokenizer, "bert")
 
 
-def test_a_text_is_not_repeated_and_special_tokens_leave_room_for_it() -> None:
+def test_check_tokenizer_refuses_repeated_texts_and_too_many_special_tokens() -> None:
     for repeated in (template("$A $A"), processors.Sequence([template("[CLS] $A $A [CLS]"), template("$A")])):
         with pytest.raises(CheckpointError, match="repeats every text"):
             check_tokenizer(tokenizer_with(post_processor=repeated), "bert")
@@ -89,13 +89,13 @@ def test_a_text_is_not_repeated_and_special_tokens_leave_room_for_it() -> None:
         check_tokenizer(tokenizer_with(post_processor=template("[CLS] $A", 600)), "bert")
 
 
-def test_the_maximum_length_is_a_number_of_tokens() -> None:
+def test_check_tokenizer_refuses_a_model_max_length_that_is_no_count() -> None:
     for limit in ("x", "512", 0, -1, 1.5, 512.0, True, [3], float("nan")):
         with pytest.raises(CheckpointError, match=r"tokenizer_config.json of 'bert' says model_max_length=.*a whole number of 1 or more"):
             check_tokenizer(tokenizer_with(limit), "bert")
 
 
-def test_a_panic_of_a_tokenizer_is_refused_at_loading_and_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_panics_of_a_tokenizer_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     failing = tokenizer_with(pre_tokenizer=CATASTROPHIC)
     for call in (call_tokenizer, token_ids):
         with pytest.raises(CheckpointError, match=r"A tokenizer failed, .* the text: Onig: Regex search error"):
@@ -117,7 +117,7 @@ def test_a_panic_of_a_tokenizer_is_refused_at_loading_and_in_a_text(tmp_path: Pa
     assert error.count("\n") == 1
 
 
-def test_a_growing_tokenizer_is_refused_where_it_is_loaded(tmp_path: Path) -> None:
+def test_load_part_refuses_a_tokenizer_that_makes_a_text_far_longer(tmp_path: Path) -> None:
     tokenizer_with().save_pretrained(tmp_path)
     assert load_part(AutoTokenizer, tmp_path)("a").input_ids == [1]
     values = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -34,9 +34,6 @@ LIMITS = {
     "load": (1090, 22),
 }
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
-ARGUMENTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "window": (2048, {"window": 256}),
-}
 
 
 def walked(run: Callable[[], Any]) -> list[str]:
@@ -60,10 +57,9 @@ def walked(run: Callable[[], Any]) -> list[str]:
     return files
 
 
-def attention(name: str) -> Callable[[], Any]:
-    length, arguments = ARGUMENTS[name]
-    q, k, v = torch.randn(3, 1, 4, length, 64).unbind(0)
-    return lambda: attend(q, k, v, name, **arguments)
+def attention() -> Callable[[], Any]:
+    q, k, v = torch.randn(3, 1, 4, 2048, 64).unbind(0)
+    return lambda: attend(q, k, v, "window", window=256)
 
 
 def padded_bert() -> Callable[[], Any]:
@@ -125,20 +121,13 @@ def converted() -> dict[str, int]:
     return {"functions": len(functions), "files": len({file for file, _ in functions}), "depth": deepest}
 
 
-def walked_apart(walk: str) -> Any:
-    """What a walk prints in a process of its own: what other tests left in this one may lengthen it."""
-    done = run_fresh("-m", "tests.test_walks", walk, cwd=ROOT)
+def test_walks_make_no_more_calls_of_functions_than_their_ceilings() -> None:
+    """In a process of their own: what other tests left in this one may lengthen them."""
+    done = run_fresh("-m", "tests.test_walks", cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_conversion_is_no_longer_than_before() -> None:
-    walk = walked_apart("convert")
-    assert all(walk[name] <= CONVERSION[name] for name in CONVERSION), walk
-
-
-def test_walks_are_no_longer_than_before() -> None:
-    walks = walked_apart("calls")
+    walks = json.loads(done.stdout.splitlines()[-1])
+    conversion = walks.pop("convert")
+    assert all(conversion[name] <= CONVERSION[name] for name in CONVERSION), conversion
     longer = {
         name: (len(files), sorted(set(files)))
         for name, files in walks.items()
@@ -150,8 +139,5 @@ def test_walks_are_no_longer_than_before() -> None:
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
-    models = {"bert": padded_bert, "load": loading}
-    if sys.argv[1] == "convert":
-        print(json.dumps(converted()))
-    else:
-        print(json.dumps({name: walked(models[name]() if name in models else attention(name)) for name in LIMITS}))
+    runs = {"window": attention, "bert": padded_bert, "load": loading}
+    print(json.dumps({"convert": converted(), **{name: walked(make()) for name, make in runs.items()}}))

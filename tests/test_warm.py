@@ -31,7 +31,7 @@ def hang() -> None:
     time.sleep(60)
 
 
-def test_environment_folder_output_and_status(tmp_path: Path) -> None:
+def test_run_fresh_keeps_environment_folder_output_and_status(tmp_path: Path) -> None:
     done = run_fresh(say, 1, "a b", env={**os.environ, "SAID": "yes"}, cwd=tmp_path)  # type: ignore[arg-type]
     assert (done.stdout, done.returncode) == (f"{tmp_path} yes 1 a b False True\n", 0)
     failed = run_fresh(fail)
@@ -42,15 +42,7 @@ def test_environment_folder_output_and_status(tmp_path: Path) -> None:
         run_fresh(hang, timeout=0.1)
 
 
-def test_commands_of_python(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text("import sys, beside; print(sys.argv[1:], __name__, sys.stdin.read()); sys.exit('no')")
-    (tmp_path / "beside.py").write_text("")
-    for command in (["-m", "program"], [tmp_path / "program.py"], ["-c", (tmp_path / "program.py").read_text()]):
-        done = run_fresh(*command, "--flag", cwd=tmp_path, text="typed")
-        assert (done.stdout, done.stderr, done.returncode) == ("['--flag'] __main__ typed\n", "no\n", 1)
-
-
-def test_settings_that_libraries_read_at_import_hold() -> None:
+def test_run_fresh_applies_variables_that_libraries_read_at_import() -> None:
     code = "import os, huggingface_hub.constants as c, hf_longattn; print(c.HF_HOME, os.environ['HF_TOKEN'], hf_longattn.__file__)"
     environment = {**os.environ, "HF_HOME": "/nowhere", "HF_TOKEN": "mine"}
     done = run_fresh("-c", code, env=environment)
@@ -60,6 +52,6 @@ def test_settings_that_libraries_read_at_import_hold() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_level_has_imported_nothing_of_the_next(level: str) -> None:
+def test_run_fresh_at_a_level_has_imported_nothing_of_the_next(level: str) -> None:
     done = run_fresh("-c", "import sys; print([name for name in ('torch', 'transformers') if name in sys.modules])", level=level)
     assert done.stdout == {"interpreter": "[]\n", "torch": "['torch']\n", "transformers": "['torch', 'transformers']\n"}[level]

@@ -76,14 +76,16 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
         ("--windows 512", "No such option: --windows"),
     ],
 )
-def test_the_way_to_type_the_options_of_a_mechanism_is_named(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "convert", "short", "long", *words.split())
     assert code == 2
     assert f"Error: {sentence}" in err
 
 
 @every_cell("case", REQUESTS)
-def test_a_bad_request_is_refused(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_a_bad_request_and_writes_nothing(
+    case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, sentence = REQUESTS[case]
     before = contents(source.parent)
     code, out, err = run(capsys, "convert", source, tmp_path / "deep" / "long", *arguments)
@@ -95,29 +97,13 @@ def test_a_bad_request_is_refused(case: str, source: Path, tmp_path: Path, capsy
     assert not (tmp_path / "deep").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("/nowhere/bert", "There is no folder '/nowhere/bert'"),
-        ("../bert", "There is no folder '../bert'"),
-        ("someone/bert", "is not a folder, and it cannot be downloaded"),
-    ],
-)
-def test_a_source_that_is_nowhere(name: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "convert", name, tmp_path / "long")
-    assert code == 1
-    assert sentence in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "long").exists()
-
-
-@pytest.mark.parametrize("command", ["train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
-def test_a_model_that_is_nowhere_is_refused_before_transformers_looks_for_it(
+@every_cell("command", ["convert {} {out}", "train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
+def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a connection, transformers tries again for half a minute."""
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("transformers was asked"))
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir(exist_ok=True)
     (tmp_path / "text.txt").write_text("A text.")
     for name, sentence in (
         ("someone/bert", "'someone/bert' is not a folder, and it cannot be downloaded"),
@@ -132,7 +118,7 @@ def test_a_model_that_is_nowhere_is_refused_before_transformers_looks_for_it(
         assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_destination_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "long").mkdir()
     code, _, err = run(capsys, "convert", source, tmp_path / "long", *CONVERT)
     assert (code, "already exists" in err) == (1, True)
@@ -154,7 +140,7 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path, capsys
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")
 
@@ -163,14 +149,14 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     ("option", "instead"),
     [("mechanism=window", "use --mechanism (in"), ("long_attention=window", "use --mechanism, --option and --layers (in")],
 )
-def test_what_is_no_option_is_told_its_flag(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_names_the_flag_of_what_is_no_option(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["plan", str(tmp_path), "--option", option])
     assert stopped.value.code == 1
     assert instead in capsys.readouterr().err
 
 
-def test_a_torchvision_of_another_torch_refuses_only_what_needs_it(
+def test_unfit_torchvision_refuses_only_commands_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -187,7 +173,7 @@ def test_a_torchvision_of_another_torch_refuses_only_what_needs_it(
 
 
 @pytest.mark.slow
-def test_a_text_model_is_planned_beside_a_torchvision_that_cannot_be_imported(short: Path, tmp_path: Path) -> None:
+def test_text_model_is_planned_beside_a_torchvision_that_cannot_be_imported(short: Path, tmp_path: Path) -> None:
     for file, content in (
         ("torchvision/__init__.py", 'raise RuntimeError("operator torchvision::nms does not exist")'),
         ("torchvision-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\nRequires-Dist: torch==0.1\n"),
@@ -201,7 +187,7 @@ def test_a_text_model_is_planned_beside_a_torchvision_that_cannot_be_imported(sh
     assert "LongBertForMaskedLM" in done.stdout
 
 
-def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_of_an_unfit_torchvision_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def unfit(*_: object, **__: object) -> None:
         try:
             raise RuntimeError("operator torchvision::nms does not exist")

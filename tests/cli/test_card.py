@@ -17,7 +17,7 @@ def run(*arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_a_card_with_results(tmp_path: Path) -> None:
+def test_card_command_writes_licence_tags_and_results(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"dataset": "held-out modules", "metric": "loss", "value": 2.5, "unit": "nats", "task": "fill-mask"}]))
@@ -28,7 +28,7 @@ def test_a_card_with_results(tmp_path: Path) -> None:
     assert "2.5 nats" in card.text
 
 
-def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_command_refuses_a_missing_folder_and_broken_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "nowhere") == 1
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "results.json").write_text("not json")
@@ -36,7 +36,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is not valid JSON" in capsys.readouterr().err
 
 
-def test_a_licence_and_tags_that_the_hub_does_not_take_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_command_refuses_licences_and_tags_that_the_hub_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     licences, tags = ("0", "see below", "[]"), ("[]", "", "{a}")
     for option, value in (*(("--license", value) for value in licences), *(("--tag", value) for value in tags)):

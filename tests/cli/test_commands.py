@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 import transformers
 
-import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.tasks import evaluated_tasks, task_names
 from tests.cells import every_cell
-
-from ..warm import run_fresh
 
 LENGTH = 64
 
@@ -60,7 +56,7 @@ def test_convert_writes_what_its_flags_say(long: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_convert_reports_in_words_and_as_json(
+def test_convert_reports_in_words_and_in_json(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 128)
@@ -76,14 +72,6 @@ def test_convert_reports_in_words_and_as_json(
     assert report["passed"]
     assert report["destination"] == str(tmp_path / "json")
     assert report["plan"]["tensor_counts"]["kept"] == len(transformers.AutoModelForCausalLM.from_pretrained(source).state_dict())
-
-
-@pytest.mark.thorough
-def test_overwrite_replaces_and_no_verify_says_so(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--mechanism", "window", "--max-length", 128)
-    output(capsys, "convert", source, tmp_path / "long", *flags)
-    assert "Not verified" in output(capsys, "convert", source, tmp_path / "long", *flags, "--overwrite", "--no-verify")
-    assert not json.loads((tmp_path / "long" / "conversion_report.json").read_text())["verified"]
 
 
 @pytest.mark.thorough
@@ -128,53 +116,26 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms())
-def test_names_of_options_are_whole_on_a_narrow_terminal(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = output(capsys, "mechanisms", name).splitlines()
-    for option in mechanism_info(name).options:
-        assert any(line.split(" ")[0] == option.name for line in lines), option.name
-
-
-@pytest.mark.thorough
-def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(repository: Path) -> None:
-    for start in (["-m", "hf_longattn"], ["-c", "from hf_longattn.cli import main; main()"]):
-        done = run_fresh(*start, "--version", cwd=repository)
-        assert done.stdout == f"longattn {hf_longattn.__version__}\n"
-
-
-@pytest.mark.thorough
 @every_cell("name", list_mechanisms(), of=9, alike=lambda name: mechanism_info(name).engine)
-def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_draws_every_mechanism(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")
     assert (tmp_path / "pattern.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_models_layers_are_drawn(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_draws_the_layers_of_a_model(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", long, "--length", 48, "--plot", tmp_path / "pattern.svg")
     assert "layers 0,2-3: window window=16" in (tmp_path / "pattern.svg").read_text() or (tmp_path / "pattern.svg").stat().st_size > 1000
 
 
-def test_a_drawing_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_a_drawing_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     for file, sentence in (("pattern.xyz", "Cannot draw into"), ("nowhere/pattern.png", "does not exist; make it")):
         with pytest.raises(SystemExit) as ended:
             main(["inspect", "--mechanism", "window", "--plot", str(tmp_path / file)])
         assert ended.value.code == 1
         assert sentence in capsys.readouterr().err
-
-
-def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Path) -> None:
-    script = repository / "scripts" / "convert_checkpoint.py"
-    arguments = [source, tmp_path / "long", "--mechanism", "full", "--max-length", "128", "--no-verify", "--json"]
-    done = run_fresh(script, *arguments, cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)})
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["destination"] == str(tmp_path / "long")
-    assert done.stderr == ""
 
 
 @pytest.mark.thorough
@@ -189,7 +150,7 @@ def test_the_help_of_every_task_lists_all_options(command: str, task: str, capsy
     assert {"--model", "--output", "--seed"} <= set(re.findall(r"^  (--\w+)", page, flags=re.M))
 
 
-def test_a_training_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", "mlm"])
     assert stopped.value.code == 1

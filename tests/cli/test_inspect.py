@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 FEW = ("--lengths", "64,128", "--candidate", "window:window=32", "--candidate", "linear")
 
 
-def test_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_a_text_prints_a_table_within_80_columns(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, place / "bert", place / "text.txt", *FEW)
     assert (code, err) == (0, "")
     assert out.lstrip().startswith("At 128 tokens the heads of layer")
@@ -55,14 +55,14 @@ def test_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert told in out
 
 
-def test_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_a_text_prints_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, place / "bert", place / "text.txt", *FEW, "--json", "--queries", 5)
     assert code == 0
     values = json.loads(out)
     assert [(row["length"], row["queries"]) for row in values["lengths"]] == [(64, 5), (128, 5)]
 
 
-def test_a_long_model_is_measured(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_measures_a_long_model_by_its_source(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=256, verify=False)
     code, out, err = run(capsys, tmp_path / "long", place / "text.txt", *FEW)
     assert (code, err) == (0, "")
@@ -78,14 +78,14 @@ REFUSED = {
 
 
 @every_cell("case", REFUSED)
-def test_what_is_refused(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_lengths_and_candidates_that_do_not_fit(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REFUSED[case]
     code, out, err = run(capsys, place / "bert", place / "text.txt", *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert sentence in err
 
 
-def test_a_class_without_long_classes_is_measured(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_measures_a_class_without_long_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict()
     config_class = getattr(transformers, f"{ENCODER}Config")
     config = config_class(**{**values, "model_type": config_class.model_type})
@@ -96,7 +96,9 @@ def test_a_class_without_long_classes_is_measured(place: Path, tmp_path: Path, c
     assert "add to longattn convert:\n  --mechanism window" in out
 
 
-def test_texts_of_other_editors(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reads_texts_with_a_byte_order_mark_and_refuses_a_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = ("--lengths", "64", "--candidate", "window:window=32", "--json", "--queries", 8)
     found = []
     for mark in (b"", b"\xef\xbb\xbf"):

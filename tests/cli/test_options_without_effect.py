@@ -12,7 +12,6 @@ import pytest
 from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
-from hf_longattn.cli.options import arguments
 from tests.cells import every_cell
 
 READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
@@ -50,7 +49,7 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("option", sorted(written()))
-def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     (tmp_path / "text.txt").write_text("A text.")
     (tmp_path / "mine.png").write_text("mine")
@@ -77,7 +76,7 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )
-def test_an_option_without_effect_is_refused(
+def test_commands_refuse_options_without_effect(
     line: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     """Even with its default value, and before anything is read or computed."""
@@ -86,9 +85,3 @@ def test_an_option_without_effect_is_refused(
     assert (code, out) == (2, "")
     assert f"Invalid value for {option}: " in " ".join(err.split())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_flags_are_handed_on_by_name() -> None:
-    def takes(one: int, two: int, three: int = 3) -> None: ...
-
-    assert arguments(takes, {"one": 1, "two": 2, "other": 4}, two=5) == {"one": 1, "two": 5}

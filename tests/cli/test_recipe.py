@@ -36,7 +36,9 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 @pytest.mark.thorough
 @every_cell("recipe", RECIPES, of=2)
-def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_ready_recipe_of_a_conversion_gives_a_plan(
+    recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
     source = sources["rope" in values.get("positions", "")]
     if recipe == "longformer-growing-windows":  # which names layers up to the twelfth
@@ -53,7 +55,7 @@ def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path],
     assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1, "vitdet": 4}.get(recipe, 0)
 
 
-def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32")
     assert plan["new_length"] == 128
     assert plan["long_attention"]["window"] == 32
@@ -71,12 +73,12 @@ def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFix
         ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
         ("generic: perhaps", "sets 'generic' to 'perhaps'"),
         (None, "does not exist"),
+        ("baesd", "There is no recipe 'baesd'"),
     ],
 )
-def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    if text is not None:
-        recipe.write_text(text)
+def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(text or "")
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "somewhere", "--config", str(recipe)])
     assert stopped.value.code == 1
@@ -84,10 +86,3 @@ def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Pa
     assert sentence in said
     assert said.startswith("Error: ")
     assert said.count("\n") == 1
-
-
-def test_a_recipe_is_found_by_its_name_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", "somewhere", "--config", "baesd"])
-    assert stopped.value.code == 1
-    assert "There is no recipe 'baesd'" in capsys.readouterr().err

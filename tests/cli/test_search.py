@@ -39,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 FEW = ("--length", "256", "--candidate", "window:window=8", "--candidate", "window:window=64", "--pieces", "1")
 
 
-def test_a_search_then_its_conversion(
+def test_search_prints_the_conversion_that_gives_its_design(
     places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "design.yaml"
@@ -73,7 +73,7 @@ def test_a_search_then_its_conversion(
         (("--mode", "full-layers"), "the budget is a number of layers"),
     ],
 )
-def test_refusals(
+def test_search_refuses_budgets_and_candidates_that_do_not_fit(
     typed: tuple[str, ...], sentence: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, *places.values(), "--output", tmp_path / "design.yaml", *FEW, *typed)
@@ -82,7 +82,7 @@ def test_refusals(
     assert err.count("\n") == 1
 
 
-def test_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_refuses_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "short.txt").write_text("A few words.")
     code, _, err = run(capsys, places["model"], tmp_path / "short.txt", "--output", tmp_path / "design.yaml", *FEW)
     assert code == 1

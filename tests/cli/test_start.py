@@ -32,7 +32,7 @@ CODES = {
 """Command lines that need nothing slow, such as torch, and their exit codes."""
 
 
-def test_nothing_slow_is_imported_before_it_is_needed(repository: Path, tmp_path: Path) -> None:
+def test_commands_import_nothing_slow_before_it_is_needed(repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = run_fresh(list_slow_imports, *CODES, cwd=tmp_path, env=environment, level="interpreter")
     assert done.returncode == 0, done.stderr[-500:]
@@ -47,7 +47,7 @@ def test_nothing_slow_is_imported_before_it_is_needed(repository: Path, tmp_path
         ("train mlm --modl x", 2), ("evaluate mlm --learning-rate 1", 2), ("train linearise --mechanism window --option windw=4", 1),
     ],
 )  # fmt: skip
-def test_a_typing_error_is_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(line.split())
     assert ended.value.code == code
@@ -55,13 +55,13 @@ def test_a_typing_error_is_one_sentence(line: str, code: int, capsys: pytest.Cap
 
 
 @every_cell("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
-def test_help_has_every_option(name: str) -> None:
+def test_help_of_every_command_lists_all_options(name: str) -> None:
     page = CliRunner(env={"COLUMNS": "80"}).invoke(app, [name, "--help"]).output
     flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("--") and not parameter.hidden}
     assert not [flag for flag in flags if not re.search(rf"^  {flag}\b", page, re.M)]
 
 
-def test_a_shell_completes_commands_and_flags() -> None:
+def test_shell_completes_commands_and_flags() -> None:
     for words, completions in ("longattn con", ["convert"]), ("longattn convert --mech", ["--mechanism"]):
         variables = {"_LONGATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         assert CliRunner().invoke(app, [], prog_name="longattn", env=variables).output.split() == completions

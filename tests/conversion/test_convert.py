@@ -17,9 +17,6 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms import register_mechanism
-from hf_longattn.mechanisms.window import Window
-from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.tasks import task_names
 from tests.cells import every_cell
 
@@ -35,7 +32,7 @@ def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
 
 @pytest.mark.thorough
 @every_cell("name", CLASSES, of=4)
-def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert report.passed
     found = statuses(report)
@@ -51,51 +48,48 @@ def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path
     assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["passed"]
 
 
-@pytest.mark.parametrize("name", ["BertForQuestionAnswering", "GPT2LMHeadModel", "LlamaForCausalLM"])
-def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+@every_cell("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
+def test_full_attention_needs_training_only_beyond_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
-    report = convert_checkpoint(built(name), tmp_path / "same", mechanism="full")
+    report = convert_checkpoint(built(name), tmp_path / name / "same", mechanism="full")
     assert report.passed
     assert not report.needs_training
     assert report.train_command is None
-    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
+    report = convert_checkpoint(built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions)
     assert {check.name for check in report.checks if check.status == "needs training"} == {"positions at the new length"}
     assert report.passed
     assert report.train_command
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "mechanism", "task"),
+@every_cell(
+    ("name", "mechanism", "command"),
     [
-        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "linearise"),
-        ("BertForMaskedLM", WINDOW, "mlm"),
-        ("GPT2LMHeadModel", WINDOW, "clm"),
+        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "longattn train linearise --model {} --text YOUR_TEXTS"),
+        ("BertForMaskedLM", WINDOW, "longattn train mlm --model {} --text YOUR_TEXTS"),
+        ("GPT2LMHeadModel", WINDOW, "longattn train clm --model {} --text YOUR_TEXTS"),
+        ("RobertaForSequenceClassification", WINDOW, "longattn train classify --model {} --data YOUR_TEXTS"),
+        ("ElectraForPreTraining", WINDOW, "fine-tune "),
     ],
 )
-def test_language_models_are_trained_by_their_head_or_by_attention_transfer(
-    name: str, mechanism: dict[str, Any], task: str, built: Callable[[str], Path], tmp_path: Path
+def test_report_names_the_training_of_each_head(
+    name: str, mechanism: dict[str, Any], command: str, built: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    report = convert_checkpoint(built(name), tmp_path / "long", long_attention=mechanism, max_length=200)
-    assert (report.train_command or "").startswith(f"longattn train {task} --model {tmp_path / 'long'} --text YOUR_TEXTS")
+    folder = tmp_path / f"{name}-{mechanism['mechanism']}"
+    report = convert_checkpoint(built(name), folder, long_attention=mechanism, max_length=200)
+    assert (report.train_command or "").startswith(command.format(folder))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_memory_tokens_need_training_though_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
     assert report.passed
     assert report.needs_training
     assert "train linearise" in (report.train_command or "")
 
 
-def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
-    assert (report.train_command or "").startswith(f"longattn train classify --model {tmp_path / 'long'} --data YOUR_TEXTS")
-
-
 @pytest.mark.thorough
-def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_training_command_of_a_report_can_be_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:
     place = tmp_path / "mon modèle"
     report = convert_checkpoint(built("BertForMaskedLM"), place, mechanism="window", window=16, max_length=200)
     words = shlex.split(report.train_command or "")
@@ -104,39 +98,13 @@ def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_pat
     assert words[2] in task_names()
 
 
-def test_a_discriminator_is_not_trained_as_a_language_model(built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built("ElectraForPreTraining"), tmp_path / "long", mechanism="window", window=16, max_length=200)
-    assert (report.train_command or "").startswith("fine-tune ")
-
-
-@every_cell("name", CLASSES, of=4)
-def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    """Conversion alone chooses ``exact_length``."""
-    settings = {**WINDOW, "exact_length": 0}
-    convert_checkpoint(built(name), tmp_path / "long", **settings, max_length=200, verify=False)
-    auto = auto_class_name(transformers.AutoConfig.from_pretrained(built(name)), name)
-    assert auto is not None
-    written = getattr(transformers, auto).from_pretrained(tmp_path / "long")
-    fields = ("max_position_embeddings", "max_decoder_position_embeddings")
-    lengths = {field: getattr(written.config, field) for field in fields if hasattr(written.config, field)}
-    config = type(written.config).from_pretrained(built(name), **lengths, long_attention=settings)
-    flown = getattr(transformers, auto).from_pretrained(built(name), config=config)
-    assert type(written) is type(flown)
-    assert type(written).__name__ == f"Long{name}"
-    assert written.config.long_attention == flown.config.long_attention
-    mine, other = written.state_dict(), flown.state_dict()
-    assert getattr(flown.config, "max_relative_positions", None) == getattr(written.config, "max_relative_positions", None)
-    assert list(mine) == list(other)
-    assert all(torch.equal(mine[key], other[key]) for key in mine)
-
-
 def test_layers_with_different_exact_lengths_read_the_shortest_exactly(built: Callable[[str], Path]) -> None:
     layers = "0=window:window=8,exact_length=12;1=window:window=8,exact_length=20"
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=8, layers=layers, max_length=100)
     assert plan.short_texts.length == 12
 
 
-def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_two_special_rows_of_roberta_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", max_length=4 * LENGTH, verify=False)
     name = "roberta.embeddings.position_embeddings.weight"
     old = load_file(built("RobertaForMaskedLM") / "model.safetensors")[name]
@@ -146,19 +114,10 @@ def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], t
     assert json.loads((tmp_path / "long" / "config.json").read_text())["max_position_embeddings"] == 4 * LENGTH + 2
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("positions", ["interpolate", "random"])
-def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
-    assert report.passed
-    (*outputs, check) = [check for check in report.checks if check.status == "needs training"]
-    assert {"interpolate": "changes the positions of every text", "random": "random rows"}[positions] in check.detail
-    assert ["changes the old positions too" in output.detail for output in outputs] == ([True] if positions == "interpolate" else [])
-
-
-@pytest.mark.parametrize("options", [{"mechanism": "full"}, {"mechanism": "window", "window": 8}], ids=["covered", "not-covered"])
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
-def test_stretched_positions_are_equal_for_short_texts_and_say_that_longer_ones_change(
+@pytest.mark.parametrize(
+    ("name", "options"), [("BertForMaskedLM", {"mechanism": "full"}), ("RobertaForMaskedLM", {"mechanism": "window", "window": 8})]
+)
+def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
 ) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=200, positions="stretch", **options)
@@ -171,21 +130,6 @@ def test_stretched_positions_are_equal_for_short_texts_and_say_that_longer_ones_
     assert changed
     assert all("stretch:20 changes the old positions after the first 21" in check.detail for check in changed)
     assert json.loads((tmp_path / "long" / "config.json").read_text())["position_extension"] == "stretch:20"
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("positions", "kind", "needs_training"),
-    [("auto", "default", False), ("rope:yarn", "yarn", True), ("rope:linear", "linear", True), ("rope:dynamic", "dynamic", False)],
-)
-def test_rotary_positions(positions: str, kind: str, needs_training: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(
-        built("LlamaForCausalLM"), tmp_path / "long", mechanism="window", window=LENGTH, max_length=256, positions=positions
-    )
-    assert report.passed
-    assert report.needs_training == needs_training
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
-    assert model.config.rope_parameters["rope_type"] == kind
 
 
 ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
@@ -206,12 +150,7 @@ def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str
     assert "rope:yarn changes the old positions too" in json.dumps(report["checks"])
 
 
-def test_auto_scales_rotary_positions_where_a_layer_reaches_further(built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built("LlamaForCausalLM"), tmp_path / "long", mechanism="full", max_length=256)
-    assert report.plan["positions"] == "rope:yarn"
-
-
-def test_tied_weights_stay_tied_and_are_stored_once(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_tied_weights_stay_tied_and_are_stored_once_by_a_conversion(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", max_length=128, verify=False)
     assert "cls.predictions.decoder.weight" not in load_file(tmp_path / "long" / "model.safetensors")
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
@@ -219,7 +158,7 @@ def test_tied_weights_stay_tied_and_are_stored_once(built: Callable[[str], Path]
 
 
 @pytest.mark.thorough
-def test_buffers_of_the_old_length_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_leaves_out_buffers_of_the_old_length(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel")
     tensors = load_file(source / "model.safetensors")
     tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
@@ -245,7 +184,7 @@ def renamed(source: Path, rename: Callable[[str], str]) -> None:
     ],
     ids=["gamma and beta", "no prefix"],
 )
-def test_names_of_older_checkpoints_are_kept_and_understood(
+def test_conversion_understands_and_keeps_tensor_names_of_old_checkpoints(
     name: str, rename: Callable[[str], str], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = checkpoint(name)
@@ -257,7 +196,7 @@ def test_names_of_older_checkpoints_are_kept_and_understood(
     assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
 
 
-def test_a_causal_bert_is_planned_and_verified_as_such(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     config = json.loads((source / "config.json").read_text())
     changed = {**config, "architectures": ["BertLMHeadModel"], "is_decoder": True, "add_cross_attention": False}
@@ -267,18 +206,7 @@ def test_a_causal_bert_is_planned_and_verified_as_such(checkpoint: Checkpoint, t
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
-def test_weights_are_cast_when_asked(dtype: str, torch_dtype: torch.dtype, built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype)
-    assert report.passed
-    old, new = (load_file(folder / "model.safetensors") for folder in (built("GPT2LMHeadModel"), tmp_path / "long"))
-    assert all(new[name].dtype == torch_dtype for name in new)
-    assert all(torch.equal(new[name][: len(old[name])], old[name].to(torch_dtype)) for name in new)
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").dtype == torch_dtype
-
-
-def test_a_cast_file_has_one_dtype(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_casts_added_and_copied_tensors_too(built: Callable[[str], Path], tmp_path: Path) -> None:
     """Also in tensors that are extended, initialised, or copied from a layer."""
     separate = {"mechanism": "longformer", "window": 16, "separate_global": True}
     for number, (action, options) in enumerate((("copied", separate), ("added", {"mechanism": "linformer", "rank": 8}))):
@@ -289,42 +217,7 @@ def test_a_cast_file_has_one_dtype(built: Callable[[str], Path], tmp_path: Path)
         assert {str(tensor.dtype) for tensor in new.values() if tensor.is_floating_point()} == {"torch.bfloat16"}
 
 
-def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None:
-    layers = {0: {"mechanism": "full"}}
-    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, layers=layers, max_length=128)
-    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-    attached = [layer.attention.self.long_attention.name for layer in model.base_model.encoder.layer]
-    assert attached == ["full", "window"]
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("own_registry")
-def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
-    @register_mechanism("window_with_gain")
-    class WindowWithGain(Window):
-        traits = Window.traits.but(trains=True)
-
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)
-            self.gain = torch.nn.Parameter(torch.empty(3))
-            self.reset_parameters()
-
-        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-            super().reset_parameters(generator)
-            torch.nn.init.normal_(self.gain, generator=generator)
-
-    for folder in ("one", "two"):
-        report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / folder, mechanism="window_with_gain", max_length=128)
-    assert report.plan["tensor_counts"]["added"] == 2
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
-    added = [name for name in one if name.endswith("long_attention.gain")]
-    assert len(added) == 2
-    assert all(torch.equal(one[name], two[name]) for name in added)
-    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one").state_dict()
-    assert all(torch.equal(one[name], loaded[name]) for name in added)
-
-
-def test_rotary_positions_without_parameters_stay_as_they_are(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("EsmForTokenClassification")
     with pytest.raises(PositionError, match="expected auto or rope:none"):
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
@@ -333,7 +226,7 @@ def test_rotary_positions_without_parameters_stay_as_they_are(built: Callable[[s
     assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
 
 
-def test_contacts_of_a_protein(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_esm_predicts_the_contacts_of_its_source(built: Callable[[str], Path], tmp_path: Path) -> None:
     """ESM's contact head reads the attention weights of all layers."""
     convert_checkpoint(built("EsmForMaskedLM"), tmp_path / "long", mechanism="window", window=2 * LENGTH, max_length=200, verify=False)
     short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder) for folder in (built("EsmForMaskedLM"), tmp_path / "long"))
@@ -345,7 +238,7 @@ def test_contacts_of_a_protein(built: Callable[[str], Path], tmp_path: Path) -> 
         assert (short.predict_contacts(ids, mask) - long.predict_contacts(ids, mask)).abs().max() < 1e-5
 
 
-def test_modernbert_unasked_is_modernbert_at_any_length(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable[[str], Path], tmp_path: Path) -> None:
     """Its local layers keep their window and the others attend to everything; rotary positions go on."""
     source = built("ModernBertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "long", max_length=256, positions="rope:none")
@@ -364,7 +257,7 @@ def test_modernbert_unasked_is_modernbert_at_any_length(built: Callable[[str], P
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
-def test_bases_whose_scores_have_terms_of_their_own_get_a_window_unasked(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bases_with_terms_in_their_scores_get_a_window_by_default(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
     assert report.passed
     assert report.plan["long_attention"]["mechanism"] == "window"

@@ -13,7 +13,7 @@ from hf_longattn.checks import Difference, equality
 from hf_longattn.conversion import convert_checkpoint
 
 
-def test_a_difference_is_relative_to_the_scale_of_its_output() -> None:
+def test_difference_is_relative_to_the_scale_of_its_output() -> None:
     ones, masked = torch.ones(4), torch.tensor([1.0, -1.0, -1e6, -1e6])
     cases: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], float]] = {
         "small outputs": ({"a": ones * 0.03}, {"a": ones * 0.03 + 3e-5}, 1e-3),
@@ -37,7 +37,7 @@ def test_a_difference_is_relative_to_the_scale_of_its_output() -> None:
     assert (differences["a small output beside a large one"].output, differences["masked logits"].scale) == ("b", 1)
 
 
-def test_equal_is_said_of_what_must_be_equal_alone() -> None:
+def test_equality_check_says_equal_only_of_what_must_be_equal() -> None:
     near, far, zero = (Difference(1e-6 * size, 1.0, 1e-6 * size, "logits") for size in (1, 1e3, 0))
     cases = [
         (near, "", "passed", "difference 1.0e-06 of the largest value 1 (logits), equal"),
@@ -54,7 +54,7 @@ def test_equal_is_said_of_what_must_be_equal_alone() -> None:
         assert (check.status, detail in check.detail) == (status, True), check
 
 
-def test_forecasts_of_a_hundredth_are_not_equal_because_they_are_small(tmp_path: Path) -> None:
+def test_small_forecasts_are_not_equal_because_they_are_small(tmp_path: Path) -> None:
     """A window of 8 of 32 patches: outputs differ by 7e-6, which is much for outputs of 0.016."""
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "prediction_length": 8}

@@ -28,7 +28,7 @@ def tables(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.thorough
-def test_the_encoder_grows_and_the_decoder_stays(built: Built, tmp_path: Path) -> None:
+def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built(BART), tmp_path / "long", **WINDOW, max_length=200)
     old, new = tables(built(BART)), tables(tmp_path / "long")
     assert torch.equal(new["decoder"], old["decoder"])
@@ -43,7 +43,7 @@ def test_the_encoder_grows_and_the_decoder_stays(built: Built, tmp_path: Path) -
 
 
 @pytest.mark.thorough
-def test_a_longer_decoder_with_its_own_attention(built: Built, tmp_path: Path) -> None:
+def test_conversion_extends_a_decoder_with_its_own_attention(built: Built, tmp_path: Path) -> None:
     own = {"mechanism": "window", "window": 12}
     report = convert_checkpoint(
         built(BART), tmp_path / "long", mechanism="full", max_length=200, max_decoder_length=150, decoder_long_attention=own
@@ -58,7 +58,7 @@ def test_a_longer_decoder_with_its_own_attention(built: Built, tmp_path: Path) -
 
 
 @pytest.mark.thorough
-def test_a_head_that_reads_the_text_in_the_decoder_has_a_decoder_as_long_as_the_text(built: Built, tmp_path: Path) -> None:
+def test_decoder_that_reads_the_text_becomes_as_long_as_the_encoder(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("BartForQuestionAnswering"), tmp_path / "long", **WINDOW, max_length=200)
     assert report.plan["decoder"]["new_length"] == 200
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long")
@@ -66,7 +66,7 @@ def test_a_head_that_reads_the_text_in_the_decoder_has_a_decoder_as_long_as_the_
         assert model(torch.arange(5, 205)[None]).start_logits.shape == (1, 200)
 
 
-def test_a_decoder_alone(built: Built, tmp_path: Path) -> None:
+def test_decoder_alone_is_converted_and_refuses_settings_of_two_stacks(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("BartForCausalLM"), tmp_path / "long", **WINDOW, max_length=200)
     assert "decoder" not in report.plan
     config = json.loads((tmp_path / "long" / "config.json").read_text())
@@ -93,7 +93,7 @@ def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_pat
 
 
 @pytest.mark.thorough
-def test_a_checkpoint_without_the_computed_tables(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """As the first ones of Pegasus were stored."""
     source = checkpoint(PEGASUS)
     kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "embed_positions" not in name}
@@ -105,7 +105,7 @@ def test_a_checkpoint_without_the_computed_tables(checkpoint: Callable[..., Path
 
 
 @pytest.mark.thorough
-def test_lengths_beside_the_weights_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
@@ -114,7 +114,7 @@ def test_lengths_beside_the_weights_follow(checkpoint: Callable[..., Path], tmp_
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
 
 
-def test_bad_input(built: Built, checkpoint: Callable[..., Path]) -> None:
+def test_plan_of_two_stacks_refuses_wrong_lengths_layers_and_tables(built: Built, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(LengthError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
         plan_conversion(built(BART), max_decoder_length=10)
     with pytest.raises(LengthError, match=r"a maximum length of 10 is too small"):

@@ -11,14 +11,13 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, matrix_speed, model_shape
+from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, model_shape
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
 from tests.alike import code_of_form
 from tests.cells import every_cell
-from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import long_like, plain_model, tokens
+from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 
 SHAPE = ModelShape(
     layers=1, heads=4, kv_heads=2, head_dim=16, hidden=64, intermediate=256, causal=True, matrix_parameters=0, element_bytes=4
@@ -34,9 +33,9 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, alike=code_of_form)
-def test_the_state_is_what_the_cache_holds(name: str) -> None:
+def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).sample
-    longer = long_like(plain_model("llama", HEAD["llama"]), "llama", {"mechanism": name, **sample})
+    longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})
     cache, ids = DynamicCache(config=longer.config), tokens(1, LENGTH)
     for first in range(0, LENGTH, 50):
         longer(ids[:, first : first + 50], past_key_values=cache)
@@ -47,7 +46,7 @@ def test_the_state_is_what_the_cache_holds(name: str) -> None:
     assert (state.per_token == 0) or state.per_token <= SHAPE.token_bytes
 
 
-def test_what_grows_and_what_does_not() -> None:
+def test_planned_decoding_state_grows_with_full_attention_alone() -> None:
     assert state_of("full") == DecodeState(400 * 256, 256)
     assert state_of("window", window=100) == DecodeState(100 * 256, 0)
     assert state_of("window", length=50, window=100) == DecodeState(50 * 256, 0)
@@ -56,7 +55,7 @@ def test_what_grows_and_what_does_not() -> None:
     assert state_of("strided", window=8, stride=16, columns="absolute").per_token == 256
 
 
-def test_a_layer_that_layers_share_counts_for_each_of_them() -> None:
+def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:
     family = FAMILIES["albert"]
 
     def matrices(layers: int) -> int:
@@ -72,7 +71,7 @@ def test_a_layer_that_layers_share_counts_for_each_of_them() -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
-def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
+def test_comparison_of_costs_has_every_mechanism_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
     plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)
     lengths = plan.inputs.doublings(plan.architecture.source_config)
     rows = {
@@ -87,8 +86,3 @@ def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[st
     for linear in ("window", "linear", "performer"):
         assert growth[linear] == pytest.approx(2, rel=0.05)
     assert all(len(row.bytes) == len(lengths) for row in rows.values())
-
-
-def test_the_speed_of_this_machine_is_a_number_of_operations_a_second() -> None:
-    assert matrix_speed(size=64, rounds=2) > 1e6
-    assert matrix_speed(size=64, rounds=2, dtype=torch.bfloat16) > 1e6

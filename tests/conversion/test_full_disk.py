@@ -18,7 +18,7 @@ from hf_longattn.errors import CheckpointError
 
 
 @pytest.mark.parametrize("full_at", ["header", "middle", "sync"])
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+def test_conversion_onto_a_full_disk_is_one_sentence_and_leaves_nothing(
     full_at: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -31,7 +31,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-def test_too_little_room_is_said_before_writing(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_refuses_a_disk_with_too_little_room_before_writing(
+    built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Little:
         free = 1_000_000
 
@@ -56,7 +58,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["seen before", "filled by another meanwhile"])
-def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
+def test_conversion_leaves_a_really_full_disk_as_it_was(
     known: bool, built: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = small_disk / "long"
@@ -70,7 +72,9 @@ def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
     assert (old / "config.json").read_text() == "old"
 
 
-def test_a_full_disk_of_safetensors_own_writer(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression_onto_a_full_disk_is_one_sentence_and_leaves_nothing(
+    built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object, **more: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 

@@ -25,7 +25,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @every_cell("name", MODELS)
-def test_a_class_without_long_classes_is_compared_with_its_own_attention(name: str, tmp_path: Path) -> None:
+def test_generic_models_of_videos_and_sounds_are_compared_with_their_source(name: str, tmp_path: Path) -> None:
     config, values = MODELS[name]
     torch.manual_seed(0)
     getattr(transformers, name)(getattr(transformers, config)(**values)).save_pretrained(tmp_path / "short")

@@ -19,6 +19,7 @@ from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.modeling.generic import towers_of
 from tests.generic import load_generic
+from tests.grids import quickly
 from tests.modeling.test_generic_towers import build, mechanisms, output
 
 WINDOW = {"mechanism": "window", "window": 4}
@@ -27,7 +28,7 @@ CASES = ["siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
-def test_each_tower_is_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
+def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
     model, inputs = build(case)
     model.save_pretrained(tmp_path / "plain")
     text = {"mechanism": "window", "window": 8}
@@ -51,8 +52,8 @@ def test_each_tower_is_planned_written_compared_and_loaded(case: str, tmp_path: 
     }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_full_attention_in_every_tower_is_the_source(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
+def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_path: Path) -> None:
     build(case)[0].save_pretrained(tmp_path / "plain")
     full = {"mechanism": "full"}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full})
@@ -64,7 +65,7 @@ def test_full_attention_in_every_tower_is_the_source(case: str, tmp_path: Path) 
 
 
 @pytest.mark.thorough
-def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
+def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) -> None:
     build("llava")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 64}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
@@ -103,15 +104,15 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(settings: dict[str, Any],
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_one_stack_has_no_towers(tmp_path: Path) -> None:
+def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
     config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="a BertModel has one stack; give --mechanism"):
         plan_conversion(tmp_path, towers={"text": WINDOW})
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_plan_and_an_inspection_say_what_each_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
+def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
     build(case)[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
@@ -134,14 +135,14 @@ def test_a_plan_and_an_inspection_say_what_each_tower_reads_and_costs(case: str,
     assert "tower text: the attention of its class" in said
 
 
-def test_windows_of_the_base_bound_what_a_layer_costs(tmp_path: Path) -> None:
+def test_windows_of_the_base_bound_the_planned_cost_of_a_layer(tmp_path: Path) -> None:
     build("qwen2_5_vl")[0].save_pretrained(tmp_path)
     (cost, *_) = plan_conversion(tmp_path, generic=True, towers={"vision": {"mechanism": "full"}}).towers["vision"].costs
     patches, window = cost.length, (16 // 4) ** 2  # layer 0 has windows of 16 × 16 pixels, layer 1 is full
     assert cost.full_attention_flops == cost.attention_flops == 4 * 32 * (patches * window + patches**2)
 
 
-def test_a_folder_with_a_tokenizer_is_converted_and_texts_are_global(tmp_path: Path) -> None:
+def test_generic_conversion_of_llava_with_global_texts_by_command(tmp_path: Path) -> None:
     """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
     model, inputs = build("llava")
     model.save_pretrained(tmp_path / "plain")
@@ -164,7 +165,7 @@ def test_a_folder_with_a_tokenizer_is_converted_and_texts_are_global(tmp_path: P
         assert "text=longformer" in str(failed.exception)
 
 
-def test_the_whole_of_a_folder_with_one_attention_is_inspected(tmp_path: Path) -> None:
+def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:
     build("siglip")[0].save_pretrained(tmp_path / "plain")
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=4, verify=False)
     inspected = inspect_checkpoint(tmp_path / "long")
@@ -172,7 +173,7 @@ def test_the_whole_of_a_folder_with_one_attention_is_inspected(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
-def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_search_refuses_several_towers_and_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
     build(case)[0].save_pretrained(tmp_path / "model")
     folder = tmp_path / "model"
     if settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,21 +10,16 @@ from typing import Any, cast
 import pytest
 import torch
 import transformers
-import typer
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_longattn
-from hf_longattn.cli import app
-from hf_longattn.cli.show import print_plan
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import load_processor, processed_size, values_of_size
-from hf_longattn.inputs.grid import photographs
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
-from hf_longattn.recipes import read_recipe
 
 from ..grids import every_other
 from ..modeling import grid_models
@@ -72,7 +66,7 @@ def values(folder: Path, file: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", every_other(MODELS))
-def test_a_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_image_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     source, long = saved(name), tmp_path / "long"
     report = (
         convert_checkpoint(source, long, image_size=64, prefix_tokens="none")
@@ -93,7 +87,7 @@ def test_a_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_pat
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None))
-def test_every_family_of_images(base: str, tmp_path: Path) -> None:
+def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].model_classes)[0]
     grid_models.saved(base, head, tmp_path / head)
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", image_size=64)
@@ -104,7 +98,7 @@ def test_every_family_of_images(base: str, tmp_path: Path) -> None:
     assert checks["equal where the mechanism covers the input"] == checks["equal at the new size with full attention"] == "passed"
 
 
-def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
+def test_plan_refuses_an_image_size_for_siglip2(tmp_path: Path) -> None:
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "short")
     with pytest.raises(GridError, match=r"load it with hf_longattn\.LongSiglip2VisionModel"):
         plan_conversion(tmp_path / "short", image_size=64)
@@ -112,7 +106,7 @@ def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [VIT, "DeiTForImageClassification", "Dinov2Model"])
-def test_the_processor_makes_images_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_converted_image_processor_makes_images_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64")
     assert statuses(report)["image processor"] == "passed"
     processor = AutoImageProcessor.from_pretrained(tmp_path / "long")
@@ -124,7 +118,7 @@ def test_the_processor_makes_images_of_the_new_size(name: str, saved: Checkpoint
     assert processed_size(load_processor(again, IMAGE_PROCESSOR)) == (48, 64)
 
 
-def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
+def test_full_attention_on_images_equals_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(), tmp_path / "long", mechanism="full", image_size=(48, 64))
     checks = statuses(report)
     assert checks["equal where the mechanism covers the input"] == checks["at the new size"] == "passed"
@@ -139,7 +133,7 @@ def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path:
 
 
 @pytest.mark.thorough
-def test_padding_of_windows_is_the_bias_of_the_projections(saved: Checkpoint, tmp_path: Path) -> None:
+def test_zero_padding_of_image_windows_is_the_bias_of_the_projections(saved: Checkpoint, tmp_path: Path) -> None:
     """Copied by a conversion, and by loading the short checkpoint."""
     source, long = saved(), tmp_path / "long"
     model = transformers.ViTForImageClassification.from_pretrained(source)
@@ -161,50 +155,14 @@ def test_padding_of_windows_is_the_bias_of_the_projections(saved: Checkpoint, tm
             assert torch.equal(mechanism.pad_value.flatten(), attention.v_proj.bias)
 
 
-def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
-    classify = pipeline("image-classification", str(tmp_path / "long"))
-    assert classify.image_processor.size["height"] == 64
-    photograph = photographs()[0].permute(1, 2, 0).numpy()
-    assert len(classify(transformers.image_utils.PIL.Image.fromarray(photograph), top_k=2)) == 2
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        (VIT, "image-classification"),
-        ("Dinov2ForImageClassification", "image-classification"),
-        ("Dinov2Model", "image-feature-extraction"),
-    ],
-)
-def test_pipelines_take_files_and_images_at_the_new_size(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64", verify=False)
-    photograph = transformers.image_utils.PIL.Image.fromarray(photographs()[1].permute(1, 2, 0).numpy())
-    photograph.save(tmp_path / "photo.png")
-    run = pipeline(task, model=str(tmp_path / "long"))
-    of_file, of_image = run(str(tmp_path / "photo.png")), run(photograph)
-    assert of_file == of_image
-    pixels = AutoImageProcessor.from_pretrained(tmp_path / "long")(photograph, return_tensors="pt")
-    assert pixels["pixel_values"].shape == (1, 3, 48, 64)
-    with torch.no_grad():
-        outputs = run.model(**pixels)
-    if task == "image-classification":
-        best = of_file[0]
-        assert best["score"] == pytest.approx(float(outputs.logits.softmax(-1).max()), abs=1e-5)
-    else:
-        torch.testing.assert_close(torch.tensor(of_file), outputs.last_hidden_state, rtol=1e-5, atol=1e-6)
-        assert outputs.last_hidden_state.shape[1] == 1 + 12 * 16
-
-
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
-def test_two_classes_of_one_task_load_by_the_one_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_deit_with_and_without_teacher_loads_as_the_class_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size=64, verify=False)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "long")
     assert type(model).__name__ == f"Long{name}"
 
 
-def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
+def test_card_of_an_image_model_names_its_task_and_its_example_runs(saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
     card = (tmp_path / "long" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
@@ -221,31 +179,13 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
     exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"options": {"window": 6, "shift": "alternate"}}, "Every layer equals full attention on images of up to 24 × 24 pixels."),
-        ({"mechanism": "full"}, "Every layer equals full attention on images of up to 64 × 64 pixels."),
-        (
-            {"options": {"prefix_tokens": "none"}},
-            "On no image does every layer equal full attention: layer 0 has `window2d`, whose patches do not see the tokens before them.",
-        ),
-    ],
-)
-def test_the_card_says_on_which_images_attention_is_full(
-    settings: dict[str, Any], sentence: str, saved: Checkpoint, tmp_path: Path
-) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False, **{"mechanism": "window2d", **settings})
-    assert sentence in " ".join((tmp_path / "long" / "README.md").read_text().split())
-
-
-def test_a_source_without_processor_says_so(saved: Checkpoint, tmp_path: Path) -> None:
+def test_report_says_that_a_source_has_no_image_processor(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(processor=False), tmp_path / "long", image_size=64)
     assert statuses(report)["image processor"] == "skipped"
 
 
 @pytest.mark.thorough
-def test_without_photographs_a_seeded_image_is_compared(saved: Checkpoint, tmp_path: Path) -> None:
+def test_image_model_without_three_colours_is_compared_on_seeded_images(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(num_channels=1, processor=False), tmp_path / "long", image_size=64)
     assert report.passed
     assert report.text == "seeded images, since the model does not read images of three colours"
@@ -266,7 +206,9 @@ def test_without_photographs_a_seeded_image_is_compared(saved: Checkpoint, tmp_p
         ({"mechanism": "window2d", "options": {"shift": "alternate"}}, "interpolate", "layer 0"),
     ],
 )
-def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint) -> None:
+def test_plan_of_images_chooses_positions_by_the_mechanism_and_warns(
+    settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint
+) -> None:
     plan = plan_conversion(saved(), image_size=64, **settings)
     assert plan.positions == rule
     assert warned in " ".join(map(str, plan.warnings))
@@ -274,7 +216,7 @@ def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Chec
 
 
 @pytest.mark.thorough
-def test_rotary_and_relative_positions_are_tiled_with_windows_of_the_trained_size(tmp_path: Path) -> None:
+def test_rotary_and_relative_positions_of_images_are_tiled_with_windows(tmp_path: Path) -> None:
     rules = {}
     for base in ("dinov3_vit", "beit"):
         grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
@@ -284,15 +226,7 @@ def test_rotary_and_relative_positions_are_tiled_with_windows_of_the_trained_siz
     assert rules == {(base, mechanism): expected[mechanism] for base, mechanism in rules}
 
 
-def test_a_printed_plan_counts_images(saved: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(plan_conversion(saved(), image_size=64), as_json=False)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "for one image, computed" in shown
-    assert "for one image through the whole model" in shown
-    assert "sequence" not in shown
-
-
-def test_a_plan_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
+def test_plan_of_an_image_model_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
     plan = plan_conversion(saved(), image_size="48x96")
     assert [cost.size for cost in plan.costs] == [(32, 32), (48, 64), (48, 96)]  # type: ignore[attr-defined]
     assert (plan.old_length, plan.new_length) == (65, 289)
@@ -303,38 +237,8 @@ def test_a_plan_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
     assert (shown["old_image_size"], shown["new_image_size"], shown["new_grid"]) == ([32, 32], [48, 96], [12, 24])
 
 
-@pytest.mark.thorough
-def test_the_commands(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = typer.main.get_command(app)
-    source, long = saved(), tmp_path / "long"
-    run.main(["plan", str(source), "--image-size", "64x96"], standalone_mode=False)
-    shown = capsys.readouterr().out
-    assert "LongViTForImageClassification, 64 × 96 pixels, 385 tokens" in shown
-    assert "64×96" in shown
-    assert "neighbours along a text" not in shown
-    run.main(["convert", str(source), str(long), "--mechanism", "window2d", "--image-size", "64"], standalone_mode=False)
-    assert "32×32 → 64×64 pixels, 65 → 257 tokens" in capsys.readouterr().out
-    run.main(["inspect", str(long)], standalone_mode=False)
-    assert "images of 64 × 64 pixels, 257 tokens, bidirectional" in capsys.readouterr().out
-    run.main(["inspect", str(long), "--json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out)["image_size"] == [64, 64]
-    assert inspect_checkpoint(source).longest_input == "images of 32 × 32 pixels, 65 tokens"
-
-
-@pytest.mark.thorough
-def test_recipes_of_images(saved: Checkpoint) -> None:
-    for name in ("vit-windows", "vitdet"):
-        recipe = read_recipe(name)
-        assert recipe["mechanism"] == "window2d"
-        layers = {"layers": ";".join(recipe["layers"])} if "layers" in recipe else {}
-        plan = plan_conversion(saved(num_hidden_layers=12), mechanism=recipe["mechanism"], image_size=64, **layers)
-        full = [layer for layer in range(12) if plan.attention.for_layer(layer)[0] == "full"]
-        assert full == ([2, 5, 8, 11] if name == "vitdet" else [])
-
-
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
-    ({"image_size": 66}, GridError, "not a multiple of the patch's 4"),
     ({"image_size": 16}, GridError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
     ({"image_size": "64 by 64"}, GridError, "must be pixels, or height and width"),
     ({"image_size": "64x64x64"}, GridError, "must have 2 numbers at most"),
@@ -346,7 +250,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),
     ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of images"),
-    ({"image_size": 64, "positions": "random"}, PositionError, "does not apply to the positions of images"),
     ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
     ({"image_size": 64, "init_from_text": "book.txt"}, OptionError, "--init-from-text"),
@@ -360,7 +263,9 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED)
-def test_refusals(settings: dict[str, Any], error: type[LongAttentionError], sentence: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_of_an_image_model_refuses_settings_that_do_not_apply(
+    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, saved: Checkpoint, tmp_path: Path
+) -> None:
     source = saved()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error, match=sentence) as raised:
@@ -369,31 +274,19 @@ def test_refusals(settings: dict[str, Any], error: type[LongAttentionError], sen
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_refusal_of_the_command_is_one_line(saved: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from hf_longattn.cli.app import main
-
-    source = saved()
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(shlex.split(f"convert {source} {tmp_path / 'long'} --image-size 30"))
-    assert ended.value.code
-    assert len(capfd.readouterr().err.strip().splitlines()) == 1
-    assert not (tmp_path / "long").exists()
-
-
-def test_prefix_tokens_of_a_model_without_them(saved: Checkpoint, tmp_path: Path) -> None:
+def test_plan_refuses_prefix_tokens_for_a_model_without_them(saved: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="SiglipVisionModel has none; leave it out"):
         plan_conversion(saved("SiglipVisionModel"), image_size=64, mechanism="window2d", prefix_tokens="reads")
 
 
-def test_a_size_of_images_for_a_model_of_text(tmp_path: Path) -> None:
+def test_plan_of_a_text_model_refuses_an_image_size(tmp_path: Path) -> None:
     config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=100)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(OptionError, match="a BertModel reads text; give its length as --max-length"):
         plan_conversion(tmp_path / "bert", image_size=1024)
 
 
-def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
+def test_plan_refuses_an_image_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
     source = saved()
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(source)
     with pytest.raises(CheckpointError, match=r"makes images of 48 × 48 pixels, but its config\.json says image_size=32"):
@@ -408,7 +301,7 @@ def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path:
     assert plan.files[FILE]["size"] == {"shortest_edge": 80}
 
 
-def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_fails_if_the_image_processor_scales_down(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_longattn.inputs import grid
 
     monkeypatch.setattr(grid, "values_of_size", lambda place, processor, size: place.values)
@@ -417,7 +310,7 @@ def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, 
     assert not (tmp_path / "long").exists()
 
 
-def test_files_of_processors(tmp_path: Path) -> None:
+def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
     def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         (tmp_path / FILE).write_text(json.dumps(file))
         changed = values_of_size(ProcessorFile(tmp_path, IMAGE_PROCESSOR), load_processor(tmp_path, IMAGE_PROCESSOR), size)
@@ -435,7 +328,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
         values_of_size(ProcessorFile(tmp_path, IMAGE_PROCESSOR), load_processor(tmp_path, IMAGE_PROCESSOR), (64, 64))
 
 
-def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:
+def test_short_vit_folder_loads_as_a_long_model_of_a_given_size(saved: Checkpoint) -> None:
     model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
     assert model.family.rule.sizes(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)

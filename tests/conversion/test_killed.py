@@ -66,7 +66,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-def test_a_conversion_killed_at_any_moment(overwrite: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_killed_at_any_moment_leaves_a_whole_destination_or_none(
+    overwrite: bool, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     source, destination, old = built("BertForMaskedLM"), tmp_path / "place" / "long", tmp_path / "old"
     convert_checkpoint(source, old, mechanism="full", max_length=96, verify=False)
     convert_checkpoint(source, destination, **ARGUMENTS)  # there, since the card says where it lies
@@ -101,7 +103,7 @@ def convert_until_killed(source: str, destination: str) -> None:
     convert_checkpoint(source, destination, mechanism="full", max_length=128, progress=kill)
 
 
-def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_killed_while_writing_is_cleaned_up_by_the_next(built: Callable[[str], Path], tmp_path: Path) -> None:
     destination = tmp_path / "long"
     assert run_fresh(convert_until_killed, built("BertModel"), destination).returncode == -9
     assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
@@ -110,7 +112,7 @@ def test_a_run_killed_while_writing_leaves_no_destination_and_a_rerun_cleans_up(
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_a_run_asked_to_end_while_writing_leaves_nothing(native: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_asked_to_end_while_writing_leaves_nothing(native: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
     def end(stage: str, done: int, total: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -43,7 +43,7 @@ def converted(source: Path, target: Path, positions: str, **settings: Any) -> An
 
 @pytest.mark.thorough
 @every_cell("positions", WRITTEN)
-def test_the_result_reads_short_texts_as_the_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
+def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
     relative, unchanged = WRITTEN[positions]
     target = tmp_path / positions.replace(":", "-")
     report = converted(source, target, positions)
@@ -67,7 +67,7 @@ def test_the_result_reads_short_texts_as_the_source_and_generates_as_it_reads(so
 
 @pytest.mark.thorough
 @every_cell("positions", ["rope:self-extend"])
-def test_graphs_read_as_the_model_does(source: Path, tmp_path: Path, positions: str) -> None:
+def test_compiled_and_exported_self_extend_equal_the_model(source: Path, tmp_path: Path, positions: str) -> None:
     """A compiled model, and an ONNX graph, whose export compares it at three lengths."""
     target = tmp_path / positions.replace(":", "-")
     converted(source, target, positions, verify=False)
@@ -81,7 +81,7 @@ def test_graphs_read_as_the_model_does(source: Path, tmp_path: Path, positions: 
             torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0)
 
 
-def test_a_source_that_is_scaled_keeps_its_scaling(source: Path, tmp_path: Path) -> None:
+def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Path) -> None:
     scaled = LlamaForCausalLM.from_pretrained(source)
     scaled.config.rope_parameters = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
     scaled.save_pretrained(tmp_path / "scaled")
@@ -107,13 +107,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @every_cell("case", REFUSED)
-def test_what_cannot_be_is_refused(source: Path, tmp_path: Path, case: str) -> None:
+def test_self_extend_refuses_settings_that_cannot_be(source: Path, tmp_path: Path, case: str) -> None:
     positions, settings, message = REFUSED[case]
     with pytest.raises(LongAttentionError, match=message):
         converted(source, tmp_path / "refused", positions, **settings)
 
 
-def test_near_windows_need_no_other_positions(source: Path, tmp_path: Path) -> None:
+def test_self_extend_leaves_layers_with_near_windows_alone(source: Path, tmp_path: Path) -> None:
     settings = {"layers": {0: {"mechanism": "window", "window": 32}}}
     converted(source, tmp_path / "mixed", "rope:self-extend", verify=False, **settings)
     attention = LongLlamaForCausalLM.from_pretrained(tmp_path / "mixed").config.long_attention

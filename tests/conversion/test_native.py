@@ -49,22 +49,16 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "roberta, full": ("roberta", FULL, "RobertaForSequenceClassification", {}, "RobertaForSequenceClassification"),
     "electra": ("electra", FULL, None, {"embedding_size": 32}, "ElectraForMaskedLM"),
     "distilbert": ("distilbert", FULL, None, {}, "DistilBertForMaskedLM"),
-    "mistral, full": ("mistral", FULL, None, {"sliding_window": 8}, "MistralForCausalLM"),
     "mistral, a classifier": ("mistral", WINDOW, "MistralForTokenClassification", {}, "MistralForTokenClassification"),
-    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
     "camembert, tied by another name": ("camembert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
     "roberta, window": ("roberta", WINDOW, "RobertaModel", {}, "LongformerModel"),
-    "xlm-roberta, classes": ("xlm-roberta", CLS, "XLMRobertaForSequenceClassification", {}, "LongformerForSequenceClassification"),
-    "bert, tokens": ("bert", WINDOW, "BertForTokenClassification", {}, "LongformerForTokenClassification"),
-    "bert, an encoder": ("bert", BIG_BIRD, "BertModel", {}, "BigBirdModel"),
-    "roberta, bigbird": ("roberta", BIG_BIRD, "RobertaModel", {}, "BigBirdModel"),
     "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
 }
 CASES = {**QUICK, **SLOW}
 
 
 @every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=4)
-def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> None:
+def test_native_twin_computes_the_same_and_can_be_adopted_again(case: str, tmp_path: Path) -> None:
     base, attention, head, changes, expected = CASES[case]
     save_long(tmp_path / "long", base, attention, head, **changes)
     report = export_native(tmp_path / "long", tmp_path / "twin")
@@ -124,7 +118,7 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 
 
 @every_cell("case", REFUSED)
-def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
+def test_native_twin_is_refused_for_what_no_stock_architecture_computes(case: str) -> None:
     base, attention, head, changes, says = REFUSED[case]
     family = FAMILIES[base]
     config = family.config_class(**{**long_values(base), "long_attention": attention, **changes})
@@ -137,7 +131,7 @@ def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
 
 
 @every_cell("base", TEXT_FAMILIES, of=9, alike=code_of_family)
-def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
+def test_every_base_and_mechanism_has_a_native_twin_or_a_reason(base: str) -> None:
     family = FAMILIES[base]
     for mechanism in list_mechanisms(grid=False):
         values = {**long_values(base), "long_attention": long_attention(mechanism)}
@@ -153,7 +147,7 @@ def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
             choice.twin.skeleton(model)
 
 
-def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
+def test_native_twin_can_leave_global_tokens_to_the_caller(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "roberta", {**CLS, "separate_global": True})
     with pytest.raises(ExportError, match=r"has no native twin: Layer 0 makes position 0 global.*--global-attention-mask"):
         export_native(tmp_path / "long", tmp_path / "twin")
@@ -164,7 +158,9 @@ def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"])
-def test_a_refusal_for_global_tokens_names_the_options_that_make_a_twin(name: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_native_refusal_for_global_tokens_names_options_that_make_a_twin(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint("RobertaForMaskedLM", tokenizer="roberta")
     getattr(transformers, name).from_pretrained(source).save_pretrained(source)
     arguments = ["convert", str(source), str(tmp_path / "long"), "--mechanism", "longformer"]
@@ -236,7 +232,7 @@ def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path]
         convert_checkpoint(source, tmp_path / "other", mechanism="window", native=True, remote_code=True)
 
 
-def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_whether_there_is_a_native_twin(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     source = checkpoint("LlamaForCausalLM")
     twin = plan_conversion(source, mechanism="window", window=8, max_length=128).to_dict()["native_twin"]
     assert twin == {"class": "MistralForCausalLM", "model_type": "mistral"}
@@ -255,7 +251,9 @@ def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], cap
         (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native."),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_native_export_refuses_bad_input_in_one_sentence(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_long(tmp_path / "LONG", "llama", {"mechanism": "strided"})
     transformers.LlamaForCausalLM(AutoConfig.for_model("llama", **long_values("llama"))).save_pretrained(tmp_path / "SHORT")
     paths = [str(tmp_path / one) if one.isupper() else one for one in arguments]

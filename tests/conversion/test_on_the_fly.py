@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,32 +60,47 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
     assert all(len(converted[one]) > LENGTH for one in grown if "decoder" not in one)
 
 
-OF_ALL = list(TEXT_FAMILIES)
+QUICK = ("bert", "gpt2", "llama", "bart", "t5", "deberta-v2")
+"""Bases with a table, without an encoder, with rotary positions, with two stacks, and with relative positions of two kinds."""
+
+
+@every_cell("base", QUICK, of=2)
+def test_loading_a_short_checkpoint_equals_its_conversion(base: str, short: Short, tmp_path: Path) -> None:
+    check(short(base, head_of(base)), tmp_path / base)
 
 
 @pytest.mark.thorough
-@every_cell("base", OF_ALL, of=6, alike=code_of_family)
-def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
-    check(short(base, head_of(base)), tmp_path / "long")
+@every_cell("base", [base for base in TEXT_FAMILIES if base not in QUICK], of=6, alike=code_of_family)
+def test_loading_a_short_checkpoint_equals_its_conversion_in_every_family(base: str, short: Short, tmp_path: Path) -> None:
+    check(short(base, head_of(base)), tmp_path / base)
 
 
 @pytest.mark.thorough
-@every_cell(("base", "positions"), itertools.product(["bert", "roberta", "gpt2", "bart"], ["interpolate", "random", "none", "alibi"]), of=3)
-def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path) -> None:
-    check(short(base, head_of(base)), tmp_path / "long", positions=positions)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("positions", ["rope:linear", "rope:yarn", "rope:dynamic"])
-def test_rotary_positions(positions: str, short: Short, tmp_path: Path) -> None:
-    check(short("llama", head_of("llama")), tmp_path / "long", positions=positions)
+@every_cell(
+    ("base", "settings"),
+    [
+        *(
+            (base, {"positions": positions})
+            for base in ("bert", "roberta", "gpt2", "bart")
+            for positions in ("interpolate", "random", "none", "alibi")
+        ),
+        *(("llama", {"positions": positions}) for positions in ("rope:linear", "rope:yarn", "rope:dynamic")),
+        ("bart", {"decoder_long_attention": {"mechanism": "window", "window": 8}, "max_decoder_length": 100}),
+        *((base, {"mechanism": "longformer", "separate_global": True}) for base in ("bert", "roberta")),
+    ],
+    of=3,
+)
+def test_loading_a_short_checkpoint_equals_its_conversion_with_other_settings(
+    base: str, settings: dict[str, Any], short: Short, tmp_path: Path
+) -> None:
+    check(short(base, head_of(base)), Path(tempfile.mkdtemp(dir=tmp_path)) / "long", **settings)
 
 
 ROTARY = ("llama", "qwen2", "gpt_neox", "phi", "phi3", "gemma3_text", "modernbert")
 """Bases with rotary positions in every head, in a part of it, with two lengths, and for each of two kinds of layer."""
 
 
-def test_a_longer_config_scales_rotary_positions_as_a_conversion_does(short: Short) -> None:
+def test_longer_config_scales_rotary_positions_as_a_conversion_does(short: Short) -> None:
     different, kinds = {}, set()
     for base in ROTARY:
         folder = short(base, head_of(base))
@@ -102,7 +118,7 @@ def test_a_longer_config_scales_rotary_positions_as_a_conversion_does(short: Sho
     assert kinds == {"rope:none", "rope:yarn"}
 
 
-def test_a_longer_config_with_rotary_positions_that_are_chosen_or_scaled_already(
+def test_longer_config_keeps_rotary_positions_that_are_chosen_or_scaled(
     short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = short("llama", head_of("llama"))
@@ -181,20 +197,8 @@ HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
     grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
     of=4,
 )
-def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
+def test_loading_heads_of_encoder_decoders_equals_their_conversion(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
-
-
-@pytest.mark.thorough
-def test_a_decoder_made_longer_too(short: Short, tmp_path: Path) -> None:
-    decoder = {"decoder_long_attention": {"mechanism": "window", "window": 8}, "max_decoder_length": 100}
-    check(short("bart", "BartForConditionalGeneration"), tmp_path / "long", **decoder)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("base", ["bert", "roberta"])
-def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -> None:
-    check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
 
 
 @pytest.mark.thorough
@@ -203,14 +207,14 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
     itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid"], ["bert", "gpt2", "llama"]),
     of=4,
 )
-def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
+def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
     check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).sample})
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_whole_numbers_stay_whole_in_every_dtype(dtype: str, short: Short, tmp_path: Path) -> None:
+def test_counters_of_performer_stay_whole_numbers_in_every_dtype(dtype: str, short: Short, tmp_path: Path) -> None:
     convert_checkpoint(short("gpt2", head_of("gpt2")), tmp_path / "long", mechanism="performer", dtype=dtype, max_length=NEW)
     for arguments in ({}, {"dtype": "auto"}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long", **arguments)

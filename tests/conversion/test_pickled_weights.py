@@ -34,7 +34,7 @@ def pickled(folder: Path, *, shards: int = 1, zipped: bool = True) -> Path:
 
 
 @pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)], ids=["one file", "old format", "shards"])
-def test_a_pickled_checkpoint_converts_when_allowed(shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_pickled_checkpoint_is_converted_only_if_allowed(shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source, folder = pickled(checkpoint("GPT2LMHeadModel"), shards=shards, zipped=zipped), tmp_path / "results"
     folder.mkdir()
     for refuse in (convert_checkpoint, plan_conversion):
@@ -49,7 +49,7 @@ def test_a_pickled_checkpoint_converts_when_allowed(shards: int, zipped: bool, c
     assert not list((folder / "long").glob("*.bin"))
 
 
-def test_a_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_pickled_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(pickled(checkpoint("GPT2LMHeadModel")), tmp_path / "long", allow_pickle=True, dtype="bf16", **ARGUMENTS)
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert len({"lm_head.weight", "transformer.wte.weight"} & written.keys()) == 1
@@ -75,7 +75,7 @@ class Harmful:
     ids=["code", "nested", "list", "sparse", "damaged"],
 )
 @every_cell("zipped", [True, False], ids=["zip", "old format"])
-def test_anything_but_tensors_is_a_sentence(
+def test_pickle_of_anything_but_tensors_is_refused_and_runs_no_code(
     content: object, zipped: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = checkpoint("BertForMaskedLM")

@@ -26,7 +26,7 @@ Built = Callable[[str], Path]
 
 @pytest.mark.thorough
 @every_cell("name", CLASSES)
-def test_a_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(header: object) -> None:
         raise AssertionError(f"{header} was read")
 
@@ -42,7 +42,7 @@ def test_a_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.Mon
     assert plan.counts()["dropped"] == plan.counts()["added"] == 0
 
 
-def test_what_is_planned_is_what_is_written(built: Built, tmp_path: Path) -> None:
+def test_conversion_writes_what_its_plan_says(built: Built, tmp_path: Path) -> None:
     arguments = {"mechanism": "window", "window": 16, "max_length": 256, "dtype": "bf16"}
     plan = plan_conversion(built("RobertaForMaskedLM"), **arguments)
     report = convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", verify=False, **arguments)
@@ -51,14 +51,14 @@ def test_what_is_planned_is_what_is_written(built: Built, tmp_path: Path) -> Non
     assert 0 < header_bytes < 10_000
 
 
-def test_without_a_length_the_sources_is_kept(built: Built) -> None:
+def test_plan_without_a_length_keeps_that_of_the_source(built: Built) -> None:
     plan = plan_conversion(built("BertModel"))
     assert plan.new_length == LENGTH
     assert plan.counts()["extended"] == 0
     assert plan.attention == LongAttentionConfig()
 
 
-def test_a_whole_configuration_may_be_given_instead_of_options(built: Built) -> None:
+def test_plan_takes_a_whole_attention_config_instead_of_options(built: Built) -> None:
     config = LongAttentionConfig("window", window=32, layers={0: {"mechanism": "full"}})
     assert plan_conversion(built("BertModel"), long_attention=config).attention == config
     assert plan_conversion(built("BertModel"), long_attention=config.to_dict()).attention == config
@@ -66,12 +66,12 @@ def test_a_whole_configuration_may_be_given_instead_of_options(built: Built) -> 
         plan_conversion(built("BertModel"), long_attention=config, mechanism="window", window=3)
 
 
-def test_a_destination_is_checked_as_by_the_conversion(built: Built, tmp_path: Path) -> None:
+def test_plan_refuses_a_destination_that_exists(built: Built, tmp_path: Path) -> None:
     with pytest.raises(DestinationExistsError):
         plan_conversion(built("BertModel"), tmp_path)
 
 
-def test_costs_follow_the_mechanism(built: Built) -> None:
+def test_plan_costs_grow_as_the_mechanism_does(built: Built) -> None:
     window = plan_conversion(built("LlamaForCausalLM"), mechanism="window", window=16, max_length=1024).costs
     full = plan_conversion(built("LlamaForCausalLM"), mechanism="full", max_length=1024).costs
     assert [cost.length for cost in window] == [64, 128, 256, 512, 1024]
@@ -82,7 +82,7 @@ def test_costs_follow_the_mechanism(built: Built) -> None:
     assert full[-1].cache_bytes == 64 * window[-1].cache_bytes
 
 
-def test_whole_model_arithmetic_matches_what_torch_counts(built: Built) -> None:
+def test_plan_flops_of_a_whole_model_are_those_that_torch_counts(built: Built) -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel
 
@@ -112,7 +112,9 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
 
 @pytest.mark.thorough
 @every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
-def test_a_dropped_table_keeps_its_mean_and_is_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_dropped_position_table_keeps_its_mean_and_is_not_trained(
+    name: str, positions: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
     assert report.passed
     assert report.needs_training
@@ -139,7 +141,7 @@ def test_a_dropped_table_keeps_its_mean_and_is_not_trained(name: str, positions:
 
 
 @pytest.mark.thorough
-def test_without_positions_an_encoder_sees_a_bag_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_encoder_without_positions_ignores_the_order_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "none", mechanism="full", positions="none")
     for kind in ("alibi",):
         convert_checkpoint(built("BertModel"), tmp_path / kind, mechanism="full", positions=kind)
@@ -151,7 +153,7 @@ def test_without_positions_an_encoder_sees_a_bag_of_words(built: Callable[[str],
         assert torch.allclose(plain[:, order], mixed, atol=1e-5) == blind
 
 
-def test_a_short_checkpoint_loads_without_its_table(built: Callable[[str], Path]) -> None:
+def test_short_checkpoint_loads_without_its_position_table(built: Callable[[str], Path]) -> None:
     from hf_longattn import LongBertConfig, LongBertModel
 
     attention = {"mechanism": "window", "window": 16, "relative": "alibi"}
@@ -167,7 +169,7 @@ def test_a_short_checkpoint_loads_without_its_table(built: Callable[[str], Path]
 
 
 @pytest.mark.thorough
-def test_relative_positions_beside_a_table(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_relative_positions_are_added_beside_a_position_table(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("BertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "t5", mechanism="full", relative="t5_buckets")
     assert report.passed
@@ -180,7 +182,7 @@ def test_relative_positions_beside_a_table(built: Callable[[str], Path], tmp_pat
     assert all(table.any() and table.requires_grad for table in tables(model).values())
 
 
-def test_alibi_stands_in_every_layer(built: Callable[[str], Path]) -> None:
+def test_plan_puts_alibi_into_every_layer(built: Callable[[str], Path]) -> None:
     layers = {1: {"mechanism": "full"}}
     plan = plan_conversion(built("GPT2LMHeadModel"), mechanism="window", window=16, layers=layers, positions="alibi")
     assert [plan.attention.for_layer(index)[1]["relative"] for index in range(2)] == ["alibi", "alibi"]
@@ -190,7 +192,7 @@ def test_alibi_stands_in_every_layer(built: Callable[[str], Path]) -> None:
     assert [plan.attention.for_layer(index)[1]["relative"] for index in range(2)] == ["alibi", "alibi"]
 
 
-def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
+def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str], Path]) -> None:
     bert, llama = built("BertForMaskedLM"), built("LlamaForCausalLM")
     with pytest.raises(PositionError, match=r"does not fit a model with rotary positions.*--option relative=alibi"):
         plan_conversion(llama, mechanism="window", positions="alibi")
@@ -233,7 +235,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_plan_warns_where_positions_do_not_hold_without_training(
+def test_plan_warns_where_positions_do_not_hold_without_training(
     name: str, settings: dict[str, Any], told: str, built: Callable[[str], Path]
 ) -> None:
     plan = plan_conversion(built(name), max_length=256, **settings)
@@ -258,7 +260,7 @@ def test_a_plan_warns_where_positions_do_not_hold_without_training(
         ("GPT2LMHeadModel", {"mechanism": "window", "window": 16, "num_sinks": 4}, False),
     ],
 )
-def test_a_plan_says_what_scaling_for_sinks_and_global_tokens_alone_costs(
+def test_plan_warns_of_scaling_for_sinks_and_global_tokens_alone(
     name: str, settings: dict[str, Any], warned: bool, built: Callable[[str], Path]
 ) -> None:
     """And what to type instead, which leaves the rotations as they were."""
@@ -272,25 +274,15 @@ def test_a_plan_says_what_scaling_for_sinks_and_global_tokens_alone_costs(
         assert "its sinks or global tokens at any distance" in str(unscaled.warnings[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "tokenizer", "settings"),
-    [
-        ("LlamaForCausalLM", "gpt2", {}),
-        ("XLMRobertaForSequenceClassification", "xlm-roberta", {"verify": False}),
-        ("MarianMTModel", "roberta", {}),
-    ],
-)
-def test_a_source_whose_table_is_too_small_for_its_tokenizer_is_not_converted(
-    name: str, tokenizer: str, settings: dict[str, Any], checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = checkpoint(name, tokenizer=tokenizer)
+def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     reads = transformers.AutoTokenizer.from_pretrained(folder)
-    rows = CLASSES[name][1]["vocab_size"]
+    rows = CLASSES["LlamaForCausalLM"][1]["vocab_size"]
     reads.add_tokens([f"new{number}" for number in range(rows - len(reads))])
     reads.save_pretrained(folder)
-    plan_conversion(folder, mechanism="window", window=16, **{key: value for key, value in settings.items() if key != "verify"})
+    plan_conversion(folder, mechanism="window", window=16)
     reads.add_special_tokens({"pad_token": "<more>"})
     reads.save_pretrained(folder)
     with pytest.raises(CheckpointError, match=rf"gives token ids up to {rows} \('<more>'\), but its model has {rows} embeddings"):
-        convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, **settings)
+        convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, verify=False)
     assert not (tmp_path / "long").exists()

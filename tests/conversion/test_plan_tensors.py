@@ -63,7 +63,7 @@ def refusal(folder: Path) -> str:
     of=9,
     alike=code_of_family,
 )
-def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path) -> None:
+def test_plan_compares_every_tensor_of_a_file_with_the_class(base: str, head: str, tmp_path: Path) -> None:
     """Every one becomes a parameter or buffer, is a part of one, or is dropped for a reason; none is compared with nothing."""
     folder = saved(base, head, tmp_path / "short")
     plan = plan_conversion(folder, **full_attention(base))
@@ -103,7 +103,7 @@ LAYERS = [
 
 @pytest.mark.thorough
 @every_cell(("base", "head", "field"), LAYERS)
-def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, head: str, field: str, tmp_path: Path) -> None:
+def test_plan_refuses_a_file_with_more_or_fewer_layers_than_its_config(base: str, head: str, field: str, tmp_path: Path) -> None:
     folder, config = tmp_path / "short", source_config(base)
     count = max(2, getattr(config, field))
     setattr(config, field, count)
@@ -114,7 +114,7 @@ def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, 
     assert re.search(rf"has tensors of layer {count - 1} \(.*\), but {field} is {count - 1}; correct its config\.json", refusal(folder))
 
 
-def test_layers_that_are_missing_among_others_are_counted(checkpoint: Callable[..., Path]) -> None:
+def test_plan_counts_layers_that_are_missing_among_others(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("BertForMaskedLM")
     change_config(folder, num_hidden_layers=4)
     assert refusal(folder).startswith("32 tensors that a BertForMaskedLM needs are missing in ")
@@ -125,7 +125,7 @@ def test_layers_that_are_missing_among_others_are_counted(checkpoint: Callable[.
     assert "has tensors of the layers 2 to 3 (bert.encoder.layer), but num_hidden_layers is 2;" in refusal(folder)
 
 
-def test_tensors_that_a_class_does_not_read_are_kept(tmp_path: Path) -> None:
+def test_plan_keeps_tensors_that_the_class_does_not_read(tmp_path: Path) -> None:
     """A pooler and the head of another objective, next to a class without them."""
     folder = saved("bert", "BertForPreTraining", tmp_path / "short")
     change_config(folder, architectures=["BertForMaskedLM"])
@@ -138,13 +138,13 @@ def test_tensors_that_a_class_does_not_read_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "body", "head"), [("bert", "BertModel", "BertForMaskedLM"), ("vit", "ViTModel", "ViTForImageClassification")]
 )
-def test_a_head_may_be_new(base: str, body: str, head: str, tmp_path: Path) -> None:
+def test_plan_accepts_a_head_without_weights_in_the_file(base: str, body: str, head: str, tmp_path: Path) -> None:
     folder = saved(base, body, tmp_path / "short")
     change_config(folder, architectures=[head])
     assert plan_conversion(folder, mechanism="full").architecture.source_class == head
 
 
-def test_experts_are_counted_and_compared_one_by_one(tmp_path: Path) -> None:
+def test_plan_counts_and_compares_the_experts_of_a_layer_one_by_one(tmp_path: Path) -> None:
     """A file holds every expert's matrices, which the class has as one tensor."""
     folder = saved("mixtral", "MixtralForCausalLM", tmp_path / "short")
     experts = config_of("mixtral").num_local_experts
@@ -164,7 +164,7 @@ def test_experts_are_counted_and_compared_one_by_one(tmp_path: Path) -> None:
         plan_conversion(folder, mechanism="full")
 
 
-def test_a_class_that_the_config_does_not_name_is_told_by_renamed_tensors(tmp_path: Path) -> None:
+def test_plan_finds_an_unnamed_class_by_renamed_tensors(tmp_path: Path) -> None:
     folder = saved("vit", "ViTForImageClassification", tmp_path / "short")
     change_config(folder, architectures=None)
     assert plan_conversion(folder, mechanism="full").architecture.source_class == "ViTForImageClassification"

@@ -18,7 +18,7 @@ st = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 @every_cell("left", [False, True])
 @every_cell("mode", [*POOLINGS, ("cls", "mean")], ids=str)
-def test_it_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: bool, tmp_path: Path) -> None:
+def test_pooling_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: bool, tmp_path: Path) -> None:
     theirs = st.Pooling(8, mode)
     for name, module in (("1_Pooling", theirs), ("2_Normalize", st.Normalize())):
         (tmp_path / name).mkdir()
@@ -41,7 +41,7 @@ def test_it_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: 
     assert not sentence_pooling(tmp_path).normalize  # type: ignore[union-attr]
 
 
-def test_old_files_and_what_is_no_pooling(tmp_path: Path) -> None:
+def test_pooling_reads_old_files_and_none_of_other_modules(tmp_path: Path) -> None:
     assert sentence_pooling(tmp_path) is None
     modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
@@ -60,7 +60,7 @@ def test_old_files_and_what_is_no_pooling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["mean", ("cls", "max")], ids=str)
-def test_servers_read_the_files_beside_a_graph(mode: str | tuple[str, ...], tmp_path: Path) -> None:
+def test_pooling_files_for_servers_have_the_old_form(mode: str | tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "1_Pooling").mkdir()
     st.Pooling(8, mode).save(str(tmp_path / "1_Pooling"))
     modules = [
@@ -86,7 +86,7 @@ def test_servers_read_the_files_beside_a_graph(mode: str | tuple[str, ...], tmp_
     assert loaded.get_embedding_dimension() == 8 * len(again.modes)
 
 
-def test_a_cross_encoder_keeps_what_version_6_adds(tmp_path: Path) -> None:
+def test_pooling_files_for_servers_keep_the_task_of_a_cross_encoder(tmp_path: Path) -> None:
     write_for_servers(tmp_path, 64)
     (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "a.Transformer"}]))
     settings = tmp_path / "sentence_bert_config.json"

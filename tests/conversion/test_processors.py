@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
-def test_a_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path) -> None:
+def test_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path) -> None:
     save, settings, check, made, size = CASES[name]
     save(tmp_path / "short")
     assert not (tmp_path / "short" / FILE).exists()
@@ -80,7 +80,7 @@ def test_a_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_processor_that_stays_as_it_was_fails_the_verification(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
     for module, function in ((sound, "extractor_files"), (grid, "processor_files")):
@@ -102,7 +102,7 @@ def test_the_part_of_a_processor_is_read_before_a_file_of_its_own(tmp_path: Path
     assert (tmp_path / "long" / FILE).read_bytes() == before
 
 
-def test_where_a_folder_says_it(tmp_path: Path) -> None:
+def test_processor_settings_are_found_in_either_file_of_a_folder(tmp_path: Path) -> None:
     assert [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)] == [None] * 2
     (tmp_path / PROCESSOR_FILE).write_text('{"processor_class": "SomeProcessor"}')
     (tmp_path / FILE).write_text('{"size": 3}')
@@ -120,12 +120,12 @@ def test_where_a_folder_says_it(tmp_path: Path) -> None:
 
 class TestText:
     @pytest.mark.thorough
-    def test_a_longer_text_is_cut_to_the_new_length(self, tmp_path: Path) -> None:
+    def test_tokenizer_of_pages_cuts_longer_texts_to_the_new_length(self, tmp_path: Path) -> None:
         checks = self.checks(self.page(tmp_path), tmp_path / "long")
         assert checks["tokenizer"].status == "passed"
         assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
-    def test_a_tokenizer_that_cuts_otherwise_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_verification_fails_if_the_tokenizer_cuts_at_another_length(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(text, "truncated_lengths", lambda *_: {"input_ids": 64})
         with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
             self.checks(self.page(tmp_path), tmp_path / "long")

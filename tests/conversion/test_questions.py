@@ -29,7 +29,7 @@ def separator_in(folder: Path) -> int | None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"])
-def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_question_answering_head_makes_questions_global(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     source = with_tokenizer(built(name), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(source)
     report = convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
@@ -51,7 +51,7 @@ def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
-def test_a_cross_encoder_carries_the_rule(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_cross_encoder_makes_the_first_text_global(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
     AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
@@ -83,14 +83,16 @@ def with_tokenizer(model: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "options"), [("BertForQuestionAnswering", {"mechanism": "window", "window": 16}), ("BertForMaskedLM", LONGFORMER)]
 )
-def test_others_do_not(name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_other_heads_and_mechanisms_get_no_question_separator(
+    name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
+) -> None:
     source = with_tokenizer(built(name), tmp_path / "source")
     convert_checkpoint(source, tmp_path / "long", **options, max_length=200, verify=False)
     assert separator_in(tmp_path / "long") is None
 
 
 @pytest.mark.thorough
-def test_a_segment_s_separator_is_the_tokenizer_s(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = with_tokenizer(built("BertForMaskedLM"), tmp_path / "source")
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)
     attention = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]
@@ -107,7 +109,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pat
 
 
 @pytest.mark.slow
-def test_a_plain_call_answers_what_the_call_with_the_mask_answers(converted: Path) -> None:
+def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
     records = [record for seed in range(5) for record in lookups(SOURCES, tokenizer, 1500, seed)]
     right = {"plain": 0, "mask": 0, "first token only": 0}
@@ -127,7 +129,7 @@ def test_a_plain_call_answers_what_the_call_with_the_mask_answers(converted: Pat
 
 
 @pytest.mark.slow
-def test_the_onnx_graph_needs_no_further_input(converted: Path, tmp_path: Path) -> None:
+def test_onnx_graph_of_question_answering_needs_no_global_mask(converted: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
     report = export_checkpoint(converted, tmp_path / "graph")

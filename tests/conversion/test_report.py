@@ -14,6 +14,6 @@ from hf_longattn.conversion.report import ConversionReport
     ("statuses", "passed"),
     [((PASSED, FAILED), False), ((FAILED,), False), ((PASSED, NEEDS_TRAINING, MEASURED, SKIPPED), True), ((), True)],
 )
-def test_a_conversion_passes_unless_a_check_failed(statuses: tuple[str, ...], passed: bool) -> None:
+def test_conversion_report_passes_unless_a_check_failed(statuses: tuple[str, ...], passed: bool) -> None:
     checks = tuple(Check(f"check {number}", status, "a sentence") for number, status in enumerate(statuses))
     assert ConversionReport(Path("long"), {}, {}, checks, "text", (), 0, {}, {}, None).passed is passed

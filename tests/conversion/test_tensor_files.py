@@ -29,7 +29,7 @@ from tests.cells import every_cell
 Checkpoint = Callable[..., Path]
 
 
-def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
+def test_tensor_reader_reads_what_safetensors_reads(tmp_path: Path) -> None:
     values = {name: torch.arange(21).reshape(3, 7).to(dtype) for name, dtype in TORCH_DTYPES.items()}
     save_file({**values, "scalar": torch.tensor(2.5), "empty": torch.empty(0, 4)}, tmp_path / "all.safetensors")
     headers, expected = read_headers(tmp_path / "all.safetensors"), load_file(tmp_path / "all.safetensors")
@@ -46,7 +46,7 @@ def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
             assert b"".join(cast) == bytes(read.to(torch.bfloat16).reshape(-1).view(torch.uint8).numpy())
 
 
-def test_a_file_that_shrinks_meanwhile_is_a_sentence(tmp_path: Path) -> None:
+def test_tensor_reader_refuses_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(100)}, tmp_path / "one.safetensors")
     header = read_headers(tmp_path / "one.safetensors")["weight"]
     os.truncate(tmp_path / "one.safetensors", 200)
@@ -56,7 +56,7 @@ def test_a_file_that_shrinks_meanwhile_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, "bf16"])
-def test_only_tensors_that_change_are_loaded(
+def test_conversion_loads_only_tensors_that_change(
     dtype: str | None, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
@@ -65,7 +65,7 @@ def test_only_tensors_that_change_are_loaded(
     assert loaded == ["bert.embeddings.position_embeddings.weight"]
 
 
-def test_a_plan_of_a_checkpoint_far_larger_than_the_disk_reads_its_header(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_plan_of_a_terabyte_reads_its_header_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     config = json.loads((source / "config.json").read_text())
     rows = 8_000_000_000  # of 32 fp32 values: a terabyte
@@ -104,7 +104,7 @@ VALUES = {
 }
 
 
-def test_any_dtype_and_shape_reads_back(tmp_path: Path) -> None:
+def test_tensor_writer_writes_any_dtype_and_shape(tmp_path: Path) -> None:
     write_weights(tmp_path, {"model.safetensors": [output(name, values) for name, values in VALUES.items()]})
     read = load_file(tmp_path / "model.safetensors")
     assert read.keys() == VALUES.keys()
@@ -113,35 +113,25 @@ def test_any_dtype_and_shape_reads_back(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_progress_ends_at_the_total(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    write_weights(
-        tmp_path,
-        {"model.safetensors": [output(name, values) for name, values in VALUES.items()]},
-        lambda done, total: seen.append((done, total)),
-    )
-    assert seen[-1][0] == seen[-1][1] == sum(values.numel() * values.element_size() for values in VALUES.values())
-
-
-def test_a_tensor_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_tensor_writer_refuses_a_tensor_that_changed_meanwhile(tmp_path: Path) -> None:
     changed = OutputTensor("weight", torch.float32, (2, 2), lambda: torch.zeros(3))
     with pytest.raises(CheckpointError, match="the source changed while it was read"):
         write_weights(tmp_path, {"model.safetensors": [changed]})
 
 
 @every_cell("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
-def test_a_shard_size_that_is_none_is_refused(size: str | int) -> None:
+def test_conversion_refuses_what_is_no_shard_size(size: str | int) -> None:
     with pytest.raises(OptionError, match="not a shard size"):
         ConversionConfig(max_shard_size=size)
 
 
 @pytest.mark.parametrize(("size", "read"), [("5", 5), (7, 7), ("2KB", 2000), ("1.5 mb", 1_500_000), ("3TB", 3 * 10**12)])
-def test_a_shard_size_is_read(size: str | int, read: int) -> None:
+def test_shard_size_is_read_with_and_without_a_unit(size: str | int, read: int) -> None:
     assert shard_bytes(size) == read
 
 
 @pytest.mark.thorough
-def test_shards_in_shards_out(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_of_shards_writes_the_same_shards(built: Callable[[str], Path], tmp_path: Path) -> None:
     model = transformers.AutoModelForMaskedLM.from_pretrained(built("BertForMaskedLM"))
     model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
     files = {path.name for path in (tmp_path / "sharded").glob("*.safetensors")}
@@ -156,7 +146,7 @@ def test_shards_in_shards_out(built: Callable[[str], Path], tmp_path: Path) -> N
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("size", "several"), [("1MB", True), ("1GB", False), (10_000_000, False)])
-def test_a_shard_size_splits_or_joins(size: str | int, several: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_shard_size_splits_or_joins_files(size: str | int, several: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", mechanism="full", max_length=128, max_shard_size=size, verify=False)
     files = sorted(path.name for path in (tmp_path / "long").glob("*.safetensors"))
     assert (len(files) > 1) == several

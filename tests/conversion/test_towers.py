@@ -18,6 +18,7 @@ from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import ExportError, LongAttentionError
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cells import every_cell
+from tests.grids import quickly
 from tests.towers import SHAPE, save_clip
 
 NEW_SIZE, NEW_LENGTH = 64, 248
@@ -38,8 +39,8 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize("processor", ["apart", "together"])
-def test_there_and_back(processor: str, short: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("processor", quickly(["apart", "together"], ("together",)))
+def test_clip_is_converted_verified_and_runs_in_a_pipeline(processor: str, short: Callable[[str], Path], tmp_path: Path) -> None:
     source = short(processor)
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     report = convert_checkpoint(source, tmp_path / "long", **settings)
@@ -74,7 +75,7 @@ def test_every_tower_without_a_choice_has_its_default(short: Callable[[str], Pat
     assert plan.counts()["kept"] == len(plan.source.tensors)
 
 
-def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
+def test_plan_takes_positions_for_each_tower(short: Callable[[str], Path]) -> None:
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     plan = plan_conversion(short("apart"), positions="text=tile,vision=interpolate", **settings)
     assert {name: tower.positions for name, tower in plan.towers.items()} == {"text": "tile", "vision": "interpolate"}
@@ -97,13 +98,15 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
         ({"native": True}, r"no native twin: A LongCLIPModel has none"),
     ],
 )
-def test_bad_settings_are_a_sentence(settings: dict[str, Any], sentence: str, short: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_of_clip_refuses_settings_that_do_not_fit(
+    settings: dict[str, Any], sentence: str, short: Callable[[str], Path], tmp_path: Path
+) -> None:
     with pytest.raises(LongAttentionError, match=sentence):
         convert_checkpoint(short("apart"), tmp_path / "long", **settings)
     assert not (tmp_path / "long").exists()
 
 
-def test_towers_of_a_model_of_one_stack_are_refused(tmp_path: Path) -> None:
+def test_plan_refuses_towers_for_a_model_of_one_stack(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(LongAttentionError, match="--towers is for models of several towers, and a BertModel has one stack"):
         plan_conversion(tmp_path, towers=TOWERS)
@@ -115,7 +118,9 @@ def run(arguments: list[str]) -> None:
     assert not ended.value.code
 
 
-def test_on_the_command_line(short: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_convert_and_inspect_of_clip_print_each_tower(
+    short: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--towers", "text=window:window=64,vision=window2d", "--max-length", str(NEW_LENGTH), "--image-size", str(NEW_SIZE)]
     run(["plan", str(short("apart")), *flags])
     shown = capsys.readouterr().out
@@ -143,7 +148,7 @@ def save_siglip(folder: Path, base: str) -> Path:
 
 
 @pytest.mark.thorough
-def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
+def test_converted_siglip_reads_captions_of_the_old_length_as_before(tmp_path: Path) -> None:
     source = save_siglip(tmp_path / "short", "siglip")
     report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)
     checks = {check.name: check for check in report.checks}
@@ -152,7 +157,7 @@ def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
     assert checks["similarities of text and image equal"].status == "passed"
 
 
-def test_images_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
+def test_plan_refuses_siglip2_whose_images_have_any_size(tmp_path: Path) -> None:
     source = save_siglip(tmp_path / "short", "siglip2")
     with pytest.raises(LongAttentionError, match=r"no size to convert; load it with hf_longattn\.LongSiglip2Model\.from_pretrained"):
         plan_conversion(source, max_length=256)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hf_longattn.hub import card as card_module
 from hf_longattn.inputs.text import VerificationText, load_tokenizer, text_sizes
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
+from tests.trained import tokenizer_of
 
 from .conftest import LENGTH, damaged
 
@@ -42,14 +43,12 @@ def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None
     assert os.listdir(folder) == []
 
 
-def test_a_damaged_value_is_found(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_a_damaged_value(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "write_weights", damaged(writing.write_weights))
     refused(built("BertModel"), tmp_path, "differs from the source's values")
 
 
-def test_lost_rows_are_found_although_the_rule_that_lost_them_agrees_with_itself(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verification_finds_position_rows_that_the_extension_lost(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
         return weight.flip(0).repeat(4, 1)[:rows]
 
@@ -63,19 +62,19 @@ def broken(name: str, **methods: Any) -> str:
     return name
 
 
-def test_a_mechanism_that_claims_to_be_exact_and_is_not_is_found(built: Built, tmp_path: Path) -> None:
+def test_verification_finds_a_mechanism_that_is_not_exact_as_it_claims(built: Built, tmp_path: Path) -> None:
     name = broken("boastful", covers=lambda self, length, causal=False: True)
     refused(built("BertForMaskedLM"), tmp_path, "but they must be equal", mechanism=name)
 
 
-def test_a_mechanism_that_looks_at_padding_is_found(built: Built, tmp_path: Path) -> None:
+def test_verification_finds_a_mechanism_that_looks_at_padding(built: Built, tmp_path: Path) -> None:
     def forward(self: Window, q: Any, k: Any, v: Any, call: Any) -> Any:
         return Window.forward(self, q, k, v, call.with_mask(None))
 
     refused(built("BertModel"), tmp_path, "padded to 200", mechanism=broken("careless", forward=forward))
 
 
-def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> None:
+def test_verification_finds_numbers_that_are_not_finite(built: Built, tmp_path: Path) -> None:
     def forward(self: Window, q: Any, k: Any, v: Any, call: Any) -> Any:
         out = Window.forward(self, q, k, v, call)
         return out / 0 if k.shape[2] > LENGTH else out
@@ -85,7 +84,7 @@ def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("side", "end"), [("left", 0), ("right", -1)])
-def test_a_model_that_padding_on_one_side_changes_is_found(
+def test_verification_finds_a_model_changed_by_padding_on_one_side(
     side: str, end: int, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = verify_outputs.outputs
@@ -105,7 +104,7 @@ def test_a_model_that_padding_on_one_side_changes_is_found(
     assert not (tmp_path / "wrong").exists()
 
 
-def test_a_base_without_hidden_states_runs(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_skips_padding_for_a_base_without_hidden_states(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = verify_outputs.outputs
 
     def pooled(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
@@ -120,7 +119,7 @@ def test_a_base_without_hidden_states_runs(built: Built, tmp_path: Path, monkeyp
     assert not verify_outputs.all_finite({})
 
 
-def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     add = folders.add_source_files
     monkeypatch.setattr(folders, "add_source_files", lambda *sources, **options: add(*sources, **{**options, "tokenizer_length": LENGTH}))
@@ -130,7 +129,7 @@ def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("in_memory", [model_loading.IN_MEMORY, 0])
-def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
+def test_loss_is_measured_by_position_against_the_source_on_chunks(
     in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loading, "IN_MEMORY", in_memory)
@@ -142,40 +141,14 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("dtype", "loaded"), [(None, ["source", "result"]), ("bfloat16", ["source", "source", "result"])])
-def test_models_are_loaded_once_for_outputs_and_losses(
-    dtype: str | None, loaded: list[str], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source whose outputs are compared in the result's dtype is loaded again, since its losses are those of its own weights."""
-    names: list[str] = []
-    for name in ("source", "result"):
-        load = getattr(verify_outputs, f"load_{name}")
-        monkeypatch.setattr(
-            verify_outputs, f"load_{name}", partial(lambda name, load, *a, **b: names.append(name) or load(*a, **b), name, load)
-        )
-    report = convert_checkpoint(
-        checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), tmp_path / "long", mechanism="full", max_length=4 * LENGTH, dtype=dtype
-    )
-    assert next(check for check in report.checks if check.name == LOSS).values["buckets"]
-    assert names == loaded
-
-
-def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
+def test_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
     check = next(check for check in report.checks if check.name == LOSS)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and a loss needs real text, so this cannot tell")
 
 
-def test_a_text_of_the_users_own_is_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("Much ado about nothing. " * 50)
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    report = convert_checkpoint(source, tmp_path / "long", max_length=128, verify_text=tmp_path / "mine.txt")
-    assert report.text == "mine.txt"
-
-
-def test_a_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """In whole chunks of the source's length, though the result reads more than the text has."""
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     tokenizer, words = AutoTokenizer.from_pretrained(source), "Much ado about nothing."
@@ -186,7 +159,7 @@ def test_a_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoin
     assert next(check for check in report.checks if check.name == LOSS).values["tokens"] == 2 * LENGTH
 
 
-def test_head_weights_that_the_source_lacks_are_not_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertModel")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
@@ -195,7 +168,7 @@ def test_head_weights_that_the_source_lacks_are_not_compared(checkpoint: Checkpo
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
 
-def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
+def test_verification_says_that_a_model_too_large_for_memory_was_not_run(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Little:
@@ -207,7 +180,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
     assert any("the models were not run" in detail for detail in skipped)
 
 
-def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
     found = choose_lengths(plan)
     assert (found.covered, found.old, found.new) == (9, LENGTH, 4096)
@@ -215,7 +188,7 @@ def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: B
     assert LENGTH <= choose_lengths(plan).new < 4096
 
 
-def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verified_lengths_are_shorter_where_logits_are_large(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="full", max_length=4096)
     monkeypatch.setattr(verify_outputs, "FLOPS_AT_OLD_LENGTH", 1e15)
     plan = dataclasses.replace(plan, inputs=text_sizes(1024, 4096))
@@ -234,7 +207,9 @@ def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(buil
         (128, True, {POSITIONS: "needs training"}),
     ],
 )
-def test_labels_follow_the_loss_where_it_was_measured(window: int, change: bool | None, expected: dict[str, str], built: Built) -> None:
+def test_report_asks_for_training_by_the_loss_where_it_was_measured(
+    window: int, change: bool | None, expected: dict[str, str], built: Built
+) -> None:
     """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it is worse."""
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)
     checks = [Check("tensors", "passed", ""), *([Check("at the old length", "needs training", "")] if window == 16 else [])]
@@ -248,9 +223,8 @@ def test_labels_follow_the_loss_where_it_was_measured(window: int, change: bool 
         assert ("the result is ready to use" in found[POSITIONS].detail) == (change is False)
 
 
-@pytest.mark.parametrize(("name", "tokenizer"), [("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2")])
-@pytest.mark.parametrize("positions", ["tile", "random"])
-def test_a_source_that_does_not_read_the_text_gets_no_verdict(
+@pytest.mark.parametrize(("positions", "name", "tokenizer"), [("tile", "BertForMaskedLM", "bert"), ("random", "GPT2LMHeadModel", "gpt2")])
+def test_source_that_does_not_read_the_text_gets_no_verdict(
     positions: str, name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An untrained model loses nothing by random positions. Report, JSON, card and printed lines agree, and name what would tell."""
@@ -289,7 +263,7 @@ def test_a_source_that_does_not_read_the_text_gets_no_verdict(
         (float("nan"), 1.0, 0.0, 0.1, "cannot tell", ""),
     ],
 )
-def test_a_loss_decides_only_well_below_that_of_the_tokens_frequencies(
+def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     share: float,
     spread: float,
     change: float,
@@ -309,15 +283,16 @@ def test_a_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
 
 
-@pytest.fixture
-def text_losses(checkpoint: Checkpoint) -> LossCheck:
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+@pytest.fixture(scope="module")
+def text_losses(built: Built, tmp_path_factory: pytest.TempPathFactory) -> LossCheck:
+    source = Path(shutil.copytree(built("BertForMaskedLM"), tmp_path_factory.mktemp("losses") / "source"))
+    tokenizer_of("bert", LENGTH).save_pretrained(source)
     plan = plan_conversion(source, mechanism="full", max_length=4 * LENGTH)
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     return LossCheck(plan, text, LENGTH, 4 * LENGTH, from_files=False, given_text=False)
 
 
-def test_too_few_predicted_tokens_decide_nothing(text_losses: LossCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_too_few_predicted_tokens_decides_nothing(text_losses: LossCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     for predicted in (0, 1, 9):
         text_losses.of_source = torch.ones(len(text_losses._chance())).masked_fill(torch.arange(4 * LENGTH) >= predicted, float("nan"))
         monkeypatch.setattr(verify_loss, "token_losses", lambda *ignored, **also_ignored: text_losses.of_source)
@@ -325,7 +300,7 @@ def test_too_few_predicted_tokens_decide_nothing(text_losses: LossCheck, monkeyp
         assert (check.values["verdict"], "--verify-text FILE" in check.detail) == ("cannot tell", True)
 
 
-def test_a_text_of_unknown_tokens_is_not_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """As English by a vocabulary of another script; the reason names --verify-text."""
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(0x4E00, 0x4E00 + 500)), ".", ","]
@@ -346,17 +321,15 @@ def test_a_text_of_unknown_tokens_is_not_read(checkpoint: Checkpoint, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "exact_length", "status"),
     [
-        *(
-            (name, None, "measured")
-            for name in ("BertForQuestionAnswering", "BertForMaskedLM", "BertModel", "RobertaForSequenceClassification")
-        ),
+        *((name, None, "measured") for name in ("BertForQuestionAnswering", "BertForMaskedLM", "BertModel")),
         ("BertForQuestionAnswering", 0, "needs training"),
         ("BertForQuestionAnswering", 32, "needs training"),
-        ("BertForMaskedLM", 0, "needs training"),
         ("GPT2LMHeadModel", None, "needs training"),
     ],
 )
-def test_outputs_that_no_text_gets_need_no_training(name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path) -> None:
+def test_encoder_outputs_that_no_text_gets_need_no_training(
+    name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path
+) -> None:
     """An encoder reads texts up to its source's length in full, whatever its head. Beyond, nothing can be measured without labels."""
     option = {} if exact_length is None else {"exact_length": exact_length}
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=128, **option)
@@ -365,9 +338,3 @@ def test_outputs_that_no_text_gets_need_no_training(name: str, exact_length: int
     assert (report.verdict, bool(report.train_command)) == ("cannot tell", True)
     if LOSS not in checks:
         assert "up to 128 tokens (longattn evaluate)" in checks[BEYOND].detail
-
-
-def test_a_result_that_computes_its_source_at_every_length_is_not_doubted(built: Built, tmp_path: Path) -> None:
-    for name in ("BertForMaskedLM", "BertForQuestionAnswering"):
-        report = convert_checkpoint(built(name), tmp_path / name, mechanism="full")
-        assert (report.verdict, report.needs_training, report.train_command) == (None, False, None)

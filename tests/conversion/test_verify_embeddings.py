@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 import transformers
 
 from hf_longattn.conversion import ConversionReport, convert_checkpoint, plan_conversion, verify_embeddings
-from hf_longattn.conversion.pooling import SentencePooling, sentence_pooling
+from hf_longattn.conversion.pooling import SentencePooling
 from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
 from hf_longattn.data.english import verification_text
 from hf_longattn.hub import card
 from hf_longattn.inputs.text import VerificationText, load_tokenizer
+from tests.trained import tokenizer_of
 
 from .conftest import LENGTH
 
@@ -28,10 +30,14 @@ MODULES = [
 ]
 
 
-@pytest.fixture
-def encoder(checkpoint: Callable[..., Path]) -> Path:
-    """A small sentence encoder whose embeddings depend on the words, and more on where they are. Frequent words count little."""
-    folder = checkpoint("BertModel", tokenizer="bert")
+@pytest.fixture(scope="module")
+def encoder(built: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sentence encoder whose embeddings depend on the words, and more on where they are. Frequent words count little.
+
+    Shared by the module: copy it before writing into it.
+    """
+    folder = Path(shutil.copytree(built("BertModel"), tmp_path_factory.mktemp("encoder") / "source"))
+    tokenizer_of("bert", LENGTH).save_pretrained(folder)
     model = transformers.BertModel.from_pretrained(folder)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -58,7 +64,7 @@ def measured(report: ConversionReport) -> dict[str, Any]:
     return next(check.values for check in report.checks if check.name == EMBEDDINGS)
 
 
-def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) -> None:
+def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Path) -> None:
     """Outputs differ from the source's in all of them."""
     wrong = {}
     cases: dict[str, tuple[dict[str, Any], bool]] = {
@@ -82,7 +88,9 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
     assert not wrong
 
 
-def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_with_another_embedding_of_a_document_needs_training(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where all short passages have the source's."""
     monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)
@@ -92,9 +100,7 @@ def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("positions", ["tile", "random"])
-def test_a_source_that_does_not_tell_passages_apart_gets_no_verdict(
-    positions: str, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(positions: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Embeddings of an encoder with random weights hardly differ between texts, nor by random positions."""
     folder = checkpoint("BertModel", tokenizer="bert")
     (folder / "modules.json").write_text(json.dumps(MODULES[:2]))
@@ -109,7 +115,7 @@ def test_a_source_that_does_not_tell_passages_apart_gets_no_verdict(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("positions", "ready"), [("tile", True), ("random", False)])
-def test_a_real_encoder_is_far_from_the_limit(positions: str, ready: bool, real_folder: Path, tmp_path: Path) -> None:
+def test_embeddings_of_a_real_encoder_are_far_from_the_limit(positions: str, ready: bool, real_folder: Path, tmp_path: Path) -> None:
     """At twice its length, where half of a document has old positions, and with many chunks."""
     for length in (1024, 2048):
         settings: dict[str, Any] = {"mechanism": "longformer", "max_length": length, "positions": positions}
@@ -118,8 +124,8 @@ def test_a_real_encoder_is_far_from_the_limit(positions: str, ready: bool, real_
         assert (margin > 0.05) if ready else (margin < -0.05), (length, document)
 
 
-@pytest.mark.parametrize(("modes", "compared"), [(("mean",), 3), (("cls",), 4), (("mean", "lasttoken"), 4)])
-def test_the_first_chunk_is_left_out_unless_a_single_token_is_pooled(
+@pytest.mark.parametrize(("modes", "compared"), [(("mean",), 3), (("mean", "lasttoken"), 4)])
+def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
     modes: tuple[str, ...], compared: int, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its positions are old, so it hides what new ones cost."""
@@ -132,7 +138,7 @@ def test_the_first_chunk_is_left_out_unless_a_single_token_is_pooled(
     assert pooled[-1] == compared * LENGTH
 
 
-def test_short_passages_alone_do_not_make_a_longer_model_ready(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_passages_alone_do_not_make_a_longer_encoder_ready(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document is measured for any growth; if it cannot be, the report says what would tell."""
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
@@ -146,7 +152,7 @@ def test_short_passages_alone_do_not_make_a_longer_model_ready(encoder: Path, tm
 
 
 @pytest.mark.thorough
-def test_embeddings_are_the_means_of_the_states_of_framed_texts(encoder: Path, tmp_path: Path) -> None:
+def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder: Path, tmp_path: Path) -> None:
     """tests/conversion/test_pooling.py compares the pooling with sentence-transformers'."""
     values = measured(convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW))
     tokenizer = load_tokenizer(encoder)
@@ -160,22 +166,10 @@ def test_embeddings_are_the_means_of_the_states_of_framed_texts(encoder: Path, t
 
 
 def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path) -> None:
-    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (encoder / file).unlink(missing_ok=True)
-    report = convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
+    bare = shutil.copytree(encoder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab.txt"))
+    report = convert_checkpoint(bare, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
     check = next(check for check in report.checks if check.name == EMBEDDINGS)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and embeddings need real text, so this cannot tell")
     assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings
     assert report.train_command
-
-
-def test_the_document_is_as_long_as_can_be_afforded(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_conversion(encoder, mechanism="window", window=16, max_length=16 * LENGTH)
-    text, pooling = verification_of(encoder), sentence_pooling(encoder)
-    assert pooling is not None
-    assert EmbeddingCheck(plan, text, pooling, LENGTH, 16 * LENGTH).document == 16 * LENGTH
-    monkeypatch.setattr(verify_embeddings, "FLOPS", 3e7)
-    assert LENGTH < EmbeddingCheck(plan, text, pooling, LENGTH, 16 * LENGTH).document < 16 * LENGTH
-    monkeypatch.setattr(verify_embeddings, "FLOPS", 1)
-    assert EmbeddingCheck(plan, text, pooling, LENGTH, 16 * LENGTH).document == 0

@@ -270,12 +270,6 @@ def command(*arguments: Any) -> None:
         raise RuntimeError(str(ended.value.code))
 
 
-def test_every_command_with_a_destination_is_here() -> None:
-    assert {name.split()[0] for name in WRITERS} == {"convert", "compress", "export"}
-    assert KNOWN.keys() <= WRITERS.keys()
-    assert len(WRITERS) == 1 + len(METHODS) + len(EXPORT_FORMATS)
-
-
 CHANGED = ("tokenizer_config.json", "generation_config.json", "modules.json", "sentence_bert_config.json")
 """Files with lengths, classes or versions; what they say is seen in what they do."""
 
@@ -316,7 +310,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.thorough
 @every_cell(("name", "kind"), [*cases()])
-def test_a_whole_folder_is_written(
+def test_every_command_writes_a_whole_folder_that_answers_as_its_source(
     name: str, kind: str, folders: Callable[[str, bool], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = WRITERS[name]
@@ -342,7 +336,7 @@ def test_a_whole_folder_is_written(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", QUICK)
-def test_a_name_is_no_heading_of_the_card(name: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_card_shows_a_hostile_folder_name_as_text(name: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
     writer, hostile = WRITERS[name], "a\n# owned\n\n```\n\x1b[2J `b` \u202e"
     source, result = tmp_path / f"source{hostile}", tmp_path / f"result{hostile}"
     shutil.copytree(folders("instruct", writer.long), source)
@@ -365,7 +359,7 @@ def assert_usage_runs(folder: Path) -> None:
 
 @pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 @pytest.mark.parametrize("kind", ["encoder", "reranker", "instruct"])
-def test_a_model_is_saved_by_its_library_after_it_was_optimised(kind: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_libraries_save_a_model_that_was_optimised_for_inference(kind: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
     source, result = folders(kind, True), tmp_path / "result"
     if kind == "instruct":
         model = hf_longattn.optimize_for_inference(transformers.AutoModelForCausalLM.from_pretrained(source))
@@ -384,7 +378,7 @@ TRAINED = {"embed": "encoder", "embed --reranker": "reranker", "classify": "rera
 
 
 @pytest.mark.parametrize("task", [pytest.param(task, marks=pytest.mark.slow) for task in TRAINED])
-def test_a_trained_model_has_what_its_start_had(task: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_trained_folder_has_the_files_of_the_model_it_started_from(task: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
     kind, data, result = TRAINED[task], tmp_path / "data.jsonl", tmp_path / "result"
     rows = [
         {"anchor": TEXTS[n % 3], "positive": f"{TEXTS[n % 3]} {n}", "text": f"{TEXTS[n % 3]} {n}", "label": f"l{n % 2}"} for n in range(24)

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, GenerationConfig
 
-from hf_longattn.cli.app import main
 from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.mechanisms.linformer import Linformer
@@ -37,7 +36,9 @@ TOKENIZER_OF = {
 
 @pytest.mark.thorough
 @every_cell(("name", "tokenizer"), TOKENIZER_OF.items())
-def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_converted_tokenizer_gives_the_same_ids_up_to_the_new_length(
+    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
@@ -53,7 +54,7 @@ def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")]
 )
-def test_a_wrong_tokenizer_class_is_the_one_that_transformers_loads(
+def test_wrong_tokenizer_class_becomes_the_one_that_transformers_loads(
     name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """DeepSeek-R1-Distill-Qwen names LlamaTokenizerFast; for Qwen2, transformers knows better."""
@@ -70,7 +71,9 @@ def test_a_wrong_tokenizer_class_is_the_one_that_transformers_loads(
         assert AutoTokenizer.from_pretrained(tmp_path / "long")(text)["input_ids"] == expected
 
 
-def test_another_tokenizer_is_refused_with_a_way_out(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_refuses_a_tokenizer_that_changes_and_says_a_way_out(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     monkeypatch.setattr(folders, "_tokenizer_settings", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")})
     with pytest.raises(CheckpointError, match=r"token ids differ from the source's.*load it with AutoTokenizer.*save_pretrained"):
@@ -78,7 +81,7 @@ def test_another_tokenizer_is_refused_with_a_way_out(checkpoint: Checkpoint, tmp
     assert not (tmp_path / "long").exists()
 
 
-def test_every_file_of_a_tokenizer_comes_along(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_copies_every_file_of_a_tokenizer(checkpoint: Checkpoint, tmp_path: Path) -> None:
     files = {"source.spm", "target.spm", "bpe.codes", "merges.txt", "spiece.model", "vocab.json"}  # Marian, BERTweet, T5 ...
     source = checkpoint("BertForMaskedLM")
     for name in files:
@@ -89,7 +92,7 @@ def test_every_file_of_a_tokenizer_comes_along(checkpoint: Checkpoint, tmp_path:
 
 
 @pytest.mark.thorough
-def test_a_bare_vocabulary_gets_its_class_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_bare_vocabulary_gets_its_tokenizer_class_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "una", "##ffa", "##ble"]))
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
@@ -99,7 +102,9 @@ def test_a_bare_vocabulary_gets_its_class_named(checkpoint: Checkpoint, tmp_path
 
 
 @pytest.mark.parametrize(("before", "after"), [(LENGTH, 200), (20, 20)], ids=["the model's limit", "the author's choice"])
-def test_generation_length_follows_where_it_was_the_models_limit(before: int, after: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_generation_length_follows_if_it_was_the_limit_of_the_model(
+    before: int, after: int, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("GPT2LMHeadModel")
     GenerationConfig(max_length=before, do_sample=True, top_k=7).save_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", max_length=200, verify=False)
@@ -108,7 +113,7 @@ def test_generation_length_follows_where_it_was_the_models_limit(before: int, af
     assert written["top_k"] == 7
 
 
-def test_what_belongs_to_the_model_is_copied_and_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_copies_files_of_the_model_and_none_of_its_training(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     kept = {"chat_template.jinja": "{{ messages }}", "LICENSE": "Apache-2.0", "special_tokens_map.json": "{}"}
     left = {"training_args.bin": "pickle", "optimizer.pt": "pickle", "predictions.txt": "A summary."}
@@ -127,9 +132,7 @@ def test_what_belongs_to_the_model_is_copied_and_nothing_else(checkpoint: Checkp
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("BertForMaskedLM", "bert."), ("LlamaForCausalLM", "model.")])
-def test_memory_tokens_are_in_the_file_and_the_same_on_every_run(
-    name: str, prefix: str, built: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_memory_tokens_are_written_and_equal_on_every_run(name: str, prefix: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     options = {"mechanism": "recurrent_memory", "segment_length": 12, "num_memory_tokens": 2, "max_length": 200}
     found = []
     for folder in (tmp_path / "one", tmp_path / "two"):
@@ -156,7 +159,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("sharing", ["headwise", "layerwise"])
-def test_projections_come_nearer_to_full_attention(
+def test_init_from_text_brings_linformer_nearer_to_full_attention(
     sharing: str, checkpoint: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
@@ -174,7 +177,7 @@ def test_projections_come_nearer_to_full_attention(
     AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
 
 
-def test_the_error_is_measured_on_a_sequence_that_nothing_was_fitted_to(
+def test_init_from_text_measures_its_error_on_a_held_out_sequence(
     checkpoint: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[int] = []
@@ -192,15 +195,7 @@ def test_the_error_is_measured_on_a_sequence_that_nothing_was_fitted_to(
     assert f"2 layers from {fitted[0]} sequences" in report.checks[0].detail, "which counts all but the last one"
 
 
-def test_by_command(checkpoint: Callable[..., Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    arguments = ["--mechanism", "linformer", "--option", "rank=8", "--init-from-text", str(text), "--no-verify", "--json"]
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(["convert", str(source), str(tmp_path / "long"), *arguments])
-    assert json.loads(capsys.readouterr().out)["checks"][0]["name"] == "initialised from text"
-
-
-def test_what_cannot_begin_is_refused(checkpoint: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+def test_init_from_text_refuses_mechanisms_and_texts_that_do_not_fit(checkpoint: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     with pytest.raises(OptionError, match=r"'window' has no parameters to initialise from text; leave .*--init-from-text.* out"):
         convert_checkpoint(source, tmp_path / "long", mechanism="window", init_from_text=text)

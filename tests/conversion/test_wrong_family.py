@@ -29,7 +29,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_entry_is_named(case: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_entry_of_a_family_is_named_not_the_checkpoint(
+    case: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table, sentence = CASES[case]
     source = checkpoint("BertForMaskedLM")
     wrong = copy.copy(FAMILY)  # not registered

@@ -1,8 +1,8 @@
-"""What one layer of every mechanism asks of a GPU, counted without one: ``python -m tests.engines.device_layers``.
+"""What a later layer of every mechanism asks of a GPU, counted without one: ``python -m tests.engines.device_layers``.
 
 Tensors claim to be on cuda:0 and hold their data on the CPU (:mod:`.mixed_devices`), so that every choice is that of a GPU. Fused kernels
-(flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs: one operation each. Everything else is counted as it is
-dispatched: operations that launch a kernel, synchronisations, and results in float64.
+(flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs. Of everything else that is dispatched, synchronisations
+and results in float64 are counted.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ DOCUMENTS = 8
 UNEVEN_DOCUMENTS = (448, 128, 1056, 320, 640, 224, 768, 512)
 """Packed documents of different lengths in a row of :data:`LENGTH` tokens."""
 SETTINGS = ("plain", "padded", "documents", "uneven documents", "gradients")
-LAYERS = ("first", "later")
-"""The first layer of a forward pass, which makes what the others share, and another. Both after a pass of the same shape."""
 NO_KERNEL = {
     "alias", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
     "_reshape_alias", "view", "resize_", "set_", "is_pinned",
@@ -58,8 +56,6 @@ SYNCHRONISES = {
 class Counts:
     """What one layer asks for."""
 
-    operations: int = 0
-    """Launches of kernels, fused ones among them."""
     synchronisations: Counter[str] = dataclasses.field(default_factory=Counter)
     """Times that the host waits, by operation and place in the code."""
     float64: int = 0
@@ -83,7 +79,6 @@ def observe_operator(operator: Any, args: Any, kwargs: dict[str, Any], out: Any)
     crosses = name in ("_to_copy", "copy_") and len({isinstance(x, OnCuda) for x in (*operands, *results)}) > 1
     if name in SYNCHRONISES or by_mask or crosses:
         counting.synchronisations[f"{name} at {place()}"] += 1
-    counting.operations += 1
     counting.float64 += any(x.dtype == torch.float64 for x in results)
 
 
@@ -109,16 +104,9 @@ def like_output(q: Tensor, v: Tensor) -> Tensor:
         return (q.sum(-1, keepdim=True) * 0).expand(*q.shape[:-1], v.shape[-1]).clone()
 
 
-def fused_output(q: Tensor, v: Tensor) -> Tensor:
-    """The output of a fused kernel: one operation."""
-    if counting is not None:
-        counting.operations += 1
-    return like_output(q, v)
-
-
 def fused_flex(kind: Any, q: Tensor, k: Tensor, v: Tensor, *, return_aux: Any = None, **_: Any) -> Any:
     """In place of flex_attention's kernel."""
-    out = fused_output(q, v)
+    out = like_output(q, v)
     if return_aux is None:
         return out
     with uncounted():
@@ -127,12 +115,12 @@ def fused_flex(kind: Any, q: Tensor, k: Tensor, v: Tensor, *, return_aux: Any = 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **_: Any) -> Tensor:
     """In place of PyTorch's."""
-    return fused_output(q, v)
+    return like_output(q, v)
 
 
 def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """In place of ``aten._flash_attention_forward``: ``(B, N, H, D)``, or ``(tokens, H, D)`` with the documents' offsets."""
-    out = fused_output(q, v)
+    out = like_output(q, v)
     with uncounted():
         shape = (q.shape[1], q.shape[0]) if args[0] is not None else (q.shape[0], q.shape[2], q.shape[1])
         lse = torch.zeros(shape, device=q.device)
@@ -199,36 +187,32 @@ def sizes_of(name: str) -> dict[str, Any]:
     return {"num_heads": HEADS, "head_dim": HEAD_DIM, "max_length": longest}
 
 
-def layer_counts(name: str, causal: bool, setting: str) -> dict[str, Counts]:
-    """What the first layer of a forward pass asks for and what a later one does, after a pass that filled the process's caches."""
+def layer_counts(name: str, causal: bool, setting: str) -> Counts:
+    """What a layer after the first of a forward pass asks for, after a pass of the same shape that filled the process's caches."""
     global counting
     module, (q, k, v), arguments = call_of(name, causal, setting)
     BYTE_CACHE.clear()
-    found = {}
     with torch.set_grad_enabled(setting == "gradients"), mixed_devices.Devices():
         prepared, call = prepare(q, k, v, module, {}, **arguments)
         run_batch(prepared, q, k, v, call)
         if call.batch is not None:
             call = call.replace(batch=Batch(call.batch.mask, call.batch.documents))
-        for layer in LAYERS:
-            found[layer] = counting = Counts()
-            choices: list[str] = []
-            with observe(lambda _, choice, choices=choices: choices.append(choice.path)):  # type: ignore[misc]
-                run_batch(prepared, q, k, v, call)
-            counting = None
-            found[layer].paths.update(choices)
+        run_batch(prepared, q, k, v, call)
+        counting = found = Counts()
+        choices: list[str] = []
+        with observe(lambda _, choice: choices.append(choice.path)):
+            run_batch(prepared, q, k, v, call)
+        counting = None
+    found.paths.update(choices)
     return found
 
 
 def rows_of(name: str) -> dict[str, Any]:
-    """The counts of a mechanism: causal or not, by setting and layer."""
+    """The counts of a mechanism: causal or not, by setting."""
     form = mechanism_info(name).causal
     rows: dict[str, Any] = {}
     for causal in [False, True] if form == "both" else [bool(form)]:
-        row: dict[str, Any] = {}
-        for setting in SETTINGS:
-            row[setting] = {layer: vars(counts) for layer, counts in layer_counts(name, causal, setting).items()}
-        rows["causal" if causal else "both ways"] = row
+        rows["causal" if causal else "both ways"] = {setting: vars(layer_counts(name, causal, setting)) for setting in SETTINGS}
     return rows
 
 

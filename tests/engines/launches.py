@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .device_layers import NO_KERNEL, SYNCHRONISES
 
@@ -17,10 +18,11 @@ NOT_ON_A_GPU = {"promote_types", "scalar_tensor"}
 
 @dataclasses.dataclass
 class Launches:
-    """Launches of kernels, and waits of the host by operation."""
+    """Launches of kernels, waits of the host by operation, and results in float64."""
 
     operations: int = 0
     waits: Counter[str] = dataclasses.field(default_factory=Counter)
+    float64: int = 0
 
 
 class Counting(TorchDispatchMode):
@@ -49,6 +51,7 @@ class Counting(TorchDispatchMode):
         out, name = operator(*args, **(kwargs or {})), operator.overloadpacket.__name__
         if not operator.is_view and name not in NO_KERNEL | NOT_ON_A_GPU:
             self.launches.operations += name != "_local_scalar_dense"
+            self.launches.float64 += any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(out))
         indices = args[1] if name in ("index", "index_put", "index_put_") else ()
         by_mask = any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in indices)
         if name in SYNCHRONISES or by_mask:

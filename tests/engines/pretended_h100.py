@@ -1,13 +1,11 @@
 """An H100 for PyTorch's compiler on a machine without a GPU: lowers graphs of fake CUDA tensors to Triton kernels.
 
 Nothing runs. Tensors are fake, CUDA's properties are those of an H100, Triton comes from its wheel, and a kernel that has been generated is
-noted in place of being launched; :func:`compiled` makes machine code of it. A process that does so is started with :func:`environment` and
-calls :func:`pretend` (``lowering.py``).
+noted in place of being launched. A process that does so is started with :func:`environment` and calls :func:`pretend` (``lowering.py``).
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.util
 import json
@@ -16,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,31 +239,6 @@ def _note_kernels(kernels: list[Generated]) -> None:
         get_device_interface=lambda: torch.cuda,
     )  # fmt: skip
     triton.runtime.driver.set_active(driver)
-
-
-def compiled(kernel: Generated) -> dict[str, Any]:
-    """Machine code of a kernel for the H100, in a process that pretends: the bytes of shared memory that it takes, and the seconds."""
-    import triton
-    from torch._inductor.codecache import PyCodeCache
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    (function,) = (node for node in ast.parse(kernel.source).body if isinstance(node, ast.FunctionDef) and node.name == kernel.name)
-    heuristics = function.decorator_list[0]
-    assert isinstance(heuristics, ast.Call)
-    given = {keyword.arg: keyword.value for keyword in heuristics.keywords}
-    meta = given["triton_meta"]
-    assert isinstance(meta, ast.Dict)
-    parts = {ast.literal_eval(key): value for key, value in zip(meta.keys, meta.values, strict=True) if key is not None}
-    signature, (attributes,) = ast.literal_eval(parts["signature"]), ast.literal_eval(parts["configs"])
-    lines = kernel.source.splitlines()
-    del lines[heuristics.lineno - 1 : heuristics.end_lineno]
-    code = getattr(PyCodeCache.load("\n".join(lines)), kernel.name)
-    source = ASTSource(code, signature, ast.literal_eval(parts["constants"]), attributes)
-    start = time.perf_counter()
-    options = {name: ast.literal_eval(given[name]) for name in ("num_warps", "num_stages")}
-    found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return {"shared": found.metadata.shared, "seconds": round(time.perf_counter() - start, 2)}
 
 
 @contextlib.contextmanager

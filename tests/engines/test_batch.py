@@ -10,7 +10,7 @@ from hf_longattn.engines.common.dense import dense_attention
 from hf_longattn.engines.common.global_rows import overwrite_global_rows
 
 
-def test_rows_are_rolled_left_and_back() -> None:
+def test_rows_of_a_batch_are_rolled_left_and_back() -> None:
     x = torch.arange(24).view(3, 1, 8, 1)
     start = torch.tensor([0, 3, 8])
     rolled = roll_left(x, start)
@@ -27,7 +27,7 @@ def test_the_document_numbers_of_padding_do_not_count() -> None:
     assert batch.labels.number.tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
-def test_a_global_token_before_the_first_query_has_no_row() -> None:
+def test_a_global_token_before_the_first_query_overwrites_no_row() -> None:
     """The queries are the last three of five tokens; of the global tokens 1 and 3, the second is one of them."""
     q, k, v, out = (torch.randn(1, 2, length, 4) for length in (3, 5, 5, 3))
     index, real = torch.tensor([[1, 3]]), torch.ones(1, 2, dtype=torch.bool)

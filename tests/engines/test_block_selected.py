@@ -1,4 +1,4 @@
-"""Queries sorted by the blocks they chose: every choice is visited once, and nothing else."""
+"""Queries sorted by the blocks they chose: attention equals the mask of the choices."""
 
 import itertools
 from typing import Any
@@ -17,28 +17,7 @@ from tests.cells import every_cell
 from .eager_flex import by_the_lists
 
 
-@every_cell(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
-@every_cell("missing", [0.0, 0.5, 1.0])
-def test_every_choice_once(length: int, size: int, ranks: int, rows: int, missing: float) -> None:
-    torch.manual_seed(0)
-    blocks = -(-length // size)
-    chosen = torch.rand(2, 3, length, blocks).argsort(-1)[..., :ranks]
-    chosen = chosen.masked_fill(torch.rand(chosen.shape) < missing, -1)
-    expected = torch.zeros(2, 3, length, length, dtype=torch.int64)
-    for b, h, i, j in (chosen >= 0).nonzero().tolist():
-        block = int(chosen[b, h, i, j])
-        expected[b, h, i, block * size : (block + 1) * size] += 1
-    found = torch.zeros_like(expected)
-    for part in selected_block_tiles(chosen, blocks, size, length, rows):
-        queries = part.queries[part.queries >= 0]
-        assert len(queries) <= 2 * 3 * length
-        for b, h, r in torch.cartesian_prod(*(torch.arange(n) for n in part.queries.shape[:3])).tolist():
-            q, k = part.queries[b, h, r], part.keys[b, h, r]
-            found[b, h, q[q >= 0][:, None], k[k >= 0][None]] += 1
-    assert torch.equal(found, expected)
-
-
-def test_few_rows_stay_unfilled() -> None:
+def test_tiles_of_selected_blocks_leave_few_slots_unfilled() -> None:
     torch.manual_seed(0)
     chosen = torch.rand(1, 4, 4096, 32).argsort(-1)[..., :3]
     slots = sum(part.queries.numel() for part in selected_block_tiles(chosen, 32, 128, 4096, 64))
@@ -49,7 +28,9 @@ def test_few_rows_stay_unfilled() -> None:
 @every_cell(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
 @every_cell("padded", [False, True])
 @every_cell("path", ["fused", "parts"])
-def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: int, padded: bool, path: str, causal: bool) -> None:
+def test_attention_to_selected_blocks_equals_the_mask_with_its_gradients(
+    length: int, size: int, ranks: int, padded: bool, path: str, causal: bool
+) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     blocks, own = -(-length // size), torch.arange(length) // size
@@ -83,7 +64,7 @@ ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
     [(*case, *how) for case in ON_CUDA for how in itertools.product([False, True], repeat=2)],
     of=3,
 )
-def test_selected_blocks_on_the_paths_for_cuda(
+def test_selected_blocks_on_the_paths_for_cuda_equal_the_definition(
     name: str, options: dict[str, Any], path: str, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)

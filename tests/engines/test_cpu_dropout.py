@@ -64,8 +64,8 @@ PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
-@every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=3)
-def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: str) -> None:
+@every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=6)
+def test_cpu_dropout_keeps_or_zeroes_weights_with_their_gradients(name: str, padded: str) -> None:
     (q, k, v), mechanism, arguments, real = case(name, padded)
     whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))
     seen = whole > 1e-12
@@ -92,7 +92,7 @@ def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: st
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_precisions(dtype: torch.dtype) -> None:
+def test_cpu_dropout_drops_the_same_weights_in_every_precision(dtype: torch.dtype) -> None:
     """The same weights are dropped, whatever the precision."""
     (q, k, v), mechanism, arguments, _ = case("longformer", "")
     results = []
@@ -107,7 +107,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
         assert (found.double() - expected).norm() < tolerance * expected.norm()
 
 
-def test_what_is_drawn_depends_on_the_seed_alone() -> None:
+def test_cpu_dropout_depends_on_the_seed_alone() -> None:
     (q, k, v), mechanism, arguments, _ = case("window", "")
     outputs = []
     for seed in (1, 1, 2):
@@ -122,7 +122,7 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
 
 
 @pytest.mark.thorough
-def test_bits_are_uniform_and_independent() -> None:
+def test_the_bits_of_cpu_dropout_are_uniform_and_independent() -> None:
     """Means, neighbours, rows, tiles and seeds; five standard errors."""
     drop = Dropout(0.1, 3)
     kept = torch.stack([drop.mask(torch.empty(500, 800), (place, tile)) for place in range(4) for tile in range(4)])
@@ -138,7 +138,7 @@ def test_bits_are_uniform_and_independent() -> None:
     assert (seeds.mean(0) - drop.keep_probability).abs().max() < 5 * (0.09 / 2000) ** 0.5
 
 
-def test_what_is_too_rare_for_16_bits_or_certain_is_left_to_plain_operations() -> None:
+def test_dropout_too_rare_for_16_bits_or_certain_uses_plain_operations() -> None:
     (q, k, v), mechanism, arguments, _ = case("window", "")
     assert [drops_some(p) for p in (0.0, 1e-6, 1e-4, 0.999, 1.0)] == [False, False, True, True, False]
     paths: list[str] = []
@@ -149,7 +149,7 @@ def test_what_is_too_rare_for_16_bits_or_certain_is_left_to_plain_operations() -
     assert not out.any()
 
 
-def test_a_checkpointed_layer_draws_the_same_weights_again() -> None:
+def test_a_checkpointed_layer_drops_the_same_weights_again() -> None:
     (q, k, v), mechanism, arguments, _ = case("longformer", "left")
 
     def dropped(x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def test_a_checkpointed_layer_draws_the_same_weights_again() -> None:
     assert torch.equal(*gradients)
 
 
-def test_queries_of_another_sequence_have_no_padding() -> None:
+def test_dropout_in_cross_attention_drops_no_query_for_padded_keys() -> None:
     """Cross-attention: where a key is padding, the query of the same number is none."""
     module = mechanism_from("full", {}, num_heads=4, head_dim=8, max_length=LENGTH)
     module.is_cross_attention = True
@@ -172,7 +172,7 @@ def test_queries_of_another_sequence_have_no_padding() -> None:
     torch.testing.assert_close(dropped, whole, atol=0.1, rtol=0)
 
 
-def test_a_model_drops_in_tiles_short_texts_included() -> None:
+def test_a_training_model_drops_in_cpu_tiles_for_short_texts_too() -> None:
     attention = {"mechanism": "longformer", "window": 32, "exact_length": 300}
     model = long_model("bert", None, attention, num_hidden_layers=1, attention_probs_dropout_prob=P).train()
     paths: list[str] = []

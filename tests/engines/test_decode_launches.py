@@ -122,7 +122,7 @@ def base() -> dict[tuple[str, str], Launches]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_no_layer_waits_and_few_operations_are_added(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_decoding_step_adds_few_operations_and_no_wait(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "hf_longattn")
     model = model_of(PLANS[name])
     for cell in CELLS:
@@ -133,5 +133,5 @@ def test_no_layer_waits_and_few_operations_are_added(name: str, caplog: pytest.L
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
-def test_a_compiled_step_takes_no_more_graphs(name: str) -> None:
+def test_a_compiled_decoding_step_takes_no_more_graphs_than_the_base(name: str) -> None:
     assert graphs_of(model_of(PLANS[name])) == graphs_of(model_of(None))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_longattn import build_mechanism
 from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
@@ -38,7 +37,7 @@ def grouped_inputs(q_len: int, head_dim: int, device: str) -> tuple[Tensor, Tens
 @every_cell("padded", [False, True])
 @every_cell("head_dim", [64, 512])
 @every_cell("device", ["cpu", "meta"])
-def test_no_grouped_heads_where_only_the_unfused_kernel_takes_them(device: str, head_dim: int, padded: bool, q_len: int) -> None:
+def test_dense_attention_groups_heads_only_where_a_fused_kernel_does(device: str, head_dim: int, padded: bool, q_len: int) -> None:
     """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask. Tensors on meta stand
     for those on every other device than the CPU."""
     with KernelCalls() as kernel:
@@ -53,7 +52,9 @@ def test_no_grouped_heads_where_only_the_unfused_kernel_takes_them(device: str, 
 
 @every_cell("q_len", [1, 7, 40])
 @every_cell("mask_heads", [None, 1, 4])
-def test_grouped_heads_without_a_kernel_for_them(mask_heads: int | None, q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_attention_of_grouped_heads_is_the_same_without_a_kernel_for_them(
+    mask_heads: int | None, q_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, k, v = grouped_inputs(q_len, 16, "cpu")
     mask = None if mask_heads is None else torch.randn(2, mask_heads, q_len, 40)
     expected = dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3)
@@ -61,20 +62,10 @@ def test_grouped_heads_without_a_kernel_for_them(mask_heads: int | None, q_len: 
     torch.testing.assert_close(dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("q_len", [1, 7])
-def test_cached_keys_of_grouped_heads(q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = build_mechanism("window", num_heads=4, head_dim=16, window=16)
-    positions = torch.arange(40).expand(2, -1)
-    arguments = (*grouped_inputs(q_len, 16, "cpu"), positions[:, -q_len:], positions, torch.ones(2, 40, dtype=torch.bool), AttentionCall())
-    expected = module.attend_kept(*arguments)
-    monkeypatch.setattr(dense, "groups_are_fused", lambda *_: False)
-    torch.testing.assert_close(module.attend_kept(*arguments), expected, atol=1e-5, rtol=0)
-
-
 @every_cell("heads", [4, 2])
 @every_cell("masked", [False, True])
 @every_cell("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_one_query_is_computed_as_two_where_the_kernel_is_slow_for_one(dtype: torch.dtype, masked: bool, heads: int) -> None:
+def test_one_query_in_half_precision_is_computed_as_two(dtype: torch.dtype, masked: bool, heads: int) -> None:
     q, k, v = (torch.randn(2, count, length, 64) for count, length in ((4, 1), (heads, 300), (heads, 300)))
     mask = torch.rand(2, 1, 1, 300) > 0.3 if masked else None
     expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, enable_gqa=True)

@@ -15,8 +15,6 @@ from hf_longattn import list_mechanisms
 from .device_layers import SETTINGS
 from .pretended_h100 import results
 
-QUICK = ("window",)
-"""The others are slow tests."""
 CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsh", "routing", "top_k")
 """Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer, and choices may be
 made in float64."""
@@ -30,35 +28,23 @@ def counted() -> Iterator[Callable[[str], dict[str, Any]]]:
         yield result_of
 
 
-@pytest.fixture(scope="module")
-def counted_first() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.device_layers", "mechanism", *QUICK, triton=False) as result_of:
-        yield result_of
-
-
 def check(name: str, result: dict[str, Any]) -> None:
     allowed, rows = int(name in CHOSEN_BY_VALUES), {form: row for form, row in result.items() if form != "mechanism"}
     waiting = {
         setting
         for row in rows.values()
         for setting in SETTINGS
-        if sum(row[setting]["later"]["synchronisations"].values()) > allowed or (not allowed and row[setting]["later"]["float64"])
+        if sum(row[setting]["synchronisations"].values()) > allowed or (not allowed and row[setting]["float64"])
     }
     assert waiting == WAITING.get(name, set())
     for row in rows.values():
         for setting in ("documents", "uneven documents"):
-            paths = row[setting]["later"]["paths"]
+            paths = row[setting]["paths"]
             assert paths.get("packed", 0) + paths.get("stacked", 0) + paths.get("split", 0) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
-def test_a_common_layer(name: str, counted_first: Callable[[str], dict[str, Any]]) -> None:
-    check(name, counted_first(name))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_a_layer(name: str, counted: Callable[[str], dict[str, Any]]) -> None:
+def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(name: str, counted: Callable[[str], dict[str, Any]]) -> None:
     """The first layer of a padded batch may ask where its rows begin."""
     check(name, counted(name))

@@ -72,7 +72,7 @@ PADDING = ["none", "right", "inside"]
 @every_cell("band", BANDS, pairs=True)
 @every_cell("padding", PADDING)
 @every_cell("q_len", [520, 133])
-def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
+def test_a_band_with_distance_terms_equals_its_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
     left, right = band
     leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
     mask = padding_mask(padding)
@@ -86,7 +86,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
 @every_cell("global_rows", [True, False], pairs=True)
 @every_cell("band", [(20, 7), (64, 0), (150, 149)])
 @every_cell("padding", PADDING)
-def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
+def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
     mask = padding_mask(padding)
@@ -101,7 +101,7 @@ def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], 
 @every_cell("with_tokens", [False, True], pairs=True)
 @every_cell("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
 @every_cell("padding", PADDING)
-def test_terms_of_keys_and_buckets_are_those_of_the_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
+def test_distance_terms_of_keys_and_buckets_equal_their_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
     mask, tokens = padding_mask(padding), marked_tokens() if with_tokens else None
@@ -112,7 +112,7 @@ def test_terms_of_keys_and_buckets_are_those_of_the_plain_form(band: tuple[int, 
     same_gradients(out, expected, leaves)
 
 
-def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
+def test_a_short_batch_with_distance_terms_of_keys_runs_together() -> None:
     leaves = tuple(x.detach() for x in leaves_of(60, 60, features=2, table_heads=HEADS, rows=13))
     q, k, v, p, rows, _, e, key_rows = leaves
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
@@ -124,18 +124,8 @@ def test_a_short_batch_with_terms_of_keys_runs_together() -> None:
         torch.testing.assert_close(alone, together[at])
 
 
-@pytest.mark.parametrize("of_keys", [False, True])
-def test_gradcheck(of_keys: bool) -> None:
-    leaves = leaves_of(270, 270, features=2, table_heads=HEADS, rows=9)
-
-    def attention(*leaves: Tensor) -> Tensor:
-        return run(leaves, Pattern(5, 3, False), 3, None, plain=False, of_keys=of_keys)
-
-    assert torch.autograd.gradcheck(attention, leaves, fast_mode=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_is_near(dtype: torch.dtype) -> None:
+def test_distance_terms_in_lower_precision_are_near_the_exact_ones(dtype: torch.dtype) -> None:
     leaves = leaves_of(300, 300, features=WIDTH, table_heads=HEADS, rows=41, dtype=torch.float32)
     low = (*(x.detach().mul(0.5).to(dtype).requires_grad_() for x in leaves[:3]), *leaves[3:])
     exact = tuple(x.detach().float().requires_grad_() for x in low)
@@ -148,7 +138,7 @@ def test_lower_precision_is_near(dtype: torch.dtype) -> None:
         assert (a.float() - b).norm() <= tolerance * b.norm() + 1e-4
 
 
-def test_a_short_batch_runs_together_and_a_row_of_padding_is_zeros() -> None:
+def test_a_row_of_padding_in_a_batch_with_distance_terms_is_zeros() -> None:
     q, k, v, p, rows, *_ = (x.detach() for x in leaves_of(40, 40, features=2, table_heads=HEADS, rows=11))
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
     mask = torch.ones(2, 40, dtype=torch.bool)
@@ -172,7 +162,9 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 @every_cell("causal", [False, True], pairs=True)
 @every_cell("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
 @every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
-def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
+def test_chunks_with_relative_terms_are_fused_and_equal_the_definition(
+    name: str, options: dict[str, int], relative: str, causal: bool
+) -> None:
     torch.manual_seed(0)
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
     for parameter in mechanism.parameters():
@@ -193,7 +185,7 @@ def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[s
 
 
 @every_cell("relative", ["transformer_xl", "shaw:clip=9"])
-def test_the_band_of_a_union_is_fused(relative: str) -> None:
+def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None:
     torch.manual_seed(0)
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}
     mechanism = build_mechanism("union", **shape, relative=relative, of="window:window=32+longformer:window=64").double()
@@ -217,7 +209,7 @@ def test_the_band_of_a_union_is_fused(relative: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [("window", {"left": 40, "right": 9}), ("transformer_xl", {"segment_length": 30, "memory_length": 30})]
 )
-def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], backend: str) -> None:
+def test_mechanisms_with_distance_terms_compile_to_one_graph(name: str, options: dict[str, int], backend: str) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, **options, relative="transformer_xl")
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -227,7 +219,7 @@ def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], b
         torch.testing.assert_close(compiled(*x), attend(*x, mechanism), atol=1e-6, rtol=0)
 
 
-def test_a_search_without_gradients_leaves_the_term_differentiable() -> None:
+def test_the_search_of_top_k_leaves_a_distance_term_differentiable() -> None:
     """``top_k`` looks the term up without gradients first."""
     q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
     table = torch.randn(1, 9, 8, requires_grad=True)

@@ -80,7 +80,9 @@ def fla(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
         ("performer", torch.bfloat16, 2e-2), ("taylor", torch.bfloat16, 2e-2),
     ],
 )  # fmt: skip
-def test_causal_linear_attention_by_its_kernels(name: str, dtype: torch.dtype, error: float, packed: bool) -> None:
+def test_causal_linear_attention_by_the_kernels_of_fla_equals_the_definition(
+    name: str, dtype: torch.dtype, error: float, packed: bool
+) -> None:
     """Within the error that is said, of the largest value."""
     torch.manual_seed(0)
     module = build_mechanism(name, num_heads=4, head_dim=16, hidden_size=64).eval()
@@ -110,7 +112,7 @@ def test_causal_linear_attention_by_its_kernels(name: str, dtype: torch.dtype, e
 
 @pytest.mark.usefixtures("fla")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_state_goes_in_and_comes_out(dtype: torch.dtype) -> None:
+def test_a_state_goes_into_the_kernels_of_fla_and_comes_out(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     module = build_mechanism("linear", num_heads=4, head_dim=16)
     q, k, v = (torch.randn(2, heads, LENGTH, 16).to(dtype) for heads in (4, 2, 2))

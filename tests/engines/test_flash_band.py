@@ -69,7 +69,7 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
         lambda visited, causal, side, heads: visited.startswith("band, ") and heads == 2 and side == "left",
     ),
 )
-def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal: bool, side: str, heads: int) -> None:
+def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visited: str, causal: bool, side: str, heads: int) -> None:
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     tokens = torch.rand(2, LENGTH) < 0.03 if module.traits.takes_globals else None
@@ -81,7 +81,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(visited: str, causal:
 
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("visited", ["band", "everything"])
-def test_packed_documents_are_one_call(visited: str, emulated_flash: list[dict[str, Any]]) -> None:
+def test_packed_documents_are_one_call_of_flash_attention(visited: str, emulated_flash: list[dict[str, Any]]) -> None:
     """With padding after them, before them, and in a row of its own."""
     inputs, mask, (name, options) = tensors(2), padding("right"), MECHANISMS[visited]
     mask[1, :7] = False
@@ -98,7 +98,7 @@ def test_packed_documents_are_one_call(visited: str, emulated_flash: list[dict[s
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-def test_documents_that_the_operator_does_not_take_are_calls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_without_flash_attention_are_separate_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, documents = tensors(2), torch.arange(LENGTH)[None].expand(2, -1) // 150
     monkeypatch.setattr(flash_band, "_tried", lambda *_: "it is an old one")
     monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
@@ -110,7 +110,7 @@ def test_documents_that_the_operator_does_not_take_are_calls_of_their_own(monkey
 
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("sinks", [0, 3])
-def test_dropout_drops_the_same_weights_in_both_passes(
+def test_flash_attention_drops_the_same_weights_in_both_passes(
     sinks: int, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the band by the operator's own state; those of the columns are drawn here."""
@@ -134,7 +134,7 @@ def test_dropout_drops_the_same_weights_in_both_passes(
 @pytest.mark.usefixtures("emulated_flash")
 @every_cell("tokens", [False, True])
 @every_cell("dropout", [0.0, 0.4])
-def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_of_a_band_passes_gradcheck(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The global columns are computed in three parts, which draw the same weights again for the backward pass."""
     monkeypatch.setattr(global_rows, "MAX_COLUMN_PAIRS", 4 * 4 * 2 * 2)
     pattern = Pattern(3, 2, causal=False, has_globals=True, global_rows=False)
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, m
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-def test_it_is_part_of_a_whole_graph(dropout: float) -> None:
+def test_flash_attention_is_part_of_a_whole_graph(dropout: float) -> None:
     """Forward and backward; of other lengths, too."""
     torch._dynamo.reset()
     module = build_mechanism("window", num_heads=4, head_dim=12, window=64)
@@ -168,7 +168,7 @@ def test_it_is_part_of_a_whole_graph(dropout: float) -> None:
     torch._dynamo.reset()
 
 
-def test_the_operator_itself_takes_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flash_operator_of_pytorch_takes_our_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shapes for tensors that hold nothing."""
     monkeypatch.setattr(Batch, "sequences", Batch(torch.tensor([[True] * 20, [False] * 5 + [True] * 15])).sequences)
     with FakeTensorMode():
@@ -195,7 +195,7 @@ REFUSALS = [
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("error", REFUSALS, ids=str)
 @pytest.mark.parametrize("backward", [False, True])
-def test_an_operator_that_refuses(
+def test_a_flash_operator_that_refuses_is_left_for_the_next_path_with_a_warning(
     error: Exception, backward: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next path runs, from then on without a try, and a warning says so once; what only the backward pass lacks is seen in time."""
@@ -221,7 +221,7 @@ def test_an_operator_that_refuses(
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-def test_results_that_are_not_those_of_the_definition_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flash_operator_with_wrong_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a kernel that ignores windows, for example."""
     unbounded = dict.fromkeys(("window_size_left", "window_size_right"), -1)
     monkeypatch.setattr(flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded))
@@ -233,7 +233,7 @@ def test_results_that_are_not_those_of_the_definition_are_not_used(monkeypatch: 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("first", [False, True])
-def test_a_lack_of_memory_is_raised_as_it_is(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_in_flash_attention_is_raised_as_it_is(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first call of all, or in a later one; it says nothing about the kernel."""
     inputs = [x.detach() for x in tensors()]
 
@@ -252,7 +252,7 @@ def test_a_lack_of_memory_is_raised_as_it_is(first: bool, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("head_dim", [8, 64])
-def test_without_triton_and_with_narrow_heads_it_runs(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_runs_without_triton_and_with_narrow_heads(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: Any, **__: Any) -> None:
         raise RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old.")
 
@@ -263,7 +263,7 @@ def test_without_triton_and_with_narrow_heads_it_runs(head_dim: int, monkeypatch
     torch.testing.assert_close(out.double(), reference_attend(*inputs, "window", window=64), atol=2e-2, rtol=0)
 
 
-def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own operator, asked with tensors of a device for which it is not made."""
     monkeypatch.setattr(flash_band, "_refusal", functools.cache(flash_band._refusal.__wrapped__))
     q = tensors(dtype=torch.bfloat16)[0]
@@ -283,7 +283,7 @@ def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"call": AttentionCall(batch=Batch.of(padding("left"))), "q_len": 200}, "the queries are some tokens of a batch with padding"),
     ],
 )
-def test_why_it_does_not_run(changes: dict[str, Any], reason: str | None) -> None:
+def test_the_reasons_against_flash_attention_are_those_of_the_call(changes: dict[str, Any], reason: str | None) -> None:
     values = {"q_len": LENGTH, "call": AttentionCall(), "dtype": torch.bfloat16, "features": 64, "pattern": Pattern.window(8, causal=True)}
     context = DispatchContext("cuda", kv_len=LENGTH, **values | changes)
     assert flash_band.why_not(context) == reason
@@ -293,7 +293,7 @@ def test_why_it_does_not_run(changes: dict[str, Any], reason: str | None) -> Non
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-def test_in_a_graph_padding_and_global_tokens_are_left_to_flex() -> None:
+def test_padding_and_global_tokens_in_a_graph_are_left_to_flex_attention() -> None:
     seen: list[str | None] = []
 
     def run(q: Tensor, mask: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def test_in_a_graph_padding_and_global_tokens_are_left_to_flex() -> None:
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-def test_nothing_is_copied_for_tensors_as_projections_store_them() -> None:
+def test_flash_attention_copies_no_tensor_that_a_projection_stored() -> None:
     q, k, v = torch.randn(3, 2, LENGTH, 4, 16, dtype=torch.float64).transpose(2, 3).unbind(0)
     stored = [flash_band._stored(x, 16) for x in (q, k, v)]
     assert [x.data_ptr() for x in stored] == [x.data_ptr() for x in (q, k, v)]

@@ -18,12 +18,12 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.byte_cache import BYTE_CACHE, _tensors
+from hf_longattn.engines.common.byte_cache import _tensors
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask, listed
+from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cells import every_cell
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
@@ -45,7 +45,7 @@ def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
         *[(200, 0, 300, 1000, True), (64, 64, 1000, 1000, True), (5000, 0, 640, 640, False)],
     ],
 )
-def test_band_lists_are_the_blocks_of_the_band(left: int, right: int, q_len: int, kv_len: int, padded: bool) -> None:
+def test_block_lists_of_flex_attention_are_the_blocks_of_the_band(left: int, right: int, q_len: int, kv_len: int, padded: bool) -> None:
     pattern = Pattern(left, right, right == 0)
     mask = torch.ones(1, kv_len, dtype=torch.bool)
     mask[:, 256:520] = not padded
@@ -65,25 +65,10 @@ def test_band_lists_are_the_blocks_of_the_band(left: int, right: int, q_len: int
     assert tuple(sorted((j, i) for i, j in x) for x in by_key) == by_query
 
 
-def test_band_lists_of_a_million_tokens_are_small() -> None:
+def test_block_lists_of_a_band_of_a_million_tokens_are_small() -> None:
     found = band_block_mask(Pattern.window(512, causal=False), 1 << 20, 1 << 20, None, torch.device("cpu"))
     for indices in (found.kv_indices, found.q_indices, found.full_kv_indices, found.full_q_indices):
         assert indices.shape == (1, 1, 8192, 6)
-
-
-def test_lists_of_pairs() -> None:
-    """By their first and by their second block, also repeated ones, the same for all items or not."""
-    torch.manual_seed(0)
-    chosen = torch.rand(2, 3, 28) < 0.6
-    rows, columns = torch.randint(0, 7, (28,)), torch.randint(0, 9, (2, 1, 28))
-    by_row, by_column = listed(rows, columns, chosen, 7), listed(columns, rows, chosen, 9, 20)
-    assert by_row[1].shape == (2, 3, 7, int(by_row[0].max()))
-    assert by_column[1].shape == (2, 3, 9, 20)
-    for item, head in itertools.product(range(2), range(3)):
-        expected = [(int(i), int(j)) for i, j, seen in zip(rows, columns[item, 0], chosen[item, head], strict=True) if seen]
-        assert pairs(by_row, item, head) == sorted(expected)
-        assert pairs(by_column, item, head) == sorted((j, i) for i, j in expected)
-    assert pairs(listed(rows, columns, torch.zeros_like(chosen), 7)) == []
 
 
 def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
@@ -106,7 +91,7 @@ def block_size(queries: Tensor, keys: Tensor, length: int, sizes: tuple[int, ...
     return flex_tiles.block_size(tile, (length, length), sizes)
 
 
-def test_only_parts_of_whole_blocks_are_listed() -> None:
+def test_only_tiles_of_whole_blocks_are_listed_for_flex_attention() -> None:
     rows = rows_of(300, 64)
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
     layout = layout_of(GatherTile(rows, keys), 300)
@@ -121,7 +106,7 @@ def test_only_parts_of_whole_blocks_are_listed() -> None:
     assert block_size(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1), 300) is None
 
 
-def test_wide_rows_are_cut_into_blocks() -> None:
+def test_wide_rows_of_tiles_are_cut_into_blocks() -> None:
     """Of the largest size that a kernel takes; with an empty block of queries, as the last rows of segments have."""
     rows = rows_of(600, 384)
     layout = layout_of(GatherTile(rows, rows), 600)
@@ -140,7 +125,7 @@ def cases() -> tuple[list[Tensor], Tensor]:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.usefixtures("unfused_flex")
-def test_rules_and_merging_equal_the_plain_path() -> None:
+def test_rules_and_merging_of_flex_tiles_equal_the_plain_path() -> None:
     """Uncompiled, flex_attention reads the rules alone, not the lists; these parts list every block."""
     (q, k, v), mask = cases()
     rows = rows_of(200, 32)
@@ -151,7 +136,7 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
 
-def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_tiles_visit_every_listed_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     (q, k, v), mask = cases()
     call = AttentionCall(batch=Batch.of(mask), scale=0.3)
@@ -181,7 +166,7 @@ def inputs(length: int) -> list[Tensor]:
         lambda backend, globals_, padded: backend == "aot_eager" and globals_ and padded,
     ),
 )
-def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_compiled_band_takes_changing_lengths(backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
     monkeypatch.setattr(flex, "block_mask", with_a_slot_for_every_block(flex.block_mask))
     torch._dynamo.reset()
@@ -207,7 +192,9 @@ def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("global_rows", [False, True])
 @pytest.mark.parametrize("q_len", [700, 130])
-def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_global_tokens_of_a_band_are_the_same_in_a_graph_and_outside(
+    q_len: int, global_rows: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pattern = Pattern(70, 0 if causal else 70, causal, has_globals=True, global_rows=global_rows)
     q, k, v = inputs(700)
     tokens = torch.arange(700) % 290 == torch.tensor([[3], [200]])
@@ -220,24 +207,7 @@ def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: boo
     torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.usefixtures("unfused_flex")
-def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
-    BYTE_CACHE.clear()
-    made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
-    assert all(mask is made[0] for mask in made)
-    mask = torch.ones(2, 300, dtype=torch.bool)
-    padded, other = Batch(mask), Batch(mask)
-    with torch.inference_mode():
-        first = flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu"))
-    assert first is flex.kept_band_block_mask(PATTERN, 300, 300, padded, torch.device("cpu")) is not made[0]
-    assert first is not flex.kept_band_block_mask(PATTERN, 300, 300, other, torch.device("cpu"))
-    assert first is not flex.kept_band_block_mask(Pattern.window(64, causal=True), 300, 300, padded, torch.device("cpu"))
-    assert not first.kv_indices.is_inference()
-    torch.testing.assert_close(band(*inputs(300)), band(*inputs(300), mask), atol=1e-6, rtol=0)
-
-
-def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
+def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None:
     """Tensors made under inference mode cannot be saved for a backward pass."""
     (part,) = mark_static([GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))])
     (other,) = mark_static([GatherTile(rows_of(300, 100), rows_of(300, 100))])
@@ -255,7 +225,9 @@ def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
 @every_cell("causal", [False, True])
 @every_cell("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
 @every_cell("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mechanisms_on_the_paths_for_cuda_equal_the_definition(
+    in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""
     options = {"window": 64} if "window" in mechanism_class(name).sample else mechanism_class(name).sample
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
@@ -311,7 +283,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("linear", {}, "linear-chunks"),
     ],
 )
-def test_the_path_of_a_call_on_cuda(name: str, options: dict[str, Any], path: str) -> None:
+def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], path: str) -> None:
     answers: list[str] = []
     q, k, v = inputs(700)
     with observe(lambda _, choice: answers.append(choice.path)), torch.no_grad():

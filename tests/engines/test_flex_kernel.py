@@ -18,10 +18,10 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.backend import _score_mod
 from hf_longattn.engines.common import paths
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
+from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_scalar
-from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
+from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
@@ -105,16 +105,6 @@ def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
     return max(Counter(name for name, _ in graphs).values()) <= times
 
 
-@pytest.mark.slow
-def test_no_kernel_is_compiled_up_to_the_limit(graphs: list[tuple[str, Any]]) -> None:
-    """After eight variants of one function PyTorch computes all N×N scores instead."""
-    for shape in ("blocks", "more blocks", "batch 1"):
-        run_band("no_grad", **SHAPES[shape])
-    run_band("gradients")
-    assert compiled_at_most(1, graphs)
-    assert len(graphs) == 3, "one for both numbers of blocks"
-
-
 EXTRAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "padded": {"padded": True},
@@ -127,32 +117,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_no_kernel_is_compiled_up_to_the_limit_by_changes_of_all_kinds(extra: str, graphs: list[tuple[str, Any]]) -> None:
+def test_changing_shapes_compile_no_flex_kernel_up_to_the_limit(extra: str, graphs: list[tuple[str, Any]]) -> None:
     for number, shape in enumerate(SHAPES.values()):
         for mode in (list(MODES)[number % 3], list(MODES)[(number + 1) % 3]):
             run_band(mode, **shape, **EXTRAS[extra])
-    assert compiled_at_most(4, graphs)
-
-
-TILES: dict[str, Callable[[int], GatherTile]] = {
-    "rows": lambda length: GatherTile(rows_of(length, 50), rows_of(length, 50), causal=True),
-    "blocks": lambda length: GatherTile(rows_of(length, 128), rows_of(length, 128), causal=True),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("name", TILES)
-def test_no_kernel_of_tiles_is_compiled_up_to_the_limit(name: str, kept: bool, graphs: list[tuple[str, Any]]) -> None:
-    for number, shape in enumerate(SHAPES.values()):
-        for padded in (False, True):
-            mode = list(MODES)[(number + padded) % 3]
-            with MODES[mode]():
-                q, k, v = (x.requires_grad_(mode == "gradients") for x in tensors(**shape))
-                length = k.shape[2]
-                mask = torch.arange(length) < torch.tensor([[length]] * (len(k) - 1) + [[length - 30]]) if padded else None
-                tiles = [TILES[name](length)]
-                flex_tiles.flex_gathered(q, k, v, mark_static(tiles) if kept else tiles, AttentionCall(batch=Batch.of(mask)))
     assert compiled_at_most(4, graphs)
 
 
@@ -166,8 +134,8 @@ TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("name", TILED)
-def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
-    """Nor one for every length; and none runs uncompiled, which would be refused and left for plain operations."""
+def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
+    """Nor one for every length. None runs uncompiled, which would be refused and left for plain operations."""
     causal, kernel, options = TILED[name]
     answers: list[paths.PathChoice] = []
 
@@ -194,7 +162,7 @@ def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
-def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), paths.observe(lambda *answer: answers.append(answer[1])):
         answers: list[paths.PathChoice] = []
         for heads in (4, 4, 4):
@@ -211,7 +179,7 @@ def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCa
     assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
 
 
-def test_nothing_runs_uncompiled() -> None:
+def test_flex_attention_never_runs_uncompiled() -> None:
     with torch.compiler.set_stance("force_eager"), pytest.raises(NoKernel, match="turned off"):
         flex.flex_band(*tensors(length=300), PATTERN, AttentionCall())
     assert all(kernel.refusal is None for kernel in flex_kernel._kernels.values()), "it may be turned on again"
@@ -229,7 +197,9 @@ REFUSALS = [
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("name", ["window", "longformer", "segmented", "bigbird"])
-def test_a_kernel_that_refuses(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flex_kernel_that_refuses_is_left_for_plain_operations(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Plain operations run in its place, from then on without a try, and a warning says so once."""
     tries = []
 
@@ -250,7 +220,7 @@ def test_a_kernel_that_refuses(name: str, error: Exception, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("cuda_paths")
-def test_a_kernel_that_needs_too_much_shared_memory_loads_no_block_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flex_kernel_without_shared_memory_loads_no_block_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a table of distances needs on an H100: without a warning, and from then on at once."""
     options = []
 
@@ -271,7 +241,7 @@ def test_a_kernel_that_needs_too_much_shared_memory_loads_no_block_ahead(monkeyp
 
 
 @pytest.mark.usefixtures("cuda_paths")
-def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of queries with all keys would take as much memory, and more time."""
 
     def refuses(*_: Any, **__: Any) -> None:
@@ -287,7 +257,7 @@ def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatc
 
 @every_cell("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
 @every_cell("wrapped", [False, True])
-def test_errors_that_say_nothing_about_the_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_are_not_of_the_flex_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         if wrapped and not isinstance(error, RuntimeError | MemoryError):
             raise RuntimeError("the backend does not support this") from error
@@ -329,7 +299,7 @@ def backward(monkeypatch: pytest.MonkeyPatch) -> type[_Backward]:
     return _Backward
 
 
-def test_a_backward_pass_that_refuses_is_seen_in_the_forward_pass(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusing_flex_backward_pass_is_seen_in_the_forward_pass(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backward, "error", REFUSALS[2])
     q, k, v = tensors(length=300)
     flex.flex_band(q, k, v, PATTERN, AttentionCall())
@@ -338,7 +308,7 @@ def test_a_backward_pass_that_refuses_is_seen_in_the_forward_pass(backward: type
     flex.flex_band(q.detach(), k, v, PATTERN, AttentionCall())
 
 
-def test_the_backward_pass_is_tried_once(backward: type[_Backward]) -> None:
+def test_the_backward_pass_of_a_flex_kernel_is_tried_once(backward: type[_Backward]) -> None:
     """Also within a checkpoint, which counts what is saved and must not see it."""
     q, k, v = (x.requires_grad_() for x in tensors(length=300))
 
@@ -351,14 +321,14 @@ def test_the_backward_pass_is_tried_once(backward: type[_Backward]) -> None:
         assert backward.runs == 1 + tried
 
 
-def test_a_try_that_lacks_memory_changes_nothing(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_try_of_a_flex_kernel_that_lacks_memory_changes_nothing(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward pass may fit without the backward pass, which nobody may want."""
     monkeypatch.setattr(backward, "error", torch.OutOfMemoryError("CUDA out of memory"))
     flex.flex_band(*(x.requires_grad_() for x in tensors(length=300)), PATTERN, AttentionCall())
     assert not any(kernel.has_backward or kernel.refusal for kernel in flex_kernel._kernels.values())
 
 
-def test_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "MAX_KERNELS", 3)
     monkeypatch.setattr(flex_kernel, "compiled", lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True))
     codes = [weakref.ref(flex_kernel._kernel(window).run._torchdynamo_orig_callable.__code__) for window in range(5)]
@@ -369,7 +339,7 @@ def test_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [code() is not None for code in codes] == [False, False, True, False, True]
 
 
-def test_a_graph_that_is_being_compiled_holds_flex_attention_itself(graphs: list[tuple[str, Any]]) -> None:
+def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]) -> None:
     with torch.no_grad():
         torch.compile(lambda *x: flex.flex_band(*x, PATTERN, AttentionCall()), backend="eager", fullgraph=True)(*tensors(length=300))
     assert not graphs
@@ -380,7 +350,7 @@ def test_a_graph_that_is_being_compiled_holds_flex_attention_itself(graphs: list
 @pytest.mark.parametrize(
     "score_mod", [_score_mod(None, None, 300, 300, 30.0), lambda score, b, h, i, j: score - FACTOR * (i - j)], ids=["softcap", "global"]
 )
-def test_python_numbers_are_constants_of_a_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
+def test_python_numbers_are_constants_of_a_flex_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
     """As tensors on the CPU, which they are in a graph for all lengths, no GPU kernel takes them."""
     q, k, v = tensors(length=300)
     with torch.no_grad():

@@ -89,7 +89,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 
 @pytest.mark.slow
 @every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=9, alike=lambda name, *rest: name)
-def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_of_flex_attention_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, m
 
 
 @pytest.mark.parametrize("name", quickly(TILES, ["whole blocks and others"]))
-def test_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own graph, where no value is known, holds flex_attention over the rows."""
     torch._dynamo.reset()
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
@@ -124,7 +124,7 @@ def test_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pytest.Mo
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_learned_bias_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_bias_of_a_flex_tile_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     torch.manual_seed(0)
     bias = torch.randn(1, 4, 1, 50, 77, dtype=torch.double, requires_grad=True)
@@ -135,7 +135,7 @@ def test_a_learned_bias_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
 
 
-def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_tiles_read_values_of_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of fixed tiles values are read once, of any others never."""
     monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: (arguments[1], AuxOutput(lse=arguments[1][..., 0])))
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
@@ -151,7 +151,7 @@ def test_nothing_is_asked_of_the_device_twice(monkeypatch: pytest.MonkeyPatch) -
     assert waits[1:] == [0, 0, 0]
 
 
-def test_fixed_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixed_flex_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not where a query is in two of them."""
     calls = []
     monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: calls.append(1) or by_the_lists(*arguments, **settings))
@@ -166,7 +166,7 @@ def test_fixed_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.Monke
         assert len(calls) == expected
 
 
-def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
+def test_flex_tiles_visit_no_block_that_their_rules_leave_empty() -> None:
     rows = rows_of(1024, 256)
     keys = rows[:, :, :1].expand(-1, -1, 4, -1)
     everything = torch.arange(1024).view(1, 1, 1, -1)
@@ -182,7 +182,7 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
     assert [int(lists[0].sum()) for lists in made[0].by_query] == [8, 28]
 
 
-def test_few_rows_are_padded_to_one_block_only() -> None:
+def test_few_rows_of_a_flex_tile_are_padded_to_one_block() -> None:
     """Two rows of four queries could share a block with 30 others, but there are no others."""
     tile = GatherTile(torch.arange(8).view(1, 1, 2, 4), torch.arange(600).view(1, 1, 2, 300))
     ((_, layout),) = flex_tiles.layouts([tile], (600, 600), (128,))
@@ -190,7 +190,7 @@ def test_few_rows_are_padded_to_one_block_only() -> None:
     assert layout.shares_blocks
 
 
-def test_an_axis_of_whole_blocks_is_not_gathered() -> None:
+def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
     """Even in another order, if rows do not share blocks. Then tiles whose keys are gathered may have a query in common."""
     rows = rows_of(300, 128)
     columns = torch.arange(3, 300, 17).expand(1, 1, 3, -1)
@@ -245,21 +245,3 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
         expected = FLEX_PATHS.get(name, "flex-gathered")
         assert OTHER_PATHS.get(name, expected) in paths
         assert "plain-gathered" not in paths
-
-
-@pytest.mark.thorough
-def test_blocks_are_touched_and_full_as_their_pairs_are() -> None:
-    """Every border of every rule, on blocks of consecutive positions and on one with an empty slot."""
-    size, slots = 4, torch.arange(24)[None, None]
-    gaps = torch.where(slots == 6, -1, slots)
-    pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6)).T
-    limits = [(low, high) for low in range(-9, 10) for high in range(low, 10)]
-    for causal, rules in ((causal, {name: one}) for causal in (False, True) for name in ("inside", "outside") for one in limits):
-        tile = GatherTile(slots, slots, causal, **rules)
-        for queries, keys in ((slots, slots), (gaps, slots), (slots, gaps)):
-            ends = (flex_tiles.block_ends(x, size, at) for x, at in zip((queries, keys), pairs, strict=True))
-            touched, full = flex_tiles.visible(tile, *ends)
-            q, k = (x.view(6, size)[at] for x, at in zip((queries, keys), pairs, strict=True))
-            seen = tile.sees(q[:, :, None] - k[:, None]) & (q >= 0)[:, :, None] & (k >= 0)[:, None]
-            assert torch.equal(full[0, 0], seen.flatten(1).all(1)), (causal, rules)
-            assert bool((touched[0, 0] | ~seen.flatten(1).any(1)).all()), (causal, rules)

@@ -15,8 +15,6 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.common.score_terms import DistanceTerm
-from hf_longattn.engines.cpu.gathered import flat_rules
-from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.gathered import gathered_attention
 from tests.cells import every_cell
 from tests.grids import drawn
@@ -110,7 +108,7 @@ def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64, stored: 
 @pytest.mark.parametrize("path", [gathered_attention, plain_gathered])
 @drawn(40)
 @given(case=parts_and_mask(), stored=st.sampled_from(["heads", "tokens", "slices"]))
-def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, stored: str) -> None:
+def test_gathered_attention_equals_the_pairs_counted_one_by_one(path, case, stored: str) -> None:
     parts, mask, q_len, kv_len = case
     x = inputs(q_len, kv_len, stored=stored)
     out, expected = path(*x, parts, AttentionCall.of(padding_mask=mask, scaling=0.4)), counted(*x, parts, mask, 0.4)
@@ -121,7 +119,7 @@ def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, sto
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-9, rtol=0)
 
 
-def test_parts_may_list_nothing() -> None:
+def test_gathered_tiles_may_list_nothing() -> None:
     """No queries, no keys, or no part at all: zeros where a query sees nothing, with zero gradients."""
     q, k, v = inputs(10, 10)
     rows = rows_of(10, 5)
@@ -145,14 +143,8 @@ def local_parts(length: int) -> list[GatherTile]:
     return [GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)), GatherTile(rows, far, causal=True, outside=(-15, 15))]
 
 
-@pytest.mark.parametrize("path", [gathered_attention, plain_gathered])
-def test_gradcheck(path) -> None:
-    x = tuple(y[:1, :, :, :3].detach().requires_grad_() for y in inputs(21, 21))
-    assert torch.autograd.gradcheck(lambda *x: path(*x, local_parts(21), AttentionCall(scale=0.4)), x, fast_mode=True)
-
-
 @every_cell(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
-def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
+def test_gathered_attention_in_every_precision_is_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
     x = inputs(70, 70, dtype)
     out, expected = gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)), counted(*x, local_parts(70), None, 0.4)
     assert out.dtype == dtype
@@ -161,29 +153,7 @@ def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance
         torch.testing.assert_close(got, wanted, atol=5 * tolerance, rtol=0)
 
 
-@pytest.mark.thorough
-def test_operator_is_well_formed_compiles_and_exports() -> None:
-    x = inputs(40, 40, torch.float32)
-    parts = local_parts(40)
-    bias = torch.rand(1, 1, 5, 1, 24) > 0.3
-    fixed = [None, *(part.queries for part in parts), *(part.keys for part in parts), bias, None]
-    arguments = ("tiles", *x, [], fixed, flat_rules(parts), 0.3, 0.0, None, None)
-    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
-
-    class Call(torch.nn.Module):
-        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return gathered_attention(q, k, v, local_parts(40), AttentionCall.of())
-
-    expected = Call()(*x)
-    gradients = torch.autograd.grad(expected.sum(), x)
-    compiled = torch.compile(Call(), fullgraph=True, backend="aot_eager")(*x)
-    torch.testing.assert_close(compiled, expected)
-    for got, wanted in zip(torch.autograd.grad(compiled.sum(), x), gradients, strict=True):
-        torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(torch.export.export(Call(), tuple(y.detach() for y in x)).module()(*x), expected)
-
-
-def test_layouts_live_as_long_as_the_lists() -> None:
+def test_layouts_of_gathered_tiles_live_as_long_as_their_lists() -> None:
     def layouts() -> int:
         return sum(isinstance(key, tuple) and key[0] == "layout" for key in BYTE_CACHE._entries)
 
@@ -199,7 +169,7 @@ def test_layouts_live_as_long_as_the_lists() -> None:
     assert layouts() == before
 
 
-def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_gathered_attention_in_pieces_is_the_same_with_a_learned_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(40, 40)
     parts = local_parts(40)
     bias = torch.randn(1, HEADS, 5, 8, 24, dtype=torch.float64, requires_grad=True)
@@ -222,7 +192,7 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
     torch.testing.assert_close(again[0], run(dropout_p=0.5)[0])
 
 
-def test_a_term_of_distances_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_terms_of_gathered_attention_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(40, 40)
     vectors, table = (torch.randn(*shape, 4, dtype=torch.float64, requires_grad=True) for shape in ((BATCH, HEADS, 40), (HEADS, 17)))
 
@@ -252,7 +222,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
     monkeypatch.setattr("hf_longattn.engines.common.plain.MAX_PAIRS", 1 << 18)
     length, width = 16384, 16

@@ -60,7 +60,9 @@ WAYS = ("fused", "without fused kernels", "with holes", "listed pairs", "bound g
 
 
 @every_cell(("name", "options", "grid", "sizes", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
-def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell) -> None:
+def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
+    way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell
+) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=DIM, **options).eval()
     mechanism.layer = 1
     table = table_for(sizes, grid.prefix)
@@ -84,7 +86,7 @@ def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], gri
         torch.testing.assert_close(got, wanted)
 
 
-def test_every_sequence_has_its_grid() -> None:
+def test_a_grid_bias_reads_the_grid_of_each_sequence() -> None:
     grids = [Grid((16, 20), 1), Grid((25, 14), 1)]
     longest = max(grid.length for grid in grids)
     mask = torch.arange(longest) < torch.tensor([[grid.length] for grid in grids])
@@ -96,7 +98,7 @@ def test_every_sequence_has_its_grid() -> None:
         torch.testing.assert_close(out[row : row + 1, :, : grid.length], attend(*alone, "window2d", window=4, grid=grid, score_mod=bias))
 
 
-def test_refusals() -> None:
+def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:
     q = torch.randn(1, HEADS, 300, DIM)
     with pytest.raises(GridError, match=r"must be \(heads, 9\), or \(heads, 12\) with entries for prefix tokens"):
         GridBias(torch.zeros(HEADS, 10), (2, 2))
@@ -104,8 +106,3 @@ def test_refusals() -> None:
         attend(q, q, q, "window", score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
     with pytest.raises(GridError, match="on another grid"):
         attend(q, q, q, "window2d", window=4, grid=(300,), score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
-
-
-def test_heads() -> None:
-    bias = GridBias(table_for((2, 2), 0), (2, 2), grid=Grid((3, 3)))
-    assert torch.equal(bias.of_heads([1]).table, bias.table[1:])

@@ -21,7 +21,7 @@ FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alter
 @every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix", [0, 2])
 @every_cell("call_bytes", [1, 4096, 1 << 22])
-def test_a_few_windows_at_a_time_are_equal_to_all_at_once(
+def test_a_few_grid_windows_at_a_time_equal_all_at_once(
     sizes: tuple[int, ...], options: dict[str, object], prefix: int, call_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grid_windows, "CALL_BYTES", call_bytes)
@@ -34,23 +34,14 @@ def test_a_few_windows_at_a_time_are_equal_to_all_at_once(
     assert in_parts.transpose(1, 2).is_contiguous()
 
 
-def test_every_window_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_windows, "CALL_BYTES", 5 * 4 * 3 * 4)
-    region = (grid_windows.Stretch(2, 5, 2), grid_windows.Stretch(0, 7, 3))
-    parts = list(grid_windows._few_windows(region, cell_bytes=4))
-    cells = [(row, column) for part in parts for row in range(100)[part[0].cells] for column in range(100)[part[1].cells]]
-    assert sorted(cells) == [(row, column) for row in range(2, 12) for column in range(21)]
-    assert max(part[0].windows * part[1].windows for part in parts) > 1
-
-
-def test_under_autocast_the_output_has_its_dtype() -> None:
+def test_grid_windows_under_autocast_have_its_dtype() -> None:
     grid = Grid((12, 12), 1)
     q, k, v = (torch.randn(1, 2, grid.length, 16) for _ in range(3))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert attend(q, k, v, "window2d", grid=grid, window=4).dtype == torch.bfloat16
 
 
-def test_a_bias_alone_can_be_trained() -> None:
+def test_a_grid_bias_alone_can_be_trained() -> None:
     grid = Grid((6, 9), 1)
     q, k, v = (torch.randn(1, 2, grid.length, 8) for _ in range(3))
     table = torch.randn(2, 7 * 7 + 3, requires_grad=True)
@@ -63,7 +54,7 @@ def test_a_bias_alone_can_be_trained() -> None:
 @every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix_tokens", ["global", "reads", "none"])
 @every_cell("term", [None, "bias"])
-def test_a_key_mask_is_cut_into_windows(
+def test_grid_windows_with_padding_equal_the_definition(
     sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without gradients."""

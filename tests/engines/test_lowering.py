@@ -36,7 +36,7 @@ def lowered() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_fused_kernel_can_be_generated(case: str, lowered: Callable[[str], dict[str, Any]]) -> None:
+def test_each_flex_call_can_be_lowered_for_an_h100(case: str, lowered: Callable[[str], dict[str, Any]]) -> None:
     result = lowered(case)
     if case in REFUSED:
         assert result["failure"].startswith("NoKernel: ")
@@ -53,7 +53,9 @@ def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_what_a_mechanism_asks_for_can_be_generated(name: str, lowered_mechanism: Callable[[str], dict[str, Any]]) -> None:
+def test_the_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(
+    name: str, lowered_mechanism: Callable[[str], dict[str, Any]]
+) -> None:
     """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half precision."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in lowered_mechanism(name)["cells"]:

@@ -26,7 +26,7 @@ def ran() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", list_mechanisms(grid=False))
-def test_everything_is_on_the_gpu(name: str, ran: Callable[[str], dict[str, Any]]) -> None:
+def test_no_mechanism_mixes_tensors_of_a_gpu_and_the_cpu(name: str, ran: Callable[[str], dict[str, Any]]) -> None:
     result = ran(name)
     assert result["calls"] >= 7
     assert not {call: failure for call, failure in result["failures"].items() if not failure.startswith(REFUSED.get(name, "-"))}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn import build_mechanism
 from hf_longattn.attend import prepare, run_batch
@@ -17,28 +16,7 @@ from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.topk import prefiltered_topk_keys
 from tests.cells import every_cell
 
-NO_KERNEL = {"detach", "empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "promote_types", "item", "_local_scalar_dense"}
-WAITS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "bincount", "equal", "unique_dim", "_unique2"}
-
-
-class Counts(TorchDispatchMode):
-    """Operations that would launch a kernel, those that would wait for the device, and those with a float64 result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches, self.waits, self.float64 = 0, Counter[str](), 0
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, out = operator.overloadpacket.__name__, operator(*args, **(kwargs or {}))
-        by_mask = name.startswith(("index", "_index")) and any(
-            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1:2] for x in (x if isinstance(x, list | tuple) else [])
-        )
-        if name in WAITS or by_mask:
-            self.waits[name] += 1
-        if not operator.is_view and name not in NO_KERNEL:
-            self.launches += 1
-            self.float64 += any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in (out if isinstance(out, tuple) else [out]))
-        return out
+from .launches import Counting, Launches
 
 
 def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, return_aux: AuxRequest | None = None, **_: Any) -> Any:
@@ -46,45 +24,42 @@ def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMas
     return out if return_aux is None else (out, AuxOutput(lse=out[..., 0].float()))
 
 
-def asked(name: str, length: int, causal: bool, documents: int = 0, gradients: bool = False) -> tuple[Counts, Counts | None]:
+def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tuple[Launches, Launches | None]:
     """What the second of two layers asks for, and its backward pass."""
     module = build_mechanism(name, num_heads=8, head_dim=64, max_length=length, hidden_size=64).train(gradients)
     q, k, v = (torch.randn(1, 8, length, 64, dtype=torch.bfloat16, requires_grad=gradients) for _ in range(3))
     arguments: dict[str, Any] = {"causal": causal}
-    if documents:
-        arguments["documents"] = torch.arange(length)[None] * documents // length
     if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(1, length, 64)
     module, call = prepare(q, k, v, module, {}, **arguments)
     with torch.set_grad_enabled(gradients):
         run_batch(module, q, k, v, call)
-        with Counts() as forward:
+        with Counting() as forward:
             out = run_batch(module, q, k, v, call)
         if not gradients:
-            return forward, None
-        with Counts() as backward:
+            return forward.launches, None
+        with Counting() as backward:
             out.sum().backward()
-        return forward, backward
+        return forward.launches, backward.launches
 
 
-MOST: list[tuple[str, int, bool, int, int, int]] = [
-    ("linear", 8192, False, 0, 30, 33), ("linear", 8192, True, 0, 40, 64), ("linear", 8192, True, 32, 41, 66),
-    ("taylor", 2048, True, 0, 56, 88), ("performer", 2048, False, 0, 49, 40), ("performer", 2048, True, 0, 69, 73),
-    ("hybrid", 2048, True, 0, 86, 112),
-    ("linear", 2048, False, 32, 57, 101), ("taylor", 2048, True, 32, 57, 90), ("performer", 2048, True, 32, 53, 75),
-    ("hybrid", 2048, True, 32, 95, 121),
+MOST: list[tuple[str, int, bool, int, int]] = [
+    ("linear", 8192, False, 30, 33), ("linear", 8192, True, 40, 64), ("taylor", 2048, True, 56, 88),
+    ("performer", 2048, False, 49, 40), ("performer", 2048, True, 69, 73), ("hybrid", 2048, True, 86, 112),
 ]  # fmt: skip
-"""Mechanism, tokens, causal, documents in a row, most operations of the forward and of the backward pass, for 8 heads."""
+"""Mechanism, tokens, causal, most operations of the forward and of the backward pass, for 8 heads."""
 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(("name", "length", "causal", "documents", "most", "most_backward"), MOST, of=3)
-def test_the_linear_family(name: str, length: int, causal: bool, documents: int, most: int, most_backward: int) -> None:
-    forward, backward = asked(name, length, causal, documents, gradients=True)
+@every_cell(("name", "length", "causal", "most", "most_backward"), MOST, of=3)
+def test_linear_mechanisms_ask_few_operations_of_a_gpu_and_no_wait(
+    name: str, length: int, causal: bool, most: int, most_backward: int
+) -> None:
+    forward, backward = asked(name, length, causal, gradients=True)
     assert backward is not None
-    assert forward.launches <= most
-    assert backward.launches <= most_backward
+    assert forward.operations <= most
+    assert backward.operations <= most_backward
     assert forward.waits.total() <= int(name == "performer" and causal), "which looks once whether exponents leave the range of fp32"
     assert not backward.waits
     assert not forward.float64 + backward.float64
@@ -93,17 +68,17 @@ def test_the_linear_family(name: str, length: int, causal: bool, documents: int,
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_search_of_top_k_waits_once(causal: bool) -> None:
+def test_the_search_of_top_k_waits_for_a_gpu_once(causal: bool) -> None:
     q, k = (torch.randn(1, 8, 2048, 64) for _ in range(2))
-    with torch.no_grad(), Counts() as counts:
+    with torch.no_grad(), Counting() as counts:
         prefiltered_topk_keys(q, k, None, 64, causal, 0.125)
-    assert counts.launches <= (83 if causal else 72)  # causal queries are searched in four parts
-    assert counts.waits == Counter({"_local_scalar_dense": 1})
+    assert counts.launches.operations <= (83 if causal else 72)  # causal queries are searched in four parts
+    assert counts.launches.waits == Counter({"_local_scalar_dense": 1})
 
 
 @pytest.mark.usefixtures("cuda_paths")
-def test_selected_blocks_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selected_blocks_never_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "fused_flex", fused)
     forward, _ = asked("block_top_k", 2048, True)
-    assert forward.launches <= 132
+    assert forward.operations <= 132
     assert forward.waits.total() == 0

@@ -62,7 +62,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("name", ["full", "window", "longformer"])
-def test_bands(name: str, groups: int, causal: bool, path: str) -> None:
+def test_bands_with_sink_scores_equal_gpt_oss(name: str, groups: int, causal: bool, path: str) -> None:
     q, k, v = inputs(groups=groups)
     options: dict[str, Any] = {"full": {}, "window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16, "global_tokens": (0,)}}[
         name
@@ -88,7 +88,7 @@ def test_bands(name: str, groups: int, causal: bool, path: str) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", WITH_SINKS)
-def test_every_mechanism_equals_its_definition(name: str, causal: bool, path: str) -> None:
+def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causal: bool, path: str) -> None:
     kind = mechanism_class(name)
     if kind.causal not in ("both", causal):
         pytest.skip("one form only")
@@ -107,7 +107,7 @@ def test_every_mechanism_equals_its_definition(name: str, causal: bool, path: st
 
 @pytest.mark.parametrize("name", WITH_SINKS)
 @pytest.mark.parametrize("q_len", [1, 3])
-def test_the_last_queries_alone(name: str, q_len: int, path: str) -> None:
+def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_len: int, path: str) -> None:
     kind = mechanism_class(name)
     if kind.causal is False or not kind.traits.takes_fewer_queries:
         pytest.skip("no decoding")
@@ -123,7 +123,7 @@ def test_the_last_queries_alone(name: str, q_len: int, path: str) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["full", "window", "bigbird", "strided", "top_k", "block_top_k"])
-def test_gradients(name: str, causal: bool, path: str) -> None:
+def test_gradients_of_sink_scores_equal_the_definition(name: str, causal: bool, path: str) -> None:
     q, k, v = (x[:1, :, :24].clone().requires_grad_() for x in inputs())
     sinks = SINKS.double().requires_grad_()
     options = {
@@ -148,7 +148,7 @@ def test_gradients(name: str, causal: bool, path: str) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_long_texts_in_half_precision(dropout: float) -> None:
+def test_sink_scores_of_long_texts_in_half_precision_are_near_gpt_oss(dropout: float) -> None:
     q, k, v = inputs(700, groups=2, dtype=torch.bfloat16, width=16)
     for causal in (False, True):
         torch.manual_seed(0)
@@ -158,7 +158,7 @@ def test_long_texts_in_half_precision(dropout: float) -> None:
         assert (off.mean() if dropout else off.max()) < (0.2 if dropout else 0.03)
 
 
-def test_dropout_keeps_the_mean() -> None:
+def test_dropout_with_sink_scores_keeps_the_mean() -> None:
     q, k, v = inputs(700)
     v = torch.ones_like(v)
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_documents(causal: bool) -> None:
+def test_packed_documents_with_sink_scores_are_as_alone(causal: bool) -> None:
     q, k, v = inputs(400)
     documents = (torch.arange(400) >= 150).long().expand(2, -1)
     for name, options in (("window", {"window": 32}), ("longformer", {"window": 32, "global_tokens": (0,)})):
@@ -191,7 +191,9 @@ ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")
 @pytest.mark.parametrize(("visited", "flash", "documents", "causal"), pairwise([*ON_GPUS], *[(False, True)] * 3))
-def test_paths_of_gpus(visited: str, flash: bool, documents: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sink_scores_on_the_paths_of_gpus_equal_the_definition(
+    visited: str, flash: bool, documents: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not flash:
         monkeypatch.setattr(flash_band, "why_not", lambda _: "there is none")
         monkeypatch.setattr(flash_band, "_tried", lambda *_: "there is none")
@@ -209,7 +211,7 @@ def test_paths_of_gpus(visited: str, flash: bool, documents: bool, causal: bool,
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
-def test_compiled(causal: bool) -> None:
+def test_sink_scores_compile_to_one_graph(causal: bool) -> None:
     q, k, v = (x.detach().requires_grad_() for x in inputs(300, 2, torch.float32))
     sinks = SINKS.clone().requires_grad_()
     mechanism = build_mechanism("window", num_heads=4, head_dim=8, window=32).eval()
@@ -223,7 +225,7 @@ def test_compiled(causal: bool) -> None:
         assert (one - other).abs().max() < 1e-4
 
 
-def test_a_query_without_a_key_gives_zeros() -> None:
+def test_padding_has_no_effect_beside_sink_scores() -> None:
     q, k, v = inputs(300)
     real = torch.zeros(2, 300, dtype=torch.bool)
     real[:, :250] = True
@@ -232,7 +234,7 @@ def test_a_query_without_a_key_gives_zeros() -> None:
     assert found[:, :, :250].abs().max() < 10
 
 
-def test_other_mechanisms_refuse_sinks() -> None:
+def test_mechanisms_without_one_softmax_refuse_sink_scores() -> None:
     q, k, v = inputs()
     with pytest.raises(OptionError, match="not one softmax"):
         attend(q, k, v, "linear", sink_scores=SINKS)
@@ -242,12 +244,12 @@ def test_other_mechanisms_refuse_sinks() -> None:
         attend(q, k, v, "window", s_aux=SINKS)
 
 
-def test_the_page_of_families_lists_the_mechanisms() -> None:
+def test_the_page_of_families_lists_the_mechanisms_that_take_sink_scores() -> None:
     page = Path("docs/families.md").read_text(encoding="utf-8").partition("their attention has sinks")[2].partition("\n- ")[0]
     assert {*re.findall(r"`(\w+)`", page)} == {*WITH_SINKS, "union"}
 
 
-def test_a_union() -> None:
+def test_a_union_with_sink_scores_equals_its_definition() -> None:
     q, k, v = inputs()
     mechanism = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=8+strided:stride=8").eval()
     for causal in (False, True):

@@ -23,7 +23,7 @@ from tests.cells import every_cell
 
 @every_cell("k", [1, 3, 10, 40, 64])
 @every_cell("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
-def test_it_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topk_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
     expected = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
@@ -35,7 +35,7 @@ def test_it_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
-def test_what_is_minus_infinity_is_never_chosen(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topk_never_chooses_minus_infinity(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "accelerated", lambda x: accelerated)
     monkeypatch.setattr(engine, "MAX_SORTED", 4)
     scores = torch.tensor([[1.0, float("-inf"), 1.0, 2.0, 1.0], [float("-inf")] * 5])
@@ -45,7 +45,7 @@ def test_what_is_minus_infinity_is_never_chosen(accelerated: bool, monkeypatch: 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 3, 30, 4), torch.randn(2, 3, 50, 4)
     mask = torch.rand(2, 50) < 0.8
@@ -58,7 +58,7 @@ def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.
 
 @every_cell("causal", [False, True])
 @every_cell("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
-def test_float32_finds_what_float64_finds(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_top_keys_in_float32_finds_those_of_float64(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
     torch.manual_seed(0)
     # Eighths, so that sums in float64 are exact in any order and equal keys have equal scores.
@@ -84,7 +84,7 @@ def test_float32_finds_what_float64_finds(keys: str, causal: bool, monkeypatch: 
 
 
 @every_cell("length", [5, 1024, 3001, 20000])
-def test_rows_narrowed_by_blocks(length: int) -> None:
+def test_topk_narrowed_by_blocks_finds_the_best_or_says_that_it_is_in_doubt(length: int) -> None:
     torch.manual_seed(0)
     scores = torch.randn(7, length)
     scores[0, 3:] = float("-inf")
@@ -111,7 +111,9 @@ def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 @every_cell("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @every_cell("slice_", [1, 1 << 20])
 @every_cell("accelerated", [False, True])
-def test_operations_are_what_they_say(dtype: torch.dtype, accelerated: bool, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_sums_and_spreads_of_pairs_equal_a_one_hot_einsum(
+    dtype: torch.dtype, accelerated: bool, slice_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "MAX_GATHERED_NUMBERS", slice_)
     monkeypatch.setattr(accelerator, "accelerated", lambda x: accelerated)
     monkeypatch.setattr(accelerator, "STEP_BYTES", 16 * slice_)
@@ -128,7 +130,7 @@ def test_operations_are_what_they_say(dtype: torch.dtype, accelerated: bool, sli
         torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=0)
 
 
-def test_first_and_second_gradients() -> None:
+def test_operations_on_pairs_pass_gradcheck_twice() -> None:
     q, k, w, index = tensors(torch.float64)
     q, k, w = (x[:1, :1].contiguous().requires_grad_() for x in (q, k, w))
     index = index[:1, :1]
@@ -144,7 +146,7 @@ def test_first_and_second_gradients() -> None:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("causal", [False, True])
-def test_top_k_by_the_steps_of_a_gpu(causal: bool) -> None:
+def test_top_k_by_the_steps_of_a_gpu_equals_the_definition(causal: bool) -> None:
     module = build_mechanism("top_k", num_heads=4, head_dim=16, num_keys=20)
     tensors = [torch.randn(2, heads, 1100, 16).requires_grad_() for heads in (4, 2, 2)]
     arguments = {"causal": causal, "padding_mask": torch.arange(1100) < torch.tensor([[1100], [900]])}

@@ -18,7 +18,7 @@ from transformers import ViTImageProcessorPil  # noqa: E402
 from examples.patch_features import main  # noqa: E402
 
 
-def test_a_drawing_of_the_photos_size_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patch_features_writes_a_drawing_of_the_size_of_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8)
     ViTModel(config).save_pretrained(tmp_path / "vit")

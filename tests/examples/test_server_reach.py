@@ -18,14 +18,13 @@ READS: dict[str, tuple[int | None, int | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("reads", READS)
-@pytest.mark.parametrize("route", ["/embed", "/v1/embeddings", "/api/embed"])
-def test_words_that_a_server_does_not_read(reads: str, route: str) -> None:
+@pytest.mark.parametrize(("reads", "route"), [*zip(READS, ("/embed", "/v1/embeddings", "/api/embed"), strict=True)])
+def test_server_reach_names_words_that_a_server_does_not_read(reads: str, route: str) -> None:
     first, last, sentence = READS[reads]
     with serving_embeddings(lambda text: [1.0, float(zlib.crc32(" ".join(text.split()[first:last]).encode()))]) as address:
         done = run_fresh(EXAMPLE, address + route, 1024, "small")
     assert (done.stdout, done.returncode) == (sentence, int(reads != "everything")), done.stderr
 
 
-def test_the_page_shows_the_script(repository: Path) -> None:
+def test_page_on_server_reach_shows_the_script(repository: Path) -> None:
     assert f"```python\n{EXAMPLE.read_text()}```" in (repository / "docs" / "how-to" / "server_reach.md").read_text()

@@ -24,9 +24,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-import hf_longattn
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint
-from hf_longattn.cli.show import show_compression
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
 from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LengthError, MissingExtraError, OptionError
@@ -39,7 +37,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.pruning import heads_of
 from tests.grids import quickly
-from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
+from tests.reference.small_models import BASES, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
 pytest.importorskip("torchao")
@@ -83,7 +81,7 @@ def outputs(folder: Path, ids: Tensor | None = None) -> Tensor:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
+def test_every_compression_method_writes_a_smaller_equal_or_near_model(method: str, saved: Saved, tmp_path: Path) -> None:
     source, target = saved(), tmp_path / "small"
     report = compress_checkpoint(source, target, method=method, **QUICK)
     assert report.difference <= 1e-4
@@ -107,7 +105,7 @@ QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "recurrent_memor
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", quickly(list_mechanisms(grid=False), QUICK_MECHANISMS))
-def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
+def test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
     source = saved(base, {"mechanism": name, **mechanism_class(name).sample})
     auto: Any = AutoModelForCausalLM if base == "llama" else AutoModelForMaskedLM
@@ -138,7 +136,7 @@ def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved
 
 
 @pytest.mark.thorough
-def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_warns_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr(optimize, "products_overflow", lambda: True)
     monkeypatch.setattr(optimize.logger, "warning", messages.append)
@@ -154,11 +152,11 @@ def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: P
 
 
 GROUPED = ("adaptive_span", "hedgehog", "hybrid", "routing", "synthesizer", "taylor")
-"""Causal mechanisms with parameters by heads, besides those of :func:`test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads`."""
+"""Causal mechanisms with parameters by heads, besides those of :func:`test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads`."""
 
 
 @pytest.mark.parametrize("name", quickly(GROUPED, ("taylor",)))
-def test_heads_of_grouped_keys_are_cut_out_with_the_parameters_by_heads(name: str, saved: Saved, tmp_path: Path) -> None:
+def test_pruned_heads_of_grouped_keys_go_with_their_parameters(name: str, saved: Saved, tmp_path: Path) -> None:
     source, ids = saved("llama", {"mechanism": name, **mechanism_class(name).sample}), tokens(1, 60)
     report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
     without = logits_without(AutoModelForCausalLM.from_pretrained(source).eval(), report.pruned, ids)
@@ -167,7 +165,7 @@ def test_heads_of_grouped_keys_are_cut_out_with_the_parameters_by_heads(name: st
     torch.testing.assert_close(found, without, rtol=1e-4, atol=1e-4)
 
 
-def test_heads_with_relative_positions_of_their_own_are_not_cut_out(saved: Saved, tmp_path: Path) -> None:
+def test_pruning_refuses_heads_with_relative_positions_of_their_own(saved: Saved, tmp_path: Path) -> None:
     source = saved("bert", {**WINDOW, "relative": "t5_buckets"})
     with pytest.raises(OptionError, match=r"relative positions that differ by head, so no heads can be cut out; choose --method prune-ffn"):
         compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
@@ -183,7 +181,7 @@ def logits_without(model: Any, pruned: dict[str, list[int]], ids: Tensor) -> Ten
 
 
 @pytest.mark.parametrize("base", [base if base in QUICK_BASES else pytest.param(base, marks=pytest.mark.slow) for base in BASES])
-def test_every_family(base: str, saved: Saved, tmp_path: Path) -> None:
+def test_every_family_is_quantised_and_pruned_or_refused(base: str, saved: Saved, tmp_path: Path) -> None:
     source = saved(base)
     if base in NOT_QUANTISED:
         with pytest.raises(OptionError, match=NOT_QUANTISED[base]):
@@ -206,7 +204,7 @@ def test_every_family(base: str, saved: Saved, tmp_path: Path) -> None:
         assert parameters < sum(one.numel() for one in AutoModel.from_pretrained(source).parameters())
 
 
-def test_a_loss_is_measured_on_pieces_that_begin_as_a_text_does() -> None:
+def test_compression_measures_loss_on_pieces_framed_as_texts() -> None:
     tokenizer = tokenizer_of("bert")
     ids = torch.tensor([tokenizer(REAL_TEXT)["input_ids"]])
     source = CompressionInput(Path(), None, ids, tokenizer, CompressionConfig("bf16", documents=3))
@@ -217,7 +215,7 @@ def test_a_loss_is_measured_on_pieces_that_begin_as_a_text_does() -> None:
 
 
 @pytest.mark.thorough
-def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> None:
+def test_pruned_model_can_be_pruned_again_and_trained(saved: Saved, tmp_path: Path) -> None:
     compress_checkpoint(saved(), tmp_path / "once", method="prune-heads", share=0.2, **QUICK)
     compress_checkpoint(tmp_path / "once", tmp_path / "twice", method="prune-heads", share=0.3, **QUICK)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "twice")
@@ -231,7 +229,7 @@ def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> Non
     assert torch.equal(outputs(tmp_path / "again"), outputs(tmp_path / "twice"))
 
 
-def test_heads_that_differ_on_long_inputs_only(saved: Saved, tmp_path: Path) -> None:
+def test_pruning_finds_heads_that_differ_on_long_inputs_only(saved: Saved, tmp_path: Path) -> None:
     """BigBird's random blocks are drawn by head number; an input of 512 tokens is within the blocks that every head sees."""
     words = long_model("bert", "BertForMaskedLM", {"mechanism": "bigbird"}, max_position_embeddings=1024)
     with torch.no_grad():
@@ -242,7 +240,7 @@ def test_heads_that_differ_on_long_inputs_only(saved: Saved, tmp_path: Path) -> 
     assert not (tmp_path / "heads").exists()
 
 
-def test_the_least_important_head_goes(saved: Saved, tmp_path: Path) -> None:
+def test_pruning_takes_out_the_least_important_head(saved: Saved, tmp_path: Path) -> None:
     source = saved()
     model = AutoModelForMaskedLM.from_pretrained(source)
     with torch.no_grad():
@@ -254,7 +252,7 @@ def test_the_least_important_head_goes(saved: Saved, tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(tmp_path / "heads"), outputs(source), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_keep_their_dtype_and_the_tokenizer_comes_along(saved: Saved, tmp_path: Path) -> None:
+def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: Saved, tmp_path: Path) -> None:
     source = saved(dtype=torch.bfloat16)
     words = Tokenizer(models.WordLevel({"[U]": 0, "[M]": 4} | {f"w{n}": n for n in range(5, 200)}, "[U]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -270,7 +268,7 @@ def test_weights_keep_their_dtype_and_the_tokenizer_comes_along(saved: Saved, tm
         compress_checkpoint(source, tmp_path / "other", method="bf16", text=text, length=400)
 
 
-def test_a_plain_model(tmp_path: Path) -> None:
+def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
     plain = BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99))
     plain.save_pretrained(tmp_path / "bert")
     for method in ("int8", "prune-ffn"):
@@ -281,7 +279,7 @@ def test_a_plain_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
+def test_compression_does_not_count_rows_of_roberta_that_are_no_positions(tmp_path: Path) -> None:
     """RoBERTa's table has two rows more than it reads tokens."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
     RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
@@ -292,7 +290,9 @@ def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
         compress_checkpoint(tmp_path / "roberta", tmp_path / "other", method="bf16", length=66)
 
 
-def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression_refuses_methods_shares_lengths_and_sources_that_do_not_fit(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = saved(), tmp_path / "small"
     for settings, message in (
         ({"method": "int3"}, "There is no method 'int3'; choose one of int8, .* Did you mean 'int8'?"),
@@ -324,12 +324,12 @@ def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("kept", [[1], {"0": 0}, {"0": 5}, {"9": 1}, {"x": 1}])
-def test_a_config_that_no_model_can_have(kept: Any) -> None:
+def test_model_refuses_kept_heads_that_it_cannot_have(kept: Any) -> None:
     with pytest.raises(OptionError, match="kept_heads"):
         long_model("bert", None, WINDOW, kept_heads=kept)
 
 
-def test_encoder_decoders(tmp_path: Path) -> None:
+def test_encoder_decoder_is_compressed_to_bf16_alone(tmp_path: Path) -> None:
     long_model("bart", "BartForConditionalGeneration", WINDOW).save_pretrained(tmp_path / "bart")
     assert compress_checkpoint(tmp_path / "bart", tmp_path / "bf16", method="bf16", **QUICK).difference == 0
     with pytest.raises(OptionError, match="LongBartForConditionalGeneration is an encoder-decoder; choose --method bf16"):
@@ -354,7 +354,7 @@ FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartFo
         pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].model_classes], id="all", marks=pytest.mark.slow),
     ],
 )
-def test_8_bits_cover_the_linear_layers_of_every_head_and_none(cells: list[tuple[str, str | None]], tmp_path: Path) -> None:
+def test_int8_covers_the_linear_layers_of_every_base_and_no_head(cells: list[tuple[str, str | None]], tmp_path: Path) -> None:
     failing = {}
     for base, head in cells:
         source, target = tmp_path / f"{base}-{head}", tmp_path / f"{base}-{head}-int8"
@@ -392,7 +392,7 @@ def outputs_of(model: Any, report: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("class_name", ["BertModel", "BertForMaskedLM"])
-def test_a_folder_of_sentence_transformers_is_quantised_and_loads(class_name: str, tmp_path: Path) -> None:
+def test_quantised_folder_of_sentence_transformers_encodes_nearly_the_same(class_name: str, tmp_path: Path) -> None:
     """Its folder may name a class with a head, which SentenceTransformer leaves out."""
     st = pytest.importorskip("sentence_transformers")
     from sentence_transformers.base.modules import Transformer
@@ -410,7 +410,7 @@ def test_a_folder_of_sentence_transformers_is_quantised_and_loads(class_name: st
     assert 0.99 < float(cosines.min()) < 1 - 1e-6
 
 
-def test_a_compression_that_changes_nothing_is_an_error(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression_that_changes_nothing_is_refused(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(dtype=torch.bfloat16)
     message = r"--method bf16 changes no tensor of this LongBertForMaskedLM, so nothing was kept; choose another --method\."
     with pytest.raises(CheckpointError, match=message):
@@ -419,32 +419,6 @@ def test_a_compression_that_changes_nothing_is_an_error(saved: Saved, tmp_path: 
     with pytest.raises(CheckpointError, match="--method int8-weight-only changes no tensor"):
         compress_checkpoint(source, tmp_path / "int8", method="int8-weight-only", **QUICK)
     assert {path.name for path in tmp_path.iterdir()} == {"bert"}
-
-
-@pytest.mark.thorough
-def test_what_changed_is_printed_and_counted_by_every_method(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = saved()
-    tensors = load_file(source / "model.safetensors")
-    counts = {}
-    for method in ("bf16", "prune-ffn", "prune-heads"):
-        report = compress_checkpoint(source, tmp_path / method, method=method, share=1 / 12, **QUICK)
-        written = load_file(tmp_path / method / "model.safetensors")
-        changed = [
-            written[name] for name in written if (written[name].dtype, written[name].shape) != (tensors[name].dtype, tensors[name].shape)
-        ]
-        assert report.changed["bytes"] == sum(tensor.nbytes for tensor in changed)
-        counts[method] = report.changed["tensors"]
-        show_compression(report)
-    assert counts == {"bf16": len(tensors), "prune-ffn": 9, "prune-heads": 7}
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "changed 7 tensors, " in printed
-    assert "outputs logits: relative error 0." in printed
-
-
-def test_registry_of_families_is_covered() -> None:
-    assert set(HEADS) | set(UNITS) <= set(BASES) <= set(FAMILIES)
-    assert set(CAUSAL) <= set(BASES)
-    assert hf_longattn.compress_checkpoint is compress_checkpoint
 
 
 @pytest.mark.parametrize("base", ["bert", "llama"])
@@ -467,7 +441,7 @@ def test_pruned_heads_are_zeros_in_native_twins(base: str, saved: Saved, tmp_pat
         convert_checkpoint(tmp_path / "heads", tmp_path / "longer", max_length=1024)
 
 
-def test_a_quantised_checkpoint_can_only_be_loaded(saved: Saved, tmp_path: Path) -> None:
+def test_quantised_checkpoint_is_refused_by_export_and_convert(saved: Saved, tmp_path: Path) -> None:
     compress_checkpoint(saved("llama"), tmp_path / "int8", method="int8-weight-only", **QUICK)
     message = r"int8' holds quantised weights \(torchao\), which can only be loaded; give the checkpoint that it was quantised from\."
     for make in (export_native, export_checkpoint):
@@ -478,7 +452,7 @@ def test_a_quantised_checkpoint_can_only_be_loaded(saved: Saved, tmp_path: Path)
     assert not (tmp_path / "made").exists()
 
 
-def test_compressions_and_graphs_are_of_texts(tmp_path: Path) -> None:
+def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
     sizes = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -495,7 +469,7 @@ def test_compressions_and_graphs_are_of_texts(tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-def test_accuracy_of_states_and_scores() -> None:
+def test_accuracy_of_compressed_states_and_scores() -> None:
     states, logits = torch.randn(2, 3, 8), torch.randn(2, 3, 5)
     measured = accuracy({"last_hidden_state": states, "logits": logits}, {"last_hidden_state": -states, "logits": logits})
     assert measured["last_hidden_state"] == pytest.approx({"relative_error": 2, "cosine": -1, "least_cosine": -1}, abs=1e-6)

@@ -39,13 +39,13 @@ SIZES = {"x": {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length"
 
 
 @pytest.mark.usefixtures("violated")
-def test_free_axes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_finds_free_axes_where_torch_refuses_named_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     program = graphs.exported(Doubled(), {"x": torch.ones(2, 8)}, SIZES)
     for shape in ((3, 5), (1, 64)):
         assert program.module()(x=torch.ones(shape)).shape == shape
 
 
 @pytest.mark.usefixtures("violated")
-def test_an_axis_that_is_not_free_is_refused() -> None:
+def test_export_refuses_an_axis_that_is_not_free() -> None:
     with pytest.raises(trace_errors(), match="Constraints violated"):
         graphs.exported(OfFourTokens(), {"x": torch.ones(1, 4)}, SIZES)

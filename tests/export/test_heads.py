@@ -41,7 +41,7 @@ def graph_logits(file: Path, *texts: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("activation", ["Sigmoid", "Identity", "of old files"])
-def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repository: Path, tmp_path: Path) -> None:
+def test_exported_re_ranker_scores_as_the_cross_encoder_does(activation: str, repository: Path, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     plain = small_classifier(tmp_path / "plain", repository / "model_cards", ["relevant"])
     source = tmp_path / "source"
@@ -69,30 +69,22 @@ def test_a_re_ranker_scores_as_the_cross_encoder_does(activation: str, repositor
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_a_classifier_of_pairs_keeps_its_labels(repository: Path, tmp_path: Path) -> None:
-    labels = ["entails", "contradicts", "neither"]
-    source = small_classifier(tmp_path / "source", repository / "model_cards", labels)
+@pytest.mark.parametrize(
+    ("head", "labels", "question"),
+    [("SequenceClassification", ["entails", "contradicts", "neither"], (QUERY,)), ("TokenClassification", ["O", "B-NAME", "I-NAME"], ())],
+)
+def test_exported_classifier_keeps_its_labels(
+    head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path
+) -> None:
+    source = small_classifier(tmp_path / "source", repository / "model_cards", labels, head)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
     export_checkpoint(tmp_path / "long", tmp_path / "graph")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "graph")
     assert [config.id2label[number] for number in range(3)] == labels
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "long").eval()
+    model = getattr(transformers, f"AutoModelFor{head}").from_pretrained(tmp_path / "long").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "graph")
     for text in TEXTS:
         with torch.no_grad():
-            expected = model(**tokenizer(QUERY, text, return_tensors="pt")).logits[0]
-        np.testing.assert_allclose(graph_logits(tmp_path / "graph" / "model.onnx", QUERY, text), expected, atol=1e-4)
-
-
-def test_a_classifier_of_tokens_keeps_its_labels(repository: Path, tmp_path: Path) -> None:
-    labels = ["O", "B-NAME", "I-NAME"]
-    source = small_classifier(tmp_path / "source", repository / "model_cards", labels, "TokenClassification")
-    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
-    export_checkpoint(tmp_path / "long", tmp_path / "graph")
-    config = transformers.AutoConfig.from_pretrained(tmp_path / "graph")
-    assert [config.id2label[number] for number in range(3)] == labels
-    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "long").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "graph")
-    with torch.no_grad():
-        expected = model(**tokenizer(TEXTS[1], return_tensors="pt")).logits[0]
-    np.testing.assert_allclose(graph_logits(tmp_path / "graph" / "model.onnx", TEXTS[1]), expected, atol=1e-4, rtol=1e-4)
+            expected = model(**tokenizer(*question, text, return_tensors="pt")).logits[0]
+        found = graph_logits(tmp_path / "graph" / "model.onnx", *question, text)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)

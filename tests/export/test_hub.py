@@ -24,7 +24,7 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", quickly(COMMANDS, {*COMMANDS} - {"torch"}))  # the program of a graph takes as long as all others
-def test_a_model_of_the_hub_is_downloaded(
+def test_commands_download_a_long_model_of_the_hub(
     command: str, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_long(tmp_path / "long", "llama", {"mechanism": "full"}, num_hidden_layers=1, max_position_embeddings=128)

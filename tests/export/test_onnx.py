@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -33,7 +30,7 @@ def small(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path) -> None:
+def test_onnx_graph_equals_the_model_at_three_lengths_with_padding(small: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     report = export_checkpoint(small, tmp_path / "graph")
     assert [check.values["length"] for check in report.checks] == [7, 333, LENGTH]
@@ -45,7 +42,7 @@ def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
-def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(tmp_path: Path) -> None:
+def test_torch_graph_runs_without_the_package_and_takes_global_tokens(tmp_path: Path) -> None:
     small = saved(tmp_path / "long", head="LongBertForSequenceClassification")
     report = export_checkpoint(small, tmp_path / "graph", format="torch", global_attention_mask=True)
     assert report.inputs == ("input_ids", "attention_mask", "global_attention_mask")
@@ -78,7 +75,7 @@ def masks(length: int, *texts: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (index < sizes).long(), (index >= length - sizes).long()
 
 
-def test_positions_of_a_graph_depend_on_its_length_as_those_of_the_model_do(tmp_path: Path) -> None:
+def test_positions_of_a_graph_follow_its_length_as_those_of_the_model(tmp_path: Path) -> None:
     source = saved(tmp_path / "long", exact_length=40)
     positions = Positions(families.LongBertModel.from_pretrained(source).eval())
     sizes = {"mask": {0: torch.export.Dim("batch", max=8), 1: torch.export.Dim("length", min=2, max=LENGTH)}}
@@ -92,7 +89,7 @@ def test_positions_of_a_graph_depend_on_its_length_as_those_of_the_model_do(tmp_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs_loaded_once")
-def test_a_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -> None:
+def test_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -> None:
     """Those of at most 40 tokens, alone, in a longer batch, and with padding on either side, which moves positions in long batches only."""
     source = saved(tmp_path / "long", head="LongBertForMaskedLM", exact_length=40)
     report = export_checkpoint(source, tmp_path / "graph", format="torch")
@@ -108,7 +105,7 @@ def test_a_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
     source = saved(tmp_path / "long", "nystrom", num_landmarks=384)
     report = export_checkpoint(source, tmp_path / "graph", format="torch")
@@ -116,7 +113,7 @@ def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more
     assert [check.values["length"] for check in report.checks] == [385, 704, LENGTH]
 
 
-def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses_formats_tasks_and_models_that_do_not_fit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "graph"
     for arguments, sentence in (
         ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx or torch"),
@@ -140,7 +137,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
 
 
 @pytest.mark.slow
-def test_a_decoder_over_the_whole_text(tmp_path: Path) -> None:
+def test_decoder_is_exported_over_the_whole_text(tmp_path: Path) -> None:
     report = export_checkpoint(saved(tmp_path / "long", "full", "gpt2", "LongGPT2LMHeadModel"), tmp_path / "graph", format="torch")
     assert (report.class_name, report.outputs) == ("LongGPT2LMHeadModel", ("logits",))
 
@@ -157,7 +154,7 @@ def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path
     assert all(check.status == "passed" for check in export_checkpoint(source, tmp_path / "graph").checks)
 
 
-def test_a_model_with_an_encoder_and_a_decoder_is_refused(tmp_path: Path) -> None:
+def test_export_refuses_an_encoder_decoder(tmp_path: Path) -> None:
     config = families.LongBartConfig(
         vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
         encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, long_attention={"mechanism": "window", "window": 32},
@@ -218,9 +215,7 @@ class OnnxStandIn:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
-def test_types_of_tokens_are_an_input_and_servers_are_told_the_shorter_limit_of_the_tokenizer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command. Types are an input even if the tokenizer does not know the text."""
     encoder = sentence_encoder(tmp_path, saved(tmp_path / "small", "full"))
     settings = json.loads((encoder / "tokenizer_config.json").read_text())
@@ -242,7 +237,7 @@ def test_types_of_tokens_are_an_input_and_servers_are_told_the_shorter_limit_of_
 
 
 @pytest.mark.slow
-def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
+def test_exported_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     sentence_transformers = pytest.importorskip("sentence_transformers")
     encoder = sentence_transformers.SentenceTransformer(str(sentence_encoder(tmp_path)), device="cpu")
@@ -258,7 +253,7 @@ def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sentence_transformers_finds_all_that_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_exported_folder_loads_in_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """Everything but optimum's class, for which another runs the file."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     encoder = sentence_encoder(tmp_path)
@@ -280,36 +275,3 @@ def stand_ins() -> dict[str, ModuleType]:
     for task in ("CausalLM", "FeatureExtraction", "MaskedLM", "SequenceClassification"):
         setattr(inner, f"ORTModelFor{task}", OnnxStandIn)
     return {"optimum": ModuleType("optimum"), "optimum.onnxruntime": inner}
-
-
-ENCODE = """
-import json, sys
-import numpy
-from sentence_transformers import CrossEncoder, SentenceTransformer
-folder, target, texts, ranks = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4] == "ranks"
-model = (CrossEncoder if ranks else SentenceTransformer)(folder, backend="onnx")
-numpy.save(target, model.predict([(texts[0], text) for text in texts]) if ranks else model.encode(texts))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["embeds", "ranks"])
-def test_optimum_loads_the_export_in_an_environment_without_this_package(kind: str, tmp_path: Path) -> None:
-    """With transformers 4.57, optimum-onnx 0.1.0 and sentence-transformers 5.1, in the environment whose python OPTIMUM_PYTHON names."""
-    python = os.environ.get("OPTIMUM_PYTHON")
-    if python is None:
-        pytest.skip("optimum-onnx needs transformers < 4.58: OPTIMUM_PYTHON names no python of an environment that has it")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    if kind == "embeds":
-        encoder = sentence_encoder(tmp_path)
-        expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
-    else:
-        encoder = saved(tmp_path / "encoder", head="LongBertForSequenceClassification", window=64)
-        with_tokenizer(encoder)
-        expected = sentence_transformers.CrossEncoder(str(encoder), device="cpu").predict([(TEXTS[0], text) for text in TEXTS])
-    export_checkpoint(encoder, tmp_path / "graph")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    command = [python, "-c", ENCODE, str(tmp_path / "graph"), str(tmp_path / "found.npy"), json.dumps(TEXTS), kind]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert not done.returncode, done.stderr[-3000:]
-    assert abs(np.load(tmp_path / "found.npy") - expected).max() < 1e-5

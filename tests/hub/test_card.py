@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
-from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
+from hf_longattn.families import FAMILIES, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
-from hf_longattn.hub.usage import INSTALL, snippet
+from hf_longattn.hub.usage import snippet
 from hf_longattn.inputs.common.base import kind_of
 from tests.grids import every_other
 
@@ -53,7 +53,7 @@ def saved(folder: Path, kind: str) -> Path:
     "kind",
     every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel"),
 )
-def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_in_the_card_of_every_head_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
     text = write_model_card(folder).read_text()
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -78,7 +78,7 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     ],
     ids=str,
 )
-def test_an_example_is_of_what_a_model_reads(
+def test_example_in_a_card_is_in_the_language_of_the_model(
     model_type: str, metadata: dict[str, Any], shown: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
@@ -101,7 +101,7 @@ def run_example(card: str) -> None:
     ("kind", "task", "call"),
     [("CrossEncoder", "text-ranking", "model.rank("), ("SentenceTransformer", "sentence-similarity", "model.encode(")],
 )
-def test_models_of_sentence_transformers_by_their_kind(kind: str, task: str, call: str, tmp_path: Path) -> None:
+def test_card_of_sentence_transformers_loads_encoders_and_rerankers(kind: str, task: str, call: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertModel")
     (folder / "modules.json").write_text("[]")
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": kind}))
@@ -111,7 +111,7 @@ def test_models_of_sentence_transformers_by_their_kind(kind: str, task: str, cal
     assert call in card.text
 
 
-def test_a_source_that_is_named_completes_the_folders_own_card(tmp_path: Path) -> None:
+def test_metadata_of_the_source_completes_the_card_of_a_folder(tmp_path: Path) -> None:
     """sentence-transformers writes a card of its own into a folder that it saves."""
     folder = saved(tmp_path / "model", "BertModel")
     (folder / "README.md").write_text("---\ntags: [saved]\nlanguage: fr\n---\n# x\n")
@@ -122,14 +122,7 @@ def test_a_source_that_is_named_completes_the_folders_own_card(tmp_path: Path) -
     assert {"saved", "old"} <= set(data.tags)
 
 
-def test_the_blocks_that_a_query_sees_are_not_parts_of_the_model(tmp_path: Path) -> None:
-    attention = {"mechanism": "block_top_k", "num_blocks": 4000, "layers": {1: {"num_blocks": 2000}}}
-    config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
-    config.save_pretrained(tmp_path)
-    assert "block_top_k" in write_model_card(tmp_path).read_text()
-
-
-def test_every_head_has_a_usage(tmp_path: Path) -> None:
+def test_every_head_of_every_family_has_a_usage(tmp_path: Path) -> None:
     texts = [long for family in FAMILIES.values() if family.reads_text for long in family.model_classes.values()]
     without = [long for long in texts if not shown(long, tmp_path)]
     for family in FAMILIES.values():
@@ -142,7 +135,7 @@ def shown(architecture: str, folder: Path) -> str | None:
     return snippet(folder, {"architectures": [architecture], "long_attention": {"mechanism": "full"}}, 'a "name"', 64, {})
 
 
-def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
+def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForQuestionAnswering")
     report = {
         "text": "200 tokens of built-in English",
@@ -177,7 +170,7 @@ def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
     assert "window=16" in card.text
 
 
-def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
+def test_card_of_a_plain_model_states_nothing_that_was_not_given(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 512})
     )
@@ -198,7 +191,7 @@ def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
         ("hub/models--some--bert/snapshots/0a1b", "`some/bert`"),
     ],
 )
-def test_the_source_is_called_by_its_name_on_the_hub(typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (tmp_path / "bert" / "hub" / "models--some--bert" / "snapshots" / "0a1b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "bert")
@@ -221,7 +214,7 @@ def test_the_source_is_called_by_its_name_on_the_hub(typed: str, shown: str, tmp
         ("here", {}, "a local folder"),
     ],
 )  # fmt: skip
-def test_an_origin_is_never_a_folder_by_its_name(
+def test_origin_of_a_model_is_never_the_name_of_a_folder(
     typed: str, files: dict[str, str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -231,18 +224,10 @@ def test_an_origin_is_never_a_folder_by_its_name(
     assert origin_of(typed, tmp_path / "here") == shown
 
 
-def test_a_conversion_that_nobody_checked_says_so(tmp_path: Path) -> None:
+def test_card_says_that_a_conversion_was_not_verified(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     assert "converted with `--no-verify`" in write_model_card(folder, report={"verified": False, "checks": []}).read_text()
     assert "--no-verify" not in write_model_card(folder).read_text()
-
-
-def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", "BertForMaskedLM")
-    (folder / "conversion_report.json").write_text(
-        json.dumps({"checks": [{"name": "finite", "status": "passed", "detail": "at 64 tokens"}]})
-    )
-    assert "| finite | passed | at 64 tokens |" in write_model_card(folder).read_text()
 
 
 @pytest.mark.parametrize(
@@ -253,12 +238,12 @@ def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
         ({"advice": "fine-tune {model} with transformers' Trainer"}, "me/long", "training*: fine-tune me/long with transformers' Trainer."),
     ],
 )  # fmt: skip
-def test_the_next_step_names_the_model_as_it_is_loaded(step: dict[str, object], name: str, expected: str, tmp_path: Path) -> None:
+def test_next_step_in_a_card_names_the_model_as_it_is_loaded(step: dict[str, object], name: str, expected: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     assert expected in write_model_card(folder, report={"next_step": step}, name=name).read_text()
 
 
-def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+def test_card_refuses_a_folder_without_config_and_results_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         write_model_card(tmp_path)
     with pytest.raises(LongAttentionError, match="finite"):
@@ -267,7 +252,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         MeasuredResult.of({"dataset": "lookup", "score": 1})
 
 
-def test_writing_a_card_anew_keeps_how_it_was_trained_and_what_was_measured(tmp_path: Path) -> None:
+def test_card_that_is_written_anew_keeps_training_and_results(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     write_model_card(folder, training="Three steps on a text.", results=[MeasuredResult("lookup", "exact match", 50.0, "%")])
     text = write_model_card(folder, license="mit").read_text()
@@ -278,26 +263,13 @@ def test_writing_a_card_anew_keeps_how_it_was_trained_and_what_was_measured(tmp_
     assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], "the model's task"
 
 
-def test_every_card_says_how_the_package_is_installed_truly(tmp_path: Path) -> None:
-    text = write_model_card(saved(tmp_path / "model", "BertForMaskedLM")).read_text()
-    assert "pip install hf-longattn" not in text
-    assert INSTALL in text
-
-
 @pytest.mark.parametrize(
     ("base", "sentence"), [("bert", "are refused; truncate them"), ("llama", "Longer ones may run, but were not verified")]
 )
-def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
+def test_card_says_that_models_with_a_position_table_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})
     config.save_pretrained(tmp_path)
     assert sentence in write_model_card(tmp_path).read_text()
-
-
-def test_texts_that_are_attended_in_full_are_said(tmp_path: Path) -> None:
-    attention = {"mechanism": "window", "window": 8, "exact_length": 1024}
-    FAMILIES["bert"].config_class(**SIZES, max_position_embeddings=2048, long_attention=attention).save_pretrained(tmp_path)
-    text = " ".join(write_model_card(tmp_path).read_text().split())
-    assert "`window` equals full attention: on texts of up to 1,024 tokens by `exact_length`; besides, with window=" in text
 
 
 @pytest.mark.parametrize(
@@ -314,7 +286,7 @@ def test_texts_that_are_attended_in_full_are_said(tmp_path: Path) -> None:
         ({"text": "\ud800"}, "not valid JSON"),
     ],
 )
-def test_a_report_of_odd_types_is_a_sentence(report: dict[str, object], sentence: str, tmp_path: Path) -> None:
+def test_card_refuses_a_conversion_report_of_odd_types(report: dict[str, object], sentence: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "conversion_report.json").write_text(json.dumps(report))
     with pytest.raises(CheckpointError, match=sentence):
@@ -336,7 +308,7 @@ def test_a_report_of_odd_types_is_a_sentence(report: dict[str, object], sentence
         'license: "\\ud800"',
     ],
 )
-def test_front_matter_of_odd_types_is_left_out_with_a_warning(front: str, tmp_path: Path) -> None:
+def test_card_leaves_out_front_matter_of_odd_types_with_a_warning(front: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
     assert "## Use" in write_model_card(folder).read_text()

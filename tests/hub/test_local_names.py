@@ -55,8 +55,8 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("command", quickly(COMMANDS, {*COMMANDS} - {"torch"}))
-def test_what_is_pushed_names_no_folder_of_this_machine(
+@pytest.mark.parametrize("command", quickly(COMMANDS, ("convert", "compress", "native", "distill")))
+def test_pushed_files_name_no_folder_of_this_machine(
     command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(private)
@@ -94,11 +94,11 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
         ("", ""),
     ],
 )
-def test_a_source_is_called_by_its_name(typed: str, shown: str) -> None:
+def test_public_name_of_a_source_has_no_folders(typed: str, shown: str) -> None:
     assert public_name(typed) == shown
 
 
-def test_sentences_and_numbers_of_a_report_stay() -> None:
+def test_report_without_folders_keeps_sentences_and_numbers() -> None:
     told = {"text": "see /home/me/q.txt and https://a/b/c", "cost": "3 km/h", "text_files": 2, "settings": {"text": ["a b/c.txt"]}}
     expected = {**told, "text": "see q.txt and https://a/b/c", "settings": {"text": ["c.txt"]}}
     assert without_folders(told) == expected

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.hub import write_model_card
-from hf_longattn.hub.metadata import inherited_metadata, with_inherited
+from hf_longattn.hub.metadata import inherited_metadata
 
 from ..hub_server import serve
 from ..hub_state import Hub
@@ -42,7 +42,7 @@ def written(folder: Path) -> ModelCard:
     return ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
 
 
-def test_from_a_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_card_takes_over_metadata_of_a_source_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "README.md").write_text(SOURCE)
     report = convert_checkpoint(source, tmp_path / "long", max_length=128, mechanism="window", window=16, verify=False)
@@ -63,7 +63,7 @@ def test_from_a_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     assert written(tmp_path / "long").data.to_dict() == again.to_dict(), "a card that is written again keeps what it says"
 
 
-def test_from_the_hub(checkpoint: Callable[..., Path], hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_card_takes_over_metadata_of_a_hub_source(checkpoint: Callable[..., Path], hub: Callable[[str], None], tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "README.md").write_text(SOURCE)
     server = Hub()
@@ -77,16 +77,9 @@ def test_from_the_hub(checkpoint: Callable[..., Path], hub: Callable[[str], None
     assert "Converted from `someone/small-bert`" in card.text
 
 
-def test_a_card_that_cannot_be_read_gives_nothing_and_says_so(tmp_path: Path) -> None:
+def test_unreadable_card_of_a_source_gives_no_metadata_and_a_warning(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.warns(UserWarning, match="No metadata is taken"):
         assert inherited_metadata(tmp_path / "README.md") == {}
     (tmp_path / "README.md").write_text("# no front matter\n")
     assert inherited_metadata(tmp_path / "README.md") == {}
-
-
-def test_what_is_given_goes_first() -> None:
-    merged = with_inherited(
-        {"license": "mit", "tags": ["a"], "language": None}, {"license": "other", "license_name": "x", "language": "en"}
-    )
-    assert merged == {"license": "mit", "tags": ["a"], "language": "en"}

@@ -49,7 +49,7 @@ def run(*arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
+def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> None:
     report = push_model(model, REPO, token=WRITER, commit_message="First")
     sent, here = server.repos[REPO].branches["main"], local_files(model)
     named = ("README.md", "conversion_report.json")  # they name the folder here, the repository there
@@ -65,7 +65,7 @@ def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
     assert str(model) not in card
 
 
-def test_the_marked_parts_of_a_card_name_the_repository_and_the_rest_stays(server: Hub, model: Path) -> None:
+def test_pushed_card_names_the_repository_in_its_marked_parts_alone(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     set_next_step(
         place, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--text", "long.txt", "--output", "{model}-trained"]}
@@ -81,7 +81,7 @@ def test_the_marked_parts_of_a_card_name_the_repository_and_the_rest_stays(serve
     assert card_text.endswith(f"Ask me about {place.name}.\n")
 
 
-def test_a_part_without_its_marker_is_the_users(server: Hub, model: Path) -> None:
+def test_push_leaves_parts_of_a_card_without_their_marker(server: Hub, model: Path) -> None:
     text = (model / "README.md").read_text()
     (model / "README.md").write_text("\n".join(line for line in text.splitlines() if "<!-- hf_longattn: use" not in line))
     push_model(model, REPO, token=WRITER)
@@ -93,7 +93,7 @@ def set_next_step(folder: Path, step: dict[str, object]) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "next_step": step}))
 
 
-def test_the_report_names_no_folder_of_this_machine(server: Hub, model: Path) -> None:
+def test_pushed_report_names_no_folder_of_this_machine(server: Hub, model: Path) -> None:
     set_next_step(model, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--output", "{model}-trained"]})
     report = json.loads((model / "conversion_report.json").read_text())
     push_model(model, REPO, token=WRITER)
@@ -103,13 +103,13 @@ def test_the_report_names_no_folder_of_this_machine(server: Hub, model: Path) ->
     assert json.loads(sent)["checks"] == report["checks"]
 
 
-def test_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", WRITER)
     assert push_model(model, "long-bert", private=True).repo == REPO
     assert server.repos[REPO].private
 
 
-def test_what_the_repository_has_already_stays(server: Hub, model: Path) -> None:
+def test_push_keeps_the_card_and_files_of_the_repository(server: Hub, model: Path) -> None:
     there = server.add(REPO).branches["main"]
     there |= {"README.md": b"written by hand", "notes.txt": b"mine", "config.json": b"{}"}
     (model / "README.md").unlink()
@@ -119,7 +119,7 @@ def test_what_the_repository_has_already_stays(server: Hub, model: Path) -> None
     assert now["config.json"] == (model / "config.json").read_bytes()
 
 
-def test_without_a_card_one_is_written_for_the_repository(server: Hub, model: Path, tmp_path: Path) -> None:
+def test_push_without_a_card_writes_one_for_the_repository(server: Hub, model: Path, tmp_path: Path) -> None:
     (model / "README.md").unlink()
     assert push_model(model, REPO, token=WRITER).card == "written"
     assert not (model / "README.md").exists()
@@ -130,14 +130,14 @@ def test_without_a_card_one_is_written_for_the_repository(server: Hub, model: Pa
     assert f'from_pretrained("{REPO}")' in card.text
 
 
-def test_a_branch_of_its_own(server: Hub, model: Path) -> None:
+def test_push_to_a_branch_leaves_the_main_one(server: Hub, model: Path) -> None:
     server.add(REPO).branches["main"]["kept.txt"] = b"1"
     assert push_model(model, REPO, token=WRITER, revision="trial").revision == "trial"
     assert list(server.repos[REPO].branches["main"]) == ["kept.txt"]
     assert {"kept.txt", "config.json"} <= set(server.repos[REPO].branches["trial"])
 
 
-def test_what_belongs_to_training_is_left_out(server: Hub, model: Path) -> None:
+def test_push_leaves_out_files_of_training(server: Hub, model: Path) -> None:
     unwanted = ("training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events", "nbest_predictions.json")
     for name in unwanted:
         (model / name).parent.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def test_what_belongs_to_training_is_left_out(server: Hub, model: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [None, 100_000])
-def test_a_broken_connection_is_tried_again(server: Hub, model: Path, chunk: int | None) -> None:
+def test_push_tries_again_after_a_broken_connection(server: Hub, model: Path, chunk: int | None) -> None:
     server.chunk = chunk
     server.faults = [Fault("PUT", "/lfs/", after=50_000), Fault("POST", "/preupload/"), Fault("POST", "/commit/")]
     push_model(model, REPO, token=WRITER)
@@ -159,7 +159,7 @@ def test_a_broken_connection_is_tried_again(server: Hub, model: Path, chunk: int
 
 
 @pytest.mark.thorough
-def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     shards = {path.name: path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.safetensors"))}
     assert len(shards) > 1
@@ -189,7 +189,7 @@ def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp
         ("a/b/c", WRITER, "is not a valid Hub repository id"),
     ],
 )
-def test_no_access_is_a_sentence(
+def test_push_without_access_is_one_sentence(
     repo: str, token: str | None, sentence: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.requests.clear()
@@ -203,13 +203,13 @@ def test_no_access_is_a_sentence(
     assert not any("commit" in line and " 200 " in line for line in server.requests)
 
 
-def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) -> None:
+def test_push_without_a_connection_is_one_sentence(hub: Callable[[str], None], model: Path) -> None:
     hub("http://127.0.0.1:9")
     with pytest.raises(HubError, match=r"The connection to http://127\.0\.0\.1:9 broke"):
         push_model(model, REPO, token=WRITER)
 
 
-def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
+def test_private_push_refuses_a_public_repository(server: Hub, model: Path) -> None:
     server.add(REPO)
     for name in (REPO, REPO.partition("/")[2]):  # without its user, it is the one who is logged in
         with pytest.raises(HubError, match="is public, but it was to be private"):
@@ -219,7 +219,7 @@ def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, mo
     assert not server.repos[REPO].messages
 
 
-def test_a_card_that_the_hub_does_not_take_and_a_damaged_log_are_refused_first(server: Hub, model: Path) -> None:
+def test_push_refuses_bad_cards_and_a_damaged_log_before_sending(server: Hub, model: Path) -> None:
     (model / "README.md").write_text("---\nlicense: not-a-license\n---\n")
     with pytest.raises(HubError, match="must be one of"):
         push_model(model, REPO, token=WRITER)
@@ -235,7 +235,7 @@ def test_a_card_that_the_hub_does_not_take_and_a_damaged_log_are_refused_first(s
 
 @every_cell("held", [WRITER, "hf_" + "a1B2" * 9])
 @every_cell("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
-def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str, file: str, tmp_path: Path) -> None:
+def test_push_refuses_files_with_a_token(server: Hub, model: Path, held: str, file: str, tmp_path: Path) -> None:
     encoding = "utf-16" if "PowerShell" in file else "utf-8"
     model = shutil.copytree(model, tmp_path / "copy")
     (model / "empty.log").touch()
@@ -246,7 +246,7 @@ def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str, fi
     assert not server.requests
 
 
-def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: Path) -> None:
+def test_push_refuses_a_folder_without_config_code_or_weights(server: Hub, model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         push_model(tmp_path / "nowhere", REPO, token=WRITER)
     values = json.loads((model / "config.json").read_text())
@@ -261,13 +261,13 @@ def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
-def test_an_export_is_pushed_with_the_weights_beside_it(server: Hub, model: Path, file: str) -> None:
+def test_push_sends_an_exported_graph_with_its_weights(server: Hub, model: Path, file: str) -> None:
     (model / "model.safetensors").rename(model / file)
     (model / f"{file}.data").write_bytes(b"weights")
     assert {file, f"{file}.data"} <= set(push_model(model, REPO, token=WRITER).files)
 
 
-def test_convert_pushes_when_asked(
+def test_convert_pushes_its_result_and_checks_the_token_first(
     server: Hub, model: Path, converted: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = converted("bert").with_name("source")
@@ -284,7 +284,9 @@ def test_convert_pushes_when_asked(
     assert run("convert", source, tmp_path / "third", "--private") == 2
 
 
-def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_a_gated_source_in_one_sentence(
+    server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.add("writer/gated", model, gated=True)
     assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
     assert "is gated" in capsys.readouterr().err
@@ -295,7 +297,7 @@ def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, 
     "where",
     ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"],
 )
-def test_an_answer_of_another_shape_is_a_sentence(
+def test_push_reports_odd_answers_of_the_hub_in_one_sentence(
     where: str, answer: str, hub: Callable[[str], None], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serve(Hub()) as server:
@@ -307,7 +309,7 @@ def test_an_answer_of_another_shape_is_a_sentence(
     assert code == 0 or err.rstrip()[-1] in ".?!)"
 
 
-def test_a_large_file_that_was_led_astray_is_told_what_to_do(server: Hub, model: Path) -> None:
+def test_push_sends_no_token_to_another_server(server: Hub, model: Path) -> None:
     with serve(Hub()) as other:
         oid = large(model / "model.safetensors")
         server.odd = {f"/lfs/{oid}": f"{other.endpoint}/elsewhere"}
@@ -322,13 +324,7 @@ def large(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_retry_is_announced(server: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server.faults = [Fault("POST", "/commit/")]
-    assert run("push", model, REPO, "--token", WRITER) == 0
-    assert "broke; retrying (2 of 3)" in capsys.readouterr().err
-
-
-def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(server: Hub, model: Path) -> None:
+def test_push_refuses_links_out_of_the_folder_and_follows_those_inside(server: Hub, model: Path) -> None:
     (model.parent / "secret.txt").write_text("private")
     (model / "notes.txt").symlink_to(model.parent / "secret.txt")
     with pytest.raises(CheckpointError, match="outside of its checkpoint"):
@@ -341,7 +337,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(server: 
     assert files["notes.txt"] == files["config.json"]
 
 
-def test_a_snapshot_of_the_cache_is_sent_with_the_files_that_it_links_to(server: Hub, model: Path, tmp_path: Path) -> None:
+def test_push_sends_a_cache_snapshot_with_the_files_it_links_to(server: Hub, model: Path, tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -352,6 +348,6 @@ def test_a_snapshot_of_the_cache_is_sent_with_the_files_that_it_links_to(server:
     assert server.repos[REPO].branches["main"]["model.safetensors"] == (model / "model.safetensors").read_bytes()
 
 
-def test_a_file_that_cannot_be_read_is_no_failure_of_the_hub() -> None:
+def test_unreadable_file_is_no_error_of_the_hub() -> None:
     with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), translated_errors(REPO):
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")

@@ -60,7 +60,7 @@ def loaded_elsewhere(repo: Path | str, auto: str, folder: Path, more: str = "", 
 
 
 @pytest.mark.parametrize("name", ["bert", pytest.param("bart", marks=pytest.mark.thorough)])
-def test_a_program_that_does_not_import_the_package_loads_the_model(name: str, converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_remote_code_loads_a_model_where_the_package_is_not_imported(name: str, converted: Callable[[str], Path], tmp_path: Path) -> None:
     repo = with_code(converted, tmp_path, name)
     model = getattr(transformers, CASES[name].auto).from_pretrained(repo).eval()
     with torch.no_grad():
@@ -73,7 +73,9 @@ def test_a_program_that_does_not_import_the_package_loads_the_model(name: str, c
 
 
 @pytest.mark.slow
-def test_a_reader_follows_the_card_of_a_pushed_model(converted: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_card_of_a_pushed_model_with_remote_code_can_be_followed(
+    converted: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
     repo = Path(shutil.copytree(converted("gpt2"), tmp_path / "gpt2"))
     with serve(Hub()) as server:
         hub(server.endpoint)
@@ -91,7 +93,7 @@ def test_a_reader_follows_the_card_of_a_pushed_model(converted: Callable[[str], 
     assert torch.equal(again, expected)
 
 
-def test_where_the_package_is_missing_one_sentence_says_so(
+def test_remote_code_says_in_one_sentence_that_the_package_is_missing(
     converted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = with_code(converted, tmp_path, "bert") / "modeling_long_bert.py"
@@ -103,14 +105,14 @@ def test_where_the_package_is_missing_one_sentence_says_so(
         exec(compile(file.read_text(), file, "exec"), {})
 
 
-def test_a_conversion_writes_the_file(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_with_remote_code_writes_its_file(converted: Callable[[str], Path], tmp_path: Path) -> None:
     source, long = converted("bert").with_name("source"), tmp_path / "long"
     convert_checkpoint(source, long, mechanism="window", window=16, verify=False, remote_code=True)
     assert (long / "modeling_long_bert.py").is_file()
     assert "trust_remote_code=True" in (long / "README.md").read_text()
 
 
-def test_an_imported_package_goes_before_the_file(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_imported_package_goes_before_remote_code(converted: Callable[[str], Path], tmp_path: Path) -> None:
     repo = with_code(converted, tmp_path, "bert")
     model = transformers.AutoModelForMaskedLM.from_pretrained(repo)
     assert type(model) is LongBertForMaskedLM
@@ -118,7 +120,7 @@ def test_an_imported_package_goes_before_the_file(converted: Callable[[str], Pat
     assert not json.loads((tmp_path / "saved" / "config.json").read_text()).get("auto_map"), "it would name files that are not there"
 
 
-def test_writing_again_replaces_the_file_alone(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_writing_remote_code_again_replaces_its_file_alone(converted: Callable[[str], Path], tmp_path: Path) -> None:
     repo = with_code(converted, tmp_path, "llama")
     for name in ("mine.py", "modeling_long_mine.py"):
         (repo / name).write_text(f"# {name}\n")
@@ -127,7 +129,7 @@ def test_writing_again_replaces_the_file_alone(converted: Callable[[str], Path],
     assert {path.name: path.read_bytes() for path in repo.iterdir()} == before
 
 
-def test_a_file_or_folder_of_the_user_with_that_name_is_refused(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_remote_code_does_not_replace_a_file_of_the_user(converted: Callable[[str], Path], tmp_path: Path) -> None:
     repo = shutil.copytree(converted("llama"), tmp_path / "llama")
     before = {path.name: path.read_bytes() for path in repo.iterdir()}
     taken = repo / "modeling_long_llama.py"
@@ -139,7 +141,7 @@ def test_a_file_or_folder_of_the_user_with_that_name_is_refused(converted: Calla
         assert {path.name: path.read_bytes() for path in repo.iterdir()} == before
 
 
-def test_a_folder_without_a_long_model_is_refused(tmp_path: Path) -> None:
+def test_remote_code_refuses_a_folder_without_a_long_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no readable config\.json"):
         write_remote_code(tmp_path)
     for model_type in ("bert", "long_generic_bert"):
@@ -148,7 +150,7 @@ def test_a_folder_without_a_long_model_is_refused(tmp_path: Path) -> None:
             write_remote_code(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
+def test_remote_code_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "long_bert", "long_attention": {}}')
     tmp_path.chmod(0o500)
     with bound_by_permissions(), pytest.raises(CheckpointError, match=r"Cannot write in .*: Permission denied; nothing was written"):

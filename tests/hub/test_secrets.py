@@ -19,7 +19,7 @@ from ..warm import run_fresh
 from .loud import LOUD, MARK, REPO, use_tokens
 
 
-def test_nothing_that_is_said_or_written_holds_a_token(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_no_output_or_file_of_convert_and_push_holds_a_token(converted: Callable[[str], Path], tmp_path: Path) -> None:
     environment = {**os.environ, **LOUD, "HF_HOME": str(tmp_path / "home")}
     done = run_fresh(use_tokens, converted("bert").with_name("source"), tmp_path, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -33,7 +33,7 @@ def test_nothing_that_is_said_or_written_holds_a_token(converted: Callable[[str]
         assert not any(token.encode() in content for content in contents)
 
 
-def test_a_token_in_an_error_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_hide_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HubError) as refused, translated_errors("me/model", WRITER):
         raise ValueError(f"the server said: bad header Bearer {WRITER}")
     assert WRITER not in str(refused.value)
@@ -42,7 +42,7 @@ def test_a_token_in_an_error_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TOKEN.search("hf_longattn and hf_hub_download") is None
 
 
-def test_the_token_is_not_kept(converted: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+def test_report_of_a_push_keeps_no_token(converted: Callable[[str], Path], hub: Callable[[str], None]) -> None:
     with serve(Hub()) as server:
         hub(server.endpoint)
         report = push_model(converted("bert"), REPO, token=WRITER)

@@ -42,7 +42,7 @@ def pushed_card(server: Hub, tmp_path: Path) -> ModelCard:
     return ModelCard.load(tmp_path / "pushed.md", ignore_metadata_errors=False)
 
 
-def test_a_model_gets_our_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_push_to_hub_of_a_model_sends_its_card(server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     model.push_to_hub(REPO)
     card = pushed_card(server, tmp_path)
@@ -55,7 +55,7 @@ def test_a_model_gets_our_card(server: Hub, folder: Path, tmp_path: Path) -> Non
     assert "## What it cannot do" in pushed_card(server, tmp_path).text, "a card that is there stays"
 
 
-def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_trainer_with_the_card_mixin_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     examples = [{"input_ids": torch.arange(5, 25), "labels": torch.arange(5, 25)} for _ in range(2)]
     settings = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "report_to": [], "hub_model_id": REPO, "use_cpu": True}
@@ -77,7 +77,7 @@ def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("trainer", [Trainer, LongTrainer])
-def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_plain_trainer_keeps_the_tags_of_the_card(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
     trainer(model, arguments).push_to_hub()
@@ -87,7 +87,7 @@ def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, fol
     commit.result()
 
 
-def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(TEXT * (number + 1))
@@ -103,7 +103,7 @@ def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("task", ["mlm", "linearise"])
-def test_a_public_repository_is_refused_before_a_private_training(
+def test_public_repository_is_refused_before_a_private_training(
     task: str, server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.add(REPO)

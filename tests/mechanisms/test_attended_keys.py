@@ -64,7 +64,7 @@ def built(name: str, options: dict[str, Any]) -> Mechanism:
 @every_cell("padded", [False, True], ids=["whole", "padded"])
 @every_cell("causal", [False, True], ids=["both", "causal"])
 @every_cell(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
-def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
+def test_attended_keys_have_the_weights_of_the_definition(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
     if mechanism.causal not in ("both", causal):
         pytest.skip("has no such form")
@@ -96,7 +96,7 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
 
 
 @every_cell(("name", "options"), NOT_A_SELECTION, ids=str)
-def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str, Any]) -> None:
+def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     assert mechanism.attended_keys(q, q, AttentionCall()) is None
@@ -104,7 +104,7 @@ def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str,
 
 @every_cell("causal", [False, True], ids=["both", "causal"])
 @every_cell("integration", ["pooled", "attention"])
-def test_the_weights_of_means_are_those_of_the_definition(integration: str, causal: bool) -> None:
+def test_segmented_summaries_have_the_weights_of_the_definition(integration: str, causal: bool) -> None:
     mechanism = built("segmented", {"block_size": 24, "integration": integration})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
     for padded, term in ((False, None), (True, None), (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs())):
@@ -118,7 +118,7 @@ def test_the_weights_of_means_are_those_of_the_definition(integration: str, caus
 
 
 @every_cell(("name", "options"), ORDERED, ids=str)
-def test_readings_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
+def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
     mechanism = mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=GRID.length)
     q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()
     call = AttentionCall(causal=False, grid=GRID)

@@ -100,7 +100,7 @@ def globals_for(name: str, length: int) -> Tensor | None:
 
 
 @every_form_by_name
-def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
+def test_every_mechanism_equals_its_float64_reference_with_gradients(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
     longer = [(300, side) for side in SIDES]
     quick = [*SHAPES[causal::2], longer[FORMS.index((name, causal)) % 4]]
@@ -128,7 +128,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
 
 @every_engine
 @every_cell("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
+def test_every_mechanism_in_half_precision_is_near_its_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
     arguments = {"causal": causal, "global_mask": globals_for(name, 300), **place(name, 300), **small_options(name)}
     out = attend(q, k, v, name, **arguments)
@@ -138,7 +138,7 @@ def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype:
 
 @every_engine
 @every_cell("length", [5, 300])
-def test_gradcheck(name: str, causal: bool, length: int) -> None:
+def test_every_mechanism_passes_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
     options = {**place(name, length), **small_options(name)}
     assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
@@ -230,7 +230,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
 
 
 @every_mechanism
-def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
+def test_every_mechanism_honours_scaling_score_mod_and_dropout(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     arguments = {"causal": causal, "scaling": 0.7, **place(name, 300), **small_options(name)}
 
@@ -251,19 +251,8 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
 
 
-@pytest.mark.thorough
-@every_mechanism
-def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
-    q, k, v = inputs(200)
-    module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
-    weights = module.weights(q, k, causal=causal, **place(name, 200))
-    assert weights.shape == (2, 4, 200, 200)
-    out = attend(q, k, v, module, causal=causal, **place(name, 200))
-    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out, atol=1e-5, rtol=0)
-
-
 @every_engine
-def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
+def test_autocast_and_checkpointing_change_no_output_and_no_gradient(name: str, causal: bool) -> None:
     q, k, v = inputs(300, grad=True)
     options = {**place(name, 300), **small_options(name)}
     with torch.autocast("cpu", torch.bfloat16):
@@ -295,7 +284,7 @@ class Call(torch.nn.Module):
 
 @pytest.mark.thorough
 @every_engine
-def test_copy_and_pickle(name: str, causal: bool) -> None:
+def test_copies_and_pickles_of_mechanisms_compute_the_same(name: str, causal: bool) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
     expected = call(q, k, v, mask)
     torch.testing.assert_close(copy.deepcopy(call)(q, k, v, mask), expected, atol=1e-6, rtol=0)
@@ -306,7 +295,7 @@ def test_copy_and_pickle(name: str, causal: bool) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("name", "causal", "graph"), grid([(*form, graph) for form in FORMS for graph in GRAPHS], quick_graph), ids=str)
-def test_compile_and_export(name: str, causal: bool, graph: str) -> None:
+def test_compiled_and_exported_mechanisms_compute_the_same(name: str, causal: bool, graph: str) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
     torch._dynamo.reset()  # the registry is longer than the number of recompilations that torch.compile allows
     expected = call(q, k, v, mask)
@@ -320,14 +309,9 @@ def test_compile_and_export(name: str, causal: bool, graph: str) -> None:
 
 
 @every_form
-def test_information_is_complete(name: str, causal: bool) -> None:
+def test_the_information_of_every_mechanism_is_complete(name: str, causal: bool) -> None:
     info = mechanism_info(name)
-    assert info.summary
-    assert info.paper
-    assert info.when
-    assert info.cost
-    assert info.exact_when
-    assert info.engine
+    assert all((info.summary, info.paper, info.when, info.cost, info.exact_when, info.engine))
     assert all(option.help for option in info.options)
 
 
@@ -345,7 +329,9 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
 @every_cell(("name", "causal"), LINE_FORMS, by="name", of=9, alike=lambda name, causal: name)
 @drawn(20, quick=4)
 @given(shapes(), st.integers(0, 1000))
-def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
+def test_every_mechanism_equals_its_reference_for_any_shape(
+    name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int
+) -> None:
     kv_len, q_len, kv_heads, group, (left, right, hole) = shape
     cls = mechanism_class(name)
     q_len = q_len if cls.traits.takes_fewer_queries else kv_len
@@ -377,7 +363,7 @@ def grids(draw: st.DrawFn) -> list[Grid]:
 @every_cell("name", GRID_NAMES)
 @drawn(20)
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
-def test_any_grid_equals_the_reference(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
+def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
     """One grid of both sequences, with holes; and one of each, with padding before or after."""
     generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).sample
     longest = max(grid.length for grid in pair) + spare

@@ -51,7 +51,7 @@ def test_a_mechanism_dropped_in_place_passes_the_contract(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_a_template_states_what_the_lists_and_several_processes_need(name: str) -> None:
+def test_mechanisms_of_contributing_state_summary_paper_use_and_head_tensors(name: str) -> None:
     classes = [node for node in ast.parse(SNIPPETS[name]).body if isinstance(node, ast.ClassDef)]
     stated = {
         target.id for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)

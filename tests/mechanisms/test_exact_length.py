@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.alike import kind_of_family
 from tests.cells import every_cell
-from tests.grids import ONLY_QUICK
+from tests.grids import ONLY_QUICK, grid
 from tests.reference.small_models import long_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
@@ -62,7 +63,7 @@ def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]
 
 @pytest.mark.thorough
 @every_cell("layout", layouts())
-def test_short_sequences_are_full_attention_and_long_ones_the_mechanism(layout: str) -> None:
+def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: str) -> None:
     """The quick tests have each layout with every other mechanism."""
     arguments, places = layouts()[layout]
     rows, length = next(iter(arguments.values())).shape
@@ -88,30 +89,13 @@ def test_short_sequences_are_full_attention_and_long_ones_the_mechanism(layout: 
     assert not failed, "\n".join(failed)
 
 
-def test_weights_are_those_of_what_attends() -> None:
+def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
     module, (arguments, places) = built("window"), layouts()["right"]
     q, k = torch.randn(2, len(LENGTHS), 4, LENGTH, 16)
     weights = module.weights(q, k, padding_mask=arguments["padding_mask"])
     for row, _, last in places:
         assert bool((weights[row, :, :last, :last] > 0).all()) == (last <= EXACT)
         torch.testing.assert_close(weights[row, :, :last].sum(-1), torch.ones(4, last))
-
-
-class Weights(torch.nn.Module):
-    def __init__(self, module: Mechanism) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.module.weights(q, k)
-
-
-def test_weights_of_a_graph_of_any_length_are_those_of_its_length() -> None:
-    weights, length = Weights(built("window")), torch.export.Dim("length", min=2, max=4 * LENGTH)
-    program = torch.export.export(weights, tuple(torch.randn(2, 1, 4, LENGTH, 16)), dynamic_shapes=({2: length}, {2: length})).module()
-    for size in (5, EXACT, EXACT + 1, 2 * LENGTH):
-        q, k = torch.randn(2, 1, 4, size, 16)
-        torch.testing.assert_close(program(q, k), weights(q, k))
 
 
 @every_cell(
@@ -130,7 +114,7 @@ def test_weights_of_a_graph_of_any_length_are_those_of_its_length() -> None:
         (lambda: LongAttentionConfig("window", exact_length=8).check_forms(2, causal=True), "layer 0 is causal; leave it out"),
     ],
 )
-def test_what_it_cannot_serve_is_one_sentence(build: Any, words: str) -> None:
+def test_exact_length_is_refused_where_it_cannot_be_served(build: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         build()
 
@@ -179,7 +163,7 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
         ({"exact_length": 64, "layers": {1: {"mechanism": "window", "window": 8}}}, "some layers have no exact_length"),
     ],
 )
-def test_a_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, Any], words: str, source: Path) -> None:
+def test_a_conversion_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, Any], words: str, source: Path) -> None:
     try:
         said = str(plan_conversion(source, mechanism="window", window=8, max_length=512, **settings).short_texts)
     except OptionError as error:
@@ -224,7 +208,7 @@ READ = {"exact_length": 64}
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
-def test_it_is_the_sources_length_unasked_where_that_is_exact(
+def test_exact_length_is_by_default_the_sources_length_where_that_is_exact(
     settings: dict[str, Any], attention: dict[str, Any] | None, reason: str, source: Path
 ) -> None:
     plan = plan_conversion(source, **{"max_length": 512, **settings})
@@ -235,7 +219,7 @@ def test_it_is_the_sources_length_unasked_where_that_is_exact(
     assert bool(plan.short_texts.reason) == bool(reason)
 
 
-def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_path: Path) -> None:
+def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Path) -> None:
     marks = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
     config = transformers.ModernBertConfig(**SIZES, **marks, max_position_embeddings=64, local_attention=16, global_attn_every_n_layers=2)
     transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "windows")
@@ -252,7 +236,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
 
 @pytest.mark.thorough
 @every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
-def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
+def test_a_long_config_says_whether_its_layers_are_causal(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})
     encoding = [site for site in attention_sites(model) if not site.cross and not (site.in_decoder and model.config.is_encoder_decoder)]
@@ -260,9 +244,14 @@ def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
     assert (layers, causal) == (len(encoding), all(site.causal for site in encoding))
 
 
-@pytest.mark.parametrize("layout", ["right", "left"])
-@pytest.mark.parametrize("name", ["window", "bigbird", "linear"])
-def test_a_graph_chooses_by_row(name: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    grid(
+        itertools.product(["window", "bigbird", "linear"], ["right", "left"]),
+        lambda *cell: cell in (("window", "right"), ("bigbird", "left")),
+    ),
+)
+def test_a_compiled_graph_applies_exact_length_by_row(name: str, layout: str) -> None:
     """No value can be looked at in a graph."""
     module, (arguments, _) = built(name), layouts()[layout]
     q, k, v = torch.randn(3, len(LENGTHS), 4, LENGTH, 16)

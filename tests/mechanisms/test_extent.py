@@ -67,7 +67,7 @@ def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[
 
 
 @every_cell(("name", "options"), UNBOUNDED, ids=str)
-def test_keys_at_any_distance_and_keys_chosen_by_content_have_no_bound(name: str, options: dict[str, Any]) -> None:
+def test_mechanisms_with_distant_keys_or_keys_chosen_by_content_have_no_locality(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     assert mechanism.locality(False) is None
     assert mechanism.locality(True) is None

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.engines.common.sequences import advanced
-from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cells import every_cell
@@ -38,31 +36,10 @@ def built(name: str, **options: object) -> LinearMechanism:
 
 
 @of_forms
-def test_steps_equal_the_whole_with_left_padding(name: str, options: dict[str, object]) -> None:
-    q, k, v = qkv(230)
-    mask = torch.ones(3, 230, dtype=torch.bool)
-    mask[0, :90] = False
-    mask[1, :3] = False
-    mask[2, 100:120] = False
-    module = built(name, **options)
-    with torch.no_grad():
-        whole = attend(q, k, v, module, causal=True, padding_mask=mask)
-        state, outs = None, []
-        for begin, end in ((0, 64), (64, 65), (65, 90), (90, 200), *((i, i + 1) for i in range(200, 230))):
-            piece = slice(begin, end)
-            skipped = (mask.int().argmax(1) - begin).clamp(0, end - begin).tolist()
-            call = AttentionCall.of(padding_mask=mask[:, piece])
-            out, state = advanced(module.advance, q[:, :, piece], k[:, :, piece], v[:, :, piece], state, call, skipped)
-            outs.append(out)
-    assert state is not None
-    real = mask[:, None, :, None]
-    assert all(x.shape[0] == 3 for x in state.values()), "batch first, so that beams reorder"
-    torch.testing.assert_close(torch.cat(outs, 2) * real, whole * real, atol=1e-5, rtol=0)
-
-
-@of_forms
 @every_cell("causal", [False, True])
-def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_attention_in_many_pieces_of_features_equals_one(
+    name: str, options: dict[str, object], causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(200, torch.float64))
     module = built(name, **options)
     found = []
@@ -74,75 +51,13 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
-@every_cell("causal", [False, True])
-@every_cell(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).traits.trains])
-def test_learned_features_get_gradients_as_the_definition_says(name: str, options: dict[str, object], causal: bool) -> None:
-    q, k, v = qkv(90, torch.float64)
-    module = built(name, **options).double()
-    torch.manual_seed(3)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    parameters = list(module.parameters())
-    out, expected = (run(q, k, v, module, causal=causal, scaling=0.4) for run in (attend, reference_attend))
-    torch.testing.assert_close(out, expected)
-    for a, b in zip(torch.autograd.grad(out.sin().sum(), parameters), torch.autograd.grad(expected.sin().sum(), parameters), strict=True):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).traits.trains])
-def test_parameters_begin_the_same_for_one_seed(name: str) -> None:
+def test_learned_features_begin_the_same_for_one_seed(name: str) -> None:
     for one, other in zip(built(name).parameters(), built(name).parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_relu_features_and_scaling() -> None:
-    q, k, v = qkv(100)
-    for feature_map in ("relu", "elu"):
-        module = built("linear", feature_map=feature_map)
-        torch.testing.assert_close(
-            attend(q, k, v, module, scaling=0.3), reference_attend(q, k, v, module, scaling=0.3).float(), atol=1e-5, rtol=0
-        )
-    assert torch.allclose(attend(q, k, v, "linear", scaling=0.25), attend(q, k, v, "linear"), atol=1e-6), "D^-0.5 is the default"
-
-
-def features_as_printed(form: str, x: Tensor, weight: Tensor) -> Tensor:
-    """φ of vectors ``(N, D)`` with W ``(D, F)``, feature by feature."""
-    rows = []
-    for token in x:
-        ups = torch.stack([(weight[:, f] * token).sum().exp() for f in range(weight.shape[1])])
-        downs = torch.stack([(-(weight[:, f] * token).sum()).exp() for f in range(weight.shape[1])])
-        rows.append({
-            "none": torch.cat((ups, downs)),
-            "joint": torch.cat((ups, downs)) / (ups.sum() + downs.sum()),
-            "halves": torch.cat((ups / ups.sum(), downs / downs.sum())),
-        }[form])  # fmt: skip
-    return torch.stack(rows)
-
-
-@every_cell("causal", [False, True])
-@every_cell("form", ["halves", "joint", "none"])
-def test_hedgehog_features_are_those_of_the_sources(form: str, causal: bool) -> None:
-    q, k, v = (3 * x[:1, :1] for x in qkv(12, torch.float64))
-    module = build_mechanism("hedgehog", num_heads=1, head_dim=16, feature_softmax=form).double()
-    torch.nn.init.normal_(module.query_map.weight, std=0.3)
-    torch.nn.init.normal_(module.key_map.weight, std=0.3)
-    phi_q, phi_k = (features_as_printed(form, x[0, 0], m.weight[0]) for x, m in ((q, module.query_map), (k, module.key_map)))
-    for i, row in enumerate(attend(q, k, v, module, causal=causal)[0, 0]):
-        seen = range(i + 1 if causal else 12)
-        total = sum((phi_q[i] @ phi_k[j]) * v[0, 0, j] for j in seen)
-        torch.testing.assert_close(row, total / sum(phi_q[i] @ phi_k[j] for j in seen), atol=1e-12, rtol=1e-12)
-
-
-def test_hedgehog_follows_the_authors_code_unless_told_otherwise() -> None:
-    q, _, _ = qkv(20)
-    for options, expected in (
-        ({}, torch.cat((q.softmax(-1), (-q).softmax(-1)), -1)),
-        ({"feature_softmax": "joint"}, torch.cat((q, -q), -1).softmax(-1)),
-    ):
-        torch.testing.assert_close(built("hedgehog", **options).queries(q, AttentionCall(scale=0.25)), expected)
-
-
-def test_large_keys_do_not_overflow_exponential_features() -> None:
+def test_large_keys_do_not_overflow_hedgehog_features() -> None:
     q, k, v = (x.clone() for x in qkv(40))
     k[:, :, 20] *= 200
     for form in ("halves", "joint", "none"):
@@ -150,56 +65,11 @@ def test_large_keys_do_not_overflow_exponential_features() -> None:
         torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_taylor_is_the_kernel_of_based(causal: bool) -> None:
-    """Arora et al.: 1, x / d^¼ and x ⊗ x / √(2 d) of projected vectors x of d coordinates."""
-    q, k, v = (x[:1, :1] for x in qkv(14, torch.float64))
-    module = build_mechanism("taylor", num_heads=1, head_dim=16, feature_dim=6).double()
-    torch.nn.init.normal_(module.key_map.weight)
-
-    def features(x: Tensor) -> Tensor:
-        return torch.cat([torch.ones(1, dtype=x.dtype), x / 6**0.25, torch.outer(x, x).flatten() / (2 * 6) ** 0.5])
-
-    phi_q, phi_k = ([features(x) for x in (y @ m.weight[0])[0, 0]] for y, m in ((q, module.query_map), (k, module.key_map)))
-    weights = torch.stack([torch.stack([a @ b for b in phi_k]) for a in phi_q])
-    weights = weights.tril() if causal else weights
-    torch.testing.assert_close(attend(q, k, v, module, causal=causal)[0, 0], weights / weights.sum(-1, keepdim=True) @ v[0, 0])
-
-
-@every_cell("feature_dim", [8, 16, 24])
-def test_both_scales_of_taylor_estimate_the_same_scores_at_first(feature_dim: int) -> None:
-    q, k, v = qkv(30, torch.float64)
-    modules = [built("taylor", feature_dim=feature_dim, scale=scale).double() for scale in ("feature_dim", "head_dim")]
-    found = [attend(q, k, v, module, scaling=0.7) for module in modules]
-    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
-
-
-def test_taylor_without_projection_is_the_polynomial_of_the_scores() -> None:
-    q, k, _ = qkv(20, torch.float64)
-    scores = 0.25 * q @ k.repeat_interleave(2, 1).mT
-    weights = 1 + scores + scores**2 / 2
-    found = built("taylor", feature_dim=16).dense_weights(q, k, AttentionCall.of())
-    torch.testing.assert_close(found, weights / weights.sum(-1, keepdim=True))
-
-
-@every_cell("name", ["hedgehog", "taylor"])
-@every_cell("value", [7, 0, -2])
-def test_odd_feature_dims_are_refused(name: str, value: int) -> None:
-    with pytest.raises(OptionError, match=rf"'feature_dim' of mechanism '{name}' is {value}, but must be even"):
-        build_mechanism(name, num_heads=4, head_dim=16, feature_dim=value)
-
-
-def test_states_are_small_beside_keys_and_values() -> None:
-    q, k, v = qkv(4)
-    _, state = built("linear").advance(q, k, v, None, AttentionCall.of())
-    assert {name: tuple(x.shape) for name, x in state.items()} == {"kv": (3, 2, 16, 16), "z": (3, 2, 16)}
-
-
 @pytest.mark.thorough
 @every_cell("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
 @every_cell("std", [4.0, 7.0, 20.0])
 @every_cell("name", LINEAR)
-def test_large_queries_and_keys_change_nothing(name: str, std: float, opposite: bool) -> None:
+def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(name: str, std: float, opposite: bool) -> None:
     """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the scores."""
     torch.manual_seed(0)
     q, k, v = (size * torch.randn(2, heads, 150, 64, dtype=torch.float64) for heads, size in ((4, std), (2, std), (2, 1.0)))

@@ -55,7 +55,7 @@ def strided(x: Tensor) -> Tensor:
 
 
 @every_engine
-def test_the_layout_of_inputs_and_gradients_in_memory_does_not_matter(name: str, causal: bool) -> None:
+def test_the_memory_layout_of_inputs_and_gradients_changes_no_result(name: str, causal: bool) -> None:
     module = built(name)
     for length in GRIDS:
         arguments, leaves, weight = arguments_for(name, causal, length), inputs(length), torch.randn(2, 4, length, 16)
@@ -78,7 +78,7 @@ def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) ->
 
 @pytest.mark.thorough
 @every_engine
-def test_a_default_device_changes_neither_a_call_nor_those_after_it(name: str, causal: bool) -> None:
+def test_a_default_device_changes_no_result_of_a_mechanism(name: str, causal: bool) -> None:
     """As where weights are made on the meta device around a model that runs."""
     module, arguments, leaves, weight = built(name), arguments_for(name, causal, 300), inputs(300), torch.randn(2, 4, 300, 16)
     expected = with_gradients(attend(*leaves, module, **arguments), leaves, weight)
@@ -171,7 +171,7 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
 
 
 @every_cell(("side", "length"), [*itertools.product(SIDES, (60, 300))], of=2)
-def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
+def test_padding_reaches_no_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
     failed: list[str] = []
     for name, options in VARIANTS:
         module = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=300).eval()
@@ -205,7 +205,6 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["window", "linear"])
 def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
     run, tensors = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False), inputs(60)
@@ -222,7 +221,7 @@ def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any =
 
 @pytest.mark.thorough
 @every_cell("side", SIDES)
-def test_weights_of_padding_are_zeros(side: str) -> None:
+def test_attention_weights_of_padding_are_zeros(side: str) -> None:
     found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
     assert not [label for label, weights in found.items() if weights.any()]
     assert not weights_of_padding(built("window"), side, q_len=50).any()
@@ -230,7 +229,7 @@ def test_weights_of_padding_are_zeros(side: str) -> None:
 
 @pytest.mark.thorough
 @every_cell("side", SIDES)
-def test_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
+def test_attention_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")
     assert not weights_of_padding(module, side, run=torch.compile(module.weights, backend="eager", fullgraph=True)).any()
 

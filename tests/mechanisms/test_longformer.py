@@ -17,7 +17,7 @@ from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.global_rows import index_of_globals
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common import masked
-from hf_longattn.mechanisms.common.token_rules import TokenRule, at_positions
+from hf_longattn.mechanisms.common.token_rules import TokenRule
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
@@ -57,7 +57,7 @@ def qkv(length: int) -> list[Tensor]:
 @every_cell("causal", [False, True])
 @every_cell("count", [1, 30])
 @every_cell("length", [50, 301])
-def test_the_rows_are_those_of_the_definition(length: int, count: int, causal: bool) -> None:
+def test_longformer_separate_global_rows_are_those_of_the_definition(length: int, count: int, causal: bool) -> None:
     """One global token: projections folded into the query; thirty: keys and values projected."""
     mechanism, given, inputs = separate(), arguments(length, count, causal), qkv(length)
     real = given["padding_mask"][:, None, :, None]
@@ -73,7 +73,7 @@ def test_the_rows_are_those_of_the_definition(length: int, count: int, causal: b
 
 
 @pytest.mark.parametrize("count", [1, 30])
-def test_gradients_are_those_of_the_definition(count: int) -> None:
+def test_longformer_separate_global_gradients_are_those_of_the_definition(count: int) -> None:
     mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
     real = given["padding_mask"][:, None, :, None]
     found = []
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_the_definition(count: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", quickly((0, 3), (3,)))
-def test_compiled_and_exported_whole(count: int) -> None:
+def test_longformer_with_separate_global_rows_compiles_and_exports_whole(count: int) -> None:
     """The second sequence has no global token."""
     mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
     given["global_mask"][1] = False
@@ -106,14 +106,14 @@ def test_compiled_and_exported_whole(count: int) -> None:
         assert (a - b).abs().max() <= 1e-4
 
 
-def test_every_parameter_takes_part_without_global_tokens() -> None:
+def test_longformer_parameters_have_gradients_without_global_tokens() -> None:
     """DistributedDataParallel waits for the gradient of every parameter."""
     mechanism = separate(global_tokens=())
     attend(*qkv(40), mechanism=mechanism, hidden_states=torch.randn(2, 40, WIDTH)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in mechanism.parameters())
 
 
-def test_refusals() -> None:
+def test_longformer_refuses_calls_and_options_without_what_global_tokens_need() -> None:
     q, k, v = qkv(40)
     with pytest.raises(OptionError, match="hidden states, which this call does not have"):
         attend(q, k, v, "longformer", separate_global=True)
@@ -146,19 +146,12 @@ REAL = IDS != 0
         (TokenRule(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
     ],
 )
-def test_rules(rule: TokenRule, expected: list[str]) -> None:
+def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: TokenRule, expected: list[str]) -> None:
     found = ["".join("1" if one else "." for one in row) for row in rule.mask(IDS, REAL).tolist()]
     assert found == expected
 
 
-@every_cell("positions", [(), (0,), (2, 0, 1), (9, 0, 4, 5, 5), (3, 50)])
-def test_global_positions_count_from_each_row_s_first_token(positions: tuple[int, ...]) -> None:
-    real = torch.arange(12) >= torch.tensor([[0], [4], [11]])
-    expected = [[int(start <= place and place - start in positions) for place in range(12)] for start in (0, 4, 11)]
-    assert at_positions(positions, real).int().tolist() == expected
-
-
-def test_a_rule_of_segments_needs_their_separator() -> None:
+def test_a_rule_of_global_segments_needs_their_separator() -> None:
     rule = TokenRule(first_segment=True)
     assert rule.with_separator(2).separator == 2
     assert TokenRule(positions=(0,)).with_separator(None).separator is None
@@ -166,7 +159,7 @@ def test_a_rule_of_segments_needs_their_separator() -> None:
         rule.with_separator(None)
 
 
-def test_a_model_resolves_ids_as_if_the_mask_had_been_given() -> None:
+def test_global_token_rules_of_a_model_equal_the_same_mask() -> None:
     config = families.LongBertConfig(
         **SIZES, long_attention={"mechanism": "longformer", "window": 4, "global_first_segment": True, "separator_token_id": 2}
     )
@@ -206,7 +199,7 @@ def test_generation_equals_the_full_forward_when_ids_are_global() -> None:
         assert (logits[:, 8 + step] - scores).abs().max() <= 1e-4
 
 
-def test_layers_with_contradicting_rules_are_refused() -> None:
+def test_layers_with_contradicting_rules_of_global_tokens_are_refused() -> None:
     layers = {1: {"global_token_ids": (4,)}}
     config = families.LongBertConfig(**SIZES, long_attention={"mechanism": "longformer", "layers": layers})
     with pytest.raises(OptionError, match="different rules"):
@@ -217,7 +210,7 @@ def test_layers_with_contradicting_rules_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "layer", "own"), [("Bert", "encoder.layer.1.attention.self", "query"), ("GPT2", "h.1.attn", "c_attn")])
-def test_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: Path) -> None:
+def test_separate_global_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: Path) -> None:
     """Written by the converter, and made by loading a short checkpoint directly: the same values, equal to ordinary global rows."""
     getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES)).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=8, separate_global=True)

@@ -100,7 +100,7 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
     of=9,
     alike=lambda name, *rest: name,
 )
-def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
+def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
     for number, value in enumerate(ODD):
         for others in (({}, mechanism_class(name).sample)[(number + turn) % 2],):
@@ -112,7 +112,7 @@ def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
 
 @pytest.mark.thorough
 @every_cell(("name", "option"), OPTIONS, ids=lambda value: str(value))
-def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> None:
+def test_a_config_refuses_the_options_that_the_mechanism_refuses(name: str, option: str) -> None:
     """In a config, and as it comes back from JSON."""
     for value in ODD:
         accepted = built(name, {option: value}) is not None
@@ -131,7 +131,7 @@ VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3
 @every_cell("name", list_mechanisms())
 @drawn(40, quick=8)
 @given(st.data())
-def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
+def test_several_options_out_of_their_range_are_refused_or_computed_as_defined(name: str, data: st.DataObject) -> None:
     known = [option.name for option in mechanism_info(name).options]
     chosen = data.draw(st.dictionaries(st.sampled_from([*known, "unknown"]), VALUES, min_size=1, max_size=4))
     if (module := built(name, {**mechanism_class(name).sample, **chosen})) is not None:
@@ -154,8 +154,51 @@ def build(name: str, **options: Any) -> None:
     build_mechanism(name, num_heads=12, head_dim=16, **{"max_length": 512, **options})
 
 
+IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
+    ("window", {"window": 0}, "'window' of mechanism 'window' is 0, but must be at least 1"),
+    ("window", {"dilation": (1, 0)}, "one number of at least 1"),
+    ("window", {"dilation": (1, 2, 3)}, "3 entries for 12 heads"),
+    ("window", {"sinks": 4}, "no option 'sinks'"),
+    ("window2d", {"order": "columns"}, "leave order=columns out"),
+    ("window2d", {"prefix_tokens": "all"}, "must be one of: global, reads, none"),
+    ("adaptive_span", {"max_span": 64, "init_span": 65}, "between 0 and max_span=64"),
+    ("adaptive_span", {"span_loss_weight": "nan"}, "must be a finite number"),
+    ("bigbird", {"num_window_blocks": 4}, "'num_window_blocks' of mechanism 'bigbird' is 4, but must be odd"),
+    ("bigbird", {"random_pattern": "seded"}, "Did you mean 'seeded'"),
+    ("bigbird", {"random_pattern": "hf_eval", "num_global_blocks": 2}, "exists for num_window_blocks=3 and num_global_blocks=1 only"),
+    ("fixed", {"block_size": 4, "num_summary": 5}, "give at most num_summary=4"),
+    ("hedgehog", {"feature_dim": 7}, "'feature_dim' of mechanism 'hedgehog' is 7, but must be even"),
+    ("hierarchical", {"block_size": 7}, "even and at least 2"),
+    ("hybrid", {"mixing": 0.0}, "must be above 0"),
+    ("hybrid", {"features": "hedgehog:feature_softmax=none"}, "hedgehog:feature_softmax=none.*cannot be added to a softmax"),
+    ("hybrid", {"features": "taylor:feature_dim=7"}, "feature_dim"),
+    ("linformer", {"rank": 513}, "'rank'.*is 513, but must be at most the longest text, 512 tokens; for example rank="),
+    ("linformer", {"rank": 8, "max_length": None}, "neither the model nor the option max_length says how many"),
+    ("lsh", {"num_buckets": 7}, "even number"),
+    ("nystrom", {"conv_kernel": 4}, "'conv_kernel'.*is 4, but must be odd"),
+    ("performer", {"redraw_interval": -1}, "redraw_interval"),
+    ("routing", {"decay": 1.5}, "at most 1"),
+    ("synthesizer", {"variant": "dense+dense"}, "must name each kind once"),
+    ("synthesizer", {"variant": ()}, "is empty; for example variant=dense"),
+    ("taylor", {"feature_dim": -2}, "'feature_dim' of mechanism 'taylor' is -2, but must be even"),
+    ("transformer_xl", {"memory_length": -1}, "'memory_length'.*at least 0"),
+]
+
+
+@every_cell(("name", "options", "sentence"), IMPOSSIBLE, ids=str)
+def test_impossible_options_of_mechanisms_are_refused_with_their_reason(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        build(name, **options)
+
+
+@every_cell(("name", "options"), [("linformer", {"rank": 4}), ("nystrom", {}), ("bigbird", {"random_pattern": "hf_eval"})], ids=str)
+def test_mechanisms_without_a_causal_form_refuse_causal_calls(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="exists only with causal=False"):
+        attend(*torch.randn(3, 1, 4, 20, 8), name, causal=True, **options)
+
+
 @every_cell(("name", "option"), OPTIONS, ids=str)
-def test_a_refusal_recommends_what_works(name: str, option: str) -> None:
+def test_a_refused_option_of_a_mechanism_recommends_a_value_that_works(name: str, option: str) -> None:
     for value in WRONG:
         try:
             build(name, **{option: value})
@@ -186,7 +229,7 @@ LEAST = [
     of=9,
     alike=lambda name, *rest: name,
 )
-def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(
+def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool
 ) -> None:  # fmt: skip
     """At a length for which no mask over all pairs is taken."""
@@ -212,7 +255,7 @@ def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients
             torch.testing.assert_close(got, wanted, atol=1e-8, rtol=0)
 
 
-def test_one_number_stands_for_a_tuple_of_one() -> None:
+def test_one_number_stands_for_an_option_of_several() -> None:
     assert mechanism_class("window").options_type.build("window", {"dilation": 2}).dilation == (2,)
     assert mechanism_class("longformer").options_type.build("longformer", {"global_tokens": 0}).global_tokens == (0,)
     with pytest.raises(OptionError, match="dilation"):

@@ -33,12 +33,12 @@ def tiles_by_hand(height: int, width: int, prefix: int, tile: tuple[int, int]) -
 
 
 @every_cell(("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))])
-def test_tiles(height: int, width: int, prefix: int, tile: tuple[int, int]) -> None:
+def test_the_order_of_tiles_is_that_of_a_loop_over_the_grid(height: int, width: int, prefix: int, tile: tuple[int, int]) -> None:
     order = token_order(Grid((height, width), prefix), f"tiles:{tile[0]}x{tile[1]}", CPU)
     assert order.tolist() == tiles_by_hand(height, width, prefix, tile)
 
 
-def test_tiles_of_a_video() -> None:
+def test_the_order_of_tiles_of_a_video_is_that_of_a_loop() -> None:
     """Of time, height and width, with empty places where the grid is not a multiple."""
     grid, order = Grid((4, 3, 6), 1), token_order(Grid((4, 3, 6), 1), "tiles:2x2x3", CPU)
     expected = [0] + [-1] * 11
@@ -49,7 +49,7 @@ def test_tiles_of_a_video() -> None:
     assert grid.length == sum(place >= 0 for place in expected)
 
 
-def test_columns_and_raster() -> None:
+def test_the_orders_columns_and_raster_keep_the_prefix_first() -> None:
     assert token_order(Grid((2, 3), 1), "columns", CPU).tolist() == [0, 1, 4, 2, 5, 3, 6]
     assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))
 
@@ -76,7 +76,7 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
         lambda name, order: order == ORDERS[list_mechanisms().index(name) % 2],
     ),
 )
-def test_every_mechanism_is_itself_on_the_reordered_tokens(name: str, order: str) -> None:
+def test_every_ordered_mechanism_equals_itself_on_reordered_tokens(name: str, order: str) -> None:
     kind = mechanism_class(name)
     length = 1 + 12 * 20
     options = {"num_heads": 4, "head_dim": 8, "max_length": 400, **kind.sample}
@@ -96,29 +96,7 @@ def test_every_mechanism_is_itself_on_the_reordered_tokens(name: str, order: str
     torch.testing.assert_close(out, back, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("integration", ["none", "pooled"])
-def test_segments_in_the_order_of_tiles_are_windows(integration: str) -> None:
-    q, k, v = qkv(1 + 8 * 12)
-    segments = attend(q, k, v, "segmented", grid=(8, 12), prefix=1, order="tiles:4x4", block_size=16, integration=integration)
-    windows = attend(q, k, v, "window2d", grid=(8, 12), prefix=1, window=4, prefix_tokens="none")
-    if integration == "none":
-        torch.testing.assert_close(segments[:, :, 1:], windows[:, :, 1:])
-        return
-    # Each window sees its cells, the means of the other windows, and the class token, which is a block of its own.
-    means = [x[:, :, 1:].unflatten(2, (2, 4, 3, 4)).mean((3, 5)).flatten(2, 3) for x in (k, v)]
-    keys = torch.arange(6)
-    for window in range(6):
-        rows = slice(4 * (window // 3), 4 * (window // 3) + 4), slice(4 * (window % 3), 4 * (window % 3) + 4)
-        queries, inner_k, inner_v = (x[:, :, 1:].unflatten(2, (8, 12))[:, :, rows[0], rows[1]].flatten(2, 3) for x in (q, k, v))
-        seen = [
-            torch.cat([x[:, :, :1], inner, mean[:, :, keys != window]], 2)
-            for x, inner, mean in zip((k, v), (inner_k, inner_v), means, strict=True)
-        ]
-        expected = torch.softmax(queries @ seen[0].mT * 8**-0.5, -1) @ seen[1]
-        torch.testing.assert_close(segments[:, :, 1:].unflatten(2, (8, 12))[:, :, rows[0], rows[1]].flatten(2, 3), expected)
-
-
-def test_gradients_masks_and_score_terms_follow_the_order() -> None:
+def test_gradients_masks_and_score_terms_follow_the_order_of_tokens() -> None:
     q, k, v = qkv(6 * 7, requires_grad=True)
     real = torch.rand(2, 42) > 0.2
     bias = torch.randn(42, 42, dtype=torch.double)
@@ -132,7 +110,7 @@ def test_gradients_masks_and_score_terms_follow_the_order() -> None:
         torch.testing.assert_close(fast, exact)
 
 
-def test_each_sequence_of_a_batch_has_its_grid() -> None:
+def test_ordered_mechanisms_read_the_grid_of_each_sequence() -> None:
     q, k, v = qkv(40)
     real = torch.arange(40) < torch.tensor([[40], [24]])
     out = attend(
@@ -144,36 +122,32 @@ def test_each_sequence_of_a_batch_has_its_grid() -> None:
         torch.testing.assert_close(out[row : row + 1, :, :length], expected)
 
 
-class TestRefusals:
-    def test_an_unknown_order(self) -> None:
-        for order in ("spiral", "tiles", "tiles:0x4", "tiles:8x"):
-            with pytest.raises(
-                OptionError, match=r"'order' is .* but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8"
-            ):
-                build_mechanism("window", num_heads=1, head_dim=8, order=order)
+@every_cell(
+    ("name", "options", "sentence"),
+    [
+        ("window", {"order": "hilbert"}, r"order=hilbert needs the coordinates of tokens; pass grid=\(height, width\)"),
+        (
+            "window",
+            {"order": "hilbert", "grid": (3, 4), "prefix": 1},
+            "A sequence has 12 tokens, but its grid has 13: 1 prefix token and 3 × 4",
+        ),
+        ("window", {"order": "hilbert", "grid": (3, 4), "causal": True}, "this call is causal; leave the option 'order' out"),
+        ("window", {"order": "tiles:2x2x2", "grid": (3, 4)}, r"Option 'order' has 3 numbers, 2\+2\+2, but the grid has 2 axes"),
+        ("full", {"prefix": 1}, r"prefix=1 was given without a grid; pass grid=\(height, width\)"),
+        ("full", {"grid": 12}, r"grid is 12, but must be sizes such as \(64, 64\)"),
+        ("full", {"grid": Grid((3, 4)), "prefix": 1}, "passed together with a Grid; pass it to the Grid instead"),
+        ("full", {"grid": (3, 0)}, "every size must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_orders_and_grids_that_do_not_fit_a_call_are_refused(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(GridError, match=sentence):
+        attend(*qkv(12), name, **options)
 
-    def test_an_order_without_a_grid(self) -> None:
-        with pytest.raises(GridError, match=r"order=hilbert needs the coordinates of tokens; pass grid=\(height, width\)"):
-            attend(*qkv(12), "window", order="hilbert")
 
-    def test_a_grid_of_another_length(self) -> None:
-        with pytest.raises(GridError, match="A sequence has 12 tokens, but its grid has 13: 1 prefix token and 3 × 4 cells"):
-            attend(*qkv(12), "window", order="hilbert", grid=(3, 4), prefix=1)
-
-    def test_an_order_in_the_causal_form(self) -> None:
-        with pytest.raises(GridError, match="this call is causal; leave the option 'order' out"):
-            attend(*qkv(12), "window", order="hilbert", grid=(3, 4), causal=True)
-
-    def test_a_prefix_without_a_grid_and_sizes_that_are_none(self) -> None:
-        with pytest.raises(GridError, match=r"prefix=1 was given without a grid; pass grid=\(height, width\)"):
-            attend(*qkv(12), "full", prefix=1)
-        with pytest.raises(GridError, match=r"grid is 12, but must be sizes such as \(64, 64\)"):
-            attend(*qkv(12), "full", grid=12)
-        with pytest.raises(GridError, match="passed together with a Grid; pass it to the Grid instead"):
-            attend(*qkv(12), "full", grid=Grid((3, 4)), prefix=1)
-        with pytest.raises(GridError, match="every size must be a whole number of at least 1"):
-            attend(*qkv(12), "full", grid=(3, 0))
-
-    def test_tiles_with_too_many_axes(self) -> None:
-        with pytest.raises(GridError, match=r"Option 'order' has 3 numbers, 2\+2\+2, but the grid has 2 axes"):
-            attend(*qkv(12), "window", order="tiles:2x2x2", grid=(3, 4))
+@every_cell("order", ["spiral", "tiles", "tiles:0x4", "tiles:8x"])
+def test_an_unknown_order_of_tokens_is_refused(order: str) -> None:
+    with pytest.raises(
+        OptionError, match=r"'order' is .* but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8"
+    ):
+        build_mechanism("window", num_heads=1, head_dim=8, order=order)

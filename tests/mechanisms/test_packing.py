@@ -17,7 +17,6 @@ from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.traits import needs_whole_batch
-from hf_longattn.positions.relative import RELATIVE
 from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import quickly
@@ -75,7 +74,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
 
 @pytest.mark.thorough
 @every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form, ids=str)
-def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
+def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
@@ -94,7 +93,7 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
 @every_cell("causal", [False, True])
 @every_cell("dtype", [torch.float32, torch.bfloat16])
 @every_cell("kv_heads", [1, 4])
-def test_linear_attention_too_in_pieces_and_beside_padding(
+def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     kv_heads: int, dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_map, "FEATURES_PER_PIECE", 1 << 12)  # pieces of two chunks
@@ -116,23 +115,8 @@ def test_linear_attention_too_in_pieces_and_beside_padding(
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.thorough
-@every_cell("relative", RELATIVE)
-@every_cell("name", ["window", "longformer", "segmented", "top_k"])
-def test_relative_terms_too(name: str, relative: str) -> None:
-    sample = {**mechanism_class(name).sample, "relative": relative}
-    module = build_mechanism(name, num_heads=4, head_dim=16, max_length=LENGTH, **sample).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-    tensors = [token_major(1, heads, LENGTH) for heads in (4, 2, 2)]
-    out = attend(*tensors, module, causal=True, cu_seqlens=torch.tensor([0, *SIZES]).cumsum(0))
-    weight = torch.randn(out.shape)
-    assert torch.equal(out, one_by_one(module, [SIZES], [x.requires_grad_() for x in tensors], weight, causal=True)[0])
-
-
 @every_cell("name", ["window", "bigbird", "linear", "lsh"])
-def test_documents_with_padding_and_with_few_queries(name: str) -> None:
+def test_packed_documents_with_padding_and_few_queries_equal_the_definition(name: str) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).sample).eval()
     q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
@@ -142,15 +126,6 @@ def test_documents_with_padding_and_with_few_queries(name: str) -> None:
     torch.testing.assert_close(whole.double() * mask[:, None, :, None], reference_attend(q, k, v, module, **arguments), atol=1e-5, rtol=0)
     last = attend(q[:, :, -200:], k, v, module, **arguments)
     torch.testing.assert_close(last * mask[:, None, -200:, None], whole[:, :, -200:] * mask[:, None, -200:, None], atol=1e-5, rtol=0)
-
-
-def test_a_document_hears_nothing_of_another() -> None:
-    q, k, v = (token_major(1, 4, LENGTH) for _ in range(3))
-    ids = numbers(SIZES)[None]
-    before = attend(q, k, v, "longformer", window=16, documents=ids)
-    v[:, :, :60], k[:, :, :60] = float("nan"), float("nan")
-    after = attend(q, k, v, "longformer", window=16, documents=ids)
-    assert torch.equal(before[:, :, 60:], after[:, :, 60:])
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -175,13 +150,13 @@ def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> Non
 
 
 @pytest.mark.thorough
-def test_a_graph_refuses_documents() -> None:
+def test_a_traced_graph_refuses_packed_documents() -> None:
     module, x = build_mechanism("window", num_heads=2, head_dim=8, window=4), torch.randn(1, 2, 6, 8)
     with pytest.raises(Exception, match=r"a traced graph does not know"):
         torch.compile(lambda q, ids: attend(q, q, q, module, documents=ids), backend="eager", fullgraph=True)(x, torch.zeros(1, 6).long())
 
 
-def test_sequences_of_a_batch() -> None:
+def test_a_batch_lists_the_sequences_of_padding_and_documents() -> None:
     mask = torch.tensor([[0, 1, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
     assert [tuple(one) for one in Batch(mask).sequences] == [(0, 1, 6, True), (2, 0, 7, False)]
     ids = torch.tensor([[0, 0, 9, 0, 2, 2, 5], [0, 1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 1, 3]])
@@ -224,14 +199,14 @@ def forms(causal: bool) -> dict[str, dict[str, Any]]:
 @every_cell("form", forms(True), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
-    for way in WAYS if form in ("window", "bigbird", "linear") else ("position_ids", "bool mask"):
+    for way in WAYS if form in ("window", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
 @every_cell("form", forms(False), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
-    for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):
+    for way in WAYS if form in ("longformer", "nystrom") else ("position_ids", "documents"):
         assert_packed_equals_alone(model, packed(way, False))
 
 
@@ -240,7 +215,7 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
     ("base", "head"),
     [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
 )
-def test_positions_start_anew_with_each_document(base: str, head: str | None) -> None:
+def test_positions_start_anew_with_each_packed_document(base: str, head: str | None) -> None:
     """Also where a head runs a module inside its base model, as OPT's does."""
     model = long_model(base, head, {"mechanism": "window", "window": 32}).double().eval()
     for way in ("position_ids", "position_ids and ones", "documents", "cu_seq_lens_q", "seq_idx"):
@@ -253,7 +228,7 @@ def test_positions_start_anew_with_each_document(base: str, head: str | None) ->
 @pytest.mark.thorough
 @every_cell("way", ["documents", "cu_seq_lens_q", "seq_idx"])
 @every_cell("mode", [torch.no_grad, torch.inference_mode])
-def test_borders_in_a_buffer_that_is_used_again_are_those_of_the_call(mode: Any, way: str) -> None:
+def test_document_borders_in_a_reused_buffer_are_those_of_the_call(mode: Any, way: str) -> None:
     """As in a server that keeps its buffers: in inference mode a tensor does not say that it was written to."""
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
     ids, borders = tokens(1, LENGTH), packed(way, False)[way]
@@ -279,7 +254,7 @@ def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch)
     model(tokens(1, LENGTH), **packed("position_ids", True))
 
 
-def test_what_the_collator_of_transformers_makes() -> None:
+def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> None:
     features = [{"input_ids": document[0].tolist()} for document in tokens(1, LENGTH).split(SIZES, 1)]
     attention = {"mechanism": "segmented", **mechanism_class("segmented").sample}
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
@@ -291,7 +266,7 @@ def test_what_the_collator_of_transformers_makes() -> None:
         model(**batch, use_cache=True)
 
 
-def test_one_document_is_not_several() -> None:
+def test_positions_of_one_document_do_not_count_as_packed() -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").sample})
     ids, places = tokens(2, 90), torch.arange(90)[None]
     expected = model(ids, use_cache=False).logits
@@ -300,14 +275,14 @@ def test_one_document_is_not_several() -> None:
         torch.testing.assert_close(model(ids, **{"use_cache": False, **arguments}).logits, expected)
 
 
-def test_a_model_without_a_long_class_keeps_them_apart_too() -> None:
+def test_a_model_by_enable_long_attention_keeps_documents_apart() -> None:
     model = enable_long_attention(plain_model("llama", "LlamaForCausalLM"), {"mechanism": "linear"}).double().eval()
     ids = tokens(1, LENGTH)
     expected = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
     torch.testing.assert_close(model(ids, **packed("position_ids", True), use_cache=False).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_models_that_cannot_pack_say_so() -> None:
+def test_models_refuse_packed_rows_and_masks_that_they_cannot_keep_apart() -> None:
     memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
     with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document its own row"):
         memory(tokens(1, LENGTH), **packed("position_ids", True))
@@ -325,7 +300,7 @@ def test_models_that_cannot_pack_say_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", quickly(["window", "bigbird"], ["window"]))
-def test_a_compiled_model_keeps_them_apart_or_refuses(form: str) -> None:
+def test_a_compiled_model_keeps_documents_apart_or_refuses(form: str) -> None:
     model = long_model("llama", "LlamaForCausalLM", forms(True)[form], num_hidden_layers=1).eval()
     torch._dynamo.reset()
     compiled, ids = torch.compile(model, backend="eager"), tokens(1, LENGTH)
@@ -361,7 +336,7 @@ def masks() -> dict[str, tuple[Tensor, bool]]:
 
 
 @every_cell("name", masks())
-def test_what_separates_documents(name: str) -> None:
+def test_a_dense_mask_tells_documents_from_other_patterns(name: str) -> None:
     mask, apart = masks()[name]
     some = torch.stack([torch.ones(12, 12, dtype=torch.bool), mask])[:, None]
     for form in (some, torch.zeros(some.shape).masked_fill(~some, float("-inf")), some.expand(-1, 4, -1, -1)):

@@ -47,7 +47,7 @@ def once(module: Mechanism, tensors: list[Tensor], **arguments: Any) -> Callable
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_padding_costs_what_the_real_tokens_cost(name: str) -> None:
+def test_a_padded_batch_costs_what_its_real_tokens_cost(name: str) -> None:
     module, tensors = built(name)
     kept = LENGTH * 6 // 10
     places = torch.arange(LENGTH).expand(2, -1)

@@ -82,7 +82,7 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
 
 
 @every_cell("name", list_mechanisms())
-def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
+def test_the_words_for_the_input_of_a_mechanism_say_what_it_takes(name: str) -> None:
     """The words of its page and of ``longattn mechanisms NAME``, and what a model of images takes."""
 
     def takes(options: dict[str, Any]) -> bool:
@@ -97,7 +97,7 @@ def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
     assert takes({}) is ("image" in words and "`order`" not in words)
 
 
-def test_options_that_the_module_does_not_define_are_refused_with_a_sentence() -> None:
+def test_options_that_a_mechanisms_module_does_not_define_are_refused() -> None:
     class Local(WindowOptions):
         pass
 
@@ -107,7 +107,7 @@ def test_options_that_the_module_does_not_define_are_refused_with_a_sentence() -
             options: Local
 
 
-def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_mechanism_has_the_name_of_the_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module_names("mechanisms") == list_mechanisms()
     monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
     with pytest.raises(RegistrationError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):

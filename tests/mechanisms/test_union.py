@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.common.call import GatherTile, rows_of
-from hf_longattn.engines.common.dense import index_grid
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.locality import keys_per_query
@@ -84,7 +83,7 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
 @pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=3, ids="+".join)
-def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
+def test_a_union_joins_any_two_masks(names: tuple[str, str], causal: bool) -> None:
     if any(mechanism_class(name).causal not in ("both", causal) for name in names):
         pytest.skip("one of them has no such form")
     for order in (names, names[::-1]):
@@ -97,7 +96,7 @@ def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_three_members_with_padding_and_global_tokens(causal: bool) -> None:
+def test_a_union_of_three_with_padding_and_global_tokens_equals_the_definition(causal: bool) -> None:
     of = "residues+longformer:window=20,global_tokens=0+7+head_blocks"
     padding = torch.ones(2, LENGTH, dtype=torch.bool)
     padding[0, :37] = False
@@ -107,28 +106,10 @@ def test_three_members_with_padding_and_global_tokens(causal: bool) -> None:
     check(of, causal, None, torch.zeros(2, LENGTH, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
-    union = build_mechanism("union", num_heads=4, head_dim=8, of="residues+window:window=20+head_blocks+window:window=6")
-    counts = torch.zeros(4, 100, 100, dtype=torch.long)
-    for part in union.parts(100, causal, torch.device("cpu")):
-        from hf_longattn.engines.common.plain import allowed
-
-        seen = allowed(part, None, torch.zeros(1, 1, 1, 1, dtype=torch.long))
-        seen = seen if part.bias is None else seen & part.bias
-        shape = torch.broadcast_shapes(seen.shape, (1, 4, 1, 1, 1))
-        h = torch.arange(4).view(1, 4, 1, 1, 1).expand(shape)
-        places = [x.expand(shape)[seen.expand(shape)] for x in (h, part.queries[..., :, None], part.keys[..., None, :])]
-        counts.index_put_(tuple(places), torch.ones_like(places[0]), accumulate=True)
-    _, h, q_idx, kv_idx = index_grid(1, 4, 100, 100, torch.device("cpu"))
-    expected = union.mask_mod(causal, None)(0, h, q_idx, kv_idx)[0] & ((kv_idx <= q_idx)[0] if causal else True)
-    assert torch.equal(counts, expected.expand(4, 100, 100).long())
-
-
 @every_cell("causal", [False, True], pairs=True)
 @every_cell("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
 @every_cell("window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"])
-def test_sinks_and_dilation_join(window: str, other: str, causal: bool) -> None:
+def test_windows_with_sinks_and_dilation_join_in_a_union(window: str, other: str, causal: bool) -> None:
     padding = torch.ones(2, LENGTH, dtype=torch.bool)
     padding[0, :37] = False
     of = f"{window}+{other}"
@@ -146,7 +127,7 @@ def test_sinks_and_dilation_join(window: str, other: str, causal: bool) -> None:
     assert torch.equal(mask.expand(2, 4, -1, -1) & real, seen[1].expand(2, 4, -1, -1) & real)
 
 
-def test_bands_alone_are_one_band() -> None:
+def test_a_union_of_bands_is_one_band() -> None:
     q, k, v = inputs()
     out = attend(q, k, v, "union", of="window:window=8+window:window=32")
     torch.testing.assert_close(out, attend(q, k, v, "window", window=32), atol=0, rtol=0)
@@ -155,7 +136,7 @@ def test_bands_alone_are_one_band() -> None:
     assert not union.traits.takes_globals
 
 
-def test_the_three_ways_to_write_it_are_one() -> None:
+def test_all_ways_to_write_a_union_are_one_config() -> None:
     ways = [
         [{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}],
         ["window:window=256", "longformer:window=8,global_tokens=0+3"],
@@ -185,6 +166,6 @@ def test_the_three_ways_to_write_it_are_one() -> None:
         ("window:window=3,window=4", "given twice"),
     ],
 )
-def test_bad_members_get_a_sentence(of: Any, says: str) -> None:
+def test_a_union_refuses_members_that_do_not_fit(of: Any, says: str) -> None:
     with pytest.raises((OptionError, ValueError), match=says):
         LongAttentionConfig("union", of=of)

@@ -1,17 +1,14 @@
-"""`window`: what sinks and dilation let a token see, and which values are refused."""
+"""`window`: what sinks, sides and dilation let a token see."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.locality import keys_per_query
 from tests.cells import every_cell
+from tests.mechanisms.definition import assert_equals_its_definition
 from tests.mechanisms.listed import image, visible
-
-CPU = torch.device("cpu")
 
 
 def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: int = 2, **options) -> torch.Tensor:
@@ -19,7 +16,7 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: 
     return visible(mechanism, length, causal, padding)
 
 
-def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
+def test_sinks_of_a_window_stay_visible_and_see_no_more_than_others() -> None:
     assert image(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
         "#.......",
         "##......",
@@ -42,7 +39,7 @@ def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
     ]
 
 
-def test_a_window_reaches_as_far_back_and_ahead_as_it_is_told() -> None:
+def test_a_window_reaches_as_far_as_left_and_right_say() -> None:
     rows = ["##......", "###.....", "####....", ".####...", "..####..", "...####.", "....####", ".....###"]
     assert image(seen(8, False, left=2, right=1)[0, 0]) == rows
     assert image(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], "later tokens are not seen when causal"
@@ -50,7 +47,7 @@ def test_a_window_reaches_as_far_back_and_ahead_as_it_is_told() -> None:
     assert image(seen(9, False, left=2, right=1, dilation=3)[0, 0])[5] == "..#..#..#"
 
 
-def test_sinks_are_counted_from_the_first_real_token() -> None:
+def test_sinks_of_a_window_are_counted_from_the_first_real_token() -> None:
     padding = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0]], dtype=torch.bool)
     mask = seen(8, True, padding, window=1, num_sinks=1)[:, 0]
     assert mask[0, 2:, 2].all()
@@ -58,7 +55,7 @@ def test_sinks_are_counted_from_the_first_real_token() -> None:
     assert mask[1, :6, 0].all()
 
 
-def test_every_head_has_its_dilation() -> None:
+def test_every_head_of_a_window_has_its_dilation() -> None:
     mask = seen(9, True, window=3, dilation=(1, 2))[0]
     assert image(mask[1]) == [
         "#........",
@@ -88,23 +85,18 @@ def test_every_head_has_its_dilation() -> None:
     ],
     ids=str,
 )
-def test_sinks_and_dilation_equal_the_definition(options: dict, side: str, causal: bool) -> None:
+def test_windows_with_sinks_dilation_and_sides_equal_the_definition(options: dict, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
     padding = torch.ones(2, length, dtype=torch.bool)
     padding[0, {"none": slice(0), "left": slice(90), "right": slice(200, None), "inside": slice(2, 60)}[side]] = False
-    arguments = {"causal": causal, "padding_mask": padding, "window": 24, "scaling": 0.4, **options}
-    real = padding[:, None, :, None]
-    out, expected = (function(q, k, v, "window", **arguments) * real for function in (attend, reference_attend))
-    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
-    few = attend(q[:, :, -7:], k, v, "window", **arguments) * real[:, :, -7:]
+    module, arguments = build_mechanism("window", num_heads=4, head_dim=16, window=24, **options), {"causal": causal, "scaling": 0.4}
+    out = assert_equals_its_definition(module, q, k, v, padding, **arguments)
+    few = attend(q[:, :, -7:], k, v, module, padding_mask=padding, **arguments) * padding[:, None, -7:, None]
     torch.testing.assert_close(few, out[:, :, -7:], atol=1e-5, rtol=0)
 
 
-def test_a_score_term_meets_the_right_head() -> None:
+def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
     q, k, v = (torch.randn(1, 4, 300, 16) for _ in range(3))
 
     def per_head(score, b, h, i, j):
@@ -126,7 +118,7 @@ def test_a_score_term_meets_the_right_head() -> None:
     ],
     ids=str,
 )
-def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> None:
+def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: dict, causal: bool) -> None:
     mechanism = build_mechanism("window", num_heads=2, head_dim=4, **options)
     for length in range(1, 16):
         mask = seen(length, causal, **options)
@@ -137,35 +129,3 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
         assert options["num_sinks"]
     else:
         assert seen(40, True, **options)[0, 0, -1].nonzero()[0] == 40 - reach
-
-
-@every_cell(
-    ("options", "sentence"),
-    [
-        ({"window": 0}, "'window' of mechanism 'window' is 0"),
-        ({"num_sinks": -1}, "at least 0"),
-        ({"left": -1}, "'left' of mechanism 'window' is -1"),
-        ({"dilation": (1, 0)}, "one number of at least 1"),
-        ({"dilation": ()}, "one number of at least 1"),
-        ({"dilation": (1, 2)}, "2 entries for 4 heads"),
-        ({"sinks": 4}, "no option 'sinks'"),
-    ],
-    ids=str,
-)
-def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
-    with pytest.raises(OptionError, match=sentence):
-        build_mechanism("window", num_heads=4, head_dim=4, **options)
-
-
-def test_pairs_are_listed_for_dilated_heads_and_for_sinks_in_a_union_only() -> None:
-    def listed(**options) -> bool:
-        return build_mechanism("window", num_heads=2, head_dim=4, **options).listed
-
-    assert not listed(window=4)
-    assert not listed(window=4, num_sinks=2)
-    assert listed(window=4, dilation=2)
-    assert not listed(window=4, dilation=(1, 2)), "each group of heads is by itself"
-    assert [member.listed for member in build_mechanism("union", num_heads=2, head_dim=4, of="window+window:num_sinks=2").mechanisms] == [
-        False,
-        True,
-    ]

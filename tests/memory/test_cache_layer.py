@@ -14,7 +14,7 @@ from hf_longattn.modeling.attach import attachment
 from tests.reference.small_models import long_like, plain_model, tokens
 
 
-def test_memory_is_counted_once_however_often_it_is_seen() -> None:
+def test_cache_bytes_count_shared_memory_once() -> None:
     cache, keys = DynamicCache(), torch.zeros(1, 2, 8, 4)
     cache.update(keys, keys, 0)
     held = keys.untyped_storage().nbytes()
@@ -23,7 +23,7 @@ def test_memory_is_counted_once_however_often_it_is_seen() -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["window", "hybrid"])
-def test_the_last_tokens_of_a_prompt_do_not_hold_all_of_it(mechanism: str) -> None:
+def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: str) -> None:
     config = LongGPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=1024, long_attention={"mechanism": mechanism, "window": 8})
     sizes = []
     for length in (64, 1024):
@@ -55,7 +55,7 @@ def test_decoding_refuses_a_cache_layer_that_attention_never_reads(mechanism: st
         model.generate(tokens(2, 30), **settings)
 
 
-def test_a_cache_goes_by_either_name_of_its_argument() -> None:
+def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1), "llama", {"mechanism": "linear"}, num_hidden_layers=1)
     ids, logits = tokens(2, 30), []
     for name in ("cache", "past_key_values"):

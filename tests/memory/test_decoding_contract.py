@@ -12,12 +12,10 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import STATE_LAYER
 from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
-from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
+from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 """Without the mechanism whose models read the whole text at every step."""
@@ -26,7 +24,7 @@ CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 
 def model(base: str, name: str) -> Any:
-    plain = plain_model(base, HEAD[base], num_hidden_layers=2)
+    plain = plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2)
     return long_like(plain, base, {"mechanism": name, **mechanism_class(name).sample}, num_hidden_layers=2)
 
 
@@ -40,7 +38,7 @@ PRECISIONS = grid(
 
 
 @every_cell(("base", "name", "dtype"), PRECISIONS, of=9, alike=lambda base, name, dtype: engine_of_form(name), ids=str)
-def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
+def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
     longer = longer if dtype == torch.float32 else longer.double()
@@ -55,7 +53,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
 
 @pytest.mark.thorough
 @every_cell("name", NAMES, of=9, alike=engine_of_form)
-def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
+def test_beams_and_a_static_cache_of_every_mechanism_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 7}
     for how in ({"num_beams": 3}, {"cache_implementation": "static"}):
@@ -64,20 +62,7 @@ def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
         assert torch.equal(*found), how
 
 
-@pytest.mark.thorough
-@every_cell("name", STATEFUL)
-def test_a_state_does_not_grow(name: str) -> None:
-    longer = model("gpt2", name)
-    cache, sizes = DynamicCache(config=longer.config), []
-    with torch.no_grad():
-        for begin in range(0, 480, 120):
-            longer(tokens(2, 480)[:, begin : begin + 120], past_key_values=cache)
-            sizes.append(cache.layers[0].state_bytes())
-    assert longer.config.layer_types == [STATE_LAYER] * 2
-    assert len(set(sizes[1:])) == 1
-
-
-def test_generation_begins_from_embeddings() -> None:
+def test_generation_with_a_hybrid_cache_begins_from_embeddings() -> None:
     longer, ids = model("llama", "hybrid"), tokens(2, 30)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 5}
     found = longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)

@@ -28,10 +28,11 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
 
 
 @every_cell(("pattern", "left"), alternately([*PATTERNS, *ALL_KEPT]))
-def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) -> None:
+def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, left: bool) -> None:
     length = 170
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
-    longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(3, length)
+    plain = plain_model("gpt2", "GPT2LMHeadModel", num_hidden_layers=2)
+    longer, ids = long_like(plain, "gpt2", attention, num_hidden_layers=2), tokens(3, length)
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
     cache = DynamicCache(config=longer.config)
     steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, 90), (90, 140), *singly(140, length)])
@@ -41,7 +42,7 @@ def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) ->
 
 @pytest.mark.thorough
 @every_cell("pattern", PATTERNS)
-def test_memory_follows_the_pattern(pattern: str) -> None:
+def test_a_cache_of_a_static_pattern_is_as_large_as_its_reach(pattern: str) -> None:
     attention, reachable = PATTERNS[pattern]
     cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)
     for _ in range(400):
@@ -49,3 +50,13 @@ def test_memory_follows_the_pattern(pattern: str) -> None:
         cache.update(new, new, 0)
         cache.layers[0].note_padding(None)
         assert cache.layers[0].keys.shape[2] <= reachable + SLACK
+
+
+def test_attentions_from_a_cache_of_kept_keys_stand_at_their_columns() -> None:
+    longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", PATTERNS["sinks"][0]), tokens(2, 150)
+    cache = DynamicCache(config=longer.config)
+    in_pieces(longer, cache, ids, torch.ones_like(ids), [(0, 100), *singly(100, 149)])
+    with torch.no_grad():
+        step = longer(ids[:, 149:], past_key_values=cache, output_attentions=True).attentions[0]
+        whole = longer(ids, output_attentions=True, use_cache=False).attentions[0]
+    torch.testing.assert_close(step, whole[:, :, -1:], atol=1e-5, rtol=0)

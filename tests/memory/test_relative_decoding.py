@@ -20,8 +20,7 @@ from hf_longattn.positions.relative import RELATIVE
 from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.grids import grid
-from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, padding, plain_model, tokens
 
 NAMES = [
     name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod and name != "recurrent_memory"
@@ -42,7 +41,9 @@ LENGTH = 100
 def model(base: str, form: str, kind: str) -> Any:
     """With terms that matter: their parameters are initialised to zeros. Two layers, since positions are asked of a cache to whose first
     layer the new tokens have been added."""
-    built = long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, {**FORMS[form], "relative": kind}, num_hidden_layers=2)
+    built = long_like(
+        plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2), base, {**FORMS[form], "relative": kind}, num_hidden_layers=2
+    )
     for module in built.modules():
         if isinstance(module, Mechanism) and module.relative is not None:
             for parameter in module.relative.parameters():
@@ -71,7 +72,7 @@ CASES = [*grid(DRAWN, quick), ("full", "self_extend:window=12,group=5", "llama")
     of=9,
     alike=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
 )
-def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:
+def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str, kind: str, base: str) -> None:
     """Left padding, a prompt, several tokens at once, single ones, and sequences that change places."""
     longer = model(base, form, kind)
     ids, mask = tokens(3, LENGTH), padding(3, LENGTH, left=True)
@@ -93,13 +94,13 @@ def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, ba
     assert (found - expected).abs().max() < 1e-4
 
 
-def test_members_have_no_relative_positions_of_their_own() -> None:
+def test_members_of_a_union_have_no_relative_positions() -> None:
     """So that there is one term for a layer, which the cache of a union meets as that of any other mechanism."""
     with pytest.raises(OptionError, match="give relative to 'union' itself"):
         build_mechanism("union", num_heads=4, head_dim=16, of=[{"mechanism": "window", "relative": "alibi"}])
 
 
-def test_columns_are_found_once_for_all_layers() -> None:
+def test_columns_of_a_decoding_step_are_found_once_for_all_layers() -> None:
     """Once for the mask, and once for the distances."""
     found: list[int] = []
 

@@ -87,7 +87,7 @@ CELLS = grid([(plan, padded) for plan in PLANS for padded in (True, False)], lam
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("plan", "padded"), CELLS)
-def test_a_compiled_step_is_as_many_graphs_as_the_base_s(plan: str, padded: bool) -> None:
+def test_a_compiled_decoding_step_is_as_many_graphs_as_that_of_the_base(plan: str, padded: bool) -> None:
     """The whole forward pass is one graph, and one more since the mask that is passed grows."""
     model, mask = long_model(PLANS[plan]), padding(3, LENGTH, left=True)
     mask = mask if padded else torch.ones_like(mask)
@@ -99,7 +99,7 @@ def test_a_compiled_step_is_as_many_graphs_as_the_base_s(plan: str, padded: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", quickly(["window", "longformer", "window, full"], ["window"]))
-def test_a_cache_of_the_plain_base_s_serves_as_well(plan: str) -> None:
+def test_a_static_cache_of_the_plain_base_serves_a_long_model(plan: str) -> None:
     """It keeps everything, in a model that has its mechanisms by enable_long_attention, too."""
     model, mask = long_model(PLANS[plan]), padding(3, LENGTH, left=True)
     expected = model.generate(tokens(3, LENGTH), attention_mask=mask, **GREEDY)[:, LENGTH:]
@@ -113,7 +113,7 @@ def test_a_cache_of_the_plain_base_s_serves_as_well(plan: str) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("width", quickly([16, 64], [16]))
-def test_transformers_sliding_layers_are_read_where_their_tokens_are(width: int) -> None:
+def test_sliding_cache_layers_of_transformers_are_read_in_text_order(width: int) -> None:
     """As wide as the window, and still filling while tokens are generated."""
     plain = plain_model("mistral", "MistralForCausalLM", num_hidden_layers=1, sliding_window=width)
     cache = StaticCache(config=plain.config, max_cache_len=ROOM)
@@ -143,15 +143,8 @@ def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: 
     assert torch.equal(decoded(model, cache, mask)[1], expected)  # with breaks
 
 
-@pytest.mark.thorough
-def test_the_sentence_of_a_mechanism_that_cannot() -> None:
-    model = long_model({"mechanism": "top_k", "num_keys": 8})
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"'top_k'.* do not compile \(disable_compile=True"):
-        decoded(model, StaticCache(config=model.config, max_cache_len=ROOM), torch.ones(1, LENGTH, dtype=torch.long), fullgraph=True)
-
-
 @pytest.mark.parametrize("plan", quickly(PLANS, ["longformer"]))
-def test_generate_compiles_by_itself_where_the_base_does(plan: str) -> None:
+def test_generate_compiles_long_models_where_it_compiles_the_base(plan: str) -> None:
     """On a GPU always; on a CPU where it is told to. The mask, and the global tokens, are as wide at every step: there is one graph."""
     model, mask = long_model(PLANS[plan]), padding(3, LENGTH, left=True)
     ids, graphs = tokens(3, LENGTH), Graphs()
@@ -174,7 +167,7 @@ def test_a_mechanism_without_one_graph_is_not_compiled_by_generate() -> None:
 
 
 @every_cell("plan", ["window", "longformer", "window and sinks", "alibi"])
-def test_steps_over_all_slots_are_those_over_the_filled_ones(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU without a compiler: fixed shapes, for which nothing waits."""
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
     expected = model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY)
@@ -183,7 +176,7 @@ def test_steps_over_all_slots_are_those_over_the_filled_ones(plan: str, monkeypa
 
 
 @every_cell("plan", ["window", "window, linear", "window and sinks"])
-def test_pieces_of_a_prompt_and_a_second_text_equal_one_pass(plan: str) -> None:
+def test_a_static_cache_takes_a_prompt_in_pieces_and_a_second_text(plan: str) -> None:
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
     cache = StaticCache(config=model.config, max_cache_len=ROOM)
     for _ in range(2):
@@ -192,7 +185,7 @@ def test_pieces_of_a_prompt_and_a_second_text_equal_one_pass(plan: str) -> None:
         cache.reset()
 
 
-def test_a_text_longer_than_the_cache_ends_in_a_sentence() -> None:
+def test_a_text_longer_than_its_static_cache_is_refused() -> None:
     model = long_model(WINDOW)
     cache = StaticCache(config=model.config, max_cache_len=40)
     with torch.no_grad():

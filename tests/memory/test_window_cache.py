@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import torch
 from transformers import DynamicCache, StaticCache
 
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.memory import decode_layer_types, decode_reach, window_layer_type
+from hf_longattn.memory import decode_layer_types, decode_reach
 from hf_longattn.memory.static_cache import in_text_order, slot_columns
 from tests.cells import every_cell
 from tests.reference.small_models import long_config
 
 
-def test_reach_is_the_mechanism_s() -> None:
+def test_the_decoding_reach_of_a_layer_is_that_of_its_mechanism() -> None:
     config = LongAttentionConfig("window", window=64, layers={1: {"window": 8}, 2: {"mechanism": "full"}, 3: {"mechanism": "longformer"}})
     assert [decode_reach(config, layer) for layer in range(4)] == [64, 8, None, None]
 
 
-def test_layer_types() -> None:
+def test_layers_of_windows_have_window_cache_types() -> None:
     config = LongAttentionConfig("window", window=64, layers={1: {"mechanism": "full"}})
     assert decode_layer_types(config, 3) == ["longattn_window_64", "full_attention", "longattn_window_64"]
     assert decode_layer_types(LongAttentionConfig("full"), 3) is None
 
 
-def test_update_returns_what_the_window_sees() -> None:
+def test_a_window_cache_returns_the_keys_that_the_window_sees() -> None:
     cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
     keys = torch.randn(2, 4, 40, 16)
     for i in range(40):
@@ -36,7 +33,7 @@ def test_update_returns_what_the_window_sees() -> None:
 
 
 @every_cell("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
-def test_a_static_window_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
+def test_a_static_window_cache_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
     cache = StaticCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}), max_cache_len=100)
     keys, at = torch.randn(2, 4, 40, 16), 0
     layer = cache.layers[0]
@@ -55,19 +52,8 @@ def test_a_static_window_is_a_ring_that_says_where_its_tokens_are(pieces: list[i
     assert torch.equal(ordered, keys[:, :, -6:])
 
 
-def test_a_prompt_longer_than_the_window_is_returned_whole() -> None:
+def test_a_window_cache_returns_a_longer_prompt_whole() -> None:
     cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
     keys = torch.randn(1, 4, 40, 16)
     assert torch.equal(cache.update(keys, keys, 1)[0], keys)
     assert cache.layers[1].keys.shape[2] == 5
-
-
-def test_a_cache_is_copied_and_pickled() -> None:
-    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
-    cache.update(torch.ones(1, 4, 40, 16), torch.ones(1, 4, 40, 16), 0)
-    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
-        assert torch.equal(twin.layers[0].keys, cache.layers[0].keys)
-
-
-def test_the_same_window_is_the_same_type() -> None:
-    assert window_layer_type(12) == window_layer_type(12) != window_layer_type(13)

@@ -17,14 +17,13 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
-from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, long_like, long_model, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, long_model, padding, plain_model, tokens
 
 XL = {"mechanism": "transformer_xl", "segment_length": 32, "memory_length": 48}
 
 
 def model(base: str, long_attention: dict[str, Any] = XL, **changes: Any) -> Any:
-    return long_like(plain_model(base, HEAD[base], **changes), base, long_attention, **changes)
+    return long_like(plain_model(base, LANGUAGE_MODELS[base], **changes), base, long_attention, **changes)
 
 
 def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | None = "continue", **along: Tensor) -> tuple[Tensor, Any]:
@@ -45,7 +44,7 @@ def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | Non
     ids=str,
 )
 def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, changes: dict[str, Any]) -> None:
-    head, ids = {**HEAD, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base], tokens(2, 300).clamp(min=5)
+    head, ids = {**LANGUAGE_MODELS, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base], tokens(2, 300).clamp(min=5)
     plain = plain_model(base, head, **changes)
     found, _ = segment_by_segment(long_like(plain, base, {**XL, "memory_length": 400}, **changes), ids, 32)
     assert (found - plain(ids, use_cache=False).logits).abs().max() < 1e-4

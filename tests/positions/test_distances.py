@@ -36,7 +36,7 @@ def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, o
     assert needs_training_by(mechanism, "tile", P, P, causal) == "", "nothing is tiled"
 
 
-def test_rules_for_other_positions() -> None:
+def test_untrained_distances_are_named_for_plain_rope_only() -> None:
     near, far = Locality(255, 0), Locality(900, 0)
     assert untrained_distances("rope:none", P, 4096, near, 256) == ""
     assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 901)

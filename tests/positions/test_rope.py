@@ -27,32 +27,27 @@ def cosines(module: LlamaRotaryEmbedding, positions: torch.Tensor) -> torch.Tens
 
 
 @every_cell("kind", ["none", "linear", "dynamic", "yarn"])
-def test_transformers_accepts_every_kind(kind: str) -> None:
+def test_a_rope_plan_is_exact_where_the_old_length_is_unchanged(kind: str) -> None:
     plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
-    module = rotary(plan.parameters, plan.max_position_embeddings)
-    assert cosines(module, torch.arange(256)).isfinite().all()
-
-
-@every_cell("kind", ["none", "linear", "dynamic", "yarn"])
-def test_exact_says_whether_the_old_length_is_unchanged(kind: str) -> None:
-    plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
+    new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(256))
+    assert new.isfinite().all()
     new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(64))
     assert torch.allclose(new, cosines(rotary(PLAIN, 64), torch.arange(64)), atol=1e-6) == plan.exact
 
 
-def test_linear_stretches_the_old_range_over_the_new_one() -> None:
+def test_linear_rope_stretches_the_old_range_over_the_new_one() -> None:
     plan = rope_parameters("rope:linear", PLAIN, old_length=64, new_length=256)
     new = cosines(rotary(plan.parameters, 256), torch.arange(0, 256, 4))
     torch.testing.assert_close(new, cosines(rotary(PLAIN, 64), torch.arange(64)))
 
 
-def test_dynamic_really_grows_beyond_the_old_length() -> None:
+def test_dynamic_rope_grows_beyond_the_old_length() -> None:
     plan = rope_parameters("rope:dynamic", PLAIN, old_length=64, new_length=256)
     module = rotary(plan.parameters, plan.max_position_embeddings)
     assert not torch.allclose(cosines(module, torch.arange(256)), cosines(rotary(PLAIN, 64), torch.arange(256)))
 
 
-def test_a_base_replaces_the_old_one() -> None:
+def test_a_rope_base_replaces_the_old_one() -> None:
     plan = rope_parameters("rope:base:8e6", {**PLAIN, "partial_rotary_factor": 0.5}, old_length=64, new_length=256)
     assert plan.parameters == {"rope_type": "default", "rope_theta": 8e6, "partial_rotary_factor": 0.5}
     assert (plan.kind, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
@@ -62,19 +57,19 @@ def test_a_base_replaces_the_old_one() -> None:
 
 
 @every_cell("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
-def test_a_base_is_a_positive_number(value: str) -> None:
+def test_a_rope_base_is_a_positive_number(value: str) -> None:
     with pytest.raises(PositionError, match="rope:base:8000000"):
         rope_parameters(f"rope:base{value}", PLAIN, old_length=64, new_length=256)
 
 
-def test_auto_changes_nothing_where_no_layer_looks_beyond_the_old_length() -> None:
+def test_auto_rope_changes_nothing_where_no_layer_looks_beyond_the_old_length() -> None:
     assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).kind == "none"
     assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).kind == "yarn"
     assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=None).kind == "yarn"
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
-def test_extending_twice_equals_extending_once(kind: str) -> None:
+def test_extending_rope_twice_equals_extending_once(kind: str) -> None:
     once = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=512)
     half = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=128)
     assert rope_parameters("auto", half.parameters, old_length=128, new_length=512).parameters == once.parameters
@@ -99,12 +94,12 @@ def test_longrope_reads_its_factors_from_a_file(tmp_path: Path) -> None:
         ("rope:yarn", {"rope_type": "llama3", "factor": 8.0}, "already scales its rotary positions with 'llama3'"),
     ],
 )
-def test_what_cannot_be_done_is_said(positions: str, old: dict, sentence: str) -> None:
+def test_rope_refuses_rules_files_and_scalings_that_do_not_fit(positions: str, old: dict, sentence: str) -> None:
     with pytest.raises(PositionError, match=sentence):
         rope_parameters(positions, old, old_length=64, new_length=256)
 
 
-def test_a_shorter_length_is_refused() -> None:
+def test_rope_refuses_a_shorter_length() -> None:
     with pytest.raises(PositionError, match="can only grow"):
         rope_parameters("auto", PLAIN, old_length=64, new_length=32)
 

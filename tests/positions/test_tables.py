@@ -14,12 +14,12 @@ def table(rows: int = 10, width: int = 4) -> torch.Tensor:
     return torch.arange(rows * width, dtype=torch.float32).reshape(rows, width)
 
 
-def test_tile_repeats_the_whole_table() -> None:
+def test_tile_repeats_the_whole_position_table() -> None:
     old = table(5)
     assert torch.equal(extend_table(old, 12, offset=0, strategy="tile"), torch.cat([old, old, old[:2]]))
 
 
-def test_special_rows_are_kept_once_as_in_robertas_table() -> None:
+def test_special_rows_of_a_position_table_are_kept_once() -> None:
     old = torch.randn(514, 8)
     new = extend_table(old, 4098, offset=2, strategy="tile")
     assert torch.equal(new[:514], old)
@@ -27,20 +27,20 @@ def test_special_rows_are_kept_once_as_in_robertas_table() -> None:
     assert new.shape == (4098, 8)
 
 
-def test_interpolation_keeps_the_ends_and_is_linear_between() -> None:
+def test_interpolation_of_a_position_table_keeps_the_ends_and_is_linear() -> None:
     new = extend_table(table(5), 9, offset=0, strategy="interpolate")
     assert torch.equal(new[::2], table(5))
     assert torch.equal(new[1::2], (table(5)[:-1] + table(5)[1:]) / 2)
 
 
-def test_interpolation_leaves_special_rows_alone() -> None:
+def test_interpolation_leaves_special_rows_of_a_position_table_alone() -> None:
     old = table(7)
     new = extend_table(old, 12, offset=2, strategy="interpolate")
     assert torch.equal(new[:3], old[:3])
     assert torch.equal(new[-1], old[-1])
 
 
-def test_stretching_77_rows_to_248_is_long_clips_table() -> None:
+def test_stretching_77_positions_to_248_is_the_table_of_long_clip() -> None:
     """Zhang et al. 2024, section 3.1, row by row: four rows for each step, and the last step continued by its quarters."""
     old, kept = torch.randn(77, 8, dtype=torch.float64), 20
     expected = [*old[:kept]]
@@ -52,7 +52,7 @@ def test_stretching_77_rows_to_248_is_long_clips_table() -> None:
 
 @every_cell(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
 @every_cell("new_rows", [65, 100, 512])
-def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int, new_rows: int) -> None:
+def test_stretching_a_position_table_keeps_its_first_rows(strategy: str, kept: int, new_rows: int) -> None:
     old = torch.randn(66, 8)
     new = extend_table(old, new_rows + 2, offset=2, strategy=strategy)
     assert unchanged_rows(strategy, 64) == kept + 1
@@ -60,7 +60,7 @@ def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int
     assert not torch.equal(new[kept + 3], old[kept + 3])
 
 
-def test_random_rows_follow_the_tables_spread() -> None:
+def test_random_rows_of_a_position_table_follow_its_spread() -> None:
     old = torch.randn(256, 64) * 0.3
     new = extend_table(old, 2048, offset=0, strategy="random")
     assert torch.equal(new[:256], old)
@@ -70,7 +70,7 @@ def test_random_rows_follow_the_tables_spread() -> None:
 
 @every_cell("strategy", STRATEGIES)
 @every_cell("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: torch.dtype) -> None:
+def test_every_strategy_for_position_tables_keeps_dtype_and_source(strategy: str, dtype: torch.dtype) -> None:
     old = torch.randn(6, 4).to(dtype)
     before = old.clone()
     new = extend_table(old, 15, offset=1, strategy=strategy)
@@ -92,6 +92,6 @@ def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: 
         ({"new_rows": 20, "offset": 0, "strategy": "stretch:few"}, "give a number of at least 1"),
     ],
 )
-def test_what_cannot_be_extended_is_refused(arguments: dict, sentence: str) -> None:
+def test_position_tables_that_cannot_be_extended_are_refused(arguments: dict, sentence: str) -> None:
     with pytest.raises(PositionError, match=sentence):
         extend_table(table(10), **arguments)

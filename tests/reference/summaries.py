@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.trained import REAL_TEXT, tokenizer_of
 
-STEPS, BATCH = 24, 4
+STEPS, BATCH = 16, 4
 FIRST = 5
 """The tokenizer's ids are moved up, so that the special tokens of a model have none of its pieces."""
 

@@ -7,7 +7,6 @@ scalings that are drawn at random and are the same in every run.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -66,7 +65,7 @@ def test_every_mechanism_has_a_definition() -> None:
 
 
 @every_cell(("name", "causal", "case"), DRAWN, ids=form, by="name")
-def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 0)
         monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
@@ -84,7 +83,7 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     alike=engine_of_form,
     ids=form,
 )
-def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:
+def test_relative_positions_in_every_mechanism_equal_their_definitions(name: str, causal: bool, relative: str) -> None:
     """A relative term is added to the scores before anything else that is done to them."""
     module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
 
@@ -100,7 +99,7 @@ def test_relative_positions_are_their_definitions(name: str, causal: bool, relat
 
 @every_cell("case", range(4))
 @every_cell("name", STATEFUL)
-def test_decoding_is_the_definition(name: str, case: int) -> None:
+def test_decoding_from_a_state_equals_the_definition(name: str, case: int) -> None:
     """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole text."""
     module, q, k, v, arguments = draw_case(name, True, f"decoding {case}", fewer_queries=False)
     exact, (q, k, v) = module.double(), (x.double() for x in (q, k, v))
@@ -258,11 +257,3 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float, what: str) -> N
     assert torch.isfinite(got).all(), f"{what}: not finite"
     error, largest = (float(x.detach().abs().max()) for x in (got.double() - expected, expected))
     assert error <= tolerance * max(largest, 1.0), f"{what}: {error:.2e} away from the definition, whose largest number is {largest:.2e}"
-
-
-def test_definitions_share_one_signature() -> None:
-    for name in defined_mechanisms():
-        parameters = inspect.signature(definition_of(name).define).parameters
-        assert [*parameters][:4] == ["module", "q", "k", "v"], name
-        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) or "seed" in parameters, name
-        assert (definition_of(name).__doc__ or "").strip(), f"definitions/{name}.py does not name its paper"

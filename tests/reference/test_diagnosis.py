@@ -88,7 +88,7 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
 
 
 @every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=9, alike=kind_of_family)
-def test_plain_models(base: str) -> None:
+def test_a_diagnosis_of_plain_models_equals_its_definition(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
     attentions = attentions_of(model, ids)
     causal = not any(weights.triu(1).any() for weights in attentions)
@@ -102,13 +102,13 @@ def test_plain_models(base: str) -> None:
 
 @pytest.mark.thorough
 @every_cell(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
-def test_the_sliding_windows_of_plain_models(base: str, changes: dict[str, Any]) -> None:
+def test_a_diagnosis_of_sliding_windows_equals_its_definition(base: str, changes: dict[str, Any]) -> None:
     model, ids = plain_model(base, **changes).double(), tokens(1, LENGTH)[0]
     check(model, ids, attentions_of(model, ids), causal=True)
 
 
 @pytest.mark.parametrize("name", ["BartModel", "T5Model"])
-def test_the_encoder_of_encoder_decoder_models(name: str) -> None:
+def test_a_diagnosis_of_the_encoder_of_two_stacks_equals_its_definition(name: str) -> None:
     sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
              "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}  # fmt: skip
     config = getattr(transformers, name.replace("Model", "Config"))(vocab_size=SHAPE.vocabulary, **sizes)
@@ -120,7 +120,7 @@ def test_the_encoder_of_encoder_decoder_models(name: str) -> None:
 
 
 @every_cell(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
-def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: str) -> None:
+def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str) -> None:
     """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of all layers are."""
     plain = plain_model(base)
     plain, longer, ids = plain.double(), long_like(plain, base, {"mechanism": mechanism}).double(), tokens(1, LENGTH)[0]
@@ -136,7 +136,7 @@ def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: 
     ("base", "relative"),
     [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])],
 )
-def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:
+def test_relative_positions_are_in_the_scores_of_a_diagnosis(base: str, relative: str) -> None:
     plain = plain_model(base)
     longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["deberta-v2", "mpnet"])
-def test_terms_that_the_architecture_adds_are_in_the_scores(base: str) -> None:
+def test_terms_of_the_architecture_are_in_the_scores_of_a_diagnosis(base: str) -> None:
     from tests.reference.test_hf_score_terms import pair
 
     name = "MPNetModel" if base == "mpnet" else "DebertaV2Model"

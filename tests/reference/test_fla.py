@@ -48,7 +48,7 @@ def plain(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return loaded
 
 
-def test_the_parameters_are_those_of_the_package() -> None:
+def test_our_stand_in_for_fla_has_the_parameters_of_its_kernel() -> None:
     tree = ast.parse(file_of("simple_gla/chunk.py").read_text())
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "chunk_simple_gla")
     assert {"q", "k", "v", "scale", "cu_seqlens"} <= {argument.arg for argument in found.args.args}
@@ -56,7 +56,7 @@ def test_the_parameters_are_those_of_the_package() -> None:
     assert [argument.arg for argument in found.args.args] == named
 
 
-def test_linear_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_stand_in_for_fla_equals_its_plain_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 100, 3, width) for width in (8, 8, 16))
     before = torch.randn(2, 3, 8, 16)

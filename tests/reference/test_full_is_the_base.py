@@ -24,7 +24,7 @@ texts have no padding, the Long model pools the last token."""
     ids=[head for _, head in HEADS],
     by="base",
 )
-def test_every_head_gives_the_same_bits(base: str, head: str) -> None:
+def test_full_attention_gives_every_head_the_bits_of_its_base(base: str, head: str) -> None:
     extra = {"is_decoder": True} if head in ("BertLMHeadModel", "RobertaForCausalLM", "BigBirdForCausalLM") else {}
     plain, longer = pair(base, head, FULL, **extra)
     inputs = head_inputs(head, pad_token=plain_config(base).pad_token_id)
@@ -49,7 +49,7 @@ def test_every_head_gives_the_same_bits(base: str, head: str) -> None:
 
 
 @pytest.mark.parametrize("base", PADDING_IS_POOLED)
-def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
+def test_siglip_texts_without_a_mask_are_pooled_as_by_the_base(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     ids = head_inputs("", pad_token=plain_config(base).pad_token_id)["input_ids"]
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
 
 
 @every_cell("base", BASES, of=9, alike=code_of_family)
-def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
+def test_full_attention_gives_the_gradients_of_the_base_bit_for_bit(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
     for model in (plain, longer):
@@ -77,7 +77,7 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
     of=9,
     alike=kind_of_family,
 )
-def test_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
+def test_use_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})
     plain.set_attn_implementation(implementation)
     longer.use_base_attention(implementation)

@@ -49,7 +49,7 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
 
 
 @every_cell("length", [160, 320, 1024])
-def test_self_attention_and_its_gradients_in_evaluation(length: int) -> None:
+def test_bigbird_equals_the_self_attention_of_transformers(length: int) -> None:
     mask = torch.ones(3, length, dtype=torch.bool)
     mask[1, length - 50 :] = False
     mask[2, : length // 2] = False
@@ -64,7 +64,7 @@ def test_self_attention_and_its_gradients_in_evaluation(length: int) -> None:
         assert (a - b).abs().max() < 1e-4
 
 
-def test_the_first_block_is_counted_once_for_itself_and_once_for_each_random_block() -> None:
+def test_bigbird_counts_the_first_block_as_transformers_does() -> None:
     mask, hidden = torch.ones(1, 320, dtype=torch.bool), torch.randn(1, 320, HEADS * DIM)
     module, expected = theirs(320, mask, hidden)
     assert (expected - ours(module, mask, hidden, random_pattern="hf_eval")).abs().max() < 1e-5
@@ -108,7 +108,7 @@ def labels(head: str, length: int = 200) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("head", "unusual"), alternately(HEADED))
-def test_every_head_gives_the_same_outputs_and_gradients(head: str, unusual: bool, tmp_path: Path) -> None:
+def test_every_bigbird_head_equals_transformers_with_its_gradients(head: str, unusual: bool, tmp_path: Path) -> None:
     model, longer = adopted(head, tmp_path, **({"rescale_embeddings": True, "use_bias": False, "hidden_act": "relu"} if unusual else {}))
     inputs = texts(head)
     real = inputs["attention_mask"].bool()
@@ -129,7 +129,7 @@ def test_every_head_gives_the_same_outputs_and_gradients(head: str, unusual: boo
             assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
 
 
-def test_short_inputs_are_attended_to_fully_by_both(tmp_path: Path) -> None:
+def test_bigbird_reads_short_texts_fully_as_transformers_does(tmp_path: Path) -> None:
     longer = adopted("BigBirdModel", tmp_path)[1]
     for length in (9 * BLOCK - 1, 9 * BLOCK, 9 * BLOCK + 1):
         model = transformers.BigBirdModel.from_pretrained(tmp_path).eval()  # a short input leaves its attention full for good
@@ -139,7 +139,7 @@ def test_short_inputs_are_attended_to_fully_by_both(tmp_path: Path) -> None:
         assert (expected - found)[inputs["attention_mask"].bool()].abs().max() < 1e-4
 
 
-def test_with_blocks_over_the_text_a_padded_text_gives_what_it_gives_alone(tmp_path: Path) -> None:
+def test_bigbird_with_blocks_over_the_text_reads_a_padded_text_as_alone(tmp_path: Path) -> None:
     model = adopted("BigBirdModel", tmp_path)[0]
     attention = {
         "mechanism": "bigbird",
@@ -157,7 +157,7 @@ def test_with_blocks_over_the_text_a_padded_text_gives_what_it_gives_alone(tmp_p
     assert (alone - theirs_padded).abs().max() > 1e-2, "transformers' own output depends on the padding"
 
 
-def test_a_decoder_and_its_cross_attention_are_bert_s() -> None:
+def test_a_bigbird_decoder_and_its_cross_attention_are_those_of_bert() -> None:
     """transformers' BigBird decoder loses its own tokens when it is given an encoder's states; BERT's does not."""
     settings = {"is_decoder": True, "add_cross_attention": True, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.0}
     settings |= {name: value for name, value in SETTINGS.items() if name not in ("block_size", "num_random_blocks")}

@@ -41,7 +41,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.thorough
-def test_states_logits_and_gradients(both: tuple[Any, Any]) -> None:
+def test_bigbird_pegasus_states_logits_and_gradients_equal_transformers(both: tuple[Any, Any]) -> None:
     inputs = real_texts(LENGTH - 51, DECODED, 0)
     real = inputs["attention_mask"].bool()
     for model in both:
@@ -58,14 +58,14 @@ def test_states_logits_and_gradients(both: tuple[Any, Any]) -> None:
 
 @pytest.mark.thorough
 @every_cell("beams", [1, 3])
-def test_generated_text(both: tuple[Any, Any], beams: int) -> None:
+def test_bigbird_pegasus_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int) -> None:
     inputs = {name: value for name, value in real_texts(LENGTH - 51, DECODED, 0).items() if name != "labels"}
     arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
     assert torch.equal(*(model.generate(**inputs, **arguments) for model in both))
 
 
 @pytest.mark.thorough
-def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
+def test_bigbird_pegasus_reads_short_texts_fully(both: tuple[Any, Any]) -> None:
     inputs = real_texts(90, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config).eval()  # it switches for good
     theirs.load_state_dict(both[0].state_dict())
@@ -75,7 +75,7 @@ def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
 
 @pytest.mark.thorough
 @every_cell("implementation", ["sdpa", "eager"])
-def test_base_attention_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
+def test_base_attention_of_bigbird_pegasus_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
     inputs = real_texts(200, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config)
     theirs.load_state_dict(both[0].state_dict())

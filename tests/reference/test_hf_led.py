@@ -49,7 +49,7 @@ def inputs_of(model: Any, *, marked: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["no global tokens", "global tokens"])
-def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> None:
+def test_led_states_logits_and_gradients_equal_transformers(both: tuple[Any, Any], marked: bool) -> None:
     led, ours = both
     inputs = inputs_of(led, marked=marked)
     real = inputs["attention_mask"].bool()
@@ -84,14 +84,14 @@ def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> Non
 @pytest.mark.thorough
 @every_cell("beams", [1, 3])
 @every_cell("marked", [False, True], ids=["no global tokens", "global tokens"])
-def test_generated_text(both: tuple[Any, Any], beams: int, marked: bool) -> None:
+def test_led_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int, marked: bool) -> None:
     led, ours = both
     inputs = {name: value for name, value in inputs_of(led, marked=marked).items() if name != "labels"}
     arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
     assert torch.equal(led.generate(**inputs, **arguments), ours.generate(**inputs, **arguments))
 
 
-def test_the_config(both: tuple[Any, Any], tmp_path: Path) -> None:
+def test_an_adopted_led_has_the_windows_and_lengths_of_its_source(both: tuple[Any, Any], tmp_path: Path) -> None:
     config = both[1].config
     assert (config.max_position_embeddings, config.max_decoder_position_embeddings) == (LENGTH, 64)
     assert config.long_attention.to_dict() == {

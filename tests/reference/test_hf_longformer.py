@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 @every_cell("length", [40, 384])
 @every_cell("count", [1, 5, 30])
-def test_self_attention(length: int, count: int) -> None:
+def test_longformer_equals_the_self_attention_of_transformers(length: int, count: int) -> None:
     """The module of one layer with the mechanism in its place: same weights, same hidden states, padding and scattered global tokens."""
     config = transformers.LongformerConfig(hidden_size=48, num_attention_heads=4, attention_window=[8], num_hidden_layers=1)
     theirs = LongformerSelfAttention(config, 0).eval()
@@ -153,7 +153,7 @@ def their_name(name: str) -> str:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("head", quickly(HEADS, ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering")))
-def test_whole_model(head: str, pretrained: Path, texts: Tensor, tmp_path: Path) -> None:
+def test_an_adopted_longformer_equals_transformers_with_its_gradients(head: str, pretrained: Path, texts: Tensor, tmp_path: Path) -> None:
     """Saved by transformers, converted, loaded by an Auto class: the same call gives the same outputs and the same step."""
     theirs = source_of(head, pretrained, tmp_path / "source")
     report = convert_checkpoint(tmp_path / "source", tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""transformers' Nyströmformer and ours with the same weights: one layer's attention, and whole models with every head."""
+"""transformers' Nyströmformer and ours with the same weights: one layer's attention."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(**changes: Any) -> transformers.NystromformerConfig:
 
 @every_cell("start", ["original", "exact"])
 @every_cell("landmarks", [16, 64, LENGTH])
-def test_self_attention(landmarks: int, start: str) -> None:
+def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int, start: str) -> None:
     torch.manual_seed(0)
     theirs = NystromformerSelfAttention(config(num_landmarks=landmarks)).eval()
     theirs.init_option = start

@@ -44,7 +44,7 @@ def ours(num_hashes: int, num_buckets: int, after: int = 0) -> LSH:
 
 
 @every_cell(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
-def test_hashes(num_buckets: int, theirs: int | list[int]) -> None:
+def test_lsh_hashes_are_those_of_reformer(num_buckets: int, theirs: int | list[int]) -> None:
     module = reformer(3, theirs)
     x = torch.randn(2, HEADS, LENGTH, WIDTH)
     found = ours(3, num_buckets).hashes(x) + num_buckets * torch.arange(3)[:, None]
@@ -53,7 +53,7 @@ def test_hashes(num_buckets: int, theirs: int | list[int]) -> None:
 
 @every_cell("after", [0, 1])
 @every_cell("num_buckets", [2, 16])
-def test_one_round(num_buckets: int, after: int) -> None:
+def test_one_round_of_lsh_equals_reformer_with_its_gradients(num_buckets: int, after: int) -> None:
     module = reformer(1, num_buckets, after=after)
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)
     expected = module(hidden).hidden_states
@@ -66,7 +66,7 @@ def test_one_round(num_buckets: int, after: int) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_several_rounds_wherever_no_round_looks_into_another() -> None:
+def test_rounds_of_lsh_equal_reformer_where_none_looks_into_another() -> None:
     module, mechanism = reformer(3, 8), ours(3, 8)
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_several_rounds_wherever_no_round_looks_into_another() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_several_rounds_joined_into_one_circle(causal: bool) -> None:
+def test_rounds_of_lsh_joined_into_one_circle_equal_reformer(causal: bool) -> None:
     module, mechanism = reformer(3, 8, causal), ours(3, 8)
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)
     with torch.no_grad():

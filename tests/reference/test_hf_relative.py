@@ -9,13 +9,12 @@ import torch
 from transformers import T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
-from transformers.models.t5.modeling_t5 import T5Attention, T5Model
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
 from tests.cells import every_cell
-from tests.grids import pairwise
-from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
+from tests.reference.small_models import long_like, plain_model, tokens
 
 
 def distances(length: int) -> torch.Tensor:
@@ -31,7 +30,7 @@ def test_every_distance_has_the_bucket_that_t5_gives_it(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_bias_and_attention_equal_t5s(causal: bool) -> None:
+def test_t5_buckets_equal_the_bias_and_attention_of_t5(causal: bool) -> None:
     config = T5Config(d_model=32, d_kv=8, num_heads=4, is_decoder=causal, use_cache=False)
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).eval()
     torch.nn.init.normal_(theirs.relative_attention_bias.weight)
@@ -49,24 +48,8 @@ def test_bias_and_attention_equal_t5s(causal: bool) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_t5_stack_with_full_attention_and_our_bias_equals_its_own() -> None:
-    model = T5Model(T5Config(d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=1, vocab_size=50)).eval()
-    model.set_attn_implementation("eager")
-    attention = model.encoder.block[0].layer[0].SelfAttention
-    module = build_relative("t5_buckets", 4, 8, 32)
-    module.load_state_dict({"table": attention.relative_attention_bias.weight.data})
-    ids = torch.randint(2, 50, (1, 40))
-    with torch.no_grad():
-        weights = model.encoder(ids, output_attentions=True).attentions[0]
-        normed = model.encoder.block[0].layer[0].layer_norm(model.encoder.embed_tokens(ids))
-        q, k = (part(normed).view(1, 40, 4, 8).transpose(1, 2) for part in (attention.q, attention.k))
-        full = build_mechanism("full", num_heads=4, head_dim=8, relative="t5_buckets")
-        full.relative = module
-        torch.testing.assert_close(full.weights(q, k, scaling=1.0), weights, atol=1e-5, rtol=0)
-
-
 @every_cell("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
-def test_slopes_and_attention_equal_blooms(heads: int) -> None:
+def test_alibi_equals_the_slopes_and_attention_of_bloom(heads: int) -> None:
     mask = torch.ones(1, 60, dtype=torch.long)
     theirs = build_alibi_tensor(mask, heads, torch.float32).view(1, heads, 1, 60)
     alibi = build_relative("alibi", heads, 8, 8 * heads)
@@ -81,7 +64,7 @@ def test_slopes_and_attention_equal_blooms(heads: int) -> None:
 
 
 @every_cell("heads", [1, 2, 4, 8, 12, 20, 32])
-def test_the_penalty_equals_mpts(heads: int) -> None:
+def test_alibi_equals_the_penalty_of_mpt(heads: int) -> None:
     theirs = build_mpt_alibi_tensor(heads, 50)  # (heads, 1, 50): of the last query
     alibi = build_relative("alibi", heads, 8, 8 * heads)
     found = alibi.bias(49 - torch.arange(50), True)
@@ -91,34 +74,7 @@ def test_the_penalty_equals_mpts(heads: int) -> None:
         torch.testing.assert_close(found, theirs[:, 0], atol=1e-6, rtol=0)
 
 
-CACHED = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-PATTERNS: dict[str, dict[str, Any]] = {
-    "kept": {"mechanism": "window", "window": 11, "num_sinks": 3},
-    "ring": {"mechanism": "window", "window": 11},
-    "full": {"mechanism": "full"},
-}
-
-
-@every_cell(
-    ("base", "kind", "pattern"),
-    pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]),
-    of=9,
-    alike=lambda base, kind, pattern: kind,
-)
-def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
-    length = 130
-    plain = plain_model(base, CACHED[base], num_hidden_layers=2)
-    model = long_like(plain, base, {**PATTERNS[pattern], "relative": kind}, num_hidden_layers=2)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if ".relative." in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    ids, mask = tokens(3, length), padding(3, length, left=True)
-    steps = in_pieces(model, None, ids, mask, [*singly(0, 30), (30, 100), *singly(100, length)])
-    assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4
-
-
-def test_parameters_are_saved_and_loaded(tmp_path: Any) -> None:
+def test_parameters_of_relative_positions_are_saved_and_loaded(tmp_path: Any) -> None:
     model = long_like(plain_model("bert"), "bert", {"mechanism": "window", "window": 8, "relative": "t5_buckets"})
     names = [name for name, _ in model.named_parameters() if name.endswith("long_attention.relative.table")]
     assert len(names) == 3

@@ -48,25 +48,20 @@ def both(source: Path, kind: str) -> tuple[Any, Any]:
 
 
 @every_cell("kind", KINDS)
-def test_logits_equal_at_every_length(source: Path, kind: str) -> None:
+def test_a_llama_with_longer_rope_has_the_logits_and_texts_of_transformers(source: Path, kind: str) -> None:
     longer, plain = both(source, kind)
     for length in (20, OLD, OLD + 1, 150, NEW, 30):  # and short again: dynamic kinds go back
         ids = tokens(2, length)
         with torch.no_grad():
             torch.testing.assert_close(longer(ids).logits, plain(ids).logits, atol=1e-5, rtol=0)
-
-
-@every_cell("kind", KINDS)
-def test_greedy_text_equals_across_the_old_length(source: Path, kind: str) -> None:
-    longer, plain = both(source, kind)
-    ids = tokens(2, OLD - 10)
     arguments = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None}
+    ids = tokens(2, OLD - 10)
     assert torch.equal(longer.generate(ids, **arguments), plain.generate(ids, **arguments))
 
 
 @pytest.mark.thorough
 @every_cell("kind", ["linear", "yarn", "longrope"])
-def test_scaling_differs_from_none_beyond_the_old_length(source: Path, kind: str) -> None:
+def test_scaled_rope_differs_from_plain_beyond_the_old_length(source: Path, kind: str) -> None:
     longer, _ = both(source, kind)
     plain = LlamaForCausalLM.from_pretrained(source).eval()
     ids = tokens(1, NEW)
@@ -75,7 +70,7 @@ def test_scaling_differs_from_none_beyond_the_old_length(source: Path, kind: str
 
 
 @every_cell("wrong", [[1.0] * 5, ["a"] * 8, [0.0] * 8])
-def test_factors_that_do_not_fit_are_refused(source: Path, wrong: list[Any]) -> None:
+def test_longrope_factors_that_do_not_fit_are_refused(source: Path, wrong: list[Any]) -> None:
     file = source.parent / "wrong.json"
     file.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": wrong}))
     with pytest.raises(PositionError, match=r"long_factor must be a list of 8 positive numbers, one for each rotary frequency"):

@@ -46,7 +46,7 @@ def difference(plain: Any, longer: Any, inputs: dict[str, torch.Tensor]) -> floa
 
 
 @every_cell(("base", "head"), HEADS, of=3, alike=lambda base, head: base, ids=[head for _, head in HEADS])
-def test_every_head_gives_the_same(base: str, head: str) -> None:
+def test_every_head_of_mpnet_and_deberta_equals_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, COVERING)
     inputs = head_inputs(head, length=150, pad_token=plain.config.pad_token_id)
     assert difference(plain, longer, inputs) < 3e-5
@@ -66,13 +66,13 @@ def test_every_head_gives_the_same(base: str, head: str) -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_every_form_of_disentangled_attention(changes: dict[str, Any]) -> None:
+def test_every_form_of_disentangled_attention_equals_transformers(changes: dict[str, Any]) -> None:
     plain, longer = pair("deberta-v2", "DebertaV2Model", COVERING, **changes)
     assert difference(plain, longer, head_inputs("", length=150, pad_token=0)) < 3e-5
 
 
 @every_cell(("base", "head"), BASE_MODELS)
-def test_attentions(base: str, head: str) -> None:
+def test_attentions_of_mpnet_and_deberta_equal_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "full"})
     with torch.no_grad():
         expected, found = (model(tokens(2, 100), output_attentions=True).attentions for model in (plain, longer))
@@ -80,7 +80,7 @@ def test_attentions(base: str, head: str) -> None:
 
 
 @every_cell(("base", "head"), BASE_MODELS)
-def test_gradients(base: str, head: str) -> None:
+def test_gradients_of_mpnet_and_deberta_equal_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "window", "window": 700})
     for model in (plain, longer):
         model(tokens(2, 100)).last_hidden_state.square().mul(torch.arange(plain.config.hidden_size)).mean().backward()
@@ -90,12 +90,12 @@ def test_gradients(base: str, head: str) -> None:
 
 
 @pytest.mark.parametrize("base", VALUES)
-def test_the_default_is_a_window(base: str) -> None:
+def test_mpnet_and_deberta_have_a_window_by_default(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
 @every_cell(("base", "head"), BASE_MODELS)
-def test_a_mechanism_without_scores_is_refused(base: str, head: str) -> None:
+def test_mpnet_and_deberta_refuse_a_mechanism_without_scores(base: str, head: str) -> None:
     with pytest.raises(OptionError, match="has no scores"):
         pair(base, head, {"mechanism": "performer"})
 
@@ -105,7 +105,7 @@ def test_mpnet_refuses_global_tokens() -> None:
         pair("mpnet", "MPNetModel", {"mechanism": "longformer"})
 
 
-def test_the_buckets_stay_those_of_the_short_model() -> None:
+def test_longer_deberta_keeps_the_buckets_of_the_short_model() -> None:
     config = families.LongDebertaV2Config(**values_of("deberta-v2"))
     config.max_position_embeddings = 4096
     assert families.LongDebertaV2Config(**config.to_dict()).max_relative_positions == 512

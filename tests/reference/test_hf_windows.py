@@ -1,4 +1,4 @@
-"""`window2d` equals the windows of transformers' Swin, ViTDet and SAM wherever these pad nothing, and with ``padding=zeros`` where they do;
+"""`window2d` equals the windows of transformers' Swin and SAM wherever these pad nothing, and with ``padding=zeros`` where they do;
 :class:`GridBias` equals the tables of Swin and BEiT."""
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BeitConfig, SamVisionConfig, SwinConfig, VitDetConfig
+from transformers import BeitConfig, SamVisionConfig, SwinConfig
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from transformers.models.sam.modeling_sam import SamVisionLayer
 from transformers.models.swin.modeling_swin import SwinLayer
-from transformers.models.vitdet.modeling_vitdet import VitDetLayer
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
@@ -67,7 +66,7 @@ PADDED = [(5, 8), (9, 11), (8, 13), (23, 19)]
 
 @every_cell("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
 @every_cell("shifted", [False, True])
-def test_swin(sizes: tuple[int, int], shifted: bool) -> None:
+def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) -> None:
     """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to the same."""
     config = SwinConfig(embed_dim=WIDTH, window_size=WINDOW, num_heads=[HEADS], depths=[2], attn_implementation="eager", drop_path_rate=0.0)
     layer = SwinLayer(config, WIDTH, sizes, HEADS, shift_size=WINDOW // 2 if shifted else 0).double().eval()
@@ -86,23 +85,7 @@ def test_swin(sizes: tuple[int, int], shifted: bool) -> None:
 
 
 @every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
-def test_vitdet(sizes: tuple[int, int]) -> None:
-    config = VitDetConfig(hidden_size=WIDTH, num_attention_heads=HEADS, image_size=(sizes[0] * 16, sizes[1] * 16), drop_path_rate=0.0)
-    layer = VitDetLayer(config, window_size=WINDOW).double().eval()
-    random_weights(layer)
-    image = torch.randn(2, WIDTH, *sizes, dtype=torch.double, requires_grad=True)
-    theirs = layer(image)
-    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    hidden = image.flatten(2).transpose(1, 2)
-    q, k, v = (heads(x) for x in layer.attention.qkv(layer.norm1(hidden)).chunk(3, -1))
-    qkv = layer.attention.qkv
-    summed = hidden + layer.attention.proj(windows(q, k, v, Grid(sizes), biases=padding_of(qkv, sizes)))
-    ours = summed + layer.mlp(layer.norm2(summed))
-    same_with_gradients(ours.transpose(1, 2).unflatten(2, sizes), theirs, [image, qkv.bias])
-
-
-@every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
-def test_sam(sizes: tuple[int, int]) -> None:
+def test_window2d_equals_a_layer_of_sam(sizes: tuple[int, int]) -> None:
     """Without SAM's decomposed relative positions, which depend on the queries."""
     config = SamVisionConfig(
         hidden_size=WIDTH, num_attention_heads=HEADS, mlp_dim=32, use_rel_pos=False, window_size=WINDOW, attn_implementation="eager"
@@ -119,7 +102,7 @@ def test_sam(sizes: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (6, 6)])
-def test_table_of_beit(sizes: tuple[int, int]) -> None:
+def test_a_grid_bias_equals_the_table_of_beit(sizes: tuple[int, int]) -> None:
     """Class token included, in which BEiT has an entry for each direction."""
     config = BeitConfig(image_size=sizes[0] * 16, patch_size=16, num_attention_heads=HEADS, hidden_size=WIDTH)
     module = BeitRelativePositionBias(config).double()

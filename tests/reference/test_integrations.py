@@ -40,7 +40,7 @@ def encoder(head: str = "BertModel", **changes: Any) -> Any:
     return long_model("bert", head, LONGFORMER, **changes)
 
 
-def test_lora(tmp_path: Path) -> None:
+def test_lora_tunes_saves_and_loads_a_long_model(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = encoder("BertForSequenceClassification")
     ids = tokens(2, 80)
@@ -77,7 +77,7 @@ TEXT = "The mechanism decides which keys a query can see. " * 60
 
 
 @pytest.mark.thorough
-def test_pipelines(saved: Any) -> None:
+def test_pipelines_of_transformers_run_on_long_encoders(saved: Any) -> None:
     folder = str(saved("BertForMaskedLM"))
     found = pipeline("fill-mask", model=folder)(TEXT + " Paris is the [MASK] of France.", top_k=3)
     assert len(found) == 3
@@ -89,7 +89,7 @@ def test_pipelines(saved: Any) -> None:
     assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
 
 
-def test_text_generation_pipeline(tmp_path: Path) -> None:
+def test_the_text_generation_pipeline_runs_on_a_long_decoder(tmp_path: Path) -> None:
     tokenizer_of("gpt2").save_pretrained(tmp_path)
     long_model("gpt2", "GPT2LMHeadModel", {"mechanism": "window", "window": 16}, vocab_size=1000).save_pretrained(tmp_path)
     generator = pipeline("text-generation", model=str(tmp_path))
@@ -137,7 +137,7 @@ def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> 
     assert all(shape[1] > 30 for shape in seen)
 
 
-def test_sentence_transformers(saved: Any) -> None:
+def test_sentence_transformers_encodes_with_a_long_model(saved: Any) -> None:
     st = pytest.importorskip("sentence_transformers")
     folder = saved("BertModel")
     model = st.SentenceTransformer(str(folder), device="cpu")
@@ -163,20 +163,7 @@ def plain_bert(head: str) -> Any:
     return plain_model("bert", head, vocab_size=1000, num_hidden_layers=2)
 
 
-@pytest.mark.thorough
-def test_pipelines_run_on_converted_models(tmp_path: Path) -> None:
-    folder = converted(tmp_path / "mlm", plain_bert("BertForMaskedLM"), tokenizer_of("bert", 512))
-    filled = pipeline("fill-mask", model=str(folder))(TEXT * 2 + " Paris is the [MASK] of France.", top_k=2)
-    assert len(filled) == 2
-    folder = converted(
-        tmp_path / "clm", plain_model("gpt2", "GPT2LMHeadModel", vocab_size=1000, num_hidden_layers=2), tokenizer_of("gpt2", 512)
-    )
-    prompt = TEXT * 2
-    written = pipeline("text-generation", model=str(folder))(prompt, max_new_tokens=4, do_sample=False)
-    assert written[0]["generated_text"].startswith(prompt)
-
-
-def test_question_answering_on_a_converted_model(tmp_path: Path) -> None:
+def test_a_converted_model_answers_questions_on_long_contexts(tmp_path: Path) -> None:
     """Through the pipeline where transformers has one (5.23 has not), and by the reader of this package."""
     folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), tokenizer_of("bert", 512)))
     if "question-answering" in PIPELINE_REGISTRY.get_supported_tasks():

@@ -19,10 +19,10 @@ def dense_mask(window: int, mask: Tensor, is_global: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-@every_cell("left", [False, True], ids=["right-padded", "left-padded"])
+@every_cell("left", [False, True], ids=["right-padded", "left-padded"], pairs=True)
 @every_cell("globals_", ["some", "none"])
 @every_cell("base", ENCODERS)
-def test_logits_and_gradients(base: str, globals_: str, left: bool) -> None:
+def test_longformer_models_equal_their_base_under_the_dense_mask(base: str, globals_: str, left: bool) -> None:
     head = {"bert": "BertForTokenClassification", "roberta": "RobertaForTokenClassification"}[base]
     plain, longer = pair(base, head, {"mechanism": "longformer", "window": WINDOW, "global_tokens": ()}, num_labels=7)
     mask = padding(3, LENGTH, left=left)
@@ -45,7 +45,7 @@ def test_logits_and_gradients(base: str, globals_: str, left: bool) -> None:
         assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
 
 
-def test_position_zero_is_global_by_default() -> None:
+def test_position_zero_is_global_in_longformer_by_default() -> None:
     plain, longer = pair("bert", None, {"mechanism": "longformer", "window": WINDOW})
     mask = padding(3, LENGTH)
     is_global = torch.zeros(3, LENGTH, dtype=torch.bool)
@@ -57,7 +57,7 @@ def test_position_zero_is_global_by_default() -> None:
     assert (expected - found)[mask.bool()].abs().max() < 1e-4
 
 
-def test_layers_with_windows_of_their_own() -> None:
+def test_layers_with_windows_of_different_widths_equal_their_dense_masks() -> None:
     windows = [16, 64, 200]
     layers = {layer: {"window": window} for layer, window in enumerate(windows)}
     plain, longer = pair("bert", None, {"mechanism": "window", "window": 2, "layers": layers})
@@ -69,14 +69,3 @@ def test_layers_with_windows_of_their_own() -> None:
             hidden = layer(hidden, dense_mask(window, mask, none))
         found = longer(ids, attention_mask=mask).last_hidden_state
     assert (hidden - found)[mask.bool()].abs().max() < 1e-4
-
-
-def test_padding_to_a_longer_batch_changes_nothing() -> None:
-    _, longer = pair("bert", None, {"mechanism": "longformer", "window": 32})
-    ids = tokens(1, 150)
-    with torch.no_grad():
-        alone = longer(ids).last_hidden_state
-        padded = torch.cat([ids, torch.zeros(1, 111, dtype=torch.long)], 1)
-        mask = (torch.arange(261) < 150).long()[None]
-        batched = longer(padded, attention_mask=mask).last_hidden_state[:, :150]
-    assert (alone - batched).abs().max() < 1e-5

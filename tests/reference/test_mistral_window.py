@@ -23,14 +23,14 @@ def models() -> tuple[MistralForCausalLM, torch.nn.Module]:
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
-def test_logits(models: tuple, left: bool) -> None:
+def test_a_windowed_llama_has_the_logits_of_mistral(models: tuple, left: bool) -> None:
     ids, mask = tokens(3, 200), padding(3, 200, left=left)
     with torch.no_grad():
         expected, found = (model(ids, attention_mask=mask).logits for model in models)
     assert (expected - found)[mask.bool()].abs().max() < 1e-4
 
 
-def test_gradients(models: tuple) -> None:
+def test_a_windowed_llama_has_the_gradients_of_mistral(models: tuple) -> None:
     ids = tokens(2, 150)
     losses = [model(ids, labels=ids).loss for model in models]
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
@@ -40,7 +40,7 @@ def test_gradients(models: tuple) -> None:
 
 
 @pytest.mark.thorough
-def test_generated_text(models: tuple) -> None:
+def test_a_windowed_llama_generates_the_text_of_mistral(models: tuple) -> None:
     ids, mask = tokens(3, 40), padding(3, 40, left=True)
     texts = [model.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False, eos_token_id=None) for model in models]
     assert torch.equal(*texts)

@@ -35,7 +35,7 @@ def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...
     return suite.table(report)
 
 
-def test_some_of_the_suite_on_a_decoder_and_on_both_stacks(tmp_path: Path) -> None:
+def test_long_llama_and_bart_pass_some_of_the_model_tests_of_transformers(tmp_path: Path) -> None:
     """In one process."""
     result = result_of(QUICK_FAMILIES, tmp_path, QUICK)
     assert {family: found["failures"] for family, found in result.items()} == {f"long_{family}": [] for family in QUICK_FAMILIES}
@@ -44,7 +44,7 @@ def test_some_of_the_suite_on_a_decoder_and_on_both_stacks(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", OF_EACH_KIND)
-def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
+def test_long_families_pass_the_model_tests_of_transformers(family: str, tmp_path: Path) -> None:
     """Nothing fails, and what passes on the base passes, except for what is skipped with a reason."""
     result = result_of([family], tmp_path, with_base=True)
     reasons = [skip.get("message", "") for skip in ElementTree.parse(tmp_path / "report.xml").getroot().iter("skipped")]

@@ -79,7 +79,7 @@ def double(case: str) -> tuple[Any, dict[str, Tensor]]:
 @pytest.mark.thorough
 @every_cell("name", MECHANISMS)
 @every_cell("case", CASES)
-def test_every_image_is_on_its_own_grid(case: str, name: str) -> None:
+def test_every_packed_image_is_on_its_own_grid(case: str, name: str) -> None:
     model, inputs = double(case)
     attention, sees = MECHANISMS[name]
     tower = towers_of(model)["vision"]
@@ -95,7 +95,7 @@ def test_every_image_is_on_its_own_grid(case: str, name: str) -> None:
 
 
 @every_cell("case", CASES)
-def test_a_window_of_the_sequence_stays_in_its_image(case: str) -> None:
+def test_a_window_over_packed_images_stays_in_its_image(case: str) -> None:
     """Without a grid, a mechanism counts patches in the order in which the tower has them."""
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
@@ -109,7 +109,7 @@ def test_a_window_of_the_sequence_stays_in_its_image(case: str) -> None:
 
 
 @every_cell("case", CASES)
-def test_images_are_as_if_each_were_alone(case: str) -> None:
+def test_packed_images_are_as_if_each_were_alone(case: str) -> None:
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
     enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 2}}})
@@ -175,7 +175,7 @@ def gradient(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("case", ["siglip", "qwen2_vl"])
-def test_layers_that_are_computed_again_know_the_grid(case: str) -> None:
+def test_checkpointed_layers_of_images_know_the_grid(case: str) -> None:
     model, inputs = double(case)
     enable_long_attention(model, {"towers": {"vision": {"mechanism": "window2d", "window": 2}}})
     tower = towers_of(model)["vision"].train()

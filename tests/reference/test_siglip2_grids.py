@@ -41,7 +41,7 @@ def states(model: Any) -> Tensor:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_every_image_of_a_batch_is_on_its_own_grid(name: str, tmp_path: Path) -> None:
+def test_every_siglip2_image_of_a_batch_is_on_its_own_grid(name: str, tmp_path: Path) -> None:
     attention, sees = MECHANISMS[name]
     torch.manual_seed(0)
     plain: Any = Siglip2VisionModel(Siglip2VisionConfig(**SIZES)).double().eval()

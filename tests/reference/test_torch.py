@@ -25,7 +25,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 32}
         ),  # a decoder of one graph: tests/memory/test_static_decoding.py
     ],
 )
-def test_torch_compile_fullgraph(base: str, head: str, backend: str) -> None:
+def test_long_models_compile_to_one_graph(base: str, head: str, backend: str) -> None:
     model = long_model(base, head, LONGFORMER, num_hidden_layers=1)
     ids, mask = tokens(2, 300), padding(2, 300)
     is_global = torch.zeros(2, 300, dtype=torch.long)
@@ -40,7 +40,7 @@ def test_torch_compile_fullgraph(base: str, head: str, backend: str) -> None:
 
 
 @pytest.mark.slow
-def test_torch_compile_with_inductor_and_gradients() -> None:
+def test_a_long_model_compiled_with_inductor_has_the_same_gradients() -> None:
     model = long_model("bert", "BertForMaskedLM", LONGFORMER, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     ids = tokens(2, 300)
     model(ids, labels=ids).loss.backward()
@@ -54,7 +54,7 @@ def test_torch_compile_with_inductor_and_gradients() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
-def test_torch_export_with_any_length(strict: bool) -> None:
+def test_a_long_model_exports_for_any_length(strict: bool) -> None:
     """Of quick tests, those of tests/export/test_onnx.py export this model not strictly, as `longattn export` does, and compare it at any
     length; strictly, Dynamo captures it as it does above."""
     model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=1, return_dict=False)
@@ -86,13 +86,13 @@ def sums_after_two_steps() -> list[float]:
     return [parameter.detach().double().sum().item() for parameter in model.parameters()]
 
 
-def test_ddp_in_two_processes_without_find_unused_parameters() -> None:
+def test_a_long_model_trains_in_ddp_without_find_unused_parameters() -> None:
     first, second = PAIR.run(sums_after_two_steps)
     assert first == second
 
 
 @pytest.mark.thorough
-def test_threads() -> None:
+def test_long_models_run_in_several_threads() -> None:
     plain = plain_model("bert")
     models = [long_like(plain, "bert", chosen) for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})]
     with torch.no_grad():

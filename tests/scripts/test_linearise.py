@@ -37,7 +37,7 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_one_command_from_a_short_checkpoint(tmp_path: Path, given: list[str]) -> None:
+def test_linearise_by_one_command_from_a_short_checkpoint(tmp_path: Path, given: list[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation_steps: 1\n")
     out = tmp_path / "out"
@@ -51,7 +51,9 @@ def test_one_command_from_a_short_checkpoint(tmp_path: Path, given: list[str]) -
     assert "Attention distillation with" in (out / "README.md").read_text()
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_linearise_refuses_a_wrong_mechanism_and_a_missing_output(
+    tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("linearise", [*given, "--output", str(tmp_path / "out"), "--mechanism", "window"]) == 1
     error = capsys.readouterr().err
     assert "give --stage 2" in error
@@ -69,7 +71,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, given: list[str], capsys: pyt
         ["--finetune-loss", "kl"],
     ],
 )
-def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str], further: list[str]) -> None:
+def test_linearise_in_two_processes_equals_one(repository: Path, tmp_path: Path, given: list[str], further: list[str]) -> None:
     script, weights_file = [str(repository / "scripts" / "train.py"), "linearise"], tmp_path / "short" / "model.safetensors"
     if further:  # predictions shall depend on the attention
         scales, weights = {"attention": 30.0, "word_embeddings": 20.0}, load_file(weights_file)
@@ -93,7 +95,7 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
         torch.testing.assert_close(trained[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
+def test_linearise_takes_settings_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
     ready_model, _, ready = parse_arguments(LINEARISE, ["--config", "lolcats-llama-3-8b"], "", "longattn train linearise")
     assert (ready.transfer_steps, ready_model.lora_rank) == (2441, 8)
     recipe = tmp_path / "r.yaml"

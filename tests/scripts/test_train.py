@@ -1,9 +1,7 @@
-"""scripts/train.py and `longattn train`: a model of the other kind is refused, and every task has a row in the documents."""
+"""`longattn train`: a model of the other kind is refused, and every task has a row in the documents."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("objective", "other"), [("mlm", "clm"), ("clm", "mlm")])
-def test_each_objective_refuses_a_model_of_the_other(
+def test_training_mlm_and_clm_refuse_a_model_of_the_other(
     objective: str, other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number, source in enumerate(SOURCES):
@@ -36,21 +34,14 @@ def test_each_objective_refuses_a_model_of_the_other(
     assert f"take the task {other}" in capfd.readouterr().err
 
 
-@pytest.mark.thorough
-def test_the_script_is_the_command(repository: Path) -> None:
-    line = [sys.executable, str(repository / "scripts" / "train.py"), "--help"]
-    shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert all(f" {task} " in shown for task in task_names())
-
-
 @every_cell("task", task_names())
-def test_every_task_has_its_row_in_the_documents(task: str, repository: Path) -> None:
+def test_every_training_task_has_its_row_in_the_documents(task: str, repository: Path) -> None:
     table = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
     assert any(f"`{task}`" in line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     assert task_summary(task).endswith(".")
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_refuses_an_unknown_setting_and_a_missing_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("learning_rat: 1\n")
     assert train("qa", ["--config", str(recipe)]) == 1

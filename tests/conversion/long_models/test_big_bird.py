@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, MaskError
+from tests.grids import quickly
 
 LENGTH = 320
 HEADS = (
@@ -47,8 +48,8 @@ def big_bird(tmp_path: Path) -> Callable[..., Path]:
     return build
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_is_adopted_with_equal_outputs(head: str, big_bird: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", quickly(HEADS, ("Model", "ForPreTraining", "ForQuestionAnswering", "ForMultipleChoice")))
+def test_every_head_of_big_bird_is_adopted_with_equal_outputs(head: str, big_bird: Callable[..., Path], tmp_path: Path) -> None:
     source = big_bird(head)
     report = convert_checkpoint(source, tmp_path / "ours")
     assert report.passed
@@ -69,7 +70,7 @@ def test_every_head_is_adopted_with_equal_outputs(head: str, big_bird: Callable[
 
 
 @pytest.mark.thorough
-def test_unusual_settings(big_bird: Callable[..., Path], tmp_path: Path) -> None:
+def test_adopted_big_bird_keeps_unusual_settings_and_is_extended(big_bird: Callable[..., Path], tmp_path: Path) -> None:
     source = big_bird("ForMaskedLM", rescale_embeddings=True, use_bias=False, hidden_act="relu")
     report = convert_checkpoint(source, tmp_path / "ours", max_length=2 * LENGTH, dtype="bf16")
     assert report.passed
@@ -80,31 +81,31 @@ def test_unusual_settings(big_bird: Callable[..., Path], tmp_path: Path) -> None
     assert model(torch.randint(5, 200, (1, 2 * LENGTH))).logits.isfinite().all()
 
 
-def test_texts_of_their_own_blocks_ignore_padding(big_bird: Callable[..., Path], tmp_path: Path) -> None:
+def test_big_bird_with_blocks_of_each_text_ignores_padding(big_bird: Callable[..., Path], tmp_path: Path) -> None:
     report = convert_checkpoint(big_bird("Model"), tmp_path / "ours", blocks_over="text")
     assert report.passed
     assert {check.name: check.status for check in report.checks}["padding changes nothing"] == "passed"
     assert report.plan["long_attention"] == {**OWN, "blocks_over": "text"}
 
 
-def test_a_row_has_one_question(big_bird: Callable[..., Path]) -> None:
+def test_big_bird_refuses_two_questions_in_a_row(big_bird: Callable[..., Path]) -> None:
     """The head takes its logits out of the answers, so that a second one in the row would keep them."""
     model = hf_longattn.LongBigBirdForQuestionAnswering.from_pretrained(big_bird("ForQuestionAnswering"))
     with pytest.raises(MaskError, match="cannot tell its attention where each starts; give each document its own row"):
         model(torch.arange(5, 25)[None], documents=torch.tensor([[1] * 10 + [2] * 10]))
 
 
-def test_another_mechanism_may_be_chosen(big_bird: Callable[..., Path], tmp_path: Path) -> None:
+def test_adopted_big_bird_takes_another_mechanism_and_needs_training(big_bird: Callable[..., Path], tmp_path: Path) -> None:
     report = convert_checkpoint(big_bird("ForMaskedLM"), tmp_path / "ours", mechanism="window", window=32)
     assert report.passed
     assert report.needs_training
 
 
-def test_full_attention_is_adopted_as_such(big_bird: Callable[..., Path]) -> None:
+def test_big_bird_with_full_attention_is_adopted_as_such(big_bird: Callable[..., Path]) -> None:
     assert plan_conversion(big_bird("Model", attention_type="original_full")).attention.to_dict() == {"mechanism": "full"}
 
 
-def test_a_full_decoder_is_adopted_and_a_block_sparse_one_refused(big_bird: Callable[..., Path], tmp_path: Path) -> None:
+def test_big_bird_decoder_is_adopted_if_full_and_refused_if_block_sparse(big_bird: Callable[..., Path], tmp_path: Path) -> None:
     source = big_bird("ForCausalLM", is_decoder=True, attention_type="original_full")
     report = convert_checkpoint(source, tmp_path / "ours")
     assert report.passed

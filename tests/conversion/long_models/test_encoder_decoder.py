@@ -37,8 +37,10 @@ def saved(folder: Path, name: str, values: dict[str, Any], head: str) -> Path:
     return folder
 
 
-@every_cell(("name", "ours", "values", "head"), HEADS, of=2, ids=[f"{case[0]}{case[3]}" for case in HEADS])
-def test_every_head(name: str, ours: str, values: dict[str, Any], head: str, tmp_path: Path) -> None:
+@every_cell(("name", "ours", "values", "head"), HEADS, of=3, ids=[f"{case[0]}{case[3]}" for case in HEADS])
+def test_every_head_of_led_and_bigbird_pegasus_is_adopted_with_equal_outputs(
+    name: str, ours: str, values: dict[str, Any], head: str, tmp_path: Path
+) -> None:
     report = convert_checkpoint(saved(tmp_path / "theirs", name, values, head), tmp_path / "long")
     assert report.passed
     assert not report.needs_training
@@ -49,7 +51,7 @@ def test_every_head(name: str, ours: str, values: dict[str, Any], head: str, tmp
     assert report.plan["tensor_counts"]["added"] == report.plan["tensor_counts"]["dropped"] == 0
 
 
-def test_bigbird_pegasus_keeps_its_numbers(tmp_path: Path) -> None:
+def test_adopted_bigbird_pegasus_keeps_settings_and_loads_from_its_source(tmp_path: Path) -> None:
     source = saved(tmp_path / "theirs", "BigBirdPegasus", BIGBIRD, "ForConditionalGeneration")
     convert_checkpoint(source, tmp_path / "long", verify=False)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "long")
@@ -62,7 +64,7 @@ def test_bigbird_pegasus_keeps_its_numbers(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, written[name]) for name, tensor in flown.state_dict().items())
 
 
-def test_led_reaches_further(tmp_path: Path) -> None:
+def test_adopted_led_can_be_extended(tmp_path: Path) -> None:
     source = saved(tmp_path / "theirs", "LED", LED, "ForConditionalGeneration")
     report = convert_checkpoint(source, tmp_path / "long", max_length=400, max_decoder_length=100)
     assert report.passed

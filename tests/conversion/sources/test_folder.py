@@ -13,27 +13,27 @@ from hf_longattn.conversion.sources import read_config
 from hf_longattn.errors import CheckpointError
 
 
-def test_a_variant_is_named(checkpoint: Callable[..., Path]) -> None:
+def test_refusal_of_a_folder_names_its_variant_of_the_weights(checkpoint: Callable[..., Path]) -> None:
     source = checkpoint("BertModel")
     (source / "model.safetensors").rename(source / "model.fp16.safetensors")
     with pytest.raises(CheckpointError, match=r"but 'model\.fp16\.safetensors'; where that is the whole model, rename it"):
         plan_conversion(source)
 
 
-def test_infinite_numbers_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+def test_config_with_infinite_numbers_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
     FalconH1Config(mamba_ssm_multipliers=None, time_step_limit=(0.0, float("inf"))).save_pretrained(tmp_path)
     assert "__float__" in (tmp_path / "config.json").read_text()
     assert read_config(tmp_path)["time_step_limit"] == [0.0, float("inf")]
 
 
-def test_what_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
+def test_plan_refuses_a_file_and_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("{}")
     for name, sentence in (("file.txt", "is a file; give the folder"), ("missing folder", "There is no folder")):
         with pytest.raises(CheckpointError, match=sentence):
             plan_conversion(tmp_path / name)
 
 
-def test_an_adapter_is_merged_first(checkpoint: Callable[..., Path]) -> None:
+def test_plan_refuses_a_folder_with_an_adapter(checkpoint: Callable[..., Path]) -> None:
     source = checkpoint("BertModel")
     (source / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds an adapter, not a model; merge it first: .*\.merge_and_unload\(\)"):

@@ -17,7 +17,7 @@ from ...hub_state import Hub
 REPO = "someone/small-bert"
 
 
-def test_a_plan_fetches_headers_and_a_conversion_the_files(
+def test_plan_of_a_hub_source_fetches_headers_and_a_conversion_the_files(
     built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:
     weights = (built("BertForMaskedLM") / "model.safetensors").stat().st_size
@@ -40,7 +40,7 @@ def test_a_plan_fetches_headers_and_a_conversion_the_files(
         (REPO, "v9", "has no such revision"),
     ],
 )
-def test_what_the_hub_does_not_have_is_a_sentence(
+def test_conversion_refuses_a_repository_or_revision_that_the_hub_lacks(
     name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:
     server = Hub()
@@ -52,7 +52,7 @@ def test_what_the_hub_does_not_have_is_a_sentence(
     assert not (tmp_path / "long").exists()
 
 
-def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "config.json").write_text('{"model_type": "bert"}')
     server = Hub()
@@ -70,7 +70,7 @@ def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], Non
                 command("someone/pickled")
 
 
-def test_a_token_that_the_hub_does_not_know_is_a_sentence_without_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+def test_refusal_of_an_unknown_token_does_not_show_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:
     server, token = Hub(), "hf_" + "x" * 34
     server.add(REPO, built("BertForMaskedLM"))
     with serve(server):
@@ -80,7 +80,7 @@ def test_a_token_that_the_hub_does_not_know_is_a_sentence_without_it(built: Call
     assert token not in str(refused.value)
 
 
-def test_no_connection_is_a_sentence(hub: Callable[[str], None]) -> None:
+def test_plan_of_a_hub_source_without_a_connection_is_one_sentence(hub: Callable[[str], None]) -> None:
     hub("http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match="it cannot be downloaded"):
         plan_conversion(REPO)

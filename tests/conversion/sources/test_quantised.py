@@ -26,14 +26,13 @@ from tests.cells import every_cell
             {"quant_method": "gptq", "bits": 4},
             r"quantised weights \(gptq\): convert the checkpoint that it was quantised from, and quantise the result\.$",
         ),
-        ({"quant_method": "awq"}, r"quantised weights \(awq\): convert the checkpoint that it was quantised from"),
         ({"quant_method": "fp8"}, r"quantised weights \(fp8\): .*FineGrainedFP8Config\(dequantize=True\)"),
-        ({"quant_method": "mxfp4"}, r"quantised weights \(mxfp4\): .*Mxfp4Config\(dequantize=True\)"),
-        ({"quant_method": "compressed-tensors"}, r"quantised weights \(compressed-tensors\): convert the checkpoint"),
         ({"bits": 2}, r"quantised weights \(an unnamed method\): convert the checkpoint"),
     ],
 )
-def test_a_quantised_source_is_refused(settings: dict[str, Any], sentence: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_conversion_refuses_a_quantised_source(
+    settings: dict[str, Any], sentence: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint("LlamaForCausalLM")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
@@ -43,7 +42,7 @@ def test_a_quantised_source_is_refused(settings: dict[str, Any], sentence: str, 
     assert not (tmp_path / "long").exists()
 
 
-def test_the_ways_back_exist_in_transformers() -> None:
+def test_dequantising_that_refusals_advise_exists_in_transformers() -> None:
     import transformers
 
     for name in ("FineGrainedFP8Config", "Mxfp4Config"):

@@ -52,7 +52,9 @@ def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], P
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
-def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_folder_of_sentence_transformers_encodes_longer_texts(
+    path: str, sentence_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     source = sentence_folder(path)
@@ -91,7 +93,9 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
         ('[{"path": "missing", "type": "sentence_transformers.models.Transformer"}]', "has no config.json"),
     ],
 )
-def test_modules_that_cannot_be_followed_are_a_sentence(modules: str, sentence: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_refuses_modules_of_sentence_transformers_it_cannot_follow(
+    modules: str, sentence: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("BertModel")
     (source / "modules.json").write_text(modules)
     with pytest.raises(CheckpointError, match=sentence):

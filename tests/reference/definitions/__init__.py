@@ -1,6 +1,6 @@
 """What every mechanism computes, written a second time from its paper as a plain loop in float64.
 
-One file per mechanism, named as the mechanism is, with three functions:
+One file per mechanism, named as the mechanism is, with two functions:
 
     define(module, q, k, v, *, causal, padding_mask, global_mask, scaling, score_mod, hidden_states, seed) -> Tensor
         The output ``(B, H, Nq, D)`` in float64, differentiable. q is ``(B, H, Nq, D)``, k and v are ``(B, H_kv, Nk, D)``; the queries are
@@ -10,10 +10,6 @@ One file per mechanism, named as the mechanism is, with three functions:
     draw_options(random, length) -> dict
         Options for a text of ``length`` tokens, drawn at random among all that have a meaning; ``longest_of_the_model`` among them is
         the model's longest text, ``length`` where it is left out.
-
-    always_visible(options, h, i, j, causal) -> Tensor
-        The pairs that are visible whatever the queries and keys are, causality apart: bool, for the heads ``h (H, 1, 1)``, queries
-        ``i (N, 1)`` and keys ``j (N,)`` of a text. ``always_visible = None`` if the options' help names no such pairs.
 
 A file may also have
 

@@ -44,7 +44,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
 def draw_parameters(module: nn.Module) -> None:
     with torch.no_grad():
         dict(module.named_parameters())["span_fraction"].uniform_(0, 1)
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return (i - j).abs() <= (o.max_span if o.init_span is None else o.init_span) - 1

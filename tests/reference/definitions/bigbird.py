@@ -72,11 +72,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "random_pattern": pattern,
         "blocks_over": random.choice(("text", "text", "input")),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    query, key, last = i // o.block_size, j // o.block_size, (j.shape[-1] - 1) // o.block_size
-    if causal:
-        return (query - key < o.num_window_blocks) | (key < o.num_global_blocks)
-    ends = [(block < o.num_global_blocks) | (block > last - o.num_global_blocks) for block in (query, key)]
-    return ((query - key).abs() <= o.num_window_blocks // 2) | ends[0] | ends[1]

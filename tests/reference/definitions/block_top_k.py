@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, masked_attention, real_positions
-from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -54,7 +53,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
 
 def needs_all_queries(module: nn.Module) -> bool:
     return module.options.per == "query_block"
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return near_blocks(o.block_size, i, j, before=0)

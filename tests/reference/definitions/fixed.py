@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, masked_attention
-from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
@@ -34,7 +33,3 @@ def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     size = random.randint(1, length + 3)
     return {"block_size": size, "num_summary": random.randint(1, size)}
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return near_blocks(o.block_size, i, j, before=0) | (j % o.block_size >= o.block_size - o.num_summary)

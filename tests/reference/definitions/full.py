@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._loops import Sees, masked_attention
@@ -23,7 +22,3 @@ def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {}
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return torch.ones_like(i == j)

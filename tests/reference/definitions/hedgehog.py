@@ -40,6 +40,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "feature_dim": random.choice((None, 2, 6, 8, 16)),
         "feature_softmax": random.choice(("halves", "joint", "none")),
     }
-
-
-always_visible = None  # weights of any size

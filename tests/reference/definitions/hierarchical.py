@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ._loops import first_tokens, real_positions, scores_of
-from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -63,7 +62,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "levels": random.choice((None, None, 1, 2, 3)),
         "pooling": random.choice(("mean", "mean", "max")),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return near_blocks(o.block_size, i, j, before=1, after=1)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from . import hedgehog, linear, taylor
 from ._rows import Head, heads, share, together
-from ._visible import band
 
 
 class _Inner:
@@ -74,7 +73,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "features": random.choice((*hedgehogs, *taylors, "linear", "linear:feature_map=relu")),
         "mixing": random.choice((None, 0.3, 1.0)),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return band(o.window, i, j, causal)

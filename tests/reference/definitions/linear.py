@@ -29,6 +29,3 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {"feature_map": random.choice(("elu", "relu"))}
-
-
-always_visible = None  # weights of any size

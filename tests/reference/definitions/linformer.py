@@ -62,6 +62,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "projection": random.choice(("linear", "convolution", "pooling")),
         "sharing": random.choice(("none", "headwise", "key-value", "layerwise")),
     }
-
-
-always_visible = None  # weights of any size

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ._loops import Sees, masked_attention, real_positions
-from ._visible import band
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
@@ -68,8 +67,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
 
 def needs_all_queries(module: nn.Module) -> bool:
     return module.options.separate_global
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    tokens = torch.tensor([position in o.global_tokens for position in range(j.shape[-1])])
-    return band(o.window, i, j, causal) | tokens[i] | tokens[j]

@@ -88,6 +88,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "count_duplicates": random.random() < 0.3,
         "seed": random.randint(0, 9),
     }
-
-
-always_visible = None  # chosen by content

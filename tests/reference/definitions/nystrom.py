@@ -56,6 +56,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "conv_kernel": random.choice((None, 1, 3, 9)),
         "inv_coeff_init_option": random.choice(("exact", "original")),
     }
-
-
-always_visible = None  # weights of any size

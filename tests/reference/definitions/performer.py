@@ -38,6 +38,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "redraw_interval": random.choice((0, 1, 1000)),
         "seed": random.randint(0, 3),
     }
-
-
-always_visible = None  # weights of any size

@@ -27,6 +27,3 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     memory = random.randint(1, 4)
     return {"segment_length": 2 * memory + random.randint(2, length + 2), "num_memory_tokens": memory}
-
-
-always_visible = None  # its segments are those of a whole model

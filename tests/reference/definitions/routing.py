@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ._loops import is_real, masked_attention, real_positions
-from ._visible import band
 
 SINKHORN_STEPS = 8
 
@@ -97,7 +96,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "normalise": random.random() < 0.4,
         "seed": random.randint(0, 9),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    return band(o.window, i, j, causal) & (o.window > 0)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, is_real, masked_attention, real_positions, scores_of
-from ._visible import near_blocks
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -72,10 +71,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "block_size": random.randint(1, length + 2),
         "integration": random.choice(("none", "previous", "pooled", "attention")),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    if o.integration in ("pooled", "attention"):
-        return torch.ones_like(i == j)
-    sides = int(o.integration == "previous")
-    return near_blocks(o.block_size, i, j, before=sides, after=sides)

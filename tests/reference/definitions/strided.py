@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, masked_attention
-from ._visible import band
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
@@ -39,8 +38,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "stride": random.randint(1, length + 3),
         "columns": random.choice(("relative", "absolute")),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    column = (i - j) % o.stride == 0 if o.columns == "relative" else j % o.stride == o.stride - 1
-    return band(o.window, i, j, causal) | column

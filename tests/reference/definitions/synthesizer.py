@@ -80,6 +80,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "rank": random.choice((1, 3, 8)),
         "trainable": random.choice((True, False)),
     }
-
-
-always_visible = None  # weights of any size

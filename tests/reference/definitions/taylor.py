@@ -39,6 +39,3 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {"feature_dim": random.choice((2, 4, 8, 12)), "scale": random.choice(("feature_dim", "head_dim"))}
-
-
-always_visible = None  # weights of any size

@@ -34,6 +34,3 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {"num_keys": random.randint(1, length + 2)}
-
-
-always_visible = None  # chosen by content

@@ -49,8 +49,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "memory_length": random.randint(0, length + 2),
         "bptt": random.choice((False, True)),
     }
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    start = i // o.segment_length * o.segment_length
-    return (j >= start - o.memory_length) & (j < start + o.segment_length)

@@ -36,6 +36,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         f"longformer:window=2,global_tokens={random.randrange(length)}",
     ]
     return {"of": "+".join(random.sample(masks, random.randint(2, 3)))}
-
-
-always_visible = None  # what its members see

@@ -9,7 +9,6 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._loops import Sees, first_tokens, masked_attention
@@ -50,10 +49,3 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
 
 def draw_options_of_heads(random: Random, heads: int, length: int) -> dict[str, Any]:
     return {"dilation": tuple(random.randint(1, 4) for _ in range(heads))} if random.random() < 0.3 else {}
-
-
-def always_visible(o: Any, h: Tensor, i: Tensor, j: Tensor, causal: bool) -> Tensor:
-    dilation = torch.tensor(o.dilation)[h % len(o.dilation)]
-    steps = (i - j) // dilation
-    side = o.window - 1 if causal else o.window // 2
-    return (((i - j) % dilation == 0) & (steps <= side) & (steps >= -side)) | (j < o.num_sinks)

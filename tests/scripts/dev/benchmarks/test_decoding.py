@@ -17,7 +17,7 @@ from scripts.dev.benchmarks.decoding import DecodeShape, decoding_table, run_dec
 SMALL = ["--heads", "2", "--head-dim", "8", "--steps", "2", "--lengths", "64,320"]
 
 
-def test_the_command_stores_time_and_memory(tmp_path: Path) -> None:
+def test_decoding_benchmark_stores_time_and_memory(tmp_path: Path) -> None:
     chosen = ["--attention", "full", "--attention", "window:window=32", "--attention", "linear,window:window=16"]
     done = CliRunner().invoke(app, ["decode", *chosen, *SMALL, "--full-up-to", "64", "--output-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -29,7 +29,7 @@ def test_the_command_stores_time_and_memory(tmp_path: Path) -> None:
     assert "–" in decoding_table(record)
 
 
-def test_unequal_decoding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_benchmark_does_not_time_unequal_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "difference", lambda model, seed: 0.5)
     with pytest.raises(OptionError, match="nothing was timed"):
         run_decoding({"full": LongAttentionConfig("full")}, [8], DecodeShape(1, 2, 8, 1), baseline_up_to=8)

@@ -30,7 +30,7 @@ SHORT = {
 }
 
 
-def test_every_mechanism_form_and_dtype_is_a_case() -> None:
+def test_device_check_has_a_case_for_every_mechanism_form_and_dtype() -> None:
     for quick in (False, True):
         cases = [case for _, listed in stages(quick) for case in listed]
         dtypes = ("fp32", "bf16") if quick else ("fp32", "bf16", "fp16")
@@ -42,7 +42,7 @@ def test_every_mechanism_form_and_dtype_is_a_case() -> None:
 
 @pytest.mark.thorough
 @every_cell("name", list_mechanisms(grid=False), of=6, alike=code_of_form)
-def test_every_mechanism_passes_here(name: str) -> None:
+def test_device_check_passes_for_every_mechanism_on_a_cpu(name: str) -> None:
     for causal in forms(name):
         result = run_case(DeviceCase(name, length=33, causal=causal), "cpu")
         assert result["passed"], result
@@ -50,7 +50,7 @@ def test_every_mechanism_passes_here(name: str) -> None:
 
 @pytest.mark.slow
 @every_cell("name", SHORT, of=9, alike=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
-def test_the_first_checks_pass_on_the_paths_for_cuda(
+def test_first_device_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With definitions in place of the kernels."""
@@ -65,7 +65,7 @@ def test_the_first_checks_pass_on_the_paths_for_cuda(
         assert ("flex" if needs_flex else "flash") in result["paths"], result
 
 
-def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_check_fails_for_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     right = device_check.attended
     monkeypatch.setattr(device_check, "attended", lambda *args, **kwargs: right(*args, **kwargs) * 1.1)
     result = run_case(WINDOW.at(length=33), "cpu")
@@ -73,7 +73,7 @@ def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["failure"].startswith("the largest errors are output_error ")
 
 
-def test_attention_without_a_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_check_fails_for_attention_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes the right thing in N×N memory."""
 
     def unfused(mechanism: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_attention_without_a_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> No
     assert "flex_attention called without torch.compile" in result["failure"]
 
 
-def test_a_kernel_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_check_records_a_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no kernel image\nis available")
 
@@ -96,7 +96,7 @@ def test_a_kernel_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result["failure"] == "RuntimeError: no kernel image is available"
 
 
-def test_an_error_that_spoils_the_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_check_ends_after_an_error_that_spoils_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
@@ -105,7 +105,7 @@ def test_an_error_that_spoils_the_device_ends_the_process(monkeypatch: pytest.Mo
         run_case(WINDOW.at(length=33), "cpu")
 
 
-def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> None:
+def test_device_check_fails_for_a_right_result_of_another_path() -> None:
     case, why = DeviceCase("block_top_k", path="flex-blocks"), {"flex-blocks": "its values differ"}
     assert missed_path(case.at(path=""), ["dense"], why) is None
     assert missed_path(case, ["split", "flex-blocks"], {}) is None
@@ -114,7 +114,7 @@ def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> No
 
 
 @every_cell("case", [case for case in kernel_checks() if case.path], ids=str)
-def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_the_device_check_are_chosen_at_its_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of paths."""
     asked: list[str] = []
     first = dispatch.first_path
@@ -131,7 +131,7 @@ def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase,
 
 
 @pytest.mark.parametrize("task", ["time", "decode"])
-def test_what_is_timed(task: Any) -> None:
+def test_device_check_times_passes_and_decoding(task: Any) -> None:
     result = run_case(DeviceCase("window", task, length=40, causal=True, kv_heads=4), "cpu")
     assert result["passed"], result
     assert all(timing["ms"] > 0 for timing in result["timings"].values())

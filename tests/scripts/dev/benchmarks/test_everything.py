@@ -22,7 +22,7 @@ def test_every_stored_result_has_one_command() -> None:
     assert set(made) == stored
 
 
-def test_every_command_names_a_program_of_this_checkout() -> None:
+def test_every_command_of_results_names_a_program_of_this_checkout() -> None:
     for job in read_jobs():
         words = shlex.split(job.command)
         path = f"{words[2].replace('.', '/')}" if words[1] == "-m" else words[1].removesuffix(".py")
@@ -30,7 +30,7 @@ def test_every_command_names_a_program_of_this_checkout() -> None:
         assert here, job.command
 
 
-def test_commands_of_benchmarks_are_taken() -> None:
+def test_benchmarks_take_the_commands_of_results() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
     with group.make_context("benchmarks", [], resilient_parsing=True) as context, Cells() as cells:
@@ -54,7 +54,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_goes_on_where_it_stopped(jobs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_of_all_results_goes_on_where_it_stopped(jobs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--busy"]) == 1
     assert "These commands failed:" in capfd.readouterr().out
     (jobs / "there").touch()
@@ -64,7 +64,7 @@ def test_a_run_goes_on_where_it_stopped(jobs: Path, capfd: pytest.CaptureFixture
     assert (jobs / "ran").read_text() == "abba"
 
 
-def test_a_busy_machine_is_refused(jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_of_all_results_refuses_a_busy_machine(jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1.7, 1.0, 1.0))
     assert main([]) == 1
     assert "Other programs use 1.7 processors" in capsys.readouterr().err

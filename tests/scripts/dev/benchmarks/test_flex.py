@@ -14,7 +14,7 @@ from tests.cells import every_cell
 @every_cell("length", [128, 300, 640])
 @every_cell("causal", [False, True])
 @every_cell("mechanism", ["window", "longformer", "full"])
-def test_the_block_mask_is_torchs_own(length: int, causal: bool, mechanism: str) -> None:
+def test_block_mask_of_the_flex_benchmark_is_that_of_torch(length: int, causal: bool, mechanism: str) -> None:
     options = {} if mechanism == "full" else {"window": 200}
     mask = mask_of(AttentionInputs(Case(mechanism, options, length=length, heads=1, head_dim=4, causal=causal)))
     assert mask is not None

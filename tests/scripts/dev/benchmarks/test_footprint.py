@@ -16,7 +16,7 @@ from scripts.dev.benchmarks.footprint import footprint_table, run_footprint
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("warm_memory")
-def test_the_command_stores_mebibytes_and_growth(tmp_path: Path) -> None:
+def test_memory_benchmark_stores_mebibytes_and_growth(tmp_path: Path) -> None:
     shape = ["--lengths", "512,2K", "--heads", "2", "--head-dim", "16", "--output-dir", str(tmp_path)]
     done = CliRunner().invoke(app, ["memory", "--mechanism", "linear", "--causal", *shape])
     assert done.exit_code == 0, done.output
@@ -27,6 +27,6 @@ def test_the_command_stores_mebibytes_and_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mechanisms", "lengths"), [([], [64, 128]), (["full"], [64])])
-def test_growth_needs_something_to_grow(mechanisms: list[str], lengths: list[int]) -> None:
+def test_memory_benchmark_needs_mechanisms_and_two_lengths(mechanisms: list[str], lengths: list[int]) -> None:
     with pytest.raises(OptionError, match="two lengths or more"):
         run_footprint(mechanisms, lengths, Case())

@@ -14,15 +14,8 @@ import pytest
 import typer
 
 from scripts.dev.benchmarks import gpu_check
-from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, stages
+from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase
 from scripts.dev.benchmarks.gpu_check import Results, Worker, quadratic, run_stage
-
-
-def test_without_cuda_it_says_so_and_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
-    gpu_check.main(output=tmp_path / "gpu.json")
-    assert "no CUDA device" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
 
 
 class Stub:
@@ -42,7 +35,7 @@ class Stub:
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("fp32", 0), ("fp16", 1)])
-def test_everything_is_stored_and_a_failure_exits_with_one(
+def test_gpu_check_stores_everything_and_exits_with_one_after_a_failure(
     dtype: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_check, "Worker", Stub)
@@ -65,7 +58,7 @@ def test_everything_is_stored_and_a_failure_exits_with_one(
     assert ("it is wrong" in printed) == bool(code)
 
 
-def test_a_run_goes_on_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_check_resumes_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What passed is kept as it was found; without earlier results everything runs."""
     begun = []
     monkeypatch.setattr(Stub, "run", lambda self, case, seconds: begun.append(case) or case.record() | {"passed": len(begun) != 2})
@@ -82,7 +75,7 @@ def test_a_run_goes_on_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatch, t
     assert {one["case"] for one in found if one["passed"]} == {str(case) for case in cases}
 
 
-def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
+def test_gpu_check_begins_nothing_after_its_budget(tmp_path: Path) -> None:
     results = Results(io.StringIO())
     left = run_stage([WINDOW], 1, lambda: Stub("cpu", None), results.add, time.monotonic() - 1, time.monotonic() + 60)
     assert not results.found
@@ -90,7 +83,7 @@ def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_stage_that_takes_long_leaves_the_next_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_check_leaves_each_stage_its_share_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And goes on after it; kernels of timings are compiled by several workers before, which are no results."""
     ran: list[tuple[str, str]] = []
 
@@ -119,7 +112,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(gpu_check, "COMMAND", list(words))
 
 
-def test_a_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command(monkeypatch, "false")
     results = Results(io.StringIO())
     with open(tmp_path / "log", "w") as log:
@@ -128,7 +121,7 @@ def test_a_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPatch
     assert [one["case"] for one in results.found] == [str(WINDOW), str(WINDOW.at(causal=True))]
 
 
-def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command(monkeypatch, "sleep")
     with open(tmp_path / "log", "w") as log:
         worker = Worker("60", log)
@@ -137,7 +130,7 @@ def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.slow
-def test_an_illegal_access_is_told_and_the_next_case_gets_a_new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_check_starts_a_new_process_after_an_illegal_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After it nothing runs on the device in the process that made it."""
     broken = (
         "import sys, torch\n"
@@ -158,14 +151,8 @@ def test_an_illegal_access_is_told_and_the_next_case_gets_a_new_process(monkeypa
     assert not any("spoiled" in one for one in results.found)
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (4, 2), (16, 6), (64, 6)])
-def test_workers_fit_the_cores(cores: int, expected: int) -> None:
-    assert gpu_check.workers_for("cuda", cores) == expected
-    assert gpu_check.workers_for("cpu", cores) == 1
-
-
 @pytest.mark.slow
-def test_a_worker_runs_cases(tmp_path: Path) -> None:
+def test_gpu_worker_runs_cases(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         worker = Worker("cpu", log)
         first, second = (worker.run(case, 200) for case in (WINDOW.at(length=40), DeviceCase("full", "time", length=8, kv_heads=4)))
@@ -175,7 +162,7 @@ def test_a_worker_runs_cases(tmp_path: Path) -> None:
     assert second["timings"]["longattn"]["ms"] > 0
 
 
-def test_memory_that_grows_with_the_pairs_is_found() -> None:
+def test_gpu_check_finds_memory_that_grows_with_the_pairs() -> None:
     def result(length: int, mib: float) -> dict[str, Any]:
         case = DeviceCase("window", "time", length=length)
         return {"case": str(case), "length": length, "timings": {"longattn": {"ms": 1.0, "mib": mib}}}
@@ -183,56 +170,3 @@ def test_memory_that_grows_with_the_pairs_is_found() -> None:
     assert not list(quadratic([result(4096, 100), result(16384, 420)]))
     (line,) = quadratic([result(4096, 100), result(16384, 1600)])
     assert line.endswith("100 MiB at 4096 tokens, 1600 at 16384 (N^2.0)")
-
-
-def test_the_document_has_a_line_for_each_group_and_every_failure() -> None:
-    cases = [WINDOW, WINDOW.at(causal=True, dtype="fp32"), DeviceCase("lsh"), DeviceCase("linear", "compiled")]
-    results = [case.record() | {"passed": True, "output_error": 1e-3, "gradient_error": 2e-3} for case in cases]
-    results[2] |= {"passed": False, "failure": "the largest errors are output_error 1.0e-03"}
-    text = gpu_check.markdown({"results": results})
-    assert text.startswith(
-        "3 of 4 cases passed.\n\n- FAILED check lsh both ways bf16 300: output 1.0e-03, gradient 2.0e-03; the largest errors"
-    )
-    assert text.splitlines()[-5:] == [
-        "| checked | passed | bf16 | fp32 |",
-        "|---|---:|---:|---:|",
-        "| windows and global tokens | 2 of 2 | 1e-03 / 2e-03 | 1e-03 / 2e-03 |",
-        "| rounds of hashing | 0 of 1 | 1e-03 / 2e-03 | – |",
-        "| models in torch.compile | 1 of 1 | 1e-03 / 2e-03 | – |",
-    ]
-
-
-def test_timings_and_decoding_have_tables_of_their_own() -> None:
-    def result(case: DeviceCase, timings: dict[str, Any], **found: Any) -> dict[str, Any]:
-        return case.record() | {"passed": True, "timings": timings, "paths": ["flash"], "kernels": 0} | found
-
-    base = DeviceCase("window", "time", kv_heads=4, padding="none")
-    rival = {"sdpa flash": {"ms": 6.0}, "sdpa cudnn": {"left_out": "no kernel"}, "varlen_attn": {"ms": 2.0}}
-    results = [result(base.at(length=4096), {"longattn": {"ms": 1.5, "mib": 3.0}} | rival)]
-    results += [result(base.at(length=length, causal=True), {"longattn": {"ms": 3.0}}) for length in (4096, 16384)]
-    results += [result(base.at(mechanism="full", length=4096), {"longattn": {"ms": 6.0}, "sdpa flash": {"ms": 6.0}}, kernels=2)]
-    results += [result(DeviceCase("linear", "decode", cache="static"), {"longattn": {"ms": 0.25, "cache_mib": 1.5}})]
-    text = gpu_check.markdown({"results": results})
-    for line in (
-        "| ms | tokens | longattn | varlen_attn | sdpa flash | path |",
-        "| `window` | 4,096 | 1.50 (×0.25) | 2.00 (×0.33) | 6.00 | flash |",
-        "| `window`, causal | 4,096 | 3.00 | – | – | flash |",
-        "| `window`, causal | 16,384 | 3.00 | – | – | flash |",
-        "| `full` | 4,096 | 6.00 (×1.00) | – | 6.00 | flash |",
-        "| `linear` | static | 300 | 0.25 | 1.5 |",
-    ):
-        assert line in text.splitlines(), text
-
-
-def test_the_most_valuable_cases_come_first() -> None:
-    (alone, checks), (timed, timings), *_ = stages(quick=False)
-    assert (alone, timed) == (False, True)
-    assert [(case.mechanism, case.dtype, case.length) for case in checks[:3:2]] == [("window", "bf16", 300), ("window", "bf16", 2048)]
-    assert {case.task for case in timings} == {"time", "decode"}
-    assert sum(len(cases) for _, cases in stages(quick=True)) < sum(len(cases) for _, cases in stages(quick=False)) * 0.6
-
-
-def test_it_can_be_run_as_a_module() -> None:
-    assert gpu_check.__doc__ is not None
-    assert "python -m scripts.dev.benchmarks.gpu_check" in gpu_check.__doc__
-    assert gpu_check.COMMAND[:3] == [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check"]

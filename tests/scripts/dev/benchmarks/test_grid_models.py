@@ -21,7 +21,7 @@ LAYOUTS = grid_models.LAYOUTS
 
 
 @pytest.mark.slow
-def test_the_command_stores_speed_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grid_benchmark_stores_speed_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid_models, "measure_memory", lambda kind, name, case: Memory(name, case.length, 1.0, 2.0))
     shape = ["--window", "4", "--heads", "2", "--head-dim", "8", "--repeats", "1", "--dtypes", "fp32", "--output-dir", str(tmp_path)]
     done = CliRunner().invoke(app, ["grid-models", "--sizes", "320", "--memory", *shape])
@@ -37,7 +37,7 @@ def test_the_command_stores_speed_and_memory(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.thorough
-def test_every_layout_has_its_own_outputs() -> None:
+def test_grid_benchmark_has_layouts_of_different_outputs() -> None:
     inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.CHECKED))
     names = ("sdpa", grid_models.NOTHING, *LAYOUTS)
     states = {name: build_implementation(grid_models.KIND, name, inputs).run(False) for name in names}
@@ -48,7 +48,7 @@ def test_every_layout_has_its_own_outputs() -> None:
 
 
 @pytest.mark.thorough
-def test_a_wrong_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grid_benchmark_does_not_time_a_wrong_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = grid_windows.fused_attention
     monkeypatch.setattr(grid_windows, "fused_attention", lambda *args, **kwargs: fused(*args, **kwargs) * 1.1)
     with pytest.raises(LongAttentionError, match=r"'windows, 4 full' differs from its definition by .* in fp32, so nothing was timed"):
@@ -59,7 +59,7 @@ REFUSED = [(["--sizes", "100"], "not a multiple of the patch"), (["--dtypes", ""
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED)
-def test_refusals_are_a_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+def test_grid_benchmark_refuses_sizes_and_dtypes_in_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["grid-models", *words, "--output-dir", str(tmp_path)])
     assert done.exit_code == 1
     assert sentence in done.output

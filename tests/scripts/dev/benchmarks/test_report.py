@@ -3,7 +3,7 @@ import pytest
 from scripts.dev.benchmarks.report import store_study, stored_study
 
 
-def test_a_study_is_stored_whole_or_not_at_all(tmp_path):
+def test_study_is_stored_whole_or_not_at_all(tmp_path):
     output = tmp_path / "results" / "study"
     assert stored_study(output) == {}
     assert store_study(output, {"loss": 1.5, "name": "±"}, "| 1.5 |\n") == output.with_suffix(".json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hf_longattn.errors import OptionError
 from scripts.dev.benchmarks import definition, verify
 from scripts.dev.benchmarks import implementations as registry
-from scripts.dev.benchmarks.app import app, parse_lengths, parse_options
+from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.case import AttentionInputs, Case
-from scripts.dev.benchmarks.implementations import Implementation, list_implementations, register_implementation
+from scripts.dev.benchmarks.implementations import Implementation, register_implementation
 from scripts.dev.benchmarks.run import run_attention, run_model
 from tests.cells import every_cell
 from tests.grids import pairwise
@@ -25,26 +23,21 @@ SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
 
 
 @every_cell(("mechanism", "causal", "dtype"), pairwise(["window", "longformer"], [False, True], ["fp32", "bf16"]))
-def test_every_implementation_equals_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
+def test_benchmarked_implementations_equal_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
     case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
     result = run_attention(case, [64, 96], ["sdpa"], repeats=1)
     assert result.equal, result.checks
     assert {check.implementation for check in result.checks} == {timing.implementation for timing in result.timings} == {"longattn", "sdpa"}
 
 
-def test_gradients_are_compared_when_the_backward_pass_is_timed() -> None:
+def test_benchmark_of_the_backward_pass_compares_gradients() -> None:
     result = run_attention(SMALL.at(backward=True), [64], ["sdpa", "flex"], repeats=1)
     assert result.equal, result.checks
     assert {check.what for check in result.checks} == {"output", "gradients of q, k, v"}
     assert result.left_out[0]["implementation"] == "flex"
 
 
-def test_ratios_are_of_our_time() -> None:
-    result = run_attention(SMALL, [64], ["sdpa"], repeats=2)
-    assert {ratio["implementation"]: ratio["ours"] for ratio in result.ratios} == {"sdpa": "longattn"}
-
-
-def test_transformers_longformer_is_left_out_where_the_window_has_one_side() -> None:
+def test_benchmark_leaves_out_longformer_for_one_sided_windows() -> None:
     result = run_model(SMALL.at(causal=True, head_dim=16), [64], ["hf-longformer"], repeats=1)
     assert {left["implementation"] for left in result.left_out} == {"hf-longformer"}
 
@@ -67,13 +60,13 @@ def wrong_implementation() -> str:
     del registry._IMPLEMENTATIONS["attention"]["slightly-wrong"]
 
 
-def test_a_wrong_implementation_is_not_timed(wrong_implementation: str) -> None:
+def test_benchmark_does_not_time_a_wrong_implementation(wrong_implementation: str) -> None:
     result = run_attention(SMALL, [64, 96], [wrong_implementation], repeats=1)
     assert not result.equal
     assert not result.timings
 
 
-def test_a_wrong_implementation_exits_with_one(wrong_implementation: str, tmp_path: Path) -> None:
+def test_benchmark_exits_with_one_for_a_wrong_implementation(wrong_implementation: str, tmp_path: Path) -> None:
     arguments = [
         "attention",
         "--lengths",
@@ -92,13 +85,8 @@ def test_a_wrong_implementation_exits_with_one(wrong_implementation: str, tmp_pa
     assert "differs from the definition" in done.output
 
 
-def test_names_are_given_once(wrong_implementation: str) -> None:
-    with pytest.raises(OptionError, match="already"):
-        register_implementation("attention", wrong_implementation)(Implementation)
-
-
 @pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_models_equal_the_plain_one_under_the_dense_mask(backward: bool) -> None:
+def test_benchmarked_models_equal_the_plain_one_under_the_dense_mask(backward: bool) -> None:
     result = run_model(
         SMALL.at(backward=backward, head_dim=16), [48, 64], ["sdpa", "hf-longformer"], repeats=1, processor_time=not backward
     )
@@ -108,7 +96,7 @@ def test_models_equal_the_plain_one_under_the_dense_mask(backward: bool) -> None
     assert {timing.implementation for timing in result.timings} == {"longattn", "sdpa", "hf-longformer"}
 
 
-def test_the_command_stores_json(tmp_path: Path) -> None:
+def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
     arguments = ["attention", "--lengths", "32,64", "--option", "window=16", "--heads", "2", "--head-dim", "8", "--repeats", "2"]
     done = CliRunner().invoke(app, [*arguments, "--against", "sdpa", "--output-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -134,7 +122,7 @@ def test_the_command_stores_json(tmp_path: Path) -> None:
         (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_attention_benchmark_refuses_bad_input_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     start = [] if "--lengths" in arguments else ["--lengths", "8"]
     done = CliRunner().invoke(app, ["attention", *start, *arguments, "--output-dir", str(tmp_path)])
     assert done.exit_code == 1
@@ -142,19 +130,7 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_options_and_lengths_are_read() -> None:
-    assert parse_options(["window=512", "global-tokens=[0, 1]", "name=x"]) == {"window": 512, "global_tokens": [0, 1], "name": "x"}
-    assert parse_lengths("1K, 4096,") == [1024, 4096]
-
-
-def test_the_implementations_are_listed_without_ours() -> None:
-    importlib.import_module("scripts.dev.benchmarks.attention")  # registers them
-    listed = set(list_implementations("attention"))
-    assert listed >= {"flex", "sdpa"}
-    assert {name for name in listed if name.startswith("longattn")} == set()
-
-
-def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_checks_mechanisms_without_a_mask_at_short_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (definition, verify):
         monkeypatch.setattr(module, "DENSE_LENGTH", 96)
     case = Case("lsh", {"bucket_size": 8}, heads=2, head_dim=8)

@@ -20,20 +20,13 @@ def noted(called: str, calls: list[str]) -> Implementation:
     return Noted()
 
 
-def test_implementations_take_turns_and_each_timed_pass_follows_a_warm_one() -> None:
+def test_timed_implementations_take_turns_after_a_warm_pass() -> None:
     calls: list[str] = []
     timings = time_in_turn([noted("a", calls), noted("b", calls)], 8, backward=False, repeats=2)
     assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
     assert [(timing.implementation, len(timing.rounds)) for timing in timings] == [("a", 2), ("b", 2)]
 
 
-def test_without_warm_passes_every_pass_is_timed() -> None:
-    calls: list[str] = []
-    timings = time_in_turn([noted("a", calls), noted("b", calls)], 8, backward=False, repeats=2, warm=False)
-    assert calls == ["a", "b"] * 2
-    assert all(len(timing.rounds) == 2 for timing in timings)
-
-
-def test_the_ratio_survives_a_machine_that_slows_down() -> None:
+def test_ratio_of_times_survives_a_machine_that_slows_down() -> None:
     ours, other = Timing("ours", 8, (1.0, 10.0, 100.0)), Timing("other", 8, (2.0, 20.0, 200.0))
     assert times_faster(ours, other) == 2.0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.errors import LongAttentionError
 from scripts.dev.studies.code_qa import build_code_qa
 from scripts.dev.studies.corpus import Module
 
@@ -26,7 +24,7 @@ def build(task: str, modules: list[Module], tokenizer: PreTrainedTokenizerBase, 
     return found
 
 
-def test_a_file_is_read_whole_and_its_answer_is_far(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_code_qa_reads_a_file_whole_with_the_answer_far_away(tokenizer: PreTrainedTokenizerBase) -> None:
     one = [Module("a", "a/one.py", ONE)]
     records = build("argument", one, tokenizer)
     assert {record["question"]: record["answers"]["text"][0] for record in records} == {
@@ -42,13 +40,8 @@ def test_a_file_is_read_whole_and_its_answer_is_far(tokenizer: PreTrainedTokeniz
     assert [record["answers"]["text"] for record in build("base", [Module("a", "a/b.py", BASE)], tokenizer)] == [["core.shapes"]]
 
 
-def test_equal_seeds_give_equal_questions(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_code_qa_gives_equal_questions_for_equal_seeds(tokenizer: PreTrainedTokenizerBase) -> None:
     files = [Module("a", f"a/{number}.py", f"# {number}\n{ONE}") for number in range(6)]
     shuffled = random.Random(1).sample(files, len(files))
     assert build("argument", files, tokenizer) == build("argument", shuffled, tokenizer)
     assert build("argument", files, tokenizer) != build("argument", files, tokenizer, seed=1)
-
-
-def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(LongAttentionError, match="unknown task"):
-        build_code_qa("docstring", "test", None)  # type: ignore[arg-type]

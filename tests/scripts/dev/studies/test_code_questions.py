@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from scripts.dev.studies.code_questions import Parsed, argument_questions, base_questions, bind, words
+from scripts.dev.studies.code_questions import Parsed, argument_questions, base_questions, bind
 
 SOURCE = '''
 import os
@@ -45,7 +45,7 @@ def asked(source: str) -> dict[str, str]:
     return {question.text: question.answer for question in found}
 
 
-def test_arguments_reach_the_parameters_that_python_gives_them() -> None:
+def test_argument_questions_have_the_parameters_that_python_gives() -> None:
     assert asked(SOURCE) == {
         "In `Network.run`, which parameter receives `graph`?": "excess",
         "In `Network.run`, which parameter receives `nodes[i + 1]`?": "height",
@@ -75,7 +75,7 @@ def test_arguments_reach_the_parameters_that_python_gives_them() -> None:
         ("f(1, d=2)", "a, b=0"),
     ],
 )
-def test_binding_is_pythons(call: str, header: str) -> None:
+def test_binding_of_arguments_is_that_of_python(call: str, header: str) -> None:
     (definition,), node = ast.parse(f"def f({header}): return locals()").body, ast.parse(call, mode="eval").body
     assert isinstance(definition, ast.FunctionDef)
     assert isinstance(node, ast.Call)
@@ -107,7 +107,7 @@ def test_binding_is_pythons(call: str, header: str) -> None:
         ("capacity, source", "a, source", "graph.edges"),  # SQuAD's normalisation deletes the parameter's name
     ],
 )
-def test_what_is_not_certain_is_left_out(before: str, after: str, gone: str) -> None:
+def test_code_questions_leave_out_what_is_not_certain(before: str, after: str, gone: str) -> None:
     changed = SOURCE.replace(before, after)
     assert changed != SOURCE
     assert len(asked(changed)) < len(asked(SOURCE))
@@ -117,11 +117,11 @@ def test_what_is_not_certain_is_left_out(before: str, after: str, gone: str) -> 
 @pytest.mark.parametrize(
     "line", ["def cut(x, y, z): ...", "cut = print", "from x import cut", "def f(cut): ...", "class Other:\n    def cut(self): ..."]
 )
-def test_a_name_that_is_bound_twice_is_not_asked_for(line: str) -> None:
+def test_code_questions_do_not_ask_for_a_name_bound_twice(line: str) -> None:
     assert not any("os.sep" in text for text in asked(f"{SOURCE}\n{line}\n"))
 
 
-def test_a_method_is_that_of_the_same_class() -> None:
+def test_argument_questions_take_a_method_from_the_same_class() -> None:
     other = "class Other:\n    def push(self, alpha, beta, gamma): ...\n    def go(self, x): self.push(x, x + 1, 3)\n"
     found = asked(SOURCE + other)
     assert found["In `Other.go`, which parameter receives `x + 1`?"] == "beta"
@@ -131,12 +131,7 @@ def test_a_method_is_that_of_the_same_class() -> None:
     assert "In `Network.run`, which parameter receives `graph`?" not in as_property
 
 
-def test_calls_of_nested_functions_belong_to_them() -> None:
-    source = "def f(one, two, three): ...\ndef g(x):\n    def h(y):\n        f(y, y[0], 3)\n    return h\n"
-    assert set(asked(source)) == {f"In `h`, which parameter receives `{text}`?" for text in ("y", "y[0]", "3")}
-
-
-def test_origins_of_base_classes() -> None:
+def test_base_questions_name_the_module_of_a_base_class() -> None:
     source = "from core.shapes import Polygon as Base\nfrom .units import Meter, Second\nimport tree\n"
     source += "class Square(Base): ...\nclass Length(Meter, Second): ...\nclass Time(Second): ...\nclass Oak(tree.Tree): ...\n"
     source += "class Unit(Second): ...\n"
@@ -148,8 +143,3 @@ def test_origins_of_base_classes() -> None:
         "Which module does the base class of `Time` come from?": ".units",
         "Which module does the base class of `Unit` come from?": ".units",
     }
-
-
-def test_words() -> None:
-    assert words("nodeList[HTTPServer_2]") == {"node", "list", "http", "server", "2"}
-    assert Parsed.of("def f(:") is None

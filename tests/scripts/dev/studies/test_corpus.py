@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
-from hf_longattn.errors import LongAttentionError
 from scripts.dev.studies import corpus
 from scripts.dev.studies.corpus import iter_modules, split_of
-from tests.byte_tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
 @pytest.fixture
@@ -38,56 +35,14 @@ def paths(split: str) -> list[str]:
     return [module.path for module in iter_modules(split)]
 
 
-def test_the_copy_in_a_held_out_split_wins(packages: Path) -> None:
+def test_corpus_keeps_a_copied_file_in_the_held_out_split(packages: Path) -> None:
     assert paths("train") == ["alpha/own.py"]
     assert paths("validation") == ["beta/own.py"]
     assert paths("test") == ["gamma/own.py", "gamma/shared.py"]
 
 
-def test_an_unknown_split_is_named(packages: Path) -> None:
-    with pytest.raises(LongAttentionError, match="unknown split 'dev'"):
-        list(iter_modules("dev"))
-
-
-def test_line_ends_and_encodings(packages: Path) -> None:
-    (packages / "alpha" / "own.py").write_bytes(b"# windows\r\n" * 40)
-    (packages / "alpha" / "latin.py").write_bytes(b"# caf\xe9\n" * 40)
-    assert [module.text for module in iter_modules("train")] == ["# windows\n" * 40]
-
-
-def test_the_real_split_is_fixed() -> None:
+def test_split_of_the_reference_corpus_is_fixed() -> None:
     assert [split_of(name) for name in ("torch", "asyncio", "numpy", "huggingface_hub", "networkx", "pandas")] == [
         "train", "train", "validation", "validation", "test", "test",
     ]  # fmt: skip
     assert "hf_longattn" not in corpus.PACKAGES
-
-
-def test_installed_test_package() -> None:
-    modules = [module for module in iter_modules("test") if module.package == "networkx"]
-    assert len(modules) > 100
-    assert all(module.package == "networkx" and module.path.startswith("networkx/") for module in modules)
-    assert [module.path for module in modules] == sorted((m.path for m in modules), key=lambda p: (p.rsplit("/", 1)[0], p))
-
-
-def test_tokenizer_round_trip(tmp_path: Path) -> None:
-    train_tokenizer(["def function(argument):\n    return argument\n"] * 20, vocab_size=300).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    question, document = "name the function", "def function(ünïcode):\n\treturn 1"
-    encoded = tokenizer(question, document, return_offsets_mapping=True)
-    ids, types = encoded["input_ids"], encoded["token_type_ids"]
-    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
-    assert [ids[0], ids[-1]] == [2, 3]
-    assert ids.count(3) == 2
-    assert types == sorted(types)
-    assert types[ids.index(3)] == 0
-    assert types[ids.index(3) + 1] == 1
-    assert tokenizer.decode(tokenizer(document, add_special_tokens=False)["input_ids"]) == document
-    offsets = encoded["offset_mapping"]
-    start = next(i for i in range(len(ids)) if types[i] == 1 and offsets[i][0] == 4)
-    assert document[offsets[start][0]] == "f"
-    assert tokenizer.model_max_length == 512
-
-
-def test_tokenizer_needs_room_for_all_bytes() -> None:
-    with pytest.raises(LongAttentionError, match="at least 261"):
-        train_tokenizer(["text"], vocab_size=260)

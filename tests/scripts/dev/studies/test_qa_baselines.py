@@ -28,22 +28,16 @@ def record(question: str, context: str = MODULE) -> dict[str, Any]:
     return {"id": question, "question": question, "context": context}
 
 
-def test_candidates() -> None:
-    first, *_, last = QUESTIONS
-    assert candidates(record(first)) == [("push excess", "excess"), ("push height", "height"), ("push labels", "labels")]
-    assert candidates(record(last)) == [("core.shapes Polygon", "core.shapes")]
+def test_lexical_baseline_takes_one_hop_of_a_lookup() -> None:
     assert candidates(record("# lookup stone", LINES)) == [("stone", "river"), ("river", "blue")]
-
-
-def test_the_lexical_rule_takes_one_hop() -> None:
     assert LexicalRule().answer(record("# lookup stone", LINES)) == "river"
 
 
-def test_the_lexical_rule_compares_words() -> None:
+def test_lexical_baseline_compares_words() -> None:
     assert LexicalRule().answer(record("In `run`, which parameter receives `heights`?")) == "height"
 
 
-def test_random_candidate_depends_on_the_question_alone() -> None:
+def test_random_baseline_depends_on_the_question_alone() -> None:
     records = [{**record(next(iter(QUESTIONS))), "id": str(i)} for i in range(40)]
     answers = [RandomCandidate().answer(one) for one in records]
     assert answers == [RandomCandidate().answer(one) for one in records]

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
 
-from scripts.dev.studies.readme_search import Readme, by_words, grouped, ranks
+from scripts.dev.studies.readme_search import Readme, ranks
 
 
-def test_what_is_asked_of_a_readme_is_taken_out_of_it() -> None:
+def test_queries_are_taken_out_of_their_readme() -> None:
     sentence = "The second sentence of this text is long enough to be asked for by a query."
     readme = Readme("copier-box", "copies files to places", f"This copies files to\nplaces. {sentence} So it ends.\n")
     assert readme.queries(random.Random(0)) == ("This .  So it ends.\n", ["copies files to places", sentence])
 
 
 @pytest.mark.parametrize("named", ["copier box", "box"])
-def test_a_sentence_that_names_its_readme_is_not_asked(named: str) -> None:
+def test_sentence_that_names_its_readme_is_no_query(named: str) -> None:
     sentence = f"The second sentence of the {named} is long enough to be asked for by a query."
     assert (
         Readme("copier-box", "copies files to places", f"This copies files to places. {sentence} So it ends.\n").queries(random.Random(0))
@@ -27,7 +26,7 @@ def test_a_sentence_that_names_its_readme_is_not_asked(named: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_ranks_are_those_of_comparing_vector_by_vector(count: int) -> None:
+def test_ranks_of_readmes_are_those_of_comparing_each_vector(count: int) -> None:
     rng = np.random.default_rng(0)
     documents = {f"d{number}": rng.normal(size=(1 + number % 4, 8)).astype("float32") for number in range(12)}
     queries = {f"q{number}": rng.normal(size=(count, 8)).astype("float32") for number in range(6)}
@@ -37,13 +36,3 @@ def test_ranks_are_those_of_comparing_vector_by_vector(count: int) -> None:
         scores = {key: sum(max(float(one @ other) for other in rows) for one in query) for key, rows in documents.items()}
         order = sorted(scores, key=lambda key: -scores[key])
         assert found[name] == pytest.approx(1 / (1 + order.index(rights[name])))
-
-
-def test_chunks_are_grouped_by_their_readme() -> None:
-    vectors: dict[str, Any] = {"a#b#0": np.array([[1.0, 0.0]]), "a#b#1": np.array([[0.0, 1.0]]), "c#0": np.array([[1.0, 0.0]])}
-    assert {name: len(rows) for name, rows in grouped(vectors).items()} == {"a#b": 2, "c": 1}
-
-
-def test_words_rank_texts() -> None:
-    texts = [{"id": name, "text": text} for name, text in (("a", "red apples grow"), ("b", "green pears fall"), ("c", "blue plums rot"))]
-    assert by_words(texts, [{"id": "0", "text": "pears", "right": "b"}]) == {"0": 1.0}

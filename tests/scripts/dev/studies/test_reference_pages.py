@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import ast
 import random
-from collections import Counter
 from typing import Any
 
 import pytest
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.metrics.long_qa import score_answer
 from scripts.dev.studies.reference_pages import (
     Page,
-    any_sentence,
-    class_in,
     entries_of,
     excerpt,
-    first_sentence,
     halfway,
-    most_words,
     pages_of,
     program,
     questions_of,
     rewired,
-    words,
 )
 
 SOURCE = '''
@@ -70,7 +63,7 @@ def test_a_page_lists_what_has_a_docstring_and_knows_its_places(page: Page) -> N
     assert page.entries[0].answer == "Holds the books of one reader."
 
 
-def test_the_questions_of_a_page(page: Page) -> None:
+def test_questions_of_a_page_are_of_one_place_two_places_or_none(page: Page) -> None:
     found = {
         question.text: (question.kind, question.target.name if question.target else None)
         for question in questions_of(page, ["Ode", "find"])
@@ -95,7 +88,7 @@ def record(page: Page, question: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_program_answers_every_question_of_pages_and_excerpts(page: Page, mixed: bool, renamed: bool) -> None:
+def test_program_answers_every_question_of_pages_and_excerpts(page: Page, mixed: bool, renamed: bool) -> None:
     for number, question in enumerate(questions_of(page, ["Ode"])):
         rng = random.Random(number)
         found = [(page, question), excerpt(page, question, 60, rng, mixed=mixed)]
@@ -108,14 +101,7 @@ def test_a_program_answers_every_question_of_pages_and_excerpts(page: Page, mixe
             assert one.target is None or one.target in text.entries
 
 
-def test_dealt_out_docstrings_are_those_of_other_entries(page: Page) -> None:
-    (question,) = (one for one in questions_of(page) if "`Poem` extends" in one.text)
-    answers = Counter(excerpt(page, question, 200, random.Random(seed), mixed=True)[1].target.answer for seed in range(30))  # type: ignore[union-attr]
-    assert len(answers) > 2
-    assert excerpt(page, question, 200, random.Random(0))[1].target.answer == question.target.answer  # type: ignore[union-attr]
-
-
-def test_a_rewired_entry_names_any_other_class_of_the_page(page: Page) -> None:
+def test_rewired_entry_names_any_other_class_of_the_page(page: Page) -> None:
     by_text = {question.text: question for question in questions_of(page)}
     for text, others in (("`Poem` extends", {"Shelf", "Poet"}), ("`Novel` extends", {"Shelf", "Poem", "Poet"})):
         (question,) = (question for found, question in by_text.items() if text in found)
@@ -125,7 +111,7 @@ def test_a_rewired_entry_names_any_other_class_of_the_page(page: Page) -> None:
     assert rewired(page, by_text["How is `Poet` described?"], random.Random(0)) is None
 
 
-def test_halfway_to_an_answer_stands_the_name_of_a_class(page: Page) -> None:
+def test_halfway_question_asks_for_the_name_of_a_class(page: Page) -> None:
     found = {}
     for question in questions_of(page):
         half = halfway(question)
@@ -144,45 +130,6 @@ def test_halfway_to_an_answer_stands_the_name_of_a_class(page: Page) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("doc", "sentence"),
-    [
-        ("One line of text here.", "One line of text here."),
-        ("Version 1.5 is read here. More.", "Version 1.5 is read here."),
-        ("No full stop at all", "No full stop at all"),
-        ("A sentence that goes on\nin the next line.", ""),
-        ("lower case is no sentence.", ""),
-        ("Too short.", ""),
-        ("", ""),
-    ],
-)
-def test_the_first_sentence_is_one_line(doc: str, sentence: str) -> None:
-    assert first_sentence(doc) == sentence
-
-
-@pytest.mark.parametrize(
-    ("annotation", "name"),
-    [
-        ("Foo", "Foo"),
-        ("'Foo'", "Foo"),
-        ("Foo | None", "Foo"),
-        ("Optional[Foo]", "Foo"),
-        ("'Foo | None'", "Foo"),
-        ("list[Foo]", None),
-        ("Foo | Bar", None),
-    ],
-)
-def test_the_class_of_an_annotation(annotation: str, name: str | None) -> None:
-    assert class_in(ast.parse(annotation, mode="eval").body) == name
-
-
-def test_rules_without_a_model_answer_from_the_page(page: Page) -> None:
-    row = {"id": "1", "context": page.text, "question": "How is `Novel.lend` described?"}
-    assert most_words(row) == "Give it away for some days."
-    assert any_sentence(row) == any_sentence(dict(row)) != ""
-    assert score_answer(program({**row, "question": "How is `nobody` described?"}), [])[0] == 1
-
-
 def test_pages_of_an_installed_package_are_always_the_same() -> None:
     pages = list(pages_of("packaging"))
     assert len(pages) > 3
@@ -190,7 +137,3 @@ def test_pages_of_an_installed_package_are_always_the_same() -> None:
     assert [page.text for page in pages] == [page.text for page in pages_of("packaging")]
     with pytest.raises(LongAttentionError, match="'no_such_package' is not installed here; make install installs it"):
         next(pages_of("no_such_package"))
-
-
-def test_words() -> None:
-    assert words("nodeList[HTTPServer_2]") == {"node", "list", "http", "server", "2"}

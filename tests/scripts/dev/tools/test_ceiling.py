@@ -22,7 +22,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("unit", "slack"), [("lines", 500), ("functions", 40), ("bytes", 25_000)])
-def test_the_package_may_not_grow_and_its_ceilings_follow(tree: Path, unit: str, slack: int) -> None:
+def test_ceiling_forbids_growth_and_follows_a_shrinking_package(tree: Path, unit: str, slack: int) -> None:
     size = SIZES[unit]
     said = {}
     for ceiling in (size - 1, size, size + slack - 1, size + slack):

@@ -17,7 +17,7 @@ def stored(folder: Path) -> Any:
 
 
 @pytest.mark.thorough
-def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(check_families.CHECKS, "export", lambda subject: "one graph")  # seconds; the slow tests run it
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
     cells = stored(tmp_path)["llama"]["cells"]
@@ -34,7 +34,7 @@ def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monk
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
 
 
-def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_check_of_a_family_is_a_sentence_in_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such\nshape")
 
@@ -47,5 +47,5 @@ def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", OF_EACH_KIND)
-def test_a_family_of_each_kind(base: str, tmp_path: Path) -> None:
+def test_family_of_each_kind_passes_every_check(base: str, tmp_path: Path) -> None:
     assert check_families.main([base, "--output", str(tmp_path)]) == 0, stored(tmp_path)[base]

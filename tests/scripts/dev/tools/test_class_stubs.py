@@ -71,7 +71,7 @@ def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch
     assert "class LongBertModel" in (tmp_path / "bert.pyi").read_text(encoding="utf-8")
 
 
-def test_every_long_class_has_a_definition_to_go_to() -> None:
+def test_stubs_define_every_long_class() -> None:
     front = [alias for node in ast.walk(trees()["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names]
     named = {alias.name for alias in front if alias.asname == alias.name}  # to jedi, a name without "as" is not exported
     assert {name for _, name in EXPORTS} <= named & classes().keys()
@@ -83,7 +83,7 @@ def test_every_long_class_has_a_definition_to_go_to() -> None:
         assert {base.id for base in definition.bases if isinstance(base, ast.Name)} <= imported, name
 
 
-def test_the_front_of_the_package_names_them_for_type_checkers() -> None:
+def test_front_of_the_package_names_families_for_type_checkers() -> None:
     front = ast.parse(Path(hf_longattn.__file__).read_text(encoding="utf-8"))
     stars = [node.module for node in ast.walk(front) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
     assert stars == ["families"]
@@ -91,7 +91,7 @@ def test_the_front_of_the_package_names_them_for_type_checkers() -> None:
 
 
 @pytest.mark.parametrize("name", ["LongBertModel", "LongBertConfig", "LongGPT2LMHeadModel", "LongBartForConditionalGeneration"])
-def test_documentation_tools_show_them(name: str) -> None:
+def test_documentation_tools_show_long_classes(name: str) -> None:
     """Sphinx' autodoc and mkdocstrings read what pydoc does: docstring, signature, and the module's list of names."""
     made = getattr(hf_longattn.families, name)
     assert name in dir(hf_longattn.families)
@@ -133,7 +133,7 @@ def test_mypy_checks_what_a_user_writes_with_a_checkout(checkout: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_a_wheel_has_the_stubs(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_has_the_stubs_that_mypy_reads(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is built without isolation, where transformers is installed; a user's mypy reads it."""
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(checkout)
@@ -145,7 +145,7 @@ def test_a_wheel_has_the_stubs(checkout: Path, tmp_path: Path, monkeypatch: pyte
     assert_mypy_reads_the_classes(tmp_path / "packages", tmp_path)
 
 
-def test_an_isolated_build_warns_where_it_has_no_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_isolated_build_warns_if_it_has_no_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hatchling")
     from scripts.dev import hatch_build
 

@@ -12,7 +12,7 @@ from scripts.dev.tools.update_docs import stored
 matplotlib = pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
 
 
-def test_equal_records_give_equal_bytes_and_figures_stay(tmp_path: Path) -> None:
+def test_image_of_the_readme_is_the_same_bytes_and_leaves_figures_alone(tmp_path: Path) -> None:
     before = matplotlib.get_backend()
     matplotlib.use("pdf")
     from matplotlib import pyplot

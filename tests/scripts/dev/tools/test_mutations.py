@@ -12,14 +12,14 @@ from scripts.dev.tools.mutations import FAULTS, ROOT, Fault, caught
 PLANTED = [Fault(**values) for values in tomllib.loads(FAULTS.read_text(encoding="utf-8"))["fault"]]
 
 
-def test_every_fault_fits_its_file() -> None:
+def test_every_planted_fault_fits_its_file() -> None:
     assert len({fault.name for fault in PLANTED}) == len(PLANTED) >= 30
     for fault in PLANTED:
         assert fault.planted((ROOT / fault.file).read_text(encoding="utf-8")).count(fault.new)
         assert all((ROOT / test).exists() for test in fault.tests), fault.name
 
 
-def test_a_fault_is_caught_or_not(tmp_path: Path) -> None:
+def test_planted_fault_is_caught_or_not(tmp_path: Path) -> None:
     (tmp_path / "sums.py").write_text("def add(a, b):\n    return a + b\n")
     (tmp_path / "test_sums.py").write_text("from sums import add\n\n\ndef test_add():\n    assert add(2, 2) == 4\n")
     for new, outcome in (("a - b", True), ("a * b", False)):

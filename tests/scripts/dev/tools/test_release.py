@@ -8,7 +8,7 @@ from scripts.dev.tools import release
 
 
 @pytest.mark.thorough
-def test_the_distributions_hold_the_files_that_they_should() -> None:
+def test_distributions_hold_the_files_that_they_should() -> None:
     """By hatchling's own list; recipes and metadata, which it adds while building, are checked by `make release`."""
     pytest.importorskip("hatchling")
     from hatchling.builders.sdist import SdistBuilder
@@ -26,7 +26,7 @@ def test_the_distributions_hold_the_files_that_they_should() -> None:
     assert release.differences(packed, expected - stubs, size=0, largest=0) == []
 
 
-def test_what_is_missing_foreign_or_too_large_is_named() -> None:
+def test_release_names_files_that_are_missing_foreign_or_too_large() -> None:
     packed = {"a.py": 10, "weights.bin": 2 * 10**6}
     assert release.differences(packed, {"a.py", "b.py"}, size=5, largest=4) == [
         "lacks b.py",
@@ -36,7 +36,7 @@ def test_what_is_missing_foreign_or_too_large_is_named() -> None:
     ]
 
 
-def test_documents_name_the_version() -> None:
+def test_citation_changelog_and_security_name_the_version() -> None:
     assert release.says_version("CITATION.cff", r"^version: (\S+)$")
     assert release.says_version("CHANGELOG.md", r"^## ([\d.]+)")
     minor = release.VERSION.rpartition(".")[0]
