@@ -245,7 +245,7 @@ OPTIONS = {
     ),
     "resume into nothing": Option("--resume", refused={"": "There is no checkpoint in .* to resume from"}),
     "max_train_samples": Option(
-        "--max-train-samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
+        "--max-train-samples 10", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
     ),
     "max_eval_samples": Option(
         "--max-eval-samples 1",
