@@ -153,7 +153,7 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     assert (run(plain) - run(model)).abs().max() > 0
 
 
-@every_cell("name", CASES)
+@every_cell("name", CASES, of=2)
 def test_generic_full_attention_equals_the_source(name: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full")
     assert not report.needs_training

@@ -17,8 +17,6 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms import register_mechanism
-from hf_longattn.mechanisms.window import Window
 from hf_longattn.tasks import task_names
 from tests.cells import every_cell
 
@@ -134,23 +132,6 @@ def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     assert json.loads((tmp_path / "long" / "config.json").read_text())["position_extension"] == "stretch:20"
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("positions", "kind", "needs_training"),
-    [("auto", "default", False), ("rope:yarn", "yarn", True), ("rope:linear", "linear", True), ("rope:dynamic", "dynamic", False)],
-)
-def test_report_asks_for_training_by_the_rule_of_rotary_positions(
-    positions: str, kind: str, needs_training: bool, built: Callable[[str], Path], tmp_path: Path
-) -> None:
-    report = convert_checkpoint(
-        built("LlamaForCausalLM"), tmp_path / "long", mechanism="window", window=LENGTH, max_length=256, positions=positions
-    )
-    assert report.passed
-    assert report.needs_training == needs_training
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
-    assert model.config.rope_parameters["rope_type"] == kind
-
-
 ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
 
 
@@ -225,19 +206,6 @@ def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
-def test_conversion_casts_weights_to_the_given_dtype(
-    dtype: str, torch_dtype: torch.dtype, built: Callable[[str], Path], tmp_path: Path
-) -> None:
-    report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype)
-    assert report.passed
-    old, new = (load_file(folder / "model.safetensors") for folder in (built("GPT2LMHeadModel"), tmp_path / "long"))
-    assert all(new[name].dtype == torch_dtype for name in new)
-    assert all(torch.equal(new[name][: len(old[name])], old[name].to(torch_dtype)) for name in new)
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").dtype == torch_dtype
-
-
 def test_conversion_casts_added_and_copied_tensors_too(built: Callable[[str], Path], tmp_path: Path) -> None:
     """Also in tensors that are extended, initialised, or copied from a layer."""
     separate = {"mechanism": "longformer", "window": 16, "separate_global": True}
@@ -247,33 +215,6 @@ def test_conversion_casts_added_and_copied_tensors_too(built: Callable[[str], Pa
         assert set(report.plan["tensor_counts"]) >= {action, "kept", "extended"}
         new = load_file(folder / "model.safetensors")
         assert {str(tensor.dtype) for tensor in new.values() if tensor.is_floating_point()} == {"torch.bfloat16"}
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("own_registry")
-def test_added_parameters_of_a_mechanism_have_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
-    @register_mechanism("window_with_gain")
-    class WindowWithGain(Window):
-        traits = Window.traits.but(trains=True)
-
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)
-            self.gain = torch.nn.Parameter(torch.empty(3))
-            self.reset_parameters()
-
-        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-            super().reset_parameters(generator)
-            torch.nn.init.normal_(self.gain, generator=generator)
-
-    for folder in ("one", "two"):
-        report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / folder, mechanism="window_with_gain", max_length=128)
-    assert report.plan["tensor_counts"]["added"] == 2
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
-    added = [name for name in one if name.endswith("long_attention.gain")]
-    assert len(added) == 2
-    assert all(torch.equal(one[name], two[name]) for name in added)
-    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one").state_dict()
-    assert all(torch.equal(one[name], loaded[name]) for name in added)
 
 
 def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,17 +10,14 @@ from typing import Any, cast
 import pytest
 import torch
 import transformers
-import typer
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_longattn
-from hf_longattn.cli import app
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import load_processor, processed_size, values_of_size
-from hf_longattn.inputs.grid import photographs
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 
@@ -158,34 +155,6 @@ def test_zero_padding_of_image_windows_is_the_bias_of_the_projections(saved: Che
             assert torch.equal(mechanism.pad_value.flatten(), attention.v_proj.bias)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        (VIT, "image-classification"),
-        ("Dinov2ForImageClassification", "image-classification"),
-        ("Dinov2Model", "image-feature-extraction"),
-    ],
-)
-def test_pipelines_of_converted_image_models_take_files_and_images(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64", verify=False)
-    photograph = transformers.image_utils.PIL.Image.fromarray(photographs()[1].permute(1, 2, 0).numpy())
-    photograph.save(tmp_path / "photo.png")
-    run = pipeline(task, model=str(tmp_path / "long"))
-    of_file, of_image = run(str(tmp_path / "photo.png")), run(photograph)
-    assert of_file == of_image
-    pixels = AutoImageProcessor.from_pretrained(tmp_path / "long")(photograph, return_tensors="pt")
-    assert pixels["pixel_values"].shape == (1, 3, 48, 64)
-    with torch.no_grad():
-        outputs = run.model(**pixels)
-    if task == "image-classification":
-        best = of_file[0]
-        assert best["score"] == pytest.approx(float(outputs.logits.softmax(-1).max()), abs=1e-5)
-    else:
-        torch.testing.assert_close(torch.tensor(of_file), outputs.last_hidden_state, rtol=1e-5, atol=1e-6)
-        assert outputs.last_hidden_state.shape[1] == 1 + 12 * 16
-
-
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
 def test_deit_with_and_without_teacher_loads_as_the_class_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size=64, verify=False)
@@ -266,24 +235,6 @@ def test_plan_of_an_image_model_counts_pairs_on_the_grid(saved: Checkpoint) -> N
     assert plan.costs[-1].attention_flops == 2 * pairs * 4 * 32
     shown = plan.to_dict()
     assert (shown["old_image_size"], shown["new_image_size"], shown["new_grid"]) == ([32, 32], [48, 96], [12, 24])
-
-
-@pytest.mark.thorough
-def test_plan_convert_and_inspect_print_sizes_of_images(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = typer.main.get_command(app)
-    source, long = saved(), tmp_path / "long"
-    run.main(["plan", str(source), "--image-size", "64x96"], standalone_mode=False)
-    shown = capsys.readouterr().out
-    assert "LongViTForImageClassification, 64 × 96 pixels, 385 tokens" in shown
-    assert "64×96" in shown
-    assert "neighbours along a text" not in shown
-    run.main(["convert", str(source), str(long), "--mechanism", "window2d", "--image-size", "64"], standalone_mode=False)
-    assert "32×32 → 64×64 pixels, 65 → 257 tokens" in capsys.readouterr().out
-    run.main(["inspect", str(long)], standalone_mode=False)
-    assert "images of 64 × 64 pixels, 257 tokens, bidirectional" in capsys.readouterr().out
-    run.main(["inspect", str(long), "--json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out)["image_size"] == [64, 64]
-    assert inspect_checkpoint(source).longest_input == "images of 32 × 32 pixels, 65 tokens"
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [

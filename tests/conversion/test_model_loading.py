@@ -50,22 +50,6 @@ def from_files_of(folder: Path, model_class: Any, scratch: Path) -> tuple[Any, s
     return model.eval(), set(info["missing_keys"])
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name",
-    ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration", "MarianMTModel", "DebertaV2ForTokenClassification"],
-)
-def test_model_run_from_its_files_has_the_outputs_of_one_in_memory(name: str, built: Built, tmp_path: Path) -> None:
-    model_class = getattr(transformers, name)
-    whole, info = model_class.from_pretrained(built(name), output_loading_info=True)
-    model, missing = from_files_of(built(name), model_class, tmp_path / "scratch")
-    assert missing == set(info["missing_keys"])
-    ids = torch.arange(5, 5 + LENGTH)[None]
-    expected, found = outputs(whole.eval(), ids), outputs(model, ids)
-    assert expected.keys() == found.keys()
-    assert all(torch.allclose(found[one], expected[one], rtol=1e-5, atol=1e-6) for one in expected)
-
-
 def test_model_in_files_holds_one_tensor_at_a_time_and_reads_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small(tmp_path / "source", "LlamaForCausalLM", num_key_value_heads=2)
     model, _ = from_files_of(folder, transformers.LlamaForCausalLM, tmp_path / "scratch")
@@ -107,7 +91,7 @@ def checked(report: Any) -> tuple[str, list[Any]]:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        pytest.param("BertForMaskedLM", WINDOW, marks=pytest.mark.slow),
+        pytest.param("MarianMTModel", WINDOW, marks=pytest.mark.slow),
         ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
         ("BartForConditionalGeneration", WINDOW),
     ],

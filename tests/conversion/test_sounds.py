@@ -113,7 +113,7 @@ def test_sound_model_is_verified_on_a_given_recording(saved: Checkpoint, tmp_pat
 
 
 def test_window_that_covers_the_sound_equals_the_source(saved: Checkpoint, tmp_path: Path) -> None:
-    report = convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=30)
+    report = convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=18)
     checks = statuses(report)
     assert checks["equal where the mechanism covers the input"] == checks["at the new duration"] == "passed"
     assert not report.needs_training
@@ -173,20 +173,6 @@ def lengths(config: Any, length: int) -> list[int]:
         length = (length - kernel) // stride + 1
         outputs.append(length)
     return outputs
-
-
-@pytest.mark.thorough
-def test_card_of_a_sound_model_names_task_and_seconds_and_its_example_runs(saved: Checkpoint, tmp_path: Path) -> None:
-    convert_checkpoint(saved(), tmp_path / "long", audio_seconds=600, verify=False)
-    card = (tmp_path / "long" / "README.md").read_text()
-    assert "pipeline_tag: automatic-speech-recognition" in card
-    assert "speech_samples/sample1.flac" in card
-    assert "for sounds of up to 600 seconds (29,999 frames; its source was trained on up to 15)" in card
-    assert "Longer ones may run, but were not verified" in card
-    code = card.partition("```python\n")[2].partition("```")[0]
-    namespace: dict[str, Any] = {}
-    exec(compile(code, "card", "exec"), namespace)
-    assert namespace["logits"].shape[1] == 1499
 
 
 REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (

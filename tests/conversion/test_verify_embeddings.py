@@ -124,7 +124,7 @@ def test_embeddings_of_a_real_encoder_are_far_from_the_limit(positions: str, rea
         assert (margin > 0.05) if ready else (margin < -0.05), (length, document)
 
 
-@pytest.mark.parametrize(("modes", "compared"), [(("mean",), 3), (("cls",), 4), (("mean", "lasttoken"), 4)])
+@pytest.mark.parametrize(("modes", "compared"), [(("mean",), 3), (("mean", "lasttoken"), 4)])
 def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
     modes: tuple[str, ...], compared: int, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,15 +18,6 @@ from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase
 from scripts.dev.benchmarks.gpu_check import Results, Worker, quadratic, run_stage
 
 
-def test_gpu_check_without_cuda_says_so_and_ends(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
-    gpu_check.main(output=tmp_path / "gpu.json")
-    assert "no CUDA device" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
-
-
 class Stub:
     """A worker that answers at once."""
 
@@ -179,25 +170,3 @@ def test_gpu_check_finds_memory_that_grows_with_the_pairs() -> None:
     assert not list(quadratic([result(4096, 100), result(16384, 420)]))
     (line,) = quadratic([result(4096, 100), result(16384, 1600)])
     assert line.endswith("100 MiB at 4096 tokens, 1600 at 16384 (N^2.0)")
-
-
-def test_page_of_the_gpu_check_has_tables_of_timings_and_decoding() -> None:
-    def result(case: DeviceCase, timings: dict[str, Any], **found: Any) -> dict[str, Any]:
-        return case.record() | {"passed": True, "timings": timings, "paths": ["flash"], "kernels": 0} | found
-
-    base = DeviceCase("window", "time", kv_heads=4, padding="none")
-    rival = {"sdpa flash": {"ms": 6.0}, "sdpa cudnn": {"left_out": "no kernel"}, "varlen_attn": {"ms": 2.0}}
-    results = [result(base.at(length=4096), {"longattn": {"ms": 1.5, "mib": 3.0}} | rival)]
-    results += [result(base.at(length=length, causal=True), {"longattn": {"ms": 3.0}}) for length in (4096, 16384)]
-    results += [result(base.at(mechanism="full", length=4096), {"longattn": {"ms": 6.0}, "sdpa flash": {"ms": 6.0}}, kernels=2)]
-    results += [result(DeviceCase("linear", "decode", cache="static"), {"longattn": {"ms": 0.25, "cache_mib": 1.5}})]
-    text = gpu_check.markdown({"results": results})
-    for line in (
-        "| ms | tokens | longattn | varlen_attn | sdpa flash | path |",
-        "| `window` | 4,096 | 1.50 (×0.25) | 2.00 (×0.33) | 6.00 | flash |",
-        "| `window`, causal | 4,096 | 3.00 | – | – | flash |",
-        "| `window`, causal | 16,384 | 3.00 | – | – | flash |",
-        "| `full` | 4,096 | 6.00 (×1.00) | – | 6.00 | flash |",
-        "| `linear` | static | 300 | 0.25 | 1.5 |",
-    ):
-        assert line in text.splitlines(), text

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
 from scripts.dev.studies import corpus
-from scripts.dev.studies.variable_tracking import MARKER, NAMES, VALUES, Filler, build_variable_tracking, make_document
+from scripts.dev.studies.variable_tracking import MARKER, Filler, build_variable_tracking, make_document
 
 LINE = re.compile(rf"^{MARKER} (\w+) (\w+)$", re.MULTILINE)
 
@@ -26,7 +26,7 @@ def follow(context: str, question: str) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("tokens", [160, 480, 2048])
-def test_answers_follow_from_the_lines(tokens: int, filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_lookup_answers_follow_from_the_lines(tokens: int, filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     for seed in range(5):
         records = make_document(filler, tokens, random.Random(seed), tokenizer)
         assert [r["hops"] for r in records] == [2] * 4 + [1] * 4
@@ -38,7 +38,7 @@ def test_answers_follow_from_the_lines(tokens: int, filler: Filler, tokenizer: P
             assert len(tokenizer(record["question"], record["context"])["input_ids"]) <= tokens
 
 
-def test_hops_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_hops_of_a_lookup_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     for record in make_document(filler, 1024, random.Random(0), tokenizer)[:4]:
         first = next(line for line in LINE.finditer(record["context"]) if line[1] == record["question"].split()[-1])
         second = next(line for line in LINE.finditer(record["context"]) if line[1] == first[2])
@@ -48,7 +48,7 @@ def test_hops_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrai
 
 @pytest.mark.slow
 def test_lookup_set_has_each_length_and_hop(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the first modules; that a split has all of its packages' is in test_corpus.py."""
+    """Of the first modules of a split."""
     modules = corpus.iter_modules
     monkeypatch.setattr(corpus, "iter_modules", lambda *chosen: itertools.islice(modules(*chosen), 20))
     arguments = {"lengths": (480, 1024), "documents": 2}
@@ -62,9 +62,3 @@ def test_lookup_set_has_each_length_and_hop(tokenizer: PreTrainedTokenizerBase, 
 def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(LengthError, match="found no stretch of source text that fills 30 tokens"):
         make_document(filler, 30, random.Random(0), tokenizer)
-
-
-def test_lookup_names_and_values_are_distinct() -> None:
-    assert len(set(NAMES)) == len(NAMES)
-    assert len(set(VALUES)) == len(VALUES)
-    assert not set(NAMES) & set(VALUES)
