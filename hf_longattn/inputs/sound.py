@@ -100,7 +100,9 @@ class UserSounds(UserInputs):
     def rows(self) -> list[Tensor]:
         """The model's input for each whole recording, ``(1, N, …)``."""
         reader = VerificationSound(self.rule, self.config, self.processor)
-        return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
+        how: dict[str, Any] = {"resample": True, "mono": True, "otherwise": "give another file"}
+        read = [read_audio(file, reader.sampling_rate, **how) for file in self.files]
+        return [self.rule.as_input(reader.extracted(samples)) for samples in read]
 
     @property
     def longest(self) -> float:
@@ -319,15 +321,6 @@ def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
     return place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))
 
 
-def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
-    """Samples of a user's files, mixed to one channel and resampled to ``sampling_rate``.
-
-    Raises:
-        AudioError: a file cannot be read; see :func:`read_audio`.
-    """
-    return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
-
-
 class VerificationSound:
     """Verification inputs of any duration.
 
@@ -453,7 +446,12 @@ class PaddingChecks(FurtherChecks):
         self.plan, self.sounds, self.size = plan, inputs, size
 
     def run_result(self, base: Any) -> list[Check]:
-        return [_check_padding(self.plan.config, base, self.sounds, self.size), _report_whole_clip_effects(self.sounds)]
+        reasons = self.sounds.why_chunks_differ()  # even before attention
+        effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
+        if not reasons:
+            effect = "; before attention, each frame depends on the sound near it alone, as it does in chunks"
+        whole = Check("what sees the whole sound", MEASURED, f"features were computed once, from the whole sound{effect}")
+        return [_check_padding(self.plan.config, base, self.sounds, self.size), whole]
 
 
 def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputSize) -> Check:
@@ -471,12 +469,3 @@ def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputS
     together = run_model(base, rule.arguments(padded, [length]))["last_hidden_state"][:, : alone.shape[1]]
     detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {at.words}: largest difference"
     return equality(name, detail, Difference.of({"frames": alone}, {"frames": together}), {})
-
-
-def _report_whole_clip_effects(inputs: VerificationSound) -> Check:
-    """Report why a chunk's frames differ from the whole sound's even before attention."""
-    reasons = inputs.why_chunks_differ()
-    effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
-    if not reasons:
-        effect = "; before attention, each frame depends on the sound near it alone, as it does in chunks"
-    return Check("what sees the whole sound", MEASURED, f"features were computed once, from the whole sound{effect}")

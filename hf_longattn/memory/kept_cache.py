@@ -84,23 +84,21 @@ class SparseCacheLayer(AttentionCacheLayer):
         return out, mechanism.attend_kept(q, k, one_hot, *positions, call.replace(dropout=0.0))
 
     def _prune(self) -> None:
+        """Keep the slots of keys that are visible later, packed to the left in order."""
         if self.starts is None or not self._all_started:  # positions are unknown until all sequences have started
             return
         positions = self.positions()
         upcoming = (self.seen - self.starts[:, None]).clamp(min=0)
         visible_later = prototype(self.mechanism, self.options).kept(positions, upcoming)
         assert visible_later is not None
-        self._select(visible_later & (positions >= 0))
-        self.pruned, self._clean_size = True, self.columns.shape[1]
-
-    def _select(self, selected: Tensor) -> None:
-        """Keep the slots ``selected (B, S)`` bool, packed to the left in order."""
+        selected = visible_later & (positions >= 0)  # (B, S)
         size = int(selected.sum(1).max())
         order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         self.columns = torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
         places = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
         self.keys = self.keys.gather(2, places.expand(-1, -1, -1, self.keys.shape[3]))
         self.values = self.values.gather(2, places.expand(-1, -1, -1, self.values.shape[3]))
+        self.pruned, self._clean_size = True, self.columns.shape[1]
 
     def get_seq_length(self) -> int:
         return self.seen

@@ -69,7 +69,11 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     module.__class__ = _tiled(kind)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        grid = grid_of_input(self, arguments)
+        rule = self.family.rule
+        grid: Grid | tuple[Grid, ...] | None = rule.of_input(self.config, arguments)
+        resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
+        if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(self.config.image_size):
+            arguments[INTERPOLATE_ARGUMENT] = True
         pixels = arguments.get(PIXELS)
         if pixels is not None and pixels.is_floating_point():  # some bases convert images to their dtype, others fail
             arguments[PIXELS] = pixels.to(self.dtype)
@@ -109,16 +113,6 @@ def family_of(model: Any) -> Family:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family
-
-
-def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
-    """The grid of the input of ``forward``. If the input's size is not the config's, also set the argument that resizes positions."""
-    rule, config = model.family.rule, model.config
-    grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
-    resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
-    if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(config.image_size):
-        arguments[INTERPOLATE_ARGUMENT] = True
-    return grid
 
 
 @contextmanager
