@@ -34,7 +34,7 @@ from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
-from .engines.common.grid import RUNNING_GRID, Grid
+from .engines.common.grid import RUNNING_GRID
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
 from .engines.cpu.flash import masked_attention
@@ -207,9 +207,10 @@ def longattn_attention_forward(
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
     hidden = kwargs.get(LAYER_INPUT) if mechanism.traits.takes_hidden_states else None
-    call = AttentionCall(
-        causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=_grid(kwargs), sink_scores=kwargs.get(SINKS)
-    )
+    grid = kwargs.get(GRID)
+    if grid is None and not torch.compiler.is_dynamo_compiling():
+        grid = RUNNING_GRID.get()
+    call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
     padding = attention_mask
     if isinstance(layer, AttentionCacheLayer):
         cached = _attend_by_cache(layer, mechanism, query, key, value, attention_mask, call, kwargs)
@@ -268,12 +269,6 @@ def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bo
         and not torch.is_autocast_enabled(query.device.type)
         and not attentions_collected()
     )
-
-
-def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
-    """The grid of the tokens, or None."""
-    grid = kwargs.get(GRID)
-    return RUNNING_GRID.get() if grid is None and not torch.compiler.is_dynamo_compiling() else grid
 
 
 def _with_mask(call: AttentionCall, mask: Tensor | None, query: Tensor, kv_len: int | Tensor, kwargs: dict[str, Any]) -> AttentionCall:

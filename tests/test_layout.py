@@ -88,19 +88,23 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> Iterator[tuple[int, str]]:
-    """(line, dotted target) of every import of ``packages`` in a file, relative ones resolved."""
-    package = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts]
+@functools.cache
+def every_import(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted target) of every import in a file, relative ones resolved."""
+    package, found = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts], list[tuple[int, str]]()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) + 1 - node.level] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from ((node.lineno, name) for name in names if name.split(".")[0] in packages)
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
+
+
+def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> list[tuple[int, str]]:
+    """The imports of ``packages`` in a file."""
+    return [(line, name) for line, name in every_import(path) if name.split(".")[0] in packages]
 
 
 def is_module(*parts: str) -> bool:

@@ -95,7 +95,8 @@ def test_no_command_runs_code_of_a_hostile_checkpoint(
     monkeypatch.syspath_prepend(model)
     lines = room.lines(model, tmp_path / "out", training)
     if ONLY_QUICK:
-        lines = itertools.islice(lines, KINDS.index(kind) % 6, None, 6)
+        # From here on, none of them makes transformers import all of its models, which it lists where it has none for a config.
+        lines = itertools.islice(lines, (KINDS.index(kind) + 2) % 6, None, 6)
     assert ran(program, lines, marker, lambda: io.StringIO(YES)) == []
 
 

@@ -45,7 +45,6 @@ def run_fresh(
     *command: Callable[..., object] | str | Path,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
-    text: str = "",
     level: str = "transformers",
     timeout: float = 280,
 ) -> subprocess.CompletedProcess[str]:
@@ -56,7 +55,6 @@ def run_fresh(
             a module that the process imports, and its arguments, which it gets as strings.
         env: the whole environment; by default this process's.
         cwd: the working directory; by default this process's.
-        text: on its standard input.
         level: the last of :data:`LEVELS` that it may have imported.
         timeout: seconds after which it is killed.
 
@@ -72,9 +70,7 @@ def run_fresh(
     first, *rest = command
     words = [f"{first.__module__}:{first.__qualname__}" if callable(first) else str(first), *map(str, rest)]
     request = {"words": words, "calls": callable(first), "environment": variables, "folder": str(cwd or Path.cwd())}
-    with tempfile.TemporaryFile() as typed, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        typed.write(text.encode())
-        typed.seek(0)
+    with open(os.devnull) as typed, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with _connected(level) as connection:
             socket.send_fds(connection, [b"."], [typed.fileno(), out.fileno(), err.fileno()])
             connection.sendall(json.dumps(request).encode() + b"\n")

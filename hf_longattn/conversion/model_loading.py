@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -271,7 +271,11 @@ class WeightsInFiles:
 
         def load(original: Callable[..., Any], model: Any, state_dict: Any, checkpoint_files: Any, config: Any, *more: Any) -> Any:
             read = {name: _WhileLoading(StoredTensor(header, config.dtype)) for name, header in self.tensors.items()}
-            for name in self.tensors.keys() - _needed(model, self.tensors, config.weight_mapping or ()):
+            # needed: buffers, tensors from which others are computed, and names that the model lacks
+            buffers = {name for name, _ in model.named_buffers()}
+            in_model = names_in_model(self.tensors, model, config.weight_mapping or ())
+            needed = {name for name, tensor in in_model.items() if tensor.pattern or tensor.key is None or tensor.key in buffers}
+            for name in self.tensors.keys() - needed:
                 read[name].needed = False
             changed = dataclasses.replace(
                 config,
@@ -309,13 +313,6 @@ class WeightsInFiles:
         if header.shape != shape:
             raise CheckpointError(f"Tensor {key!r} of {str(header.file)!r} has the shape {header.shape}, but its model asks for {shape}.")
         return StoredTensor(header, getattr(torch, entry["dtype"]))
-
-
-def _needed(model: Any, names: Collection[str], mapping: Sequence[Any]) -> set[str]:
-    """Names of tensors whose values loading needs. Buffers, tensors from which others are computed, and names that the model lacks."""
-    buffers = {name for name, _ in model.named_buffers()}
-    in_model = names_in_model(names, model, mapping)
-    return {name for name, tensor in in_model.items() if tensor.pattern or tensor.key is None or tensor.key in buffers}
 
 
 @dataclass
@@ -452,9 +449,5 @@ def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
     original = getattr(model_class, "_load_pretrained_model", None)
     if original is None:
         raise missing("load_weights")
-
-    def load_pretrained(*arguments: Any) -> Any:
-        return load(original, *arguments)
-
-    members = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load_pretrained)}
+    members = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(partial(load, original))}
     return type(model_class.__name__, (model_class,), members)

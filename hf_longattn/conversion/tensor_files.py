@@ -95,7 +95,9 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
                 headers[name] = TensorHeader(name, file, TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()), start)
                 start += headers[name].nbytes
     except SafetensorError as error:
-        raise CheckpointError(_damaged(file, error)) from error
+        raise CheckpointError(
+            f"{str(file)!r} is not a whole safetensors file ({str(error).rstrip('.')}); download or copy it again."
+        ) from error
     return headers
 
 
@@ -168,10 +170,6 @@ def _data_start(file: Path) -> int:
     if twice:
         raise CheckpointError(f"The header of {str(file)!r} names {twice[0]!r} twice; download or copy the file again.")
     return 8 + length
-
-
-def _damaged(file: Path, error: SafetensorError) -> str:
-    return f"{str(file)!r} is not a whole safetensors file ({str(error).rstrip('.')}); download or copy it again."
 
 
 WEIGHTS = "model.safetensors"

@@ -231,8 +231,11 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked[:, short // 2] = 1
     further = plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)
 
+    first_id = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
+
     def masked(mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
-        positions = {"position_ids": _positions(mask, plan)} if passes_positions else {}
+        # counted over real tokens: padding repeats the last position, or the first one in front of the text
+        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first_id} if passes_positions else {}
         return {"attention_mask": mask, **positions, **({"global_attention_mask": marks} if takes_globals else {})}
 
     def pad(values: Tensor, fill: int = 0) -> Tensor:
@@ -266,12 +269,6 @@ def _hidden_states(returned: dict[str, Tensor]) -> dict[str, Tensor]:
 def all_finite(tensors: dict[str, Tensor]) -> bool:
     """Whether there are tensors, and all of their values are finite."""
     return bool(tensors) and all(bool(value.isfinite().all()) for value in tensors.values())
-
-
-def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
-    """Positions counted over real tokens. Padding repeats the last position, or the first one in front of the text."""
-    offset = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
-    return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
 
 # Long models of other architectures (Longformer, BigBird …), compared with transformers' model.

@@ -26,6 +26,7 @@ from hf_longattn.backend import BACKEND
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
+from hf_longattn.modeling.run.documents import refusal_of_documents
 
 GLOBALS = "global_attention_mask"
 
@@ -190,7 +191,7 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if not model.packs_documents:
         return f"A {type(model).__name__} reads one document in a row."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    refusals = [refusal for base in bases if (refusal := base.refusal_of_documents({})) is not None]
+    refusals = [refusal for base in bases if (refusal := refusal_of_documents(base, {})) is not None]
     if refusals:
         return refusals[0]
     if args.torch_compile:

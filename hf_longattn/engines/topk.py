@@ -198,7 +198,8 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
 
     keys = k.float()
     chosen, doubtful = [], []
-    step = rows_per_step(q, kv_len, causal)
+    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * kv_len))
+    step = min(step, max(1024, -(-length // CAUSAL_STEPS))) if causal else step
     for row in range(0, length, step):
         rows = slice(row, min(row + step, length))
         stop = offset + rows.stop if causal else kv_len
@@ -207,13 +208,6 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
         chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
         doubtful.append(doubt.view(batch, heads, -1))
     return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, kv_len)
-
-
-def rows_per_step(q: Tensor, columns: int, causal: bool) -> int:
-    """Number of queries per search step, for ``columns`` float32 scores of each query in ``q (B, H, N, D)``."""
-    batch, heads, length, _ = q.shape
-    rows = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * columns))
-    return min(rows, max(1024, -(-length // CAUSAL_STEPS))) if causal else rows
 
 
 def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int) -> Tensor:

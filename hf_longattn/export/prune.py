@@ -19,7 +19,7 @@ from ..conversion.tensor_files import TensorHeader
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.config import LongConfig
-from ..modeling.inference.pruning import KEPT_HEADS, Heads, cut, heads_of
+from ..modeling.inference.pruning import KEPT_HEADS, cut, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
 
 INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
@@ -78,7 +78,8 @@ def prune_heads(source: CompressionInput) -> Compressed:
     counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
     for heads, pruned_heads in zip(layers, removed.values(), strict=True):
         if pruned_heads:
-            _remove(heads, pruned_heads, counts)
+            heads.keep([head for head in range(heads.count) if head not in pruned_heads])
+            counts[str(heads.site.layer)] = heads.count - len(pruned_heads)
     setattr(model.config, KEPT_HEADS, counts)
     pruned = {str(heads.site.layer): sorted(pruned_heads) for heads, pruned_heads in zip(layers, removed.values(), strict=True)}
     return Compressed(model, expected, source.dtype, pruned)
@@ -93,11 +94,6 @@ def _heads_to_remove(share: float, total: int, layers: int) -> int:
     if count == 0:
         raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
     return count
-
-
-def _remove(heads: Heads, pruned: set[int], counts: dict[str, int]) -> None:
-    heads.keep([head for head in range(heads.count) if head not in pruned])
-    counts[str(heads.site.layer)] = heads.count - len(pruned)
 
 
 def prune_ffn(source: CompressionInput) -> Compressed:

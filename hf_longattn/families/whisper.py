@@ -19,11 +19,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..configuration import LongAttentionConfig
 from ..errors import AudioError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, Convolution
-from ..modeling.family.config import FullDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -35,13 +35,17 @@ ROWS_PER_FRAME = 2
 ROWS_PER_SECOND = 100
 
 
-class LongWhisperConfig(FullDecoder, LongAudioConfig, WhisperConfig):
+class LongWhisperConfig(LongAudioConfig, WhisperConfig):
     """WhisperConfig with ``long_attention`` of the encoder. The decoder has full attention.
 
     max_source_positions: the base's field, unchanged: number of rows of the encoder's position table.
     """
 
     model_type = "long_whisper"
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        return LongAttentionConfig("full")
 
 
 @dataclass(frozen=True)

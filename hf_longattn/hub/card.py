@@ -86,11 +86,6 @@ def _existing_fields(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in parts.items() if value}
 
 
-def _layers(config: Mapping[str, Any]) -> int:
-    """Number of layers with attention. The sum over all stages if the config counts layers per stage."""
-    return int(config.get("num_hidden_layers") or config.get("n_layer") or sum(config.get("depths") or [1]))
-
-
 def section(text: str, heading: str) -> str:
     """The text of a card below its ``##`` heading. Empty if the card lacks that heading."""
     match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -167,7 +162,8 @@ def model_card(
     tables = []
     for tower, attention in attentions.items():
         if not tower:
-            tables.append(attention.table(_layers(backbone)))
+            layers = backbone.get("num_hidden_layers") or backbone.get("n_layer") or sum(backbone.get("depths") or [1])  # of all stages
+            tables.append(attention.table(int(layers)))
             continue
         of_model = AutoConfig.for_model(**plain_names(backbone))
         of_tower = getattr(of_model, tower_field(tower), of_model)  # a tower without its own config uses the model's

@@ -175,10 +175,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
         x = x.masked_fill(~real[:, None, :, None], 0)
     missing = -x.shape[2] % size
     x = F.pad(x, (0, 0, 0, missing)) if missing else x
-    return _means(x.unflatten(2, (-1, size)), F.pad(real, (0, missing)).unflatten(1, (-1, size)))
-
-
-def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`block_means` of tokens in blocks, ``x (B, H, n, size, D)``. x must be 0 where ``real (B, n, size)`` is False."""
-    count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
+    sums = x.unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
+    count = F.pad(real, (0, missing)).unflatten(1, (-1, size)).sum(-1)
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
@@ -75,7 +74,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
     from .towers import LongTowersMixin
 
-    package = importlib.import_module(family.base_package)
+    package = family.base_package
     base_model = family.base_model_name
     facts_of_installed = stored_facts()["transformers"]["version"] == importlib.metadata.version("transformers")
     if not facts_of_installed and module_name(family.base_model_type) in derived_facts():  # GPT-J before 5.24, for example
@@ -92,7 +91,10 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}
     for base_name, long_name in {**family.parts, **family.model_classes}.items():
-        base = getattr(modeling_module(package), base_name) if base_name in family.parts else family.base_class(base_name)
+        if base_name in family.parts:
+            base = getattr(importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}"), base_name)
+        else:
+            base = family.base_class(base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
@@ -101,11 +103,6 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         else:
             inherit_renaming(base, classes[long_name])
     return classes
-
-
-def modeling_module(package: ModuleType) -> ModuleType:
-    """transformers' module with the model classes of a package."""
-    return importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
 
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:

@@ -34,7 +34,7 @@ from .family.position_table import PositionTable, input_of
 from .family.validation import refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import KEPT_HEADS, cut_as_configured
-from .run.documents import FindsDocuments, leave_out_documents
+from .run.documents import find_documents, leave_out_documents, rule_out_packing
 from .run.losses import with_training_loss
 from .run.memory import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .run.segments import run_in_segments
@@ -69,7 +69,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     """Whether global tokens are passed in the attention mask instead (DeBERTa-v2)."""
 
     packs_documents: bool = True
-    """Whether this head works where a row has several documents; a base model says it in ``refusal_of_documents``."""
+    """Whether this head works where a row has several documents; for a base model, see :func:`.refusal_of_documents`."""
 
     added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
     """Keyword arguments of ``forward`` besides the base's, with their types. Trainer drops columns that no signature names."""
@@ -377,7 +377,7 @@ class LongGenerationMixin(_Base):
         return inputs
 
 
-class LongBaseModelMixin(FindsDocuments, LongAttentionMixin):
+class LongBaseModelMixin(LongAttentionMixin):
     """Mixin before the base model, which receives all inputs: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
@@ -400,6 +400,12 @@ class LongBaseModelMixin(FindsDocuments, LongAttentionMixin):
     def runs_in_segments(self) -> bool:
         """Whether memory tokens pass from segment to segment."""
         return self.recursion is not None and self.runs_mechanisms
+
+    @functools.cached_property
+    def mixes_beside_attention(self) -> bool:
+        """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
+        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
+        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         for name in ("global_attention_mask", "documents", "seq_idx"):
@@ -465,9 +471,9 @@ class LongBaseModelMixin(FindsDocuments, LongAttentionMixin):
             check_globals(self, arguments)
         tokens = input_of(arguments)
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
-            self.rule_out_packing(arguments)
+            rule_out_packing(arguments)
         if runs:
-            self.find_documents(arguments)
+            find_documents(self, arguments)
         elif arguments.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."

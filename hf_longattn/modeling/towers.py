@@ -34,7 +34,7 @@ class LongTowersMixin(LongAttentionMixin):
                     f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
                     f"{name}=...) and get_image_features instead."
                 )
-        if missing := next((name for name in self.inputs_of_towers if arguments.get(name) is None), None):
+        if missing := next((name for tower in self.towers.values() if arguments.get(name := tower.main_input_name) is None), None):
             raise LongAttentionError(
                 f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call get_text_features "
                 "for texts alone, and get_image_features for images."
@@ -67,11 +67,6 @@ class LongTowersMixin(LongAttentionMixin):
     def share_within(self) -> list[LongAttentionMixin]:
         """The towers, since layers of different towers share no parameters."""
         return [*self.towers.values()]
-
-    @property
-    def inputs_of_towers(self) -> list[str]:
-        """The argument of ``forward`` that each tower reads."""
-        return [str(tower.main_input_name) for tower in self.towers.values()]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -103,17 +103,14 @@ class SearchedModel:
         key = (short, repr(getattr(text, "rope_parameters", None)), getattr(plan.config, "position_extension", None))
         if key != self._key:
             self._model = None
-            self._model, self._key = self._load(plan), key
+            model: Any = load_as_result(self.source, plan.architecture, plan.config)
+            if hasattr(model.config, "use_cache"):
+                model.config.use_cache = False
+            self._model, self._key = model.to(self.device), key
         with torch.random.fork_rng():
             torch.manual_seed(0)
             attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
         return self._model.eval()
-
-    def _load(self, plan: ConversionPlan) -> nn.Module:
-        model: Any = load_as_result(self.source, plan.architecture, plan.config)
-        if hasattr(model.config, "use_cache"):
-            model.config.use_cache = False
-        return model.to(self.device)
 
 
 def check_one_stack(source: Source) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 
-import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.adapters import projections
@@ -19,7 +18,7 @@ from tests.reference.small_models import pair, plain_model, tokens
 MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}
 
 
-def test_every_layer_has_its_own_options() -> None:
+def test_layers_of_albert_have_their_own_options() -> None:
     model = pair("albert", None, MIXED)[1]
     with torch.no_grad():
         attentions = model(tokens(1, 30), output_attentions=True).attentions
@@ -27,13 +26,13 @@ def test_every_layer_has_its_own_options() -> None:
 
 
 @pytest.mark.parametrize("shape", [{"num_hidden_layers": 5, "num_hidden_groups": 2}, {"num_hidden_groups": 3, "inner_group_num": 2}])
-def test_groups_and_what_is_repeated_inside_them(shape: dict[str, int]) -> None:
+def test_albert_with_groups_of_layers_equals_the_base(shape: dict[str, int]) -> None:
     plain, longer = pair("albert", None, {"mechanism": "full"}, **shape)
     with torch.no_grad():
         assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
 
 
-def test_groups_that_no_layer_uses_are_refused(tmp_path: Path) -> None:
+def test_groups_of_albert_that_no_layer_uses_are_refused(tmp_path: Path) -> None:
     plain_model("albert", num_hidden_groups=3, num_hidden_layers=3).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 2}))
@@ -41,7 +40,7 @@ def test_groups_that_no_layer_uses_are_refused(tmp_path: Path) -> None:
         plan_conversion(tmp_path, mechanism="window")
 
 
-def test_mechanisms_that_learn_have_parameters_for_every_layer(tmp_path: Path) -> None:
+def test_learned_mechanisms_of_albert_have_parameters_for_every_layer(tmp_path: Path) -> None:
     plain = plain_model("albert", "AlbertForMaskedLM")
     plain.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="hedgehog", max_length=600)
@@ -58,23 +57,15 @@ def test_mechanisms_that_learn_have_parameters_for_every_layer(tmp_path: Path) -
     assert len(projections(model)) == 4
 
 
-def test_the_cost_counts_shared_weights_as_often_as_they_run(tmp_path: Path) -> None:
+def test_the_cost_of_albert_counts_shared_weights_as_often_as_they_run(tmp_path: Path) -> None:
     plain_model("albert").save_pretrained(tmp_path)
     once, thrice = 4 * 64 * 64 + 2 * 64 * 96, 32 * 64
     pooler = 64 * 64
     assert plan_conversion(tmp_path, mechanism="window").shape.matrix_parameters == 3 * once + thrice + pooler
 
 
-def test_nothing_begins_from_a_text(tmp_path: Path) -> None:
+def test_initialising_albert_from_a_text_is_refused(tmp_path: Path) -> None:
     plain_model("albert").save_pretrained(tmp_path / "short")
     (tmp_path / "text.txt").write_text("word " * 5000)
     with pytest.raises(CheckpointError, match="without shared layers"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="linformer", init_from_text=tmp_path / "text.txt")
-
-
-def test_base_attention_is_the_plain_base() -> None:
-    plain, longer = pair("albert", None, MIXED)
-    longer.use_base_attention("sdpa")
-    with torch.no_grad():
-        assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
-    assert isinstance(longer, families.LongAlbertModel)

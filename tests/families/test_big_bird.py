@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BigBirdConfig, BigBirdModel
+from transformers import AutoConfig, BigBirdConfig, BigBirdModel
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.families import LongBigBirdConfig, LongBigBirdForCausalLM, LongBigBirdModel
@@ -22,7 +22,7 @@ def saved(folder: Path, **changes: object) -> BigBirdModel:
     return model
 
 
-def test_a_checkpoint_of_transformers_says_what_its_attention_was(tmp_path: Path) -> None:
+def test_a_big_bird_checkpoint_is_read_with_its_block_sparse_attention(tmp_path: Path) -> None:
     saved(tmp_path)
     config = LongBigBirdConfig.from_pretrained(tmp_path)
     assert config.long_attention == LongAttentionConfig(**ADOPTED)
@@ -34,7 +34,7 @@ def test_a_checkpoint_of_transformers_says_what_its_attention_was(tmp_path: Path
     assert again.to_json_string() == config.to_json_string()
 
 
-def test_a_full_checkpoint_stays_full_and_another_mechanism_may_be_chosen(tmp_path: Path) -> None:
+def test_a_full_big_bird_stays_full_unless_a_mechanism_is_chosen(tmp_path: Path) -> None:
     saved(tmp_path, attention_type="original_full", attention_probs_dropout_prob=0.3)
     config = LongBigBirdConfig.from_pretrained(tmp_path)
     assert config.long_attention == LongAttentionConfig("full")
@@ -43,12 +43,12 @@ def test_a_full_checkpoint_stays_full_and_another_mechanism_may_be_chosen(tmp_pa
     assert LongBigBirdConfig.from_pretrained(tmp_path, long_attention=window).long_attention == LongAttentionConfig(**window)
 
 
-def test_a_fresh_config_has_the_mechanism_with_the_base_s_own_settings() -> None:
+def test_a_new_big_bird_config_has_the_block_size_of_the_base() -> None:
     assert LongBigBirdConfig(block_size=32).long_attention == LongAttentionConfig("bigbird", block_size=32, num_random_blocks=3)
     assert BigBirdConfig().attention_type == "block_sparse"
 
 
-def test_a_longer_table_takes_longer_texts(tmp_path: Path) -> None:
+def test_a_longer_big_bird_equals_the_base_and_reads_longer_texts(tmp_path: Path) -> None:
     plain = saved(tmp_path)
     config = LongBigBirdConfig.from_pretrained(tmp_path, max_position_embeddings=1500)
     longer = LongBigBirdModel.from_pretrained(tmp_path, config=config).eval()
@@ -57,7 +57,7 @@ def test_a_longer_table_takes_longer_texts(tmp_path: Path) -> None:
         assert longer(tokens(1, 1500)).last_hidden_state.isfinite().all()
 
 
-def test_global_tokens_besides_the_blocks() -> None:
+def test_global_tokens_of_big_bird_reach_every_token() -> None:
     torch.manual_seed(0)
     config = LongBigBirdConfig(**{**plain_config("big_bird").to_dict(), "long_attention": {**ADOPTED, "block_size": 8}})
     model, ids = LongBigBirdModel(config).eval(), tokens(1, 400)
@@ -73,7 +73,7 @@ def test_global_tokens_besides_the_blocks() -> None:
 
 
 @pytest.mark.parametrize("implementation", [None, "sdpa", "eager"])
-def test_as_a_decoder_it_generates_what_the_whole_forward_says(implementation: str | None) -> None:
+def test_big_bird_as_a_decoder_generates_as_the_whole_forward(implementation: str | None) -> None:
     torch.manual_seed(0)
     settings = {**plain_config("big_bird").to_dict(), "is_decoder": True, "long_attention": {**ADOPTED, "random_pattern": "seeded"}}
     model = LongBigBirdForCausalLM(LongBigBirdConfig(**settings)).eval()
@@ -83,13 +83,3 @@ def test_as_a_decoder_it_generates_what_the_whole_forward_says(implementation: s
     written = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
     with torch.no_grad():
         assert torch.equal(model(written).logits[0, 129:-1].argmax(-1), written[0, 130:])
-
-
-def test_auto_model_reads_what_was_saved(tmp_path: Path) -> None:
-    saved(tmp_path / "plain")
-    longer = LongBigBirdModel.from_pretrained(tmp_path / "plain").eval()
-    longer.save_pretrained(tmp_path / "long")
-    again = AutoModel.from_pretrained(tmp_path / "long").eval()
-    assert type(again) is LongBigBirdModel
-    with torch.no_grad():
-        assert torch.equal(longer(tokens(1, 300)).last_hidden_state, again(tokens(1, 300)).last_hidden_state)

@@ -48,7 +48,7 @@ def embedding(model: Any, ids: Tensor, **arguments: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "unchanged"), [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)]
 )
-def test_captions_within_the_rows_that_are_kept_have_the_same_embeddings(changes: dict[str, Any], unchanged: int, tmp_path: Path) -> None:
+def test_captions_within_the_kept_positions_have_the_same_embeddings(changes: dict[str, Any], unchanged: int, tmp_path: Path) -> None:
     short = tower()
     short.save_pretrained(tmp_path)
     model = long_tower(tmp_path, **changes)
@@ -60,7 +60,7 @@ def test_captions_within_the_rows_that_are_kept_have_the_same_embeddings(changes
     assert embedding(model, caption(NEW)).isfinite().all()
 
 
-def test_a_conversion_stretches_by_default_and_tiles_on_request(tmp_path: Path) -> None:
+def test_clip_positions_are_stretched_by_default_and_tiled_on_request(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path / "short")
     for positions, changes in (("auto", True), ("tile", False)):
         report = convert_checkpoint(tmp_path / "short", tmp_path / positions, mechanism="full", max_length=NEW, positions=positions)
@@ -82,7 +82,7 @@ def test_every_caption_of_a_batch_is_read_at_its_own_end(end: int, tmp_path: Pat
     assert torch.allclose(embedding(model, rows, attention_mask=mask), alone, rtol=0, atol=1e-5)
 
 
-def test_no_token_sees_a_later_one(tmp_path: Path) -> None:
+def test_no_token_of_a_caption_sees_a_later_one(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path)
     model = long_tower(tmp_path, long_attention={"mechanism": "window", "window": 16})
     ids, changed = caption(100), caption(100)
@@ -93,7 +93,7 @@ def test_no_token_sees_a_later_one(tmp_path: Path) -> None:
     assert not torch.equal(before[:, 60:70], after[:, 60:70])
 
 
-def test_towers_are_read_from_a_folder_of_the_whole_model(tmp_path: Path) -> None:
+def test_towers_of_clip_are_read_from_a_folder_of_the_whole_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**SIZES, image_size=32, patch_size=4)
     whole = CLIPModel(CLIPConfig(text_config=CLIPTextConfig(**TEXT), vision_config=vision, projection_dim=16)).eval()

@@ -67,7 +67,7 @@ def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
     grid(itertools.product(FORMS, (LONGFORMER, WINDOW)), lambda changes, attention: (attention is WINDOW) == FORMS.index(changes) % 2),
     ids=str,
 )
-def test_a_band_is_fused_and_equal_to_the_definition_with_gradients(changes: dict[str, Any], attention: dict[str, Any]) -> None:
+def test_bands_of_deberta_are_fused_and_equal_their_definition_with_gradients(changes: dict[str, Any], attention: dict[str, Any]) -> None:
     model = model_of(attention, **changes)
     definition, ids, mask = definition_of(model), tokens(2, LENGTH), padding(2, LENGTH)
     inputs = {"attention_mask": mask, **({"global_attention_mask": global_mask()} if attention is LONGFORMER else {})}
@@ -93,7 +93,7 @@ def global_mask() -> Tensor:
 @pytest.mark.thorough
 @pytest.mark.parametrize("values", [{}, {"conv_kernel_size": 3}, {"position_biased_input": True}], ids=["v3", "convolution", "positions"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_heads_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> None:
+def test_heads_of_deberta_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> None:
     head = model_of(LONGFORMER, "ForQuestionAnswering", **values)
     ids, mask = tokens(2, LENGTH), padding(2, LENGTH) if masked else None
     states = head.deberta(ids, attention_mask=mask, global_attention_mask=global_mask()).last_hidden_state
@@ -108,7 +108,7 @@ def test_heads_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> 
 
 
 @pytest.mark.thorough
-def test_global_tokens_survive_checkpointed_layers() -> None:
+def test_checkpointed_layers_of_deberta_keep_global_tokens() -> None:
     model = model_of(LONGFORMER)
     ids, gradients = tokens(2, LENGTH), []
     for checkpointed in (False, True):
@@ -123,7 +123,7 @@ def test_global_tokens_survive_checkpointed_layers() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_tokens_that_are_global_by_option() -> None:
+def test_tokens_of_deberta_are_global_by_option_as_by_mask() -> None:
     ids, marked = tokens(2, LENGTH), torch.zeros(2, LENGTH, dtype=torch.long)
     marked[:, [0, 9]] = 1
     by_mask, by_option = model_of(LONGFORMER), model_of({**LONGFORMER, "global_tokens": [0, 9]})
@@ -133,7 +133,7 @@ def test_tokens_that_are_global_by_option() -> None:
         torch.testing.assert_close(by_option(ids).last_hidden_state, expected)
 
 
-def test_what_no_layer_takes_is_refused() -> None:
+def test_deberta_refuses_global_tokens_that_no_layer_takes() -> None:
     model, ids = model_of(WINDOW, "ForTokenClassification"), tokens(2, LENGTH)
     with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
         model(ids, global_attention_mask=global_mask())
@@ -145,7 +145,7 @@ def test_what_no_layer_takes_is_refused() -> None:
 
 
 @pytest.mark.thorough
-def test_a_compiled_model_takes_global_tokens() -> None:
+def test_a_compiled_deberta_takes_global_tokens() -> None:
     model, ids, mask = model_of(LONGFORMER, "ForTokenClassification", num_hidden_layers=1), tokens(2, LENGTH), padding(2, LENGTH)
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():

@@ -53,7 +53,7 @@ def scores(model: Any, text: str, labels: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("encoder", ["deberta-v2", "modernbert"])
-def test_a_converted_encoder_reads_as_the_page_says(
+def test_gliner_with_a_converted_encoder_reads_short_and_long_texts(
     encoder: str, save_small: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gliner import GLiNER

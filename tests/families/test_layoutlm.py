@@ -33,7 +33,7 @@ QUICK = [name for name, way in WAYS.items() if not way.slow][::2]
 
 
 @every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), QUICK))
-def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
+def test_layoutlm_gives_what_its_sequences_give_alone_in_every_way_of_calling(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
 
@@ -47,7 +47,7 @@ def test_boxes_reach_the_outputs() -> None:
 
 
 @torch.no_grad()
-def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_table() -> None:
+def test_long_pages_are_read_as_by_the_base_with_a_larger_table() -> None:
     plain = plain_model(BASE, max_position_embeddings=2048)
     model = long_like(plain, BASE, {"mechanism": "longformer", "window": 4096}, max_position_embeddings=2048)
     ids, mask = tokens(2, 1500), padding(2, 1500)
@@ -56,14 +56,14 @@ def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_t
     assert (expected - states).abs().max() < 1e-5
 
 
-def test_padding_is_read_as_padding_and_no_mask_over_pairs_is_made() -> None:
+def test_padding_of_layoutlm_makes_no_mask_over_pairs() -> None:
     model, mask = long_model(BASE, None, LONGFORMER), padding(2, 100)
     paths = str(explain(model, {"input_ids": tokens(2), "attention_mask": mask, "bbox": boxes(model.config, 2, 100)}))
     alone = str(explain(long_model("bert", None, LONGFORMER), {"input_ids": tokens(2), "attention_mask": mask}))
     assert paths.split("path")[1] == alone.split("path")[1]
 
 
-def test_a_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> None:
+def test_a_layoutlm_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> None:
     head = "LayoutLMForQuestionAnswering"
     plain = plain_model(BASE, head, max_position_embeddings=64)
     plain.save_pretrained(tmp_path / "short")
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_a_graph_takes_boxes(format: str, tmp_path: Path) -> None:
+def test_an_exported_graph_of_layoutlm_takes_boxes(format: str, tmp_path: Path) -> None:
     """Each comparison with the model has boxes, so a graph without them would fail."""
     pytest.importorskip("onnxruntime")
     short = plain_model(BASE, "LayoutLMForTokenClassification", max_position_embeddings=64, num_hidden_layers=1)

@@ -15,26 +15,14 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.families import FAMILIES
 from tests.byte_tokenizer import train_tokenizer
-from tests.cells import every_cell
-from tests.grids import every_other
-from tests.modes.cells import Cell
-from tests.modes.ways import WAYS
-from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+from tests.reference.small_models import long_model, plain_model, tokens
 
 BASE = "markuplm"
 WINDOW = {"mechanism": "window", "window": 16}
-OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpointing", "router logits"), "none")}
-"""It is no decoder and no mixture of experts, and transformers' own can neither be mapped nor checkpointed."""
 
 
 def paths(config: Any, batch: int, length: int) -> dict[str, Tensor]:
     return FAMILIES[BASE].rule.further_inputs(config, batch, length)
-
-
-@every_cell("way", every_other((name for name, way in WAYS.items() if not way.slow), 1))
-def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
-    outcome = Cell(BASE, way).outcome()
-    assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
 
 
 def test_tags_and_subscripts_reach_the_outputs() -> None:
@@ -47,7 +35,7 @@ def test_tags_and_subscripts_reach_the_outputs() -> None:
             assert (given - model(ids, **without).last_hidden_state).abs().max() > 0.1
 
 
-def test_a_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> None:
+def test_a_markuplm_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> None:
     plain = plain_model(BASE, "MarkupLMForQuestionAnswering", max_position_embeddings=66)
     plain.save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
@@ -60,18 +48,8 @@ def test_a_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> No
         assert model(tokens(1, 256), **paths(model.config, 1, 256)).start_logits.isfinite().all()
 
 
-@torch.no_grad()
-def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_table() -> None:
-    plain = plain_model(BASE, max_position_embeddings=1024)
-    model = long_like(plain, BASE, {"mechanism": "longformer", "window": 2048}, max_position_embeddings=1024)
-    ids, mask = tokens(2, 900), padding(2, 900)
-    arguments = {"input_ids": ids, "attention_mask": mask, **paths(model.config, 2, 900)}
-    expected, states = (network(**arguments).last_hidden_state[mask.bool()] for network in (plain, model))
-    assert (expected - states).abs().max() < 1e-5
-
-
 @pytest.mark.thorough
-def test_a_folder_with_a_processor_is_converted_by_its_own_tokenizer(tmp_path: Path) -> None:
+def test_a_markuplm_folder_is_converted_by_its_own_tokenizer(tmp_path: Path) -> None:
     """MarkupLM's tokenizer takes words with paths; its processor's file says nothing about lengths."""
     source, result = tmp_path / "short", tmp_path / "long"
     vocabulary = json.loads(train_tokenizer(["a river and a lighthouse"] * 2, 300).backend_tokenizer.to_str())["model"]["vocab"]

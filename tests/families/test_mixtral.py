@@ -12,7 +12,7 @@ from hf_longattn import convert_checkpoint
 from tests.reference.small_models import long_model, plain_model, tokens
 
 
-def test_scaled_rotary_positions_of_heads_without_a_width(tmp_path: Path) -> None:
+def test_mixtral_without_a_head_width_has_scaled_rotary_positions(tmp_path: Path) -> None:
     plain = plain_model("mixtral", "MixtralForCausalLM")
     assert plain.config.head_dim is None
     plain.save_pretrained(tmp_path / "short")

@@ -66,13 +66,13 @@ def run(checkout: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return run_fresh(*command, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, timeout=3000)
 
 
-def test_the_example_converts_a_checkpoint(checkout: Path) -> None:
+def test_the_example_of_a_new_family_converts_a_checkpoint(checkout: Path) -> None:
     done = run(checkout, "-c", USE, str(checkout))
     assert done.stdout.splitlines()[-1:] == ["long_ernie"], done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_the_example_passes_the_contract(checkout: Path) -> None:
+def test_the_example_of_a_new_family_passes_the_contract(checkout: Path) -> None:
     files = [f"tests/modeling/test_{name}.py" for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")]
     done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--cell", "ernie", *files)
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -98,8 +98,8 @@ class OddConfig(BertConfig):
     model_type = "odd"
 
 
-class TestRefusals:
-    def test_a_model_type_that_is_missing(self) -> None:
+class TestANewFamilyRefuses:
+    def test_a_config_without_a_model_type(self) -> None:
         with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"):
             Family(config_class(None), TABLE)
 
@@ -107,7 +107,7 @@ class TestRefusals:
         with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"):
             Family(BertConfig, TABLE)
 
-    def test_positions_that_nothing_is_said_of(self) -> None:
+    def test_neither_tables_nor_rotary_positions(self) -> None:
         with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*rope=True"):
             Family(config_class())
 
@@ -143,14 +143,14 @@ class Odd(nn.Module):
         self.asking, self.w_out = nn.Linear(8, 8), nn.Linear(8, 8)
 
 
-class TestUnusualNames:
+class TestAFamilyWithUnusualNames:
     def known(self, monkeypatch: pytest.MonkeyPatch, names: AttentionNames) -> Odd:
         monkeypatch.setattr(Odd, "__module__", "transformers.models.odd.modeling_odd")
         entry = Family(config_class("long_odd", OddConfig), TABLE, attention=names)
         assert families.attention_names(Odd()) is entry.attention
         return Odd()
 
-    def test_projections_with_names_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_attention_names_tell_its_projections(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not own_projections(Odd())
         attention = self.known(monkeypatch, AttentionNames(query="asking", output="w_out"))
         assert set(own_projections(attention)) == {"query.weight", "query.bias"}

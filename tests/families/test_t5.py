@@ -68,7 +68,7 @@ def equal(a: Tensor, b: Tensor) -> None:
 
 
 @every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
-def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> None:
+def test_every_head_of_t5_with_full_attention_equals_the_base(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
     made = type(longer)
@@ -88,7 +88,7 @@ def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> Non
     assert compared
 
 
-def test_transformers_own_long_t5_is_another() -> None:
+def test_our_long_t5_is_not_longt5_of_transformers() -> None:
     assert families.FAMILIES["t5"].model_classes["T5Model"] == "LongAttentionT5Model"
     assert not hasattr(families, "LongT5Model")
     assert type(transformers.AutoConfig.for_model("longt5")) is transformers.LongT5Config
@@ -96,7 +96,7 @@ def test_transformers_own_long_t5_is_another() -> None:
 
 
 @every_cell("base", ["t5"])
-class TestEitherAttention(EncoderDecoderContract):
+class TestT5(EncoderDecoderContract):
     """mT5's is T5's."""
 
     answer, end = "logits", EOS
@@ -119,7 +119,7 @@ class TestEitherAttention(EncoderDecoderContract):
     def test_left_padding_changes_nothing(self, base: str) -> None:
         self.padding_changes_nothing(base, left=True)
 
-    def test_where_the_mechanisms_are(self, base: str) -> None:
+    def test_mechanisms_are_in_the_encoder_and_full_attention_elsewhere(self, base: str) -> None:
         model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
         found = {name: m.long_attention for name, m in model.named_modules() if hasattr(m, "long_attention")}
         encoder = [m.options.window for name, m in found.items() if name.startswith("encoder")]
@@ -145,7 +145,7 @@ class TestEitherAttention(EncoderDecoderContract):
             for name, gradient in gradients[0].items():
                 torch.testing.assert_close(found[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
 
-    def test_a_mechanism_without_scores_is_refused(self, base: str) -> None:
+    def test_mechanisms_without_scores_are_refused(self, base: str) -> None:
         for name in ("performer", "nystrom"):
             with pytest.raises(OptionError, match=rf"adds relative positions to its attention scores, but mechanism '{name}' has no"):
                 long_like(plain_model(base), base, {"mechanism": name})
@@ -179,7 +179,7 @@ CROSSED = {
 
 @pytest.mark.thorough
 @every_cell("mechanism", CROSSED, of=9, alike=engine_of_form)
-def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
+def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
     try:
         model = long_like(plain_model("t5"), "t5", CROSSED[mechanism])
@@ -203,11 +203,6 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
+def test_t5_compiles_to_one_graph() -> None:
     """One graph, without breaks."""
-    TestEitherAttention().check_compiled("t5", num_layers=1, num_decoder_layers=1)
-
-
-@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
-def test_compiled_with_a_cache() -> None:
-    TestEitherAttention().check_compiled("t5", use_cache=True)
+    TestT5().check_compiled("t5", num_layers=1, num_decoder_layers=1)

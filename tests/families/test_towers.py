@@ -149,7 +149,7 @@ def test_a_tower_that_does_not_exist_is_refused(long_attention: dict[str, Any], 
         long_model(base, tmp_path, long_attention=long_attention)
 
 
-def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
+def test_towers_refuse_lengths_and_masks_that_do_not_fit(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     model = long_model(base, tmp_path)
     with pytest.raises(LengthError, match=rf"needs {NEW + 1} positions, but this model has {NEW}"):
@@ -172,7 +172,7 @@ def test_both_towers_are_one_compiled_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["input_ids", "pixel_values"])
-def test_a_text_or_a_image_alone_is_refused_in_a_sentence(base: str, missing: str, tmp_path: Path) -> None:
+def test_a_text_or_an_image_alone_is_refused(base: str, missing: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     inputs = {**seeded_images(base), "input_ids": captions(TRAINED)}
     with pytest.raises(LongAttentionError, match=f"compares texts with images, and {missing} is missing; give it, or call get_text"):

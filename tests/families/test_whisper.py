@@ -22,7 +22,7 @@ from transformers import (
 from hf_longattn import explain
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import AudioError, LengthError, OptionError
-from hf_longattn.families import FAMILIES, LongWhisperConfig
+from hf_longattn.families import LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
 from tests.whisper import SIZES
@@ -52,7 +52,7 @@ def inputs_of(head: type[Any], rows: int = ROWS) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
 @torch.no_grad()
-def test_full_attention_is_the_base_in_all_outputs(head: type[Any], tmp_path: Path) -> None:
+def test_whisper_with_full_attention_equals_the_base_in_all_outputs(head: type[Any], tmp_path: Path) -> None:
     for values in ({}, {"use_weighted_layer_sum": True}):
         plain, model = save(tmp_path, head, **values), of(head, tmp_path, long_attention={"mechanism": "full"})
         for settings in ({}, {"output_hidden_states": True}):
@@ -60,7 +60,7 @@ def test_full_attention_is_the_base_in_all_outputs(head: type[Any], tmp_path: Pa
                 torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-5)
 
 
-def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(tmp_path: Path) -> None:
+def test_whisper_with_a_window_is_the_base_under_its_mask_with_gradients(tmp_path: Path) -> None:
     """Outputs and gradients of the encoder and the decoder, in float64."""
     plain, model = (each.double() for each in (save(tmp_path), of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)))
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(type(plain)).items()}
@@ -77,7 +77,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(tmp_path: Path) -
 
 
 @torch.no_grad()
-def test_longer_spectrograms_are_a_base_made_for_them(tmp_path: Path) -> None:
+def test_longer_spectrograms_are_read_as_by_a_whisper_made_for_them(tmp_path: Path) -> None:
     """A WhisperModel of more positions has sinusoids from its first to its last."""
     plain = save(tmp_path, WhisperModel)
     model = of(WhisperModel, tmp_path, long_attention={"mechanism": "full"})
@@ -95,7 +95,7 @@ def rows_of(input_features: Tensor, **kwargs: Any) -> int:
 
 
 @torch.no_grad()
-def test_what_is_generated_is_read_at_once(tmp_path: Path) -> None:
+def test_whisper_generates_as_the_base_and_reads_longer_sounds_at_once(tmp_path: Path) -> None:
     plain = save(tmp_path)
     model = of(type(plain), tmp_path, long_attention={"mechanism": "full"})
     features = inputs_of(type(plain))["input_features"]
@@ -111,7 +111,7 @@ def test_what_is_generated_is_read_at_once(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_decoder_and_cross_attention_are_full(tmp_path: Path) -> None:
+def test_the_decoder_and_cross_attention_of_whisper_are_full(tmp_path: Path) -> None:
     save(tmp_path)
     model = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)
     names = {(site.in_decoder, site.cross): site.mechanism.name for site in attention_sites(model)}
@@ -121,7 +121,7 @@ def test_the_decoder_and_cross_attention_are_full(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @torch.no_grad()
-def test_one_graph_for_any_length(tmp_path: Path) -> None:
+def test_whisper_compiles_to_one_graph(tmp_path: Path) -> None:
     save(tmp_path, WhisperForAudioClassification, encoder_layers=1)
     model = of(WhisperForAudioClassification, tmp_path, long_attention=BAND)
     inputs = inputs_of(WhisperForAudioClassification, 160)
@@ -132,28 +132,7 @@ def test_one_graph_for_any_length(tmp_path: Path) -> None:
     torch.testing.assert_close(exported(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
-@torch.no_grad()
-def test_a_compiled_model_that_writes_is_one_graph_with_its_cache(tmp_path: Path) -> None:
-    save(tmp_path, encoder_layers=1, decoder_layers=1)
-    model, inputs = of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND), inputs_of(WhisperForConditionalGeneration)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
-
-
-@pytest.mark.thorough
-def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
-    save(tmp_path / "short")
-    model = of(WhisperForConditionalGeneration, tmp_path / "short", long_attention=BAND, long_audio_seconds=2)
-    model.save_pretrained(tmp_path / "long")
-    loaded = of(WhisperForConditionalGeneration, tmp_path / "long")
-    assert (loaded.config.long_audio_seconds, loaded.config.max_source_positions) == (2, 50)
-    inputs = inputs_of(WhisperForConditionalGeneration, 200)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
-
-
-def test_a_part_of_a_second_counts_as_one(tmp_path: Path) -> None:
+def test_whisper_counts_a_part_of_a_second_as_one(tmp_path: Path) -> None:
     """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at once."""
     save(tmp_path / "short", max_source_positions=150)
     WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(tmp_path / "short")
@@ -169,7 +148,7 @@ def test_a_part_of_a_second_counts_as_one(tmp_path: Path) -> None:
     assert set(read) == {features.shape[-1]} == {500}
 
 
-class TestRefusals:
+class TestWhisperRefuses:
     @pytest.mark.parametrize("shape", [(16, 100), (1, 100, 16), (1, 15, 100)])
     def test_an_input_that_is_no_spectrogram_of_this_model(self, shape: tuple[int, ...], tmp_path: Path) -> None:
         save(tmp_path, WhisperForAudioClassification)
@@ -184,16 +163,13 @@ class TestRefusals:
             with pytest.raises(OptionError, match="choose for example 'window'"):
                 LongWhisperConfig(**SIZES, long_attention={"mechanism": mechanism})
 
-    def test_the_decoder_alone_is_no_long_model(self) -> None:
-        assert "WhisperForCausalLM" not in FAMILIES["whisper"].model_classes
 
-
-class TestConversion:
+class TestConversionOfWhisper:
     """To a longer duration, with the feature extractor, and back."""
 
     @pytest.mark.thorough
     @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
-    def test_the_feature_extractor_follows_and_all_comes_back(self, head: type[Any], tmp_path: Path) -> None:
+    def test_the_feature_extractor_reads_the_new_duration(self, head: type[Any], tmp_path: Path) -> None:
         save(tmp_path / "short", head)
         WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path / "short")
         report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full", needs_training=True)

@@ -9,7 +9,6 @@ from hf_longattn.cli.show import show_diagnosis
 from hf_longattn.errors import OptionError
 from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis
 from hf_longattn.inspect.candidates import usual_candidates
-from hf_longattn.inspect.diagnosis import percent
 from hf_longattn.inspect.layer_attention import MEANS, distance_bins
 from hf_longattn.inspect.texts import DURATIONS, read_lengths, read_numbers
 from hf_longattn.mechanisms.common.layout import full_pairs
@@ -48,7 +47,7 @@ def chosen(report: Diagnosis) -> str:
 COSTS = (0.1, 0.3, 1.0, 1.0)
 
 
-def test_the_cheapest_that_keeps_enough_is_chosen() -> None:
+def test_the_cheapest_candidate_that_keeps_enough_is_chosen() -> None:
     report = diagnosis(at(256, (0.96, 0.99, 0.97, 1.0), COSTS, 20))
     assert chosen(report) == "window:window=16"
     assert report.mass(0) == pytest.approx(0.96 * 0.95)
@@ -57,7 +56,7 @@ def test_the_cheapest_that_keeps_enough_is_chosen() -> None:
     assert report.to_dict()["chosen"]["flags"] == ["--mechanism", "window", "--option", "window=16"]
 
 
-def test_of_two_that_cost_the_same_percent_the_one_that_keeps_more_is_chosen() -> None:
+def test_of_candidates_that_cost_the_same_the_one_that_keeps_more_is_chosen() -> None:
     assert chosen(diagnosis(at(256, (0.96, 0.99, 0.97, 1.0), (0.121, 0.124, 1.0, 1.0), 20))) == "window:window=64"
 
 
@@ -70,14 +69,14 @@ def test_sinks_are_compared_in_causal_layers_only() -> None:
         ] * causal
 
 
-def test_what_keeps_most_for_half_the_cost_is_chosen_where_nothing_keeps_enough(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_keeps_most_for_half_the_cost_is_chosen_if_no_candidate_keeps_enough(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True)
     assert chosen(report) == "window:window=64"
     show_diagnosis(report)
     assert "To convert the checkpoint that this model was made from so, add to longattn convert:" in capsys.readouterr().out
 
 
-def test_nothing_is_chosen_where_nothing_is_cheaper_than_full_attention(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_candidate_is_chosen_if_none_is_cheaper_than_full_attention(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
     assert report.chosen() is None
     assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
@@ -103,12 +102,7 @@ def test_dilution_is_described_as_growth() -> None:
     assert diagnosis(at(64, (1.0,) * 4, COSTS, 10)).dilution() == ""
 
 
-@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.714, "71 %"), (0.0523, "5.2 %"), (0.00041, "0.04 %"), (0.0, "0 %")])
-def test_shares_are_written_briefly(share: float, text: str) -> None:
-    assert percent(share) == text
-
-
-def test_lengths_and_durations_are_read() -> None:
+def test_typed_lengths_and_durations_are_read() -> None:
     assert read_lengths(["512", "2K", "1k", "512"]) == [512, 1024, 2048]
     assert read_numbers("7.5,30", DURATIONS) == [7.5, 30.0]
     for text in ("", "x", "-1", "1.5", "9" * 20, "٣"):

@@ -43,7 +43,7 @@ def test_a_query_that_finds_one_key_has_one_effective_token() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_size_of_blocks_changes_nothing(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_blocks_of_scores_changes_no_sum(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     attention, means = layer(90, causal), []
     for cells in (1, 5000, 1 << 22):
         monkeypatch.setattr(module, "SCORES_IN_MEMORY", cells)
@@ -67,7 +67,7 @@ def test_padding_is_neither_query_nor_key() -> None:
         torch.testing.assert_close(sums[1].mean()[name], value, atol=1e-6, rtol=1e-6)
 
 
-def test_bins_hold_every_distance_once() -> None:
+def test_distance_bins_hold_every_distance_once() -> None:
     for length in (1, 2, 3, 40, 64, 65, 5000):
         bins = distance_bins(length - 1)
         assert bins[-1][1] == length - 1

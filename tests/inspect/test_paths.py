@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 
 @every_cell("case", CASES)
-def test_the_path_of(case: str) -> None:
+def test_attend_takes_the_expected_path(case: str) -> None:
     name, arguments, expected = CASES[case]
     x = torch.randn(1, 2, 200 if case == "short" else 300, 16)
     found = paths(lambda: attend(x, x, x, name, **arguments))
@@ -91,16 +90,6 @@ def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
         assert len({name for name, _ in listed}) == len(listed)
 
 
-def test_reasons_are_told() -> None:
-    found: list[PathChoice] = []
-    x = torch.randn(1, 2, 300, 16)
-    with observe(lambda _, choice: found.append(choice)):
-        attend(x, x, x, "window", window=32, relative="alibi", dropout_p=0.1)
-    assert dict(found[0].refused)["cpu-band"] == "the fused kernel has no dropout"
-    assert dict(found[0].refused)["flex"] == "the tensors are on another device"
-    assert not OBSERVERS
-
-
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     """Listeners are told once, of what ran."""
     context, answers = DispatchContext("cuda", 512, 512, AttentionCall(), features=64), []
@@ -119,7 +108,7 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
-def test_what_flex_attention_never_takes(head_dim: int, dropout: float, reason: str) -> None:
+def test_flex_attention_takes_no_small_heads_and_no_dropout(head_dim: int, dropout: float, reason: str) -> None:
     """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
     context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
     assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("blockwise", "plain-gathered")
@@ -139,17 +128,7 @@ def test_a_model_is_explained_layer_by_layer() -> None:
     assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
 
 
-def test_every_answer_has_a_reason() -> None:
-    model = long_model("bert", None, {"mechanism": "window", "window": 32, "layers": {1: {"mechanism": "full"}}}).eval()
-    found = explain(model, tokens(2, 300))
-    assert all(one.reason for one in found)
-    assert {one.layer.split(".")[2] for one in found} == {"0", "1", "2"}, "no layer is missing"
-    model = long_model("bert", None, {"mechanism": "window", "window": 4000}).eval()
-    (line,) = {one.reason for one in explain(model, tokens(1, 100))}
-    assert line.startswith("the path of highest priority")
-
-
-def test_what_no_gpu_timed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The record names paths that can run, and none that the CPU runs."""
     on_gpu = {path for table in PATHS.values() for path, _ in table if path.startswith(("flash", "flex", "fla-")) or path.endswith("-fla")}
     assert set(GPU_RECORD) < on_gpu
@@ -163,36 +142,12 @@ def test_what_no_gpu_timed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.reason.endswith("; never timed")
 
 
-def test_equal_layers_are_one_line() -> None:
-    model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
-    assert "and 2 more" in str(explain(model, tokens(1, 300)))
-
-
-def test_a_decode_cache_is_named() -> None:
+def test_explain_names_the_decode_cache() -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"}).eval()
     assert "cache of a state" in [one.path for one in explain(model, tokens(1, 30))]
 
 
-def test_what_other_threads_run_is_not_recorded() -> None:
-    x, started, done = torch.randn(1, 2, 300, 16), threading.Event(), threading.Event()
-    mine: list[tuple[str, str]] = []
-
-    def other() -> None:
-        started.wait(60)
-        attend(x, x, x, "linear", causal=True)
-        done.set()
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    with observe(lambda mechanism, choice: mine.append((mechanism.name, choice.path))):
-        started.set()
-        assert done.wait(60)
-        attend(x, x, x, "window", window=32)
-    thread.join()
-    assert mine == [("window", "cpu-band")]
-
-
-def test_two_threads_are_recorded_apart() -> None:
+def test_paths_of_two_threads_are_recorded_apart() -> None:
     x, both = torch.randn(1, 2, 300, 16), threading.Barrier(2, timeout=60)
 
     def record(name: str) -> set[str]:
@@ -208,14 +163,14 @@ def test_two_threads_are_recorded_apart() -> None:
     assert not OBSERVERS
 
 
-def test_a_graph_compiles_while_somebody_listens() -> None:
+def test_a_graph_compiles_while_paths_are_recorded() -> None:
     x, module = torch.randn(1, 2, 300, 16), build_mechanism("window", num_heads=2, head_dim=16, window=32)
     compiled = torch.compile(run_batch, backend="eager", fullgraph=True)
     with observe(lambda mechanism, choice: None):
         torch.testing.assert_close(compiled(module, x, x, x, AttentionCall()), attend(x, x, x, module))
 
 
-def test_a_model_without_mechanisms_is_refused() -> None:
+def test_explain_refuses_a_model_without_mechanisms() -> None:
     with pytest.raises(BackendError, match="No attention mechanism ran in"):
         explain(plain_model("bert", "BertModel"), tokens(1, 8))
 
@@ -233,14 +188,7 @@ def test_paths_are_logged_once() -> None:
     assert "window: cpu-band; no dense: the band leaves keys out" in lines[0]
 
 
-def test_nothing_is_logged_otherwise(caplog: pytest.LogCaptureFixture) -> None:
-    x = torch.randn(1, 2, 300, 16)
-    with caplog.at_level(logging.INFO, "transformers.hf_longattn"):
-        attend(x, x, x, "window", **mechanism_class("window").sample)
-    assert not caplog.records
-
-
-def test_a_model_of_images_is_given_its_pixels() -> None:
+def test_explain_gives_a_model_of_images_its_pixels() -> None:
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,

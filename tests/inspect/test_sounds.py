@@ -24,7 +24,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @every_cell("base", EVERY_FAMILY, of=4)
-def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path, tmp_path: Path) -> None:
+def test_every_family_of_sound_is_diagnosed(base: str, talk: Path, tmp_path: Path) -> None:
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))
     report = diagnose(tmp_path, talk, lengths=[2], candidates=["window:left=3,right=3", "full"], queries=64)
@@ -38,7 +38,7 @@ def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path,
     assert bool((captured[..., 0] <= captured[..., 1] + 1e-5).all())
 
 
-def test_masses_are_those_of_transformers_weights(talk: Path, tmp_path: Path) -> None:
+def test_masses_of_sounds_are_those_of_transformers_weights(talk: Path, tmp_path: Path) -> None:
     """By distance and by mechanism, mean over the stretches of a recording."""
     base = with_extractor("wav2vec2", "Wav2Vec2Model", tmp_path)
     report = diagnose(tmp_path, talk, lengths=[1.5], candidates=["window:left=9,right=4"])
@@ -58,7 +58,7 @@ def test_masses_are_those_of_transformers_weights(talk: Path, tmp_path: Path) ->
 
 
 @pytest.mark.thorough
-def test_a_long_model_and_its_checkpoint_have_the_same_attention(talk: Path, tmp_path: Path) -> None:
+def test_a_long_model_of_sound_and_its_checkpoint_have_the_same_attention(talk: Path, tmp_path: Path) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
     stock = diagnose(tmp_path, talk, candidates=["window:window=32"], queries=50)
     model = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention={"mechanism": "full"})
@@ -77,7 +77,7 @@ def test_longer_sounds_than_the_checkpoint_reads_are_refused(tmp_path: Path) -> 
     assert [row.length for row in diagnose(tmp_path, talk, candidates=["window:window=32"], queries=8).lengths] == [100]
 
 
-def test_the_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_inspect_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
     typed = ["inspect", str(tmp_path / "short"), str(talk.parent), "--candidate", "window:window=32", "--candidate", "linear"]
     capsys.readouterr()
@@ -104,14 +104,16 @@ def test_the_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.
         (["--candidate", "window2d"], "reads an image's patches, but a sound is one line"),
     ],
 )
-def test_a_diagnosis_refuses(options: list[str], sentence: str, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_inspect_command_refuses_durations_and_candidates_that_do_not_fit(
+    options: list[str], sentence: str, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
     capsys.readouterr()
     assert _run(["inspect", str(tmp_path), str(talk), *options]) != 0
     assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
     (tmp_path / "text.txt").write_text("words " * 100)
     BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")

@@ -39,7 +39,7 @@ def test_a_photo_is_read_by_the_tower_of_images(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("case", "tower"), [("llava", "vision"), ("pixtral", None), ("qwen2_vl", None)])
-def test_language_models_with_images(case: str, tower: str | None) -> None:
+def test_towers_of_language_models_are_chosen_by_their_input(case: str, tower: str | None) -> None:
     model, _ = build(case)
     read, name = tower_that_reads(model, text=True)
     assert (name, read.main_input_name) == ("text", "input_ids")

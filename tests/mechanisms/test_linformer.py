@@ -15,6 +15,7 @@ from hf_longattn.mechanisms.linformer import (
     SHARINGS,
     Measured,
     fitted_projections,
+    fitted_values,
     output_error,
     segment_matrix,
 )
@@ -97,6 +98,22 @@ def test_fitted_linformer_projections_are_never_worse_than_pooling() -> None:
         e, f = fitted_projections(measured, rank, apart=True)
         assert e.shape == f.shape == (MEASURED_LENGTH, rank)
         assert output_error(e, f, aside) <= output_error(pooled(rank), pooled(rank), aside) + 1e-6
+
+
+def test_fitted_linformer_values_are_the_least_squares_solution(measured: Measured) -> None:
+    e = pooled(8)
+    f = fitted_values(e, measured.q, measured.k, measured.scale)
+    weights, few = (
+        torch.softmax(measured.q @ keys.transpose(-1, -2) * measured.scale, -1).double()
+        for keys in (measured.k, e.T @ measured.k)
+    )  # fmt: skip
+
+    def distance(values: Tensor) -> float:
+        return float((weights - few @ values.double().T).square().sum())
+
+    expected = torch.linalg.lstsq(few.flatten(0, 2), weights.flatten(0, 2)).solution.T
+    assert distance(f) <= 1.01 * distance(expected)
+    assert distance(f) < 0.9 * distance(e)
 
 
 @every_cell("sharing", ["none", "headwise", "key-value", "layerwise"])

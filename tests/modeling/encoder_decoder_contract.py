@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -52,7 +50,7 @@ class EncoderDecoderContract(ABC):
     def unchanged(self, a: Tensor, b: Tensor) -> None:
         """Assert that the same code computed the same from inputs that only differ in what must not matter."""
 
-    def test_the_encoder_runs_its_pattern(self, base: str) -> None:
+    def test_the_encoder_equals_the_base_under_the_mask(self, base: str) -> None:
         """Against transformers' own encoder with the pattern as a mask (B, 1, N, N)."""
         plain, inputs = self.plain(base), self.inputs()
         longer = self.long_like(plain, base, WINDOW)
@@ -69,7 +67,7 @@ class EncoderDecoderContract(ABC):
         self.equal(encoded[real], found.encoder_last_hidden_state[real])
         self.equal(expected, found[self.answer])
 
-    def test_padding_changes_nothing(self, base: str) -> None:
+    def test_right_padding_changes_nothing(self, base: str) -> None:
         self.padding_changes_nothing(base, left=False)
 
     def padding_changes_nothing(self, base: str, left: bool) -> None:
@@ -88,7 +86,7 @@ class EncoderDecoderContract(ABC):
         encoded = both.encoder_last_hidden_state[1:, 11:] if left else both.encoder_last_hidden_state[1:, :29]
         self.equal(alone.encoder_last_hidden_state, encoded)
 
-    def test_global_tokens_are_the_encoder_s(self, base: str) -> None:
+    def test_global_tokens_are_those_of_the_encoder(self, base: str) -> None:
         inputs, plain = self.inputs(), self.plain(base)
         is_global = torch.zeros(2, 40)
         is_global[:, 7] = 1
@@ -103,7 +101,7 @@ class EncoderDecoderContract(ABC):
         with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 39\)"):
             model(**inputs, global_attention_mask=is_global[:, 1:])
 
-    def test_a_long_decoder(self, base: str) -> None:
+    def test_a_long_decoder_sees_its_window_alone(self, base: str) -> None:
         plain = self.plain(base)
         narrow = self.long_like(plain, base, FULL, decoder_long_attention={"mechanism": "window", "window": 3})
         ids, targets = tokens(2, 20), tokens(2, 30, seed=3)
@@ -117,7 +115,7 @@ class EncoderDecoderContract(ABC):
 
     @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
     @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
-    def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
+    def test_generation_equals_the_whole_forward(self, base: str, how: dict[str, Any], decoder: Any) -> None:
         """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
         model = self.long_like(self.plain(base, generates=True), base, LONGFORMER, decoder_long_attention=decoder)
         inputs = {name: value for name, value in self.inputs().items() if not name.startswith("decoder")}
@@ -141,7 +139,7 @@ class EncoderDecoderContract(ABC):
             with torch.no_grad():
                 assert torch.equal(plain(**self.inputs())[self.answer], longer(**self.inputs())[self.answer])
 
-    def test_attentions(self, base: str) -> None:
+    def test_attentions_of_both_stacks_are_returned(self, base: str) -> None:
         model = self.long_like(self.plain(base), base, WINDOW)
         with torch.no_grad():
             out = model(tokens(2, 30), decoder_input_ids=tokens(2, 7), output_attentions=True)
@@ -160,10 +158,3 @@ class EncoderDecoderContract(ABC):
         with torch.no_grad():
             expected = model(**inputs)[self.answer]
             self.equal(expected, torch.compile(model, fullgraph=True, backend="eager")(**inputs)[self.answer])
-
-    def test_copied_and_pickled(self, base: str) -> None:
-        model = self.long_like(self.plain(base), base, LONGFORMER)
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert type(twin.encoder) is type(model.encoder)
-            with torch.no_grad():
-                assert torch.equal(twin(**self.inputs())[self.answer], model(**self.inputs())[self.answer])

@@ -15,7 +15,7 @@ ROTATED = [base for base in BASES if families.FAMILIES[base].rope]
 
 
 @every_cell("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
-def test_they_make_what_attention_is_given(base: str) -> None:
+def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str) -> None:
     model = families.enable_long_attention(plain_model(base), {"mechanism": "full"})
     site = attention_sites(model)[0]
     seen: dict[str, Tensor] = {}
@@ -38,7 +38,7 @@ def test_they_make_what_attention_is_given(base: str) -> None:
 
 @pytest.mark.thorough
 @every_cell("base", BASES)
-def test_their_modules_are_named(base: str) -> None:
+def test_attention_projections_names_two_or_four_modules(base: str) -> None:
     model = plain_model(base)
     for site in attention_sites(model):
         names = attention_projections(model, site.name)

@@ -29,7 +29,7 @@ def distance(states: Tensor, expected: Tensor) -> float:
 @pytest.mark.thorough
 @every_cell("base", EVERY_FAMILY, of=4)
 @torch.no_grad()
-def test_every_family_is_made_fast_and_explained(base: str, tmp_path: Path) -> None:
+def test_models_of_sound_are_optimised_for_inference_and_explained(base: str, tmp_path: Path) -> None:
     model, inputs = model_of(base, tmp_path), inputs_of(base, (1.2,))
     layers = [answer for answer in hf_longattn.explain(model, inputs) if answer.mechanism == "window"]
     assert len({answer.layer for answer in layers}) == 2

@@ -27,7 +27,7 @@ def still(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("by_tuple", [False, True])
-def test_the_loss_has_it_in_training_only(by_tuple: bool) -> None:
+def test_the_loss_has_the_auxiliary_loss_in_training_only(by_tuple: bool) -> None:
     model = long_model("bert", "BertForMaskedLM", SPANS)
     inputs: dict[str, Any] = {"input_ids": tokens(), "labels": tokens(), "return_dict": not by_tuple}
     added = auxiliary_loss(model)
@@ -44,17 +44,13 @@ def test_the_loss_has_it_in_training_only(by_tuple: bool) -> None:
         assert abs(model(**inputs)[0] - training) > 0.1, "the plain base has no spans"
 
 
-def test_accumulated_batches_count_it_once() -> None:
+def test_accumulated_batches_count_the_auxiliary_loss_once() -> None:
     model = still(long_model("gpt2", "GPT2LMHeadModel", SPANS))
     ids = torch.randint(5, 90, (4, 40))
     with torch.no_grad():
         whole = model(input_ids=ids, labels=ids, num_items_in_batch=160).loss
         parts = [model(input_ids=ids[n : n + 1], labels=ids[n : n + 1], num_items_in_batch=160).loss for n in range(4)]
     torch.testing.assert_close(sum(parts), whole)
-
-
-def test_models_without_one_are_left_alone() -> None:
-    assert auxiliary_loss(long_model("bert", "BertForMaskedLM")) is None
 
 
 class Lines(Dataset):
@@ -66,7 +62,7 @@ class Lines(Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def test_trainer_moves_the_spans(tmp_path: Path) -> None:
+def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
     model = long_model("gpt2", "GPT2LMHeadModel", {**SPANS, "span_loss_weight": 1.0})
     modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
     before = [module.spans.clone() for module in modules]

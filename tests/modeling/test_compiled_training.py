@@ -12,6 +12,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines import block_sparse
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cells import every_cell
+from tests.grids import grid, quickly
 from tests.reference.small_models import long_model, padding, tokens
 
 LENGTH = 300
@@ -78,21 +79,22 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
-@every_cell(("fullgraph", "global_tokens"), [(True, 3), (False, 0)])
+@every_cell(("fullgraph", "global_tokens"), grid([(True, 3), (False, 0)], lambda fullgraph, global_tokens: fullgraph))
 def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(fullgraph: bool, global_tokens: int) -> None:
     model, inputs = bert(LONGFORMER, 0.1), batch(padded=True, global_tokens=global_tokens)
     expected = gradients(model, model, inputs)
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
 
 
+@pytest.mark.thorough
 def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> None:
     model = bert(WITH_GLOBALS["separate projections"], 0.1)
     found = compiled_gradients(model, batch(padded=True, global_tokens=3), fullgraph=False)
     assert all(gradient.isfinite().all() for gradient in found)
 
 
-@every_cell("marked", [True, False])
-def test_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
+@every_cell("marked", quickly([True, False], [True]))
+def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
     """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have global tokens."""
     module = build_mechanism("longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400)))
     x, global_mask = torch.randn(2, 2, LENGTH, 4), torch.zeros(2, LENGTH, dtype=torch.bool)

@@ -17,7 +17,7 @@ HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", HEADS)
-def test_a_head_runs_under_another_implementation(base: str, tmp_path: Path) -> None:
+def test_bigbird_heads_run_under_sdpa_and_eager(base: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class.from_dict(config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}})
     made = FAMILIES[base].model_class(FAMILIES[base].config_class.__name__.replace("Config", HEADS[base]))
     made(config).save_pretrained(tmp_path)

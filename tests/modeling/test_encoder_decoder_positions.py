@@ -46,7 +46,7 @@ def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Pat
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", BASES)
-def test_a_decoder_of_its_own_length(base: str, tmp_path: Path) -> None:
+def test_a_decoder_may_have_another_length_than_the_encoder(base: str, tmp_path: Path) -> None:
     plain_model(base, GENERATING[base]).save_pretrained(tmp_path)
     model = on_the_fly(tmp_path, base, max_position_embeddings=200, max_decoder_position_embeddings=150, long_attention=COVERING)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_decoder_of_its_own_length(base: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_config(base: str, tmp_path: Path) -> None:
+def test_a_config_has_the_lengths_of_both_sides_when_it_is_read(base: str, tmp_path: Path) -> None:
     config = long_config(base, WINDOW, decoder_long_attention={"mechanism": "window", "window": 6})
     assert config.max_decoder_position_embeddings == ROWS
     config.save_pretrained(tmp_path)
@@ -84,7 +84,7 @@ def test_barts_two_special_rows_are_kept_once(strategy: str, tmp_path: Path) -> 
         on_the_fly(tmp_path, "bart", max_decoder_position_embeddings=50, long_attention=COVERING)
 
 
-def test_pegasus_positions_are_computed(tmp_path: Path) -> None:
+def test_sinusoids_of_a_longer_pegasus_are_computed(tmp_path: Path) -> None:
     plain = plain_model("pegasus", "PegasusForConditionalGeneration")
     plain.save_pretrained(tmp_path)
     model = on_the_fly(tmp_path, "pegasus", max_position_embeddings=300, long_attention=COVERING)

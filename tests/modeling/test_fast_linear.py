@@ -27,7 +27,7 @@ def layer(features: int, outputs: int, *, bias: bool = True, dtype: torch.dtype 
 @NEEDS_BF16
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "features", "outputs"), SHAPES)
-def test_packed_is_linear_bit_for_bit(rows: int, features: int, outputs: int, bias: bool) -> None:
+def test_packed_linear_equals_linear_bit_for_bit(rows: int, features: int, outputs: int, bias: bool) -> None:
     plain = layer(features, outputs, bias=bias)
     x = torch.randn(2, rows, features, dtype=torch.bfloat16)
     packed = PackedLinear(plain.weight, plain.bias)
@@ -51,7 +51,7 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @every_cell("dtype", [torch.bfloat16, torch.float32])
 @every_cell("bias", [True, False])
 @every_cell(("rows", "features", "outputs"), SHAPES)
-def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+def test_int8_linear_equals_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
     plain = layer(features, outputs, bias=bias, dtype=dtype)
     x = torch.randn(rows, features, dtype=dtype)
     found, expected = Int8Linear(plain.weight, plain.bias)(x), int8_by_hand(x, plain.weight, plain.bias)
@@ -63,7 +63,7 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
 
 @NEEDS_BF16
 @pytest.mark.parametrize("amx", [False, True])
-def test_signed_and_unsigned_inputs_have_the_same_sums(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_products_of_signed_and_unsigned_inputs_are_the_same(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
     monkeypatch.setattr(onednn, "has_amx", lambda: amx)
     codes, weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8), torch.randint(-127, 128, (24, 64), dtype=torch.int8)
@@ -88,14 +88,14 @@ def test_products_in_8_bits_run_in_a_kernel() -> None:
 
 
 @pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
-def test_int8_of_transposed_tensors(features: int) -> None:
+def test_int8_linear_reads_transposed_tensors(features: int) -> None:
     weight, x = torch.randn(features, 96, dtype=torch.bfloat16), torch.randn(features, ROWS_PER_PRODUCT, dtype=torch.bfloat16)
     expected = Int8Linear(weight.t().contiguous(), None)(x.t().contiguous())
     assert torch.equal(Int8Linear(weight.t(), None)(x.t()), expected)
     assert VALUES_PER_ROUNDING // 512 < ROWS_PER_PRODUCT < VALUES_PER_ROUNDING // 64
 
 
-def test_int8_of_a_token_depends_on_no_other() -> None:
+def test_int8_linear_of_a_token_depends_on_no_other() -> None:
     rows = ROWS_PER_PRODUCT + 3  # more than are in one product
     quantised = Int8Linear(torch.randn(40, 512, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
     x = torch.randn(rows, 512, dtype=torch.bfloat16) * torch.logspace(-3, 3, rows)[:, None].bfloat16()
@@ -105,7 +105,7 @@ def test_int8_of_a_token_depends_on_no_other() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
-def test_a_token_that_is_not_finite_stays_so_and_changes_no_other(value: float) -> None:
+def test_int8_linear_keeps_tokens_that_are_not_finite_apart(value: float) -> None:
     quantised = Int8Linear(torch.randn(40, 64, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
     x = torch.randn(9, 64, dtype=torch.bfloat16)
     expected = quantised(x)
@@ -116,14 +116,14 @@ def test_a_token_that_is_not_finite_stays_so_and_changes_no_other(value: float) 
     assert torch.equal(found[others], expected[others])
 
 
-def test_rows_of_zeros_are_finite() -> None:
+def test_quantised_rows_of_zeros_are_finite() -> None:
     values, scale = quantise(torch.zeros(2, 3))
     assert not values.any()
     assert (scale > 0).all()
 
 
 @NEEDS_BF16
-def test_copies_and_pickles() -> None:
+def test_fast_linear_layers_are_copied_and_int8_is_not_saved() -> None:
     x = torch.randn(3, 64, dtype=torch.bfloat16)
     packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
     quantised = Int8Linear(torch.randn(8, 64).bfloat16(), None)
@@ -137,7 +137,7 @@ def test_copies_and_pickles() -> None:
 
 
 @NEEDS_BF16
-def test_gradients_and_other_dtypes_are_refused() -> None:
+def test_packed_linear_refuses_gradients_and_other_dtypes() -> None:
     packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
     with pytest.raises(BackendError, match="computes no gradients"):
         packed(torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True))

@@ -18,6 +18,7 @@ from tests.cells import every_cell
 from .test_other_implementations import IDS, built, config_of, hidden
 
 FLASH = "flash_attention_2"
+FLASHES = (FLASH, "flash_attention_3", "kernels-community/flash-attn2")
 MASK = torch.ones_like(IDS)
 MASK[0, :9] = 0
 WINDOWS: list[int | None] = []
@@ -66,7 +67,7 @@ def chosen(model: Any) -> Any:
         ("mistral", {"mechanism": "window", "window": 12, "layers": {0: {"mechanism": "full"}}}, {12, None}),
     ],
 )
-def test_it_is_told_each_layers_window(base: str, attention: dict[str, Any], windows: set[int | None]) -> None:
+def test_flash_attention_is_told_the_window_of_each_layer(base: str, attention: dict[str, Any], windows: set[int | None]) -> None:
     model = built(base, long_attention=attention)
     expected = hidden(model)
     padded = MASK[..., None] * model(IDS, attention_mask=MASK).last_hidden_state
@@ -86,7 +87,7 @@ def test_it_is_told_each_layers_window(base: str, attention: dict[str, Any], win
 
 
 @pytest.mark.parametrize("base", ["gpt2", "mistral"])
-def test_generation_keeps_what_the_widest_layer_sees(base: str) -> None:
+def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: str) -> None:
     """Mistral's own window, by which its caches would be cropped, is narrower."""
     from hf_longattn.families import FAMILIES
 
@@ -114,20 +115,20 @@ def test_generation_keeps_what_the_widest_layer_sees(base: str) -> None:
         ("bart", {"mechanism": "window", "window": 6}),
     ],
 )
-def test_other_plans_are_refused(base: str, attention: dict[str, Any]) -> None:
-    for implementation in (FLASH, "flash_attention_3", "kernels-community/flash-attn2"):
+def test_flash_attention_is_refused_for_more_than_plain_windows(base: str, attention: dict[str, Any]) -> None:
+    for implementation in FLASHES:
         with pytest.raises(BackendError, match=f"'{implementation}' does not compute the mechanism .*use_base_attention"):
             config_of(base, long_attention=attention, attn_implementation=implementation)
 
 
-def test_a_plan_that_is_changed_is_checked_again() -> None:
+def test_mechanisms_changed_under_flash_attention_are_checked_again() -> None:
     model = chosen(built("bert", long_attention={"mechanism": "window", "window": 6}))
     model.config.long_attention = {"mechanism": "window", "window": 8}
     with pytest.raises(BackendError, match="does not compute the mechanism 'longformer'"):
         model.config.long_attention = {"mechanism": "longformer", "window": 6}
 
 
-def test_another_models_call_is_left_as_it_is() -> None:
+def test_flash_attention_of_a_stock_model_is_left_as_it_is() -> None:
     from transformers import BertConfig, BertModel
 
     chosen(built("bert", long_attention={"mechanism": "window", "window": 6}))

@@ -1,4 +1,4 @@
-"""FSDP 2 on Long models in real processes: loss and gradients of one process, with whole and with sharded sequences; saved and loaded."""
+"""FSDP 2 on Long models in real processes: loss and gradients of one process; saved and loaded."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.mark.parametrize("attention", quickly(CASES, CASES[::2]), ids=lambda attention: attention["mechanism"])
-def test_shares_of_the_weights(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+def test_fully_sharded_models_have_the_loss_and_gradients_of_one_process(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(compare, attention, str(tmp_path / "saved"))
 
 

@@ -18,7 +18,7 @@ from tests.generic import load_generic
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VISION, PATCHES, IMAGE_TOKEN = {**SIZES, "image_size": 32, "patch_size": 4}, 64, 198
-CASES = ["clip", "siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
+CASES = ["clip", "llava", "pixtral", "qwen2_vl"]
 TEXT = {**SIZES, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 199}
 WINDOW = {"mechanism": "window", "window": 4}
 FULL = {"mechanism": "full"}
@@ -120,7 +120,7 @@ def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
         ({"towers": {"text": WINDOW}, "mechanism": "window"}, "put 'mechanism' into each tower"),
     ],
 )
-def test_towers_that_cannot_be_meant_are_refused(chosen: dict[str, Any], sentence: str) -> None:
+def test_unknown_towers_and_mechanisms_beside_towers_are_refused(chosen: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         enable_long_attention(build("clip")[0], chosen)
 
@@ -158,7 +158,7 @@ def test_text_tokens_are_global_to_image_tokens(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["llava", "qwen2_vl"])
-def test_what_is_text_is_known_while_decoding_and_after_loading(case: str, tmp_path: Path) -> None:
+def test_global_text_tokens_are_known_while_decoding_and_after_loading(case: str, tmp_path: Path) -> None:
     model, inputs = build(case)
     inputs = {name: value[:1] if case == "llava" else value for name, value in inputs.items()}
     enable_long_attention(model, TEXT_GLOBAL)
@@ -181,7 +181,7 @@ def test_what_is_text_is_known_while_decoding_and_after_loading(case: str, tmp_p
         ("llava", {"towers": {"text": WINDOW}, "text_global": True}, "text_global needs a mechanism with global tokens"),
     ],
 )
-def test_text_that_cannot_be_global_is_refused(case: str, chosen: dict[str, Any], sentence: str) -> None:
+def test_text_global_is_refused_without_images_or_global_tokens(case: str, chosen: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         enable_long_attention(build(case)[0], chosen)
 

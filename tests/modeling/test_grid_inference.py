@@ -24,7 +24,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.thorough
 @every_cell("base", grid_models.BASES, of=4)
-def test_linear_layers_of_every_family(base: str, tmp_path: Path) -> None:
+def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)
     size = (40, 24) if FAMILIES[base].rule.interpolates or FAMILIES[base].rule.shapes else (32, 32)

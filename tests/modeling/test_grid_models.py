@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, Trainer, TrainingArguments, pipeline
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, pipeline
 from transformers.models.auto import modeling_auto
 
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
 from tests.cells import every_cell
-from tests.grids import grid, quickly
+from tests.grids import grid
 from tests.modeling.grid_models import (
     BASES,
     HEADS,
@@ -38,7 +38,7 @@ from tests.modeling.grid_models import (
 WINDOWS = {"mechanism": "window2d", "window": 8}
 ONE_LAYER = {"num_hidden_layers": 1, "out_indices": [1]}
 NEW_SIZES = ((32, 32), (48, 48), (40, 64))
-MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "window2d", "window": 5, "padding": "zeros"})
+MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "window2d", "window": 5, "prefix_tokens": "none"})
 
 
 COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
@@ -46,7 +46,7 @@ COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
 
 @every_cell(("base", "head"), HEADS, of=9, alike=lambda base, head: base)
 @torch.no_grad()
-def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
+def test_images_with_full_attention_are_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention={"mechanism": "full"})
     for size in filter(lambda size: reads(base, head, size), NEW_SIZES):
@@ -63,23 +63,28 @@ def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path
     of=4,
     alike=lambda base, mechanism: mechanism["mechanism"],
 )
-@torch.no_grad()
-def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
-    head = base_model(base)
-    plain = saved(base, head, tmp_path)
-    model = long_model(base, head, tmp_path, long_attention=mechanism)
-    size = (40, 64)
-    inputs, masks = inputs_of(base, size), defined(model, FAMILIES[base].rule.of_size(model.config, size))
+def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
+    """With the gradients of every parameter, in float64."""
+    head, size = base_model(base), (40, 64)
+    plain = saved(base, head, tmp_path).double()
+    model = long_model(base, head, tmp_path, long_attention=mechanism).double()
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(base, size).items()}
+    masks = defined(model, FAMILIES[base].rule.of_size(model.config, size))
     with seeing(plain, *masks):
         expected = tensors(plain(**inputs, **resized(base, size)))
-    for of_base, of_long in zip(expected, tensors(model(**inputs)), strict=True):
+    found = tensors(model(**inputs))
+    for of_base, of_long in zip(expected, found, strict=True):
         torch.testing.assert_close(of_long, of_base, rtol=1e-4, atol=1e-4)
+    for outputs in (expected, found):
+        outputs[0].sin().mean().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
     assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
 @every_cell("base", BASES)
 @torch.no_grad()
-def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
+def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
     plain = saved(base, base_model(base), tmp_path)
     attention = {**WINDOWS, "prefix_tokens": "none"}
@@ -97,7 +102,7 @@ def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(ba
         torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_positions_are_repeated_along_both_axes() -> None:
+def test_tiled_positions_are_repeated_along_both_axes() -> None:
     table = torch.arange(2 + 9.0).view(1, 11, 1)
     rows = tiled_positions(table, 4, 16, 20)[0, :, 0]
     assert rows[:2].tolist() == [0, 1]
@@ -105,7 +110,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
 
 
 @every_cell("base", BASES, of=4)
-def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
+def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
     inputs, grads = inputs_of(base, (40, 48)), []
@@ -124,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
 
 
 @every_cell("base", BASES, of=4)
-def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
+def test_a_checkpointed_model_with_tiled_positions_is_copied_and_pickled(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, position_extension="tile")
     model.train().activation_checkpointing_enable({"use_reentrant": False})
@@ -138,7 +143,7 @@ def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Pat
 
 
 @pytest.mark.thorough
-def test_twenty_threads_with_images_of_different_sizes(tmp_path: Path) -> None:
+def test_threads_with_images_of_different_sizes_do_not_disturb_each_other(tmp_path: Path) -> None:
     saved("vit", "ViTModel" if "ViTModel" in FAMILIES["vit"].model_classes else "ViTForImageClassification", tmp_path)
     model = long_model("vit", "ViTForImageClassification", tmp_path, long_attention={**WINDOWS, "window": 3})
     images = [torch.randn(1, 3, 16 + 4 * (number % 5), 48 - 4 * (number % 7)) for number in range(20)]
@@ -160,22 +165,9 @@ def test_twenty_threads_with_images_of_different_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("base", quickly(COMPILED, ["beit"]))
-@torch.no_grad()
-def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
-    """A bias by distance and rotary positions; tables are in the graphs of the test below, too, and compiled in slow tests."""
-    torch._dynamo.reset()  # else sizes that differ from those of another test are symbols here
-    saved(base, base_model(base), tmp_path, **ONE_LAYER)
-    model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
-    inputs = inputs_of(base, (40, 48))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("base", "axes"), grid([("vit", 1), *((base, 2) for base in COMPILED)], lambda base, axes: axes == 1))
 @torch.no_grad()
-def test_compiled_once_for_inputs_of_any_size(base: str, axes: int, tmp_path: Path) -> None:
+def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, tmp_path: Path) -> None:
     """As long as it is the same windows at the borders that are complete: along the width alone, or along both axes."""
     torch._dynamo.reset()
     saved(base, base_model(base), tmp_path, **ONE_LAYER)
@@ -206,7 +198,7 @@ def automatic_heads(base: str) -> set[str]:
 @pytest.mark.thorough
 @every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
 @torch.no_grad()
-def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
+def test_a_saved_model_of_images_is_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
     attention = {**WINDOWS, "window": 3, "shift": "alternate"}
     size = {"long_image_size": [40, 48]}
@@ -228,55 +220,9 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
             torch.testing.assert_close(of_loaded, of_model)
 
 
-@pytest.mark.slow
-@every_cell(("base", "head"), grid(HEADS, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=3)
-@torch.no_grad()
-def test_exported(base: str, head: str, tmp_path: Path) -> None:
-    """The base model of every other family; its heads are transformers' code (slow)."""
-    saved(base, head, tmp_path, **ONE_LAYER)
-    model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3})
-    size = (40, 48) if reads(base, head, (40, 48)) else (32, 32)
-    inputs = inputs_of(base, size)
-    if FAMILIES[base].rule.shapes is not None:  # a tensor of sizes, which no graph knows
-        inputs = {"pixel_values": inputs["pixel_values"], "pixel_attention_mask": None, "spatial_shapes": (10, 12)}
-    exported = torch.export.export(model, (), kwargs=dict(inputs)).module()
-    for of_graph, of_model in zip(tensors(exported(**inputs)), tensors(model(**inputs)), strict=True):
-        torch.testing.assert_close(of_graph, of_model, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.thorough
-@every_cell("base", BASES, of=4)
-def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
-    heads = FAMILIES[base].model_classes
-    head = next((head for head in heads if head.endswith("ForImageClassification")), None)
-    if head is None:  # towers and backbones have no loss: that of the model's output takes its place
-        head = base_model(base)
-    saved(base, head, tmp_path / "short")
-    model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3}).train()
-    inputs = [inputs_of(base, (40, 48), batch=1, seed=seed) for seed in range(4)]
-    rows = [{name: value[0] for name, value in row.items()} for row in inputs]
-    if head.endswith("ForImageClassification"):
-        rows = [{**row, "labels": seed} for seed, row in enumerate(rows)]
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    class Step(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            outputs = model(**inputs)
-            return tensors(outputs)[0].mean() if tensors(outputs)[0].ndim == 0 else tensors(outputs)[0].square().mean()
-
-    arguments = TrainingArguments(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True,
-        remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
-    Step(model, arguments, train_dataset=rows).train()
-    projections = [name for name in before if name.endswith(("q_proj.weight", "query.weight", "qkv.weight"))]
-    assert projections
-    assert not [name for name in projections if torch.equal(before[name], model.get_parameter(name))]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", ["vit", "beit", "dinov2"])
-def test_pipelines_classify_a_image_of_any_size(base: str, tmp_path: Path) -> None:
+def test_pipelines_classify_an_image_of_any_size(base: str, tmp_path: Path) -> None:
     head = next(head for head in FAMILIES[base].model_classes if head.endswith("ForImageClassification"))
     saved(base, head, tmp_path / "short")
     model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3})
@@ -324,25 +270,25 @@ def test_the_loss_of_masked_patches_is_that_of_the_image(base: str, head: str, t
 
 
 class TestRefusals:
-    def test_a_size_that_is_no_multiple_of_the_patch(self, tmp_path: Path) -> None:
+    def test_vit_refuses_a_size_that_is_no_multiple_of_the_patch(self, tmp_path: Path) -> None:
         saved("vit", "ViTForImageClassification", tmp_path)
         model = long_model("vit", "ViTForImageClassification", tmp_path)
         with pytest.raises(GridError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
             model(torch.randn(1, 3, 30, 32))
 
-    def test_a_image_that_a_head_does_not_read(self, tmp_path: Path) -> None:
+    def test_masked_image_modeling_refuses_an_image_that_is_no_square(self, tmp_path: Path) -> None:
         saved("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         with pytest.raises(GridError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
             model(torch.randn(1, 3, 32, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])
-    def test_a_mechanism_for_texts_without_an_order(self, mechanism: str) -> None:
+    def test_vit_refuses_a_mechanism_for_texts_without_an_order(self, mechanism: str) -> None:
         with pytest.raises(OptionError, match=f"'{mechanism}' sees neighbours along a text.*order=tiles:8x8"):
             FAMILIES["vit"].config_class(long_attention={"mechanism": mechanism})
         FAMILIES["vit"].config_class(long_attention={"mechanism": mechanism, "order": "tiles:8x8"})
 
-    def test_positions_of_texts(self) -> None:
+    def test_vit_refuses_an_extension_of_positions_for_texts(self) -> None:
         with pytest.raises(OptionError, match="must be 'interpolate' or 'tile'"):
             FAMILIES["vit"].config_class(position_extension="random")
 

@@ -25,7 +25,7 @@ MECHANISMS = [
 
 @pytest.mark.thorough
 @every_cell(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in HEADS], of=len(HEADS) + 1)
-def test_forward_backward_and_generation(base: str, name: str, options: dict[str, Any]) -> None:
+def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base: str, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)
     values |= {"head_dim": 12, "layer_types": ["full_attention"] * 2} if "layer_types" in values else {"head_dim": 12}

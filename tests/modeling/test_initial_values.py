@@ -23,7 +23,7 @@ from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attenti
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 from tests.alike import kind_of_family
 from tests.cells import every_cell
-from tests.grids import grid, quickly
+from tests.grids import grid
 from tests.reference.small_models import is_quick_head
 
 SIZED = ("linformer", "recurrent_memory")
@@ -128,7 +128,7 @@ def check(model: nn.Module) -> None:
 
 @pytest.mark.thorough
 @every_cell(("base", "name", "options"), BOTH_FORMS, of=9, alike=lambda base, name, options: name)
-def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_new_tensors_of_every_mechanism_have_initial_values(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     plain = saved_base(base, tmp_path)
     config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
     model = AutoModel.from_pretrained(tmp_path, config=config)
@@ -138,40 +138,12 @@ def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name
     assert all(value.isfinite().all() for value in tensors(model).values())
 
 
-KINDS: list[tuple[str, dict[str, Any]]] = [
-    ("hedgehog", {}),
-    ("hybrid", {"mixing": 0.5}),
-    ("adaptive_span", {}),
-]
-
-
-@pytest.mark.thorough
-@every_cell("enough", quickly([2, len(KINDS)], [2]))
-@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
-def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
-    """Each family with two kinds of tensors, in turn; slow tests have all kinds."""
-    plain, loaded, first = saved_base(base, tmp_path), 0, [*FAMILIES].index(base) % len(KINDS)
-    for name, options in KINDS[first:] + KINDS[:first]:
-        if loaded == enough:
-            break
-        try:
-            config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
-            model = AutoModel.from_pretrained(tmp_path, config=config)
-        except OptionError:  # the family refuses what has no scores, or what has global tokens
-            continue
-        check(model)
-        values = model.state_dict()
-        assert all(torch.equal(values[own], value) for own, value in plain.state_dict().items())
-        loaded += 1
-    assert loaded
-
-
 ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.model_classes]
 
 
 @pytest.mark.thorough
 @every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
-def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
+def test_new_tensors_of_every_head_have_initial_values(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)
     config = small_config(base, SHAPE, pad_token_id=1)
@@ -206,14 +178,14 @@ MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "taylor", "feature_
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, "auto"])
-def test_in_any_dtype(dtype: Any, tmp_path: Path) -> None:
+def test_new_tensors_have_initial_values_in_any_dtype(dtype: Any, tmp_path: Path) -> None:
     saved_base("gpt2", tmp_path)
     config = FAMILIES["gpt2"].config_class.from_pretrained(tmp_path, long_attention=MIXED)
     check(AutoModel.from_pretrained(tmp_path, config=config, dtype=dtype, low_cpu_mem_usage=True))
     check(AutoModel.from_config(config, dtype=None if dtype == "auto" else dtype))
 
 
-def test_below_a_head(tmp_path: Path) -> None:
+def test_new_tensors_below_a_head_have_initial_values(tmp_path: Path) -> None:
     saved_base("gpt2", tmp_path)
     config = FAMILIES["gpt2"].config_class.from_pretrained(tmp_path, long_attention=MIXED)
     for name in ("LongGPT2LMHeadModel", "LongGPT2ForSequenceClassification"):
@@ -226,7 +198,9 @@ def test_below_a_head(tmp_path: Path) -> None:
     of=9,
     alike=lambda base, name, options: name,
 )
-def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_model_that_lacks_tensors_gets_initial_values_for_them(
+    base: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is touched."""
     torch.manual_seed(1)
     config = FAMILIES[base].config_class(
@@ -258,7 +232,7 @@ def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict
         assert torch.equal(found, missing.get(key, values[key])), key
 
 
-def test_enabled_in_another_architecture_copies_are_copies() -> None:
+def test_copied_projections_of_an_enabled_vit_equal_the_copied_ones() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
     enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
     for site in attention_sites(model):

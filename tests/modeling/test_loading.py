@@ -59,7 +59,7 @@ def table_of(base: str) -> tuple[str, families.PositionTable]:
 
 
 @every_cell("base", BASES, of=9, alike=kind_of_family)
-def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path) -> None:
+def test_a_longer_model_equals_the_plain_one_up_to_the_old_length(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
     rows = plain.config.max_position_embeddings * 4
@@ -95,7 +95,7 @@ EXTENSIONS = grid(
 
 @pytest.mark.thorough
 @every_cell(("base", "strategy"), EXTENSIONS)
-def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path) -> None:
+def test_the_position_table_is_extended_by_the_strategy_of_the_config(base: str, strategy: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
@@ -120,7 +120,7 @@ def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_
         assert torch.equal(again(ids)[0], expected)
 
 
-def test_buffers_have_the_new_length(tmp_path: Path) -> None:
+def test_buffers_of_a_longer_bert_have_the_new_length(tmp_path: Path) -> None:
     plain_model("bert").save_pretrained(tmp_path)
     config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=1000)
     embeddings = families.LongBertModel.from_pretrained(tmp_path, config=config).embeddings
@@ -130,7 +130,7 @@ def test_buffers_have_the_new_length(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
-def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: Path) -> None:
+def test_a_headless_checkpoint_is_loaded_into_every_head(base: str, head: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path)
     family = families.FAMILIES[base]
@@ -146,7 +146,7 @@ def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: P
         assert len(found) == (len(weight) if table is None else table.rows(config)), name
 
 
-def test_half_precision_and_sharded(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_in_half_precision_is_extended(tmp_path: Path) -> None:
     plain = plain_model("bert").half()
     plain.save_pretrained(tmp_path / "short", max_shard_size="40KB")
     config = families.LongBertConfig.from_pretrained(tmp_path / "short", max_position_embeddings=2048, long_attention=COVERING)
@@ -157,7 +157,7 @@ def test_half_precision_and_sharded(tmp_path: Path) -> None:
     assert torch.equal(saved, plain.embeddings.position_embeddings.weight.repeat(4, 1))
 
 
-def test_rope_parameters_stand_in_the_config(tmp_path: Path) -> None:
+def test_rope_parameters_of_a_long_config_scale_as_in_the_plain_model(tmp_path: Path) -> None:
     plain_model("llama").save_pretrained(tmp_path)
     scaled = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     config = families.LongLlamaConfig.from_pretrained(

@@ -57,7 +57,7 @@ def by_hand(plain: Any, learned: Tensor, ids: Tensor, causal: bool) -> Tensor:
 @pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("base", ONE_STACK)
-def test_segments_one_after_the_other(base: str) -> None:
+def test_segments_equal_a_loop_over_the_plain_model(base: str) -> None:
     plain, longer = pair(base)
     ids = tokens(1, 600)  # beyond the position table
     found = longer(ids, output_hidden_states=True)
@@ -69,42 +69,8 @@ def test_segments_one_after_the_other(base: str) -> None:
         assert (found.pooler_output - longer.pooler(expected)).abs().max() < 1e-4
 
 
-@pytest.mark.thorough
-@torch.no_grad()
-@every_cell("left", [False, True], ids=["right", "left"])
-@every_cell("base", ONE_STACK)
-def test_padding_changes_nothing(base: str, left: bool) -> None:
-    _, longer = pair(base)
-    mask = padding(3, 150, left=left)
-    ids = torch.where(mask.bool(), tokens(3, 150), 1)
-    batch = longer(ids, attention_mask=mask)
-    for row in range(3):
-        real = mask[row].bool()
-        alone = longer(ids[row][real][None])
-        assert (batch.last_hidden_state[row][real] - alone.last_hidden_state[0]).abs().max() < 1e-4
-        if not left and batch.get("pooler_output") is not None:
-            assert (batch.pooler_output[row] - alone.pooler_output[0]).abs().max() < 1e-4
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("base", ONE_STACK)
-def test_the_first_token_of_an_encoder_and_the_last_of_a_decoder_know_the_whole_text(base: str) -> None:
-    """Through the memory only: changing the first segment's tokens changes what the last one says."""
-    _, longer = pair(base)
-    ids = tokens(1, 150)
-    other = ids.clone()
-    other[0, 5] = (ids[0, 5] + 1) % 200
-    at = -1 if base in DECODERS else 0
-    end = ids.clone()
-    end[0, 140] = (ids[0, 140] + 1) % 200
-    with torch.no_grad():
-        states = [longer(x).last_hidden_state[0, at] for x in (ids, other, end)]
-    assert not torch.allclose(states[0], states[1], atol=1e-5)
-    assert not torch.allclose(states[0], states[2], atol=1e-5)
-
-
 @pytest.mark.parametrize("depth", [None, 0, 1, 2])
-def test_gradients_flow_back_over_so_many_segments(depth: int | None) -> None:
+def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None) -> None:
     _, longer = pair("gpt2", bptt_depth=depth)
     text = 40 - 2 * MEMORY
     embeddings = longer.get_input_embeddings()(tokens(1, 4 * text)).detach().requires_grad_()
@@ -131,7 +97,7 @@ HEADED = [
 
 @pytest.mark.thorough
 @every_cell(("base", "head"), HEADED)
-def test_every_head_works_and_trains(base: str, head: str) -> None:
+def test_every_head_with_memory_tokens_trains_them(base: str, head: str) -> None:
     _, longer = pair(base, head)
     ids = tokens(2, 120)
     longer.train()
@@ -169,7 +135,7 @@ def test_the_loss_of_a_router_is_that_of_all_segments(base: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("base", ONE_STACK)
-def test_calls_with_a_memory_are_one_call_over_all_of_them(base: str) -> None:
+def test_calls_with_memory_tokens_are_one_call_over_the_whole_text(base: str) -> None:
     _, longer = pair(base)
     text = 40 - MEMORY * (2 if base in DECODERS else 1)
     ids = tokens(2, 4 * text)
@@ -187,7 +153,7 @@ def test_calls_with_a_memory_are_one_call_over_all_of_them(base: str) -> None:
     assert torch.equal(fresh[1], other[1])
 
 
-def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
+def test_memory_tokens_are_saved_and_read(tmp_path: Any) -> None:
     _, longer = pair("bert", "BertForMaskedLM")
     longer.save_pretrained(tmp_path)
     again = type(longer).from_pretrained(tmp_path)
@@ -207,7 +173,7 @@ def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
     ),
     ids=str,
 )
-def test_generation_reads_the_whole_text_at_every_step(base: str, options: dict[str, str]) -> None:
+def test_generation_with_memory_tokens_equals_that_without_a_cache(base: str, options: dict[str, str]) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     _, longer = pair(base, head, **options)
     ids, mask = tokens(3, 90), padding(3, 90, left=True)
@@ -217,7 +183,7 @@ def test_generation_reads_the_whole_text_at_every_step(base: str, options: dict[
         longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)
 
 
-def test_bad_input_is_a_sentence() -> None:
+def test_memory_tokens_refuse_inputs_options_and_models_that_do_not_fit() -> None:
     _, longer = pair("gpt2")
     ids = tokens(2, 100)
     memory = longer(ids, memory=longer.new_memory()).memory

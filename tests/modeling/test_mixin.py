@@ -5,21 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import hf_longattn.families as families
 from hf_longattn.errors import MaskError
-from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import predicts_tokens
 from tests.alike import kind_of_family
 from tests.cells import every_cell
@@ -48,7 +43,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
 
 @every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
 class TestEveryHead:
-    def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
+    def test_the_signature_shows_the_added_arguments(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
         added = [name for name in inspect.signature(longer.forward).parameters if name not in inspect.signature(plain.forward).parameters]
         assert added == ["global_attention_mask", "documents", "memory", "memory_reset"]
@@ -63,7 +58,7 @@ class TestEveryHead:
             found = model(**inputs, output_hidden_states=True, global_attention_mask=is_global).hidden_states[-1]
         assert (found - without).abs().max() > 1e-3
 
-    def test_the_model_inside_is_ours(self, base: str, head: str) -> None:
+    def test_the_base_model_inside_is_a_long_class(self, base: str, head: str) -> None:
         model = long_model(base, head)
         inner = getattr(model, model.base_model_prefix, model)
         assert type(inner) is families.FAMILIES[base].long_class_of(base_class(base))
@@ -72,7 +67,7 @@ class TestEveryHead:
 
 @every_cell("base", BASES, of=9, alike=kind_of_family)
 class TestEveryBase:
-    def test_attentions(self, base: str) -> None:
+    def test_attentions_are_those_of_the_mechanism(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
         with torch.no_grad():
             out = model(tokens(2, 30), output_attentions=True)
@@ -84,21 +79,12 @@ class TestEveryBase:
         assert again.attentions is None
         assert torch.equal(out.last_hidden_state, again.last_hidden_state)
 
-    def test_global_mask_of_the_wrong_shape(self, base: str) -> None:
+    def test_a_global_mask_of_the_wrong_shape_is_refused(self, base: str) -> None:
         with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 29\), but must be .* \(2, 30\)"):
             long_model(base)(tokens(2, 30), global_attention_mask=torch.zeros(2, 29))
 
     @pytest.mark.thorough
-    def test_global_mask_without_a_layer_that_takes_it(self, base: str) -> None:
-        model = long_model(base, long_attention={"mechanism": "window", "window": 8})
-        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
-            model(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
-        mixed = long_model(base, long_attention={"mechanism": "window", "window": 8, "layers": {2: {"mechanism": "longformer"}}})
-        mixed(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
-        long_model(base, long_attention={"mechanism": "full"})(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
-
-    @pytest.mark.thorough
-    def test_copied_and_pickled(self, base: str) -> None:
+    def test_a_copied_and_a_pickled_model_give_the_same(self, base: str) -> None:
         model = long_model(base)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert type(twin) is type(model)
@@ -106,7 +92,7 @@ class TestEveryBase:
                 assert torch.equal(twin(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
 
     @pytest.mark.thorough
-    def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
+    def test_a_model_that_was_read_is_saved_as_the_same_bytes_with_tied_words(self, base: str, tmp_path: Path) -> None:
         model = long_model(base, LANGUAGE_MODELS[base], tie_word_embeddings=True)
         predicts = predicts_tokens(base)
         assert not predicts or model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -118,32 +104,8 @@ class TestEveryBase:
             assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
 
 
-@pytest.fixture
-def trained_mechanism() -> Iterator[str]:
-    """A user's own mechanism with a parameter, registered for the length of a test."""
-    full = registry.mechanism_class("full")
-
-    class Gated(full):  # type: ignore[valid-type, misc]
-        traits = full.traits.but(trains=True)
-
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self.gate = nn.Parameter(torch.empty(self.num_heads, 1, 1))
-            self.reset_parameters()
-
-        def reset_parameters(self) -> None:
-            nn.init.constant_(self.gate, 0.5)
-
-        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Any) -> torch.Tensor:
-            return super().forward(q, k, v, call) * self.gate
-
-    registry.register_mechanism("gated_for_a_test")(Gated)
-    yield "gated_for_a_test"
-    del registry._REGISTRY["gated_for_a_test"]
-
-
 @every_cell(("base", "reentrant"), alternately(BASES), of=9, alike=kind_of_family)
-def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
+def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) -> None:
     if not base_class(base).supports_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support"):
             checkpoint_activations(long_model(base))
@@ -164,27 +126,7 @@ def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.thorough
-@every_cell("base", BASES, of=9, alike=kind_of_family)
-def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
-    plain = plain_model(base)
-    plain.save_pretrained(tmp_path / "plain")
-    long_class = families.FAMILIES[base].long_class_of(type(plain))
-    assert long_class is not None
-    config = long_class.config_class.from_pretrained(tmp_path / "plain", long_attention={"mechanism": trained_mechanism})
-    model = long_class.from_pretrained(tmp_path / "plain", config=config)
-    gates = {name: p for name, p in model.named_parameters() if ".long_attention." in name and name.endswith(".gate")}
-    assert len(gates) == own_windows(plain.config).count(None)
-    assert all(re.search(r"long_attention(\.\d+)?\.gate$", name) and (p == 0.5).all() for name, p in gates.items())
-    with torch.no_grad():
-        for gate in gates.values():
-            gate.fill_(0.75)
-    model.save_pretrained(tmp_path / "long")
-    read = long_class.from_pretrained(tmp_path / "long")
-    assert all((p == 0.75).all() for name, p in read.named_parameters() if name in gates)
-
-
-def test_two_models_with_different_mechanisms_side_by_side() -> None:
+def test_two_models_with_different_mechanisms_do_not_disturb_each_other() -> None:
     plain = plain_model("bert")
     full, narrow = (long_like(plain, "bert", chosen) for chosen in ({"mechanism": "full"}, {"mechanism": "window", "window": 4}))
     with torch.no_grad():
@@ -195,7 +137,7 @@ def test_two_models_with_different_mechanisms_side_by_side() -> None:
     assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
-def test_inputs_embeds() -> None:
+def test_embeddings_as_inputs_give_what_their_tokens_give() -> None:
     model = pair("bert", None, LONGFORMER)[1]
     with torch.no_grad():
         expected = model(tokens()).last_hidden_state
@@ -203,7 +145,7 @@ def test_inputs_embeds() -> None:
 
 
 @every_cell("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
-def test_positions_of_an_encoder_count_from_the_text(name: str) -> None:
+def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
     """Of one that never computes its source's attention. Full attention keeps the source's positions, which count padding."""
     model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).sample}).eval()
     ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
@@ -216,7 +158,7 @@ def test_positions_of_an_encoder_count_from_the_text(name: str) -> None:
     assert torch.allclose(padded[0, 23:], alone, atol=1e-5) == (name != "full")
 
 
-def test_without_mechanisms_an_encoder_has_its_sources_positions() -> None:
+def test_an_encoder_with_base_attention_has_the_positions_of_its_source() -> None:
     model, ids, mask = long_model("bert", None, {"mechanism": "window", "window": 8}).eval(), tokens(1, 40), torch.ones(1, 40)
     mask[0, :9] = 0
     plain = plain_model("bert").eval()

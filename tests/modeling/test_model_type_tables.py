@@ -2,127 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import itertools
-import json
-import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.family.definition import family_names
 from hf_longattn.modeling.family.registration import TABLES
-from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cells import every_cell
-from tests.grids import grid
-from tests.reference.small_models import long_config, long_model, plain_config, plain_model, tokens
+from tests.reference.small_models import long_model, plain_model, tokens
 from tests.trained import tokenizer_of
-
-LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
-ENTERED = {
-    "transformers/conversion_mapping.py": "hf_longattn.modeling.attach.weights registers the classes",
-    "transformers/cli/serving/utils.py": "transformers.cli.serving.utils",
-    "transformers/integrations/awq.py": "transformers.integrations.awq",
-    "transformers/models/auto/auto_mappings.py": "transformers.models.auto.configuration_auto",
-    "transformers/models/auto/feature_extraction_auto.py": "transformers.models.auto.feature_extraction_auto",
-    "transformers/models/auto/processing_auto.py": "transformers.models.auto.processing_auto",
-    "transformers/models/auto/image_processing_auto.py": "transformers.models.auto.image_processing_auto",
-    "transformers/models/auto/modeling_auto.py": "transformers.models.auto.modeling_auto",
-    "transformers/models/auto/tokenization_auto.py": "transformers.models.auto.tokenization_auto",
-    "transformers/pipelines/automatic_speech_recognition.py": "transformers.pipelines",
-    "transformers/pipelines/document_question_answering.py": "transformers.pipelines",
-    "peft/tuners/adaption_prompt/config.py": "peft.tuners.adaption_prompt.config",
-    "peft/utils/constants.py": "peft.utils.constants",
-    "peft/utils/transformers_weight_conversion.py": "peft.utils.transformers_weight_conversion",
-    "sentence_transformers/base/modality.py": "sentence_transformers.base.modality",
-    "sentence_transformers/base/modules/transformer.py": "sentence_transformers.base.modules.transformer",
-}
-"""Files with tables, and the module by whose import Long models enter them (:data:`hf_longattn.modeling.family.registration.TABLES`)."""
-LEFT = {
-    "transformers/cli/chat.py": "an example of a name",
-    "transformers/generation/utils.py": "Whisper's prompts, which hf_longattn.families.whisper keeps; MiniMax's cache, by the class's name",
-    "transformers/integrations/__init__.py": "a method of quantisation that is called bitnet",
-    "transformers/integrations/ggml.py": "GGUF's names of architectures, and a GGUF file holds a base",
-    "transformers/integrations/gguf/gguf_config_mapping.py": "the same",
-    "transformers/integrations/gguf/gguf_conversion_mapping.py": "the same",
-    "transformers/integrations/gguf/gguf_tokenizer_mapping.py": "the same",
-    "transformers/loss/loss_utils.py": "parts of names of classes, which Long classes have, too",
-    "transformers/modeling_gguf_pytorch_utils.py": "the same",
-    "transformers/models/auto/configuration_auto.py": "a config.json without hidden_act, of a Mistral on the Hub",
-    "transformers/pipelines/zero_shot_image_classification.py": "part of a model type, which the Long one has, too",
-    "transformers/quantizers/auto.py": "a method of quantisation that is called gemma",
-    "transformers/tokenization_mistral_common.py": "a format of files",
-    "transformers/tokenization_utils_tokenizers.py": "a format of files",
-    "transformers/utils/auto_docstring.py": "an example in documentation",
-    "peft/peft_model.py": "substrings of a model type, and versions of transformers before those that are allowed",
-    "peft/tuners/adaption_prompt/model.py": "GPT-2 by name, which is left out of the table",
-    "peft/tuners/tuners_utils.py": "kinds of layers, by attributes",
-    "sentence_transformers/sentence_transformer/modules/__init__.py": "a module of its own that is called CLIPModel",
-    "sentence_transformers/sentence_transformer/modules/clip_model.py": "the same",
-    "sentence_transformers/util/misc.py": "names of repositories",
-    "transformers/utils/quantization_config.py": "a method of quantisation that is called gemma",
-    "accelerate/utils/dataclasses.py": "Megatron's own models",
-    "accelerate/utils/megatron_lm.py": "the same",
-}
-"""Files that name model types of bases and need no Long one, and why."""
-
-
-@cache
-def classes() -> frozenset[str]:
-    """Config classes and model classes of all bases."""
-    families = FAMILIES.values()
-    return frozenset(name for family in families for name in (family.base_config_class.__name__, *family.model_classes, *family.parts))
-
-
-@cache
-def mentions() -> re.Pattern[str]:
-    """A model type of a base in quotes, or one of its classes."""
-    return re.compile(rf"""["']({"|".join(map(re.escape, FAMILIES))})["']|\b({"|".join(classes())})\b""")
-
-
-def files_that_name_bases(library: str) -> Iterator[str]:
-    """The files of an installed library, other than models' own, with a constant or a name that is a base's."""
-    spec = importlib.util.find_spec(library)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"{library} is not installed")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root.parent)
-        if "test_utils" in inside.parts or (inside.parts[1] == "models" and inside.parts[2] != "auto"):
-            continue
-        text = path.read_text(encoding="utf-8")
-        if not mentions().search(text):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nodes = list(ast.walk(ast.parse(text)))
-        texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        if texts & (FAMILIES.keys() | classes()) or {node.id for node in nodes if isinstance(node, ast.Name)} & classes():
-            yield inside.as_posix()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_every_file_that_names_bases_is_known(library: str) -> None:
-    """A new table of a library is noticed here: enter Long models into it (hf_longattn/modeling/family/registration.py), or say why not."""
-    found = set(files_that_name_bases(library))
-    assert found <= ENTERED.keys() | LEFT.keys()
-
-
-def test_every_module_of_tables_is_one_with_an_entry() -> None:
-    entered = {module for module in ENTERED.values() if "." in module and " " not in module}
-    assert entered | {"transformers.modeling_utils"} == TABLES.keys()  # the latter for the attention functions
-
 
 BUT = {
     ("peft.tuners.adaption_prompt.config", "TRANSFORMERS_MODEL_CONFIG"): {"gpt2"},
@@ -163,38 +57,6 @@ def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_p
         assert type(model[0].model).__name__ == name
         embeddings.append(model.encode(texts, convert_to_tensor=True))
     torch.testing.assert_close(embeddings[0], embeddings[1], atol=1e-5, rtol=1e-5)
-
-
-def tokenizer_config(folder: Path, **values: Any) -> None:
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-TOKENIZED = family_names(tuple(TEXT_FAMILIES))
-NAMED = ["LlamaTokenizerFast", "GPT2Tokenizer", "PreTrainedTokenizerFast"]
-
-
-def is_its_turn(base: str, named: str) -> bool:
-    return [*TOKENIZED].index(base) % len(NAMED) == NAMED.index(named)
-
-
-@pytest.mark.thorough
-@every_cell(("base", "named"), grid(itertools.product(TOKENIZED, NAMED), is_its_turn), of=4)
-def test_a_tokenizer_loads_as_its_base_s_whatever_class_the_files_name(base: str, named: str, tmp_path: Path) -> None:
-    try:
-        tokenizer_of(base).save_pretrained(tmp_path)
-    except AssertionError:  # a class that cannot be trained
-        tokenizer_of("gpt2").save_pretrained(tmp_path)
-    tokenizer_config(tmp_path, tokenizer_class=named)
-    text, read = "The keeper's notebooks, in 1987:\n  forty years.", []
-    for config in (plain_config(base), long_config(base, None)):
-        config.save_pretrained(tmp_path)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-            read.append((type(tokenizer).__name__, tokenizer(text)["input_ids"]))
-        except Exception as error:
-            read.append((type(error).__name__, []))
-    assert read[0] == read[1]
 
 
 @pytest.mark.parametrize("base", ["llama", "mistral"])

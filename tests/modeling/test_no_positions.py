@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 import hf_longattn
 from hf_longattn.errors import MaskError, PositionError
-from hf_longattn.modeling.family.definition import FAMILIES
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.derived import WITHOUT_POSITIONS
 from tests.cells import every_cell
@@ -27,13 +26,9 @@ def short(base: str, folder: Path, **config: Any) -> Any:
     return model
 
 
-def test_the_families_say_so() -> None:
-    assert all(FAMILIES[base].no_positions and not FAMILIES[base].position_tables for base in WITHOUT_POSITIONS)
-
-
 @pytest.mark.thorough
 @every_cell("base", WITHOUT_POSITIONS, of=2)
-def test_longer_texts_are_read_as_by_the_stock_model(base: str, tmp_path: Path) -> None:
+def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str, tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short")
     report = hf_longattn.convert_checkpoint(
         tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 2 * LONG}, max_length=LONG, verify=False
@@ -48,7 +43,7 @@ def test_longer_texts_are_read_as_by_the_stock_model(base: str, tmp_path: Path) 
         assert decoded(long, ids[:, :90], found[:, :90], prompt=70) < 1e-3
 
 
-def test_positions_are_refused(tmp_path: Path) -> None:
+def test_positions_are_refused_for_models_without_them(tmp_path: Path) -> None:
     short("jamba", tmp_path / "short")
     with pytest.raises(PositionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
         hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
@@ -56,7 +51,7 @@ def test_positions_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @every_cell(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
-def test_a_config_may_choose_rotary_positions(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
+def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=LONG)
     assert report.plan["positions"] == "rope:yarn"
@@ -70,7 +65,7 @@ def test_a_config_may_choose_rotary_positions(base: str, chosen: dict[str, Any],
         assert not torch.allclose(stock(ids).logits, long(ids).logits, atol=1e-6)
 
 
-def test_documents_are_not_packed_where_states_pass_their_borders(tmp_path: Path) -> None:
+def test_packed_documents_are_refused_for_recurrent_layers(tmp_path: Path) -> None:
     short("jamba", tmp_path / "short")
     hf_longattn.convert_checkpoint(
         tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG, verify=False

@@ -34,7 +34,7 @@ def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.T
 
 @pytest.mark.thorough
 @every_cell("base", [base for base in ROTARY if base not in SOME_LAYERS])
-def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None:
+def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str) -> None:
     for mechanism, *vectors in met(base, "self_extend:window=64,group=4"):
         rotation = mechanism.relative.rotation()  # type: ignore[union-attr, operator]
         for x in vectors:
@@ -44,6 +44,6 @@ def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None
 
 
 @every_cell("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
-def test_other_bases_are_refused(base: str) -> None:
+def test_self_extend_is_refused_for_bases_that_do_not_rotate_every_layer(base: str) -> None:
     with pytest.raises(PositionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})

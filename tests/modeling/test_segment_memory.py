@@ -55,7 +55,7 @@ def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, cha
 @pytest.mark.parametrize(
     ("base", "size"), grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32))
 )
-def test_segments_are_the_one_call_over_all_of_them(base: str, size: int) -> None:
+def test_segments_with_a_memory_are_one_call_over_the_whole_text(base: str, size: int) -> None:
     longer, length = model(base), 300 if size > 1 else 140
     ids = tokens(3, length)
     mask = padding(3, length, left=True)
@@ -67,7 +67,7 @@ def test_segments_are_the_one_call_over_all_of_them(base: str, size: int) -> Non
 
 @pytest.mark.thorough
 @torch.no_grad()
-def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
+def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() -> None:
     ids = tokens(1, 200)
     for base, continues in (("llama", True), ("gpt2", False)):
         longer = model(base)
@@ -86,7 +86,7 @@ def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
-def test_a_row_begins_anew(name: str) -> None:
+def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})
     ids, size = tokens(2, 180), 60
@@ -105,7 +105,7 @@ def test_a_row_begins_anew(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("long_attention", [XL, {"mechanism": "linear"}, {"mechanism": "window", "window": 40}])
-def test_the_memory_is_left_as_it_was_and_does_not_grow(long_attention: dict[str, Any]) -> None:
+def test_a_memory_is_not_changed_by_a_call_and_does_not_grow(long_attention: dict[str, Any]) -> None:
     longer, ids = model("llama", long_attention), tokens(2, 32)
     memory, sizes = longer.new_memory(), []
     for _ in range(12):
@@ -117,7 +117,7 @@ def test_the_memory_is_left_as_it_was_and_does_not_grow(long_attention: dict[str
     assert max(sizes[6:]) <= max(sizes[:6])
 
 
-def test_no_gradient_comes_from_earlier_calls() -> None:
+def test_a_memory_carries_no_gradient_of_earlier_calls() -> None:
     longer, ids = model("gpt2").train(), tokens(2, 96)
     memory = longer.new_memory()
     for first in range(0, 96, 32):
@@ -143,7 +143,7 @@ def test_a_memory_is_saved_and_read(name: str) -> None:
         memory, read = outs[0].memory, outs[1].memory
 
 
-def test_the_output_s_memory_is_a_field() -> None:
+def test_the_memory_is_a_field_of_the_output() -> None:
     longer, ids = model("gpt2"), tokens(2, 32)
     out = longer(ids, memory=longer.new_memory())
     assert "memory" in out
@@ -153,7 +153,7 @@ def test_the_output_s_memory_is_a_field() -> None:
     assert "memory" not in longer(ids)
 
 
-def test_bad_input_is_a_sentence() -> None:
+def test_a_memory_refuses_batches_masks_and_models_that_do_not_fit() -> None:
     longer, ids = model("gpt2"), tokens(2, 32)
     memory = longer(ids, memory=longer.new_memory()).memory
     with pytest.raises(MemoryMismatchError, match="batch of 2, but the input has 3 rows"):
@@ -180,7 +180,7 @@ def test_bad_input_is_a_sentence() -> None:
         longer.new_memory()
 
 
-def test_a_model_that_hands_no_cache_down_is_refused() -> None:
+def test_a_memory_is_refused_where_layers_get_no_cache() -> None:
     """It would read every segment as if it were the first, without a word."""
     model = long_model("clip_text_model", "CLIPTextModel", {"mechanism": "window", "window": 8})
     with pytest.raises(MemoryMismatchError, match="remembers nothing; use a decoder without its head"):

@@ -41,7 +41,7 @@ def ids(length: int = TOKENS) -> torch.Tensor:
 
 
 @every_cell("base", BASES)
-def test_full_attention_equals_the_stock_model(base: str, tmp_path: Path) -> None:
+def test_models_with_sinks_equal_the_stock_model(base: str, tmp_path: Path) -> None:
     stock, long = converted(base, tmp_path, mechanism="window", options={"window": 2 * LONG})
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, :9] = 0
@@ -56,8 +56,8 @@ def test_full_attention_equals_the_stock_model(base: str, tmp_path: Path) -> Non
     assert (changed - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
-@every_cell("mechanism", ["window", "longformer", "strided", "top_k", "block_top_k", "bigbird"])
-def test_decoding_equals_one_pass(mechanism: str, tmp_path: Path) -> None:
+@every_cell("mechanism", ["window", "longformer", "strided", "top_k", "block_top_k", "bigbird"], of=2)
+def test_decoding_with_sinks_equals_one_pass(mechanism: str, tmp_path: Path) -> None:
     options = {"window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16}, "top_k": {"num_keys": 9}}.get(mechanism, {})
     _, long = converted("gpt_oss", tmp_path, mechanism=mechanism, options=options, layers={"0": {"mechanism": mechanism, **options}})
     texts = ids(200)
@@ -65,7 +65,7 @@ def test_decoding_equals_one_pass(mechanism: str, tmp_path: Path) -> None:
         assert decoded(long, texts, long(texts).logits, prompt=175) < 1e-4
 
 
-def test_the_windows_of_the_source_are_kept(tmp_path: Path) -> None:
+def test_a_model_with_sinks_keeps_the_windows_of_its_source(tmp_path: Path) -> None:
     stock, long = converted("gpt_oss", tmp_path, mechanism="full")
     assert {"sliding_attention", "full_attention"} <= {*stock.config.layer_types}
     texts = ids(200)
@@ -74,7 +74,7 @@ def test_the_windows_of_the_source_are_kept(tmp_path: Path) -> None:
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_gradients_equal_those_of_the_stock_model(tmp_path: Path) -> None:
+def test_gradients_of_sinks_equal_those_of_the_stock_model(tmp_path: Path) -> None:
     stock, long = converted("gpt_oss", tmp_path, mechanism="window", options={"window": 2 * LONG})
     for model in (stock, long):
         model(ids(), labels=ids()).loss.backward()
@@ -86,7 +86,7 @@ def test_gradients_equal_those_of_the_stock_model(tmp_path: Path) -> None:
         assert (found[name] - grad).abs().max() < 1e-4 * grad.abs().max()
 
 
-def test_weights_leave_the_sinks_out(tmp_path: Path) -> None:
+def test_attention_weights_leave_the_sinks_out(tmp_path: Path) -> None:
     stock, long = converted("gpt_oss", tmp_path, mechanism="window", options={"window": 2 * LONG})
     stock.set_attn_implementation("eager")
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_weights_leave_the_sinks_out(tmp_path: Path) -> None:
         assert float(other.sum(-1).max()) < 1
 
 
-def test_a_mechanism_that_is_no_softmax_is_refused(tmp_path: Path) -> None:
+def test_a_mechanism_without_softmax_is_refused_for_models_with_sinks(tmp_path: Path) -> None:
     _, stock = small_model("gpt_oss")
     stock.save_pretrained(tmp_path / "short")
     with pytest.raises(OptionError, match=r"LongGptOssForCausalLM has sinks.*'linear'"):

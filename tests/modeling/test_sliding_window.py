@@ -46,14 +46,14 @@ def both(base: str, long_attention: Any = None, **changes: Any) -> tuple[Any, An
 @every_cell("base", CASES, of=2)
 class TestEveryBase:
     @every_cell("left", [False, True], ids=["right-padded", "left-padded"])
-    def test_equal_to_transformers_own(self, base: str, left: bool) -> None:
+    def test_bases_with_windows_equal_their_own(self, base: str, left: bool) -> None:
         plain, longer = both(base)
         ids, mask = tokens(3, 100), padding(3, 100, left=left)
         with torch.no_grad():
             expected, found = (model(ids, attention_mask=mask).logits for model in (plain, longer))
         assert (expected - found)[mask.bool()].abs().max() < 2e-5
 
-    def test_generates_the_same(self, base: str) -> None:
+    def test_bases_with_windows_generate_the_same(self, base: str) -> None:
         plain, longer = both(base)
         ids, mask = tokens(2, 40), padding(2, 40, left=True)
         expected = plain.generate(ids, attention_mask=mask, **GREEDY)
@@ -72,7 +72,7 @@ class TestEveryBase:
             longer(tokens(1, 60), past_key_values=own)
         assert min(layer.keys.shape[2] for layer in own.layers) == WIDTH - 1
 
-    def test_gradients(self, base: str) -> None:
+    def test_gradients_of_bases_with_windows_equal_their_own(self, base: str) -> None:
         models, ids = both(base), tokens(2, 60)
         gradients = [torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())) for model in models]
         assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
@@ -101,7 +101,7 @@ def test_a_layer_keeps_its_window_unless_it_is_named(base: str) -> None:
 
 
 @pytest.mark.parametrize("base", ALL)
-def test_where_all_layers_have_one_a_choice_takes_its_place(base: str) -> None:
+def test_a_chosen_mechanism_replaces_windows_that_all_layers_have(base: str) -> None:
     assert long_config(base, None, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "window", "window": WIDTH}
     assert long_config(base, {"mechanism": "full"}, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "full"}
     assert long_config(base, None, sliding_window=None).long_attention.to_dict() == {"mechanism": "longformer"}
@@ -131,7 +131,7 @@ def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) ->
     assert found["at the old length"] == ("needs training", 512)
 
 
-def test_windows_once_taken_are_the_long_configs_own() -> None:
+def test_windows_of_a_long_config_outlast_changes_of_base_fields() -> None:
     """They are in long_attention, which says what runs, whatever the base's fields are changed to afterwards."""
     shape = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     config = families.LongQwen2Config(**shape, long_attention={"mechanism": "full"})
@@ -143,7 +143,7 @@ def test_windows_once_taken_are_the_long_configs_own() -> None:
 
 
 class TestCappedScores:
-    def test_the_cap_is_applied(self) -> None:
+    def test_gemma2_caps_its_scores(self) -> None:
         plain, longer = both("gemma2")
         with torch.no_grad():
             expected, capped = plain(tokens()).logits, longer(tokens()).logits
@@ -154,7 +154,7 @@ class TestCappedScores:
         assert (expected - capped).abs().max() < 2e-5
         assert (expected - uncapped).abs().max() > 1e-2
 
-    def test_a_mechanism_without_scores_is_refused(self) -> None:
+    def test_a_cap_refuses_mechanisms_without_scores(self) -> None:
         with pytest.raises(OptionError, match=r"caps its attention scores \(attn_logit_softcapping=3.0\), but mechanism 'hedgehog'"):
             both("gemma2", {"mechanism": "hedgehog"})
         plain = plain_model("gemma2", attn_logit_softcapping=None)
@@ -165,7 +165,7 @@ class TestCappedScores:
 
     @pytest.mark.thorough
     @pytest.mark.parametrize("global_tokens", [[], [0, 1]])
-    def test_step_by_step_with_scattered_keys(self, global_tokens: list[int]) -> None:
+    def test_generation_with_a_cap_and_global_tokens_equals_that_without_a_cache(self, global_tokens: list[int]) -> None:
         chosen = {"mechanism": "longformer", "window": 8, "global_tokens": global_tokens}
         _, longer = both("gemma2", {"layers": [chosen]})
         whole = longer.generate(tokens(2, 20), use_cache=False, **GREEDY)
@@ -173,7 +173,7 @@ class TestCappedScores:
 
 
 @pytest.mark.parametrize("base", CASES)
-def test_what_caches_see_is_the_config_itself(base: str) -> None:
+def test_the_text_config_that_caches_see_is_the_config_itself(base: str) -> None:
     config = long_config(base, {"layers": "window:window=8"}, **CASES[base])
     seen = config.get_text_config(decoder=True)
     assert isinstance(seen, type(config))
@@ -248,7 +248,7 @@ def test_a_width_that_cannot_be_null_stays_and_no_layer_has_it(tmp_path: Path) -
         assert LongCwmConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
-def test_layers_with_configs_of_their_own(tmp_path: Path) -> None:
+def test_layers_of_different_sizes_are_refused(tmp_path: Path) -> None:
     """transformers' ``per_layer_config``, whose windows are read, and which Long classes refuse."""
     small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
     config = MistralConfig(**small, per_layer_config={0: {"sliding_window": 8}, 1: {"sliding_window": None}})

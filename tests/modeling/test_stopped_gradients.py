@@ -49,7 +49,7 @@ def embedded(module: Any) -> Tensor:
     of=9,
     alike=kind_of_family,
 )
-def test_nothing_flows_into_the_memorys_hidden_states_but_all_of_it_into_the_projections(base: str) -> None:
+def test_gradients_of_a_memory_stop_at_hidden_states_and_reach_projections(base: str) -> None:
     """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""
     found = {}
     for name, options in (("paper", {}), ("crossing", {"bptt": True}), ("keys_values", {"stop_gradient": "keys_values"})):
@@ -122,7 +122,7 @@ def by_the_paper(plain: Any, base: str) -> Any:
 
 
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
-def test_a_model_of_several_layers_has_the_papers_gradients(base: str) -> None:
+def test_transformer_xl_models_have_the_gradients_of_the_paper(base: str) -> None:
     plain = plain_model(base)
     long, explicit = long_like(plain, base, XL).double(), by_the_paper(plain, base)
     ids, rows = {"input_ids": tokens(2, LENGTH)}, slice(0, LENGTH)
@@ -138,7 +138,7 @@ def test_a_model_of_several_layers_has_the_papers_gradients(base: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
-def test_a_cache_and_checkpointing_change_no_gradient(base: str) -> None:
+def test_a_cache_and_checkpointing_change_no_gradient_of_transformer_xl(base: str) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     long, ids, rows = model(base, head), {"input_ids": tokens(2, LENGTH)}, slice(0, LENGTH)
     wanted = gradients(long, ids, rows, list(long.parameters()), use_cache=False)
@@ -154,7 +154,7 @@ def test_a_cache_and_checkpointing_change_no_gradient(base: str) -> None:
         torch.testing.assert_close(c, a, atol=1e-9, rtol=1e-7)
 
 
-def test_without_gradients_nothing_is_projected_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformer_xl_projects_once_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     long = model("llama")
     projection, calls = attention_sites(long)[0].module.k_proj, []
     projection.register_forward_hook(lambda *_: calls.append(1))
@@ -167,7 +167,7 @@ def test_without_gradients_nothing_is_projected_twice(monkeypatch: pytest.Monkey
     assert len(calls) == 4
 
 
-def test_a_module_whose_input_has_another_name_says_what_to_do() -> None:
+def test_stopped_gradients_are_refused_without_hidden_states() -> None:
     module = attention_sites(model("llama"))[0].module
     with pytest.raises(BackendError, match="stop_gradient=keys_values"):
         module(states=torch.zeros(1, LENGTH, 64, dtype=torch.float64, requires_grad=True))

@@ -25,7 +25,7 @@ def written(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @every_cell("name", STORED["configs"])
-def test_a_config_is_read_and_written_again(name: str, tmp_path: Path) -> None:
+def test_a_stored_config_is_read_and_written_again(name: str, tmp_path: Path) -> None:
     values = STORED["configs"][name]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     config = AutoConfig.from_pretrained(tmp_path)
@@ -35,7 +35,7 @@ def test_a_config_is_read_and_written_again(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STORED["checkpoints"])
-def test_a_checkpoint_is_loaded_whole(name: str, tmp_path: Path) -> None:
+def test_a_stored_checkpoint_is_loaded_whole(name: str, tmp_path: Path) -> None:
     stored = STORED["checkpoints"][name]
     generator = torch.Generator().manual_seed(0)
     tensors = {key: torch.randn(shape, generator=generator) for key, shape in stored["tensors"].items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import stretches
 from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches, InStretches
 from tests.cells import every_cell
-from tests.grids import quickly
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
 from tests.modeling.test_audio_models import Largest
 
@@ -51,7 +48,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell(("base", "norm"), ENCODERS, of=3)
-def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
+def test_features_in_stretches_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
     assert isinstance(encoder, FeatureEncoderInStretches)
@@ -68,7 +65,7 @@ def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: N
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
-def test_features_in_other_precisions(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
+def test_features_in_stretches_are_near_in_float32_and_bf16(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
     """A stretch and a half of the real size."""
     plain, encoder = (each.to(dtype) for each in encoders("wav2vec2", norm, tmp_path))
     sound = torch.randn(1, 3 * stretches.FRAMES_PER_STRETCH // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype)
@@ -80,7 +77,7 @@ def test_features_in_other_precisions(dtype: torch.dtype, tolerance: float, norm
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
-def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> None:
+def test_features_in_stretches_are_near_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> None:
     plain, encoder = encoders("wav2vec2", norm, tmp_path)
     sound = torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,7 +89,7 @@ def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> Non
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", OF_SAMPLES, of=3)
-def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
+def test_features_of_a_long_sound_take_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
         _, encoder = encoders(base, norm, tmp_path / norm)
@@ -104,7 +101,7 @@ def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_pat
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_path: Path) -> None:
+def test_gradients_of_sound_in_stretches_are_those_of_the_base(norm: str, short_stretches: None, tmp_path: Path) -> None:
     """The feature encoder computes at once what it is trained on; one that is frozen does not, and what follows has its gradients."""
     inputs = inputs_of("wav2vec2", (0.9,))
     for frozen in (False, True):
@@ -129,7 +126,7 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", BASES, of=3)
-def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
+def test_feed_forward_layers_in_stretches_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()
     expected = dict(plain.named_modules())
@@ -143,7 +140,7 @@ def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: N
 @pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", BASES)
-def test_a_model_that_was_not_converted_takes_pieces(base: str, short_stretches: None, tmp_path: Path) -> None:
+def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, short_stretches: None, tmp_path: Path) -> None:
     """After ``optimize_for_inference(model, "fp32")`` the stock model computes stretches, with its own attention and the same outputs."""
     plain = saved(base, base_model(base), tmp_path).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_of(base, (0.9, 0.5)).items()}
@@ -156,23 +153,3 @@ def test_a_model_that_was_not_converted_takes_pieces(base: str, short_stretches:
     torch.testing.assert_close(plain(**inputs)[0], expected, rtol=1e-10, atol=1e-10)
     plain.save_pretrained(tmp_path / "again")
     assert type(type(plain).from_pretrained(tmp_path / "again")) is type(plain)
-
-
-@pytest.mark.thorough
-@torch.no_grad()
-@pytest.mark.parametrize("norm", quickly(NORMS, NORMS[:1]))
-def test_one_exported_graph_reads_short_and_long_sounds(norm: str, short_stretches: None, tmp_path: Path) -> None:
-    """A graph computes at once, so that it is not bound to a number of stretches."""
-    _, encoder = encoders("wav2vec2", norm, tmp_path)
-    sound = torch.randn(1, 12_000, generator=torch.Generator().manual_seed(0))
-    length = torch.export.Dim("length", min=2_000, max=40_000)
-    graph = torch.export.export(encoder, (sound,), dynamic_shapes=({1: length},), strict=False).module()
-    for samples in (2_000, 40_000):
-        sound = torch.randn(1, samples, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(graph(sound), encoder(sound), rtol=1e-4, atol=1e-5)
-
-
-def test_feature_encoders_are_copied_and_pickled(tmp_path: Path) -> None:
-    _, encoder = encoders("wav2vec2", "group", tmp_path)
-    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert type(other) is type(encoder)

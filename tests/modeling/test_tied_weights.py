@@ -46,7 +46,7 @@ def model() -> Any:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("tied_words", [True, False])
-def test_saved_once_and_one_again_after_loading(tied_words: bool, tmp_path: Path) -> None:
+def test_a_shared_projection_is_saved_once_and_shared_after_loading(tied_words: bool, tmp_path: Path) -> None:
     config = LongBertConfig(**SIZES, tie_word_embeddings=tied_words, long_attention=SHARED)
     model = LongBertForMaskedLM(config).eval()
     model.save_pretrained(tmp_path)
@@ -60,11 +60,11 @@ def test_saved_once_and_one_again_after_loading(tied_words: bool, tmp_path: Path
     assert_one(AutoModel.from_pretrained(tmp_path))
 
 
-def test_a_copy_shares_its_own(model: Any) -> None:
+def test_a_copied_model_shares_a_projection_of_its_own(model: Any) -> None:
     assert assert_one(copy.deepcopy(model)) is not assert_one(model)
 
 
-def test_a_short_checkpoint_begins_with_one(tmp_path: Path) -> None:
+def test_a_short_checkpoint_begins_with_one_shared_projection(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(tmp_path / "short")
     config = LongBertConfig.from_pretrained(tmp_path / "short", long_attention=SHARED)
     loaded, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "short", config=config, output_loading_info=True)
@@ -78,14 +78,14 @@ def test_a_short_checkpoint_begins_with_one(tmp_path: Path) -> None:
     assert assert_one(AutoModelForMaskedLM.from_pretrained(tmp_path / "long")).shape == (1, 256, 16)
 
 
-def test_layers_with_other_options_have_their_own() -> None:
+def test_layers_with_other_options_share_no_projection() -> None:
     config = LongBertConfig(**SIZES, long_attention={**SHARED, "layers": {"1": {"rank": 8}}})
     first, second, third = projections(LongBertForMaskedLM(config))
     assert first is third
     assert second.shape == (1, 128, 8)
 
 
-def test_any_architecture_shares() -> None:
+def test_enable_long_attention_shares_one_projection() -> None:
     assert_one(enable_long_attention(BertForMaskedLM(BertConfig(**SIZES)), SHARED))
 
 
@@ -102,6 +102,6 @@ def projection_after_a_step() -> list[float]:
     return after.flatten().tolist()
 
 
-def test_it_trains_in_distributed_data_parallel() -> None:
+def test_a_shared_projection_trains_in_distributed_data_parallel() -> None:
     first, second = PAIR.run(projection_after_a_step)
     assert first == second

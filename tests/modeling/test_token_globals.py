@@ -18,7 +18,7 @@ from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.token_globals import carry_question, global_tokens_of, question_separator, token_rule
 from tests.cells import every_cell
-from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model, plain_model, tokens
+from tests.reference.small_models import HEADS, long_model, plain_model, tokens
 
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
@@ -44,7 +44,7 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
 @every_cell("side", ["right", "left"])
 @every_cell("separators", [1, 2])
 @every_cell("mechanism", TAKING)
-def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int, side: str) -> None:
+def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: str, separators: int, side: str) -> None:
     attention = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
     model = long_model("bert", "BertForQuestionAnswering", attention)
     inputs, before = question_and_document(separators, side)
@@ -62,7 +62,7 @@ def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int,
 
 @pytest.mark.thorough
 @every_cell(("base", "head"), ANSWERING, of=3, ids=[head for _, head in ANSWERING])
-def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any) -> None:
+def test_every_question_head_reads_the_separator_from_its_config(base: str, head: str, tmp_path: Any) -> None:
     model = long_model(base, head, LONGFORMER)
     inputs, before = question_and_document(2, "right")
     model.config.question_separator_id = SEPARATOR
@@ -73,7 +73,7 @@ def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any
     assert torch.equal(found.start_logits, marked.start_logits)
 
 
-def test_without_a_document_nothing_but_the_fixed_positions_is_global() -> None:
+def test_a_question_without_a_document_is_not_global() -> None:
     model = long_model("bert", "BertForQuestionAnswering", {**LONGFORMER, "global_tokens": (0, 3)})
     ids = torch.randint(3, 60, (1, LENGTH))
     ids[0, -1] = SEPARATOR
@@ -83,7 +83,7 @@ def test_without_a_document_nothing_but_the_fixed_positions_is_global() -> None:
         assert torch.equal(model(ids).start_logits, plain)
 
 
-def test_what_has_no_global_tokens_is_left_alone() -> None:
+def test_a_mechanism_without_global_tokens_gets_no_separator() -> None:
     model = long_model("bert", "BertForQuestionAnswering", {"mechanism": "window", "window": 8})
     assert not carry_question(model, pairs("[CLS] $A [SEP] $B [SEP]"))
     assert model.config.question_separator_id is None
@@ -91,15 +91,11 @@ def test_what_has_no_global_tokens_is_left_alone() -> None:
     assert token_rule(model) is None
 
 
-def test_a_rule_of_the_mechanism_s_own_is_kept() -> None:
+def test_a_mechanism_that_marks_the_first_segment_needs_no_separator() -> None:
     attention = {**LONGFORMER, "global_first_segment": True, "separator_token_id": SEPARATOR}
     model = long_model("bert", "BertForQuestionAnswering", attention)
     assert carry_question(model, pairs("[CLS] $A [SEP] $B [SEP]"))
     assert model.config.question_separator_id is None
-
-
-def test_the_config_says_nothing_where_nothing_is_known() -> None:
-    assert "question_separator_id" not in long_config("bert", LONGFORMER).to_diff_dict()
 
 
 def pairs(template: str | None) -> PreTrainedTokenizerFast:
@@ -124,7 +120,7 @@ def pairs(template: str | None) -> PreTrainedTokenizerFast:
         (None, None),
     ],
 )
-def test_the_separator_is_the_tokenizer_s(template: str | None, separator: int | None) -> None:
+def test_the_separator_of_a_question_is_read_from_the_tokenizer(template: str | None, separator: int | None) -> None:
     assert question_separator(pairs(template)) == separator
 
 
@@ -135,7 +131,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
-def test_the_document_in_the_question_s_place_is_said(said: list[str]) -> None:
+def test_a_document_in_the_question_s_place_is_warned_of(said: list[str]) -> None:
     model = long_model("bert", "BertForQuestionAnswering", LONGFORMER, max_position_embeddings=1024)
     model.config.question_separator_id = SEPARATOR
     for place, expected in ((9, 0), (700, 1)):
@@ -165,10 +161,6 @@ def test_a_separator_typed_in_a_question_does_not_end_it(said: list[str]) -> Non
     assert "split_special_tokens=True" in said.pop()
     single = torch.tensor([[0, 5, SEPARATOR]])  # without a document there is no question
     assert global_tokens_of(rule, {"input_ids": single, "token_type_ids": torch.zeros_like(single)}).tolist() == [[1, 0, 0]]
-
-
-def test_every_base_with_a_question_head_is_tried() -> None:
-    assert {base for base, _ in ANSWERING} <= set(IMPLEMENTATIONS)
 
 
 @pytest.mark.thorough

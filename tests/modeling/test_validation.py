@@ -19,7 +19,7 @@ WINDOW = {"mechanism": "window", "window": 8}
 @pytest.mark.parametrize(
     ("base", "name", "limit"), [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)]
 )
-def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
+def test_a_text_longer_than_the_position_table_is_refused(base: str, name: str, limit: int) -> None:
     model = getattr(families, name)(long_config(base, WINDOW)).eval()
     with torch.no_grad():
         model(tokens(1, limit))
@@ -32,7 +32,7 @@ def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize(("base", "pad", "filled"), [("roberta", 1, 1), ("roberta", 0, 0), ("roberta", 4, 4), ("mpnet", 0, 1)])
-def test_roberta_s_padding_takes_no_position(base: str, pad: int, filled: int) -> None:
+def test_padding_of_roberta_and_mpnet_takes_no_position(base: str, pad: int, filled: int) -> None:
     model = long_like(plain_model(base, pad_token_id=pad), base, WINDOW, pad_token_id=pad)
     length = 512 if base == "mpnet" else 513 - pad  # the table has 514 rows
     ids = tokens(1, length).clamp(min=5)
@@ -44,7 +44,7 @@ def test_roberta_s_padding_takes_no_position(base: str, pad: int, filled: int) -
         model(torch.cat([padded, ids[:, :1]], 1))
 
 
-def test_generation_beyond_the_table() -> None:
+def test_generation_beyond_the_position_table_is_refused() -> None:
     model = families.LongGPT2LMHeadModel(long_config("gpt2", WINDOW)).eval()
     with pytest.raises(LengthError, match="this model has 512"):
         model.generate(tokens(1, 500), max_new_tokens=20, do_sample=False, eos_token_id=None)
@@ -58,7 +58,7 @@ def test_rotary_positions_have_no_end() -> None:
         assert model(tokens(1, 600)).last_hidden_state.shape == (1, 600, 64)
 
 
-def test_a_config_shorter_than_the_checkpoint(tmp_path: Path) -> None:
+def test_a_config_shorter_than_the_checkpoint_is_refused(tmp_path: Path) -> None:
     plain_model("bert").save_pretrained(tmp_path)
     config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=256)
     with pytest.raises(PositionError, match="has 512 positions and the config asks for 256"):
@@ -66,7 +66,7 @@ def test_a_config_shorter_than_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "longest"), [("Longformer", 98), ("XLMRoberta", 98), ("Bert", 100)])
-def test_positions_after_that_of_padding_are_counted_in_architectures_that_are_not_ours(architecture: str, longest: int) -> None:
+def test_known_length_leaves_out_rows_that_are_no_positions(architecture: str, longest: int) -> None:
     """Longformer's table of 514 rows is for 512 tokens."""
     sizes = {
         "hidden_size": 32,
@@ -83,7 +83,7 @@ def test_positions_after_that_of_padding_are_counted_in_architectures_that_are_n
         model(torch.full((1, longest), 5))
 
 
-def test_lengths_of_configs_that_call_them_otherwise() -> None:
+def test_known_length_reads_the_fields_of_led_mpt_and_bloom() -> None:
     assert known_length(transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None) == 64
     assert known_length(transformers.MptConfig(max_seq_len=96), None) == 96
     assert known_length(transformers.BloomConfig(), None) is None

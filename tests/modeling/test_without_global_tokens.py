@@ -21,14 +21,10 @@ WITH = {
 }
 
 
-def test_there_are_such_families() -> None:
-    assert {"deberta-v2", "mpnet"} <= set(BASES)
-
-
 @pytest.mark.thorough
 @every_cell("name", WITHOUT)
 @every_cell("base", BASES)
-def test_composites_without_global_tokens_run(base: str, name: str) -> None:
+def test_families_without_global_tokens_run_unions_without_them(base: str, name: str) -> None:
     ids, mask = tokens(3, 60), padding(3, 60)
     window, composite = (long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name]))
     composite.load_state_dict(window.state_dict())
@@ -39,6 +35,6 @@ def test_composites_without_global_tokens_run(base: str, name: str) -> None:
 
 @every_cell("name", WITH)
 @every_cell("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
-def test_global_tokens_are_refused(base: str, name: str) -> None:
+def test_families_without_global_tokens_refuse_mechanisms_that_need_them(base: str, name: str) -> None:
     with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
         long_model(base, None, WITH[name])

@@ -57,7 +57,7 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.thorough
 @every_cell(("base", "head"), HEADS, of=9, alike=kind_of_family)
-def test_every_base_runs_and_gets_documents_and_positions(base: str, head: str) -> None:
+def test_every_head_runs_its_base_with_documents_and_positions(base: str, head: str) -> None:
     """A head that calls a module inside its base instead, or drops an argument, would leave out what the base does, without a word.
 
     A base that takes no positions would read on after those that restart, with the documents kept apart at best.
@@ -99,7 +99,7 @@ def uncached(model: Any) -> dict[str, Any]:
 
 @pytest.mark.thorough
 @every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
-def test_every_field_of_a_base_is_known(base: str) -> None:
+def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
     """Segments give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]
     names: set[str] = set()

@@ -39,12 +39,12 @@ def check(row: str, first: str, second: str) -> None:
 
 
 @every_cell(("row", "first", "second"), ALONE + ROTATED, by="row", of=6, alike=lambda row, first, second: first if first == second else "")
-def test_two_ways_together(row: str, first: str, second: str) -> None:
+def test_two_ways_of_calling_together_give_the_stored_outcome(row: str, first: str, second: str) -> None:
     check(row, first, second)
 
 
 @every_cell("row", [row for row in ROWS if not decodes(row)])
-def test_a_short_text_is_attended_in_full(row: str) -> None:
+def test_a_text_within_exact_length_is_attended_in_full(row: str) -> None:
     """As by a model of full attention with the same weights, and a longer one beside it is not."""
     batch, in_full = Cell(row, "right padded", "exact length"), Cell(row, "right padded")
     in_full.attention = {"mechanism": "full"}
@@ -55,13 +55,13 @@ def test_a_short_text_is_attended_in_full(row: str) -> None:
 
 @pytest.mark.slow
 @every_cell(("row", "first", "second"), sorted({*ALL} - {*ALONE} - {*ROTATED}), by="row")
-def test_all_families(row: str, first: str, second: str) -> None:
+def test_every_pair_of_ways_on_every_row_gives_the_stored_outcome(row: str, first: str, second: str) -> None:
     check(row, first, second)
 
 
 @pytest.mark.slow
 @every_cell("base", sorted({*TEXT_FAMILIES} - {*ROWS}))
-def test_each_way_alone_on_every_other_family(base: str) -> None:
+def test_each_way_of_calling_every_other_family_is_equal_or_refused(base: str) -> None:
     """No stored outcome: equal, refused, or not there."""
     for name in QUICK:
         Cell(base, name).outcome()

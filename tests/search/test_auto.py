@@ -26,7 +26,7 @@ def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.thorough
-def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
+def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
     plan = hf_longattn.plan_conversion(encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text)
     assert plan.choice is not None
     assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
@@ -45,7 +45,7 @@ def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, 
 
 
 @pytest.mark.thorough
-def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_convert_print_the_reason_of_auto(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed in (["plan", str(encoder)], ["convert", str(encoder), str(tmp_path / "long")]):
         with pytest.raises(SystemExit) as ended:
             main([*typed, "--mechanism", "auto", "--max-length", "128"])
@@ -64,13 +64,13 @@ def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: py
         ({"mechanism": "auto", "budget": "cheap"}, "give a number above 0"),
     ],
 )
-def test_refusals(settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
+def test_auto_refuses_options_and_budgets_that_do_not_fit(settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=sentence):
         hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_chooses_is_passed_on(encoder: Path, tmp_path: Path) -> None:
+def test_auto_takes_the_function_that_chooses(encoder: Path, tmp_path: Path) -> None:
     """Conversion is below search, and imports nothing of it."""
     with pytest.raises(OptionError, match=r"pass choose=hf_longattn\.search\.choose_mechanisms"):
         hf_longattn.plan_conversion(encoder, mechanism="auto", max_length=128)
@@ -83,7 +83,7 @@ def test_who_chooses_is_passed_on(encoder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_native_twin_is_of_the_design_that_was_chosen_once(decoder: Path, tmp_path: Path) -> None:
+def test_auto_chooses_once_for_a_native_checkpoint(decoder: Path, tmp_path: Path) -> None:
     calls: list[str] = []
 
     def choose(source: Any, config: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn.errors import OptionError
-from hf_longattn.search.config import Budget, readable_bytes, readable_seconds
+from hf_longattn.search.config import Budget
 
 
 @pytest.mark.parametrize(
@@ -24,27 +24,20 @@ def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣"])
-def test_anything_else_is_refused(text: str) -> None:
+def test_texts_that_are_no_budget_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match="give a number above 0 such as"):
         Budget.read(text)
 
 
-def test_a_limit_is_relative_to_full_attention_where_no_unit_is_given() -> None:
+def test_a_budget_without_a_unit_is_relative_to_full_attention() -> None:
     assert Budget.read("0.25").limit(8.0) == 2.0
     assert Budget.read("1.5s").limit(8.0) == 1.5
 
 
 @pytest.mark.parametrize("text", ["0.2", "1s", "1MB"])
 @pytest.mark.parametrize("amount", [0.123456, 1.23456, 123_456.7, 12_345_678.9])
-def test_what_is_offered_instead_is_enough_and_can_be_typed(text: str, amount: float) -> None:
+def test_a_budget_that_is_offered_is_enough_and_can_be_typed(text: str, amount: float) -> None:
     budget = Budget.read(text)
     offered = Budget.read(budget.like(amount, 2.0))
     assert offered.unit == budget.unit
     assert amount <= offered.limit(2.0) <= 1.02 * amount + 1e4
-
-
-def test_amounts_are_readable() -> None:
-    assert readable_seconds(0.0123) == "12.3 ms"
-    assert readable_seconds(12.34) == "12.3 s"
-    assert readable_bytes(1.5e6) == "1.5 MB"
-    assert readable_bytes(12) == "12 bytes"

@@ -49,7 +49,7 @@ def test_memory_of_a_decoder_is_its_state() -> None:
     assert (result["linear"].bytes or 0) < 64 * token
 
 
-def test_what_cannot_run_is_left_out_unless_it_was_asked_for() -> None:
+def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> None:
     costs = LayerCosts(shape(), 256, CPU)
     wrong = Candidate("window", {"window": 64, "relative": "no_such"})
     with pytest.raises(LongAttentionError):

@@ -11,8 +11,6 @@ import yaml
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.inspect import Candidate
-from hf_longattn.inspect.candidates import USUAL_CAUSAL
-from hf_longattn.search.candidates import USUAL, usual_candidates
 from hf_longattn.search.design import Design
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
@@ -46,12 +44,3 @@ def test_a_recipe_converts_to_the_same_attention(layers: tuple[Candidate, ...], 
     convert_checkpoint(encoder, tmp_path / "same", long_attention=design.attention(), max_length=128, verify=False)
     config = json.loads((tmp_path / "same" / "config.json").read_text(encoding="utf-8"))
     assert typed == LongAttentionConfig.from_dict(config["long_attention"])
-
-
-def test_usual_candidates_exist() -> None:
-    assert all(str(Candidate.read(text)) == text for text in USUAL)
-
-
-def test_windows_with_sinks_are_tried_for_decoders_only() -> None:
-    for causal in (False, True):
-        assert sum("num_sinks" in candidate.options for candidate in usual_candidates(causal=causal)) == len(USUAL_CAUSAL) * causal

@@ -64,7 +64,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.thorough
-def test_auto_is_the_search_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
     chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
@@ -78,14 +78,14 @@ def test_auto_is_the_search_and_says_why(vit: Path, image_folder: Path, tmp_path
     assert model.config.long_image_size == [64, 64]
 
 
-def test_without_images_photographs_are_taken(vit: Path) -> None:
+def test_auto_without_images_takes_photographs(vit: Path) -> None:
     pytest.importorskip("sklearn")
     plan = plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
     assert plan.choice is not None
     assert plan.choice["images"] == "scikit-learn's photographs"
 
 
-def test_the_mass_is_that_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_the_scores_of_images_are_the_masses_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path: Path) -> None:
     photo = image_folder / "part0" / "0.png"
     result = search_design(vit, photo, candidates=CANDIDATES, image_size=32)
     diagnosis = diagnose(vit, photo, candidates=CANDIDATES)
@@ -95,7 +95,9 @@ def test_the_mass_is_that_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path
 
 
 @pytest.mark.thorough
-def test_the_commands(vit: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_searched_design_of_images_is_converted_by_command(
+    vit: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output, candidates = tmp_path / "design.yaml", [word for text in CANDIDATES for word in ("--candidate", text)]
     typed = ["search", str(vit), str(image_folder), "--output", str(output), "--image-size", "64", *candidates]
     assert _run(typed) == 0
@@ -111,7 +113,7 @@ def test_the_commands(vit: Path, image_folder: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.thorough
-def test_designs_are_judged_by_their_divergence(vit: Path, image_folder: Path) -> None:
+def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_folder: Path) -> None:
     result = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", compare_at=48, pieces=2)
     assert result.sizes is not None
     assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
@@ -124,7 +126,7 @@ def test_designs_are_judged_by_their_divergence(vit: Path, image_folder: Path) -
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", quickly(["dinov3_vit", "beit", "clip_vision_model"], ["dinov3_vit", "beit"]))
-def test_families(base: str, image_folder: Path, tmp_path: Path) -> None:
+def test_every_family_of_images_is_searched(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
     result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].rule.interpolates else 32, candidates=CANDIDATES)
@@ -143,7 +145,7 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert "the model reads a text" in unsuitable(Candidate("window2d"), False)
 
 
-def test_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
+def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
     pieces = SearchInputs(image_folder, plan, 3).pieces(plan.inputs.new, 3)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
@@ -152,7 +154,7 @@ def test_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) 
         torch.testing.assert_close(piece["pixel_values"], sized(images=Image.open(file), return_tensors="pt")["pixel_values"])
 
 
-def test_costs_are_those_of_the_grid(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_images_are_measured_on_the_grid(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     shape, device = plan_conversion(vit).shape, torch.device("cpu")
     costs = LayerCosts(shape, 65, device, Grid((8, 8), 1))
@@ -172,7 +174,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED, ids=[sentence for _, _, sentence in REFUSED])
-def test_refusals(
+def test_a_search_for_images_refuses_inputs_and_options_that_do_not_fit(
     settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     values: dict[str, Any] = {
@@ -204,7 +206,7 @@ def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Pa
     assert not (tmp_path / "long").exists()
 
 
-def test_the_mass_of_a_model_in_memory(vit: Path, tmp_path: Path) -> None:
+def test_captured_mass_of_a_model_of_images_in_memory(vit: Path, tmp_path: Path) -> None:
     model = hf_longattn.LongViTForImageClassification.from_pretrained(vit)
     measured = captured_mass(model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000)
     assert measured.mass.shape == (4, model.config.num_attention_heads, 2)

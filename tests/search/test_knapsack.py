@@ -60,7 +60,7 @@ def test_the_front_rises_in_cost_and_value() -> None:
     assert (few[0], few[-1]) == (result[0], result[-1])
 
 
-def test_what_is_not_applicable_is_never_chosen() -> None:
+def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
     values, costs = np.array([[0.5, np.nan, 0.9]] * 3), np.array([[1.0, 0.1, np.inf]] * 3)
     assert [solution.candidates for solution in front(values, costs)] == [(0, 0, 0)]
     assert best_within(values, costs, 2.0) is None

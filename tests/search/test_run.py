@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
@@ -18,7 +16,6 @@ from hf_longattn.errors import DestinationExistsError, LengthError, LongAttentio
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import search_design
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from hf_longattn.search.design import Design
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
 SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5,
@@ -38,7 +35,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("budget", ["0.14", "6s", "0.5", "24s"])
-def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budget: str) -> None:
+def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Path, text: Path, budget: str) -> None:
     result = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
     limit = result.budget.limit(result.full_seconds)  # type: ignore[union-attr]
     tables = [row.scores for row in result.rows]
@@ -99,21 +96,6 @@ def kept_layers(result: Any) -> list[int]:
     return [layer for layer, name in enumerate(result.chosen.design.names) if name != "window:window=8"]
 
 
-@pytest.mark.thorough
-@pytest.mark.usefixtures("priced")
-def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
-    output = tmp_path / "design.yaml"
-    result = hf_longattn.search_design(encoder, text, output, budget="0.4", length=128, candidates=CANDIDATES, pieces=2)
-    written = output.read_text(encoding="utf-8")
-    assert yaml.safe_load(written) == result.recipe
-    assert written.startswith(f"# {result.command}\n")
-    assert result.command.endswith(f"--config {output}")
-    json.dumps(result.to_dict())
-    hf_longattn.convert_checkpoint(encoder, tmp_path / "long", long_attention=result.chosen.design.attention(), max_length=result.length)
-    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-    assert model.config.long_attention == result.chosen.design.attention().with_option("exact_length", 64)  # which a conversion adds
-
-
 @pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
@@ -128,7 +110,7 @@ def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encode
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
-def test_what_positions_do_not_hold_for_is_left_out(encoder: Path, text: Path) -> None:
+def test_candidates_that_tiled_positions_do_not_suit_are_left_out(encoder: Path, text: Path) -> None:
     """With tiled positions full attention sees every position twice, to which scores at the trained length are blind."""
     settings: dict[str, Any] = {"budget": "24s", "pieces": 1, "candidates": ["window:window=8", "full"]}
     result = search_design(encoder, text, length=128, **settings)
@@ -144,7 +126,7 @@ def test_what_positions_do_not_hold_for_is_left_out(encoder: Path, text: Path) -
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
-def test_the_held_out_loss_stands_beside_a_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
+def test_a_search_says_the_held_out_loss_of_its_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
         result = search_design(source, text, budget="0.9", length=128, candidates=["window:window=16"], pieces=2)
         change = result.loss_change
@@ -164,7 +146,7 @@ def test_the_held_out_loss_stands_beside_a_design(encoder: Path, decoder: Path, 
 
 
 @pytest.mark.usefixtures("priced")
-def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Path, tmp_path: Path) -> None:
+def test_a_search_by_divergence_needs_a_tokenizer_with_a_mask_token(encoder: Path, tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     ids = torch.randint(5, 500, (600,))
     result = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
@@ -174,7 +156,7 @@ def test_a_masked_model_without_a_tokenizer_is_refused_in_a_sentence(encoder: Pa
 
 
 @pytest.mark.usefixtures("priced")
-def test_memory_is_a_budget_too(encoder: Path, decoder: Path, text: Path) -> None:
+def test_memory_may_be_the_budget_of_a_search(encoder: Path, decoder: Path, text: Path) -> None:
     largest = search_design(encoder, text, budget="2MB", length=128, candidates=CANDIDATES, pieces=1)
     assert set(largest.chosen.design.names) == {"window:window=16"} or (largest.chosen.bytes or 0) <= 2_000_000
     assert largest.chosen.bytes == max(int(1e6 * SECONDS[name]) for name in largest.chosen.design.names)
@@ -245,14 +227,14 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence(case: str, encoder: Path, text: Path) -> None:
+def test_a_search_refuses_settings_that_do_not_fit(case: str, encoder: Path, text: Path) -> None:
     settings, kind, sentence = BAD[case]
     with pytest.raises(kind, match=sentence) as raised:
         search_design(encoder, text, **{"length": 128, "pieces": 1, **settings})
     assert "\n" not in str(raised.value)
 
 
-def test_a_text_that_is_too_short(encoder: Path, tmp_path: Path) -> None:
+def test_a_search_refuses_texts_that_are_too_short_or_missing(encoder: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("A few words.", encoding="utf-8")
     with pytest.raises(LengthError, match=r"has \d+ tokens, but the search reads 64 at once; give a longer text"):
@@ -262,13 +244,9 @@ def test_a_text_that_is_too_short(encoder: Path, tmp_path: Path) -> None:
         search_design(encoder, tmp_path / "none.txt", length=128)
 
 
-def test_a_file_that_exists_is_not_written_over(encoder: Path, text: Path, tmp_path: Path) -> None:
+def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path: Path) -> None:
     """Before anything is measured."""
     (tmp_path / "design.yaml").write_text("mine")
     with pytest.raises(DestinationExistsError, match=r"design\.yaml' already exists; choose another file"):
         search_design(encoder, text, tmp_path / "design.yaml", length=128, candidates=CANDIDATES)
     assert (tmp_path / "design.yaml").read_text() == "mine"
-
-
-def test_designs_are_identified_by_their_candidates() -> None:
-    assert Design.uniform(Candidate.read("window:window=8"), 2).names == ("window:window=8",) * 2

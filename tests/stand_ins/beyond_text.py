@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from tests.stand_ins import Setting, made, page, stand_in
+from tests.stand_ins.text import converted
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
@@ -58,13 +59,6 @@ def save(name: str, config: Any, folder: Path, *parts: Any) -> None:
     getattr(transformers, name)(config).save_pretrained(folder)
     for part in parts:
         part.save_pretrained(folder)
-
-
-def converted(source: str, folder: Path, mechanism: str, **settings: Any) -> None:
-    """A stand-in made from another one by a conversion."""
-    from hf_longattn import convert_checkpoint
-
-    convert_checkpoint(made(source), folder, mechanism=mechanism, verify=False, **settings)
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -202,7 +196,7 @@ def pretrained_wav2vec2(folder: Path) -> None:
     save("Wav2Vec2ForPreTraining", config, folder, transformers.Wav2Vec2FeatureExtractor())
 
 
-@stand_in("wav2vec2-long", "wav2vec2-long-talks", "asr")
+@stand_in("wav2vec2-long", "wav2vec2-long-talks")
 def wav2vec2_long(folder: Path) -> None:
     converted("facebook/wav2vec2-large-960h-lv60-self", folder, "window", audio_seconds=300)
 

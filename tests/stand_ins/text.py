@@ -149,7 +149,7 @@ def gpt2_memory(folder: Path) -> None:
     converted("gpt2", folder, "transformer_xl", segment_length=256, memory_length=256, max_length=4096)
 
 
-@stand_in("llama-4096", "llama-8192", "llama-long", "llama-window")
+@stand_in("llama-8192", "llama-window")
 def llama_long(folder: Path) -> None:
     converted("llama", folder, "window", window=512, max_length=8192 if folder.name == "llama-8192" else 4096)
 

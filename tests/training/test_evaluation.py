@@ -174,13 +174,9 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
 ) -> None:
     model = classifier(tmp_path / "model", tokenizer, CLASSES)
     data = table(tmp_path, [{"text": "for", "label": "good"}])
-    unlabelled = table(tmp_path, [{"text": "for"}], "unlabelled.jsonl")
     sentences_said = {
         ("classify", "--model", model): "No data given; add --data with a labelled file",
         ("classify", "--data", data): "No model given; add --model",
-        ("classify", "--model", model, "--data", unlabelled): "has the columns text, not 'label'; name one with --label-column",
-        ("classify", "--model", model, "--data", tmp_path / "no.jsonl"): "no.jsonl' does not exist",
-        ("tokens", "--model", model, "--data", data): "name one with --words-column",
         ("multitask", "--model", model): "Multitask needs a task; add --tasks NAME=KIND:DATA, or --task-file FILE.yaml",
         ("classify", "--model", model, "--data", data, "--use-peft"): "--use-peft is an option of training, and nothing is trained here",
     }

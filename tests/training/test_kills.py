@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -90,36 +88,6 @@ def test_run_killed_at_every_point_of_a_save_resumes_to_the_same_result(
     assert train("killed", "--resume", point="half model", count=2) == killed  # the model itself, after the last checkpoint
     assert train("killed", "--resume") == 0
     same(tmp_path / "whole", tmp_path / "killed")
-
-
-def run_saying(said: str, limit: int, *arguments: Any) -> None:
-    """As :func:`run`; what it prints goes to a file, and no other file may be longer than ``limit`` bytes (0: no limit)."""
-    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(file, 2)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    run(*arguments)
-
-
-@pytest.mark.slow
-def test_full_disk_ends_a_run_with_a_sentence(model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.training.kills"])
-
-    def train(output: str, *more: str, limit: int = 0) -> tuple[int, str]:
-        arguments = [*LINE.split(), *data["mlm"], "--model", model, "--output", output, *more]
-        process = processes.Process(target=run_saying, args=(str(tmp_path / "said.txt"), limit, "mlm", arguments))
-        process.start()
-        process.join(1200)
-        assert process.exitcode is not None
-        text = (tmp_path / "said.txt").read_text()
-        assert "Traceback" not in text, text[-3000:]
-        return process.exitcode, text.strip().splitlines()[-1]
-
-    assert train(str(tmp_path / "whole"))[0] == 0
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole" / "checkpoint-8").iterdir()}
-    code, last = train(str(tmp_path / "limited"), limit=(sizes["model.safetensors"] + sizes["optimizer.pt"]) // 2)
-    assert (code, "is full: " in last, "no checkpoint had been written" in last) == (1, True, True), last
 
 
 class Ended(BaseException):

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training.lm import LM, finetune_lm, load_lm
 from hf_longattn.training.parsing import build_arguments
@@ -60,13 +59,11 @@ def test_language_model_training_refuses_models_and_texts_that_do_not_fit(
 ) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00 not text \xd8")
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
     cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
         (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
         (OptionError, "does not predict masked tokens", MLM, {}),
         (OptionError, "does not predict the next token", CLM, {"model": encoder}),
-        (DataError, "is not UTF-8 text .*decode", LM, {"text": [str(tmp_path / "bad.txt")]}),
         (OptionError, "only one document", LM, {"text": [f"{texts}/0.txt"]}),
     ]
     for error, words, kind, changes in cases:

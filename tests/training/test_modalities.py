@@ -193,20 +193,13 @@ def test_task_file_names_tasks_with_their_columns(backbone: str, tasks: dict[str
         ("9: {kind: images, data: a}", "give it a name of letters"),
         ("- photo", "is not a file of tasks"),
         ("photo: [", "cannot be read"),
+        ("twice: {kind: images, data: a}", "The task 'twice' is in --tasks and in"),
     ],
 )
 def test_wrong_entries_of_a_task_file_are_refused(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "tasks.yaml").write_text(content)
     with pytest.raises(OptionError, match=words):
-        settings("m", tmp_path / "out", [], task_file=str(tmp_path / "tasks.yaml"))
-
-
-def test_missing_task_file_and_task_named_twice_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"tasks\.yaml' cannot be read"):
-        settings("m", tmp_path / "out", [], task_file=str(tmp_path / "tasks.yaml"))
-    (tmp_path / "tasks.yaml").write_text("photo: {kind: images, data: a}")
-    with pytest.raises(OptionError, match="The task 'photo' is in --tasks and in"):
-        settings("m", tmp_path / "out", ["photo=images:b"], task_file=str(tmp_path / "tasks.yaml"))
+        settings("m", tmp_path / "out", ["twice=images:b"], task_file=str(tmp_path / "tasks.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,12 @@ DATA: dict[str, list[dict[str, Any]]] = {
         for n in range(4, 34)
     ],
     "classify": CLASSES,
-    "tokens": [{"tokens": ["a", WORDS[n % 4], "is", "here"] * 3, "ner_tags": ["O", "B-X", "O", "O"] * 3} for n in range(20)],
+    "tokens": [
+        {"tokens": ["a", WORDS[n % 4], "is", "here"] * (3 + n // 4), "ner_tags": ["O", "B-X", "O", "O"] * (3 + n // 4)} for n in range(20)
+    ],
     "mlm": TEXT,
     "clm": TEXT,
-    "seq2seq": [{"document": f"the {WORDS[number % 4]} is here " * 3, "summary": WORDS[number % 4]} for number in range(20)],
+    "seq2seq": [{"document": f"the {WORDS[n % 4]} is here " * (2 + n // 4), "summary": WORDS[n % 4]} for n in range(20)],
     "embed": [{"anchor": f"{WORDS[n % 4]} {n}", "positive": f"the {WORDS[n % 4]} number {n} " * 4} for n in range(24)],
     "multitask": CLASSES,
     "linearise": TEXT,
@@ -243,7 +245,7 @@ OPTIONS = {
     ),
     "resume into nothing": Option("--resume", refused={"": "There is no checkpoint in .* to resume from"}),
     "max_train_samples": Option(
-        "--max-train-samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
+        "--max-train-samples 10", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
     ),
     "max_eval_samples": Option(
         "--max-eval-samples 1",

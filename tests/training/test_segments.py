@@ -25,7 +25,7 @@ from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from tests.ranks import free_port
-from tests.training.conftest import FAST, SOURCES
+from tests.training.conftest import SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent
 DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
@@ -161,33 +161,6 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     for number, source in enumerate(SOURCES):
         (texts / f"{number}.txt").write_text(source[:8000])
     return str(folder / "long")
-
-
-@pytest.mark.thorough
-def test_train_clm_segments_reads_rows_of_the_batch_size_and_learns(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = checkpoint(tmp_path, tokenizer)
-    given = {
-        "model": model,
-        "output_dir": str(tmp_path / "out"),
-        "text": [str(tmp_path / "texts")],
-        "per_device_train_batch_size": 2,
-        **FAST,
-    }
-    rows, stream = [], SegmentStream.__init__
-
-    def noted(self: SegmentStream, *args: Any, **kwargs: Any) -> None:
-        stream(self, *args, **kwargs)
-        rows.append(self.rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentStream, "__init__", noted)
-        settings = {"segments": 32, "max_steps": 20, "learning_rate": 3e-3, "per_device_eval_batch_size": 3}
-        log = finetune_lm(*build_arguments(LM, **{**given, **settings}))
-    assert rows == [2, 3]
-    assert log["input_length"] == 32
-    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
 
 
 @pytest.mark.slow

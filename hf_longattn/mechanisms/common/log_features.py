@@ -52,7 +52,7 @@ class LogLinearMechanism(LinearMechanism):
         """
         if not (self.logarithms and source.call.causal and q.shape[2] > 1):
             return super().attended(q, source, state)
-        if _in_graph(q):
+        if in_graph() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
             exact = exact_dtype(q.device)
             wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
             source = source._replace(k=source.k.to(exact), v=source.v.to(exact))
@@ -139,11 +139,6 @@ class _Rises:
     def exceeded(self) -> bool:
         """Whether any recorded rise is too large. :meth:`exceeds` records rises if ``look`` is False."""
         return bool(self.largest) and bool(torch.stack(self.largest).max() > MAX_LOG_RISE)
-
-
-def _in_graph(x: Tensor) -> bool:
-    """Whether a graph is being traced or captured. Control flow cannot depend on values then."""
-    return in_graph() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     if rules <= {None}:
         if not takers or (question is None and not marked):
             return None
-        return TokenRule(fixed_globals(takers), marked, question_separator=question)
+        fixed = {position for part in with_members(takers) for position in getattr(part.options, "global_tokens", ())}
+        return TokenRule(tuple(sorted(fixed)), marked, question_separator=question)
     if len(rules) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
@@ -50,11 +51,6 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     assert rule is not None
     rule = rule.with_separator(getattr(config, "sep_token_id", None))
     return dataclasses.replace(rule, token_ids=tuple(dict.fromkeys((*rule.token_ids, *marked))), question_separator=question)
-
-
-def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
-    """Positions that are global in any of the mechanisms or their members."""
-    return tuple(sorted({position for part in with_members(mechanisms) for position in getattr(part.options, "global_tokens", ())}))
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:

@@ -79,19 +79,15 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     before: Any = None
     for table in learned:
         if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
-            before = before or _config_of_lengths(family, values)
+            if before is None:  # lengths do not depend on attention
+                apart = ("long_attention", "attn_implementation")
+                before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
             rows = getattr(before, table.field)
         if rows > getattr(config, table.field):
             raise PositionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
                 f"but a position table can only grow; give {table.field}={rows} or more."
             )
-
-
-def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
-    """The config of a file's ``values``, without its attention, on which lengths do not depend."""
-    apart = ("long_attention", "attn_implementation")
-    return family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:

@@ -439,14 +439,6 @@ class LongEncoderDecoderConfig(LongConfig):
         return self.decoder_attention, self.decoder_layers
 
 
-class FullDecoder:
-    """Mixin for configs whose decoder keeps full attention."""
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        return LongAttentionConfig("full")
-
-
 def attention_implementation(config: Any) -> str | None:
     """A config's attention implementation; ``None`` without a config."""
     if config is None:

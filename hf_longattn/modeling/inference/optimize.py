@@ -180,11 +180,13 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
     for module, owners in places.items():
-        weight, bias = _weight(module), cast("Tensor | None", module.bias)
+        transposed, bias = isinstance(module, Conv1D), cast("Tensor | None", module.bias)
+        weight = cast(Tensor, module.weight).detach()
+        weight = weight.t() if transposed else weight  # (out_features, in_features)
         if layer is Int8Linear and id(module) in inside:
             replacement: InferenceLinear = Int8Linear(weight, bias)
         else:
-            replacement = PackedLinear(weight, bias, transposed=isinstance(module, Conv1D))
+            replacement = PackedLinear(weight, bias, transposed=transposed)
         for parent, name in owners:
             setattr(parent, name, replacement)
 
@@ -246,12 +248,6 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str
             plain = type(module) in (nn.Linear, Conv1D) and id(module) not in excluded and not has_hooks(module)
             if plain and all(len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
                 yield module, parent, name
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """The weight ``(out_features, in_features)`` of a linear layer or Conv1D."""
-    weight: Any = module.weight
-    return weight.detach().t() if isinstance(module, Conv1D) else weight.detach()
 
 
 # ---- models with 8-bit layers of torchao

@@ -117,7 +117,8 @@ def heads_of(model: nn.Module) -> list[Heads]:
         parts: Any = [site.module.get_submodule(projection.name.rpartition(".")[0]) for projection in names if projection.split is None]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
-        width = _integer(site.module, ("head_dim", "attention_head_size"))
+        widths = (getattr(site.module, name, None) for name in ("head_dim", "attention_head_size"))
+        width = next((width for width in widths if isinstance(width, int)), None)
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
                 f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
@@ -126,10 +127,6 @@ def heads_of(model: nn.Module) -> list[Heads]:
         count = parts[1].out_features // width
         layers.append(Heads(site, tuple(parts), output, count, parts[0].out_features // parts[1].out_features, width))
     return layers
-
-
-def _integer(module: Any, names: Sequence[str]) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), None)
 
 
 def cut_as_configured(model: Any) -> None:

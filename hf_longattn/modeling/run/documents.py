@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,6 @@ from ...private_apis import warn_missing
 from ..attach.attention_sites import is_causal
 from ..family.position_table import input_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
-
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
 WITH_A_CACHE = f"{PACKED_DOCUMENTS} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
@@ -31,128 +25,116 @@ MIXED = f"{PACKED_DOCUMENTS} convolutions or recurrent layers of this model read
 CANNOT_TELL = "cannot tell its attention where each starts"
 
 
-class FindsDocuments(_Base):
-    """The part of a Long base model that finds the documents of a call."""
-
-    if TYPE_CHECKING:
-        family: ClassVar[Any]
-        recursion: Any
-        hands_globals_down: bool
-        position_table: ClassVar[Any]
-        takes_positions: Any
-        first_position_id: int
-
-    def find_documents(self, arguments: dict[str, Any]) -> None:
-        """Set ``documents (B, N)`` for attention, found from document numbers, offsets or positions that restart."""
-        if not in_graph():
-            for name, value in arguments.items():
-                if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
-                    arguments[name] = for_one_pass(value)
-        tokens = input_of(arguments)
-        if tokens is None:
+def find_documents(model: Any, arguments: dict[str, Any]) -> None:
+    """Set ``documents (B, N)`` for attention of a Long base model, found from document numbers, offsets or positions that restart."""
+    if not in_graph():
+        for name, value in arguments.items():
+            if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
+                arguments[name] = for_one_pass(value)
+    tokens = input_of(arguments)
+    if tokens is None:
+        return
+    shape = (tokens.shape[0], tokens.shape[1])
+    documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
+    if (documents is not None or _begins_anew(model, arguments)) and seen_before(arguments):
+        raise MaskError(WITH_A_CACHE)
+    if documents is None:
+        restarts = _restarts(arguments, shape)
+        if restarts is None:
             return
-        shape = (tokens.shape[0], tokens.shape[1])
-        documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
-        if (documents is not None or self._begins_anew(arguments)) and seen_before(arguments):
-            raise MaskError(WITH_A_CACHE)
-        if documents is None:
-            restarts = self._restarts(arguments, shape)
-            if restarts is None:
-                return
-            if in_graph():
-                if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
-                    assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
-                    self.rule_out_packing(arguments)
-                return
-            if not restarts.any():
-                return
-            documents = restarts.cumsum(1).expand(shape)
-        if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
+        if in_graph():
+            if (refusal := _refusal_of_packing(model, shape[1], arguments.get("use_cache"))) is not None:
+                assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
+                rule_out_packing(arguments)
             return
-        if (refusal := self.refusal_of_documents(arguments)) is not None:
-            raise MaskError(refusal)
-        arguments["documents"] = for_one_pass(documents)
-        if positions is None and self.takes_positions:
-            arguments["position_ids"] = positions_in(documents) + self.first_position_id
-        if arguments.get("use_cache") is None and getattr(self.config, "use_cache", False):
-            arguments["use_cache"] = False
-        self.rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
+        if not restarts.any():
+            return
+        documents = restarts.cumsum(1).expand(shape)
+    if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
+        return
+    if (refusal := refusal_of_documents(model, arguments)) is not None:
+        raise MaskError(refusal)
+    arguments["documents"] = for_one_pass(documents)
+    if positions is None and model.takes_positions:
+        arguments["position_ids"] = positions_in(documents) + model.first_position_id
+    if arguments.get("use_cache") is None and getattr(model.config, "use_cache", False):
+        arguments["use_cache"] = False
+    rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
 
-    def _restarts(self, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-        """Real tokens, ``(B or 1, N)`` bool, whose position is not after the previous one's.
 
-        ``None`` if positions or padding say nothing about documents."""
-        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get(CACHE) is not None:
-            return None
-        if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
-            return None
-        if mask is None:
-            return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
-        if mask.dim() != 2 or mask.shape != shape:
-            return None
-        real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
-        before = torch.where(real, places, -1).cummax(1).values[:, :-1]
-        positions = positions.expand(shape)
-        return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
+def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+    """Real tokens, ``(B or 1, N)`` bool, whose position is not after the previous one's.
 
-    def _begins_anew(self, arguments: dict[str, Any]) -> bool:
-        """Whether a row's next token has the first position. The cache already holds tokens of that row."""
-        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get(CACHE)
-        if (
-            cache is None
-            or in_graph()
-            or getattr(cache, "positions_restart", False)
-            or not isinstance(positions, Tensor)
-            or positions.dim() != 2
-        ):
-            return False
-        first = positions[:, 0] <= self.first_position_id
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
-            first = first & mask[:, : -positions.shape[1]].bool().any(1)
-        return bool(first.any())
-
-    @functools.cached_property
-    def mixes_beside_attention(self) -> bool:
-        """Whether convolutions or recurrent layers of a text model carry information along. From token to token (Jamba, LFM2)."""
-        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
-
-    def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
-        """Why this call cannot have documents packed into one row; ``None`` if it can."""
-        if self.recursion is not None:
-            return f"{PACKED_DOCUMENTS} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
-        if self.config.is_encoder_decoder or not self.hands_globals_down:
-            return f"{PACKED_DOCUMENTS} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
-        if self.mixes_beside_attention:
-            return f"{MIXED} {OWN_ROWS}"
-        if kwargs.get("use_cache") or kwargs.get(CACHE) is not None:
-            return WITH_A_CACHE
-        if self.position_table is not None and not self.takes_positions:
-            return f"{PACKED_DOCUMENTS} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+    ``None`` if positions or padding say nothing about documents."""
+    positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get(CACHE) is not None:
         return None
-
-    def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
-        """Why a traced graph cannot have rows of ``length`` tokens with several documents.
-
-        ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
-        if self.mixes_beside_attention:
-            return f"{MIXED} {OWN_ROWS}"
-        causal = any(is_causal(module) for module in self.modules() if hasattr(module, "long_attention"))
-        if not causal:
-            return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
-        for mechanism in self.modules():
-            if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
-                return packing_refused(mechanism)
-        if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
-            return WITH_A_CACHE
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
         return None
+    if mask is None:
+        return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
+    if mask.dim() != 2 or mask.shape != shape:
+        return None
+    real, places = mask.bool(), torch.arange(shape[1], device=positions.device)
+    before = torch.where(real, places, -1).cummax(1).values[:, :-1]
+    positions = positions.expand(shape)
+    return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
-    def rule_out_packing(self, arguments: dict[str, Any]) -> None:
-        """Pass a mask of ones. Without a mask, transformers makes an N×N mask for packed documents in a causal model."""
-        tokens = input_of(arguments)
-        if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
-            arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a row's next token has the first position. The cache already holds tokens of that row."""
+    positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get(CACHE)
+    if (
+        cache is None
+        or in_graph()
+        or getattr(cache, "positions_restart", False)
+        or not isinstance(positions, Tensor)
+        or positions.dim() != 2
+    ):
+        return False
+    first = positions[:, 0] <= model.first_position_id
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
+        first = first & mask[:, : -positions.shape[1]].bool().any(1)
+    return bool(first.any())
+
+
+def refusal_of_documents(model: Any, arguments: dict[str, Any]) -> str | None:
+    """Why this call cannot have documents packed into one row; ``None`` if it can."""
+    if model.recursion is not None:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} runs in segments with memory tokens; {OWN_ROWS}"
+    if model.config.is_encoder_decoder or not model.hands_globals_down:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}"
+    if model.mixes_beside_attention:
+        return f"{MIXED} {OWN_ROWS}"
+    if arguments.get("use_cache") or arguments.get(CACHE) is not None:
+        return WITH_A_CACHE
+    if model.position_table is not None and not model.takes_positions:
+        return f"{PACKED_DOCUMENTS} {type(model).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+    return None
+
+
+def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str | None:
+    """Why a traced graph cannot have rows of ``length`` tokens with several documents.
+
+    ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
+    if model.mixes_beside_attention:
+        return f"{MIXED} {OWN_ROWS}"
+    causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))
+    if not causal:
+        return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
+    for mechanism in model.modules():
+        if isinstance(mechanism, Mechanism) and (model.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
+            return packing_refused(mechanism)
+    if getattr(model.config, "use_cache", False) if use_cache is None else use_cache:
+        return WITH_A_CACHE
+    return None
+
+
+def rule_out_packing(arguments: dict[str, Any]) -> None:
+    """Pass a mask of ones. Without a mask, transformers makes an N×N mask for packed documents in a causal model."""
+    tokens = input_of(arguments)
+    if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
+        arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 def seen_before(arguments: Mapping[str, Any]) -> bool:
