@@ -140,7 +140,7 @@ def test_inspect_refuses_a_drawing_that_cannot_be_written(tmp_path: Path, capsys
 
 @pytest.mark.thorough
 @every_cell(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=3)
-def test_the_help_of_every_task_lists_all_options(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_every_training_task_lists_all_options(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, task, "--help"])
     assert stopped.value.code == 0

@@ -74,7 +74,7 @@ def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) 
 
 
 @pytest.mark.thorough
-def test_from_the_command_line(tmp_path: Path) -> None:
+def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> None:
     build("siglip")[0].save_pretrained(tmp_path / "plain")
     towers = "text=full,vision=window:window=8,dilation=2"
     shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), "--generic", "--towers", towers])
@@ -97,7 +97,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         ({"towers": {"text": WINDOW}, "max_length": 4096}, "cannot change the positions of a SiglipModel"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_a_sentence(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     build("siglip")[0].save_pretrained(tmp_path)
     with pytest.raises(LongAttentionError, match=sentence) as caught:
         plan_conversion(tmp_path, generic=True, **settings)

@@ -92,7 +92,7 @@ def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_p
 
 
 @pytest.mark.thorough
-def test_the_part_of_a_processor_is_read_before_a_file_of_its_own(tmp_path: Path) -> None:
+def test_processor_part_is_read_before_a_separate_file(tmp_path: Path) -> None:
     """As transformers reads them."""
     saved_vit(tmp_path / "short")
     ViTImageProcessor(size={"height": 99, "width": 99}).save_pretrained(tmp_path / "short")

@@ -68,7 +68,7 @@ def test_clip_is_converted_verified_and_runs_in_a_pipeline(processor: str, short
     assert {row["label"] for row in pipeline(image, candidate_labels=["a cat", "a dog " * 30])} == {"a cat", "a dog " * 30}
 
 
-def test_every_tower_without_a_choice_has_its_default(short: Callable[[str], Path]) -> None:
+def test_plan_gives_towers_without_a_choice_their_default(short: Callable[[str], Path]) -> None:
     plan = plan_conversion(short("apart"), image_size=NEW_SIZE)
     assert {name: tower.attention.mechanism for name, tower in plan.towers.items()} == {"text": "longformer", "vision": "window2d"}
     assert (plan.old_length, plan.new_length) == (SHAPE.tokens, SHAPE.tokens)

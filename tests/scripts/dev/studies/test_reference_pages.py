@@ -55,7 +55,7 @@ def page() -> Page:
     return made
 
 
-def test_a_page_lists_what_has_a_docstring_and_knows_its_places(page: Page) -> None:
+def test_page_lists_entries_with_docstrings_and_their_places(page: Page) -> None:
     assert [entry.name for entry in page.entries] == ["Shelf", "Novel", "Novel.lend", "Poem", "find", "Poet"]
     for entry in page.entries:
         assert page.text[entry.start :].startswith(entry.head + "\n")
