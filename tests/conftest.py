@@ -24,8 +24,8 @@ import jinja2
 import pytest
 import torch
 
-from tests import cells, grids
-from tests.cells import refuses_bf16
+from tests import cases, grids
+from tests.cases import refuses_bf16
 
 if TYPE_CHECKING:
     from tests.hub_state import Hub
@@ -37,18 +37,18 @@ importlib.metadata.version = functools.cache(importlib.metadata.version)  # ever
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cell", default="", help="only the cells of tables and the tests with one of these words, a,b,c, in their names")
+    parser.addoption("--case", default="", help="only the cases of tables and the tests with one of these words, a,b,c, in their names")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     grids.ONLY_QUICK = "not slow" in config.option.markexpr
-    cells.ONLY[:] = [word for word in config.option.cell.split(",") if word]
+    cases.ONLY[:] = [word for word in config.option.case.split(",") if word]
     gc.set_threshold(20_000, 20, 20)  # by default a model alone makes tens of collections
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if cells.ONLY:
-        items[:] = filter(cells.asked_for, items)
+    if cases.ONLY:
+        items[:] = filter(cases.asked_for, items)
 
 
 def pytest_collection_finish() -> None:

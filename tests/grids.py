@@ -15,7 +15,7 @@ ONLY_QUICK = False
 
 
 def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
-    """Cells of a grid with axes of these sizes, as indices, in which every two values of two axes meet; the same at every call.
+    """Cases of a grid with axes of these sizes, as indices, in which every two values of two axes meet; the same at every call.
 
     Greedy: each cell takes an uncovered pair with the most new pairs around it, values that were used least first.
     """

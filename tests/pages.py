@@ -27,9 +27,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from tests.fresh_processes import run_fresh
 from tests.not_typed import reason_not_typed
 from tests.stand_ins import StandIns, setting_of
-from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("console", "bash", "python", "text", "json", "yaml")

@@ -1,6 +1,6 @@
 """Real processes that meet over gloo and run functions of test modules: a pair for one test, or one that stays for a file.
 
-They are forked from the server of :mod:`tests.warm`, and never from the test process, whose threads' locks they would inherit.
+They are forked from the server of :mod:`tests.fresh_processes`, and never from the test process, whose threads' locks they would inherit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 DAY = 86_400
 """Seconds that a process may stay."""

@@ -21,12 +21,12 @@ from hf_longattn.errors import (
 )
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 from hf_longattn.options import RESERVED
-from tests.cells import every_cell
+from tests.cases import every_case
 
 Q = torch.randn(2, 4, 10, 8)
 
 
-@every_cell(
+@every_case(
     ("call", "error", "says"),
     [
         (lambda: attend(Q, Q, Q, "widow"), UnknownMechanismError, "Did you mean 'window'"),
@@ -233,7 +233,7 @@ DRAWN = [
 ]
 
 
-@every_cell(("name", "options"), DRAWN, ids=lambda value: str(value))
+@every_case(("name", "options"), DRAWN, ids=lambda value: str(value))
 class TestMechanismByName:
     """A mechanism by name is the same for the same seed, wherever it runs, and leaves the process's random state alone."""
 
@@ -260,7 +260,7 @@ class TestMechanismByName:
         with ThreadPoolExecutor(4) as pool:
             assert all(torch.equal(one, found[0]) for one in pool.map(lambda _: self.call(name, options, Q, seed=5), range(8)))
 
-    @every_cell("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @every_case("dtype", [torch.float32, torch.bfloat16, torch.float64])
     def test_is_built_on_the_device_of_the_inputs_in_any_dtype(self, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
         assert self.call(name, options, Q.to(dtype)).dtype == dtype
         arguments: dict[str, Any] = {"causal": mechanism_class(name).causal in ("both", True), "seed": 0, "hidden_states": None}

@@ -16,7 +16,7 @@ from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_ma
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import pair, plain_model, tokens
 
 
@@ -45,10 +45,10 @@ def test_attention_function_is_attend_with_heads_and_tokens_exchanged(causal: bo
     assert weights is None
 
 
-@every_cell("causal", [False, True])
-@every_cell("kv_heads", [4, 2])
-@every_cell("window", [80, 16])  # which covers all pairs, and which leaves some out
-@every_cell("mechanism", ["window", "longformer", "full"])
+@every_case("causal", [False, True])
+@every_case("kv_heads", [4, 2])
+@every_case("window", [80, 16])  # which covers all pairs, and which leaves some out
+@every_case("mechanism", ["window", "longformer", "full"])
 def test_short_rows_are_one_fused_call_with_outputs_and_gradients_of_the_definition(
     mechanism: str, window: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +74,7 @@ OPTIONS = [
 ]
 
 
-@every_cell(("mechanism", "options"), OPTIONS, ids=str)
+@every_case(("mechanism", "options"), OPTIONS, ids=str)
 def test_fused_calls_equal_the_definition_of_every_mechanism_that_has_one(mechanism: str, options: dict[str, Any]) -> None:
     causal = mechanism_class(mechanism).causal is True
     built, (q, k, v) = mechanism_from(mechanism, options, num_heads=4, head_dim=8, max_length=40), qkv()
@@ -144,8 +144,8 @@ def test_a_four_dimensional_mask_restricts_the_pattern(kind: str, length: int) -
     assert (out.transpose(1, 2) - expected).abs().max() < 1e-5
 
 
-@every_cell("hidden", [torch.finfo(torch.float32).min, float("-inf"), -10_000.0, None])
-@every_cell("mechanism", ["longformer", "linear", "top_k"])
+@every_case("hidden", [torch.finfo(torch.float32).min, float("-inf"), -10_000.0, None])
+@every_case("mechanism", ["longformer", "linear", "top_k"])
 def test_mask_of_one_row_without_weights_is_padding(mechanism: str, hidden: float | None) -> None:
     q, k, v = qkv()
     real = torch.arange(40)[None] < torch.tensor([[40], [30]])

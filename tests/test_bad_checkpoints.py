@@ -14,11 +14,11 @@ import pytest
 
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
 from tests.bad_weights import WEIGHTS
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
+from tests.fresh_processes import run_fresh
 from tests.grids import pairwise
 from tests.permissions import bound_by_permissions
-from tests.warm import run_fresh
 
 Place = Callable[[str], Path]
 
@@ -68,30 +68,28 @@ def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
     assert re.search(sentence, found), found
 
 
-@every_cell(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
+@every_case(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
 def test_convert_refuses_bad_weights(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@every_cell(("name", "damage", "sentence"), listed(INDICES, SHARDED))
+@every_case(("name", "damage", "sentence"), listed(INDICES, SHARDED))
 def test_convert_refuses_a_bad_index_of_shards(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@every_cell(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
+@every_case(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
 def test_convert_refuses_a_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@every_cell(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
+@every_case(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
 def test_convert_refuses_a_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
 @pytest.mark.thorough
-@every_cell(
-    ("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr, of=2, alike=lambda name, field, value: field
-)
+@every_case(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr, of=2, code=lambda name, field, value: field)
 def test_convert_refuses_impossible_counts_in_a_config(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
 

@@ -8,7 +8,7 @@ from hf_longattn.choice_text import TOWERS, read_towers
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def test_read_towers_starts_a_tower_at_the_name_of_one() -> None:
@@ -30,7 +30,7 @@ def test_no_option_of_a_mechanism_has_the_name_of_a_tower() -> None:
     assert not {option.name for name in list_mechanisms() for option in mechanism_info(name).options} & set(TOWERS)
 
 
-@every_cell(
+@every_case(
     ("text", "sentence"),
     [
         ("visoin=window", "'visoin' is not a tower; expected text, .* Did you mean 'vision'?"),

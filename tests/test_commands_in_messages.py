@@ -18,7 +18,7 @@ from hf_longattn.errors import LongAttentionError, UsageError
 from hf_longattn.tasks import evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import TaskParser, task_parser
-from tests.cells import every_cell
+from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
@@ -183,7 +183,7 @@ def test_messages_name_nothing_that_only_a_checkout_has() -> None:
 
 
 @pytest.mark.thorough
-@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_case("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_are_accepted(path: Path) -> None:
     text, wrong = path.read_text(encoding="utf-8"), []
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
@@ -195,7 +195,7 @@ def test_commands_in_documents_are_accepted(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_case("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_say_where_a_clone_is_needed(path: Path) -> None:
     shown = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.S)
     sections = re.split(r"^#+ ", shown, flags=re.M)

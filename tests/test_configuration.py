@@ -4,7 +4,7 @@ import pytest
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def test_layers_of_a_config_override_its_default() -> None:
@@ -37,7 +37,7 @@ def test_config_of_attention_prints_a_table_of_layers() -> None:
     assert "layer 11: mechanism=full" in str(config)
 
 
-@every_cell(
+@every_case(
     ("arguments", "error", "says"),
     [
         ({"mechanism": "longfromer"}, UnknownMechanismError, "Did you mean 'longformer'?"),
@@ -110,7 +110,7 @@ def test_layers_in_turn_need_no_default_and_print() -> None:
     assert as_list == LongAttentionConfig(layers="2*window:window=8,full")
 
 
-@every_cell(
+@every_case(
     ("layers", "says"),
     [
         ("0-5=windw", "Did you mean 'window'"),

@@ -12,8 +12,8 @@ from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import load_task, task_names
-from tests.cells import every_cell
-from tests.warm import run_fresh
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 
 PACKAGES = (
     "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "rouge_score", "sentence_transformers", "seqeval",
@@ -110,7 +110,7 @@ COMMANDS = [
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 
 
-@every_cell(("line", "package"), COMMANDS)
+@every_case(("line", "package"), COMMANDS)
 def test_commands_name_a_missing_extra_before_they_read_anything(
     line: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

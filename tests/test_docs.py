@@ -18,8 +18,8 @@ from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.modeling.family.definition import FACTS_FILE
 from scripts.dev.tools import derived, update_docs
-from tests.cells import every_cell
-from tests.warm import run_fresh
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md")))]
@@ -39,14 +39,14 @@ def test_generated_parts_of_documents_are_up_to_date(whole: bool, repository: Pa
     assert done.returncode == 0, f"type: make docs\n{done.stdout}{done.stderr}"
 
 
-@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_case("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_of_documents_lead_to_files(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing
 
 
-@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_case("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_in_documents_compiles(path: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
         ast.parse(code)
@@ -56,7 +56,7 @@ def test_python_in_documents_compiles(path: Path) -> None:
 PRESENT = [path for path in DOCUMENTS if path.stem != "CHANGELOG" and path.parent.name != "results"]
 
 
-@every_cell("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
+@every_case("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_and_make_targets_that_documents_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

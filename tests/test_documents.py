@@ -13,7 +13,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.backend import longattn_attention_forward
 from hf_longattn.documents import documents_in_mask, hidden_pairs, only_hides
 from hf_longattn.errors import MaskError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH = 40
 FILLS = (float("-inf"), -3.4e38, -1e30, -1e9, -65504.0, -1e4, -2e3)
@@ -79,7 +79,7 @@ def test_biases_of_scores_are_not_read_as_documents() -> None:
     assert not only_hides(zero)  # a parameter, which training changes
 
 
-@every_cell(("mechanism", "causal"), list(itertools.product(MECHANISMS, (False, True))), ids=str)
+@every_case(("mechanism", "causal"), list(itertools.product(MECHANISMS, (False, True))), ids=str)
 def test_every_fill_of_a_mask_keeps_documents_and_padding_apart(mechanism: str, causal: bool) -> None:
     """What the documents' own rows give, with padding before and behind them. One mask serves both rows of the batch.
 
@@ -98,8 +98,8 @@ def test_every_fill_of_a_mask_keeps_documents_and_padding_apart(mechanism: str, 
             assert torch.equal(attended(mechanism, additive, causal)[:, real], expected[:, real])
 
 
-@every_cell("mechanism", MECHANISMS)
-@every_cell("fill", [-5.0, -20.0, -100.0, -500.0])
+@every_case("mechanism", MECHANISMS)
+@every_case("fill", [-5.0, -20.0, -100.0, -500.0])
 def test_masks_that_hide_documents_too_little_are_exact_or_refused(mechanism: str, fill: float) -> None:
     seen, _ = pairs(0, 15, LENGTH, True)
     additive = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~seen, fill)

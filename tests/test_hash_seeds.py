@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh_processes import run_fresh
 from tests.trained import tokenizer_of
 from tests.training.conftest import checkpoint
-from tests.warm import run_fresh
 
 
 @pytest.mark.slow

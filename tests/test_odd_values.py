@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_longattn.cli import main
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
 from tests.grids import drawn
 from tests.hub_state import WRITER, Hub
@@ -136,8 +136,8 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 
 @pytest.mark.thorough
-@every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
-@every_cell(("checkpoint", "file"), FILES, of=3)
+@every_case("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+@every_case(("checkpoint", "file"), FILES, of=3)
 def test_commands_refuse_or_take_any_value_in_a_field_of_a_file(
     checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub
 ) -> None:
@@ -208,7 +208,7 @@ def test_commands_do_not_open_a_pipe_in_a_checkpoint(file: str, wholes: dict[str
 
 
 @pytest.mark.thorough
-@every_cell("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
+@every_case("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
 def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")

@@ -11,10 +11,10 @@ import pytest
 
 from hf_longattn import private_apis
 from hf_longattn.private_apis import PRIVATE_APIS, TESTED, warn_untested
-from tests.cells import every_cell
+from tests.cases import every_case
 
+from .fresh_processes import run_fresh
 from .removed_apis import resolve
-from .warm import run_fresh
 
 HOME = "hf_longattn/private_apis.py"
 FOLDERS = ("hf_longattn", "scripts")
@@ -51,7 +51,7 @@ MARKS = ("_is_hf_initialized", "_dynamo_marked_constant")
 NAMED_ONLY = LISTED | {*MARKS, "TENSOR_PROCESSORS"}
 
 
-@every_cell("name", PRIVATE_APIS)
+@every_case("name", PRIVATE_APIS)
 def test_private_apis_are_in_the_installed_versions(name: str) -> None:
     for where in PRIVATE_APIS[name]:
         if (library := re.split("[.:]", where)[0]) in ("peft", "sentence_transformers"):
@@ -59,7 +59,7 @@ def test_private_apis_are_in_the_installed_versions(name: str) -> None:
         resolve(where)
 
 
-@every_cell("where", OVERRIDDEN)
+@every_case("where", OVERRIDDEN)
 def test_overridden_private_methods_exist_and_are_overridden_here(where: str, repository: Path) -> None:
     assert callable(resolve(where))
     overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/trainer.py", "families/whisper.py"))

@@ -8,10 +8,10 @@ import types
 import pytest
 
 import hf_longattn
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
-@every_cell("name", hf_longattn.__all__)
+@every_case("name", hf_longattn.__all__)
 def test_public_names_of_the_package_are_imported_on_first_use(name: str) -> None:
     assert getattr(hf_longattn, name).__module__.startswith("hf_longattn.")
     assert name in dir(hf_longattn)

@@ -13,7 +13,7 @@ import yaml
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.recipes import CONFIGS, read_recipe, ready_recipes
-from tests.cells import every_cell
+from tests.cases import every_case
 
 READY = ready_recipes()
 TRAININGS = {name: recipe for name, recipe in READY.items() if recipe.command.startswith("train")}
@@ -26,7 +26,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@every_cell("name", TRAININGS)
+@every_case("name", TRAININGS)
 def test_recipes_of_trainings_say_what_was_published(name: str) -> None:
     recipe = TRAININGS[name]
     about = recipe.entries
@@ -37,7 +37,7 @@ def test_recipes_of_trainings_say_what_was_published(name: str) -> None:
     assert all(about.values())
 
 
-@every_cell("name", TRAININGS)
+@every_case("name", TRAININGS)
 def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
     *before, last = TRAININGS[name].entries["commands"].splitlines()
@@ -53,7 +53,7 @@ def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
         assert READY[launched[1]].command == "accelerate launch"
 
 
-@every_cell("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
+@every_case("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
 def test_recipes_of_conversions_say_what_to_type(name: str) -> None:
     assert f"--config {name}" in READY[name].entries["commands"]
     assert READY[name].entries["title"]

@@ -19,7 +19,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
 from hf_longattn.tasks import load_task, task_names
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import ONLY_QUICK
 
 from .hostile import KINDS, Room, Runs, answer, bert, check_commands, own_model_type, own_tokenizer, write_code
@@ -83,7 +83,7 @@ def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
     ]
 
 
-@every_cell(("kind", "training"), lines_of(KINDS))
+@every_case(("kind", "training"), lines_of(KINDS))
 def test_no_command_runs_code_of_a_hostile_checkpoint(
     kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 MODULES = ("hf_longattn", "hf_longattn.hub", "hf_longattn.training")
 DIRECTIVE = re.compile(r"^\.\. (?:autofunction|autoclass|autoexception|autodata):: (\S+)$|^\.\. py:data:: (\w+)\n   :module: (\S+)$", re.M)
@@ -45,7 +45,7 @@ def test_the_site_builds_without_a_warning(repository: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_cells_of_a_notebook_run_without_warnings(notebook: str, repository: Path, tmp_path: Path) -> None:
-    """Cells that are not shown assert what the text says of the outputs; the links are checked with the whole site."""
+    """Cases that are not shown assert what the text says of the outputs; the links are checked with the whole site."""
     page = f"docs/notebooks/{notebook}"
     alone = {"root_doc": page, "include_patterns": f"{page}.md", "suppress_warnings": "myst.xref_missing"}
     options = [part for name, value in (alone | {"nb_execution_mode": "force"}).items() for part in ("-D", f"{name}={value}")]

@@ -18,7 +18,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.text import token_ids
 from hf_longattn.loading import call_tokenizer, check_tokenizer, load_part
 
-from .cells import every_cell
+from .cases import every_case
 
 CATASTROPHIC = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
 FAILING_TEXT = f"{'a' * 40}b"
@@ -67,13 +67,13 @@ USUAL = {
 }
 
 
-@every_cell("name", GROWING)
+@every_case("name", GROWING)
 def test_check_tokenizer_refuses_rules_that_make_a_text_far_longer(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"The tokenizer.json of 'bert' makes a text more than 32 times as long"):
         check_tokenizer(tokenizer_with(**GROWING[name]), "bert")
 
 
-@every_cell("name", USUAL)
+@every_case("name", USUAL)
 def test_check_tokenizer_passes_rules_of_usual_tokenizers(name: str) -> None:
     tokenizer = tokenizer_with(**USUAL[name])
     check_tokenizer(tokenizer, "bert")

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMas
 from hf_longattn import attend
 from hf_longattn.cli import main
 from hf_longattn.families.bert import LongBertConfig
-from tests.warm import ROOT, run_fresh
+from tests.fresh_processes import ROOT, run_fresh
 
 CONVERSION = {"functions": 672, "files": 90, "depth": 27}
 """Maximum functions and files of the package that `longattn convert` runs, and how deep it calls, as measured when they fell last.

@@ -13,7 +13,7 @@ import transformers
 
 from hf_longattn.cli import env, main
 from hf_longattn.errors import UNFIT_TORCHVISION
-from tests.cells import every_cell
+from tests.cases import every_case
 
 CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "128"]
 
@@ -82,7 +82,7 @@ def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence
     assert f"Error: {sentence}" in err
 
 
-@every_cell("case", REQUESTS)
+@every_case("case", REQUESTS)
 def test_convert_refuses_a_bad_request_and_writes_nothing(
     case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +97,7 @@ def test_convert_refuses_a_bad_request_and_writes_nothing(
     assert not (tmp_path / "deep").exists()
 
 
-@every_cell("command", ["convert {} {out}", "train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
+@every_case("command", ["convert {} {out}", "train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
 def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +125,7 @@ def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, c
     assert list((tmp_path / "long").iterdir()) == []
 
 
-@every_cell(
+@every_case(
     "arguments",
     [
         ["convert"],

@@ -12,7 +12,7 @@ import transformers
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.tasks import evaluated_tasks, task_names
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH = 64
 
@@ -116,7 +116,7 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms(), of=9, alike=lambda name: mechanism_info(name).engine)
+@every_case("name", list_mechanisms(), of=9, code=lambda name: mechanism_info(name).engine)
 def test_inspect_draws_every_mechanism(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")
@@ -139,7 +139,7 @@ def test_inspect_refuses_a_drawing_that_cannot_be_written(tmp_path: Path, capsys
 
 
 @pytest.mark.thorough
-@every_cell(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=3)
+@every_case(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=3)
 def test_help_of_every_training_task_lists_all_options(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, task, "--help"])

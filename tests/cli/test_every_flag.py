@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from hf_longattn.cli import app, main
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from ..damage import CONVERT, convert, make_checkpoint
 
@@ -141,11 +141,11 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("offline")
-@every_cell(
+@every_case(
     ("path", "parameter"),
     [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))],
     of=4,
-    alike=lambda path, parameter: path,
+    code=lambda path, parameter: path,
 )
 def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
     path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any

@@ -12,7 +12,7 @@ import transformers
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.data.english import PARAGRAPHS
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER
 
@@ -77,7 +77,7 @@ REFUSED = {
 }
 
 
-@every_cell("case", REFUSED)
+@every_case("case", REFUSED)
 def test_inspect_refuses_lengths_and_candidates_that_do_not_fit(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REFUSED[case]
     code, out, err = run(capsys, place / "bert", place / "text.txt", *arguments)

@@ -12,7 +12,7 @@ import pytest
 from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
-from tests.cells import every_cell
+from tests.cases import every_case
 
 READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
@@ -60,7 +60,7 @@ def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Pa
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 
-@every_cell(
+@every_case(
     ("line", "option"),
     [
         ("inspect {here} --causal", "--causal"),

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from hf_longattn.cli import main
 from hf_longattn.recipes import ready_recipes
-from tests.cells import every_cell
+from tests.cases import every_case
 
 RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]
 SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
@@ -35,7 +35,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 
 @pytest.mark.thorough
-@every_cell("recipe", RECIPES, of=2)
+@every_case("recipe", RECIPES, of=2)
 def test_every_ready_recipe_of_a_conversion_gives_a_plan(
     recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +61,7 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
     assert plan["long_attention"]["window"] == 32
 
 
-@every_cell(
+@every_case(
     ("text", "sentence"),
     [
         ("mechanism: [", "cannot be read"),

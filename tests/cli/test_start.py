@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from hf_longattn.cli import app, main
 from hf_longattn.cli.env import PURPOSES, describe_environment, installed_version
 from hf_longattn.errors import EXTRAS, UNFIT_TORCHVISION
-from tests.cells import every_cell
+from tests.cases import every_case
 
-from ..warm import run_fresh
+from ..fresh_processes import run_fresh
 from .imports import list_slow_imports
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -54,7 +54,7 @@ def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys
     assert "Error" in capsys.readouterr().err
 
 
-@every_cell("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
+@every_case("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
 def test_help_of_every_command_lists_all_options(name: str) -> None:
     page = CliRunner(env={"COLUMNS": "80"}).invoke(app, [name, "--help"]).output
     flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("--") and not parameter.hidden}

@@ -24,7 +24,7 @@ from hf_longattn.export import compress_checkpoint, export_checkpoint, export_na
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.positions.tables import extend_table
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.generic import load_generic
 from tests.trained import tokenizer_of
 from tests.unsupported import (
@@ -116,7 +116,7 @@ def run(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.thorough
-@every_cell("name", CASES, of=4)
+@every_case("name", CASES, of=4)
 def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
@@ -153,7 +153,7 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     assert (run(plain) - run(model)).abs().max() > 0
 
 
-@every_cell("name", CASES, of=2)
+@every_case("name", CASES, of=2)
 def test_generic_full_attention_equals_the_source(name: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full")
     assert not report.needs_training
@@ -258,7 +258,7 @@ def test_series_head_that_reads_all_patches_refuses_a_new_length(tmp_path: Path)
         plan_conversion(source, generic=True, mechanism="full", max_length=256)
 
 
-@every_cell(
+@every_case(
     ("name", "arguments", "error", "sentence"),
     [
         (f"{SERIES}ModelForPrediction", {"max_length": 64}, LongAttentionError, "looks at 128 steps and conversion only extends it"),
@@ -418,7 +418,7 @@ def unnamed(folder: Path, **values: object) -> Path:
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     "name",
     [
         "BertForMaskedLM",

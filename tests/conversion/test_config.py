@@ -16,13 +16,13 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import ConversionConfig, convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 FIELDS = {one.name: one for one in dataclasses.fields(ConversionConfig)}
 
 
 @pytest.mark.thorough
-@every_cell("name", FIELDS)
+@every_case("name", FIELDS)
 def test_every_conversion_setting_has_its_help_in_docstring_and_command(name: str) -> None:
     about = FIELDS[name].metadata
     assert about["help"].endswith(".")

@@ -18,7 +18,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.tasks import task_names
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .conftest import CLASSES, LENGTH
 
@@ -31,7 +31,7 @@ def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-@every_cell("name", CLASSES, of=4)
+@every_case("name", CLASSES, of=4)
 def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert report.passed
@@ -48,7 +48,7 @@ def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], 
     assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["passed"]
 
 
-@every_cell("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
+@every_case("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
 def test_full_attention_needs_training_only_beyond_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
     report = convert_checkpoint(built(name), tmp_path / name / "same", mechanism="full")
@@ -61,7 +61,7 @@ def test_full_attention_needs_training_only_beyond_the_old_length(name: str, bui
     assert report.train_command
 
 
-@every_cell(
+@every_case(
     ("name", "mechanism", "command"),
     [
         ("BertForMaskedLM", {"mechanism": "hedgehog"}, "longattn train linearise --model {} --text YOUR_TEXTS"),
@@ -136,7 +136,7 @@ ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(tran
 
 
 @pytest.mark.thorough
-@every_cell("name", ROTARY, of=4)
+@every_case("name", ROTARY, of=4)
 def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
     model = transformers.AutoModel.from_pretrained(tmp_path / "long")

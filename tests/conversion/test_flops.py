@@ -15,9 +15,9 @@ from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_siz
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
-from tests.alike import code_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
+from tests.shared_code import code_of_form
 
 SHAPE = ModelShape(
     layers=1, heads=4, kv_heads=2, head_dim=16, hidden=64, intermediate=256, causal=True, matrix_parameters=0, element_bytes=4
@@ -32,7 +32,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, alike=code_of_form)
+@every_case("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, code=code_of_form)
 def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).sample
     longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})

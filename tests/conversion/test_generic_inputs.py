@@ -11,7 +11,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.errors import CheckpointError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SHAPE, "intermediate_size": 48}
@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@every_cell("name", MODELS)
+@every_case("name", MODELS)
 def test_generic_models_of_videos_and_sounds_are_compared_with_their_source(name: str, tmp_path: Path) -> None:
     config, values = MODELS[name]
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ import pytest
 
 from hf_longattn.conversion import convert_checkpoint
 
-from ..warm import run_fresh
+from ..fresh_processes import run_fresh
 
 KILLS = 50
 ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 256, "max_shard_size": "500KB", "verify": False}

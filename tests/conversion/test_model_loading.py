@@ -18,8 +18,8 @@ from hf_longattn.conversion import convert_checkpoint, model_loading
 from hf_longattn.conversion.model_loading import WeightsInFiles, available_memory, choose_memory_mode, outputs
 from hf_longattn.conversion.sources import open_source
 from hf_longattn.errors import CheckpointError
+from tests.fresh_processes import run_fresh
 from tests.unsupported import ROTARY
-from tests.warm import run_fresh
 
 from .conftest import LENGTH
 

@@ -13,7 +13,7 @@ from hf_longattn import LongLlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.export import export_checkpoint
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import tokens
 
 OLD, NEW = 64, 256
@@ -42,7 +42,7 @@ def converted(source: Path, target: Path, positions: str, **settings: Any) -> An
 
 
 @pytest.mark.thorough
-@every_cell("positions", WRITTEN)
+@every_case("positions", WRITTEN)
 def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
     relative, unchanged = WRITTEN[positions]
     target = tmp_path / positions.replace(":", "-")
@@ -66,7 +66,7 @@ def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(s
 
 
 @pytest.mark.thorough
-@every_cell("positions", ["rope:self-extend"])
+@every_case("positions", ["rope:self-extend"])
 def test_compiled_and_exported_self_extend_equal_the_model(source: Path, tmp_path: Path, positions: str) -> None:
     """A compiled model, and an ONNX graph, whose export compares it at three lengths."""
     target = tmp_path / positions.replace(":", "-")
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@every_cell("case", REFUSED)
+@every_case("case", REFUSED)
 def test_self_extend_refuses_settings_that_cannot_be(source: Path, tmp_path: Path, case: str) -> None:
     positions, settings, message = REFUSED[case]
     with pytest.raises(LongAttentionError, match=message):

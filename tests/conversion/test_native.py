@@ -24,9 +24,9 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.reading import FORMAT_FIELD as FIELD
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
-from tests.alike import code_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.native_cases import long_attention, long_values, save_long
+from tests.shared_code import code_of_family
 
 WINDOW = {"mechanism": "window", "window": 6}
 LAST = {"layers": "0=full;1=window:window=6"}
@@ -57,7 +57,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 CASES = {**QUICK, **SLOW}
 
 
-@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=4)
+@every_case("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=4)
 def test_native_twin_computes_the_same_and_can_be_adopted_again(case: str, tmp_path: Path) -> None:
     base, attention, head, changes, expected = CASES[case]
     save_long(tmp_path / "long", base, attention, head, **changes)
@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@every_cell("case", REFUSED)
+@every_case("case", REFUSED)
 def test_native_twin_is_refused_for_what_no_stock_architecture_computes(case: str) -> None:
     base, attention, head, changes, says = REFUSED[case]
     family = FAMILIES[base]
@@ -130,7 +130,7 @@ def test_native_twin_is_refused_for_what_no_stock_architecture_computes(case: st
     assert ". " not in choice.reason, "one sentence"
 
 
-@every_cell("base", TEXT_FAMILIES, of=9, alike=code_of_family)
+@every_case("base", TEXT_FAMILIES, of=9, code=code_of_family)
 def test_every_base_and_mechanism_has_a_native_twin_or_a_reason(base: str) -> None:
     family = FAMILIES[base]
     for mechanism in list_mechanisms(grid=False):

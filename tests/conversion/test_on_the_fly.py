@@ -19,10 +19,10 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.registration import auto_class_name
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import code_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import plain_model
+from tests.shared_code import code_of_family
 
 from .conftest import LENGTH
 from .every_family import Short, head_of
@@ -64,19 +64,19 @@ QUICK = ("bert", "gpt2", "llama", "bart", "t5", "deberta-v2")
 """Bases with a table, without an encoder, with rotary positions, with two stacks, and with relative positions of two kinds."""
 
 
-@every_cell("base", QUICK, of=2)
+@every_case("base", QUICK, of=2)
 def test_loading_a_short_checkpoint_equals_its_conversion(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / base)
 
 
 @pytest.mark.thorough
-@every_cell("base", [base for base in TEXT_FAMILIES if base not in QUICK], of=6, alike=code_of_family)
+@every_case("base", [base for base in TEXT_FAMILIES if base not in QUICK], of=6, code=code_of_family)
 def test_loading_a_short_checkpoint_equals_its_conversion_in_every_family(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / base)
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("base", "settings"),
     [
         *(
@@ -170,8 +170,8 @@ def rotations(model: Any, config: Any, length: int) -> list[Tensor]:
     return [turned for kind in kinds for turned in module(torch.zeros(1, 1), torch.arange(length)[None], **kind)]
 
 
-@every_cell("mechanism", ["window", "full"])
-@every_cell("name", ENTRIES)
+@every_case("mechanism", ["window", "full"])
+@every_case("name", ENTRIES)
 def test_rotary_entries_keep_their_meaning_at_a_larger_length(mechanism: str, name: str, tmp_path: Path) -> None:
     base, entry = ENTRIES[name]
     fields = TRAINED if base == "phi3" else {}
@@ -192,7 +192,7 @@ TWO_STACKS = [base for base, family in TEXT_FAMILIES.items() if family.two_stack
 HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
 
 
-@every_cell(
+@every_case(
     ("base", "head"),
     grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
     of=4,
@@ -202,7 +202,7 @@ def test_loading_heads_of_encoder_decoders_equals_their_conversion(base: str, he
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("mechanism", "base"),
     itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid"], ["bert", "gpt2", "llama"]),
     of=4,

@@ -18,7 +18,7 @@ from hf_longattn.errors import CheckpointError, LengthError
 from hf_longattn.hub.usage import tokens_of
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.small_models import IN_FULL
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.native_cases import long_attention
 
@@ -75,7 +75,7 @@ def table(folder: Path) -> Tensor:
     return next(tensor for name, tensor in tensors(folder).items() if name.endswith(TABLE))
 
 
-@every_cell(
+@every_case(
     ("base", "pad", "positions"),
     [
         *(("roberta", pad, "auto") for pad in PADS),
@@ -85,7 +85,7 @@ def table(folder: Path) -> Tensor:
         ("esm", 0, "rotary"),
     ],
     of=4,
-    alike=lambda base, pad, positions: (base == "roberta", positions),
+    code=lambda base, pad, positions: (base == "roberta", positions),
 )
 def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: str, pad: int, positions: str, tmp_path: Path) -> None:
     rotary = {"position_embedding_type": "rotary"} if positions == "rotary" else {}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 Checkpoint = Callable[..., Path]
 ARGUMENTS = {"mechanism": "window", "window": 16, "max_length": 128}
@@ -63,7 +63,7 @@ class Harmful:
         return Path.touch, (Path("harm"),)
 
 
-@every_cell(
+@every_case(
     "content",
     [
         {"weight": Harmful()},
@@ -74,7 +74,7 @@ class Harmful:
     ],
     ids=["code", "nested", "list", "sparse", "damaged"],
 )
-@every_cell("zipped", [True, False], ids=["zip", "old format"])
+@every_case("zipped", [True, False], ids=["zip", "old format"])
 def test_pickle_of_anything_but_tensors_is_refused_and_runs_no_code(
     content: object, zipped: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion, tensor_f
 from hf_longattn.errors import CheckpointError, DestinationExistsError, OptionError, PositionError
 from hf_longattn.modeling.family.definition import family_of
 from hf_longattn.positions.tables import DROPPED
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .conftest import CLASSES, LENGTH
 
@@ -25,7 +25,7 @@ Built = Callable[[str], Path]
 
 
 @pytest.mark.thorough
-@every_cell("name", CLASSES)
+@every_case("name", CLASSES)
 def test_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(header: object) -> None:
         raise AssertionError(f"{header} was read")
@@ -111,7 +111,7 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 @pytest.mark.thorough
-@every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
+@every_case(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
 def test_dropped_position_table_keeps_its_mean_and_is_not_trained(
     name: str, positions: str, built: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -210,7 +210,7 @@ def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str],
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("name", "settings", "told"),
     [
         ("BertForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),
@@ -246,7 +246,7 @@ def test_plan_warns_where_positions_do_not_hold_without_training(
     assert not plan_conversion(built(name), **{**settings, "max_decoder_length": None}).warnings, "at the source's own length"
 
 
-@every_cell(
+@every_case(
     ("name", "settings", "warned"),
     [
         ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4}, True),

@@ -17,8 +17,8 @@ from hf_longattn.conversion.tensor_names import names_in_model
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import IN_FULL, NAMES
-from tests.alike import code_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.shared_code import code_of_family
 
 from .every_family import config_of, source_config
 
@@ -57,11 +57,11 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("base", "head"),
     [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
     of=9,
-    alike=code_of_family,
+    code=code_of_family,
 )
 def test_plan_compares_every_tensor_of_a_file_with_the_class(base: str, head: str, tmp_path: Path) -> None:
     """Every one becomes a parameter or buffer, is a part of one, or is dropped for a reason; none is compared with nothing."""
@@ -102,7 +102,7 @@ LAYERS = [
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head", "field"), LAYERS)
+@every_case(("base", "head", "field"), LAYERS)
 def test_plan_refuses_a_file_with_more_or_fewer_layers_than_its_config(base: str, head: str, field: str, tmp_path: Path) -> None:
     folder, config = tmp_path / "short", source_config(base)
     count = max(2, getattr(config, field))

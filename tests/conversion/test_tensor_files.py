@@ -24,7 +24,7 @@ from hf_longattn.conversion.tensor_files import (
     write_weights,
 )
 from hf_longattn.errors import CheckpointError, OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 Checkpoint = Callable[..., Path]
 
@@ -119,7 +119,7 @@ def test_tensor_writer_refuses_a_tensor_that_changed_meanwhile(tmp_path: Path) -
         write_weights(tmp_path, {"model.safetensors": [changed]})
 
 
-@every_cell("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
+@every_case("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
 def test_conversion_refuses_what_is_no_shard_size(size: str | int) -> None:
     with pytest.raises(OptionError, match="not a shard size"):
         ConversionConfig(max_shard_size=size)

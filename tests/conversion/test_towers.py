@@ -17,7 +17,7 @@ from hf_longattn.cli import main
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import ExportError, LongAttentionError
 from scripts.dev.tools.small_models import small_towers_config
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.towers import SHAPE, save_clip
 
@@ -82,7 +82,7 @@ def test_plan_takes_positions_for_each_tower(short: Callable[[str], Path]) -> No
     assert not plan.position_change
 
 
-@every_cell(
+@every_case(
     ("settings", "sentence"),
     [
         ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers do not apply"),

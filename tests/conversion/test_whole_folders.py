@@ -29,7 +29,7 @@ from hf_longattn.cli.app import app, main
 from hf_longattn.cli.export import EXPORT_FORMATS
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.export.compress import METHODS
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.trained import tokenizer_of
 
 from .conftest import BERT, LENGTH, ROTARY
@@ -309,7 +309,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.thorough
-@every_cell(("name", "kind"), [*cases()])
+@every_case(("name", "kind"), [*cases()])
 def test_every_command_writes_a_whole_folder_that_answers_as_its_source(
     name: str, kind: str, folders: Callable[[str, bool], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Generat
 from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.mechanisms.linformer import Linformer
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .conftest import LENGTH
 
@@ -35,7 +35,7 @@ TOKENIZER_OF = {
 
 
 @pytest.mark.thorough
-@every_cell(("name", "tokenizer"), TOKENIZER_OF.items())
+@every_case(("name", "tokenizer"), TOKENIZER_OF.items())
 def test_converted_tokenizer_gives_the_same_ids_up_to_the_new_length(
     name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

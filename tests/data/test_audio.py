@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from hf_longattn.data.audio import RECORDING_FILES, read_audio
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import AudioError, MissingExtraError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 RATE = 16_000
 
@@ -91,7 +91,7 @@ def not_finite(value: float) -> np.ndarray[Any, Any]:
 WHOLE = {form: encoded(tone(2), form=form) for form in ("WAV", "FLAC", "OGG", "MP3", "AIFF")}
 
 
-@every_cell(
+@every_case(
     ("source", "sentence"),
     [
         (not_finite(np.nan), "the sound has values that are not finite, the first at second 0.25"),

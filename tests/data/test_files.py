@@ -12,7 +12,7 @@ import pytest
 from hf_longattn.data.audio import RECORDING_FILES
 from hf_longattn.data.images import IMAGE_FILES
 from hf_longattn.data.sources import DataError, read_source
-from tests.cells import every_cell
+from tests.cases import every_case
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "texts": (".txt", lambda folder: read_source(str(folder))["text"]),
@@ -21,7 +21,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
-@every_cell("kind", READERS)
+@every_case("kind", READERS)
 def test_links_out_of_a_folder_are_followed_and_others_than_files_refused(kind: str, tmp_path: Path) -> None:
     suffix, read = READERS[kind]
     folder = tmp_path / "data"

@@ -26,7 +26,7 @@ from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import EMBED, embedding_trainer
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT
 
@@ -91,7 +91,7 @@ def test_first_window_of_tagged_words_is_that_of_run_ner(kind: str, tokenizer: P
     assert (first["input_ids"], first["labels"]) == (expected["input_ids"], labels)
 
 
-@every_cell("stride", [0, 1, 7])
+@every_case("stride", [0, 1, 7])
 def test_windows_of_tagged_words_cover_the_document_with_its_labels(
     stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
 ) -> None:
@@ -133,7 +133,7 @@ def example_stream(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list
     return [token for ids in framed for token in (ids if ends else [*ids, end])]
 
 
-@every_cell("pack", [False, True])
+@every_case("pack", [False, True])
 def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS, tokenizer)
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, pack)
@@ -178,7 +178,7 @@ def test_masked_tokens_are_those_of_run_mlm(tokenizer: PreTrainedTokenizerBase) 
     assert shares == pytest.approx({"chosen": 0.15, "masked": 0.8, "kept": 0.1}, abs=0.05)
 
 
-@every_cell("pad_with_end", [False, True])
+@every_case("pad_with_end", [False, True])
 def test_next_token_labels_are_those_of_run_clm(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
     if pad_with_end:
@@ -196,7 +196,7 @@ def test_next_token_labels_are_those_of_run_clm(pad_with_end: bool, tokenizer: P
     assert (packed["labels"] == IGNORED).nonzero()[:, 1].tolist() == starts
 
 
-@every_cell("length", [1, 2, 3, 5])
+@every_case("length", [1, 2, 3, 5])
 def test_masking_leaves_a_short_batch_a_token_to_predict(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """The mean over no label is not a number."""
     ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"][:length]
@@ -254,7 +254,7 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
     return features
 
 
-@every_cell(("length", "stride"), [(1000, 16), (40, 8)])
+@every_case(("length", "stride"), [(1000, 16), (40, 8)])
 def test_question_features_are_those_of_run_qa(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
     records = [
@@ -270,7 +270,7 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
 # ---- run_classification, run_summarization
 
 
-@every_cell("length", [1000, LENGTH])
+@every_case("length", [1000, LENGTH])
 def test_classification_inputs_are_those_of_run_classification(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
     found = to_documents(data, tokenizer, length, ["a", "b"])
@@ -278,7 +278,7 @@ def test_classification_inputs_are_those_of_run_classification(length: int, toke
     assert found["labels"][:] == [1, 0, 1, 0]
 
 
-@every_cell("length", [1000, LENGTH])
+@every_case("length", [1000, LENGTH])
 def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
     data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
@@ -290,7 +290,7 @@ def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int
     assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
 
 
-@every_cell("prefix", ["", "summarize: "])
+@every_case("prefix", ["", "summarize: "])
 def test_summary_inputs_are_those_of_run_summarization(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]
     found = to_summaries(Dataset.from_dict({"document": TEXTS, "summary": summaries}), tokenizer, prefix, LENGTH, 12)

@@ -17,7 +17,7 @@ from hf_longattn.data.answers import occurrences
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
 from scripts import prepare_natural_questions, prepare_triviaqa
-from tests.cells import every_cell
+from tests.cases import every_case
 
 RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]
@@ -35,7 +35,7 @@ HOTPOT = {
 }
 
 
-@every_cell("form", ["squad.json", "records.json", "data.jsonl", "data.csv", "spans.csv", "data.parquet", "dataset", "splits"])
+@every_case("form", ["squad.json", "records.json", "data.jsonl", "data.csv", "spans.csv", "data.parquet", "dataset", "splits"])
 def test_questions_are_the_same_from_every_kind_of_file(form: str, tmp_path: Path) -> None:
     path = tmp_path / form
     data = Dataset.from_list([RECORD])
@@ -447,7 +447,7 @@ def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> No
     assert (no["kind"], no["gold"], no["answers"]["text"]) == ("no", ["no"], [])
 
 
-@every_cell(
+@every_case(
     ("record", "message"),
     [
         ({k: v for k, v in RECORD.items() if k != "answers"}, "lacks the column .* it has context, id, question"),

@@ -32,7 +32,7 @@ from hf_longattn.data.sources import (
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.lm import TextDataArguments, read_documents
-from tests.cells import every_cell
+from tests.cases import every_case
 
 CARD = """---
 configs:
@@ -260,7 +260,7 @@ def test_tables_with_two_columns_of_one_name_are_refused(tmp_path: Path) -> None
         assert read_source(write(tmp_path / "rows.csv", f"{header}\n{header}\n"))["label"] == ["label"]
 
 
-@every_cell("read", [load_labelled, load_qa, lambda source: load_text([source])])
+@every_case("read", [load_labelled, load_qa, lambda source: load_text([source])])
 def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
     for name in ("rows.csv", "rows", "rows.jsonl.gz"):
         os.mkfifo(tmp_path / name)
@@ -289,8 +289,8 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@every_cell("read", [read_source, load_qa])
-@every_cell(
+@every_case("read", [read_source, load_qa])
+@every_case(
     ("name", "damage"),
     [
         ("train/data-00000-of-00001.arrow", Path.unlink),
@@ -403,7 +403,7 @@ READERS = [
 ]
 
 
-@every_cell(("ending", "read"), READERS)
+@every_case(("ending", "read"), READERS)
 def test_file_names_are_no_patterns_and_other_encodings_than_utf8_are_refused(
     ending: str, read: Callable[[str], Any], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flex
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .eager_flex import by_the_lists
 
@@ -24,10 +24,10 @@ def test_tiles_of_selected_blocks_leave_few_slots_unfilled() -> None:
     assert slots < 1.5 * chosen.numel()
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
-@every_cell("padded", [False, True])
-@every_cell("path", ["fused", "parts"])
+@every_case("causal", [False, True], pairs=True)
+@every_case(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
+@every_case("padded", [False, True])
+@every_case("path", ["fused", "parts"])
 def test_attention_to_selected_blocks_equals_the_mask_with_its_gradients(
     length: int, size: int, ranks: int, padded: bool, path: str, causal: bool
 ) -> None:
@@ -59,7 +59,7 @@ ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(
+@every_case(
     ("name", "options", "path", "padded", "causal"),
     [(*case, *how) for case in ON_CUDA for how in itertools.product([False, True], repeat=2)],
     of=3,

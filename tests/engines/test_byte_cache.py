@@ -15,8 +15,8 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_B
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.shared_code import engine_of_form
 
 
 def test_the_byte_cache_drops_the_longest_unused_first() -> None:
@@ -114,7 +114,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> ByteCache:
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms(grid=False), of=9, alike=engine_of_form)
+@every_case("name", list_mechanisms(grid=False), of=9, code=engine_of_form)
 def test_every_mechanism_keeps_its_results_within_the_cache_budget(name: str, small: ByteCache) -> None:
     small.clear()
     cls = mechanism_class(name)

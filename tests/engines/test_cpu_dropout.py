@@ -16,7 +16,7 @@ from hf_longattn import attend
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cpu.dropout import Dropout, drops_some, random_bits
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_model
 
 LENGTH, P = 300, 0.2
@@ -64,7 +64,7 @@ PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
-@every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=6)
+@every_case(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=6)
 def test_cpu_dropout_keeps_or_zeroes_weights_with_their_gradients(name: str, padded: str) -> None:
     (q, k, v), mechanism, arguments, real = case(name, padded)
     whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))

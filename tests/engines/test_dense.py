@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 class KernelCalls(TorchFunctionMode):
@@ -33,10 +33,10 @@ def grouped_inputs(q_len: int, head_dim: int, device: str) -> tuple[Tensor, Tens
     return tuple(torch.randn(2, heads, length, head_dim, device=device) for heads, length in ((4, q_len), (2, 40), (2, 40)))
 
 
-@every_cell("q_len", [1, 40])
-@every_cell("padded", [False, True])
-@every_cell("head_dim", [64, 512])
-@every_cell("device", ["cpu", "meta"])
+@every_case("q_len", [1, 40])
+@every_case("padded", [False, True])
+@every_case("head_dim", [64, 512])
+@every_case("device", ["cpu", "meta"])
 def test_dense_attention_groups_heads_only_where_a_fused_kernel_does(device: str, head_dim: int, padded: bool, q_len: int) -> None:
     """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask. Tensors on meta stand
     for those on every other device than the CPU."""
@@ -50,8 +50,8 @@ def test_dense_attention_groups_heads_only_where_a_fused_kernel_does(device: str
     assert fused or call["key_heads"] == (2 if q_len == 1 else 4)
 
 
-@every_cell("q_len", [1, 7, 40])
-@every_cell("mask_heads", [None, 1, 4])
+@every_case("q_len", [1, 7, 40])
+@every_case("mask_heads", [None, 1, 4])
 def test_fused_attention_of_grouped_heads_is_the_same_without_a_kernel_for_them(
     mask_heads: int | None, q_len: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,9 +62,9 @@ def test_fused_attention_of_grouped_heads_is_the_same_without_a_kernel_for_them(
     torch.testing.assert_close(dense.fused_attention(q, k, v, attn_mask=mask, scale=0.3), expected, atol=1e-5, rtol=0)
 
 
-@every_cell("heads", [4, 2])
-@every_cell("masked", [False, True])
-@every_cell("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@every_case("heads", [4, 2])
+@every_case("masked", [False, True])
+@every_case("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_one_query_in_half_precision_is_computed_as_two(dtype: torch.dtype, masked: bool, heads: int) -> None:
     q, k, v = (torch.randn(2, count, length, 64) for count, length in ((4, 1), (heads, 300), (heads, 300)))
     mask = torch.rand(2, 1, 1, 300) > 0.3 if masked else None

@@ -15,7 +15,7 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.softmax import softmax_forward
-from tests.cells import every_cell
+from tests.cases import every_case
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
@@ -69,9 +69,9 @@ BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
 PADDING = ["none", "right", "inside"]
 
 
-@every_cell("band", BANDS, pairs=True)
-@every_cell("padding", PADDING)
-@every_cell("q_len", [520, 133])
+@every_case("band", BANDS, pairs=True)
+@every_case("padding", PADDING)
+@every_case("q_len", [520, 133])
 def test_a_band_with_distance_terms_equals_its_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
     left, right = band
     leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
@@ -83,9 +83,9 @@ def test_a_band_with_distance_terms_equals_its_plain_form(band: tuple[int, int],
 
 
 @pytest.mark.thorough
-@every_cell("global_rows", [True, False], pairs=True)
-@every_cell("band", [(20, 7), (64, 0), (150, 149)])
-@every_cell("padding", PADDING)
+@every_case("global_rows", [True, False], pairs=True)
+@every_case("band", [(20, 7), (64, 0), (150, 149)])
+@every_case("padding", PADDING)
 def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
@@ -98,9 +98,9 @@ def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(band: tup
 
 
 @pytest.mark.thorough
-@every_cell("with_tokens", [False, True], pairs=True)
-@every_cell("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
-@every_cell("padding", PADDING)
+@every_case("with_tokens", [False, True], pairs=True)
+@every_case("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
+@every_case("padding", PADDING)
 def test_distance_terms_of_keys_and_buckets_equal_their_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
@@ -159,9 +159,9 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 ]
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
-@every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
+@every_case("causal", [False, True], pairs=True)
+@every_case("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
+@every_case(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
 def test_chunks_with_relative_terms_are_fused_and_equal_the_definition(
     name: str, options: dict[str, int], relative: str, causal: bool
 ) -> None:
@@ -184,7 +184,7 @@ def test_chunks_with_relative_terms_are_fused_and_equal_the_definition(
     same_gradients(out * real, expected * real, leaves)
 
 
-@every_cell("relative", ["transformer_xl", "shaw:clip=9"])
+@every_case("relative", ["transformer_xl", "shaw:clip=9"])
 def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None:
     torch.manual_seed(0)
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}

@@ -19,7 +19,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import fla as kernels
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH = 300
 LENGTHS = [[70, 1, 229], [200, 100]]
@@ -72,8 +72,8 @@ def fla(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
 
 
 @pytest.mark.usefixtures("fla")
-@every_cell("packed", [False, True])
-@every_cell(
+@every_case("packed", [False, True])
+@every_case(
     ("name", "dtype", "error"),
     [
         ("linear", torch.float32, 2e-3), ("linear", torch.bfloat16, 2e-2), ("performer", torch.float32, 2e-3),

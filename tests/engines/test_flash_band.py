@@ -21,7 +21,7 @@ from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Patt
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flash_band, flex_kernel
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 
 from . import flash_operator
@@ -132,8 +132,8 @@ def test_flash_attention_drops_the_same_weights_in_both_passes(
 
 
 @pytest.mark.usefixtures("emulated_flash")
-@every_cell("tokens", [False, True])
-@every_cell("dropout", [0.0, 0.4])
+@every_case("tokens", [False, True])
+@every_case("dropout", [0.0, 0.4])
 def test_flash_attention_of_a_band_passes_gradcheck(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The global columns are computed in three parts, which draw the same weights again for the backward pass."""
     monkeypatch.setattr(global_rows, "MAX_COLUMN_PAIRS", 4 * 4 * 2 * 2)
@@ -272,7 +272,7 @@ def test_flash_attention_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(
+@every_case(
     ("changes", "reason"),
     [
         ({}, None),

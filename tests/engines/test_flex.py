@@ -25,7 +25,7 @@ from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
@@ -37,7 +37,7 @@ def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
     return sorted((row, int(block)) for row, count in enumerate(counts.tolist()) for block in indices[row, :count])
 
 
-@every_cell(
+@every_case(
     ("left", "right", "q_len", "kv_len", "padded"),
     [
         *itertools.product([0, 64, 128, 700], [0, 64, 300], [1000], [1000], [False]),
@@ -222,9 +222,9 @@ def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
-@every_cell("causal", [False, True])
-@every_cell("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
-@every_cell("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
+@every_case("causal", [False, True])
+@every_case("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
+@every_case("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mechanisms_on_the_paths_for_cuda_equal_the_definition(
     in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +264,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@every_cell(
+@every_case(
     ("name", "options", "path"),
     [
         ("window", {"window": 64}, "flex"),

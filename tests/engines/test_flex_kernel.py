@@ -25,7 +25,7 @@ from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .eager_flex import by_the_lists
 
@@ -255,8 +255,8 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
     assert [answer.path for answer in answers] == ["dense"]
 
 
-@every_cell("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
-@every_cell("wrapped", [False, True])
+@every_case("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
+@every_case("wrapped", [False, True])
 def test_errors_that_are_not_of_the_flex_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         if wrapped and not isinstance(error, RuntimeError | MemoryError):
@@ -385,8 +385,8 @@ def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     yield "deberta", disentangled(q, q, *tables, 0.25, torch.zeros(15, dtype=torch.long, device=device))
 
 
-@every_cell("of_heads", [False, True])
-@every_cell(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
+@every_case("of_heads", [False, True])
+@every_case(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
 def test_score_terms_hold_tensors_of_the_queries_device_alone(name: str, term: ScoreMod, of_heads: bool) -> None:
     """In a graph of the user's own there is no other way: a number from a closure would be a tensor on the CPU."""
     mod = as_term(term).of_heads([1, 3], torch.device("meta")) if of_heads else term

@@ -18,7 +18,7 @@ from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import pairwise, quickly
 
 from .eager_flex import by_the_lists
@@ -88,7 +88,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 
 
 @pytest.mark.slow
-@every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=9, alike=lambda name, *rest: name)
+@every_case(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=9, code=lambda name, *rest: name)
 def test_every_tile_of_flex_attention_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
@@ -216,7 +216,7 @@ ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows")
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(
+@every_case(
     ("name", "setting"),
     [(name, setting) for engine in ENGINES for name in list_mechanisms(engine=engine) for setting in ("plain", "padded", "gradients")],
     of=2,

@@ -16,7 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.gathered import gathered_attention
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import drawn
 
 BATCH, HEADS, WIDTH = 2, 3, 8
@@ -143,7 +143,7 @@ def local_parts(length: int) -> list[GatherTile]:
     return [GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)), GatherTile(rows, far, causal=True, outside=(-15, 15))]
 
 
-@every_cell(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
+@every_case(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
 def test_gathered_attention_in_every_precision_is_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
     x = inputs(70, 70, dtype)
     out, expected = gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)), counted(*x, local_parts(70), None, 0.4)

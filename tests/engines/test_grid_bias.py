@@ -15,7 +15,7 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 HEADS, DIM = 2, 4
 Cell = tuple[int, ...]
@@ -59,7 +59,7 @@ CASES: list[tuple[str, dict[str, Any], Grid, Cell]] = [
 WAYS = ("fused", "without fused kernels", "with holes", "listed pairs", "bound grid")
 
 
-@every_cell(("name", "options", "grid", "sizes", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
+@every_case(("name", "options", "grid", "sizes", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
 def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
     way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell
 ) -> None:

@@ -13,14 +13,14 @@ from hf_longattn.engines import grid_windows
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
-from tests.cells import every_cell
+from tests.cases import every_case
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
 
 
-@every_cell(("sizes", "options"), FORMS, pairs=True)
-@every_cell("prefix", [0, 2])
-@every_cell("call_bytes", [1, 4096, 1 << 22])
+@every_case(("sizes", "options"), FORMS, pairs=True)
+@every_case("prefix", [0, 2])
+@every_case("call_bytes", [1, 4096, 1 << 22])
 def test_a_few_grid_windows_at_a_time_equal_all_at_once(
     sizes: tuple[int, ...], options: dict[str, object], prefix: int, call_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,9 +51,9 @@ def test_a_grid_bias_alone_can_be_trained() -> None:
 
 
 @pytest.mark.thorough
-@every_cell(("sizes", "options"), FORMS, pairs=True)
-@every_cell("prefix_tokens", ["global", "reads", "none"])
-@every_cell("term", [None, "bias"])
+@every_case(("sizes", "options"), FORMS, pairs=True)
+@every_case("prefix_tokens", ["global", "reads", "none"])
+@every_case("term", [None, "bias"])
 def test_grid_windows_with_padding_equal_the_definition(
     sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

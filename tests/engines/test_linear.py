@@ -13,7 +13,7 @@ from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
 from hf_longattn.engines.linear import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -35,10 +35,10 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
     return out / torch.where(total == 0, 1.0, total) if normalise else out
 
 
-@every_cell("causal", (False, True), pairs=True)
-@every_cell("normalise", (False, True))
-@every_cell("kv_heads", (1, 2, 4))
-@every_cell(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
+@every_case("causal", (False, True), pairs=True)
+@every_case("normalise", (False, True))
+@every_case("kv_heads", (1, 2, 4))
+@every_case(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
 def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
     causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,8 +86,8 @@ def test_linear_attention_in_pieces_with_a_state_equals_the_whole(monkeypatch: p
         torch.testing.assert_close(state[name], tensor)
 
 
-@every_cell("causal", [False, True])
-@every_cell("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
+@every_case("causal", [False, True])
+@every_case("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
 def test_packed_linear_attention_passes_gradcheck_twice(phi: Feature, causal: bool) -> None:
     q, k, v = (torch.randn(2, heads, 6, 1, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1))
     sequences = [[(0, 0, 2), (0, 2, 3), (0, 3, 4)], [(0, 5, 6)], [(1, 0, 6)]]  # a token of padding, and one that is a sequence

@@ -14,7 +14,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.topk import prefiltered_topk_keys
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .launches import Counting, Launches
 
@@ -52,7 +52,7 @@ MOST: list[tuple[str, int, bool, int, int]] = [
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(("name", "length", "causal", "most", "most_backward"), MOST, of=3)
+@every_case(("name", "length", "causal", "most", "most_backward"), MOST, of=3)
 def test_linear_mechanisms_ask_few_operations_of_a_gpu_and_no_wait(
     name: str, length: int, causal: bool, most: int, most_backward: int
 ) -> None:

@@ -20,7 +20,7 @@ from hf_longattn.engines.cpu import flash as cpu_flash
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
-from tests.cells import every_cell
+from tests.cases import every_case
 
 MECHANISMS = {
     "band": ("window", {}),
@@ -46,8 +46,8 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
 
 @pytest.mark.usefixtures("unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@every_cell("path", [run_cpu_band, blockwise_attention, flex_band])
-@every_cell(("visited", "causal", "length", "side", "few_queries"), CASES, of=6)
+@every_case("path", [run_cpu_band, blockwise_attention, flex_band])
+@every_case(("visited", "causal", "length", "side", "few_queries"), CASES, of=6)
 def test_every_path_of_a_band_equals_the_definition(path, visited: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64
@@ -75,11 +75,11 @@ BLOCKS = [32, 64, 192, 1000]
 """Sizes of blocks; with the last one, all queries are in one."""
 
 
-@every_cell("block", BLOCKS, pairs=True)
-@every_cell(
+@every_case("block", BLOCKS, pairs=True)
+@every_case(
     ("causal", "side", "few_queries"), [(False, "none", False), (True, "none", True), (False, "inside", True), (True, "left", False)]
 )
-@every_cell("visited", MECHANISMS)
+@every_case("visited", MECHANISMS)
 def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     visited: str, causal: bool, side: str, few_queries: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,9 +109,9 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
 
 
 @pytest.mark.thorough
-@every_cell("causal", [False, True])
-@every_cell("few_queries", [False, True])
-@every_cell("visited", MECHANISMS)
+@every_case("causal", [False, True])
+@every_case("few_queries", [False, True])
+@every_case("visited", MECHANISMS)
 def test_short_bands_on_a_cpu_are_one_call_with_a_cached_mask(
     visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +139,8 @@ def test_short_bands_on_a_cpu_are_one_call_with_a_cached_mask(
     assert masks_used[0] is masks_used[1]
 
 
-@every_cell("block", BLOCKS)
-@every_cell("side", ["none", "inside"])
+@every_case("block", BLOCKS)
+@every_case("side", ["none", "inside"])
 def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(side: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
     torch.manual_seed(0)
@@ -169,8 +169,8 @@ def test_cpu_bands_choose_one_block_for_short_and_fixed_blocks_for_long_inputs()
 
 
 @pytest.mark.thorough
-@every_cell(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
-@every_cell("visited", MECHANISMS)
+@every_case(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
+@every_case("visited", MECHANISMS)
 def test_wide_cpu_bands_in_bf16_are_near_the_definition(visited: str, causal: bool, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     length = 1100

@@ -8,14 +8,14 @@ import torch
 
 import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
-@every_cell("runs", [
+@every_case("runs", [
     Runs(3, 5), Runs(1, 4, 1, 0, 3), Runs(2, 4, 3, 4), Runs(2, 7, 4, 3), Runs(0, 5, 3, 1, 4), Runs(1, 4, 3, 6, 2), Runs(0, 4, 3, 3, 2),
     Runs(4, 3, 5, 0),
 ])  # fmt: skip
-@every_cell("dtype", [torch.float64, torch.bfloat16])
+@every_case("dtype", [torch.float64, torch.bfloat16])
 def test_overlapping_runs_of_tokens_are_read_and_added_to(runs: Runs, dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 20, 3, dtype=torch.float64)
     index = torch.tensor([[runs.start + row * runs.step + i * runs.stride for i in range(runs.size)] for row in range(runs.rows)])
@@ -46,7 +46,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, None, sinks
 
 
-@every_cell("name", ["band", "blocks", "distances", "tiles"])
+@every_case("name", ["band", "blocks", "distances", "tiles"])
 def test_the_cpu_softmax_operator_is_well_formed_for_every_source(name: str) -> None:
     assert set(SOURCES) == {"band", "blocks", "distances", "tiles"}
     arguments = arguments_of(name)

@@ -18,11 +18,11 @@ from hf_longattn.engines.topk import (
     topk,
     topk_keys,
 )
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
-@every_cell("k", [1, 3, 10, 40, 64])
-@every_cell("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
+@every_case("k", [1, 3, 10, 40, 64])
+@every_case("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
 def test_topk_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
@@ -56,8 +56,8 @@ def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(causal: bool, 
         assert torch.equal(search_keys(q, k, mask, 6, causal, 0.5, None).sort(-1).values, whole)
 
 
-@every_cell("causal", [False, True])
-@every_cell("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
+@every_case("causal", [False, True])
+@every_case("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
 def test_the_search_for_top_keys_in_float32_finds_those_of_float64(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_the_search_for_top_keys_in_float32_finds_those_of_float64(keys: str, ca
         assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected), "all heads together, in steps of any size"
 
 
-@every_cell("length", [5, 1024, 3001, 20000])
+@every_case("length", [5, 1024, 3001, 20000])
 def test_topk_narrowed_by_blocks_finds_the_best_or_says_that_it_is_in_doubt(length: int) -> None:
     torch.manual_seed(0)
     scores = torch.randn(7, length)
@@ -108,9 +108,9 @@ def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return q.to(dtype), k.to(dtype), torch.rand(2, 3, 7, 5).to(dtype), index
 
 
-@every_cell("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@every_cell("slice_", [1, 1 << 20])
-@every_cell("accelerated", [False, True])
+@every_case("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@every_case("slice_", [1, 1 << 20])
+@every_case("accelerated", [False, True])
 def test_scores_sums_and_spreads_of_pairs_equal_a_one_hot_einsum(
     dtype: torch.dtype, accelerated: bool, slice_: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

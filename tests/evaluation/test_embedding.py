@@ -29,7 +29,7 @@ from hf_longattn.evaluation import embedding, late_chunking
 from hf_longattn.evaluation.embedding import embed_documents, read_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
 from hf_longattn.loading import load_sentence_model
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.pages import ROOT
 from tests.ranks import free_port
 from tests.trained import REAL_TEXT, tokenizer_of
@@ -193,7 +193,7 @@ ID_ROWS = (
 """Format of the file, its ids as they stand there, and the ids of the documents or the refusal."""
 
 
-@every_cell("ending, ids, expected", ID_ROWS)
+@every_case("ending, ids, expected", ID_ROWS)
 def test_document_ids_are_texts_as_they_stand_or_are_refused(
     ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path
 ) -> None:
@@ -250,7 +250,7 @@ DAMAGED = (
 """A small file of a sentence-transformers folder, its damaged content, and the refusal."""
 
 
-@every_cell("file, content, words", DAMAGED)
+@every_case("file, content, words", DAMAGED)
 def test_embed_refuses_damaged_files_of_a_sentence_transformers_folder(
     file: str, content: Any, words: str, folder: str, data: str, tmp_path: Path
 ) -> None:

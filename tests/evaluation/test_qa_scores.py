@@ -12,7 +12,7 @@ import pytest
 from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
 from hf_longattn.evaluation.qa_reader import Answer, Span
 from hf_longattn.evaluation.qa_scores import best_threshold, by_question, score_answers, write_predictions
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def record(number: int, text: str, **more: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Pa
     assert read["nbest_predictions.json"]["3"][0]["text"] == "the ‘St.Petersburg’"
 
 
-@every_cell(
+@every_case(
     ("prediction", "aliases", "expected"),
     [
         ("The St.Petersburg", ["st petersburg"], (1.0, 1.0)),  # punctuation separates; SQuAD's script would join

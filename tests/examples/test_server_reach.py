@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.embedding_server import serving_embeddings
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "server_reach.py"
 READS: dict[str, tuple[int | None, int | None, str]] = {

@@ -17,7 +17,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import dense_attention
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.errors import MaskError, OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import padding, tokens
 from tests.reference.test_hf_score_terms import values_of
@@ -62,7 +62,7 @@ def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
     return {choice.path for choice in choices} - {"masked", "split"}, result
 
 
-@every_cell(
+@every_case(
     ("changes", "attention"),
     grid(itertools.product(FORMS, (LONGFORMER, WINDOW)), lambda changes, attention: (attention is WINDOW) == FORMS.index(changes) % 2),
     ids=str,

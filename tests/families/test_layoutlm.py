@@ -13,9 +13,9 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, explain, export_checkpoint
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
-from tests.modes.cells import Cell
+from tests.modes.crossings import Crossing
 from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
@@ -32,9 +32,9 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
 QUICK = [name for name, way in WAYS.items() if not way.slow][::2]
 
 
-@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), QUICK))
+@every_case("way", quickly((name for name, way in WAYS.items() if not way.slow), QUICK))
 def test_layoutlm_gives_what_its_sequences_give_alone_in_every_way_of_calling(way: str) -> None:
-    outcome = Cell(BASE, way).outcome()
+    outcome = Crossing(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
 
 

@@ -19,7 +19,7 @@ from hf_longattn.modeling.attach.attention_sites import attention_projections, o
 from hf_longattn.modeling.family import definition as families
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.definition import AttentionNames, Family, PositionTable
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 TABLE = (PositionTable(r"position_embeddings\.weight$"),)
 USE = """
@@ -74,7 +74,7 @@ def test_the_example_of_a_new_family_converts_a_checkpoint(checkout: Path) -> No
 @pytest.mark.slow
 def test_the_example_of_a_new_family_passes_the_contract(checkout: Path) -> None:
     files = [f"tests/modeling/test_{name}.py" for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")]
-    done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--cell", "ernie", *files)
+    done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--case", "ernie", *files)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert passed is not None

@@ -19,10 +19,10 @@ from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, re
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.reference.small_models import checkpoint_activations, tokens
+from tests.shared_code import engine_of_form
 
 BASES = ("t5", "mt5")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
@@ -67,7 +67,7 @@ def equal(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-4 * max(1.0, float(a.abs().max())), rtol=0)
 
 
-@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_case(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_every_head_of_t5_with_full_attention_equals_the_base(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
@@ -95,7 +95,7 @@ def test_our_long_t5_is_not_longt5_of_transformers() -> None:
     assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
 
 
-@every_cell("base", ["t5"])
+@every_case("base", ["t5"])
 class TestT5(EncoderDecoderContract):
     """mT5's is T5's."""
 
@@ -178,7 +178,7 @@ CROSSED = {
 
 
 @pytest.mark.thorough
-@every_cell("mechanism", CROSSED, of=9, alike=engine_of_form)
+@every_case("mechanism", CROSSED, of=9, code=engine_of_form)
 def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
     try:

@@ -13,7 +13,7 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.hub import push_model
 from hf_longattn.local_names import public_name, without_folders
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.native_cases import save_long
 
@@ -76,7 +76,7 @@ def test_pushed_files_name_no_folder_of_this_machine(
         assert "from a local folder." in card
 
 
-@every_cell(
+@every_case(
     ("typed", "shown"),
     [
         ("squad", "squad"),

@@ -18,7 +18,7 @@ from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import check_login, push_model, write_model_card
 from hf_longattn.hub_errors import translated_errors
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from ..hub_server import serve
 from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
@@ -176,7 +176,7 @@ def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_p
     assert not any(line.startswith("PUT") for line in server.requests[puts:])
 
 
-@every_cell(
+@every_case(
     ("repo", "token", "sentence"),
     [
         (REPO, None, "needs a token"),
@@ -233,8 +233,8 @@ def test_push_refuses_bad_cards_and_a_damaged_log_before_sending(server: Hub, mo
     assert REPO not in server.repos
 
 
-@every_cell("held", [WRITER, "hf_" + "a1B2" * 9])
-@every_cell("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
+@every_case("held", [WRITER, "hf_" + "a1B2" * 9])
+@every_case("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
 def test_push_refuses_files_with_a_token(server: Hub, model: Path, held: str, file: str, tmp_path: Path) -> None:
     encoding = "utf-16" if "PowerShell" in file else "utf-8"
     model = shutil.copytree(model, tmp_path / "copy")
@@ -292,8 +292,8 @@ def test_convert_refuses_a_gated_source_in_one_sentence(
     assert "is gated" in capsys.readouterr().err
 
 
-@every_cell("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
-@every_cell(
+@every_case("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
+@every_case(
     "where",
     ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"],
 )

@@ -19,10 +19,10 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.families import LongBertForMaskedLM
 from hf_longattn.hub import push_model, write_remote_code
 
+from ..fresh_processes import run_fresh
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
 from ..permissions import bound_by_permissions
-from ..warm import run_fresh
 from .conftest import CASES
 
 IDS = [[(7 * number) % 190 + 5 for number in range(90)]]

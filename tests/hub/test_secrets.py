@@ -13,10 +13,10 @@ from hf_longattn.errors import HubError
 from hf_longattn.hub import push_model
 from hf_longattn.hub_errors import TOKEN, redacted, translated_errors
 
+from ..fresh_processes import run_fresh
 from ..hub_server import serve
 from ..hub_state import READER, WRITER, Hub
-from ..warm import run_fresh
-from .loud import LOUD, MARK, REPO, use_tokens
+from .verbose_commands import LOUD, MARK, REPO, use_tokens
 
 
 def test_no_output_or_file_of_convert_and_push_holds_a_token(converted: Callable[[str], Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hf_longattn.errors import BackendError, CheckpointError, LengthError, Optio
 from hf_longattn.inspect import Diagnosis, captured_mass, diagnose, layer_attention
 from hf_longattn.inspect.candidates import Candidate, usual_candidates
 from hf_longattn.mechanisms import list_mechanisms
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.test_audio_models import Largest
 
 Make = Callable[[str], Path]
@@ -122,7 +122,7 @@ REFUSED = {
 }
 
 
-@every_cell("case", REFUSED)
+@every_case("case", REFUSED)
 def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(case: str, checkpoint: Make, text: Path) -> None:
     settings, kind, sentence = REFUSED[case]
     arguments = {"text": text, "lengths": [64], **settings}

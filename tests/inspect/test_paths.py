@@ -20,9 +20,9 @@ from hf_longattn.engines.dispatch import PATHS, first_path, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
-from tests.warm import run_fresh
 
 
 def paths(run: Any) -> list[str]:
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 }
 
 
-@every_cell("case", CASES)
+@every_case("case", CASES)
 def test_attend_takes_the_expected_path(case: str) -> None:
     name, arguments, expected = CASES[case]
     x = torch.randn(1, 2, 200 if case == "short" else 300, 16)

@@ -14,7 +14,7 @@ from hf_longattn.data.audio import read_audio
 from hf_longattn.errors import BackendError, CheckpointError, LengthError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import diagnose
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
 
 
@@ -23,7 +23,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recording(tmp_path_factory.mktemp("talks") / "talk.wav", 4.5)
 
 
-@every_cell("base", EVERY_FAMILY, of=4)
+@every_case("base", EVERY_FAMILY, of=4)
 def test_every_family_of_sound_is_diagnosed(base: str, talk: Path, tmp_path: Path) -> None:
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.locality import keys_per_query
-from tests.cells import every_cell
+from tests.cases import every_case
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
@@ -26,9 +26,9 @@ def inputs(length: int, q_len: int | None = None, heads: int = 4) -> list[Tensor
     return [torch.randn(2, h, n, 16, requires_grad=True) for h, n in ((heads, q_len or length), (2, length), (2, length))]
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
-@every_cell("moved", [False, True])
+@every_case("causal", [False, True], pairs=True)
+@every_case(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
+@every_case("moved", [False, True])
 def test_adaptive_span_output_and_gradients_equal_the_definition(length: int, q_len: int, causal: bool, moved: bool) -> None:
     module = spanned()
     q, k, v = inputs(length, q_len)
@@ -86,7 +86,7 @@ def test_the_loss_term_of_adaptive_span_shortens_spans_that_nothing_needs() -> N
     assert module.spans.tolist() == [0.0, 0.0]
 
 
-@every_cell("how", ["data", "data_copy", "foreach", "swap", "load"])
+@every_case("how", ["data", "data_copy", "foreach", "swap", "load"])
 def test_the_band_of_adaptive_span_follows_spans_written_in_any_way(how: str) -> None:
     module = spanned(200, 10, (0.1, 0.1, 0.2, 0.1)).eval()
     q, k, v = (x.detach() for x in inputs(400))

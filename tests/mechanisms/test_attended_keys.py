@@ -14,7 +14,7 @@ from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
 MORE = [
@@ -61,9 +61,9 @@ def built(name: str, options: dict[str, Any]) -> Mechanism:
     return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=None if "max_length" in options else LENGTH)
 
 
-@every_cell("padded", [False, True], ids=["whole", "padded"])
-@every_cell("causal", [False, True], ids=["both", "causal"])
-@every_cell(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
+@every_case("padded", [False, True], ids=["whole", "padded"])
+@every_case("causal", [False, True], ids=["both", "causal"])
+@every_case(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
 def test_attended_keys_have_the_weights_of_the_definition(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
     if mechanism.causal not in ("both", causal):
@@ -95,15 +95,15 @@ def test_attended_keys_have_the_weights_of_the_definition(name: str, options: di
     assert torch.equal(one, kept[:, :, 3:4]), "no row depends on the others"
 
 
-@every_cell(("name", "options"), NOT_A_SELECTION, ids=str)
+@every_case(("name", "options"), NOT_A_SELECTION, ids=str)
 def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     assert mechanism.attended_keys(q, q, AttentionCall()) is None
 
 
-@every_cell("causal", [False, True], ids=["both", "causal"])
-@every_cell("integration", ["pooled", "attention"])
+@every_case("causal", [False, True], ids=["both", "causal"])
+@every_case("integration", ["pooled", "attention"])
 def test_segmented_summaries_have_the_weights_of_the_definition(integration: str, causal: bool) -> None:
     mechanism = built("segmented", {"block_size": 24, "integration": integration})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
@@ -117,7 +117,7 @@ def test_segmented_summaries_have_the_weights_of_the_definition(integration: str
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]).double())
 
 
-@every_cell(("name", "options"), ORDERED, ids=str)
+@every_case(("name", "options"), ORDERED, ids=str)
 def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
     mechanism = mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=GRID.length)
     q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
 from hf_longattn.mechanisms.bigbird import BigBird
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.listed import visible
 
 SMALL = {"block_size": 4, "num_random_blocks": 2}
@@ -102,9 +102,9 @@ def test_bigbird_attends_to_a_short_sequence_fully_in_any_batch() -> None:
     torch.testing.assert_close(out[1:, :, :36], alone, atol=1e-5, rtol=0)
 
 
-@every_cell("blocks_over", ["text", "input"])
-@every_cell("pattern", ["seeded", "hf_eval"])
-@every_cell("with_globals", [False, True])
+@every_case("blocks_over", ["text", "input"])
+@every_case("pattern", ["seeded", "hf_eval"])
+@every_case("with_globals", [False, True])
 def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(pattern: str, blocks_over: str, with_globals: bool) -> None:
     mechanism = bigbird(block_size=16, random_pattern=pattern, blocks_over=blocks_over)
     q, k, v = torch.randn(3, 3, 2, 400, 8)
@@ -117,8 +117,8 @@ def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(patte
         torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
 
 
-@every_cell("causal", [False, True])
-@every_cell("length", [1, 35, 37, 58, 81])
+@every_case("causal", [False, True])
+@every_case("length", [1, 35, 37, 58, 81])
 def test_bigbird_pairs_are_the_number_of_visible_keys(length: int, causal: bool) -> None:
     mechanism = bigbird(heads=1)
     assert mechanism.pairs(length, causal) == seen(mechanism, length, causal).sum()

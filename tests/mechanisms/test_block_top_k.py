@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
 
@@ -38,8 +38,8 @@ def test_block_top_k_chooses_the_earlier_of_equal_blocks() -> None:
         assert out[20] == pytest.approx(1.0)
 
 
-@every_cell("padding", ["none", "left", "inside"])
-@every_cell("length", [1, 40, 300])
+@every_case("padding", ["none", "left", "inside"])
+@every_case("length", [1, 40, 300])
 def test_block_top_k_per_query_block_equals_the_definition_with_its_gradients(length: int, padding: str) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -60,7 +60,7 @@ def test_block_top_k_per_query_block_refuses_causal_calls_and_some_queries() -> 
         attend(q[:, :, -5:], k, v, "block_top_k", **together)
 
 
-@every_cell("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
+@every_case("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
 def test_block_top_k_pairs_are_the_seen_and_the_scored_ones(options: dict) -> None:
     causal = "causal" in options
     module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per=options.get("per", "query"))

@@ -17,9 +17,9 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import drawn, grid
+from tests.shared_code import engine_of_form
 
 SHAPES = ((1, "none"), (2, "none"), (63, "left"), (64, "inside"), (65, "right"))
 """Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
@@ -33,12 +33,12 @@ GRID_NAMES = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 LINE_FORMS = [(name, causal) for name, causal in FORMS if name not in GRID_NAMES]
 
-every_form = every_cell(("name", "causal"), FORMS)
-every_form_by_name = every_cell(("name", "causal"), FORMS, by="name")
+every_form = every_case(("name", "causal"), FORMS)
+every_form_by_name = every_case(("name", "causal"), FORMS, by="name")
 """A test for each mechanism, where one for all takes long."""
-every_engine = every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form)
+every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
 """Every engine; the quick tests have a quarter of the forms that share one, in turn."""
-every_mechanism = every_cell(("name", "causal"), FORMS, of=9, alike=lambda name, causal: name)
+every_mechanism = every_case(("name", "causal"), FORMS, of=9, code=lambda name, causal: name)
 """Every mechanism; of one with two forms the quick tests have one."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
@@ -127,7 +127,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
 
 
 @every_engine
-@every_cell("dtype", [torch.bfloat16, torch.float16])
+@every_case("dtype", [torch.bfloat16, torch.float16])
 def test_every_mechanism_in_half_precision_is_near_its_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
     arguments = {"causal": causal, "global_mask": globals_for(name, 300), **place(name, 300), **small_options(name)}
@@ -137,7 +137,7 @@ def test_every_mechanism_in_half_precision_is_near_its_reference(name: str, caus
 
 
 @every_engine
-@every_cell("length", [5, 300])
+@every_case("length", [5, 300])
 def test_every_mechanism_passes_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
     options = {**place(name, length), **small_options(name)}
@@ -217,7 +217,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
 
 
 @every_engine
-@every_cell("q_len", [1, 5, 290])
+@every_case("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
     if not mechanism_class(name).traits.takes_fewer_queries:
@@ -326,7 +326,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
     return kv_len, q_len, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2])), (left, right, hole)
 
 
-@every_cell(("name", "causal"), LINE_FORMS, by="name", of=9, alike=lambda name, causal: name)
+@every_case(("name", "causal"), LINE_FORMS, by="name", of=9, code=lambda name, causal: name)
 @drawn(20, quick=4)
 @given(shapes(), st.integers(0, 1000))
 def test_every_mechanism_equals_its_reference_for_any_shape(
@@ -360,7 +360,7 @@ def grids(draw: st.DrawFn) -> list[Grid]:
     return [Grid(tuple(draw(sizes)), draw(st.integers(0, 5))) for _ in range(2)]
 
 
-@every_cell("name", GRID_NAMES)
+@every_case("name", GRID_NAMES)
 @drawn(20)
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
 def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a mechanism\n")[2].partition("\n## ")[0]
@@ -22,7 +22,7 @@ import hf_longattn.mechanisms
 
 folder, name, *tests = sys.argv[1:]
 hf_longattn.mechanisms.__path__.append(folder)
-sys.exit(pytest.main(["-x", "-rP", "-p", "no:cacheprovider", "--cell", name, *tests]))
+sys.exit(pytest.main(["-x", "-rP", "-p", "no:cacheprovider", "--case", name, *tests]))
 """
 
 

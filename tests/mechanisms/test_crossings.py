@@ -15,17 +15,17 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
+from tests.shared_code import engine_of_form
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
-every_form = every_cell(("name", "causal"), FORMS)
-every_scored_form = every_cell(("name", "causal"), SCORED, of=9, alike=engine_of_form)
-every_engine = every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form)
+every_form = every_case(("name", "causal"), FORMS)
+every_scored_form = every_case(("name", "causal"), SCORED, of=9, code=engine_of_form)
+every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 KINDS = sorted(RELATIVE)
@@ -79,7 +79,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
 
 
-@every_cell(
+@every_case(
     ("form", "kind", "length"),
     grid(
         itertools.product(SCORED, KINDS, LENGTHS),
@@ -110,7 +110,7 @@ def test_relative_terms_of_every_mechanism_are_those_of_the_definition(form: tup
 
 @pytest.mark.thorough
 @every_scored_form
-@every_cell(("length", "q_len"), [(37, None), (260, None), (260, 1)])
+@every_case(("length", "q_len"), [(37, None), (260, None), (260, 1)])
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
@@ -132,11 +132,11 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("form", "length"),
     grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)),
     of=9,
-    alike=lambda form, length: form[0],
+    code=lambda form, length: form[0],
     ids=str,
 )
 def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: tuple[str, bool], length: int) -> None:
@@ -160,7 +160,7 @@ def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: 
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("form", "dtype", "term", "length"),
     grid(
         itertools.product(FORMS, DTYPES, (False, True), LENGTHS),
@@ -192,7 +192,7 @@ def test_every_mechanism_is_as_exact_as_fused_attention_in_each_dtype(
         assert error < 4 * error_of_fused(q, k, v, causal)
 
 
-@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=9, alike=engine_of_form)
+@every_case(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=9, code=engine_of_form)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -206,11 +206,11 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
     of=9,
-    alike=engine_of_form,
+    code=engine_of_form,
     ids=str,
 )
 def test_written_copied_and_loaded_parameters_of_mechanisms_are_used(name: str, causal: bool) -> None:
@@ -249,7 +249,7 @@ def test_attention_weights_in_float64_give_the_output_of_the_definition(name: st
     same(weights @ v.repeat_interleave(2, 1), reference_attend(q, k, v, module, causal=causal), atol=1e-12)
 
 
-@every_cell("name", STATEFUL)
+@every_case("name", STATEFUL)
 def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: str) -> None:
     """Grouped heads; a dropout that drops no key, so that the outputs are those without."""
     module, (q, k, v), hidden = built(name).double(), qkv(120), torch.randn(2, 120, 64, dtype=torch.float64)

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_longattn import attend, list_mechanisms, reference_attend
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
+from tests.shared_code import engine_of_form
 
 STOPPED = "transformer_xl without gradients into its memory"
 OPTIONS = {
@@ -62,11 +62,11 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
 
 
-@every_cell(
+@every_case(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or ([*OPTIONS].index(name) + causal) % 2 == 0),
     of=9,
-    alike=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
+    code=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
     ids=str,
 )
 def test_second_derivatives_equal_the_definition_or_are_refused(name: str, causal: bool) -> None:

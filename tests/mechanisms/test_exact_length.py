@@ -20,10 +20,10 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import ONLY_QUICK, grid
 from tests.reference.small_models import long_model
+from tests.shared_code import kind_of_family
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
 
@@ -62,7 +62,7 @@ def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]
 
 
 @pytest.mark.thorough
-@every_cell("layout", layouts())
+@every_case("layout", layouts())
 def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: str) -> None:
     """The quick tests have each layout with every other mechanism."""
     arguments, places = layouts()[layout]
@@ -98,7 +98,7 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
         torch.testing.assert_close(weights[row, :, :last].sum(-1), torch.ones(4, last))
 
 
-@every_cell(
+@every_case(
     ("build", "words"),
     [
         (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
@@ -155,7 +155,7 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
             torch.testing.assert_close(long(packed, documents=documents).logits[:, 200:], expected, atol=1e-5, rtol=0)
 
 
-@every_cell(
+@every_case(
     ("settings", "words"),
     [
         ({"exact_length": 65}, "beyond the 64 tokens that the source reads"),
@@ -174,7 +174,7 @@ def test_a_conversion_plan_says_which_texts_are_read_as_by_the_source(settings: 
 READ = {"exact_length": 64}
 
 
-@every_cell(
+@every_case(
     ("settings", "attention", "reason"),
     [
         ({"mechanism": "longformer", "window": 8}, {"mechanism": "longformer", "window": 8, **READ}, ""),
@@ -235,7 +235,7 @@ def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Pa
 
 
 @pytest.mark.thorough
-@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
+@every_case("base", TEXT_FAMILIES, of=9, code=kind_of_family)
 def test_a_long_config_says_whether_its_layers_are_causal(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})

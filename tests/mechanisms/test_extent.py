@@ -10,7 +10,7 @@ import torch
 from hf_longattn import list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 240, 4, 16
 BOUNDED: list[tuple[str, dict[str, Any]]] = [
@@ -42,8 +42,8 @@ def built(name: str, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.thorough
-@every_cell("causal", [False, True], ids=["both", "causal"])
-@every_cell(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
+@every_case("causal", [False, True], ids=["both", "causal"])
+@every_case(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
 def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
     extent = mechanism.locality(causal)
@@ -66,7 +66,7 @@ def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[
         assert extent.width - width <= (23 if name == "union" else 1), "the bound is tight"
 
 
-@every_cell(("name", "options"), UNBOUNDED, ids=str)
+@every_case(("name", "options"), UNBOUNDED, ids=str)
 def test_mechanisms_with_distant_keys_or_keys_chosen_by_content_have_no_locality(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     assert mechanism.locality(False) is None

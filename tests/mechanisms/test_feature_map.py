@@ -8,7 +8,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, reference_atte
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
@@ -20,7 +20,7 @@ FORMS = [
     ("taylor", {"feature_dim": 24}),
 ]
 FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
-of_forms = every_cell(("name", "options"), FORMS, ids=FORM_IDS)
+of_forms = every_case(("name", "options"), FORMS, ids=FORM_IDS)
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -36,7 +36,7 @@ def built(name: str, **options: object) -> LinearMechanism:
 
 
 @of_forms
-@every_cell("causal", [False, True])
+@every_case("causal", [False, True])
 def test_linear_attention_in_many_pieces_of_features_equals_one(
     name: str, options: dict[str, object], causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,9 +66,9 @@ def test_large_keys_do_not_overflow_hedgehog_features() -> None:
 
 
 @pytest.mark.thorough
-@every_cell("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
-@every_cell("std", [4.0, 7.0, 20.0])
-@every_cell("name", LINEAR)
+@every_case("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
+@every_case("std", [4.0, 7.0, 20.0])
+@every_case("name", LINEAR)
 def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(name: str, std: float, opposite: bool) -> None:
     """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the scores."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.hierarchical import Pyramid
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
 
@@ -32,8 +32,8 @@ def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
     assert levels(64, 4, 1).max() == 0
 
 
-@every_cell("causal", [False, True])
-@every_cell("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
+@every_case("causal", [False, True])
+@every_case("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
 def test_hierarchical_options_with_padding_equal_the_definition(options: dict[str, Any], causal: bool) -> None:
     q, k, v = inputs(517)
     mask = torch.ones(2, 517, dtype=torch.bool)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
@@ -14,8 +14,8 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
     return [torch.randn(2, 4, length, 16, requires_grad=grad) for _ in range(3)]
 
 
-@every_cell("causal", [False, True])
-@every_cell(
+@every_case("causal", [False, True])
+@every_case(
     "features",
     [
         "linear",

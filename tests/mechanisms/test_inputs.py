@@ -14,13 +14,13 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
+from tests.shared_code import engine_of_form
 
 ON_GRIDS = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-every_engine = every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form)
+every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""
@@ -140,7 +140,7 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
 
 
-@every_cell(
+@every_case(
     ("form", "side", "length"),
     grid(
         itertools.product(FORMS, SIDES, GRIDS),
@@ -170,7 +170,7 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
     assert not failed
 
 
-@every_cell(("side", "length"), [*itertools.product(SIDES, (60, 300))], of=2)
+@every_case(("side", "length"), [*itertools.product(SIDES, (60, 300))], of=2)
 def test_padding_reaches_no_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
     failed: list[str] = []
     for name, options in VARIANTS:
@@ -220,7 +220,7 @@ def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any =
 
 
 @pytest.mark.thorough
-@every_cell("side", SIDES)
+@every_case("side", SIDES)
 def test_attention_weights_of_padding_are_zeros(side: str) -> None:
     found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
     assert not [label for label, weights in found.items() if weights.any()]
@@ -228,13 +228,13 @@ def test_attention_weights_of_padding_are_zeros(side: str) -> None:
 
 
 @pytest.mark.thorough
-@every_cell("side", SIDES)
+@every_case("side", SIDES)
 def test_attention_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")
     assert not weights_of_padding(module, side, run=torch.compile(module.weights, backend="eager", fullgraph=True)).any()
 
 
-@every_cell("queries", [20, 60, 90])
+@every_case("queries", [20, 60, 90])
 def test_weights_of_cross_attention_leave_out_only_the_padding_of_keys(queries: int) -> None:
     module, call = built("full"), AttentionCall.of(padding_mask=real_tokens(60, "right"))
     module.is_cross_attention = True

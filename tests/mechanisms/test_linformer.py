@@ -19,7 +19,7 @@ from hf_longattn.mechanisms.linformer import (
     output_error,
     segment_matrix,
 )
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
 LENGTH = 130
@@ -53,8 +53,8 @@ def padding(side: str) -> Tensor | None:
     return mask
 
 
-@every_cell("side", ["none", "left", "right", "inside"])
-@every_cell("options", FORMS, ids=str)
+@every_case("side", ["none", "left", "right", "inside"])
+@every_case("options", FORMS, ids=str)
 def test_linformer_equals_its_definition_for_every_projection_and_sharing(options: dict[str, Any], side: str) -> None:
     module, mask = built(options), padding(side)
     q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
@@ -116,7 +116,7 @@ def test_fitted_linformer_values_are_the_least_squares_solution(measured: Measur
     assert distance(f) < 0.9 * distance(e)
 
 
-@every_cell("sharing", ["none", "headwise", "key-value", "layerwise"])
+@every_case("sharing", ["none", "headwise", "key-value", "layerwise"])
 def test_linformer_fitted_to_activations_begins_near_full_attention(measured: Measured, sharing: str) -> None:
     module = build_mechanism("linformer", num_heads=2, head_dim=16, rank=8, max_length=MEASURED_LENGTH, sharing=sharing)
     full = torch.nn.functional.scaled_dot_product_attention(*measured)
@@ -134,7 +134,7 @@ def test_linformer_fitted_to_shorter_texts_projects_longer_ones_in_pieces(measur
     assert not second[:, :8].any()
 
 
-@every_cell("name", ["linformer", "nystrom", "window"])
+@every_case("name", ["linformer", "nystrom", "window"])
 def test_mechanisms_without_projections_are_not_fitted_to_activations(measured: Measured, name: str) -> None:
     options = {"projection": "pooling"} if name == "linformer" else {}
     built = build_mechanism(name, num_heads=2, head_dim=16, max_length=MEASURED_LENGTH, **options)

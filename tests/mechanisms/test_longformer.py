@@ -18,7 +18,7 @@ from hf_longattn.engines.common.global_rows import index_of_globals
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.token_rules import TokenRule
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
 
@@ -54,9 +54,9 @@ def qkv(length: int) -> list[Tensor]:
     return [torch.randn(2, HEADS, length, HEAD_DIM) for _ in range(3)]
 
 
-@every_cell("causal", [False, True])
-@every_cell("count", [1, 30])
-@every_cell("length", [50, 301])
+@every_case("causal", [False, True])
+@every_case("count", [1, 30])
+@every_case("length", [50, 301])
 def test_longformer_separate_global_rows_are_those_of_the_definition(length: int, count: int, causal: bool) -> None:
     """One global token: projections folded into the query; thirty: keys and values projected."""
     mechanism, given, inputs = separate(), arguments(length, count, causal), qkv(length)
@@ -135,7 +135,7 @@ IDS = torch.tensor([[1, 7, 8, 2, 2, 9, 7, 2, 0, 0], [0, 0, 1, 7, 2, 9, 9, 9, 9, 
 REAL = IDS != 0
 
 
-@every_cell(
+@every_case(
     ("rule", "expected"),
     [
         (TokenRule(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
@@ -232,7 +232,7 @@ def test_separate_global_projections_begin_as_copies(kind: str, layer: str, own:
         assert (flown(ids)[0] - plain(ids)[0]).abs().max() <= 1e-5
 
 
-@every_cell("setting", ["positions", "padded positions", "mask", "padded mask"])
+@every_case("setting", ["positions", "padded positions", "mask", "padded mask"])
 @torch.no_grad()
 def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which waits for a GPU; and again for the next pass, though its mask is the same tensor with other values."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately
 from tests.mechanisms.definition import assert_equals_its_definition
 
@@ -33,7 +33,7 @@ def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = F
     return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
 
 
-@every_cell(("options", "causal"), alternately(FORMS), ids=str)
+@every_case(("options", "causal"), alternately(FORMS), ids=str)
 def test_lsh_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
     options = {**OPTIONS, **options}
     q, k, v = inputs(320, grad=True)
@@ -98,9 +98,9 @@ def test_the_cost_of_lsh_does_not_depend_on_how_tokens_fall_into_buckets() -> No
 
 
 @pytest.mark.thorough
-@every_cell("dtype", [torch.bfloat16, torch.float16], ids=str)
-@every_cell("options", FORMS[:2] + FORMS[-3:-1], ids=str)
-@every_cell("causal", [False, True])
+@every_case("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_case("options", FORMS[:2] + FORMS[-3:-1], ids=str)
+@every_case("causal", [False, True])
 def test_lsh_in_half_precision_hashes_the_same_on_every_path(causal: bool, options: dict, dtype: torch.dtype) -> None:
     """Few pairs are compared densely and many are not: a text alone has the buckets that it has in a padded batch."""
     q, k, v = (x.to(dtype) for x in inputs(150))

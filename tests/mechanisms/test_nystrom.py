@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.nystrom import pseudo_inverse
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
 
@@ -28,9 +28,9 @@ def padding(length: int) -> Tensor:
     return mask
 
 
-@every_cell("start", ["exact", "original"])
-@every_cell("conv_kernel", [None, 1, 9])
-@every_cell("length", [12, 150])
+@every_case("start", ["exact", "original"])
+@every_case("conv_kernel", [None, 1, 9])
+@every_case("length", [12, 150])
 def test_nystrom_equals_its_definition_with_every_option(length: int, conv_kernel: int | None, start: str) -> None:
     torch.manual_seed(0)
     module = built(num_landmarks=16, conv_kernel=conv_kernel, inv_coeff_init_option=start)

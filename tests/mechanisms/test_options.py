@@ -30,7 +30,7 @@ from hf_longattn import (
 )
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import drawn, grid
 
 HEADS, HEAD_DIM = 2, 4
@@ -93,12 +93,12 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 """Mechanisms, by their options after all were read: many values mean the same."""
 
 
-@every_cell(
+@every_case(
     ("name", "option", "turn"),
     grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
     by="name",
     of=9,
-    alike=lambda name, *rest: name,
+    code=lambda name, *rest: name,
 )
 def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
@@ -111,7 +111,7 @@ def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str
 
 
 @pytest.mark.thorough
-@every_cell(("name", "option"), OPTIONS, ids=lambda value: str(value))
+@every_case(("name", "option"), OPTIONS, ids=lambda value: str(value))
 def test_a_config_refuses_the_options_that_the_mechanism_refuses(name: str, option: str) -> None:
     """In a config, and as it comes back from JSON."""
     for value in ODD:
@@ -128,7 +128,7 @@ VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms())
+@every_case("name", list_mechanisms())
 @drawn(40, quick=8)
 @given(st.data())
 def test_several_options_out_of_their_range_are_refused_or_computed_as_defined(name: str, data: st.DataObject) -> None:
@@ -185,19 +185,19 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@every_cell(("name", "options", "sentence"), IMPOSSIBLE, ids=str)
+@every_case(("name", "options", "sentence"), IMPOSSIBLE, ids=str)
 def test_impossible_options_of_mechanisms_are_refused_with_their_reason(name: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         build(name, **options)
 
 
-@every_cell(("name", "options"), [("linformer", {"rank": 4}), ("nystrom", {}), ("bigbird", {"random_pattern": "hf_eval"})], ids=str)
+@every_case(("name", "options"), [("linformer", {"rank": 4}), ("nystrom", {}), ("bigbird", {"random_pattern": "hf_eval"})], ids=str)
 def test_mechanisms_without_a_causal_form_refuse_causal_calls(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="exists only with causal=False"):
         attend(*torch.randn(3, 1, 4, 20, 8), name, causal=True, **options)
 
 
-@every_cell(("name", "option"), OPTIONS, ids=str)
+@every_case(("name", "option"), OPTIONS, ids=str)
 def test_a_refused_option_of_a_mechanism_recommends_a_value_that_works(name: str, option: str) -> None:
     for value in WRONG:
         try:
@@ -223,11 +223,11 @@ LEAST = [
 ]
 
 
-@every_cell(
+@every_case(
     ("name", "option", "least", "training"),
     grid([(*one, training) for one in LEAST for training in (False, True)], lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3]),
     of=9,
-    alike=lambda name, *rest: name,
+    code=lambda name, *rest: name,
 )
 def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool
@@ -290,7 +290,7 @@ MAX_BYTES, MAX_OPERATIONS = 1 << 26, 50_000
 """For 300 tokens and 2 heads of 4. All pairs of them, as int64, have 1.4 MB; the largest tables by option have 33 MB."""
 
 
-@every_cell(("name", "option"), NUMERIC, by="name", of=3, alike=lambda name, *rest: name)
+@every_case(("name", "option"), NUMERIC, by="name", of=3, code=lambda name, *rest: name)
 def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(name: str, option: str) -> None:
     """At a length for which no mask over all pairs is taken. The patterns of ``longattn inspect`` are those of ``attend``."""
     length, field = 300, mechanism_class(name).options_type.__dataclass_fields__[option]
@@ -316,7 +316,7 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
         assert sizes.operations <= MAX_OPERATIONS, value
 
 
-@every_cell("relative", ["shaw:clip=10**9", "t5_buckets:num_buckets=4*10**8,max_distance=10**9", "t5_buckets:max_distance=10**9"])
+@every_case("relative", ["shaw:clip=10**9", "t5_buckets:num_buckets=4*10**8,max_distance=10**9", "t5_buckets:max_distance=10**9"])
 def test_settings_of_relative_positions_size_no_endless_table(relative: str) -> None:
     relative = relative.replace("4*10**8", "400000000").replace("10**9", "1000000000")
     no, module = refused(partial(build_mechanism, "window", num_heads=2, head_dim=4, relative=relative))

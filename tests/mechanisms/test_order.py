@@ -15,7 +15,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.ordered import token_order
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def tiles_by_hand(height: int, width: int, prefix: int, tile: tuple[int, int]) -
     return order
 
 
-@every_cell(("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))])
+@every_case(("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))])
 def test_the_order_of_tiles_is_that_of_a_loop_over_the_grid(height: int, width: int, prefix: int, tile: tuple[int, int]) -> None:
     order = token_order(Grid((height, width), prefix), f"tiles:{tile[0]}x{tile[1]}", CPU)
     assert order.tolist() == tiles_by_hand(height, width, prefix, tile)
@@ -54,7 +54,7 @@ def test_the_orders_columns_and_raster_keep_the_prefix_first() -> None:
     assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))
 
 
-@every_cell("sizes", [(8, 8), (16, 16), (4, 4, 4)])
+@every_case("sizes", [(8, 8), (16, 16), (4, 4, 4)])
 def test_neighbours_on_a_hilbert_curve_are_neighbours_on_the_grid(sizes: tuple[int, ...]) -> None:
     grid = Grid(sizes)
     order = token_order(grid, "hilbert", CPU)
@@ -69,7 +69,7 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("name", "order"),
     grid(
         itertools.product([name for name in list_mechanisms(causal=False, grid=False) if name != "recurrent_memory"], ORDERS),
@@ -122,7 +122,7 @@ def test_ordered_mechanisms_read_the_grid_of_each_sequence() -> None:
         torch.testing.assert_close(out[row : row + 1, :, :length], expected)
 
 
-@every_cell(
+@every_case(
     ("name", "options", "sentence"),
     [
         ("window", {"order": "hilbert"}, r"order=hilbert needs the coordinates of tokens; pass grid=\(height, width\)"),
@@ -145,7 +145,7 @@ def test_orders_and_grids_that_do_not_fit_a_call_are_refused(name: str, options:
         attend(*qkv(12), name, **options)
 
 
-@every_cell("order", ["spiral", "tiles", "tiles:0x4", "tiles:8x"])
+@every_case("order", ["spiral", "tiles", "tiles:0x4", "tiles:8x"])
 def test_an_unknown_order_of_tokens_is_refused(order: str) -> None:
     with pytest.raises(
         OptionError, match=r"'order' is .* but must be raster, columns, hilbert, or tiles with their sizes: order=tiles:8x8"

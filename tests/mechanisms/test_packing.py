@@ -17,10 +17,10 @@ from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.traits import needs_whole_batch
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+from tests.shared_code import engine_of_form
 
 SIZES = [60, 45, 1, 190]
 LENGTH = sum(SIZES)
@@ -73,7 +73,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
 
 
 @pytest.mark.thorough
-@every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form, ids=str)
+@every_case(("name", "causal"), FORMS, of=9, code=engine_of_form, ids=str)
 def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
@@ -90,9 +90,9 @@ def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -
         assert torch.equal(got, wanted)
 
 
-@every_cell("causal", [False, True])
-@every_cell("dtype", [torch.float32, torch.bfloat16])
-@every_cell("kv_heads", [1, 4])
+@every_case("causal", [False, True])
+@every_case("dtype", [torch.float32, torch.bfloat16])
+@every_case("kv_heads", [1, 4])
 def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     kv_heads: int, dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +115,7 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
         assert torch.equal(got, wanted)
 
 
-@every_cell("name", ["window", "bigbird", "linear", "lsh"])
+@every_case("name", ["window", "bigbird", "linear", "lsh"])
 def test_packed_documents_with_padding_and_few_queries_equal_the_definition(name: str) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).sample).eval()
     q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
@@ -140,7 +140,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@every_cell("case", BAD)
+@every_case("case", BAD)
 def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> None:
     arguments, message = BAD[case]
     x = torch.randn(arguments.pop("rows", 1) if "rows" in arguments else 1, 2, 6, 8)
@@ -196,14 +196,14 @@ def forms(causal: bool) -> dict[str, dict[str, Any]]:
     return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 
-@every_cell("form", forms(True), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
+@every_case("form", forms(True), of=9, code=lambda form: form in VARIANTS or engine_of_form(form))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
     for way in WAYS if form in ("window", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
-@every_cell("form", forms(False), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
+@every_case("form", forms(False), of=9, code=lambda form: form in VARIANTS or engine_of_form(form))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
     for way in WAYS if form in ("longformer", "nystrom") else ("position_ids", "documents"):
@@ -211,7 +211,7 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("base", "head"),
     [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
 )
@@ -226,8 +226,8 @@ def test_positions_start_anew_with_each_packed_document(base: str, head: str | N
 
 
 @pytest.mark.thorough
-@every_cell("way", ["documents", "cu_seq_lens_q", "seq_idx"])
-@every_cell("mode", [torch.no_grad, torch.inference_mode])
+@every_case("way", ["documents", "cu_seq_lens_q", "seq_idx"])
+@every_case("mode", [torch.no_grad, torch.inference_mode])
 def test_document_borders_in_a_reused_buffer_are_those_of_the_call(mode: Any, way: str) -> None:
     """As in a server that keeps its buffers: in inference mode a tensor does not say that it was written to."""
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
@@ -335,7 +335,7 @@ def masks() -> dict[str, tuple[Tensor, bool]]:
     }
 
 
-@every_cell("name", masks())
+@every_case("name", masks())
 def test_a_dense_mask_tells_documents_from_other_patterns(name: str) -> None:
     mask, apart = masks()[name]
     some = torch.stack([torch.ones(12, 12, dtype=torch.bool), mask])[:, None]

@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError, RegistrationError
 from hf_longattn.lazy import module_names
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.window import Window, WindowOptions
-from tests.cells import every_cell
+from tests.cases import every_case
 
 HEAD = """\
 import dataclasses
@@ -81,7 +81,7 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
     assert set(registry.list_mechanisms()) == known
 
 
-@every_cell("name", list_mechanisms())
+@every_case("name", list_mechanisms())
 def test_the_words_for_the_input_of_a_mechanism_say_what_it_takes(name: str) -> None:
     """The words of its page and of ``longattn mechanisms NAME``, and what a model of images takes."""
 

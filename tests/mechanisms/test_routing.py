@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately
 from tests.mechanisms.definition import assert_equals_its_definition
 from tests.ranks import PAIR
@@ -40,7 +40,7 @@ def routing(**options: object) -> Routing:
     return build_mechanism("routing", num_heads=4, head_dim=16, **{**OPTIONS, **options})
 
 
-@every_cell(("options", "causal"), alternately(FORMS), ids=str)
+@every_case(("options", "causal"), alternately(FORMS), ids=str)
 def test_routing_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
     module = routing(**options)
     q, k, v = inputs(320, grad=True)
@@ -55,7 +55,7 @@ def test_routing_equals_its_definition_with_every_option(options: dict, causal: 
         torch.testing.assert_close(again * real[:, :, :299], out[:, :, :299], atol=1e-5, rtol=0)
 
 
-@every_cell("way", ["plain", "reentrant", "not reentrant"])
+@every_case("way", ["plain", "reentrant", "not reentrant"])
 def test_routing_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> None:
     module, (q, k, v) = routing(decay=0.9), inputs(300, grad=True)
     before = module.centroids.clone()

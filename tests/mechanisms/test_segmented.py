@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell("side", ["left", "right", "inside"])
-@every_cell("integration", ["none", "previous", "pooled", "attention"])
+@every_case("causal", [False, True], pairs=True)
+@every_case("side", ["left", "right", "inside"])
+@every_case("integration", ["none", "previous", "pooled", "attention"])
 def test_every_integration_of_segmented_equals_the_definition(integration: str, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))

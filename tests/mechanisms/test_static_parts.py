@@ -9,7 +9,7 @@ import torch
 
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.common.masked import GatheredMechanism
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.listed import listed, visible
 
 CPU = torch.device("cpu")
@@ -37,8 +37,8 @@ def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
     return seen.expand(1, mechanism.num_heads, length, length)[0]
 
 
-@every_cell("causal", [False, True])
-@every_cell(("name", "options"), PATTERNS, ids=str)
+@every_case("causal", [False, True])
+@every_case(("name", "options"), PATTERNS, ids=str)
 def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any], causal: bool) -> None:
     mechanism = build_mechanism(name, num_heads=1, head_dim=4, **options)
     assert isinstance(mechanism, GatheredMechanism)
@@ -52,9 +52,9 @@ def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(name: str,
         assert mechanism.pairs(length, causal) == seen.sum(), length
 
 
-@every_cell("causal", [False, True])
-@every_cell("length", [1, 2, 7, 20])
-@every_cell("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
+@every_case("causal", [False, True])
+@every_case("length", [1, 2, 7, 20])
+@every_case("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
 def test_pairs_of_window_and_full_are_the_number_of_visible_keys(options: dict, length: int, causal: bool) -> None:
     mechanism = build_mechanism("window" if options else "full", num_heads=1, head_dim=4, **options)
     seen = visible(mechanism, length, causal)

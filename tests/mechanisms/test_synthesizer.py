@@ -10,7 +10,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 MIXTURES = ["dense", "factorized_dense", "random", "factorized_random", "dense+dot_product", "random+dot_product", "dense+random"]
@@ -25,8 +25,8 @@ def built(variant: str, **options: Any) -> Any:
     return module
 
 
-@every_cell("causal", [False, True])
-@every_cell("variant", FORMS)
+@every_case("causal", [False, True])
+@every_case("variant", FORMS)
 def test_every_synthesizer_variant_equals_its_definition_with_all_gradients(variant: str, causal: bool) -> None:
     module = built(variant, max_length=128)
     leaves = [torch.randn(2, heads, 100, 8, requires_grad=True) for heads in (4, 2, 2)]

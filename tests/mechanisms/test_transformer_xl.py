@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.listed import visible
 
 
@@ -14,9 +14,9 @@ def distance(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tenso
     return score - 0.1 * (i - j)
 
 
-@every_cell("causal", [False, True])
-@every_cell("length", [70, 400])
-@every_cell("side", ["none", "left", "right"])
+@every_case("causal", [False, True])
+@every_case("length", [70, 400])
+@every_case("side", ["none", "left", "right"])
 def test_transformer_xl_gradients_stop_at_the_border_of_a_segment(length: int, causal: bool, side: str) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))

@@ -16,7 +16,7 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.locality import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.listed import visible
 
 LENGTH = 300
@@ -81,8 +81,8 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
 
 
 @pytest.mark.thorough
-@every_cell("causal", [False, True])
-@every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=3, ids="+".join)
+@every_case("causal", [False, True])
+@every_case("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=3, ids="+".join)
 def test_a_union_joins_any_two_masks(names: tuple[str, str], causal: bool) -> None:
     if any(mechanism_class(name).causal not in ("both", causal) for name in names):
         pytest.skip("one of them has no such form")
@@ -106,9 +106,9 @@ def test_a_union_of_three_with_padding_and_global_tokens_equals_the_definition(c
     check(of, causal, None, torch.zeros(2, LENGTH, dtype=torch.bool))
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
-@every_cell("window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"])
+@every_case("causal", [False, True], pairs=True)
+@every_case("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
+@every_case("window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"])
 def test_windows_with_sinks_and_dilation_join_in_a_union(window: str, other: str, causal: bool) -> None:
     padding = torch.ones(2, LENGTH, dtype=torch.bool)
     padding[0, :37] = False
@@ -150,7 +150,7 @@ def test_all_ways_to_write_a_union_are_one_config() -> None:
     assert LongAttentionConfig.from_dict(configs[0].to_dict()) == configs[0]
 
 
-@every_cell(
+@every_case(
     ("of", "says"),
     [
         ([], "needs the mechanisms that it joins"),

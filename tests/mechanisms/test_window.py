@@ -6,7 +6,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.common.locality import keys_per_query
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 from tests.mechanisms.listed import image, visible
 
@@ -72,9 +72,9 @@ def test_every_head_of_a_window_has_its_dilation() -> None:
     assert image(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
 
-@every_cell("causal", [False, True], pairs=True)
-@every_cell("side", ["none", "left", "right", "inside"])
-@every_cell(
+@every_case("causal", [False, True], pairs=True)
+@every_case("side", ["none", "left", "right", "inside"])
+@every_case(
     "options",
     [
         {"num_sinks": 5},
@@ -106,8 +106,8 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
     torch.testing.assert_close(attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0)
 
 
-@every_cell("causal", [False, True])
-@every_cell(
+@every_case("causal", [False, True])
+@every_case(
     "options",
     [
         {"window": 3, "num_sinks": 4},

@@ -19,7 +19,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.window2d import Window2d
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import pairwise
 
 Cell = tuple[int, ...]
@@ -99,7 +99,7 @@ def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: Sequence[Tensor], 
         torch.testing.assert_close(got, wanted)
 
 
-@every_cell(("options", "sizes", "prefix", "mode"), cells_of_table())
+@every_case(("options", "sizes", "prefix", "mode"), cells_of_table())
 def test_window2d_equals_its_definition_in_mask_pairs_and_gradients(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """The mask, the listed pairs, their number and the output with its gradients."""
     grid, mechanism = Grid(sizes, prefix), built(options, mode)
@@ -123,8 +123,8 @@ def test_window2d_equals_its_definition_in_mask_pairs_and_gradients(options: dic
 PATH_CASES = [case for case in cells_of_table() if case[1] in [(17, 19), (6, 7, 8)]][::2]
 
 
-@every_cell(("options", "sizes", "prefix", "mode"), PATH_CASES, of=9)
-@every_cell("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
+@every_case(("options", "sizes", "prefix", "mode"), PATH_CASES, of=9)
+@every_case("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
 def test_every_path_of_window2d_equals_its_definition(path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """Gathered tiles, listed pairs, and padding between the cells."""
     grid, mechanism = Grid(sizes, prefix), built(options, mode)
@@ -192,7 +192,7 @@ def test_window2d_compiles_to_one_graph(padded: bool) -> None:
     same_with_gradients(compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None)
 
 
-@every_cell(
+@every_case(
     ("window", "sizes", "words"),
     [
         ((1, 2, 3), (20, 30), "'window' has 3 numbers"),
@@ -218,14 +218,14 @@ FILLED: list[tuple[dict[str, Any], Cell]] = [
 ]
 
 
-@every_cell(
+@every_case(
     ("filled", "prefixes", "path"),
     pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
 )
 def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
     filled: tuple[dict[str, Any], Cell], prefixes: tuple[int, str], path: str
 ) -> None:
-    """Cells of zeros at the end of every axis, of which a loop here counts how many are in the window of a cell."""
+    """Cases of zeros at the end of every axis, of which a loop here counts how many are in the window of a cell."""
     (options, sizes), (prefix, mode) = filled, prefixes
     grid, mechanism = Grid(sizes, prefix), built({**options, "padding": "zeros"}, mode).double()
     torch.manual_seed(1)

@@ -12,10 +12,10 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
+from tests.shared_code import engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 """Without the mechanism whose models read the whole text at every step."""
@@ -37,7 +37,7 @@ PRECISIONS = grid(
 """Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both precisions."""
 
 
-@every_cell(("base", "name", "dtype"), PRECISIONS, of=9, alike=lambda base, name, dtype: engine_of_form(name), ids=str)
+@every_case(("base", "name", "dtype"), PRECISIONS, of=9, code=lambda base, name, dtype: engine_of_form(name), ids=str)
 def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
@@ -52,7 +52,7 @@ def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(base: s
 
 
 @pytest.mark.thorough
-@every_cell("name", NAMES, of=9, alike=engine_of_form)
+@every_case("name", NAMES, of=9, code=engine_of_form)
 def test_beams_and_a_static_cache_of_every_mechanism_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 7}

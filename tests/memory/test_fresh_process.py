@@ -16,10 +16,10 @@ from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import cache_layer, window_layer_type
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 from tests.memory.test_kept_patterns import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
-from tests.warm import run_fresh
 
 FORMS: dict[str, dict[str, Any]] = {
     name: {"mechanism": name, **mechanism_class(name).sample}
@@ -105,12 +105,12 @@ def test_a_pickled_model_with_its_cache_decodes_on_in_another_process(tmp_path: 
     assert found == pytest.approx(dict.fromkeys(FORMS, 0), abs=1e-5)
 
 
-@every_cell("form", STATIC)
+@every_case("form", STATIC)
 def test_a_pickled_model_with_a_static_cache_decodes_on_in_another_process(differences: dict[str, Any], form: str) -> None:
     assert differences[f"static {form}"] == pytest.approx(0, abs=1e-5)
 
 
-@every_cell("name", list_mechanisms(grid=False))
+@every_case("name", list_mechanisms(grid=False))
 def test_a_pickled_mechanism_computes_the_same_in_another_process(differences: dict[str, Any], name: str) -> None:
     assert differences[f"mechanism {name}"] == pytest.approx(0, abs=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn.memory.kept_cache import SLACK
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
@@ -27,7 +27,7 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
 }
 
 
-@every_cell(("pattern", "left"), alternately([*PATTERNS, *ALL_KEPT]))
+@every_case(("pattern", "left"), alternately([*PATTERNS, *ALL_KEPT]))
 def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, left: bool) -> None:
     length = 170
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
@@ -41,7 +41,7 @@ def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, lef
 
 
 @pytest.mark.thorough
-@every_cell("pattern", PATTERNS)
+@every_case("pattern", PATTERNS)
 def test_a_cache_of_a_static_pattern_is_as_large_as_its_reach(pattern: str) -> None:
     attention, reachable = PATTERNS[pattern]
     cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)

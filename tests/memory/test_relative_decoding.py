@@ -17,10 +17,10 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.decoding import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
-from tests.alike import code_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, padding, plain_model, tokens
+from tests.shared_code import code_of_form
 
 NAMES = [
     name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.takes_score_mod and name != "recurrent_memory"
@@ -66,11 +66,11 @@ DRAWN = [*itertools.product(FORMS, KINDS, DECODERS)]
 CASES = [*grid(DRAWN, quick), ("full", "self_extend:window=12,group=5", "llama")]
 
 
-@every_cell(
+@every_case(
     ("form", "kind", "base"),
     CASES,
     of=9,
-    alike=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
+    code=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
 )
 def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str, kind: str, base: str) -> None:
     """Left padding, a prompt, several tokens at once, single ones, and sequences that change places."""

@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 from hf_longattn import backend, enable_long_attention, list_mechanisms
 from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid, quickly
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, tokens
 
@@ -166,7 +166,7 @@ def test_a_mechanism_without_one_graph_is_not_compiled_by_generate() -> None:
     assert torch.equal(found, model.generate(ids, **GREEDY))
 
 
-@every_cell("plan", ["window", "longformer", "window and sinks", "alibi"])
+@every_case("plan", ["window", "longformer", "window and sinks", "alibi"])
 def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU without a compiler: fixed shapes, for which nothing waits."""
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
@@ -175,7 +175,7 @@ def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(plan: 
     assert torch.equal(model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY), expected)
 
 
-@every_cell("plan", ["window", "window, linear", "window and sinks"])
+@every_case("plan", ["window", "window, linear", "window and sinks"])
 def test_a_static_cache_takes_a_prompt_in_pieces_and_a_second_text(plan: str) -> None:
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
     cache = StaticCache(config=model.config, max_cache_len=ROOM)

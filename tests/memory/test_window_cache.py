@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.memory import decode_layer_types, decode_reach
 from hf_longattn.memory.static_cache import in_text_order, slot_columns
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_config
 
 
@@ -32,7 +32,7 @@ def test_a_window_cache_returns_the_keys_that_the_window_sees() -> None:
     assert cache.get_seq_length() == 40
 
 
-@every_cell("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
+@every_case("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
 def test_a_static_window_cache_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
     cache = StaticCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}), max_cache_len=100)
     keys, at = torch.randn(2, 4, 40, 16), 0

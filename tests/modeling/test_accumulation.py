@@ -22,10 +22,10 @@ from hf_longattn.families import (
 )
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling import audio_models, grid_models
 from tests.reference.small_models import long_model
+from tests.shared_code import kind_of_family
 
 SIZES = {
     "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
@@ -49,7 +49,7 @@ CASES = [
 
 
 @pytest.mark.thorough
-@every_cell(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
+@every_case(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_trainer_with_accumulated_batches_steps_as_with_one_batch(
     model_class: Any, config_class: Any, sizes: dict[str, Any], labels: str, tmp_path: Path
 ) -> None:
@@ -89,7 +89,7 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), list(heads_with_labels()), of=9, alike=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
+@every_case(("base", "head"), list(heads_with_labels()), of=9, code=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)

@@ -8,13 +8,13 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites, own_projections
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]
 
 
-@every_cell("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
+@every_case("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
 def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str) -> None:
     model = families.enable_long_attention(plain_model(base), {"mechanism": "full"})
     site = attention_sites(model)[0]
@@ -37,7 +37,7 @@ def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str
 
 
 @pytest.mark.thorough
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_attention_projections_names_two_or_four_modules(base: str) -> None:
     model = plain_model(base)
     for site in attention_sites(model):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hf_longattn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.audio_models import EVERY_FAMILY, inputs_of, long_model, saved, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 6, "right": 3}
@@ -27,7 +27,7 @@ def distance(states: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.thorough
-@every_cell("base", EVERY_FAMILY, of=4)
+@every_case("base", EVERY_FAMILY, of=4)
 @torch.no_grad()
 def test_models_of_sound_are_optimised_for_inference_and_explained(base: str, tmp_path: Path) -> None:
     model, inputs = model_of(base, tmp_path), inputs_of(base, (1.2,))

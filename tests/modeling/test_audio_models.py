@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_longattn.errors import AudioError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately, grid
 from tests.modeling.audio_models import (
     BASES,
@@ -51,7 +51,7 @@ def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECOND
     return [row[:count] for row, count in zip(output, counts, strict=True)]
 
 
-@every_cell(("base", "head"), QUICK_HEADS)
+@every_case(("base", "head"), QUICK_HEADS)
 @torch.no_grad()
 def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
@@ -66,7 +66,7 @@ def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: P
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
 
 
-@every_cell(
+@every_case(
     ("base", "mechanism"),
     itertools.product(BASES, MECHANISMS),
     of=3,
@@ -93,7 +93,7 @@ def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(base: 
 
 
 @pytest.mark.thorough
-@every_cell("base", BASES)
+@every_case("base", BASES)
 @torch.no_grad()
 def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -106,7 +106,7 @@ def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> No
 
 
 @pytest.mark.thorough
-@every_cell(("base", "reentrant"), alternately(BASES))
+@every_case(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_of_sound_changes_no_gradient(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     grads = []
@@ -134,7 +134,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.thorough
-@every_cell(("base", "masked"), alternately(BASES), of=4)
+@every_case(("base", "masked"), alternately(BASES), of=4)
 def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))
@@ -149,7 +149,7 @@ def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, m
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), QUICK_HEADS, of=3)
+@every_case(("base", "head"), QUICK_HEADS, of=3)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
@@ -198,7 +198,7 @@ def test_a_compiled_model_of_sound_is_one_graph(base: str, head: str, tmp_path: 
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@every_cell("base", BASES, of=3)
+@every_case("base", BASES, of=3)
 @torch.no_grad()
 def test_models_of_sound_return_attentions_and_states(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -212,7 +212,7 @@ def test_models_of_sound_return_attentions_and_states(base: str, tmp_path: Path)
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
 
 
-@every_cell("base", BASES, of=3)
+@every_case("base", BASES, of=3)
 @torch.no_grad()
 def test_base_attention_of_a_long_model_of_sound_is_the_base(base: str, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path)

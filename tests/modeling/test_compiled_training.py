@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines import block_sparse
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid, quickly
 from tests.reference.small_models import long_model, padding, tokens
 
@@ -79,7 +79,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
-@every_cell(("fullgraph", "global_tokens"), grid([(True, 3), (False, 0)], lambda fullgraph, global_tokens: fullgraph))
+@every_case(("fullgraph", "global_tokens"), grid([(True, 3), (False, 0)], lambda fullgraph, global_tokens: fullgraph))
 def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(fullgraph: bool, global_tokens: int) -> None:
     model, inputs = bert(LONGFORMER, 0.1), batch(padded=True, global_tokens=global_tokens)
     expected = gradients(model, model, inputs)
@@ -93,7 +93,7 @@ def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> Non
     assert all(gradient.isfinite().all() for gradient in found)
 
 
-@every_cell("marked", quickly([True, False], [True]))
+@every_case("marked", quickly([True, False], [True]))
 def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
     """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have global tokens."""
     module = build_mechanism("longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400)))
@@ -112,7 +112,7 @@ def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WITH_GLOBALS)
-@every_cell(("fullgraph", "padded", "global_tokens"), [(True, True, 3), (False, False, 1), (False, True, 0)])
+@every_case(("fullgraph", "padded", "global_tokens"), [(True, True, 3), (False, False, 1), (False, True, 0)])
 def test_global_tokens_of_every_kind_are_in_the_graph(kind: str, fullgraph: bool, padded: bool, global_tokens: int) -> None:
     options = WITH_GLOBALS[kind]
     if global_tokens and "num_sinks" in options:
@@ -134,7 +134,7 @@ def test_every_mechanism_of_encoders_trains_as_one_graph(mechanism: str) -> None
 
 
 @pytest.mark.slow
-@every_cell("options", [LONGFORMER, {**LONGFORMER, "separate_global": True}], ids=str)
+@every_case("options", [LONGFORMER, {**LONGFORMER, "separate_global": True}], ids=str)
 def test_inductor_trains_with_dropout_and_global_tokens(options: dict[str, Any]) -> None:
     model, inputs = bert(options, 0.1), batch(padded=True, global_tokens=3)
     torch._dynamo.reset()

@@ -18,13 +18,13 @@ from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
 
 
-@every_cell("base", BASES)
+@every_case("base", BASES)
 class TestEveryFamily:
     @pytest.mark.thorough
     def test_a_saved_long_config_is_read_as_it_was(self, base: str, tmp_path: Path) -> None:

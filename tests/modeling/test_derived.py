@@ -20,7 +20,7 @@ from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FACTS_FILE, FAMILIES, stored_facts
 from scripts.dev.tools import check_derived
 from scripts.dev.tools.derived import REFUSED, derive, text_model_types
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
 
@@ -42,7 +42,7 @@ def test_a_base_without_a_family_is_refused_with_the_reason(base: str, reason: s
         derive(base)
 
 
-@every_cell("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
+@every_case("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
 def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
     assert base not in FAMILIES
     with pytest.raises(CheckpointError) as caught:
@@ -61,13 +61,13 @@ SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "ol
 """Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts, adapters."""
 
 
-@every_cell("base", SAMPLE)
+@every_case("base", SAMPLE)
 def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
     assert stored_facts()["derived"][base] == derive(base)
 
 
 @pytest.mark.thorough
-@every_cell("base", SAMPLE)
+@every_case("base", SAMPLE)
 def test_a_derived_family_converts_and_decodes(base: str) -> None:
     assert check_derived.check(base) == check_derived.stored()["families"][base]
 

@@ -10,17 +10,17 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
+from tests.shared_code import kind_of_family
 
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 
 
-@every_cell(("base", "head"), HEADS, of=4, alike=lambda base, head: head.rpartition("For")[2], ids=[head for _, head in HEADS])
+@every_case(("base", "head"), HEADS, of=4, code=lambda base, head: head.rpartition("For")[2], ids=[head for _, head in HEADS])
 def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
@@ -34,7 +34,7 @@ def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str
     assert compared
 
 
-@every_cell("base", BASES, of=9, alike=kind_of_family)
+@every_case("base", BASES, of=9, code=kind_of_family)
 class TestEveryBase(EncoderDecoderContract):
     answer, end = "last_hidden_state", TOKENS["eos_token_id"]
     decoder_layers, decoder_heads = 2, 2
@@ -72,7 +72,7 @@ class TestEveryBase(EncoderDecoderContract):
         logits[..., TOKENS["eos_token_id"]] = -torch.inf
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
 
-    @every_cell("reentrant", [True, False])
+    @every_case("reentrant", [True, False])
     def test_gradient_checkpointing_of_both_stacks_changes_no_gradient(self, base: str, reentrant: bool) -> None:
         gradients = []
         for checkpointing in (False, True):

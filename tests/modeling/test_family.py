@@ -18,9 +18,9 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.lazy import load_module, module_names
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, exported_names, family_of, long_prefix, longest_input, stored_facts
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 from tests.reference.small_models import BASES, HEADS
-from tests.warm import run_fresh
 
 FAULTY = """
 import sys
@@ -82,7 +82,7 @@ def test_a_family_has_every_head_of_its_base() -> None:
     assert FAMILIES["gpt2"].model_classes["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
 
 
-@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_case(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     plain = getattr(transformers, head)
     made = getattr(families, f"{long_prefix(base)}{head}")

@@ -14,7 +14,7 @@ from hf_longattn.engines.cpu import onednn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
-from tests.cells import every_cell
+from tests.cases import every_case
 
 NEEDS_BF16 = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
@@ -48,9 +48,9 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @NEEDS_BF16
-@every_cell("dtype", [torch.bfloat16, torch.float32])
-@every_cell("bias", [True, False])
-@every_cell(("rows", "features", "outputs"), SHAPES)
+@every_case("dtype", [torch.bfloat16, torch.float32])
+@every_case("bias", [True, False])
+@every_case(("rows", "features", "outputs"), SHAPES)
 def test_int8_linear_equals_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
     plain = layer(features, outputs, bias=bias, dtype=dtype)
     x = torch.randn(rows, features, dtype=dtype)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import BackendError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from .test_other_implementations import IDS, built, config_of, hidden
 
@@ -102,7 +102,7 @@ def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: st
     assert 20 in WINDOWS
 
 
-@every_cell(
+@every_case(
     ("base", "attention"),
     [
         ("bert", {"mechanism": "longformer", "window": 6}),

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_longattn.errors import BackendError, OptionError, UnknownMechanismError
 from hf_longattn.families import LongGPT2Config, LongGPT2LMHeadModel, enable_long_attention
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
@@ -79,7 +79,7 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 @pytest.mark.thorough
-@every_cell("case", CASES)
+@every_case("case", CASES)
 def test_enabled_full_attention_changes_nothing_and_a_window_does(case: str) -> None:
     model, inputs = build(case)
     own_window = {
@@ -96,7 +96,7 @@ def test_enabled_full_attention_changes_nothing_and_a_window_does(case: str) -> 
         assert torch.equal(model(**inputs)[0], expected)
 
 
-@every_cell("case", CASES)
+@every_case("case", CASES)
 def test_every_attention_layer_of_an_architecture_is_found_and_numbered(case: str) -> None:
     model, _ = build(case)
     sites = attention_sites(model)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_longattn.families import FAMILIES
-from tests.cells import every_cell
+from tests.cases import every_case
 
 from . import grid_models
 
@@ -23,7 +23,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.thorough
-@every_cell("base", grid_models.BASES, of=4)
+@every_case("base", grid_models.BASES, of=4)
 def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.modeling.grid_models import (
     BASES,
@@ -44,7 +44,7 @@ MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"me
 COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
 
 
-@every_cell(("base", "head"), HEADS, of=9, alike=lambda base, head: base)
+@every_case(("base", "head"), HEADS, of=9, code=lambda base, head: base)
 @torch.no_grad()
 def test_images_with_full_attention_are_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
@@ -56,12 +56,12 @@ def test_images_with_full_attention_are_the_base_at_every_size(base: str, head: 
             torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-6)
 
 
-@every_cell(
+@every_case(
     ("base", "mechanism"),
     [(base, mechanism) for base in BASES for mechanism in MECHANISMS],
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
     of=4,
-    alike=lambda base, mechanism: mechanism["mechanism"],
+    code=lambda base, mechanism: mechanism["mechanism"],
 )
 def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """With the gradients of every parameter, in float64."""
@@ -82,7 +82,7 @@ def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base
     assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
 
 
-@every_cell("base", BASES)
+@every_case("base", BASES)
 @torch.no_grad()
 def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
@@ -109,7 +109,7 @@ def test_tiled_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@every_cell("base", BASES, of=4)
+@every_case("base", BASES, of=4)
 def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
@@ -128,7 +128,7 @@ def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_pat
         torch.testing.assert_close(grad, grads[0])
 
 
-@every_cell("base", BASES, of=4)
+@every_case("base", BASES, of=4)
 def test_a_checkpointed_model_with_tiled_positions_is_copied_and_pickled(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, position_extension="tile")
@@ -196,7 +196,7 @@ def automatic_heads(base: str) -> set[str]:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
+@every_case(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
 @torch.no_grad()
 def test_a_saved_model_of_images_is_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")

@@ -13,7 +13,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import Shape, small_values
-from tests.cells import every_cell
+from tests.cases import every_case
 
 SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}
@@ -24,7 +24,7 @@ MECHANISMS = [
 
 
 @pytest.mark.thorough
-@every_cell(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in HEADS], of=len(HEADS) + 1)
+@every_case(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in HEADS], of=len(HEADS) + 1)
 def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base: str, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)

@@ -31,9 +31,9 @@ from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Linear, PackedLinear
 from hf_longattn.modeling.inference.optimize import evaluating
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import engine_of_form, kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, CAUSAL, long_model, padding, tokens
+from tests.shared_code import engine_of_form, kind_of_family
 from tests.trained import REAL_TEXT, tokenizer_of
 
 WINDOW = {"mechanism": "window", "window": 16}
@@ -55,7 +55,7 @@ def run(model: Any, base: str, **inputs: Any) -> Tensor:
         return model(**inputs).last_hidden_state
 
 
-@every_cell("base", TEXT_FAMILIES, of=24, alike=kind_of_family)
+@every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -84,7 +84,7 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
     assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
-@every_cell("base", TEXT_FAMILIES, of=24, alike=kind_of_family)
+@every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
 def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)
@@ -101,7 +101,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
         assert (found - expected).norm() / expected.norm() < 0.1
 
 
-@every_cell("name", list_mechanisms(grid=False), of=9, alike=engine_of_form)
+@every_case("name", list_mechanisms(grid=False), of=9, code=engine_of_form)
 def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     """fp32 changes nothing; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
@@ -132,7 +132,7 @@ IN_PIECES = (
 """Those whose layers have a ``feed_forward_chunk``."""
 
 
-@every_cell("base", BASES, of=24, alike=kind_of_family)
+@every_case("base", BASES, of=24, code=kind_of_family)
 def test_optimised_layers_in_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = long_model(base, None, WINDOW).optimize_for_inference("int8")
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)

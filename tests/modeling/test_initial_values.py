@@ -21,10 +21,10 @@ from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class,
 from hf_longattn.modeling.attach import weights
 from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import is_quick_head
+from tests.shared_code import kind_of_family
 
 SIZED = ("linformer", "recurrent_memory")
 """Their default sizes are larger than these models."""
@@ -127,7 +127,7 @@ def check(model: nn.Module) -> None:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "name", "options"), BOTH_FORMS, of=9, alike=lambda base, name, options: name)
+@every_case(("base", "name", "options"), BOTH_FORMS, of=9, code=lambda base, name, options: name)
 def test_new_tensors_of_every_mechanism_have_initial_values(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     plain = saved_base(base, tmp_path)
     config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
@@ -142,7 +142,7 @@ ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in 
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
+@every_case(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in ALL_HEADS])
 def test_new_tensors_of_every_head_have_initial_values(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)
@@ -192,11 +192,11 @@ def test_new_tensors_below_a_head_have_initial_values(tmp_path: Path) -> None:
         check(FAMILIES["gpt2"].model_class(name).from_pretrained(tmp_path, config=config))
 
 
-@every_cell(
+@every_case(
     ("base", "name", "options"),
     [one for one in BOTH_FORMS if one.values[0] == "bert"],
     of=9,
-    alike=lambda base, name, options: name,
+    code=lambda base, name, options: name,
 )
 def test_a_saved_model_that_lacks_tensors_gets_initial_values_for_them(
     base: str, name: str, options: dict[str, Any], tmp_path: Path

@@ -11,7 +11,7 @@ from hf_longattn import list_mechanisms
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.config import LongEncoderConfig
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_model, tokens
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -38,14 +38,14 @@ def outputs(base: str, attention: dict[str, Any], masks: str, **changes: Any) ->
         return model(text).last_hidden_state, model(padded, attention_mask=real).last_hidden_state[:, LEFT:]
 
 
-@every_cell(("base", "mechanism"), GRID, of=11)
+@every_case(("base", "mechanism"), GRID, of=11)
 def test_left_padding_changes_no_rotary_encoder(base: str, mechanism: str) -> None:
     alone, padded = outputs(base, {"mechanism": mechanism, **mechanism_class(mechanism).sample}, "tokens")
     assert (alone - padded).abs().max() < 1e-4 * alone.abs().max()
 
 
-@every_cell("base", ENCODERS, of=3)
-@every_cell("changes", [{"exact_length": 64}, {"exact_length": 32}, {"layers": {"1": {"mechanism": "full"}}}, {"masks": "pairs"}])
+@every_case("base", ENCODERS, of=3)
+@every_case("changes", [{"exact_length": 64}, {"exact_length": 32}, {"layers": {"1": {"mechanism": "full"}}}, {"masks": "pairs"}])
 def test_left_padding_changes_no_batch_within_exact_length_mixed_layers_or_a_mask_of_pairs(base: str, changes: dict[str, Any]) -> None:
     if base == "esm" and "masks" in changes:
         return  # the base itself takes no such mask

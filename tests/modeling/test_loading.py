@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 import hf_longattn.families as families
 from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.positions.tables import extend_table
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import (
     BASES,
@@ -30,6 +29,7 @@ from tests.reference.small_models import (
     plain_model,
     tokens,
 )
+from tests.shared_code import kind_of_family
 
 HEAD = LANGUAGE_MODELS | {"bert": "BertForQuestionAnswering", "big_bird": "BigBirdForQuestionAnswering"}
 TABLES = [base for base in BASES if families.FAMILIES[base].position_tables]
@@ -58,7 +58,7 @@ def table_of(base: str) -> tuple[str, families.PositionTable]:
     return next((name, table) for name in plain_model(base, HEAD[base]).state_dict() if (table := family.table(name)) is not None)
 
 
-@every_cell("base", BASES, of=9, alike=kind_of_family)
+@every_case("base", BASES, of=9, code=kind_of_family)
 def test_a_longer_model_equals_the_plain_one_up_to_the_old_length(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
@@ -94,7 +94,7 @@ EXTENSIONS = grid(
 
 
 @pytest.mark.thorough
-@every_cell(("base", "strategy"), EXTENSIONS)
+@every_case(("base", "strategy"), EXTENSIONS)
 def test_the_position_table_is_extended_by_the_strategy_of_the_config(base: str, strategy: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_buffers_of_a_longer_bert_have_the_new_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
+@every_case(("base", "head"), grid(HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in HEADS])
 def test_a_headless_checkpoint_is_loaded_into_every_head(base: str, head: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path)

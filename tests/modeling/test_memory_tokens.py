@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import (
     BASES,
@@ -96,7 +96,7 @@ HEADED = [
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), HEADED)
+@every_case(("base", "head"), HEADED)
 def test_every_head_with_memory_tokens_trains_them(base: str, head: str) -> None:
     _, longer = pair(base, head)
     ids = tokens(2, 120)

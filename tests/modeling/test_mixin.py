@@ -16,8 +16,7 @@ from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import predicts_tokens
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately, grid
 from tests.reference import small_models
 from tests.reference.small_models import (
@@ -33,6 +32,7 @@ from tests.reference.small_models import (
     plain_model,
     tokens,
 )
+from tests.shared_code import kind_of_family
 
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 
@@ -41,7 +41,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
     return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
+@every_case(("base", "head"), grid(HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_the_added_arguments(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
@@ -65,7 +65,7 @@ class TestEveryHead:
         assert sum(isinstance(m, Mechanism) for m in model.modules()) == 3
 
 
-@every_cell("base", BASES, of=9, alike=kind_of_family)
+@every_case("base", BASES, of=9, code=kind_of_family)
 class TestEveryBase:
     def test_attentions_are_those_of_the_mechanism(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
@@ -104,7 +104,7 @@ class TestEveryBase:
             assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
 
 
-@every_cell(("base", "reentrant"), alternately(BASES), of=9, alike=kind_of_family)
+@every_case(("base", "reentrant"), alternately(BASES), of=9, code=kind_of_family)
 def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) -> None:
     if not base_class(base).supports_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support"):
@@ -144,7 +144,7 @@ def test_embeddings_as_inputs_give_what_their_tokens_give() -> None:
         assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens())).last_hidden_state, expected)
 
 
-@every_cell("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
+@every_case("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
 def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
     """Of one that never computes its source's attention. Full attention keeps the source's positions, which count padding."""
     model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).sample}).eval()

@@ -14,7 +14,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.registration import TABLES
 from scripts.dev.tools.small_models import Shape, small_config
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_model, plain_model, tokens
 from tests.trained import tokenizer_of
 
@@ -32,7 +32,7 @@ BUT = {
 mapped to; a head of another model; transformers' own packages; names that are entered into the table next to them."""
 
 
-@every_cell("module", TABLES)
+@every_case("module", TABLES)
 def test_every_table_that_knows_a_base_knows_its_long_type(module: str) -> None:
     tables = vars(pytest.importorskip(module))
     for name, table in tables.items():

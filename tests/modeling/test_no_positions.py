@@ -13,7 +13,7 @@ import hf_longattn
 from hf_longattn.errors import MaskError, PositionError
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.derived import WITHOUT_POSITIONS
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def short(base: str, folder: Path, **config: Any) -> Any:
@@ -27,7 +27,7 @@ def short(base: str, folder: Path, **config: Any) -> Any:
 
 
 @pytest.mark.thorough
-@every_cell("base", WITHOUT_POSITIONS, of=2)
+@every_case("base", WITHOUT_POSITIONS, of=2)
 def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str, tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short")
     report = hf_longattn.convert_checkpoint(
@@ -50,7 +50,7 @@ def test_positions_are_refused_for_models_without_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
+@every_case(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
 def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=LONG)

@@ -15,8 +15,8 @@ from transformers.masking_utils import sdpa_mask
 from hf_longattn.errors import BackendError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TEXT_FAMILIES, small_values
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.shared_code import kind_of_family
 
 WINDOW = {"mechanism": "window", "window": 6}
 IDS = torch.randint(5, 90, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def hidden(model: Any) -> torch.Tensor:
     return outputs.encoder_last_hidden_state if decoded else outputs.last_hidden_state
 
 
-@every_cell("base", TEXT_FAMILIES, of=24, alike=kind_of_family)
+@every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
 class TestEveryFamily:
     @pytest.mark.thorough
     def test_sdpa_and_eager_by_default_run_the_mechanism(self, base: str, tmp_path: Path) -> None:

@@ -14,24 +14,24 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 import hf_longattn.families as families
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.fresh_processes import run_fresh
 from tests.grids import grid
 from tests.reference.small_models import BASES, long_config, plain_config
 from tests.trained import tokenizer_of
-from tests.warm import run_fresh
 
 REGISTERED = (("BertConfig", "before"), ("AutoModel", "after"))
 """What is imported first, and when: of the quick tests."""
 
 
 def in_a_new_process(code: str, level: str = "interpreter") -> str:
-    """What the code prints in a process that has imported what ``level`` says (:mod:`tests.warm`)."""
+    """What the code prints in a process that has imported what ``level`` says (:mod:`tests.fresh_processes`)."""
     done = run_fresh("-c", code, level=level)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
     plain, config, known = plain_config(base), long_config(base, None), 0
     for auto in vars(modeling_auto).values():
@@ -48,7 +48,7 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
     assert known >= min(3, len(families.FAMILIES[base].model_classes))
 
 
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_a_long_config_has_the_tokenizer_of_its_base(base: str) -> None:
     assert TOKENIZER_MAPPING.get(families.FAMILIES[base].config_class, None) is TOKENIZER_MAPPING.get(type(plain_config(base)), None)
 

@@ -10,7 +10,7 @@ import torch
 import hf_longattn.families as families
 from hf_longattn.errors import PositionError
 from hf_longattn.mechanisms.common.base import Mechanism
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, long_model, plain_config
 
 LENGTH, FURTHER = 20, 7
@@ -33,7 +33,7 @@ def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.T
 
 
 @pytest.mark.thorough
-@every_cell("base", [base for base in ROTARY if base not in SOME_LAYERS])
+@every_case("base", [base for base in ROTARY if base not in SOME_LAYERS])
 def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str) -> None:
     for mechanism, *vectors in met(base, "self_extend:window=64,group=4"):
         rotation = mechanism.relative.rotation()  # type: ignore[union-attr, operator]
@@ -43,7 +43,7 @@ def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str
             assert (x[:, :, FURTHER:] - x[:, :, :-FURTHER]).abs().max() > 0.01
 
 
-@every_cell("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
+@every_case("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
 def test_self_extend_is_refused_for_bases_that_do_not_rotate_every_layer(base: str) -> None:
     with pytest.raises(PositionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})

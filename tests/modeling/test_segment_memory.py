@@ -14,10 +14,10 @@ from hf_longattn import list_mechanisms
 from hf_longattn.cache_argument import CACHE
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, long_model, padding, plain_model, tokens
+from tests.shared_code import engine_of_form
 
 XL = {"mechanism": "transformer_xl", "segment_length": 32, "memory_length": 48}
 
@@ -85,7 +85,7 @@ def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() 
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
+@every_case("name", list_mechanisms(causal=True, grid=False), of=9, code=engine_of_form)
 def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})

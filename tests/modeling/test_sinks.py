@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import hf_longattn
 from hf_longattn.errors import OptionError
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
-from tests.cells import every_cell
+from tests.cases import every_case
 
 BASES = ("flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
 
@@ -40,7 +40,7 @@ def ids(length: int = TOKENS) -> torch.Tensor:
     return torch.randint(5, 150, (2, length), generator=torch.Generator().manual_seed(1))
 
 
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_models_with_sinks_equal_the_stock_model(base: str, tmp_path: Path) -> None:
     stock, long = converted(base, tmp_path, mechanism="window", options={"window": 2 * LONG})
     mask = torch.ones(2, TOKENS, dtype=torch.long)
@@ -56,7 +56,7 @@ def test_models_with_sinks_equal_the_stock_model(base: str, tmp_path: Path) -> N
     assert (changed - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
-@every_cell("mechanism", ["window", "longformer", "strided", "top_k", "block_top_k", "bigbird"], of=2)
+@every_case("mechanism", ["window", "longformer", "strided", "top_k", "block_top_k", "bigbird"], of=2)
 def test_decoding_with_sinks_equals_one_pass(mechanism: str, tmp_path: Path) -> None:
     options = {"window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16}, "top_k": {"num_keys": 9}}.get(mechanism, {})
     _, long = converted("gpt_oss", tmp_path, mechanism=mechanism, options=options, layers={"0": {"mechanism": mechanism, **options}})

@@ -17,7 +17,7 @@ from hf_longattn.errors import CheckpointError, MaskError, OptionError
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
 
 WIDTH = 24
@@ -43,9 +43,9 @@ def both(base: str, long_attention: Any = None, **changes: Any) -> tuple[Any, An
     return plain, long_like(plain, base, chosen, **CASES[base], **changes)
 
 
-@every_cell("base", CASES, of=2)
+@every_case("base", CASES, of=2)
 class TestEveryBase:
-    @every_cell("left", [False, True], ids=["right-padded", "left-padded"])
+    @every_case("left", [False, True], ids=["right-padded", "left-padded"])
     def test_bases_with_windows_equal_their_own(self, base: str, left: bool) -> None:
         plain, longer = both(base)
         ids, mask = tokens(3, 100), padding(3, 100, left=left)
@@ -212,7 +212,7 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
 }
 
 
-@every_cell("case", TOLD)
+@every_case("case", TOLD)
 def test_a_file_tells_serving_engines_what_the_mechanisms_compute(case: str, tmp_path: Path) -> None:
     base, changes, attention, told = TOLD[case]
     config = families.FAMILIES[base].config_class(**{**small_values(base), "long_attention": attention, **changes})

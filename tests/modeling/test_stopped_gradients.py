@@ -13,9 +13,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, base_class, in_float64, long_like, plain_model, tokens
+from tests.shared_code import kind_of_family
 
 SIZE, MEMORY, LENGTH = 24, 16, 72
 XL = {"mechanism": "transformer_xl", "segment_length": SIZE, "memory_length": MEMORY}
@@ -43,11 +43,11 @@ def embedded(module: Any) -> Tensor:
     return torch.randn(2, LENGTH, width, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@every_cell(
+@every_case(
     "base",
     [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
     of=9,
-    alike=kind_of_family,
+    code=kind_of_family,
 )
 def test_gradients_of_a_memory_stop_at_hidden_states_and_reach_projections(base: str) -> None:
     """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""

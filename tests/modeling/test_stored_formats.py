@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 import hf_longattn
 from hf_longattn.reading import FORMAT_FIELD as FIELD
-from tests.cells import every_cell
+from tests.cases import every_case
 
 STORED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8"))
 SINCE = ("transformers_version", FIELD)
@@ -24,7 +24,7 @@ def written(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in SINCE}
 
 
-@every_cell("name", STORED["configs"])
+@every_case("name", STORED["configs"])
 def test_a_stored_config_is_read_and_written_again(name: str, tmp_path: Path) -> None:
     values = STORED["configs"][name]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")

@@ -13,7 +13,7 @@ import hf_longattn
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import stretches
 from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches, InStretches
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
 from tests.modeling.test_audio_models import Largest
 
@@ -47,7 +47,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell(("base", "norm"), ENCODERS, of=3)
+@every_case(("base", "norm"), ENCODERS, of=3)
 def test_features_in_stretches_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
@@ -88,7 +88,7 @@ def test_features_in_stretches_are_near_under_autocast(norm: str, short_stretche
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell("base", OF_SAMPLES, of=3)
+@every_case("base", OF_SAMPLES, of=3)
 def test_features_of_a_long_sound_take_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
@@ -125,7 +125,7 @@ def test_gradients_of_sound_in_stretches_are_those_of_the_base(norm: str, short_
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell("base", BASES, of=3)
+@every_case("base", BASES, of=3)
 def test_feed_forward_layers_in_stretches_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()
@@ -139,7 +139,7 @@ def test_feed_forward_layers_in_stretches_are_those_of_one_pass(base: str, short
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, short_stretches: None, tmp_path: Path) -> None:
     """After ``optimize_for_inference(model, "fp32")`` the stock model computes stretches, with its own attention and the same outputs."""
     plain = saved(base, base_model(base), tmp_path).double()

@@ -17,7 +17,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.token_globals import carry_question, global_tokens_of, question_separator, token_rule
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import HEADS, long_model, plain_model, tokens
 
 SEPARATOR, PADDING = 2, 1
@@ -41,9 +41,9 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
 
 
 @pytest.mark.thorough
-@every_cell("side", ["right", "left"])
-@every_cell("separators", [1, 2])
-@every_cell("mechanism", TAKING)
+@every_case("side", ["right", "left"])
+@every_case("separators", [1, 2])
+@every_case("mechanism", TAKING)
 def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: str, separators: int, side: str) -> None:
     attention = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
     model = long_model("bert", "BertForQuestionAnswering", attention)
@@ -61,7 +61,7 @@ def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: 
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), ANSWERING, of=3, ids=[head for _, head in ANSWERING])
+@every_case(("base", "head"), ANSWERING, of=3, ids=[head for _, head in ANSWERING])
 def test_every_question_head_reads_the_separator_from_its_config(base: str, head: str, tmp_path: Any) -> None:
     model = long_model(base, head, LONGFORMER)
     inputs, before = question_and_document(2, "right")

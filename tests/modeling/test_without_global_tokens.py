@@ -7,7 +7,7 @@ import torch
 
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_model, padding, tokens
 
 BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
@@ -22,8 +22,8 @@ WITH = {
 
 
 @pytest.mark.thorough
-@every_cell("name", WITHOUT)
-@every_cell("base", BASES)
+@every_case("name", WITHOUT)
+@every_case("base", BASES)
 def test_families_without_global_tokens_run_unions_without_them(base: str, name: str) -> None:
     ids, mask = tokens(3, 60), padding(3, 60)
     window, composite = (long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name]))
@@ -33,8 +33,8 @@ def test_families_without_global_tokens_run_unions_without_them(base: str, name:
     torch.testing.assert_close(out, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
-@every_cell("name", WITH)
-@every_cell("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
+@every_case("name", WITH)
+@every_case("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
 def test_families_without_global_tokens_refuse_mechanisms_that_need_them(base: str, name: str) -> None:
     with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
         long_model(base, None, WITH[name])

@@ -7,7 +7,7 @@ import itertools
 
 from transformers.utils import logging
 
-from tests.modes.cells import ROWS, Cell
+from tests.modes.crossings import ROWS, Crossing
 from tests.modes.stored import FILE, store, stored_cells
 from tests.modes.ways import WAYS
 
@@ -28,7 +28,7 @@ def main() -> None:
                 continue
             name = f"{first} × {second}"
             try:
-                rows[name] = str(Cell(row, first, second).outcome())
+                rows[name] = str(Crossing(row, first, second).outcome())
             except Exception as error:
                 rows.pop(name, None)
                 wrong.append(f"{row}: {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")

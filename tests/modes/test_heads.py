@@ -12,9 +12,9 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from hf_longattn.modeling.run.segments import FIELDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_model
+from tests.shared_code import kind_of_family
 
 WINDOW = {"mechanism": "window", "window": 16}
 HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.model_classes]
@@ -56,7 +56,7 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "head"), HEADS, of=9, alike=kind_of_family)
+@every_case(("base", "head"), HEADS, of=9, code=kind_of_family)
 def test_every_head_runs_its_base_with_documents_and_positions(base: str, head: str) -> None:
     """A head that calls a module inside its base instead, or drops an argument, would leave out what the base does, without a word.
 
@@ -98,7 +98,7 @@ def uncached(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.thorough
-@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
+@every_case("base", TEXT_FAMILIES, of=4, code=kind_of_family)
 def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
     """Segments give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]

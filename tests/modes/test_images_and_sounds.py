@@ -15,11 +15,11 @@ from hf_longattn.errors import MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import ONLY_QUICK
 from tests.modeling import audio_models, grid_models
 from tests.modeling.grid_models import base_model
-from tests.modes.cells import fields_of
+from tests.modes.crossings import fields_of
 from tests.modes.ways import COARSE, WAYS, Fields, Way
 
 IMAGES, SOUNDS = grid_models.BASES, audio_models.BASES
@@ -60,7 +60,7 @@ def outputs_of(base: str, way: Way, inputs: dict[str, Tensor], *, alone: bool = 
 
 
 @pytest.mark.thorough
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_rows_of_images_and_sounds_are_those_alone_in_every_way_of_calling(base: str) -> None:
     """The quick tests run the ways in turn."""
     inputs = grid_models.inputs_of(base, PIXELS) if base in IMAGES else audio_models.inputs_of(base, SECONDS)
@@ -80,13 +80,13 @@ def test_rows_of_images_and_sounds_are_those_alone_in_every_way_of_calling(base:
 
 
 @pytest.mark.thorough
-@every_cell("base", BASES)
+@every_case("base", BASES)
 def test_images_and_sounds_have_no_memory(base: str) -> None:
     with pytest.raises(MemoryMismatchError, match="a memory holds past tokens only"):
         built(base).new_memory()
 
 
-@every_cell("base", IMAGES)
+@every_case("base", IMAGES)
 def test_images_refuse_segments(base: str) -> None:
     attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
     with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
@@ -94,7 +94,7 @@ def test_images_refuse_segments(base: str) -> None:
 
 
 @pytest.mark.thorough
-@every_cell("base", IMAGES)
+@every_case("base", IMAGES)
 def test_images_refuse_arguments_of_texts(base: str) -> None:
     model, inputs = built(base), grid_models.inputs_of(base)
     for name in REFUSED_ARGUMENTS:

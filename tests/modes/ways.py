@@ -46,7 +46,7 @@ class Way:
     values: changes of the config.
     prepare: changes the model; runs after it was built.
     in_baseline: whether the sequences alone are run by the prepared model, too: a precision.
-    layout: what :func:`tests.modes.cells.lay_out` does with the sequences.
+    layout: what :func:`tests.modes.crossings.lay_out` does with the sequences.
     arguments: added to the call.
     call: wraps the call.
     baseline: wraps the call of the sequences alone, where that is another.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.positions.distances import Locality, untrained_distances
-from tests.cells import every_cell
+from tests.cases import every_case
 
 P = 512
 
 
-@every_cell(
+@every_case(
     ("name", "options", "causal", "holds"),
     [
         ("window", {"window": 512}, False, True),

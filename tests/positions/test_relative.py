@@ -14,7 +14,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 
 KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl"]
@@ -103,7 +103,7 @@ def test_a_configuration_holds_relative_positions_per_layer() -> None:
     assert "relative" not in str(LongAttentionConfig("window").table(2))
 
 
-@every_cell(
+@every_case(
     ("options", "sentence"),
     [
         ({"relative": "alibbi"}, "Did you mean 'alibi'"),

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_longattn.errors import PositionError
 from hf_longattn.positions.rope import rope_parameters
-from tests.cells import every_cell
+from tests.cases import every_case
 
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -26,7 +26,7 @@ def cosines(module: LlamaRotaryEmbedding, positions: torch.Tensor) -> torch.Tens
     return module(torch.zeros(1), positions[None].float())[0]
 
 
-@every_cell("kind", ["none", "linear", "dynamic", "yarn"])
+@every_case("kind", ["none", "linear", "dynamic", "yarn"])
 def test_a_rope_plan_is_exact_where_the_old_length_is_unchanged(kind: str) -> None:
     plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
     new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(256))
@@ -56,7 +56,7 @@ def test_a_rope_base_replaces_the_old_one() -> None:
     assert rope_parameters("rope:base:10000", PLAIN, old_length=64, new_length=256).exact
 
 
-@every_cell("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
+@every_case("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
 def test_a_rope_base_is_a_positive_number(value: str) -> None:
     with pytest.raises(PositionError, match="rope:base:8000000"):
         rope_parameters(f"rope:base{value}", PLAIN, old_length=64, new_length=256)
@@ -84,7 +84,7 @@ def test_longrope_reads_its_factors_from_a_file(tmp_path: Path) -> None:
     assert cosines(rotary(plan.parameters, 256), torch.arange(256)).isfinite().all()
 
 
-@every_cell(
+@every_case(
     ("positions", "old", "sentence"),
     [
         ("rope:longrope", PLAIN, "short_factor and long_factor are missing"),

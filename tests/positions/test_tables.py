@@ -7,7 +7,7 @@ import torch
 
 from hf_longattn.errors import PositionError
 from hf_longattn.positions.tables import STRATEGIES, extend_table, keeps_old_rows, unchanged_rows
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
 def table(rows: int = 10, width: int = 4) -> torch.Tensor:
@@ -50,8 +50,8 @@ def test_stretching_77_positions_to_248_is_the_table_of_long_clip() -> None:
     assert torch.allclose(extend_table(old, 248, offset=0, strategy="stretch"), torch.stack(expected), rtol=0, atol=1e-14)
 
 
-@every_cell(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
-@every_cell("new_rows", [65, 100, 512])
+@every_case(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
+@every_case("new_rows", [65, 100, 512])
 def test_stretching_a_position_table_keeps_its_first_rows(strategy: str, kept: int, new_rows: int) -> None:
     old = torch.randn(66, 8)
     new = extend_table(old, new_rows + 2, offset=2, strategy=strategy)
@@ -68,8 +68,8 @@ def test_random_rows_of_a_position_table_follow_its_spread() -> None:
     assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random"))
 
 
-@every_cell("strategy", STRATEGIES)
-@every_cell("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_case("strategy", STRATEGIES)
+@every_case("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_strategy_for_position_tables_keeps_dtype_and_source(strategy: str, dtype: torch.dtype) -> None:
     old = torch.randn(6, 4).to(dtype)
     before = old.clone()
@@ -81,7 +81,7 @@ def test_every_strategy_for_position_tables_keeps_dtype_and_source(strategy: str
     assert torch.equal(new[:6], old) == keeps_old_rows(strategy)
 
 
-@every_cell(
+@every_case(
     ("arguments", "sentence"),
     [
         ({"new_rows": 9, "offset": 2}, "a maximum length of at least 8"),

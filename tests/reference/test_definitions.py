@@ -23,11 +23,11 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from tests.alike import engine_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
+from tests.shared_code import engine_of_form
 
 CASES = (*range(12), 13)
 SHORT_CASES = ((0, 1, 2), (1, 2, 3))
@@ -64,7 +64,7 @@ def test_every_mechanism_has_a_definition() -> None:
     assert set(defined_mechanisms()) <= set(list_mechanisms(grid=False))
 
 
-@every_cell(("name", "causal", "case"), DRAWN, ids=form, by="name")
+@every_case(("name", "causal", "case"), DRAWN, ids=form, by="name")
 def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 0)
@@ -73,14 +73,14 @@ def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal:
     assert_is_definition(module, definition_of(name).define, q, k, v, arguments)
 
 
-@every_cell(
+@every_case(
     ("name", "causal", "relative"),
     grid(
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
         lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
     ),
     of=9,
-    alike=engine_of_form,
+    code=engine_of_form,
     ids=form,
 )
 def test_relative_positions_in_every_mechanism_equal_their_definitions(name: str, causal: bool, relative: str) -> None:
@@ -97,8 +97,8 @@ def test_relative_positions_in_every_mechanism_equal_their_definitions(name: str
     assert_is_definition(module, define, q, k, v, arguments)
 
 
-@every_cell("case", range(4))
-@every_cell("name", STATEFUL)
+@every_case("case", range(4))
+@every_case("name", STATEFUL)
 def test_decoding_from_a_state_equals_the_definition(name: str, case: int) -> None:
     """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole text."""
     module, q, k, v, arguments = draw_case(name, True, f"decoding {case}", fewer_queries=False)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hf_longattn.inspect import diagnose
 from hf_longattn.inspect.layer_attention import MEANS
-from tests.alike import kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, EAGER, SHAPE, in_float64, long_like, plain_model, tokens
+from tests.shared_code import kind_of_family
 
 LENGTH = 41
 ROUNDING = 2e-5
@@ -87,7 +87,7 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
     return getattr(found, "encoder_attentions", None) or found.attentions
 
 
-@every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=9, alike=kind_of_family)
+@every_case("base", [base for base in BASES if base not in NOT_WATCHED], of=9, code=kind_of_family)
 def test_a_diagnosis_of_plain_models_equals_its_definition(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
     attentions = attentions_of(model, ids)
@@ -101,7 +101,7 @@ def test_a_diagnosis_of_plain_models_equals_its_definition(base: str) -> None:
 
 
 @pytest.mark.thorough
-@every_cell(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
+@every_case(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
 def test_a_diagnosis_of_sliding_windows_equals_its_definition(base: str, changes: dict[str, Any]) -> None:
     model, ids = plain_model(base, **changes).double(), tokens(1, LENGTH)[0]
     check(model, ids, attentions_of(model, ids), causal=True)
@@ -119,7 +119,7 @@ def test_a_diagnosis_of_the_encoder_of_two_stacks_equals_its_definition(name: st
     check(model, ids, attentions, causal=False)
 
 
-@every_cell(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
+@every_case(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
 def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str) -> None:
     """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of all layers are."""
     plain = plain_model(base)
@@ -132,7 +132,7 @@ def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str)
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("base", "relative"),
     [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])],
 )

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.alike import code_of_family, kind_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import BASES, HEADS, IMPLEMENTATIONS, head_inputs, pair, plain_config, same
+from tests.shared_code import code_of_family, kind_of_family
 
 FULL = {"mechanism": "full"}
 PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
@@ -16,11 +16,11 @@ PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
 texts have no padding, the Long model pools the last token."""
 
 
-@every_cell(
+@every_case(
     ("base", "head"),
     HEADS,
     of=9,
-    alike=code_of_family,
+    code=code_of_family,
     ids=[head for _, head in HEADS],
     by="base",
 )
@@ -56,7 +56,7 @@ def test_siglip_texts_without_a_mask_are_pooled_as_by_the_base(base: str) -> Non
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@every_cell("base", BASES, of=9, alike=code_of_family)
+@every_case("base", BASES, of=9, code=code_of_family)
 def test_full_attention_gives_the_gradients_of_the_base_bit_for_bit(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
@@ -71,11 +71,11 @@ def test_full_attention_gives_the_gradients_of_the_base_bit_for_bit(base: str) -
 
 
 @pytest.mark.thorough
-@every_cell(
+@every_case(
     ("base", "implementation"),
     [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
     of=9,
-    alike=kind_of_family,
+    code=kind_of_family,
 )
 def test_use_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})

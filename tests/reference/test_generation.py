@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.alike import code_of_family
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import (
     CAUSAL,
@@ -25,6 +24,7 @@ from tests.reference.small_models import (
     singly,
     tokens,
 )
+from tests.shared_code import code_of_family
 
 WINDOW = 16
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -44,11 +44,11 @@ def model(base: str, mechanism: str) -> Any:
     return long_like(plain_model(base, LANGUAGE_MODELS[base]), base, MECHANISMS[mechanism])
 
 
-@every_cell(
+@every_case(
     ("base", "mechanism", "left"),
     grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
     of=9,
-    alike=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
+    code=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
 )
 def test_decoding_every_decoder_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
@@ -58,8 +58,8 @@ def test_decoding_every_decoder_step_by_step_equals_the_full_forward_pass(base: 
 
 
 @pytest.mark.thorough
-@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
-@every_cell("pad", [1, 0, 4])
+@every_case("left", [False, True], ids=["no-padding", "left-padded"])
+@every_case("pad", [1, 0, 4])
 def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool) -> None:
     """transformers' ``generate`` counts from 0, also where the model itself does not."""
     decoder = {"is_decoder": True, "pad_token_id": pad}

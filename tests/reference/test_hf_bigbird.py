@@ -16,7 +16,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, Big
 import hf_longattn.families as families
 from hf_longattn import attend, build_mechanism
 from hf_longattn.families import FAMILIES
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import alternately
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
@@ -48,7 +48,7 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
     return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
 
-@every_cell("length", [160, 320, 1024])
+@every_case("length", [160, 320, 1024])
 def test_bigbird_equals_the_self_attention_of_transformers(length: int) -> None:
     mask = torch.ones(3, length, dtype=torch.bool)
     mask[1, length - 50 :] = False

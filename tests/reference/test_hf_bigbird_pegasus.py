@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from hf_longattn.conversion import convert_checkpoint
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
@@ -57,7 +57,7 @@ def test_bigbird_pegasus_states_logits_and_gradients_equal_transformers(both: tu
 
 
 @pytest.mark.thorough
-@every_cell("beams", [1, 3])
+@every_case("beams", [1, 3])
 def test_bigbird_pegasus_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int) -> None:
     inputs = {name: value for name, value in real_texts(LENGTH - 51, DECODED, 0).items() if name != "labels"}
     arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
@@ -74,7 +74,7 @@ def test_bigbird_pegasus_reads_short_texts_fully(both: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.thorough
-@every_cell("implementation", ["sdpa", "eager"])
+@every_case("implementation", ["sdpa", "eager"])
 def test_base_attention_of_bigbird_pegasus_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
     inputs = real_texts(200, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config)

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.conversion import convert_checkpoint
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
@@ -82,8 +82,8 @@ def test_led_states_logits_and_gradients_equal_transformers(both: tuple[Any, Any
 
 
 @pytest.mark.thorough
-@every_cell("beams", [1, 3])
-@every_cell("marked", [False, True], ids=["no global tokens", "global tokens"])
+@every_case("beams", [1, 3])
+@every_case("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_led_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int, marked: bool) -> None:
     led, ours = both
     inputs = {name: value for name, value in inputs_of(led, marked=marked).items() if name != "labels"}

@@ -14,7 +14,7 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -24,8 +24,8 @@ HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswer
 TOLERANCE = 1e-4
 
 
-@every_cell("length", [40, 384])
-@every_cell("count", [1, 5, 30])
+@every_case("length", [40, 384])
+@every_case("count", [1, 5, 30])
 def test_longformer_equals_the_self_attention_of_transformers(length: int, count: int) -> None:
     """The module of one layer with the mechanism in its place: same weights, same hidden states, padding and scattered global tokens."""
     config = transformers.LongformerConfig(hidden_size=48, num_attention_heads=4, attention_window=[8], num_hidden_layers=1)

@@ -9,7 +9,7 @@ import transformers
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 from hf_longattn import attend, build_mechanism
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH = 256
 TOLERANCE = 1e-4
@@ -32,8 +32,8 @@ def config(**changes: Any) -> transformers.NystromformerConfig:
     return transformers.NystromformerConfig(**{**values, **changes})
 
 
-@every_cell("start", ["original", "exact"])
-@every_cell("landmarks", [16, 64, LENGTH])
+@every_case("start", ["original", "exact"])
+@every_case("landmarks", [16, 64, LENGTH])
 def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int, start: str) -> None:
     torch.manual_seed(0)
     theirs = NystromformerSelfAttention(config(num_landmarks=landmarks)).eval()

@@ -17,7 +17,7 @@ from hf_longattn.engines.bucketed import Sorted
 from hf_longattn.engines.common.call import AttentionCall, GatherTile
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.mechanisms.lsh import LSH
-from tests.cells import every_cell
+from tests.cases import every_case
 
 LENGTH, CHUNK, HEADS, WIDTH, SEED = 320, 32, 3, 16, 11
 
@@ -43,7 +43,7 @@ def ours(num_hashes: int, num_buckets: int, after: int = 0) -> LSH:
     )  # fmt: skip
 
 
-@every_cell(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
+@every_case(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
 def test_lsh_hashes_are_those_of_reformer(num_buckets: int, theirs: int | list[int]) -> None:
     module = reformer(3, theirs)
     x = torch.randn(2, HEADS, LENGTH, WIDTH)
@@ -51,8 +51,8 @@ def test_lsh_hashes_are_those_of_reformer(num_buckets: int, theirs: int | list[i
     assert torch.equal(found.flatten(2), module._hash_vectors(x, 3, None))
 
 
-@every_cell("after", [0, 1])
-@every_cell("num_buckets", [2, 16])
+@every_case("after", [0, 1])
+@every_case("num_buckets", [2, 16])
 def test_one_round_of_lsh_equals_reformer_with_its_gradients(num_buckets: int, after: int) -> None:
     module = reformer(1, num_buckets, after=after)
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)

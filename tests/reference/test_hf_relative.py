@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import long_like, plain_model, tokens
 
 
@@ -48,7 +48,7 @@ def test_t5_buckets_equal_the_bias_and_attention_of_t5(causal: bool) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@every_cell("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
+@every_case("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
 def test_alibi_equals_the_slopes_and_attention_of_bloom(heads: int) -> None:
     mask = torch.ones(1, 60, dtype=torch.long)
     theirs = build_alibi_tensor(mask, heads, torch.float32).view(1, heads, 1, 60)
@@ -63,7 +63,7 @@ def test_alibi_equals_the_slopes_and_attention_of_bloom(heads: int) -> None:
     torch.testing.assert_close(attend(q, k, v, "full", causal=True, relative="alibi"), expected, atol=1e-5, rtol=0)
 
 
-@every_cell("heads", [1, 2, 4, 8, 12, 20, 32])
+@every_case("heads", [1, 2, 4, 8, 12, 20, 32])
 def test_alibi_equals_the_penalty_of_mpt(heads: int) -> None:
     theirs = build_mpt_alibi_tensor(heads, 50)  # (heads, 1, 50): of the last query
     alibi = build_relative("alibi", heads, 8, 8 * heads)

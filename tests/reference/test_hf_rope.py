@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longattn import LongLlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import PositionError
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import tokens
 
 OLD, NEW = 64, 256
@@ -47,7 +47,7 @@ def both(source: Path, kind: str) -> tuple[Any, Any]:
     return longer, plain
 
 
-@every_cell("kind", KINDS)
+@every_case("kind", KINDS)
 def test_a_llama_with_longer_rope_has_the_logits_and_texts_of_transformers(source: Path, kind: str) -> None:
     longer, plain = both(source, kind)
     for length in (20, OLD, OLD + 1, 150, NEW, 30):  # and short again: dynamic kinds go back
@@ -60,7 +60,7 @@ def test_a_llama_with_longer_rope_has_the_logits_and_texts_of_transformers(sourc
 
 
 @pytest.mark.thorough
-@every_cell("kind", ["linear", "yarn", "longrope"])
+@every_case("kind", ["linear", "yarn", "longrope"])
 def test_scaled_rope_differs_from_plain_beyond_the_old_length(source: Path, kind: str) -> None:
     longer, _ = both(source, kind)
     plain = LlamaForCausalLM.from_pretrained(source).eval()
@@ -69,7 +69,7 @@ def test_scaled_rope_differs_from_plain_beyond_the_old_length(source: Path, kind
         assert not torch.allclose(longer(ids).logits, plain(ids).logits, atol=1e-3)
 
 
-@every_cell("wrong", [[1.0] * 5, ["a"] * 8, [0.0] * 8])
+@every_case("wrong", [[1.0] * 5, ["a"] * 8, [0.0] * 8])
 def test_longrope_factors_that_do_not_fit_are_refused(source: Path, wrong: list[Any]) -> None:
     file = source.parent / "wrong.json"
     file.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": wrong}))

@@ -11,7 +11,7 @@ import transformers
 import hf_longattn.families as families
 from hf_longattn.errors import OptionError
 from scripts.dev.tools.small_models import small_values
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import SHAPE, head_inputs, tokens
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
@@ -45,7 +45,7 @@ def difference(plain: Any, longer: Any, inputs: dict[str, torch.Tensor]) -> floa
     return found
 
 
-@every_cell(("base", "head"), HEADS, of=3, alike=lambda base, head: base, ids=[head for _, head in HEADS])
+@every_case(("base", "head"), HEADS, of=3, code=lambda base, head: base, ids=[head for _, head in HEADS])
 def test_every_head_of_mpnet_and_deberta_equals_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, COVERING)
     inputs = head_inputs(head, length=150, pad_token=plain.config.pad_token_id)
@@ -54,7 +54,7 @@ def test_every_head_of_mpnet_and_deberta_equals_transformers(base: str, head: st
     assert difference(plain, longer, inputs) < 3e-5
 
 
-@every_cell(
+@every_case(
     "changes",
     [
         {"share_att_key": False},
@@ -71,7 +71,7 @@ def test_every_form_of_disentangled_attention_equals_transformers(changes: dict[
     assert difference(plain, longer, head_inputs("", length=150, pad_token=0)) < 3e-5
 
 
-@every_cell(("base", "head"), BASE_MODELS)
+@every_case(("base", "head"), BASE_MODELS)
 def test_attentions_of_mpnet_and_deberta_equal_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "full"})
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_attentions_of_mpnet_and_deberta_equal_transformers(base: str, head: str
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(expected, found, strict=True))
 
 
-@every_cell(("base", "head"), BASE_MODELS)
+@every_case(("base", "head"), BASE_MODELS)
 def test_gradients_of_mpnet_and_deberta_equal_transformers(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "window", "window": 700})
     for model in (plain, longer):
@@ -94,7 +94,7 @@ def test_mpnet_and_deberta_have_a_window_by_default(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@every_cell(("base", "head"), BASE_MODELS)
+@every_case(("base", "head"), BASE_MODELS)
 def test_mpnet_and_deberta_refuse_a_mechanism_without_scores(base: str, head: str) -> None:
     with pytest.raises(OptionError, match="has no scores"):
         pair(base, head, {"mechanism": "performer"})

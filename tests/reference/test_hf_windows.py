@@ -17,7 +17,7 @@ from transformers.models.swin.modeling_swin import SwinLayer
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
-from tests.cells import every_cell
+from tests.cases import every_case
 
 HEADS, DIM, WINDOW = 2, 8, 4
 WIDTH = HEADS * DIM
@@ -64,8 +64,8 @@ def padding_of(projection: nn.Linear, sizes: tuple[int, int]) -> tuple[Tensor, T
 PADDED = [(5, 8), (9, 11), (8, 13), (23, 19)]
 
 
-@every_cell("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
-@every_cell("shifted", [False, True])
+@every_case("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
+@every_case("shifted", [False, True])
 def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) -> None:
     """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to the same."""
     config = SwinConfig(embed_dim=WIDTH, window_size=WINDOW, num_heads=[HEADS], depths=[2], attn_implementation="eager", drop_path_rate=0.0)
@@ -84,7 +84,7 @@ def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) 
     same_with_gradients(ours, theirs, inputs, torch.float)
 
 
-@every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
+@every_case("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
 def test_window2d_equals_a_layer_of_sam(sizes: tuple[int, int]) -> None:
     """Without SAM's decomposed relative positions, which depend on the queries."""
     config = SamVisionConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.reference.small_models import ENCODERS, padding, pair, plain_config, tokens
 
 LENGTH, WINDOW = 400, 64
@@ -19,9 +19,9 @@ def dense_mask(window: int, mask: Tensor, is_global: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-@every_cell("left", [False, True], ids=["right-padded", "left-padded"], pairs=True)
-@every_cell("globals_", ["some", "none"])
-@every_cell("base", ENCODERS)
+@every_case("left", [False, True], ids=["right-padded", "left-padded"], pairs=True)
+@every_case("globals_", ["some", "none"])
+@every_case("base", ENCODERS)
 def test_longformer_models_equal_their_base_under_the_dense_mask(base: str, globals_: str, left: bool) -> None:
     head = {"bert": "BertForTokenClassification", "roberta": "RobertaForTokenClassification"}[base]
     plain, longer = pair(base, head, {"mechanism": "longformer", "window": WINDOW, "global_tokens": ()}, num_labels=7)

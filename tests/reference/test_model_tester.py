@@ -11,7 +11,7 @@ import transformers
 
 from scripts.dev.tools import run_transformers_tests as suite
 from scripts.dev.tools.small_models import OF_EACH_KIND
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 QUICK_FAMILIES = ["llama", "bart"]
 QUICK = (

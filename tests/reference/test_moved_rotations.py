@@ -14,7 +14,7 @@ from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.positions.relative import SelfExtend
-from tests.cells import every_cell
+from tests.cases import every_case
 
 HEADS, GROUPS, WIDTH, LENGTH = 2, 1, 8, 29
 FREQUENCIES = 10_000.0 ** -(torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH)
@@ -51,8 +51,8 @@ def drawn(batch: int = 1) -> list[Tensor]:
     return [torch.randn(batch, heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
 
 
-@every_cell("causal", [True, False])
-@every_cell("blocks", [False, True])
+@every_case("causal", [True, False])
+@every_case("blocks", [False, True])
 def test_self_extend_equals_its_formula_with_gradients(causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if blocks:  # as for long texts
         monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
@@ -68,7 +68,7 @@ def test_self_extend_equals_its_formula_with_gradients(causal: bool, blocks: boo
             torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
 
 
-@every_cell("causal", [True, False])
+@every_case("causal", [True, False])
 def test_self_extend_counts_positions_from_each_sequence(causal: bool) -> None:
     """With padding on either side, packed documents, and fewer queries than keys. The model's own positions may count padding."""
     (q, k, v), places = drawn(2), torch.arange(LENGTH).double()
@@ -85,8 +85,8 @@ def test_self_extend_counts_positions_from_each_sequence(causal: bool) -> None:
     torch.testing.assert_close(last[0], padded[0, :, -4:], atol=1e-12, rtol=0)
 
 
-@every_cell("causal", [True, False])
-@every_cell("blocks", [False, True])
+@every_case("causal", [True, False])
+@every_case("blocks", [False, True])
 def test_a_cap_and_padding_meet_the_scores_of_self_extend(causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the definition over all pairs. A cap sees the score of one pair, whatever listing of the key gave it."""
     if blocks:

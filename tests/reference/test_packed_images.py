@@ -13,7 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from hf_longattn.families import enable_long_attention
 from hf_longattn.modeling.generic import towers_of
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.test_generic_towers import build
 
 WHOLE_ROWS = "reference_flash_rows"
@@ -77,8 +77,8 @@ def double(case: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 @pytest.mark.thorough
-@every_cell("name", MECHANISMS)
-@every_cell("case", CASES)
+@every_case("name", MECHANISMS)
+@every_case("case", CASES)
 def test_every_packed_image_is_on_its_own_grid(case: str, name: str) -> None:
     model, inputs = double(case)
     attention, sees = MECHANISMS[name]
@@ -94,7 +94,7 @@ def test_every_packed_image_is_on_its_own_grid(case: str, name: str) -> None:
     assert not torch.allclose(measured, full, rtol=0, atol=1e-3)
 
 
-@every_cell("case", CASES)
+@every_case("case", CASES)
 def test_a_window_over_packed_images_stays_in_its_image(case: str) -> None:
     """Without a grid, a mechanism counts patches in the order in which the tower has them."""
     model, inputs = double(case)
@@ -108,7 +108,7 @@ def test_a_window_over_packed_images_stays_in_its_image(case: str) -> None:
     assert torch.allclose(features(tower, case, inputs), expected, rtol=0, atol=1e-12)
 
 
-@every_cell("case", CASES)
+@every_case("case", CASES)
 def test_packed_images_are_as_if_each_were_alone(case: str) -> None:
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
@@ -140,7 +140,7 @@ def test_frames_of_a_video_are_each_on_a_grid() -> None:
     assert torch.allclose(video, torch.cat(frames), rtol=0, atol=1e-12)
 
 
-@every_cell("case", ["clip", "siglip", "llava"])
+@every_case("case", ["clip", "siglip", "llava"])
 def test_images_of_one_size_are_on_one_grid(case: str) -> None:
     """Of SigLIP, whose attention modules hand no keywords on, too; class tokens are before the grid."""
     model, inputs = double(case)

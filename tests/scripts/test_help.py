@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cells import every_cell
+from tests.cases import every_case
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -25,7 +25,7 @@ def modules() -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@every_cell("module", modules())
+@every_case("module", modules())
 def test_every_script_answers_help(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as end:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.tasks import task_names, task_summary
 from tests.byte_tokenizer import train_tokenizer
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.training.conftest import SOURCES, checkpoint
 
 
@@ -34,7 +34,7 @@ def test_training_mlm_and_clm_refuse_a_model_of_the_other(
     assert f"take the task {other}" in capfd.readouterr().err
 
 
-@every_cell("task", task_names())
+@every_case("task", task_names())
 def test_every_training_task_has_its_row_in_the_documents(task: str, repository: Path) -> None:
     table = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
     assert any(f"`{task}`" in line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))

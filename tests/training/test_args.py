@@ -20,7 +20,7 @@ from hf_longattn.training.tasks.linearise import LINEARISE
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments
 from hf_longattn.training.training_args import ENDLESS, TaskArguments
 from hf_longattn.training.training_loop import prepare_run
-from tests.cells import every_cell
+from tests.cases import every_case
 
 TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
@@ -81,7 +81,7 @@ def test_run_settings_hold_the_options_given_without_secrets() -> None:
     assert run.settings == {"model": "m", "output_dir": "o", "data": ["d.json"], "max_steps": 7}
 
 
-@every_cell(
+@every_case(
     ("changes", "message"),
     [
         ({"model": ""}, "No model given"),
@@ -121,7 +121,7 @@ def test_output_that_is_a_file_or_the_model_itself_is_refused(tmp_path: Path) ->
             prepare_run(*build_arguments(QA, model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"]))
 
 
-@every_cell(
+@every_case(
     ("line", "message"),
     [
         ("learning_rate: fast", "'learning_rate' to 'fast'; it must be a number"),

@@ -26,7 +26,7 @@ from hf_longattn.training.tasks.classify import ClassificationDataArguments
 from hf_longattn.training.trainer import Processes
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import RunSettings
-from tests.cells import every_cell
+from tests.cases import every_case
 
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -61,7 +61,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@every_cell("how", DAMAGES)
+@every_case("how", DAMAGES)
 def test_latest_complete_checkpoint_is_resumed_and_damaged_ones_are_named(
     how: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,9 @@ from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.training_loop import holds_model
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
-from tests.alike import kind_of_family
 from tests.byte_tokenizer import train_tokenizer
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.shared_code import kind_of_family
 
 WORDS = "the tree is a file of lines"
 SHAPE = Shape(tokens=256, vocabulary=300)
@@ -167,7 +167,7 @@ def test_every_task_is_in_the_table_of_families_and_tasks() -> None:
     assert {name.split()[0] for name in TASKS} | {*OTHERS} == {*task_names()}
 
 
-@every_cell("task, base", [*pairs()], by="task", of=10**6, alike=kind_of_pair)
+@every_case("task, base", [*pairs()], by="task", of=10**6, code=kind_of_pair)
 def test_every_task_trains_every_family_with_the_defaults(
     task: str, base: str, tmp_path: Path, data: Path, tokenizers: dict[bool, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:

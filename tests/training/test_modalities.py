@@ -33,7 +33,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import multitask
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.training.conftest import FAST, SCORED, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_images import COLOURS, image_of
@@ -183,7 +183,7 @@ def test_task_file_names_tasks_with_their_columns(backbone: str, tasks: dict[str
     assert log["inputs"]["photo"]["augmented"] is False
 
 
-@every_cell(
+@every_case(
     ("content", "words"),
     [
         ("photo: {kind: videos, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'videos'"),

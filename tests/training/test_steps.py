@@ -21,7 +21,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.modeling.run.losses import share_of_step
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.training import test_options
 from tests.training.test_options import DATA, Runner, is_one_sentence
 
@@ -125,7 +125,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
 
 
 @pytest.mark.thorough
-@every_cell("task", task_names(), of=3)
+@every_case("task", task_names(), of=3)
 def test_accumulated_batches_are_one_large_batch(
     task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +204,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
 
 
 @pytest.mark.thorough
-@every_cell("task", task_names(), of=4)
+@every_case("task", task_names(), of=4)
 def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")

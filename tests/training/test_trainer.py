@@ -56,7 +56,7 @@ from hf_longattn.training.trainer import (
     without_idle_step,
 )
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.ranks import Ranks, announce
 from tests.training.conftest import checkpoint
 
@@ -179,8 +179,8 @@ WARMING = [
 ]  # fmt: skip
 
 
-@every_cell("kind", WARMING)
-@every_cell(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
+@every_case("kind", WARMING)
+@every_case(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
 def test_schedules_learn_in_the_first_step_and_warm_up_to_the_full_rate(kind: str, steps: int, warmup: int) -> None:
     """transformers' own schedules begin with 0: a run of one step learnt nothing."""
     lowest = {"min_lr": 0.01}

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
-from tests.cells import every_cell
+from tests.cases import every_case
 
 SIZES: dict[str, Any] = {
     "vocab_size": 211, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -37,7 +37,7 @@ def saved(folder: Path, name: str, values: dict[str, Any], head: str) -> Path:
     return folder
 
 
-@every_cell(("name", "ours", "values", "head"), HEADS, of=3, ids=[f"{case[0]}{case[3]}" for case in HEADS])
+@every_case(("name", "ours", "values", "head"), HEADS, of=3, ids=[f"{case[0]}{case[3]}" for case in HEADS])
 def test_every_head_of_led_and_bigbird_pegasus_is_adopted_with_equal_outputs(
     name: str, ours: str, values: dict[str, Any], head: str, tmp_path: Path
 ) -> None:

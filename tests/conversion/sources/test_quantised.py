@@ -11,10 +11,10 @@ import pytest
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
-@every_cell(
+@every_case(
     ("settings", "sentence"),
     [
         (

@@ -15,7 +15,7 @@ import pytest
 import hf_longattn.evaluation.metrics as metrics
 from hf_longattn.errors import RegistrationError
 from hf_longattn.evaluation import list_metrics, load_metric
-from tests.cells import every_cell
+from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,8 +33,8 @@ def example_of(name: str) -> tuple[Any, Any, str]:
     return example
 
 
-@every_cell("source", ["name", "path"])
-@every_cell("name", list_metrics())
+@every_case("source", ["name", "path"])
+@every_case("name", list_metrics())
 def test_every_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
     check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
 

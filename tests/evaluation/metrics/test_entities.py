@@ -10,13 +10,13 @@ import pytest
 
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import entities_of, is_iob1
-from tests.cells import every_cell
+from tests.cases import every_case
 
 seqeval = pytest.importorskip("seqeval.metrics")
 scheme = pytest.importorskip("seqeval.scheme")
 
 
-@every_cell(
+@every_case(
     ("tags", "expected"),
     [
         ("B-A I-A O B-A", {("A", 0, 2), ("A", 3, 4)}),

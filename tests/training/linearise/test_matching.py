@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.linearise.layers import number_to_restore, restore_softmax, with_softmax
 from hf_longattn.training.linearise.matching import Matching, MatchingModel, matching
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.modeling.test_sliding_window import CASES
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.training.conftest import checkpoint
@@ -146,7 +146,7 @@ def test_matching_error_of_softmax_attention_is_zero() -> None:
     assert float(layer.errors.max()) < 1e-10
 
 
-@every_cell("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
+@every_case("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
 def test_matching_trains_every_mechanism_with_parameters(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})

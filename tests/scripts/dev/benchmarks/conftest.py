@@ -12,7 +12,7 @@ import pytest
 
 from scripts.dev.benchmarks import memory
 from tests.engines.conftest import cuda_paths, emulated_flash, unfused_flex
-from tests.warm import run_fresh
+from tests.fresh_processes import run_fresh
 
 __all__ = ["cuda_paths", "emulated_flash", "unfused_flex", "warm_memory"]
 

@@ -14,8 +14,8 @@ from hf_longattn.mechanisms import mechanism_info
 from scripts.dev.benchmarks import device_check
 from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
 from scripts.dev.benchmarks.device_check import missed_path, run_case
-from tests.alike import code_of_form
-from tests.cells import every_cell
+from tests.cases import every_case
+from tests.shared_code import code_of_form
 
 
 def shortest(case: DeviceCase) -> int:
@@ -41,7 +41,7 @@ def test_device_check_has_a_case_for_every_mechanism_form_and_dtype() -> None:
 
 
 @pytest.mark.thorough
-@every_cell("name", list_mechanisms(grid=False), of=6, alike=code_of_form)
+@every_case("name", list_mechanisms(grid=False), of=6, code=code_of_form)
 def test_device_check_passes_for_every_mechanism_on_a_cpu(name: str) -> None:
     for causal in forms(name):
         result = run_case(DeviceCase(name, length=33, causal=causal), "cpu")
@@ -49,7 +49,7 @@ def test_device_check_passes_for_every_mechanism_on_a_cpu(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_cell("name", SHORT, of=9, alike=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
+@every_case("name", SHORT, of=9, code=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
 def test_first_device_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,7 @@ def test_device_check_fails_for_a_right_result_of_another_path() -> None:
     assert failure == "the values are right, but they are of split, tiles instead of flex-blocks: its values differ"
 
 
-@every_cell("case", [case for case in kernel_checks() if case.path], ids=str)
+@every_case("case", [case for case in kernel_checks() if case.path], ids=str)
 def test_kernels_of_the_device_check_are_chosen_at_its_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of paths."""
     asked: list[str] = []

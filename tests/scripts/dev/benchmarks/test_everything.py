@@ -9,7 +9,7 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks import everything
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.everything import Job, main, read_jobs
-from tests.cells import Cells
+from tests.cases import Cases
 
 PAGES_ALONE = ("mutations.md",)
 """Stored pages without JSON."""
@@ -33,11 +33,11 @@ def test_every_command_of_results_names_a_program_of_this_checkout() -> None:
 def test_benchmarks_take_the_commands_of_results() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    with group.make_context("benchmarks", [], resilient_parsing=True) as context, Cells() as cells:
+    with group.make_context("benchmarks", [], resilient_parsing=True) as context, Cases() as cases:
         for job in read_jobs():
             words = shlex.split(job.command)
             if words[1:3] == ["-m", "scripts.dev.benchmarks"]:
-                with cells(job.command):
+                with cases(job.command):
                     _, command, rest = group.resolve_command(context, words[3:])
                     assert command is not None
                     command.make_context(words[3], rest).close()

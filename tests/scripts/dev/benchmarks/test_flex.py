@@ -8,12 +8,12 @@ from torch.nn.attention.flex_attention import create_block_mask
 from scripts.dev.benchmarks.attention import block_mask
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
-from tests.cells import every_cell
+from tests.cases import every_case
 
 
-@every_cell("length", [128, 300, 640])
-@every_cell("causal", [False, True])
-@every_cell("mechanism", ["window", "longformer", "full"])
+@every_case("length", [128, 300, 640])
+@every_case("causal", [False, True])
+@every_case("mechanism", ["window", "longformer", "full"])
 def test_block_mask_of_the_flex_benchmark_is_that_of_torch(length: int, causal: bool, mechanism: str) -> None:
     options = {} if mechanism == "full" else {"window": 200}
     mask = mask_of(AttentionInputs(Case(mechanism, options, length=length, heads=1, head_dim=4, causal=causal)))

@@ -16,13 +16,13 @@ from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.implementations import Implementation, register_implementation
 from scripts.dev.benchmarks.run import run_attention, run_model
-from tests.cells import every_cell
+from tests.cases import every_case
 from tests.grids import pairwise
 
 SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
 
 
-@every_cell(("mechanism", "causal", "dtype"), pairwise(["window", "longformer"], [False, True], ["fp32", "bf16"]))
+@every_case(("mechanism", "causal", "dtype"), pairwise(["window", "longformer"], [False, True], ["fp32", "bf16"]))
 def test_benchmarked_implementations_equal_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
     case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
     result = run_attention(case, [64, 96], ["sdpa"], repeats=1)

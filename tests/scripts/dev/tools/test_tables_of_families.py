@@ -10,7 +10,7 @@ from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import stored_study
 from scripts.dev.tools import check_families
 from scripts.dev.tools.small_models import IN_FULL
-from tests.cells import every_cell
+from tests.cases import every_case
 
 stored = functools.cache(stored_study)
 
@@ -33,7 +33,7 @@ TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
 """Table -> what it lacks of a family, and the command that completes it."""
 
 
-@every_cell(("table", "base"), itertools.product(sorted(TABLES), sorted(IN_FULL)))
+@every_case(("table", "base"), itertools.product(sorted(TABLES), sorted(IN_FULL)))
 def test_every_family_has_all_cells_in_every_table(table: str, base: str) -> None:
     lacking, command = TABLES[table]
     missing = lacking(base)

@@ -1,4 +1,4 @@
-"""What two cells of a table share: the code that a family's or a mechanism's cell runs, for ``every_cell(..., alike=...)``."""
+"""What two cells of a table share: the code that a family's or a mechanism's cell runs, for ``every_case(..., code=...)``."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Outcome:
         return f"{self.kind}: {self.words}" if self.words else self.kind
 
 
-class Cell:
+class Crossing:
     """Ways to call the model of a row, together."""
 
     def __init__(self, row: str, *names: str) -> None:

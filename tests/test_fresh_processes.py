@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm import LEVELS, run_fresh
+from tests.fresh_processes import LEVELS, run_fresh
 
 
 def say(*words: str) -> None:

@@ -1,4 +1,4 @@
-"""Many cells of a table in one test: each is seeded and patched for itself, and those that fail are listed together."""
+"""Many cases of a table in one test: each is seeded and patched for itself, and those that fail are listed together."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ import torch
 from tests.grids import all_pairs
 
 FAILURES = (Exception, pytest.fail.Exception)
-"""What ends one cell; the second is no ``Exception``."""
-MOST_TOLD = 20
-"""Failed cells whose errors are printed; all are named."""
+"""What ends one case; the second is no ``Exception``."""
+MOST_SHOWN = 20
+"""Failed cases whose errors are printed; all are named."""
 ONLY: list[str] = []
-"""``--cell``: only cells with one of these words in their names run, and are printed; :func:`tests.conftest.pytest_configure` says it."""
+"""``--case``: only cases with one of these words in their names run, and are printed; :func:`tests.conftest.pytest_configure` says it."""
 
 
-class Cells:
-    """``with Cells() as cells: for x in ...: with cells(x): ...`` runs every cell, and then fails with all that failed."""
+class Cases:
+    """``with Cases() as cases: for x in ...: with cases(x): ...`` runs every case, and then fails with all that failed."""
 
     def __init__(self) -> None:
         self.count, self.skipped = 0, ""
         self.failed: dict[str, BaseException] = {}
 
-    def __enter__(self) -> Cells:
+    def __enter__(self) -> Cases:
         return self
 
     @contextlib.contextmanager
     def __call__(self, name: object) -> Iterator[None]:
-        """One cell, with the seed that a test begins with."""
+        """One case, with the seed that a test begins with."""
         torch.manual_seed(0)
         self.count += 1
         if ONLY:
@@ -58,15 +58,15 @@ class Cells:
             return
         if self.failed:
             names, errors = [*self.failed], [*self.failed.values()]
-            words = [f"{len(names)} of {self.count} cells failed: {', '.join(names)}", *map(told, names[:MOST_TOLD], errors)]
+            words = [f"{len(names)} of {self.count} cases failed: {', '.join(names)}", *map(told, names[:MOST_SHOWN], errors)]
             raise AssertionError("\n\n".join(words)) from errors[0]
         if not self.count and self.skipped:
             pytest.skip(self.skipped)
-        assert self.count, "no cell ran"
+        assert self.count, "no case ran"
 
 
 def told(name: str, error: BaseException) -> str:
-    """A failed cell, its error, and the lines of the tests that led there."""
+    """A failed case, its error, and the lines of the tests that led there."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" in frame.filename and frame.filename != __file__]
     places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
     return f"[{name}] at {', '.join(places)}\n{type(error).__name__}: {error}"
@@ -80,22 +80,22 @@ def refuses_bf16(error: BaseException) -> bool:
     return isinstance(error, BackendError) and not cpu_computes_bf16() and "computes no bf16" in str(error)
 
 
-Cell = tuple[tuple[str, ...], dict[str, Any], bool]
-"""The words of a cell's name, its arguments, and whether it is slow."""
+Case = tuple[tuple[str, ...], dict[str, Any], bool]
+"""The words of a case's name, its arguments, and whether it is slow."""
 
 
 def wanted(name: str) -> bool:
-    """Whether a cell, or a test without cells, is one of those that ``--cell`` names."""
+    """Whether a case, or a test without cases, is one of those that ``--case`` names."""
     return not ONLY or any(word in name for word in ONLY)
 
 
 def asked_for(item: pytest.Item) -> bool:
-    """Whether ``--cell`` leaves something of a test."""
-    table = getattr(getattr(item, "function", None), "every_cell", None)
-    return wanted(item.nodeid) if table is None else any(wanted("-".join(words)) for words, _, _ in table.cells)
+    """Whether ``--case`` leaves something of a test."""
+    table = getattr(getattr(item, "function", None), "every_case", None)
+    return wanted(item.nodeid) if table is None else any(wanted("-".join(words)) for words, _, _ in table.cases)
 
 
-def every_cell(
+def every_case(
     names: str | Sequence[str],
     values: Iterable[Any],
     *,
@@ -103,19 +103,19 @@ def every_cell(
     ids: Callable[[Any], str | None] | Sequence[str] = str,
     pairs: bool = False,
     of: int = 1,
-    alike: Callable[..., Any] | None = None,
+    code: Callable[..., Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
+    """As ``pytest.mark.parametrize``, with all cases in one test, or in a test for each value of the axes ``by``.
 
-    Cells marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
-    ``monkeypatch`` is undone after each cell, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
-    serve all cells of a test.
+    Cases marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
+    ``monkeypatch`` is undone after each case, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
+    serve all cases of a test.
 
     Args:
         pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow one has the rest.
         of: the quick test runs every ``of``-th value, the slow one the rest. The name of the test says which is the first, so tests with
             the same axis take its values in turn.
-        alike: the code that a value runs, of its parts. Every code has a quick value; of those that share one, every ``of``-th is quick.
+        code: the code that a value runs, of its parts. Every code has a quick value; of those that share one, every ``of``-th is quick.
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
@@ -134,35 +134,35 @@ def every_cell(
             for name in [name for name in dir(function) if name.startswith("test")]:  # also those that it inherits
                 setattr(function, name, decorate(getattr(function, name)))
             return function
-        own = _in_turn(table, of, alike, zlib.crc32(function.__qualname__.encode()))
-        below = getattr(function, "every_cell", None)
+        own = _in_turn(table, of, code, zlib.crc32(function.__qualname__.encode()))
+        below = getattr(function, "every_case", None)
         if below is None or below.test is not function:
             below = _Table(function, function, [((), {}, False)], [], [])
         product = [
             ((*there, *here), {**more, **arguments}, slow or also)
-            for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, own)
+            for (there, more, slow), (here, arguments, also) in itertools.product(below.cases, own)
         ]
         sizes = [*below.sizes, len(own)]
         if pairs:
-            assert not any(slow for _, _, slow in product), "pairs are chosen from cells of which none is slow yet"
+            assert not any(slow for _, _, slow in product), "pairs are chosen from cases of which none is slow yet"
             quick = {*all_pairs(*sizes)}
             indices = itertools.product(*map(range, sizes))
             product = [(words, values, at not in quick) for at, (words, values, _) in zip(indices, product, strict=True)]
         test = _test(below.function, product, [*below.split, *split], named)
         marks = [mark for mark in getattr(function, "pytestmark", []) if mark.args[:1] != ("_group",)]
         test.pytestmark = [*marks, *getattr(test, "pytestmark", [])]
-        test.every_cell = _Table(test, below.function, product, sizes, [*below.split, *split])
+        test.every_case = _Table(test, below.function, product, sizes, [*below.split, *split])
         return test
 
     return decorate
 
 
-def _in_turn(table: Sequence[Cell], of: int, alike: Callable[..., Any] | None, turn: int) -> list[Cell]:
-    """The cells, of which those that are not in turn are slow."""
+def _in_turn(table: Sequence[Case], of: int, code: Callable[..., Any] | None, turn: int) -> list[Case]:
+    """The cases, of which those that are not in turn are slow."""
     groups: dict[Any, list[int]] = {}
     for number, (_, arguments, slow) in enumerate(table):
         if not slow:
-            groups.setdefault(alike(*arguments.values()) if alike else None, []).append(number)
+            groups.setdefault(code(*arguments.values()) if code else None, []).append(number)
     quick = set()
     for later, group in enumerate(groups.values()):  # each begins one place later, so that a second axis is in turn, too
         quick.update(group[(turn + later) % min(of, len(group)) :: of])
@@ -171,10 +171,10 @@ def _in_turn(table: Sequence[Cell], of: int, alike: Callable[..., Any] | None, t
 
 @contextlib.contextmanager
 def _own(fixtures: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
-    """The test's fixtures for its cell of this number."""
+    """The test's fixtures for its case of this number."""
     own = dict(fixtures)
     if "tmp_path" in own:
-        own["tmp_path"] = own["tmp_path"] / f"cell{number}"
+        own["tmp_path"] = own["tmp_path"] / f"case{number}"
         own["tmp_path"].mkdir()
     for captured in {"capsys", "capfd"} & {*own}:
         own[captured].readouterr()
@@ -189,41 +189,41 @@ class _Table(NamedTuple):
 
     test: Any
     function: Callable[..., None]
-    cells: list[Cell]
+    cases: list[Case]
     sizes: list[int]
     """How many values each decorator has."""
     split: list[str]
 
 
-def _cell(axes: Sequence[str], value: Any, named: Callable[[Any], str]) -> Cell:
+def _cell(axes: Sequence[str], value: Any, named: Callable[[Any], str]) -> Case:
     marks: Collection[Any] = ()
     name = None
     if isinstance(value, type(pytest.param())):
         value, marks, name = value.values, value.marks, value.id
         value = value if len(axes) > 1 else value[0]
-    assert all(mark.name == "slow" for mark in marks), "of the marks, a cell may only be slow"
+    assert all(mark.name == "slow" for mark in marks), "of the marks, a case may only be slow"
     parts = value if len(axes) > 1 else (value,)
     return (str(name),) if name else tuple(map(named, parts)), dict(zip(axes, parts, strict=True)), bool(marks)
 
 
-def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[str], named: Callable[[Any], str]) -> Any:
-    groups: dict[str, list[Cell]] = {}
-    for cell in table:
-        _, arguments, slow = cell
+def _test(function: Callable[..., None], table: Sequence[Case], split: Sequence[str], named: Callable[[Any], str]) -> Any:
+    groups: dict[str, list[Case]] = {}
+    for case in table:
+        _, arguments, slow = case
         words = [named(arguments[axis]) for axis in split] + (["slow"] if slow else [])
-        groups.setdefault("-".join(words) or "quick", []).append(cell)
+        groups.setdefault("-".join(words) or "quick", []).append(case)
     signature = inspect.signature(function)
     axes = {*table[0][1]}
     assert axes <= {*signature.parameters}, f"axes that the test does not take: {axes - {*signature.parameters}}"
 
     @functools.wraps(function, updated=())
     def test(*args: Any, _group: str = "quick", **fixtures: Any) -> None:
-        with Cells() as cells:
+        with Cases() as cases:
             for number, (words, arguments, _) in enumerate(groups[_group]):
                 if not wanted("-".join(words)):
-                    cells.skipped = "no cell of this name"
+                    cases.skipped = "no case of this name"
                     continue
-                with cells("-".join(words)), _own(fixtures, number) as own:
+                with cases("-".join(words)), _own(fixtures, number) as own:
                     function(*args, **own, **arguments)
 
     left = [parameter for name, parameter in signature.parameters.items() if name not in axes]
@@ -232,5 +232,5 @@ def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[
         return test
     group = inspect.Parameter("_group", inspect.Parameter.KEYWORD_ONLY)
     test.__signature__ = signature.replace(parameters=[*left, group])  # type: ignore[attr-defined]
-    marked = [pytest.param(name, marks=pytest.mark.slow if cells[0][2] else ()) for name, cells in groups.items()]
+    marked = [pytest.param(name, marks=pytest.mark.slow if cases[0][2] else ()) for name, cases in groups.items()]
     return pytest.mark.parametrize("_group", marked)(test)

@@ -1,4 +1,4 @@
-"""Tables of cells in one test: each cell runs, those that fail are all named, and slow ones are a test of their own."""
+"""Tables of cases in one test: each case runs, those that fail are all named, and slow ones are a test of their own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests import cells
-from tests.cells import Cells, every_cell
+from tests import cases
+from tests.cases import Cases, every_case
 
 SLOW = pytest.param(5, marks=pytest.mark.slow)
 
@@ -21,7 +21,7 @@ def groups(test: Any) -> dict[str, bool]:
 
 
 def test_every_cell_runs_all_cells_and_names_all_that_fail() -> None:
-    @every_cell("x", [1, 2, 3, 4])
+    @every_case("x", [1, 2, 3, 4])
     def even(x: int) -> None:
         if x == 4:
             pytest.skip("four")
@@ -31,37 +31,37 @@ def test_every_cell_runs_all_cells_and_names_all_that_fail() -> None:
 
     with pytest.raises(AssertionError) as caught:
         even()
-    assert str(caught.value).startswith("2 of 3 cells failed: 1, 3\n\n[1] at test_cells.py:")
+    assert str(caught.value).startswith("2 of 3 cases failed: 1, 3\n\n[1] at test_cells.py:")
     assert all(words in str(caught.value) for words in ("1 is odd", "Failed: three is odd"))
 
 
 def test_every_cell_fails_without_cells() -> None:
-    with pytest.raises(AssertionError, match="no cell ran"), Cells():
+    with pytest.raises(AssertionError, match="no case ran"), Cases():
         pass
 
 
 def test_every_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, patched = [], []
 
-    @every_cell("x", range(3))
+    @every_case("x", range(3))
     def draws(x: int, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(torch.rand(()).item())
-        patched.append(hasattr(cells, "patched"))
-        monkeypatch.setattr(cells, "patched", x, raising=False)
+        patched.append(hasattr(cases, "patched"))
+        monkeypatch.setattr(cases, "patched", x, raising=False)
 
     draws(monkeypatch=monkeypatch)
     assert len(drawn) == 3
     assert len({*drawn}) == 1
     assert not any(patched)
-    assert not hasattr(cells, "patched")
+    assert not hasattr(cases, "patched")
 
 
 def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() -> None:
     seen = []
 
     @pytest.mark.filterwarnings("ignore")
-    @every_cell("y", ["a", SLOW])
-    @every_cell(("x", "z"), [(1, 2), (3, 4)], by="x")
+    @every_case("y", ["a", SLOW])
+    @every_case(("x", "z"), [(1, 2), (3, 4)], by="x")
     def table(x: int, y: Any, z: int, recwarn: object) -> None:
         seen.append((x, y, z))
 
@@ -75,28 +75,28 @@ def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() ->
 def test_every_cell_with_pairs_has_every_two_values_in_the_quick_test() -> None:
     seen: list[tuple[int, ...]] = []
 
-    @every_cell("x", range(3), pairs=True)
-    @every_cell("y", range(3))
-    @every_cell("z", range(3))
+    @every_case("x", range(3), pairs=True)
+    @every_case("y", range(3))
+    @every_case("z", range(3))
     def table(x: int, y: int, z: int) -> None:
         seen.append((x, y, z))
 
     table(_group="quick")
     assert len(seen) < 15
     for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert {(cell[a], cell[b]) for cell in seen} == {(i, j) for i in range(3) for j in range(3)}
+        assert {(case[a], case[b]) for case in seen} == {(i, j) for i in range(3) for j in range(3)}
     table(_group="slow")
     assert len({*seen}) == len(seen) == 27
 
 
 def quick_cells(test: Any) -> list[dict[str, Any]]:
-    return [arguments for _, arguments, slow in test.every_cell.cells if not slow]
+    return [arguments for _, arguments, slow in test.every_case.cases if not slow]
 
 
 def test_every_cell_with_alike_has_a_quick_value_for_every_code() -> None:
-    @every_cell(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
-                alike=lambda name, size: name)  # fmt: skip
+    @every_case(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
+                code=lambda name, size: name)  # fmt: skip
     def test(name: str, size: int) -> None:
         pass
 
-    assert [cell["name"] for cell in quick_cells(test)] == ["a", "b", "c"]
+    assert [case["name"] for case in quick_cells(test)] == ["a", "b", "c"]
