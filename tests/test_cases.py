@@ -20,7 +20,7 @@ def groups(test: Any) -> dict[str, bool]:
     return {value.values[0]: bool(value.marks) for value in mark.args[1]}
 
 
-def test_every_cell_runs_all_cells_and_names_all_that_fail() -> None:
+def test_every_case_runs_all_cases_and_names_all_that_fail() -> None:
     @every_case("x", [1, 2, 3, 4])
     def even(x: int) -> None:
         if x == 4:
@@ -31,16 +31,16 @@ def test_every_cell_runs_all_cells_and_names_all_that_fail() -> None:
 
     with pytest.raises(AssertionError) as caught:
         even()
-    assert str(caught.value).startswith("2 of 3 cases failed: 1, 3\n\n[1] at test_cells.py:")
+    assert str(caught.value).startswith("2 of 3 cases failed: 1, 3\n\n[1] at test_cases.py:")
     assert all(words in str(caught.value) for words in ("1 is odd", "Failed: three is odd"))
 
 
-def test_every_cell_fails_without_cells() -> None:
+def test_every_case_fails_without_cases() -> None:
     with pytest.raises(AssertionError, match="no case ran"), Cases():
         pass
 
 
-def test_every_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_case_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, patched = [], []
 
     @every_case("x", range(3))
@@ -56,7 +56,7 @@ def test_every_cell_has_the_seed_and_a_monkeypatch_of_its_own(monkeypatch: pytes
     assert not hasattr(cases, "patched")
 
 
-def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() -> None:
+def test_every_case_multiplies_decorators_and_has_slow_cases_in_a_slow_test() -> None:
     seen = []
 
     @pytest.mark.filterwarnings("ignore")
@@ -72,7 +72,7 @@ def test_every_cell_multiplies_decorators_and_has_slow_cells_in_a_slow_test() ->
     assert seen == [(1, "a", 2), (1, 5, 2), (3, "a", 4), (3, 5, 4)]
 
 
-def test_every_cell_with_pairs_has_every_two_values_in_the_quick_test() -> None:
+def test_every_case_with_pairs_has_every_two_values_in_the_quick_test() -> None:
     seen: list[tuple[int, ...]] = []
 
     @every_case("x", range(3), pairs=True)
@@ -89,14 +89,14 @@ def test_every_cell_with_pairs_has_every_two_values_in_the_quick_test() -> None:
     assert len({*seen}) == len(seen) == 27
 
 
-def quick_cells(test: Any) -> list[dict[str, Any]]:
+def quick_cases(test: Any) -> list[dict[str, Any]]:
     return [arguments for _, arguments, slow in test.every_case.cases if not slow]
 
 
-def test_every_cell_with_alike_has_a_quick_value_for_every_code() -> None:
+def test_every_case_with_code_has_a_quick_value_for_every_code() -> None:
     @every_case(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
                 code=lambda name, size: name)  # fmt: skip
     def test(name: str, size: int) -> None:
         pass
 
-    assert [case["name"] for case in quick_cells(test)] == ["a", "b", "c"]
+    assert [case["name"] for case in quick_cases(test)] == ["a", "b", "c"]
