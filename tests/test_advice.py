@@ -174,9 +174,7 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
 
 
 @pytest.mark.thorough
-def test_plan_does_not_warn_of_conversions_in_documents_and_recipes(
-    stand_in: Callable[[str], Path | None], run: Callable[..., str]
-) -> None:
+def test_plan_warns_of_no_conversion_in_documents_and_recipes(stand_in: Callable[[str], Path | None], run: Callable[..., str]) -> None:
     """Unless the same block trains the result."""
     wrong, seen = [], 0
     warned_by_words: dict[tuple[str, ...], list[str]] = {}  # the same command is in several places, with another destination

@@ -89,9 +89,7 @@ def test_fused_calls_equal_the_definition_of_every_mechanism_that_has_one(mechan
 @pytest.mark.parametrize(
     ("keyword", "value"), [("documents", torch.zeros(2, 40).long()), ("global_attention_mask", torch.ones(2, 40).long()), ("softcap", 1.0)]
 )
-def test_calls_with_documents_globals_caps_hooks_or_dropout_reach_the_mechanism(
-    keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_globals_caps_hooks_and_dropout_reach_the_mechanism(keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fused_attention", "masked_attention"):
         monkeypatch.setattr(backend, name, lambda *_, **__: pytest.fail("the mechanism was passed over"))
     longattn_attention_forward(module(window=80), *qkv(), None, **{keyword: value})

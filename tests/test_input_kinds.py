@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_longattn"
@@ -40,26 +40,29 @@ SAYS = re.compile(rf"\b({'|'.join(sorted(KINDS | CLASSES))})\b")
 """What is in every text that asks."""
 
 
-def asks(node: ast.AST, typed: set[str]) -> bool:
-    """Whether the value of an expression says the kind of input; ``typed`` are fields of ``self`` with values that a user typed."""
+def asks(node: ast.AST, typed: set[str], bound: Set[str] = frozenset()) -> bool:
+    """Whether the value of an expression says the kind of input; ``typed`` are fields of ``self`` with values that a user typed,
+    ``bound`` are variables that were assigned what says it."""
     match node:
         case ast.Attribute(value=ast.Name(id=owner), attr=name) if (owner, name) in OTHER or (owner == "self" and name in typed):
             return False
         case ast.Attribute(attr=name):
             return name in KINDS
+        case ast.Name(id=name):
+            return name in bound
         case ast.Call(func=ast.Name(id="getattr" | "hasattr"), args=[_, ast.Constant(value=name), *_]):
             return name in KINDS
         case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, classes]):
             return bool({part.id for part in ast.walk(classes) if isinstance(part, ast.Name)} & CLASSES)
         case ast.Call(func=ast.Name(id=name), args=arguments) if name in PREDICATES:
-            return any(asks(argument, typed) for argument in arguments)
+            return any(asks(argument, typed, bound) for argument in arguments)
         case ast.Call() | ast.Lambda() | ast.JoinedStr():
             return False
         case ast.GeneratorExp(elt=element) | ast.ListComp(elt=element) | ast.SetComp(elt=element):
-            return asks(element, typed)
+            return asks(element, typed, bound)
         case ast.Subscript(value=value):
-            return asks(value, typed)
-    return any(asks(child, typed) for child in ast.iter_child_nodes(node))
+            return asks(value, typed, bound)
+    return any(asks(child, typed, bound) for child in ast.iter_child_nodes(node))
 
 
 def conditions(node: ast.AST) -> list[ast.expr]:
@@ -87,7 +90,13 @@ def asking_lines(text: str) -> Iterator[int]:
     nodes = [*ast.walk(ast.parse(text))]
     fields = (node for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call))
     typed = {ast.unparse(field.target) for field in fields if ast.unparse(field.value.func) in DECLARING}  # type: ignore[union-attr]
-    yield from sorted({test.lineno for node in nodes for test in conditions(node) if asks(test, typed)})
+    found = {test.lineno for node in nodes for test in conditions(node) if asks(test, typed)}
+    for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):
+        inner = [*ast.walk(function)]
+        assigned = [(node.targets[0], node.value) for node in inner if isinstance(node, ast.Assign)]
+        bound = {name.id for name, value in assigned if isinstance(name, ast.Name) and asks(value, typed)}
+        found |= {test.lineno for node in inner for test in conditions(node) if asks(test, typed, bound)}
+    yield from sorted(found)
 
 
 def test_only_inputs_and_families_ask_which_kind_of_input_a_model_has() -> None:
@@ -110,6 +119,9 @@ if getattr(model, "towers", None): pass
 if "text" in (plan.towers or {}): pass
 TABLE[kind.planned_as](plan)
 TABLE.get(config.reads)
+def g(family):
+    rule = family.grid
+    return rule is None
 """
 NOT_ASKING = """
 kind.check(plan)
@@ -124,5 +136,5 @@ class Settings:
 
 
 def test_asking_lines_are_conditions_on_the_kind_and_no_others() -> None:
-    assert list(asking_lines(ASKING.strip())) == [*range(1, 10)]
+    assert list(asking_lines(ASKING.strip())) == [*range(1, 10), 12]
     assert not list(asking_lines(NOT_ASKING))

@@ -138,9 +138,7 @@ def examples(count: int) -> Callable[[Any], Any]:
 @pytest.mark.thorough
 @every_case("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 @every_case(("checkpoint", "file"), FILES, of=3)
-def test_commands_refuse_or_take_any_value_in_a_field_of_a_file(
-    checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub
-) -> None:
+def test_commands_refuse_or_take_any_value_of_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 
 

@@ -92,9 +92,7 @@ def test_code_blocks_of_a_page_run(page: str, desk: Hub, stand_ins: StandIns) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
-def test_code_blocks_of_a_page_run_with_the_real_checkpoint(
-    page: str, desk: Hub, stand_ins: StandIns, real_folder: Path, tmp_path: Path
-) -> None:
+def test_code_blocks_of_page_run_with_real_checkpoint(page: str, desk: Hub, stand_ins: StandIns, real_folder: Path, tmp_path: Path) -> None:
     """Instead of the small stand-in under its name, which the quick tests convert."""
     shutil.copytree(real_folder, tmp_path / REAL)
     reader = Here()

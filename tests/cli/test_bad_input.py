@@ -83,9 +83,7 @@ def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence
 
 
 @every_case("case", REQUESTS)
-def test_convert_refuses_a_bad_request_and_writes_nothing(
-    case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_refuses_bad_requests_writing_nothing(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REQUESTS[case]
     before = contents(source.parent)
     code, out, err = run(capsys, "convert", source, tmp_path / "deep" / "long", *arguments)

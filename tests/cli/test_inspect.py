@@ -96,9 +96,7 @@ def test_inspect_measures_a_class_without_long_classes(place: Path, tmp_path: Pa
     assert "add to longattn convert:\n  --mechanism window" in out
 
 
-def test_inspect_reads_texts_with_a_byte_order_mark_and_refuses_a_folder(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_reads_byte_order_marks_and_refuses_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--lengths", "64", "--candidate", "window:window=32", "--json", "--queries", 8)
     found = []
     for mark in (b"", b"\xef\xbb\xbf"):

@@ -36,9 +36,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 @pytest.mark.thorough
 @every_case("recipe", RECIPES, of=2)
-def test_every_ready_recipe_of_a_conversion_gives_a_plan(
-    recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
     source = sources["rope" in values.get("positions", "")]
     if recipe == "longformer-growing-windows":  # which names layers up to the twelfth

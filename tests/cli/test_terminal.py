@@ -89,9 +89,7 @@ def test_no_command_prints_past_the_safe_terminal(repository: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["inspect"], ["inspect", "--json"], ["plan", "--mechanism", "window"], ["compress", "OUT", "--method", "x"]]
 )
-def test_commands_escape_control_characters_of_names_and_configs(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_escape_controls_of_names_and_configs(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / f"bert{HOSTILE}\n# heading"
     small(folder)
     command, *rest = arguments

@@ -206,9 +206,7 @@ def test_image_model_without_three_colours_is_compared_on_seeded_images(saved: C
         ({"mechanism": "window2d", "options": {"shift": "alternate"}}, "interpolate", "layer 0"),
     ],
 )
-def test_plan_of_images_chooses_positions_by_the_mechanism_and_warns(
-    settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint
-) -> None:
+def test_image_plan_chooses_positions_by_mechanism_and_warns(settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint) -> None:
     plan = plan_conversion(saved(), image_size=64, **settings)
     assert plan.positions == rule
     assert warned in " ".join(map(str, plan.warnings))

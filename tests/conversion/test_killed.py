@@ -66,9 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-def test_conversion_killed_at_any_moment_leaves_a_whole_destination_or_none(
-    overwrite: bool, built: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_conversion_killed_anywhere_leaves_a_whole_folder_or_none(overwrite: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
     source, destination, old = built("BertForMaskedLM"), tmp_path / "place" / "long", tmp_path / "old"
     convert_checkpoint(source, old, mechanism="full", max_length=96, verify=False)
     convert_checkpoint(source, destination, **ARGUMENTS)  # there, since the card says where it lies

@@ -104,9 +104,7 @@ def test_report_from_files_is_that_of_models_in_memory(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
-def test_report_of_generic_models_from_files_is_that_of_models_in_memory(
-    mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_of_generic_models_is_equal_from_files_and_memory(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small(tmp_path / "source", f"{ROTARY}ForCausalLM", num_key_value_heads=2)
     same_reports(folder, {"generic": True, "mechanism": mechanism}, tmp_path, monkeypatch)
 

@@ -158,9 +158,7 @@ def test_native_twin_can_leave_global_tokens_to_the_caller(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"])
-def test_native_refusal_for_global_tokens_names_options_that_make_a_twin(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_native_refusal_for_global_tokens_names_options_that_make_twin(name: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("RobertaForMaskedLM", tokenizer="roberta")
     getattr(transformers, name).from_pretrained(source).save_pretrained(source)
     arguments = ["convert", str(source), str(tmp_path / "long"), "--mechanism", "longformer"]
@@ -251,9 +249,7 @@ def test_plan_says_whether_there_is_a_native_twin(checkpoint: Callable[..., Path
         (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native."),
     ],
 )
-def test_native_export_refuses_bad_input_in_one_sentence(
-    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_native_export_refuses_bad_input(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_long(tmp_path / "LONG", "llama", {"mechanism": "strided"})
     transformers.LlamaForCausalLM(AutoConfig.for_model("llama", **long_values("llama"))).save_pretrained(tmp_path / "SHORT")
     paths = [str(tmp_path / one) if one.isupper() else one for one in arguments]

@@ -118,9 +118,7 @@ def test_longer_config_scales_rotary_positions_as_a_conversion_does(short: Short
     assert kinds == {"rope:none", "rope:yarn"}
 
 
-def test_longer_config_keeps_rotary_positions_that_are_chosen_or_scaled(
-    short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_longer_config_keeps_chosen_or_scaled_rotary_positions(short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = short("llama", head_of("llama"))
     chosen = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     config = hf_longattn.LongLlamaConfig.from_pretrained(folder, max_position_embeddings=NEW, rope_parameters=chosen)

@@ -112,9 +112,7 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
 
 @pytest.mark.thorough
 @every_case(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
-def test_dropped_position_table_keeps_its_mean_and_is_not_trained(
-    name: str, positions: str, built: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_dropped_position_table_keeps_its_mean_untrained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
     assert report.passed
     assert report.needs_training

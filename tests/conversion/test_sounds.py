@@ -135,9 +135,7 @@ def test_converted_sound_models_run_in_pipelines(saved: Checkpoint, tmp_path: Pa
     assert {row["label"] for row in classify(dict(sound), top_k=5)} == {f"LABEL_{number}" for number in range(5)}
 
 
-def test_inspection_plan_and_comparison_of_sound_models_count_seconds(
-    saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspection_plan_and_check_of_sound_count_seconds(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved()
     plan = plan_conversion(source, audio_seconds=120)
     assert [cost.size for cost in plan.costs] == [15, 30, 60, 120]

@@ -118,7 +118,7 @@ def run(arguments: list[str]) -> None:
     assert not ended.value.code
 
 
-def test_plan_convert_and_inspect_of_clip_print_each_tower(
+def test_plan_convert_and_inspect_print_both_towers(
     short: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--towers", "text=window:window=64,vision=window2d", "--max-length", str(NEW_LENGTH), "--image-size", str(NEW_SIZE)]

@@ -168,9 +168,7 @@ def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: 
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
 
-def test_verification_says_that_a_model_too_large_for_memory_was_not_run(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verification_says_that_a_model_beyond_memory_was_not_run(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Little:
         available = 1000
 
@@ -207,9 +205,7 @@ def test_verified_lengths_are_shorter_where_logits_are_large(built: Built, monke
         (128, True, {POSITIONS: "needs training"}),
     ],
 )
-def test_report_asks_for_training_by_the_loss_where_it_was_measured(
-    window: int, change: bool | None, expected: dict[str, str], built: Built
-) -> None:
+def test_report_asks_for_training_by_a_measured_loss(window: int, change: bool | None, expected: dict[str, str], built: Built) -> None:
     """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it is worse."""
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)
     checks = [Check("tensors", "passed", ""), *([Check("at the old length", "needs training", "")] if window == 16 else [])]
@@ -327,9 +323,7 @@ def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint
         ("GPT2LMHeadModel", None, "needs training"),
     ],
 )
-def test_encoder_outputs_that_no_text_gets_need_no_training(
-    name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path
-) -> None:
+def test_unused_encoder_outputs_need_no_training(name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path) -> None:
     """An encoder reads texts up to its source's length in full, whatever its head. Beyond, nothing can be measured without labels."""
     option = {} if exact_length is None else {"exact_length": exact_length}
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=128, **option)

@@ -88,9 +88,7 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
     assert not wrong
 
 
-def test_encoder_with_another_embedding_of_a_document_needs_training(
-    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all short passages have the source's."""
     monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)

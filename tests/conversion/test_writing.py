@@ -36,9 +36,7 @@ TOKENIZER_OF = {
 
 @pytest.mark.thorough
 @every_case(("name", "tokenizer"), TOKENIZER_OF.items())
-def test_converted_tokenizer_gives_the_same_ids_up_to_the_new_length(
-    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_converted_tokenizer_gives_the_same_ids_up_to_new_length(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
@@ -54,9 +52,7 @@ def test_converted_tokenizer_gives_the_same_ids_up_to_the_new_length(
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")]
 )
-def test_wrong_tokenizer_class_becomes_the_one_that_transformers_loads(
-    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_wrong_tokenizer_class_becomes_that_of_transformers(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """DeepSeek-R1-Distill-Qwen names LlamaTokenizerFast; for Qwen2, transformers knows better."""
     source = checkpoint(name, tokenizer=tokenizer)
     settings = json.loads((source / "tokenizer_config.json").read_text())
@@ -102,9 +98,7 @@ def test_bare_vocabulary_gets_its_tokenizer_class_named(checkpoint: Checkpoint, 
 
 
 @pytest.mark.parametrize(("before", "after"), [(LENGTH, 200), (20, 20)], ids=["the model's limit", "the author's choice"])
-def test_generation_length_follows_if_it_was_the_limit_of_the_model(
-    before: int, after: int, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_generation_length_follows_if_it_was_the_limit_of_model(before: int, after: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel")
     GenerationConfig(max_length=before, do_sample=True, top_k=7).save_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", max_length=200, verify=False)

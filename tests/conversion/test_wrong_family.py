@@ -29,9 +29,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_wrong_entry_of_a_family_is_named_not_the_checkpoint(
-    case: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_entry_of_family_is_named_not_checkpoint(case: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     table, sentence = CASES[case]
     source = checkpoint("BertForMaskedLM")
     wrong = copy.copy(FAMILY)  # not registered

@@ -131,9 +131,7 @@ def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )
-def test_packed_text_has_the_loss_of_documents_in_separate_rows(
-    kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The loss of rows that hold several documents is that of the documents in separate rows."""
     torch.manual_seed(0)
     convert_checkpoint(

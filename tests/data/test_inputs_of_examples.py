@@ -63,9 +63,7 @@ def tagged() -> list[dict[str, Any]]:
 NAMES = ["O", "B-PER", "I-PER"]
 
 
-def test_tagged_words_have_their_ids_of_running_text_and_label_the_first_piece(
-    kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
-) -> None:
+def test_tagged_words_have_ids_of_running_text_and_label_first_pieces(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     before, after = special_ids(tokenizer)
     data = Dataset.from_list(tagged())
     rows = to_windows(data, for_words(tokenizer, folder_of(kind, folders)), 10_000, 0, NAMES)
@@ -112,9 +110,7 @@ def test_windows_of_tagged_words_cover_the_document_with_its_labels(
         assert found == expected
 
 
-def test_saved_tokenizer_reads_words_as_the_training_did(
-    kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path, tmp_path: Path
-) -> None:
+def test_saved_tokenizer_reads_words_as_training_did(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path, tmp_path: Path) -> None:
     chosen = for_words(tokenizer, folder_of(kind, folders))
     chosen.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -312,9 +308,7 @@ def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> P
     return tmp_path
 
 
-def test_embedding_pairs_are_read_as_sentence_transformers_reads_them(
-    tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path
-) -> None:
+def test_embedding_pairs_are_read_as_by_sentence_transformers(tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     prompts = {"query": "query: ", "document": "passage: "}
     model = st.SentenceTransformer(str(embedder), prompts=prompts)

@@ -172,9 +172,7 @@ def test_workers_and_processes_share_the_batches(
 
 
 @pytest.mark.parametrize("name", ["linearise", "distill"])
-def test_distillation_reads_text_as_language_models_do(
-    name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_distillation_reads_text_as_training(name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [trainer_of(each, models, tmp_path / each, monkeypatch).train_dataset["input_ids"][:] for each in ("mlm unpacked", name)]
     assert rows[0] == rows[1]
 

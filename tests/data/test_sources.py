@@ -302,9 +302,7 @@ def cut(file: Path) -> None:
         ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
     ],
 )
-def test_damaged_folder_of_datasets_is_refused(
-    name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
     rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     damage(tmp_path / "saved" / name)
@@ -404,9 +402,7 @@ READERS = [
 
 
 @every_case(("ending", "read"), READERS)
-def test_file_names_are_no_patterns_and_other_encodings_than_utf8_are_refused(
-    ending: str, read: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
     """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
     for name in ("a [1] *b ü?", "PLAIN"):
         path = tmp_path / (name + (ending.upper() if name.isupper() else ending))

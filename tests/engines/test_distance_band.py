@@ -162,9 +162,7 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 @every_case("causal", [False, True], pairs=True)
 @every_case("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
 @every_case(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
-def test_chunks_with_relative_terms_are_fused_and_equal_the_definition(
-    name: str, options: dict[str, int], relative: str, causal: bool
-) -> None:
+def test_chunks_with_relative_terms_are_fused_and_equal_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
     torch.manual_seed(0)
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
     for parameter in mechanism.parameters():

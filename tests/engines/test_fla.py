@@ -80,9 +80,7 @@ def fla(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
         ("performer", torch.bfloat16, 2e-2), ("taylor", torch.bfloat16, 2e-2),
     ],
 )  # fmt: skip
-def test_causal_linear_attention_by_the_kernels_of_fla_equals_the_definition(
-    name: str, dtype: torch.dtype, error: float, packed: bool
-) -> None:
+def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: str, dtype: torch.dtype, error: float, packed: bool) -> None:
     """Within the error that is said, of the largest value."""
     torch.manual_seed(0)
     module = build_mechanism(name, num_heads=4, head_dim=16, hidden_size=64).eval()

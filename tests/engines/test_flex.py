@@ -225,9 +225,7 @@ def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None
 @every_case("causal", [False, True])
 @every_case("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
 @every_case("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_mechanisms_on_the_paths_for_cuda_equal_the_definition(
-    in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""
     options = {"window": 64} if "window" in mechanism_class(name).sample else mechanism_class(name).sample
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()

@@ -53,9 +53,7 @@ def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_the_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(
-    name: str, lowered_mechanism: Callable[[str], dict[str, Any]]
-) -> None:
+def test_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(name: str, lowered_mechanism: Callable[[str], dict[str, Any]]) -> None:
     """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half precision."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in lowered_mechanism(name)["cells"]:

@@ -53,9 +53,7 @@ MOST: list[tuple[str, int, bool, int, int]] = [
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @every_case(("name", "length", "causal", "most", "most_backward"), MOST, of=3)
-def test_linear_mechanisms_ask_few_operations_of_a_gpu_and_no_wait(
-    name: str, length: int, causal: bool, most: int, most_backward: int
-) -> None:
+def test_linear_mechanisms_ask_few_gpu_operations_and_no_wait(name: str, length: int, causal: bool, most: int, most_backward: int) -> None:
     forward, backward = asked(name, length, causal, gradients=True)
     assert backward is not None
     assert forward.operations <= most

@@ -112,9 +112,7 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
 @every_case("causal", [False, True])
 @every_case("few_queries", [False, True])
 @every_case("visited", MECHANISMS)
-def test_short_bands_on_a_cpu_are_one_call_with_a_cached_mask(
-    visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     BYTE_CACHE.clear()
     length, (name, options) = 200, MECHANISMS[visited]

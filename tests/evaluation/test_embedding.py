@@ -85,9 +85,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("vectors", ["document", "passages:20", "parts:3", "tokens"])
-def test_embed_vectors_are_those_of_encode_and_of_late_chunking(
-    vectors: str, folder: str, data: str, small_files: None, tmp_path: Path
-) -> None:
+def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder: str, data: str, small_files: None, tmp_path: Path) -> None:
     made = embed_documents(folder, data, tmp_path / "out", vectors=vectors, id_column="name")
     rows = read(tmp_path / "out")
     assert made == {"documents": len(LENGTHS), "vectors": len(rows)}
@@ -194,9 +192,7 @@ ID_ROWS = (
 
 
 @every_case("ending, ids, expected", ID_ROWS)
-def test_document_ids_are_texts_as_they_stand_or_are_refused(
-    ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path
-) -> None:
+def test_document_ids_are_texts_as_they_stand_or_refused(ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path) -> None:
     file = tmp_path / f"data.{ending}"
     if ending == "csv":
         file.write_text("id,text\n" + "".join(f"{value},word {row}\n" for row, value in enumerate(ids)))
@@ -262,9 +258,7 @@ def test_embed_refuses_damaged_files_of_a_sentence_transformers_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_longest_sequence_beyond_the_positions_is_cut_with_a_warning(
-    folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_longest_sequence_beyond_positions_is_cut_warning(folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(loading.logger, "warning", warnings.append)
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
@@ -379,9 +373,7 @@ def test_embed_pads_documents_of_a_decoder_without_a_padding_token(tmp_path: Pat
     assert not (tmp_path / "others").exists()
 
 
-def test_embed_command_refuses_wrong_documents_and_other_vectors(
-    folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def table(name: str, *rows: dict[str, str]) -> str:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(tmp_path / name)

@@ -114,9 +114,7 @@ def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokeni
     torch.testing.assert_close([one.embedding for one in result], [one.embedding for one in expected])
 
 
-def test_late_chunks_of_longer_documents_come_from_the_window_with_most_context(
-    model: PreTrainedModel, tokenizer: BertTokenizerFast
-) -> None:
+def test_late_chunks_of_longer_documents_come_from_window_with_most_context(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
     ids = tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"]
     length, overlap = 66, 24
     states = [torch.zeros(0)] * len(ids)

@@ -51,9 +51,7 @@ def test_qa_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize(("form", "answer"), [("whole", "needle"), ("windows", "needle"), ("cut", None)])
-def test_qa_reader_finds_the_answer_in_whole_documents_and_windows(
-    form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_qa_reader_finds_answer_in_whole_documents_and_windows(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     formats = {"whole": whole(2048), "windows": windows(96, 32), "cut": QAEncodingConfig(96)}
     reader = QAReader("row", model, tokenizer, formats[form], batch_size=3)  # type: ignore[arg-type]

@@ -73,9 +73,7 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(activation: str, re
     ("head", "labels", "question"),
     [("SequenceClassification", ["entails", "contradicts", "neither"], (QUERY,)), ("TokenClassification", ["O", "B-NAME", "I-NAME"], ())],
 )
-def test_exported_classifier_keeps_its_labels(
-    head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path
-) -> None:
+def test_exported_classifier_has_labels(head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path) -> None:
     source = small_classifier(tmp_path / "source", repository / "model_cards", labels, head)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
     export_checkpoint(tmp_path / "long", tmp_path / "graph")

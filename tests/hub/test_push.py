@@ -284,9 +284,7 @@ def test_convert_pushes_its_result_and_checks_the_token_first(
     assert run("convert", source, tmp_path / "third", "--private") == 2
 
 
-def test_convert_refuses_a_gated_source_in_one_sentence(
-    server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_refuses_gated_source_in_one_sentence(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.add("writer/gated", model, gated=True)
     assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
     assert "is gated" in capsys.readouterr().err

@@ -101,9 +101,7 @@ def test_layers_with_an_order_are_shown_in_that_of_the_image(folder: Path, photo
         torch.testing.assert_close(layer.attention, expected.attention, rtol=1e-4, atol=1e-6)
 
 
-def test_the_inspect_command_says_how_the_attention_of_an_image_spreads(
-    folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_inspect_command_says_how_attention_of_an_image_spreads(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["inspect", str(folder), str(photo)]
     with pytest.raises(SystemExit) as ended:
         main(command)

@@ -168,9 +168,7 @@ def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: 
     ),
     ids=str,
 )
-def test_every_mechanism_is_as_exact_as_fused_attention_in_each_dtype(
-    form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int
-) -> None:
+def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int) -> None:
     """Scores of standard deviation 16: half precision is off by at most four times as much as PyTorch's fused kernel is.
 
     Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs, these are rounded once

@@ -198,9 +198,7 @@ def test_new_tensors_below_a_head_have_initial_values(tmp_path: Path) -> None:
     of=9,
     code=lambda base, name, options: name,
 )
-def test_a_saved_model_that_lacks_tensors_gets_initial_values_for_them(
-    base: str, name: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is touched."""
     torch.manual_seed(1)
     config = FAMILIES[base].config_class(

@@ -51,9 +51,7 @@ def test_linearise_by_one_command_from_a_short_checkpoint(tmp_path: Path, given:
     assert "Attention distillation with" in (out / "README.md").read_text()
 
 
-def test_linearise_refuses_a_wrong_mechanism_and_a_missing_output(
-    tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_linearise_refuses_wrong_mechanism_and_missing_output(tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("linearise", [*given, "--output", str(tmp_path / "out"), "--mechanism", "window"]) == 1
     error = capsys.readouterr().err
     assert "give --stage 2" in error

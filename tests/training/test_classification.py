@@ -130,9 +130,7 @@ def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) ->
         classes("numbers.jsonl")
 
 
-def test_predictions_are_scored_with_the_lengths_of_their_own_documents(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
-) -> None:
+def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any) -> None:
     """Predictions meet the lengths of their own documents, however training groups them."""
     seen: list[dict[str, int]] = []
 

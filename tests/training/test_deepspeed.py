@@ -23,9 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_zero_trains_packed_texts_on_two_processes(
-    stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_deepspeed_zero_trains_packed_texts_in_2_ranks(stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """The processes' batches hold different numbers of documents, and the loss is measured before training."""
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)

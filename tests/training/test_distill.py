@@ -57,9 +57,7 @@ def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", quickly(["tinybert", "logits"], ["tinybert"]))
-def test_distill_brings_a_smaller_student_closer_to_its_teacher(
-    method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_distill_brings_a_student_near_its_teacher(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     certain = AutoModelForMaskedLM.from_pretrained(teacher)
     with torch.no_grad():

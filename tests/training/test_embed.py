@@ -44,9 +44,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", quickly(["embeddings", "reranker", "multi_vector"], ["multi_vector"]))
-def test_converted_encoders_and_rerankers_learn_which_document_answers_a_query(
-    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     st = pytest.importorskip("sentence_transformers")
     choose, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
     rows = [

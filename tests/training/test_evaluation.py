@@ -87,9 +87,7 @@ def answers(model: str, texts: list[str]) -> list[int]:
         return [int(network(**batch).logits.argmax()) for batch in batches(tokenizer, texts)]
 
 
-def test_evaluate_refuses_checkpoints_without_the_weights_of_the_head(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
-) -> None:
+def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
     torch.manual_seed(0)
     base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     for name, model in (
@@ -153,9 +151,7 @@ def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
     assert {said: f"Error: {said}" for said in refusals} == refusals
 
 
-def test_evaluate_tokens_matches_tags_with_the_names_of_the_model(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
-) -> None:
+def test_evaluate_tokens_matches_tags_with_the_names_of_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
     torch.manual_seed(0)
     names = {0: "I-THING", 1: "O", 2: "B-THING"}
     BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(tmp_path / "model")
@@ -194,9 +190,7 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
 
 
 @pytest.mark.slow
-def test_evaluate_in_two_processes_gives_the_scores_of_one(
-    multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model, tasks = multitask
     named = classifier(tmp_path / "named", tokenizer, sorted(WORDS))
     text = checkpoint("mlm", tmp_path / "mlm", tokenizer)

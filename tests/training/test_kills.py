@@ -64,9 +64,7 @@ def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["mlm", "qa", "multitask"])
-def test_run_killed_at_every_point_of_a_save_resumes_to_the_same_result(
-    task: str, model: str, data: dict[str, list[str]], tmp_path: Path
-) -> None:
+def test_run_killed_anywhere_in_a_save_resumes_to_equal_results(task: str, model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
     """Real processes; each resumes where the one before it was killed."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.training.kills"])

@@ -54,9 +54,7 @@ def test_from_scratch_keeps_the_architecture_and_no_weights(tmp_path: Path, toke
     assert not any(torch.equal(before[name], after[name]) for name in matrices)
 
 
-def test_language_model_training_refuses_models_and_texts_that_do_not_fit(
-    tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_language_model_training_refuses_unfit_models_and_texts(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
@@ -71,9 +69,7 @@ def test_language_model_training_refuses_models_and_texts_that_do_not_fit(
             finetune_lm(*build_arguments(kind, **{**given, **changes}))
 
 
-def test_quantised_weights_are_refused_in_training(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_refuses_quantised_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     monkeypatch.setattr(PreTrainedModel, "is_quantized", True, raising=False)
     with pytest.raises(CheckpointError, match="holds quantised weights, which cannot be trained"):

@@ -508,9 +508,7 @@ def test_every_task_resumes_its_run_and_refuses_that_of_another_model(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 4 == 1))
-def test_evaluate_gives_the_scores_of_the_end_of_the_training(
-    task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_gives_scores_of_end_of_training(task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     data = tmp_path / "data.jsonl"
@@ -582,9 +580,7 @@ def test_lora_updates_resume_from_a_checkpoint_to_the_same_weights(task: str, ru
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
 @pytest.mark.parametrize("task", [task for task in task_names() if not load_task(task).arguments[2].shards])
-def test_tasks_that_cannot_split_weights_refuse_fsdp_and_deepspeed(
-    task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsplittable_tasks_refuse_fsdp_and_deepspeed(task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `accelerate launch` says it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
     code, run = runner(task)

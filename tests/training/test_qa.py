@@ -79,9 +79,7 @@ def losses(log: dict[str, Any]) -> list[float]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("wanted", "carried"), [(None, True), (True, True), (False, False)])
-def test_qa_model_keeps_whether_its_question_is_global(
-    checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool
-) -> None:
+def test_qa_model_keeps_if_its_question_is_global(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data]}
     finetune_qa(*build_arguments(QA, **given, max_steps=1, global_question=wanted, **FAST))
@@ -126,9 +124,7 @@ def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, dat
 
 
 @pytest.mark.thorough
-def test_qa_card_counts_inputs_and_the_minutes_of_all_sessions(
-    checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_qa_card_counts_inputs_and_minutes_of_sessions(checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()  # half a minute each
     monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 30.0 * next(looks)))
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_length": 96, "stride": 16}

@@ -238,9 +238,7 @@ QUICK = ("longformer-triviaqa", "prolong-64k")
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS])
-def test_commands_of_each_recipe_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, values = ready_recipes()[name], read_recipe(name)
     commands = recipe.entries["commands"].splitlines()

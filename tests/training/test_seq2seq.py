@@ -141,9 +141,7 @@ def test_decoder_length_is_that_of_the_decoder_positions() -> None:
     assert decoder_length(transformers.WhisperForConditionalGeneration(whisper)) == 20
 
 
-def test_summaries_are_scored_against_whole_references(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were scored against the labels, which are cut: the beginning of a summary was all of it."""
     rows = [{"document": "tree " * 20, "summary": f"line {number}\nthe tree is here"} for number in range(10)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -126,9 +126,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
 
 @pytest.mark.thorough
 @every_case("task", task_names(), of=3)
-def test_accumulated_batches_are_one_large_batch(
-    task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:

@@ -412,9 +412,7 @@ def test_fp16_scaler_skips_overflowing_steps_until_the_smallest_scale(tmp_path: 
     ("instructions", "has_bf16"),
     [({"avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)],
 )
-def test_cpu_computes_bf16_only_with_instructions_for_it(
-    instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpu_computes_bf16_by_instructions_alone(instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
     assert onednn.cpu_computes_bf16() == has_bf16

@@ -77,9 +77,7 @@ def test_whisper_batches_are_what_the_example_of_transformers_prepares(augment: 
 
 
 @pytest.mark.slow
-def test_whisper_learns_to_transcribe_and_is_scored(
-    model: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whisper_learns_to_transcribe_with_scores(model: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The scores of `longattn evaluate` are those at the end of the training; a converted model reads the longest file, too."""
     settings_of_window = {"mechanism": "window", "window": 8, "audio_seconds": 2, "needs_training": True, "verify": False}
     convert_checkpoint(model, tmp_path / "long", **settings_of_window)

@@ -30,9 +30,7 @@ from tests.cases import every_case
         ({"bits": 2}, r"quantised weights \(an unnamed method\): convert the checkpoint"),
     ],
 )
-def test_conversion_refuses_a_quantised_source(
-    settings: dict[str, Any], sentence: str, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_convert_refuses_quantised_source(settings: dict[str, Any], sentence: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))

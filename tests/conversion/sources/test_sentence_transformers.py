@@ -52,9 +52,7 @@ def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], P
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
-def test_converted_folder_of_sentence_transformers_encodes_longer_texts(
-    path: str, sentence_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_converted_sentence_transformers_encode_longer_texts(path: str, sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     source = sentence_folder(path)

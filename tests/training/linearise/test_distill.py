@@ -115,9 +115,7 @@ def test_killed_linearise_run_resumes_to_the_same_result(stage: int, start: Star
     ("stage", "where"),
     grid([(1, "output"), (2, "output"), (1, "gradient"), (2, "gradient")], lambda stage, where: (stage == 1) == (where == "gradient")),
 )
-def test_linearise_ends_at_nan_naming_step_and_layer(
-    stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linearise_ends_at_nan_naming_layer(stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hedgehog = mechanism_class("hedgehog")
     forward, passes = hedgehog.forward, []
 
@@ -143,9 +141,7 @@ def test_linearise_ends_at_nan_naming_step_and_layer(
 
 
 @pytest.mark.parametrize("stage", quickly([1, 2], [2]))
-def test_linearise_leaves_overflowing_fp16_steps_to_the_scaler(
-    stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linearise_leaves_fp16_overflows_to_the_scaler(stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In fp16 the first steps overflow, until the scaler has found a scale."""
     prepare, scalers = Accelerator.__init__, []
 
@@ -175,9 +171,7 @@ def test_linearise_student_takes_the_weights_of_the_teacher(start: Start, tmp_pa
     assert torch.equal(ours[table], theirs[table].repeat(2, 1))
 
 
-def test_linearise_refuses_models_teachers_and_options_that_do_not_fit(
-    start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_linearise_refuses_unfit_models_teachers_and_options(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     plain = start()[0].model
     convert_checkpoint(plain, tmp_path / "windowed", mechanism="window", window=16, verify=False)
     other = BertForMaskedLM(BertConfig(vocab_size=1024, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32))
@@ -199,9 +193,7 @@ def test_linearise_refuses_models_teachers_and_options_that_do_not_fit(
 
 @pytest.mark.parametrize(("family", "sentence"), [("bert", "is a BertForQuestionAnswering, which predicts no tokens"),
                                                   ("t5", "has no language-modelling head")])  # fmt: skip
-def test_linearise_refuses_a_checkpoint_that_predicts_no_tokens(
-    family: str, sentence: str, start: Start, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_linearise_refuses_models_without_tokens(family: str, sentence: str, start: Start, tokenizer: PreTrainedTokenizerBase) -> None:
     arguments = start(stage="1", mechanism="hedgehog" if family == "bert" else "adaptive_span")
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
     model = (
