@@ -22,7 +22,7 @@ SMALL_FILES = (*DESCRIBED, "config_sentence_transformers.json", "*sentence_*_con
 """Patterns of the files that are checked before a model is loaded."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 NO_FOLDER = "There is no folder {!r}; give a checkpoint folder or a Hub repository id."
-LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
+LOG_IN = "log in with `hf auth login`, or give a token with --token (of a training: --hub-token) or HF_TOKEN"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ PURPOSES = {
     "images": "`longattn train classify --images`, with augmentation",
     "metrics": "scores of `longattn train ctc`, `embed`, `seq2seq` and `tokens`",
     "onnx": "`longattn export` to ONNX",
-    "peft": "LoRA in training, and PEFT adapters in conversions",
+    "peft": "LoRA in training",
     "plot": "drawings: `longattn inspect --plot`",
     "sentence": "`longattn train embed`, `longattn embed`",
 }

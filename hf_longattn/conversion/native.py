@@ -86,9 +86,8 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
     if (twin := choice.twin) is None:
-        raise ExportError(
-            f"{source.name!r} has no native twin: {choice.reason} A graph runs without this package, too: type longattn export MODEL OUT."
-        )
+        graph = " A graph runs without this package, too: type longattn export MODEL OUT." if family.reads_text else ""
+        raise ExportError(f"{source.name!r} has no native twin: {choice.reason}{'' if config.is_encoder_decoder else graph}")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)

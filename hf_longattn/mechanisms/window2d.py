@@ -90,7 +90,7 @@ class Window2d(MaskedMechanism):
 
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
-    when = "images and videos: the first choice on a grid, with full attention in one layer of three or four"
+    when = "images: the first choice on a grid, with full attention in one layer of three or four"
     engine = "grid_windows"
     cost = "N·w² on an image"
     causal = False

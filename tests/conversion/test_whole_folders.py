@@ -339,8 +339,9 @@ def test_every_command_writes_a_whole_folder_that_answers_as_its_source(
 def test_card_shows_a_hostile_folder_name_as_text(name: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
     writer, hostile = WRITERS[name], "a\n# owned\n\n```\n\x1b[2J `b` \u202e"
     source, result = tmp_path / f"source{hostile}", tmp_path / f"result{hostile}"
-    shutil.copytree(folders("instruct", writer.long), source)
-    stands = {"SRC": [source], "DST": [result], "MECHANISM": KINDS["instruct"].mechanism}
+    kind = "encoder" if name == "export native" else "instruct"  # Qwen2 has no stock form
+    shutil.copytree(folders(kind, writer.long), source)
+    stands = {"SRC": [source], "DST": [result], "MECHANISM": KINDS[kind].mechanism}
     command(*(each for one in writer.arguments for each in stands.get(one, [one])))
     card = (result / "README.md").read_text()
     assert "owned" in card
