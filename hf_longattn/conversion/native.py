@@ -17,6 +17,7 @@ from ..data.english import verification_text
 from ..errors import ExportError, checkpoint_errors, sentence_case
 from ..hub import origin_of
 from ..inputs.common.base import kind_of
+from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
@@ -86,8 +87,9 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
     if (twin := choice.twin) is None:
-        graph = " A graph runs without this package, too: type longattn export MODEL OUT." if family.reads_text else ""
-        raise ExportError(f"{source.name!r} has no native twin: {choice.reason}{'' if config.is_encoder_decoder else graph}")
+        a_graph = reads_only_text(family.model_class(class_name)) and not config.is_encoder_decoder
+        graph = " A graph runs without this package, too: type longattn export MODEL OUT." if a_graph else ""
+        raise ExportError(f"{source.name!r} has no native twin: {choice.reason}{graph}")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
