@@ -24,7 +24,7 @@ from .clip_text_model import TakesPackedRows
 
 
 class ReadsLastToken(ReplacedModules):
-    """Pools a text at its last real token. Also if the base ran in segments. Without a mask, at the last position."""
+    """Pools a text at its last real token, also if the base ran in segments, or at its last position without a mask."""
 
     replaced = {SiglipAttention: HandsKeywordsDown, SiglipTextEmbeddings: TakesPackedRows}
     head: nn.Module

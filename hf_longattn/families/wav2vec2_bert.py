@@ -73,7 +73,7 @@ class ConformerAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The output, in the shape of ``hidden_states (B, N, C)``. With the weights if they are requested."""
+        """The output, in the shape of ``hidden_states (B, N, C)``, and the weights if they are requested."""
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states

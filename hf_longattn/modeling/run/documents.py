@@ -131,7 +131,7 @@ def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str 
 
 
 def rule_out_packing(arguments: dict[str, Any]) -> None:
-    """Pass a mask of ones. Without a mask, transformers makes an N×N mask for packed documents in a causal model."""
+    """Pass a mask of ones, because transformers makes an N×N one for packed documents in a causal model without it."""
     tokens = input_of(arguments)
     if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
         arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)

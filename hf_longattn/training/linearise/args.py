@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from hf_longattn.choice_text import read_choice
@@ -83,8 +83,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
     hidden_factor: float = argument(
         0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune-loss kl or mixed."
     )
-    full: bool = field(default=False, init=False)
-    """Whether stage 2 trains all parameters, as with --no-use-peft."""
 
     def check(self) -> None:
         if single_run := next((name for name in SINGLE_RUN if name in self.explicit), None):
@@ -120,10 +118,9 @@ class LineariseTrainingArguments(TextTrainingArguments):
         """Whether this stage is to be run."""
         return self.stage in ("both", str(stage))
 
-    def stage_args(self, stage: int) -> LongTrainingArguments:
-        """The arguments of one stage as of a single run."""
+    def stage_args(self, stage: int, usual: float = LORA_RATE) -> LongTrainingArguments:
+        """The arguments of one stage as of a single run; ``usual`` is stage 2's learning rate where none is given."""
         values = {field.name: getattr(self, field.name) for field in fields(LongTrainingArguments) if field.init}
-        usual = FULL_RATE if self.full else LORA_RATE
         second = usual if self.finetune_learning_rate is None else self.finetune_learning_rate
         return LongTrainingArguments(
             **{

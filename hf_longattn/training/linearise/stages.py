@@ -27,7 +27,7 @@ from hf_longattn.hub import push_model
 from hf_longattn.staging import staged_folder, write_text
 from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newest_of_stage
-from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.args import FULL_RATE, LORA_RATE, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
 from hf_longattn.training.linearise.matching import Batch, MatchingModel, matching, measured, without_cache
 from hf_longattn.training.linearise.student import as_saved, predicts_tokens, student_source
@@ -112,7 +112,7 @@ class Stages:
             if length < self.length:
                 logger.warning(f"Stage 2 reads inputs of {length} tokens, which the original was trained for, not {self.length}.")
             divergence = {"input_length": length, "before": teacher.divergence(model.to(self.args.device), self.batches)}
-        with nullcontext() if self.args.full else low_rank_updates(model, self.model_args):
+        with low_rank_updates(model, self.model_args) if self.model_args.use_peft else nullcontext():
             trainer = self.train(model, 2, length, teacher)
         self.report["stage2"] = measured(model, self.batches)
         trainer.check_held_out(self.report["stage2"]["loss"])
@@ -125,8 +125,9 @@ class Stages:
         check_rows(inputs, sources_in_words(self.run.settings), "train on")
         resumed = newest_of_stage(args.folder, stage) if args.resume else None
         transformers.set_seed(args.seed)
+        usual = LORA_RATE if self.model_args.use_peft else FULL_RATE
         trainer = LineariseTrainer(
-            model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks, train_dataset=inputs,
+            model, args.stage_args(stage, usual), stage=stage, teacher=teacher, data_collator=self.masks, train_dataset=inputs,
         )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")

@@ -63,7 +63,6 @@ def linearise_attention(
         LongAttentionError: something is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
-    training_args.full = not model_args.use_peft
     run = prepare_run(model_args, data_args, training_args, check_output)
     check_converted(model_args, training_args)
     if training_args.resume:
