@@ -72,7 +72,6 @@ def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Pa
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("inspect {here} --lengths 512", "--lengths"),
-        ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )
