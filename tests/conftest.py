@@ -238,14 +238,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
         return [Path(path) for path in json.loads(done.read_text(encoding="utf-8"))]
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly half of the time of a tiny training is its image, which few tests look at."""
-    training_loop = sys.modules.get("hf_longattn.training.training_loop")
-    if training_loop is not None and "drawn_curves" not in request.fixturenames:
-        monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
-
-
 @functools.cache
 def first_result(module: str, name: str) -> Callable[..., Any]:
     """The function of a module, which computes its result for the same arguments once."""

@@ -13,7 +13,6 @@ from . import options as flags
 
 @flags.takes_settings(SearchConfig)
 def search(
-    context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
     text: Annotated[
         Path,
@@ -28,8 +27,6 @@ def search(
     The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
     machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
     """
-    if config.full_layers:
-        flags.refuse_typed(context, ("--score",), "is for --mode mechanisms; full-layers judges by kl.")
     from ..search import search_design
     from .terminal import print_json, progress, show
 

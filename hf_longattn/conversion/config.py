@@ -234,12 +234,6 @@ class ConversionConfig(Settings):
     )
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
-    init_from_text: str | Path | None = setting(
-        None,
-        "A UTF-8 text file on which the source runs, so that learned projections are initialised from its keys and values.",
-        unset="random values",
-        type=Path,
-    )
     native: bool = setting(
         False,
         "Write the native twin instead: a stock architecture of transformers that computes the same and needs no hf_longattn; refused "

@@ -35,7 +35,7 @@ from .plan import Chooser, ConversionPlan, plan_conversion
 from .report import ConversionReport, StageProgress
 from .sources import fetch_model, fetch_snapshot, has_safetensors, open_source
 from .verify import verify as verify_result
-from .writing import added_values, initial_values
+from .writing import added_values
 
 
 @quiet_libraries()
@@ -137,7 +137,6 @@ def _converted(
         clock: the times "start" and "planned".
     """
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
-    added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
     return write_verified(
         plan,
         destination,
@@ -148,9 +147,8 @@ def _converted(
         report_file=CONVERSION_REPORT,
         overwrite=chosen.overwrite,
         longer=True,
-        added=added,
+        added=added_values(plan),
         generated=plan.decoder,
-        checks=checks,
         finish=write_remote_code if chosen.remote_code else lambda stage: None,
         next_step=partial(training_step, plan),
         progress=progress,

@@ -385,20 +385,18 @@ class MemoryMode:
             yield Path(weights_folder)
 
 
-def choose_memory_mode(parameters: int, largest: int, *, in_memory: bool = False) -> MemoryMode:
-    """Decide how source and result run: loaded whole, or read from files. They are loaded whole if `in_memory`, or if a model takes at most
-    `IN_MEMORY` bytes and half of the free memory. `why_not` is set if this does not fit: the model, or twice the largest tensor and
+def choose_memory_mode(parameters: int, largest: int) -> MemoryMode:
+    """Decide how source and result run: loaded whole, or read from files. They are loaded whole if a model takes at most `IN_MEMORY` bytes
+    and half of the free memory. `why_not` is set if this does not fit: the model, or twice the largest tensor and
     activations.
 
     Args:
         parameters: of one model. largest: number of elements in the largest tensor of both models.
-        in_memory: models must be loaded whole, for gradients.
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()
     loaded = size * LOADING
-    if in_memory or (size <= IN_MEMORY and loaded <= SHARE * available):
-        why = f"a model takes {_size(loaded)} in fp32 and {_size(available)} are free" if loaded > available else ""
-        return MemoryMode(size, tensor, False, why)
+    if size <= IN_MEMORY and loaded <= SHARE * available:
+        return MemoryMode(size, tensor, False, "")
     needed = 2 * tensor + WORK
     why = f"the largest tensor of {_size(tensor)} in fp32 and what is computed take {_size(needed)} and {_size(available)} are free"
     return MemoryMode(size, tensor, True, why if needed > available else "")

@@ -24,7 +24,7 @@ from .report import POSITIONS, READY, UNKNOWN, VERDICT, verdict_check
 from .sources import Source, open_source
 from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
 from .verify_generic import check_generic
-from .verify_outputs import check_texts, why_no_gradients
+from .verify_outputs import check_texts
 from .verify_sizes import check_sizes
 from .verify_towers import check_together
 from .writing import source_values
@@ -49,8 +49,7 @@ def verify(
     def compare(opened: Source, scratch: Path | None) -> list[Step]:
         return _output_steps(plan, result, inputs, scratch, given_text)
 
-    gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None  # then the models are whole in memory
-    return labelled(plan, check_written(plan, result, inputs, compare, in_memory=gradients, progress=progress))
+    return labelled(plan, check_written(plan, result, inputs, compare, progress=progress))
 
 
 def check_written(
@@ -59,7 +58,6 @@ def check_written(
     inputs: Any,
     compare: Callable[[Source, Path | None], list[Step]],
     *,
-    in_memory: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
     """Check the written folder ``result`` of any command. Its tensors, tokenizer or processor, and outputs, up to the first step that
@@ -69,13 +67,12 @@ def check_written(
         plan: what was written. inputs: for verification.
         compare: makes the steps that run source and result, from the opened result and a folder for computed tensors, if the weights stay
             in their files. They are left out if the models do not fit into memory.
-        in_memory: models must be loaded whole.
         progress: called as progress("verify", done, total).
 
     Raises:
         CheckpointError: a model does not run.
     """
-    running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=in_memory), open_source(result)
+    running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor), open_source(result)
     checks: list[Check] = []
     with running.scratch(result) as scratch:
         steps: list[Step] = [partial(check_tensors, plan, opened), partial(plan.kind.check_reader, plan, result, inputs)]

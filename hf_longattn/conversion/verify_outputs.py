@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
+from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from ..inputs.common.base import InputKind
 from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
@@ -22,7 +22,7 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from .flops import ModelShape, affordable_length, layer_mechanisms
 from .long_models import Probe
-from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
+from .model_loading import load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .pooling import sentence_pooling
@@ -173,7 +173,7 @@ def check_texts(
         source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
     headless = newly_initialised(missing, source)
     if plan.architecture.converter is not None:
-        original = OriginalCheck(plan, text, lengths.old, headless, scratch)
+        original = OriginalCheck(plan, text, lengths.old, headless)
         original.run_source(kind.compared_part(source, headless))
         del source
         model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
@@ -275,54 +275,39 @@ def all_finite(tensors: dict[str, Tensor]) -> bool:
 
 
 class OriginalCheck:
-    """Compares source and result on the converter's probes, and their gradients on the last probe.
+    """Compares source and result on the converter's probes.
 
     Args:
         length: at most the source's maximum.
         headless: whether the source has no weights for its head.
-        scratch: if given, the weights stay in their files, and gradients are skipped.
     """
 
-    def __init__(self, plan: ConversionPlan, text: VerificationText, length: int, headless: bool, scratch: Path | None) -> None:
+    def __init__(self, plan: ConversionPlan, text: VerificationText, length: int, headless: bool) -> None:
         self.plan, self.length, self.headless = plan, length, headless
-        self.probes, self.step = self._probes(text, length), self._probes(text, min(length, GRADIENT_LENGTH))[-1]
-        self.why_no_gradients = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
-
-    def _probes(self, text: VerificationText, length: int) -> list[Probe]:
-        plan, architecture = self.plan, self.plan.architecture
+        architecture, layers = plan.architecture, layer_mechanisms(plan.attention, plan.shape, plan.new_length)
         assert architecture.converter is not None
-        takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-        all_probes = architecture.converter.probes(architecture.original_config, architecture.source_class, text, length)
-        return [probe for probe in all_probes if takes_globals or "global_attention_mask" not in probe.inputs]
+        takes_globals = any(layer.traits.takes_globals for layer in layers)
+        probes = architecture.converter.probes(architecture.original_config, architecture.source_class, text, length)
+        self.probes = [probe for probe in probes if takes_globals or "global_attention_mask" not in probe.inputs]
 
     def run_source(self, source: Any) -> None:
-        """Keep the outputs and gradients of the source."""
+        """Keep the outputs of the source."""
         self.expected = [probe_outputs(source, probe.inputs) for probe in self.probes]
-        self.gradients = {} if self.why_no_gradients else gradients(source, self.step.inputs, self.step)
 
     def check(self, result: Any) -> list[Check]:
-        """One check for each probe, and one for the gradients."""
-        checks = []
-        for probe, of_source in zip(self.probes, self.expected, strict=True):
-            outputs = probe_outputs(result, probe.inputs)
-            checks.append(_check_probe(self.plan, probe, of_source, outputs, self.length, self.headless))
-        if self.why_no_gradients:
-            return [*checks, Check(GRADIENTS, SKIPPED, self.why_no_gradients)]
-        of_result = gradients(result, self.step.inputs, self.step)
-        return [*checks, check_gradients(self.plan, self.gradients, of_result)]
+        """One check for each probe."""
+        measured = [
+            (probe, of_source, probe_outputs(result, probe.inputs)) for probe, of_source in zip(self.probes, self.expected, strict=True)
+        ]
+        return [_check_probe(self.plan, *outputs, self.length, self.headless) for outputs in measured]
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of one forward pass by name, with every layer's hidden states."""
+    if model.base_model is model and inputs["input_ids"].dim() == 3:  # a model without a multiple-choice head reads the choices as rows
+        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
     with torch.no_grad():
-        return floating_tensors(model(**_inputs_for_part(model, inputs), output_hidden_states=True, return_dict=True))
-
-
-def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs, with an example's choices flattened. Only for a model without a multiple-choice head."""
-    if model.base_model is model and inputs["input_ids"].dim() == 3:
-        return {name: value.flatten(0, 1) for name, value in inputs.items()}
-    return inputs
+        return floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
 
 
 def _check_probe(
@@ -345,65 +330,3 @@ def _check_probe(
     )
     same = plan.attention == plan.architecture.original_attention()
     return equality(name, detail, difference, values, plan.position_change if same else "the attention differs from the source's")
-
-
-GRADIENT_LENGTH = 192
-"""Tokens of the training step: enough for windows, padding and global tokens to matter, few enough for a large model."""
-GRADIENTS = "one step's gradients equal to the source's"
-
-
-def why_no_gradients(plan: ConversionPlan) -> str | None:
-    """Reason why gradients of the two models are not compared; ``None`` if they are."""
-    if plan.attention != plan.architecture.original_attention() or plan.position_change:
-        return "the result is not meant to be equal to the source"
-    needed, available = 4 * plan.parameters * 3.5, available_memory()
-    if needed > available:
-        return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
-    return None
-
-
-def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, Tensor]:
-    """Gradients by parameter name. The loss is the sum, over all outputs, of the mean of their sine at real tokens; it needs no labels."""
-    returned = model(**_inputs_for_part(model, inputs), return_dict=True)
-    floating = {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    terms = [probe.rows(name, value).float().sin().mean() for name, value in floating.items() if value.requires_grad]
-    model.zero_grad(set_to_none=True)
-    torch.stack(terms).sum().backward()
-    by_name = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return by_name
-
-
-def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_result: dict[str, Tensor]) -> Check:
-    """Compare the source's gradients, renamed like its tensors, with those of the result. They are equal relative to the largest.
-
-    New rows of a position table, and parameters that only the result has, must have zero gradients.
-    """
-    converter, expected = plan.architecture.converter, dict[str, Tensor]()
-    assert converter is not None
-    for name, gradient in of_source.items():
-        renaming = converter.rename(name, plan.architecture.original_config)
-        expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
-    scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
-    worst, of = 0.0, "none"
-    for parameter in sorted(expected.keys() | of_result.keys()):
-        difference = _gradient_difference(expected.get(parameter), of_result.get(parameter))
-        if not difference <= worst:  # true for NaN as well
-            worst, of = difference, parameter
-    figures = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
-    detail = (
-        f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
-        f"({of}), largest gradient {scale:.1e}"
-    )
-    good = scale > 0 and worst <= TOLERANCE * scale
-    return Check(GRADIENTS, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", figures)
-
-
-def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:
-    if a is None or b is None:
-        gradient = b if a is None else a
-        return 0.0 if gradient is None else float(gradient.abs().max())
-    if a.shape != b.shape and a.shape[1:] == b.shape[1:]:  # a table that was extended
-        rows = min(len(a), len(b))
-        return max(float((a[:rows] - b[:rows]).abs().max()), *(float(x[rows:].abs().max()) for x in (a, b) if len(x) > rows))
-    return float((a - b).abs().max())

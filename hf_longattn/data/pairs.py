@@ -17,8 +17,6 @@ NAMES = {
     "score": ("score",),
 }
 """Role -> names of columns that are recognised, in the order in which losses take the roles."""
-SPAN = ("start", "end")
-"""Columns of the characters of a passage in the positive."""
 LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"), "label": Value("float32")})
 CANDIDATES = 10
 """Number of documents that a reranker ranks for each query in evaluation."""
@@ -27,20 +25,17 @@ Relevant = Mapping[str, Sequence[str]]
 
 
 def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) -> Dataset:
-    """Pairs of texts in the columns anchor and positive.
-
-    Where the source has them, also negative or score, or start and end of a passage.
+    """Pairs of texts in the columns anchor and positive, and where the source has them, negative or score.
 
     Args:
         named: role -> column, for columns that are not among :data:`NAMES`.
 
     Raises:
-        DataError: a missing column, empty texts, scores that are not numbers, or passages that are not in their text.
+        DataError: a missing column, empty texts, or scores that are not numbers.
     """
     data = read_source(source, split)
     columns = named_columns(data, NAMES, named or {}, source)
     columns = {role: columns[role] for role in NAMES if role in columns}  # in the order in which losses take them
-    spans = SPAN if set(SPAN) <= set(data.column_names) - set(columns.values()) else ()
     for role in ("anchor", "positive"):
         if role not in columns:
             names = ", ".join(NAMES[role])
@@ -57,17 +52,11 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             if pair[role] is None:
                 what = "a number" if is_score else "a text"
                 raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
-        places = [int(place) for place in map(as_number, map(row.get, spans)) if place is not None and place.is_integer()]
-        if len(places) < len(spans):
-            raise DataError(f"Row {number + 1} of {source}: start and end of the passage must be whole numbers of characters.")
-        if spans and not 0 <= places[0] < places[1] <= len(pair["positive"]):
-            raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}; correct them.")
-        return pair | dict(zip(spans, places, strict=True))
+        return pair
 
     if not len(data):
         raise DataError(f"There are no pairs in {source}; give a file with at least one.")
-    kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
-    features = Features({name: Value(kind) for name, kind in kinds.items()})
+    features = Features({role: Value("float32" if role == "score" else "string") for role in columns})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
 
 

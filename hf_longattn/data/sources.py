@@ -172,7 +172,7 @@ def train_test_split(
     seed: int,
     *,
     least: int = 2,
-    unit: str | Callable[[Sequence[str]], str] = "",
+    unit: str = "",
     classes: str = "",
 ) -> tuple[Dataset, Dataset]:
     """Training rows, and evaluation rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
@@ -180,7 +180,7 @@ def train_test_split(
 
     Args:
         read: reads a split of a source.
-        seed, unit, classes: choose the rows; see :func:`split_held_out`. ``unit`` may be a function of the columns.
+        seed, unit, classes: choose the rows; see :func:`split_held_out`.
         least: rows without which nothing is held back.
 
     Raises:
@@ -197,7 +197,6 @@ def train_test_split(
         return all_scored(args, seed, concatenate_datasets(parts))
     if args.validation:
         return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
-    unit = unit(parts[0].column_names) if callable(unit) else unit
     train, held_out = split_held_out(parts, seed, unit=unit, classes=classes)
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:

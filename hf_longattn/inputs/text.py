@@ -61,7 +61,6 @@ class TextKind(InputKind):
         "decoder_long_attention",
         "search_text",
         "verify_text",
-        "init_from_text",
     )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"

@@ -87,11 +87,10 @@ class TowersKind(InputKind):
         return {name: getattr(config, tower_field(name)) for name in self.parts}
 
     def check_parts(self, source: str, request: Any) -> None:
-        if request.names_attention or request.init_from_text is not None:
-            flags = "--init-from-text does" if not request.names_attention else "--mechanism, --option and --layers do"
+        if request.names_attention:
             raise OptionError(
-                f"The towers of {source}, {' and '.join(self.parts)}, have mechanisms apart, to which {flags} not apply; give --towers "
-                f"{','.join(f'{name}=MECHANISM' for name in self.parts)}."
+                f"The towers of {source}, {' and '.join(self.parts)}, have mechanisms apart, to which --mechanism, --option and --layers "
+                f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in self.parts)}."
             )
 
     def sizes(self, config: Any) -> InputSizes:

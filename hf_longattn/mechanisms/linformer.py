@@ -3,8 +3,8 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned, with one row per position, counted from the first real token. A shorter text uses the first rows; a
-                  longer one is refused. E and F are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, so
-                  that projected values have the variance of the values. (The paper's theorem has 1 / rank, which preserves inner products.)
+                  longer one is refused. E and F are drawn with variance 1 / max_length, so that projected values have the variance of the
+                  values. (The paper's theorem has 1 / rank, which preserves inner products.)
     convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
                   has more rows.
     pooling       row i is the mean of the i-th of `rank` segments of nearly equal length; nothing is learned.
@@ -15,8 +15,7 @@ Padding is masked before projecting. There is no causal form: a projected key mi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ from ..options import Options, option
 from .common.base import Mechanism
 from .common.registry import register_mechanism
 from .common.scores import softmax_over
-from .common.traits import FitsActivations, Handling
+from .common.traits import Handling
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
@@ -64,7 +63,7 @@ class LinformerOptions(Options):
 
 
 @register_mechanism("linformer")
-class Linformer(Mechanism, FitsActivations):
+class Linformer(Mechanism):
     """Softmax over keys and values that are projected along the length."""
 
     summary = "keys and values projected along the length to a fixed number of rows"
@@ -107,7 +106,6 @@ class Linformer(Mechanism, FitsActivations):
             self.per_head_tensors = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
             self.traits = self.traits.but(shared_by_layers=("key_projection",))
-        self.traits = self.traits.but(fits_activations=options.projection == "linear")
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -118,32 +116,6 @@ class Linformer(Mechanism, FitsActivations):
                 nn.init.normal_(parameter, std=self.longest**-0.5, generator=generator)
             else:
                 nn.init.constant_(parameter, 1 / parameter.shape[-1])
-
-    @torch.no_grad()
-    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`. Each stretch as long as the measured texts is fitted in separate columns."""
-        if not self.traits.fits_activations:
-            return False
-        if real is not None:
-            k, v = k * real[:, None, :, None], v * real[:, None, :, None]
-        projections, longest, rank = self.key_projection.shape
-        length = min(k.shape[2], longest)
-        parameters = set(self.projections)
-        for parameter in parameters:
-            nn.init.zeros_(parameter)
-        fitted: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        for start in range(0, longest, length):
-            end = min(start + length, longest)
-            rows = slice(start * rank // longest, end * rank // longest)
-            for head in range(projections) if rows.stop > rows.start else ():
-                key = (head, end - start, rows.stop - rows.start)
-                if key not in fitted:
-                    chosen = slice(head, head + 1) if projections > 1 else slice(None)
-                    parts = Measured(*(x[:, chosen, : end - start].float() for x in (q, k, v)))
-                    fitted[key] = fitted_projections(parts, key[2], apart=len(parameters) > 1)
-                for parameter, values in zip(self.projections, fitted[key], strict=True):
-                    parameter[head, start:end, rows] = values.to(parameter)
-        return True
 
     @property
     def projections(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -264,91 +236,3 @@ def segment_means(x: Tensor, count: int) -> Tensor:
     if shorter < count:
         means.append(x[:, :, shorter * size :].unflatten(2, (count - shorter, size + 1)).mean(3))
     return torch.cat(means, 2)
-
-
-RIDGE = 1e-3
-"""Ridge added to the normal equations of F, relative to their mean diagonal."""
-
-
-class Measured(NamedTuple):
-    """Activations ``q, k, v (S, H, N, D)`` of S sequences."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-    def only(self, rows: Tensor) -> Measured:
-        """The activations of some sequences, selected by a mask or by indices."""
-        return Measured(self.q[rows], self.k[rows], self.v[rows])
-
-    @property
-    def scale(self) -> float:
-        """The factor on q·k."""
-        return float(self.q.shape[-1] ** -0.5)
-
-
-def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[Tensor, Tensor]:
-    """E and F, ``(N, rank)`` each, from at least two sequences. They differ only if ``apart``.
-
-    The left singular vectors of the measured keys and values show which combinations of positions matter most. They cannot be E and F
-    themselves: a softmax over coefficients of global modes is not attention. Instead, pivoted Gram–Schmidt selects the positions whose
-    tokens span these vectors best (the interpolation points of DEIM, Chaturantabut and Sorensen 2010). E selects the keys at these
-    positions. F selects their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling: E = F = means of
-    equal runs. Returns the candidate whose outputs are nearest to full attention on held-out sequences (a quarter, at least one).
-    """
-    held_out = torch.zeros(measured.q.shape[0], dtype=torch.bool)
-    held_out[-max(1, len(held_out) // 4) :] = True
-    judged = measured.only(held_out)
-    return min(_candidates(measured.only(~held_out), rank, apart=apart), key=lambda pair: output_error(pair[0], pair[1], judged))
-
-
-def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    q, k, v = measured
-    length = k.shape[2]
-    pooled = segment_matrix(torch.ones(1, length, dtype=torch.bool, device=k.device), rank, k.dtype)[0].T
-    yield pooled, pooled
-    chosen = torch.zeros_like(pooled)
-    chosen[spanning_places(torch.cat([k / k.norm(), v / v.norm()], -1), rank), torch.arange(min(rank, length))] = 1
-    yield chosen, chosen
-    if apart:
-        yield chosen, fitted_values(chosen, q, k, measured.scale)
-
-
-def spanning_places(x: Tensor, rank: int) -> Tensor:
-    """Sorted positions that span the leading left singular vectors of ``x`` best, by pivoted Gram–Schmidt.
-
-    Args:
-        x: ``(S, H, N, D)``; sequences, heads and channels are the columns of one matrix of N rows.
-    """
-    gram = torch.einsum("shnd,shmd->nm", x, x).double()
-    left = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
-    places = []
-    for _ in range(left.shape[1]):
-        place = int(left.square().sum(1).argmax())
-        places.append(place)
-        direction = left[place] / left[place].norm().clamp(min=torch.finfo(left.dtype).tiny)
-        left = left - (left @ direction)[:, None] * direction
-        left[place] = 0
-    return torch.tensor(sorted(places), device=x.device)
-
-
-def fitted_values(e: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """F for keys projected by ``e (N, R)``, by least squares on the attention weights of all sequences and heads."""
-    rows, length = e.shape[1], e.shape[0]
-    normal = torch.zeros(rows, rows, dtype=torch.float64, device=e.device)
-    right = torch.zeros(rows, length, dtype=torch.float64, device=e.device)
-    for queries, keys in zip(q.flatten(0, 1), k.flatten(0, 1), strict=True):
-        weights = torch.softmax(queries @ keys.T * scale, -1).double()
-        few = torch.softmax(queries @ (e.T @ keys).T * scale, -1).double()
-        normal += few.T @ few
-        right += few.T @ weights
-    normal.diagonal().add_(RIDGE * normal.diagonal().mean())
-    return torch.linalg.solve(normal, right).T.to(e.dtype)
-
-
-def output_error(e: Tensor, f: Tensor, measured: Measured) -> float:
-    """|output − softmax attention| / |softmax attention| over all measured sequences."""
-    q, k, v = measured
-    full = torch.softmax(q @ k.transpose(-1, -2) * measured.scale, -1) @ v
-    few = torch.softmax(q @ (e.T @ k).transpose(-1, -2) * measured.scale, -1) @ (f.T @ v)
-    return float((few - full).norm() / full.norm())

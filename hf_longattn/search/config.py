@@ -29,10 +29,10 @@ EXAMPLES = "0.25 (of full attention's time), 1.5s, or 200MB"
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on time, memory or layers with full attention.
+    """A limit on time or memory.
 
-    value: seconds, bytes, a number of layers, or a share of the time of full attention in every layer.
-    unit: "s", "B", "layers", or "" for a share.
+    value: seconds, bytes, or a share of the time of full attention in every layer.
+    unit: "s", "B", or "" for a share.
     """
 
     value: float
@@ -55,10 +55,6 @@ class Budget:
         return cls(float(match[1]) * UNITS[unit], kind)
 
     @property
-    def of_layers(self) -> bool:
-        return self.unit == "layers"
-
-    @property
     def of_memory(self) -> bool:
         return self.unit == "B"
 
@@ -67,8 +63,6 @@ class Budget:
         return self.value * full if self.unit == "" else self.value
 
     def __str__(self) -> str:
-        if self.of_layers:
-            return f"{self.value}"
         if self.unit == "":
             return f"{self.value:g} of full attention's time"
         return readable_seconds(self.value) if self.unit == "s" else readable_bytes(self.value)
@@ -100,7 +94,7 @@ class SearchConfig(Settings):
     budget: str | float | Budget = setting(
         BUDGET,
         "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or memory "
-        "(200MB); with --mode full-layers, the number of layers that keep full attention.",
+        "(200MB).",
     )
     length: int | None = of_conversion("max_length")
     image_size: str | int | Sequence[int] | None = of_conversion("image_size")
@@ -115,7 +109,6 @@ class SearchConfig(Settings):
         type=list,
         metavar="MECHANISM[:NAME=VALUE,...]",
     )
-    mode: str = setting("mechanisms", "mechanisms, or full-layers: which layers keep full attention while all others run --candidate.")
     score: str = setting(
         "mass",
         "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the predictions.",
@@ -135,30 +128,10 @@ class SearchConfig(Settings):
     token: str | bool | None = of_conversion("token")
 
     def __post_init__(self) -> None:
-        for name, known in {"mode": ("mechanisms", "full-layers"), "score": ("mass", "kl")}.items():
-            if (value := getattr(self, name)) not in known:
-                raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
+        if self.score not in ("mass", "kl"):
+            raise OptionError(f"score is {self.score!r}, but must be 'mass' or 'kl'.")
         if min(self.pieces, self.queries) < 1:
             raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
-
-    @property
-    def full_layers(self) -> bool:
-        """Whether the search chooses layers that keep full attention."""
-        return self.mode == "full-layers"
-
-    @property
-    def judged_by(self) -> str:
-        """How candidates are judged: "mass" or "kl"."""
-        return "kl" if self.full_layers else self.score
-
-    def limit(self) -> Budget:
-        """The budget, read; raises :class:`OptionError`."""
-        if not self.full_layers:
-            return Budget.read(self.budget)
-        number = str(self.budget).strip()
-        if not (number.isascii() and number.isdigit() and int(number)):
-            raise OptionError(f"In the mode full-layers the budget is a number of layers, for example --budget 2, not {number!r:.40}.")
-        return Budget(int(number), "layers")
 
     def conversion(self) -> ConversionConfig:
         """Settings of the conversion whose result the designs are for."""

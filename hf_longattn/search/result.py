@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ class SearchResult:
         text: the name of what was read.
         length: of the target, in tokens.
         compared_at: tokens at which ``score`` was measured.
-        budget: in the mode full-layers, how many layers keep the checkpoint's own attention.
         sizes: of a model of images or sound, the size of the target's and of those at which ``score`` was measured.
         full_seconds: of full attention in every layer.
         full_bytes: the same, its memory.
@@ -46,7 +45,6 @@ class SearchResult:
         front: the best designs by ``score`` under every budget, cheapest first.
         uniform: designs with one candidate in every layer.
         rows: the layers.
-        importance: in the mode full-layers, what restoring each layer gains, in nats of KL divergence.
         costs: seconds and bytes of one layer, by candidate.
         reasons: why candidates were left out, by candidate.
         loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
@@ -72,19 +70,12 @@ class SearchResult:
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    importance: tuple[float, ...] = ()
-    compared: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     file: str | None = None
     loss_change: LossChange | None = None
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
     material: str = "text"
-
-    @property
-    def layers_kept(self) -> int | None:
-        """In the mode full-layers, how many layers keep the checkpoint's own attention."""
-        return int(self.budget.value) if self.budget.of_layers else None
 
     @property
     def target(self) -> str:
@@ -129,11 +120,7 @@ class SearchResult:
             "length": self.length,
             "compared_at": self.compared_at,
             **self.compared_sizes(),
-            **(
-                {"layers_kept": self.layers_kept, "importance": list(self.importance)}
-                if self.budget.of_layers
-                else {"budget": str(self.budget)}
-            ),
+            "budget": str(self.budget),
             "score": self.score,
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
@@ -148,7 +135,6 @@ class SearchResult:
             "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
             "front": [costed.to_dict(full) for costed in self.front],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
-            **({} if not self.compared else {"compared": dict(self.compared)}),
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
             "machine": dict(self.machine),
@@ -167,8 +153,6 @@ class SearchResult:
         cost = "cost" if self.budget.of_memory else "cost (of full)"
         columns = {"design": [costed.design.names[0] for costed in self.uniform], "score": scores, cost: costs}
         report.table(Table.of_columns(columns, "the same in every layer"))
-        for name, value in self.compared.items():
-            report.say(f"full layers, {name}: {value:.4f} nats of KL divergence")
         left_out = ", ".join(sorted(self.reasons))
         report.say(f"left out: {left_out} (--json says why)" if left_out else "", "quiet")
         report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}")
@@ -183,6 +167,5 @@ class SearchResult:
             "captured mass" if self.score == "mass" else "−KL (nats)": [
                 f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in self.rows
             ],
-            "gain if full (nats)": [f"{gain:.4f}" for gain in self.importance],
         }
         return Table.of_columns(columns, align="rlr")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
-from ..evaluation.layer_choice import choose_layers, layers_keep
 from ..inputs.common.base import InputSize
 from ..inputs.grid import size_text
 from ..inspect import Candidate
@@ -28,7 +27,7 @@ from ..inspect.candidates import unique_candidates
 from ..positions.distances import widest_span
 from ..staging import check_new_file, write_text
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
-from .config import BUDGET, SearchConfig
+from .config import BUDGET, Budget, SearchConfig
 from .costs import FAILURES, LayerCosts
 from .design import CostedDesign, Design, DesignCosts
 from .model import SearchedModel, SearchText, read_inputs
@@ -55,8 +54,7 @@ def search_design(
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
 
     The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
-    are summed over layers, so the best choice under every budget is found exactly. The mode "full-layers" is after Li et al. 2025 (arXiv
-    2512.20569): the layers whose restoration reduces the KL divergence most keep the checkpoint's attention.
+    are summed over layers, so the best choice under every budget is found exactly.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
@@ -74,8 +72,6 @@ def search_design(
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
-    if config.limit().of_layers and (config.candidates is None or len(read_candidates(config.candidates)) != 1):
-        raise OptionError("In the mode full-layers all other layers run one candidate; give one --candidate.")
     if output is not None:
         check_new_file(Path(output))
     result = Search(str(model), text, config, progress).run()
@@ -130,7 +126,7 @@ class Search:
         self, model: str | Source, text: str | Path | Tensor | None, config: SearchConfig, progress: Progress | None = None,
         conversion: ConversionConfig | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.progress, self.budget = config, progress or silent, config.limit()
+        self.config, self.progress, self.budget = config, progress or silent, Budget.read(config.budget)
         self.asked = None if config.candidates is None else read_candidates(config.candidates)
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
@@ -153,13 +149,10 @@ class Search:
         model, budget = self.model, self.budget
         shape = model.original.shape
         layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
-        base = model.base_design.layers if budget.of_layers else ()
-        measured = layers.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, budget.of_memory)
+        measured = layers.measure(unique_candidates([*self.candidates, FULL]), self.progress, budget.of_memory)
         self._leave_out(layers.refused)
         self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
-        if config.full_layers:
-            return self._full_layers()
-        if config.judged_by == "mass":
+        if config.score == "mass":
             self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
         else:
             divergence = Divergence(model, self.text, config.pieces, self.length)
@@ -168,18 +161,16 @@ class Search:
         self.reasons |= self.table.reasons
         design, front = choose(self.table, self.candidates, self.costs)
         best, self.front = self._costed(design), list(map(self._costed, front))
-        what = "keeps the most of the layers' attention" if config.judged_by == "mass" else "changes the predictions least"
+        what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
         return self._result(best, f"{design} {what} within {self.budget}.")
 
     def _take_candidates(self) -> None:
         """Keep the candidates that single layers can run and that positions hold for.
 
-        In the mode full-layers one that the user named is kept, with a note.
-
         Raises:
             OptionError: one that the user named cannot run, or none is left.
         """
-        config, shape, sizes = self.config, self.model.original.shape, self.model.original.inputs
+        shape, sizes = self.model.original.shape, self.model.original.inputs
         for candidate in usual_candidates(sizes, shape.causal) if self.asked is None else self.asked:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
@@ -188,9 +179,7 @@ class Search:
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
                 untrained = str(sizes.kind.untrained_distances(self.model.original, mechanism, self.conversion.positions))
-            if untrained and candidate.by_user and config.full_layers:
-                self.notes.append(f"{candidate} {untrained}.")
-            elif why or untrained:
+            if why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
             self.candidates.append(candidate)
@@ -220,49 +209,11 @@ class Search:
     def _costed(self, design: Design) -> CostedDesign:
         """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
         total = self.table.total(design)
-        if total is not None and self.config.judged_by == "mass":
+        if total is not None and self.config.score == "mass":
             total /= self.model.layers
         return self.costs.costed(design, total)
 
-    def _full_layers(self) -> SearchResult:
-        """The result in the mode full-layers: the layers that need their attention most keep it, and all others run the candidate.
-
-        In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and are trained a little by distillation before, as
-        ``longattn train linearise --softmax-layers`` does; here they are judged untrained.
-        """
-        model, name, count = self.model, self.model.source.name, int(self.budget.value)
-        cheap, base = self.candidates[0], model.base_design
-        if not count < model.layers:
-            raise OptionError(
-                f"{name!r} has {model.layers} layers, so 1 to {model.layers - 1} of them can keep full attention; give --budget "
-                f"{model.layers // 2 or 1}."
-            )
-        divergence = Divergence(model, self.text, self.config.pieces, self.length)
-
-        def restored(full_layers: frozenset[int]) -> Design:
-            return replace(base, layers=tuple(own if layer in full_layers else cheap for layer, own in enumerate(base.layers)))
-
-        def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
-            values = []
-            for full_layers in sets:
-                self.progress(f"{cheap}, full attention in {', '.join(map(str, sorted(full_layers))) or 'no layer'}")
-                values.append(divergence(restored(full_layers)))
-            return values
-
-        layers = choose_layers(divergences, range(model.layers), count)
-        if layers is None:
-            raise OptionError(
-                f"With {cheap} in every layer the predictions are those of {name!r}, so no layer is more important than another; give a "
-                "cheaper --candidate."
-            )
-        reason = (
-            f"{layers_keep(layers.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "
-            f"checkpoint, {layers.divergence:.4f} nats; without any full layer it is {layers.nothing:.4f}."
-        )
-        chosen = self.costs.costed(restored(frozenset(layers.kept)))
-        return self._result(chosen, reason, importance=tuple(layers.importance.values()), compared=layers.compared)
-
-    def _result(self, chosen: CostedDesign, reason: str, **more: Any) -> SearchResult:
+    def _result(self, chosen: CostedDesign, reason: str) -> SearchResult:
         """The result, with the chosen design's loss at the target length."""
         config, model, costs, sizes = self.config, self.model, self.costs, self.model.original.inputs
         conversion = self.conversion
@@ -289,9 +240,9 @@ class Search:
         uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
         return SearchResult(
             model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
-            score=config.judged_by, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
-            front=tuple(self.front), uniform=() if config.full_layers else tuple(sorted(uniform, key=lambda costed: costed.seconds)),
+            score=config.score, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
+            front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material, **more,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material,
         )  # fmt: skip

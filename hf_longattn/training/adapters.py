@@ -1,4 +1,4 @@
-"""Trainings of a part: low-rank updates (LoRA, Hu et al. 2021) by peft, or new positions."""
+"""Training of low-rank updates (LoRA, Hu et al. 2021) by peft."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -14,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from hf_longattn.errors import OptionError, needs_extra
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
-from hf_longattn.modeling.family.definition import known_family, length_before_conversion
 from hf_longattn.training.args import ModelArguments
 
 BESIDE_UPDATES = "trained_beside_updates"
@@ -50,32 +48,6 @@ def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[N
         parameter.requires_grad_(True)
     yield
     wrapped.merge_and_unload()
-    model.requires_grad_(True)
-
-
-@contextmanager
-def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within the context, train only the positions that a conversion added.
-
-    Args:
-        model: converted. Its outputs for texts of the source's length stay the same.
-        name: of its checkpoint.
-
-    Raises:
-        OptionError: ``model`` has no such rows.
-    """
-    family, length = known_family(model.config), length_before_conversion(model.config)
-    tables = [(weights, table) for key, weights in model.named_parameters() if family and (table := family.table(key)) and table.learned]
-    if length is None or not tables:
-        raise OptionError(f"--train positions requires position rows that a conversion added, and {name!r} has none; leave --train out.")
-    model.requires_grad_(False)
-    hooks = []
-    for weights, table in tables:
-        added = (torch.arange(len(weights), device=weights.device) >= table.offset_rows(model.config) + length)[:, None]
-        hooks.append(weights.requires_grad_(True).register_hook(added.mul))
-    yield
-    for hook in hooks:
-        hook.remove()
     model.requires_grad_(True)
 
 

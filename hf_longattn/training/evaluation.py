@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hf_longattn.errors import OptionError
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import argument
 
@@ -60,8 +59,3 @@ def evaluation_class(kind: type[Any]) -> type[Any]:
             fields.append((entry.name, *REWORDED[entry.name]))
     title = kind._argument_group_name.replace("training", "evaluation")
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace={"only_scores": True, "_argument_group_name": title})
-
-
-def nothing_trained(command: str = "longattn evaluate TASK --model MODEL --data DATA") -> OptionError:
-    """The error for ``--max-steps 0``; ``command`` scores the model."""
-    return OptionError(f"--max-steps 0 trains nothing; to score a model, type: {command}")

@@ -6,8 +6,7 @@ import argparse
 import inspect
 import logging
 import re
-import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -16,8 +15,8 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 from hf_longattn.constants import LOGGER
 from hf_longattn.errors import OptionError, UsageError, flag, nearest, sentence_case
 from hf_longattn.recipes import read_recipe, recipe_names
-from hf_longattn.tasks import evaluated_tasks, load_task, task_names
-from hf_longattn.training.evaluation import Kinds, evaluation_arguments, nothing_trained, training_options
+from hf_longattn.tasks import load_task, task_names
+from hf_longattn.training.evaluation import training_options
 
 if TYPE_CHECKING:
     from hf_longattn.training.args import DataArguments, ModelArguments
@@ -143,23 +142,11 @@ def parse_arguments(
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
     values = parser.parse(arguments)
-    if values.get("max_steps") == 0 and (task := command.removeprefix("train ")) in evaluated_tasks():
-        raise nothing_trained(shlex.join(["longattn", "evaluate", task, *_evaluation_words(kinds, arguments)]))
     values.pop("config")
     built = build_arguments(kinds, **{name: value for name, value in values.items() if value != defaults[name]})
     if "--bf16" in parser.typed and values["bf16"] and built[2].use_cpu and not built[2].bf16:
         logger.warning("--bf16 has no effect: this processor computes no bf16 (it needs avx512_bf16 or AMX), so that fp32 is used.")
     return built
-
-
-def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:
-    """The words of a training's command line that `longattn evaluate` takes as well."""
-    taken = {option for action in task_parser(evaluation_arguments(kinds), "")._actions for option in action.option_strings}
-    is_taken = False
-    for word in arguments:
-        is_taken = word.partition("=")[0].replace("_", "-") in taken if word.startswith("--") else is_taken
-        if is_taken:
-            yield word
 
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""Results of a run: rows for the model card and its metadata, and curves of loss and scores."""
+"""Results of a run: rows for the model card and its metadata."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from hf_longattn.errors import in_one_line
@@ -14,7 +12,6 @@ from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
 from hf_longattn.hub import MeasuredResult
 from hf_longattn.local_names import public_name
 
-CURVES = "training_curves.png"
 HELD_OUT, TRAINED = "held out", "on the training data"
 PERCENT = {
     "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
@@ -163,37 +160,3 @@ def _dataset(log: Mapping[str, Any], sources: str, validation: str | None, task:
     part = {TRAINED: "training data", "scored": HELD_OUT}.get(part, part)
     name = _in_words([validation]) if validation else sources
     return name if validation and part == HELD_OUT else f"{name} ({part})"
-
-
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
-    """Draw loss, learning rate and evaluation scores against steps; ``None`` without matplotlib or without two entries."""
-    if find_spec("matplotlib") is None:
-        return None
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for entry in history:
-        for name, value in entry.items():
-            known = name in ("loss", "learning_rate", "tokens_per_second") or name == "eval_loss" or name.removeprefix("eval_") in PERCENT
-            if known and isinstance(value, (int, float)) and math.isfinite(value):
-                curves.setdefault(name, []).append((entry.get("step", 0), value))
-    shown: dict[str, list[str]] = {
-        "loss": [name for name in ("loss", "eval_loss") if name in curves],
-        "scores, %": [name for name in curves if name.removeprefix("eval_") in PERCENT],
-        "learning rate": [name for name in ("learning_rate",) if name in curves],
-        "tokens per second": [name for name in ("tokens_per_second",) if name in curves],
-    }
-    panels = {title: names for title, names in shown.items() if names}
-    if max(map(len, curves.values()), default=0) < 2:
-        return None
-    from matplotlib.figure import Figure  # optional
-
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
-    for place, (title, names) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), place)
-        for name in names:
-            axes.plot(*zip(*curves[name], strict=True), label=name, marker="." if len(curves[name]) < 20 else "")
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        if len(names) > 1:
-            axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    return path

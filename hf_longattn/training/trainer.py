@@ -98,7 +98,6 @@ class LongTrainer(Trainer):
         self.card: Callable[[], object] | None = None
         self.throughput = Throughput()
         self.step_loss: Tensor | float = 0.0
-        self.step_batches: list[Any] = []
         self.step_items: Any = None
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.clock = Clock(getattr(self.args, "max_minutes", None))
@@ -155,9 +154,9 @@ class LongTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
         """The batches of a step, and the number of their labels in all processes."""
-        self.step_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.step_items = self.items_of_step(self.step_batches, device) if self.step_batches else None
-        return self.step_batches, self.step_items
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_items = self.items_of_step(batches, device) if batches else None
+        return batches, self.step_items
 
     def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
         """The number of labels of a step. Without ``average_tokens_across_devices``, of this process."""
@@ -207,16 +206,9 @@ class LongTrainer(Trainer):
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # of FSDP
         scaler = getattr(self.accelerator, "scaler", None)
         if not math.isfinite(loss + float(0.0 if norm is None else norm)) and (scaler is None or scaler.get_scale() < 1):
-            self.diverged("The gradient" if math.isfinite(loss) else "The loss")
+            what, step = "gradient" if math.isfinite(loss) else "loss", self.state.global_step + 1
+            raise DivergenceError(f"The {what} is not a finite number at step {step}; {self.advice()}.")
         return grad_norm
-
-    def diverged(self, what: str) -> None:
-        """End the training before the present step.
-
-        Raises:
-            DivergenceError: always.
-        """
-        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}.")
 
     def check_held_out(self, loss: float) -> None:
         """End a training whose held-out loss is NaN or infinite.

@@ -24,7 +24,6 @@ from hf_longattn.training.args import (
     check_positive,
     explicit_settings,
 )
-from hf_longattn.training.evaluation import nothing_trained
 
 EPOCHS = 3.0
 """Epochs of a run without ``--max-steps``, ``--epochs`` and ``--max-minutes``."""
@@ -136,7 +135,7 @@ class LongTrainingArguments(TrainingArguments):
         check_least(self, threads=0, dataloader_num_workers=0, early_stopping_patience=0, total_batch_size=0)
         check_positive(self, "logging_steps")
         if self.max_steps == 0:
-            raise nothing_trained()
+            raise OptionError("--max-steps 0 trains nothing; to score a model, type: longattn evaluate TASK --model MODEL --data DATA")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise OptionError(f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step.")
         if unused := next((name for name in self.without_effect if name in self.explicit), None):

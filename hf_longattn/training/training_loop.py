@@ -37,7 +37,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
-from hf_longattn.training.results import CURVES, draw_curves, measured, sources_in_words
+from hf_longattn.training.results import measured, sources_in_words
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
@@ -362,7 +362,6 @@ def save_run(
 
     def complete() -> None:
         write_trained_card(run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows)
-        draw_curves(trainer.state.log_history, args.folder / CURVES)
         write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
 
     trainer.card = complete

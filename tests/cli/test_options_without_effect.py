@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 from hf_longattn.cli import app, main
 from tests.cases import every_case
 
-READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
+READ = {"--essay", "--images", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
 FOLDERS = {"embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""
@@ -72,7 +72,6 @@ def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Pa
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("inspect {here} --lengths 512", "--lengths"),
-        ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )

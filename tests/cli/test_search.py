@@ -68,9 +68,8 @@ def test_search_prints_the_conversion_that_gives_its_design(
         (("--budget", "0.0000001"), "in every layer, needs "),
         (("--budget", "cheap"), "give a number above 0 such as"),
         (("--candidate", "windw"), "Did you mean 'window'"),
-        (("--mode", "layers"), "mode is 'layers'"),
+        (("--score", "loss"), "score is 'loss'"),
         (("--compare-at", "4096"), "Candidates are compared at 16 to 64 tokens"),
-        (("--mode", "full-layers"), "the budget is a number of layers"),
     ],
 )
 def test_search_refuses_budgets_and_candidates_that_do_not_fit(

@@ -250,7 +250,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of images"),
     ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
-    ({"image_size": 64, "init_from_text": "book.txt"}, OptionError, "--init-from-text"),
     ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "give images as --search-images FOLDER"),
     ({"image_size": 64, "mechanism": "auto", "window": 7}, OptionError, "to which options does not apply"),
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),

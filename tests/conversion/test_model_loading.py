@@ -145,22 +145,20 @@ def test_model_in_files_refuses_a_tensor_of_another_shape(built: Built, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("free", "parameters", "largest", "whole", "expected"),
+    ("free", "parameters", "largest", "expected"),
     [
-        (20e9, 110e6, 24e6, False, "memory"),
-        (20e9, 350e6, 31e6, False, "files"),
-        (1e9, 110e6, 24e6, False, "files"),
-        (20e9, 70e9, 500e6, False, "files"),
-        (4e9, 70e9, 500e6, False, "not"),
-        (20e9, 350e6, 31e6, True, "memory"),
-        (1e9, 350e6, 31e6, True, "not"),
+        (20e9, 110e6, 24e6, "memory"),
+        (20e9, 350e6, 31e6, "files"),
+        (1e9, 110e6, 24e6, "files"),
+        (20e9, 70e9, 500e6, "files"),
+        (4e9, 70e9, 500e6, "not"),
     ],
 )
 def test_models_are_run_in_memory_or_from_files_by_their_size(
-    free: float, parameters: float, largest: float, whole: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    free: float, parameters: float, largest: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loading, "available_memory", lambda: int(free))
-    found = choose_memory_mode(int(parameters), int(largest), in_memory=whole)
+    found = choose_memory_mode(int(parameters), int(largest))
     assert ("not" if found.why_not else "files" if found.from_files else "memory") == expected
     assert found.check().status == ("skipped" if found.why_not else "measured")
 

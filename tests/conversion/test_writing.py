@@ -1,20 +1,18 @@
-"""What is written: tokenizer, chat template, generation config and licence with new lengths, and parameters initialised from text."""
+"""What is written: tokenizer, chat template, generation config and licence with new lengths."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModel, AutoTokenizer, GenerationConfig
 
 from hf_longattn.conversion import convert_checkpoint, folders
-from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.mechanisms.linformer import Linformer
+from hf_longattn.errors import CheckpointError
 from tests.cases import every_case
 
 from .conftest import LENGTH
@@ -138,70 +136,3 @@ def test_memory_tokens_are_written_and_equal_on_every_run(name: str, prefix: str
     loaded, info = AutoModel.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert not [key for key in info["missing_keys"] if "memory" in key]
     assert torch.equal(loaded.long_memory.tokens, found[0])
-
-
-# --init-from-text: learned projections are initialised from what the source computes on a text.
-
-TEXT = "The keeper writes down the wind, the height of the tide and the names of the ships that pass. " * 60
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path / "text.txt"
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("sharing", ["headwise", "layerwise"])
-def test_init_from_text_brings_linformer_nearer_to_full_attention(
-    sharing: str, checkpoint: Callable[..., Path], text: Path, tmp_path: Path
-) -> None:  # fmt: skip
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=16, sharing=sharing, init_from_text=text)
-    assert report.passed
-    check = report.checks[0]
-    assert (check.name, check.status) == ("initialised from text", "measured")
-    assert len(check.values["random"]) == len(check.values["from_text"]) == 2
-    assert sum(check.values["from_text"]) < 0.8 * sum(check.values["random"])
-    assert "text.txt" in check.detail
-    convert_checkpoint(source, tmp_path / "random", mechanism="linformer", rank=16, sharing=sharing, verify=False)
-    begun, random = (load_file(tmp_path / name / "model.safetensors") for name in ("long", "random"))
-    changed = {name for name in begun if not torch.equal(begun[name], random[name])}
-    assert changed == {name for name in begun if "long_attention" in name}
-    AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-
-
-def test_init_from_text_measures_its_error_on_a_held_out_sequence(
-    checkpoint: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted: list[int] = []
-    fit = Linformer.init_from_activations
-
-    def noted(self: Linformer, q: torch.Tensor, *others: Any, **settings: Any) -> bool:
-        fitted.append(len(q))
-        return fit(self, q, *others, **settings)
-
-    monkeypatch.setattr(Linformer, "init_from_activations", noted)
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    options = {"mechanism": "linformer", "rank": 16, "sharing": "headwise"}
-    report = convert_checkpoint(source, tmp_path / "long", **options, init_from_text=text, verify=False)
-    assert len(set(fitted)) == 1
-    assert f"2 layers from {fitted[0]} sequences" in report.checks[0].detail, "which counts all but the last one"
-
-
-def test_init_from_text_refuses_mechanisms_and_texts_that_do_not_fit(checkpoint: Callable[..., Path], text: Path, tmp_path: Path) -> None:
-    source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    with pytest.raises(OptionError, match=r"'window' has no parameters to initialise from text; leave .*--init-from-text.* out"):
-        convert_checkpoint(source, tmp_path / "long", mechanism="window", init_from_text=text)
-    text.write_text("Too short.", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"'text.txt' has \d+ tokens, but init_from_text needs at least \d+; give a longer text"):
-        convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
-    text.unlink()
-    with pytest.raises(CheckpointError, match=r"The text .*text.txt' (cannot be read|is )"):
-        convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
-    text.write_text(TEXT, encoding="utf-8")
-    (source / "tokenizer.json").unlink()
-    (source / "tokenizer_config.json").unlink()
-    with pytest.raises(CheckpointError, match="has no tokenizer"):
-        convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
-    assert not (tmp_path / "long").exists()

@@ -212,17 +212,12 @@ def test_hub_tables_are_read_like_files_with_the_features_of_the_card(tmp_path: 
     assert data.to_list() == [{"text": "None", "label": 1}]
 
 
-def test_scores_and_passages_of_pairs_must_be_numbers(tmp_path: Path) -> None:
+def test_scores_of_pairs_must_be_numbers(tmp_path: Path) -> None:
     scored = read_pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n"), "train").to_list()
     assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]
     for score in ("high", "nan", "inf", ""):
         with pytest.raises(DataError, match=r"Row 1 of .*'score' must be a number"):
             read_pairs(write(tmp_path / "a.csv", f"sentence1,sentence2,score\na,b,{score}\n"), "train")
-    passages = read_pairs(write(tmp_path / "b.csv", "anchor,positive,start,end\na,null,0,2\n"), "train").to_list()
-    assert passages == [{"anchor": "a", "positive": "null", "start": 0, "end": 2}]
-    for end in ("1.5", "x", ""):
-        with pytest.raises(DataError, match="whole numbers"):
-            read_pairs(write(tmp_path / "b.csv", f"anchor,positive,start,end\na,null,0,{end}\n"), "train")
 
 
 def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import OptionError
 from hf_longattn.training.adapters import projections
 from hf_longattn.training.linearise.matching import matching
 from tests.reference.small_models import pair, plain_model, tokens
@@ -62,10 +62,3 @@ def test_the_cost_of_albert_counts_shared_weights_as_often_as_they_run(tmp_path:
     once, thrice = 4 * 64 * 64 + 2 * 64 * 96, 32 * 64
     pooler = 64 * 64
     assert plan_conversion(tmp_path, mechanism="window").shape.matrix_parameters == 3 * once + thrice + pooler
-
-
-def test_initialising_albert_from_a_text_is_refused(tmp_path: Path) -> None:
-    plain_model("albert").save_pretrained(tmp_path / "short")
-    (tmp_path / "text.txt").write_text("word " * 5000)
-    with pytest.raises(CheckpointError, match="without shared layers"):
-        convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="linformer", init_from_text=tmp_path / "text.txt")

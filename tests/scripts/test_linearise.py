@@ -65,7 +65,7 @@ def test_linearise_refuses_wrong_mechanism_and_missing_output(tmp_path: Path, gi
     "further",
     [
         [],
-        ["--finetune-loss", "mixed", "--hidden-factor", "0.5", "--softmax-layers", "1"],
+        ["--finetune-loss", "mixed", "--softmax-layers", "1"],
         ["--finetune-loss", "kl"],
     ],
 )

@@ -118,8 +118,6 @@ def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_fold
     assert result.sizes is not None
     assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
     assert all(score <= 1e-6 for row in result.rows for score in row.scores.values())
-    kept = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES[1:2], mode="full-layers", budget=1, pieces=1)
-    assert sorted(name for name in kept.chosen.design.names) == ["full"] + ["window2d:window=4"] * 3
     by_layer = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", pieces=1)
     assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
 

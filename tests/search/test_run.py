@@ -85,18 +85,6 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
 
 
 @pytest.mark.usefixtures("priced")
-def test_full_layers_keep_the_windows_of_the_base(windowed: Path, text: Path) -> None:
-    result = search_design(windowed, text, mode="full-layers", budget=2, length=128, candidates=["window:window=8"], pieces=1)
-    assert result.compared["chosen"] < result.compared["none"]
-    own = ["window:window=16", "full", "window:window=16"]
-    assert sorted(result.chosen.design.names) == sorted([*(own[layer] for layer in kept_layers(result)), "window:window=8"])
-
-
-def kept_layers(result: Any) -> list[int]:
-    return [layer for layer, name in enumerate(result.chosen.design.names) if name != "window:window=8"]
-
-
-@pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
     assert all(row.scores["full"] == pytest.approx(0.0, abs=1e-5) for row in result.rows)
@@ -120,8 +108,6 @@ def test_candidates_that_tiled_positions_do_not_suit_are_left_out(encoder: Path,
     assert "full" not in search_design(encoder, text, length=128, positions="interpolate", **settings).reasons
     with pytest.raises(OptionError, match=r"No candidate is left: full sees .*; give one that sees less, .* window:window=64"):
         search_design(encoder, text, length=128, **{**settings, "candidates": ["full"]})
-    only = {"candidates": ["strided:window=8,stride=8"], "budget": 1, "mode": "full-layers"}
-    assert search_design(encoder, text, length=256, **{**settings, **only}).notes[0].startswith("strided:window=8,stride=8 sees")
 
 
 @pytest.mark.thorough
@@ -190,28 +176,7 @@ def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> 
     assert len(result.rows) == 2
 
 
-@pytest.mark.usefixtures("priced")
-def test_full_layers_are_those_whose_restoration_gains_most(encoder: Path, text: Path) -> None:
-    result = search_design(encoder, text, budget=1, length=128, candidates=["window:window=8"], mode="full-layers", pieces=2)
-    (kept,) = [number for number, name in enumerate(result.chosen.design.names) if name == "full"]
-    assert result.importance[kept] == max(result.importance)
-    assert result.compared["chosen"] <= result.compared["none"]
-    assert result.compared["chosen"] == pytest.approx(result.compared["none"] - result.importance[kept], abs=1e-6)
-    assert set(result.compared) == {
-        "chosen", "one after another", "the most important alone", "evenly spaced", "the first", "the last", "none"
-    }  # fmt: skip
-    with pytest.raises(OptionError, match="1 to 2 of them can keep full attention; give --budget 1"):
-        search_design(encoder, text, budget=3, length=128, candidates=["window:window=8"], mode="full-layers", pieces=1)
-    with pytest.raises(OptionError, match="give a cheaper --candidate"):
-        search_design(encoder, text, budget=1, length=128, candidates=["full"], mode="full-layers", pieces=1)
-    with pytest.raises(OptionError, match="the budget is a number of layers"):
-        search_design(encoder, text, budget="0.3", length=128, candidates=["full"], mode="full-layers")
-    with pytest.raises(OptionError, match="give one --candidate"):
-        search_design(encoder, text, budget=1, length=128, mode="full-layers")
-
-
 BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
-    "a mode": ({"mode": "layers"}, OptionError, "mode is 'layers', but must be"),
     "a score": ({"score": "loss"}, OptionError, "score is 'loss', but must be"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),

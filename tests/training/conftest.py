@@ -34,11 +34,6 @@ SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm", 
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 
-@pytest.fixture
-def drawn_curves() -> None:
-    """The trainings of a test with this fixture draw their curves."""
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(SOURCES, vocab_size=1024)

@@ -19,10 +19,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.late_chunking import late_chunks
-from hf_longattn.families import LongRobertaConfig
 from hf_longattn.modeling.attach.token_globals import token_rule
-from hf_longattn.training.adapters import new_positions
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
     EMBED,
@@ -84,91 +81,6 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
     assert f"import {loader}" in card
     assert "cut at 100 tokens. held out: " in card
     assert "texts of up to 128 tokens" in card
-
-
-def test_passage_training_has_the_loss_of_its_definition_and_learns(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A passage says one word of its query, and the first words of its document the other."""
-    st = pytest.importorskip("sentence_transformers")
-    from hf_longattn.training import passages
-
-    monkeypatch.setattr(passages, "TOGETHER", 3)
-    monkeypatch.setattr(passages, "PART", 5)
-    rng, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
-    rows = []
-    for title in words:
-        inside, text = rng.sample([word for word in words if word != title], 4), f"{title} {title}\n"
-        for word in inside:
-            start = len(text)
-            text += f"return {word} self {word}\n"
-            rows.append({"query": f"{word} {title}", "start": start, "end": len(text)})
-        rows[-4:] = [{**row, "document": text} for row in rows[-4:]]
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
-    given["validation"] = given["data"][0]
-    seen = []
-    forward = passages.PassageLoss.forward
-
-    def compared(loss: Any, features: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The loss, and that of its definition: each document read alone, each passage and each part by its own tokens."""
-        if seen:
-            return forward(loss, features, labels)
-        loss.model.eval()  # no dropout
-        found = forward(loss, features, labels)
-        if not seen:
-            with torch.no_grad():
-                queries = loss.model(dict(features[0]))["sentence_embedding"]
-                places, vectors, texts = [], [], {}
-                for ids, mask, (start, end) in zip(features[1]["input_ids"], features[1]["attention_mask"], labels.tolist(), strict=True):
-                    alone = ids[mask.bool()][None]
-                    states = loss.model.transformers_model(input_ids=alone).last_hidden_state[0]
-                    places.append((tuple(alone[0].tolist()), start, end))
-                    vectors.append(states[start:end].mean(0))
-                    texts[places[-1][0]] = states
-                for text, states in texts.items():
-                    for start in range(0, len(states), 5):
-                        places.append((text, start, start + 5))
-                        vectors.append(states[start : start + 5].mean(0))
-                terms = []
-                for number, query in enumerate(queries):
-                    text, start, end = places[number]
-                    kept = [
-                        other
-                        for other, (its, first, last) in enumerate(places)
-                        if other == number or its != text or last <= start or first >= end
-                    ]
-                    cosines = torch.stack([torch.cosine_similarity(query, vectors[other], dim=0) for other in kept]).double()
-                    terms.append(torch.logsumexp(20 * cosines, 0) - 20 * cosines[kept.index(number)])
-            seen.append((found.item(), torch.stack(terms).mean().item()))
-            asked = places[: len(queries)]
-            assert {asked.count(place) for place in asked} == {1}
-            said = {row["document"][row["start"] : row["end"]] for row in rows}
-            assert {tokenizer.decode(ids[start:end]) for ids, start, end in asked} <= said
-            assert max(sum(ids == other for other, _, _ in asked) for ids, _, _ in asked) >= 3
-        return found
-
-    monkeypatch.setattr(passages.PassageLoss, "forward", compared)
-    settings = {**FAST, "max_steps": 30, "learning_rate": 2e-2, "per_device_train_batch_size": 12}
-    log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
-    assert seen[0][0] == pytest.approx(seen[0][1], rel=1e-4)
-    before, after = log["held_out"]["before"], log["held_out"]["after"]
-    assert after["mrr"] > before["mrr"] + 20
-    model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    (chunk,) = late_chunks(model.transformers_model, model.tokenizer, rows[0]["document"], spans=[[(rows[0]["start"], rows[0]["end"])]])
-    assert chunk[0].text.startswith("return")
-    for change, words_said in (({"end": 9999}, "has no passage from"), ({"start": "a", "end": "b"}, "whole numbers")):
-        bad = write([{**row, **change} for row in rows], tmp_path / "bad.jsonl")
-        with pytest.raises(DataError, match=words_said):
-            read_pairs(bad, "train")
-    for more, error in (
-        ({"max_length": 3}, "greater --max-length"),
-        ({"reranker": True}, "not from a start"),
-        ({"multi_vector": True}, "a start"),
-    ):
-        with pytest.raises(DataError, match=error):
-            finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "no"), **more}, **FAST))
 
 
 @pytest.mark.thorough
@@ -276,44 +188,6 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(reranker: bool, tmp
     if reranker:
         config = AutoConfig.from_pretrained(tmp_path / "out")
         assert (config.num_labels, config.problem_type) == (1, None)
-
-
-def test_embed_train_positions_changes_the_new_positions_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Those of the source, all other weights, and so the vectors of short texts stay bit for bit."""
-    st = pytest.importorskip("sentence_transformers")
-    short, long, out = checkpoint("mlm", tmp_path / "short", tokenizer), str(tmp_path / "long"), tmp_path / "out"
-    convert_checkpoint(short, long, mechanism="longformer", max_length=128, window=16, verify=False)
-    words = ["tree", "file", "node", "path", "line", "code", "name", "type"]
-    data = write([{"query": word, "document": f"{word} " * 100} for word in words], tmp_path / "pairs.jsonl")
-    given = {"model": long, "output_dir": str(out), "data": [data], "train": "positions", **FAST}
-    finetune_embeddings(*build_arguments(EMBED, **given, max_steps=3, learning_rate=1e-2))
-    before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (long, out))
-    table = "embeddings.position_embeddings.weight"
-    assert {key for key in after if not torch.equal(after[key], before[key])} - {"pooler.dense.weight"} == {table}  # the pooler is random
-    rows = (after[table] != before[table]).any(1).nonzero().flatten()
-    assert 64 <= int(rows.min()) < int(rows.max()) < 128
-    vectors = [st.SentenceTransformer(str(folder), device="cpu").encode(["tree file " * 10, "node " * 100]) for folder in (long, out)]
-    assert (vectors[0] == vectors[1]).all(1).tolist() == [True, False]
-    for other, sentence in (
-        ({"model": short}, "'.*short' has none; leave --train out"), ({"train": "heads"}, "all or positions, not 'heads'"),
-        ({"reranker": True}, "so --reranker has no effect"), ({"use_peft": True}, "so --use-peft has no effect"),
-        ({"weight_decay": 0.1}, "--weight-decay would change the positions that the source has, too; leave it out"),
-    ):  # fmt: skip
-        with pytest.raises(OptionError, match=sentence):
-            finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "b"), **other}))
-
-
-def test_new_positions_of_roberta_begin_after_the_reserved_rows() -> None:
-    """RoBERTa's table begins with two rows that no token has: position 63 is row 65."""
-    config = LongRobertaConfig(
-        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=102,
-        pad_token_id=1, extended_from={"max_position_embeddings": 66}, long_attention={"mechanism": "window", "window": 16},
-    )  # fmt: skip
-    model = AutoModel.from_config(config)
-    table = model.embeddings.position_embeddings.weight
-    with new_positions(model, "roberta"):
-        table.sum().backward()
-    assert table.grad.any(1).nonzero().flatten().tolist() == list(range(66, 102))
 
 
 @pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])

@@ -1,4 +1,4 @@
-"""What a run writes: curves, a card with model-index metadata, and a sentence where the disk is full."""
+"""What a run writes: a card with model-index metadata, and a sentence where the disk is full."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
@@ -35,12 +34,9 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [table(tmp_path, rows())], "max_steps": 6, **FAST}
 
 
-@pytest.mark.usefixtures("drawn_curves")
-def test_card_and_curves_of_a_training_are_filled_from_the_run(given: dict[str, Any]) -> None:
+def test_card_of_a_training_is_filled_from_the_run(given: dict[str, Any]) -> None:
     log = finetune_classification(*build_arguments(CLASSIFICATION, **given, eval_strategy="steps", eval_steps=3))
     folder = Path(given["output_dir"])
-    with Image.open(folder / "training_curves.png") as image:
-        assert image.width > image.height
     card = ModelCard.load(folder / "README.md")
     found = {(row.task_type, row.metric_type): row.metric_value for row in card.data.eval_results}
     assert found["text-classification", "accuracy"] == log["held_out"]["after"]["accuracy"]
@@ -131,7 +127,7 @@ def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
     if where == "checkpoint":
         monkeypatch.setattr(torch, "save", full)
     else:
-        monkeypatch.setattr("hf_longattn.training.training_loop.draw_curves", full)
+        monkeypatch.setattr("hf_longattn.training.training_loop.write_trained_card", full)
     with pytest.raises(CheckpointError, match=r"is full: the latest complete checkpoint is .*checkpoint-\d.*--resume"):
         finetune_classification(*build_arguments(CLASSIFICATION, **given, save_steps=2))
     monkeypatch.undo()

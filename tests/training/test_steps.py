@@ -35,7 +35,7 @@ CASES = {
     "mlm": ["--packing false"],  # packed rows are masked by the tokens of a batch
     "embed": ["--reranker"],  # embeddings are contrasted with the others of a batch, which accumulation does not change
     "distill": ["--method tinybert", "--method logits"],
-    "linearise": ["--finetune-loss lm", "--finetune-loss mixed --hidden-factor 0.5"],
+    "linearise": ["--finetune-loss lm", "--finetune-loss mixed"],
 }
 """What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they are."""
 

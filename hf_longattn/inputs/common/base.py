@@ -225,7 +225,6 @@ SETTINGS = {
     "search_audio": ("--search-audio is a recording", SEARCH),
     "verify_text": ("--verify-text is a text", VERIFICATION),
     "verify_audio": ("--verify-audio is a recording", VERIFICATION),
-    "init_from_text": ("--init-from-text runs the source on a text", ""),
 }
 """Setting that only some input kinds use -> (start of the error message for other kinds, key of :attr:`InputKind.instead` or "")."""
 

@@ -63,7 +63,6 @@ class Traits:
         layer's projections, but not the hidden states.
     bitwise_causal: whether later tokens leave earlier causal outputs bitwise unchanged. If not, these differ by rounding (1e-6).
     exports: whether ``torch.export`` writes one graph for all lengths.
-    fits_activations: whether :meth:`FitsActivations.init_from_activations` has parameters to set.
     copies: parameters initialised as copies of the layer's own. Keys are names relative to the mechanism, values are "query", "key" or
         "value" with ".weight" or ".bias".
     shared_by_layers: parameters tied across all layers whose mechanisms have equal options.
@@ -88,7 +87,6 @@ class Traits:
     detached_beyond: int | None = None
     bitwise_causal: bool = True
     exports: bool = True
-    fits_activations: bool = False
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shared_by_layers: tuple[str, ...] = ()
 
@@ -117,20 +115,6 @@ class Handling(NamedTuple):
     """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
     adds_relative: bool = False
     """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before ``forward`` runs."""
-
-
-class FitsActivations:
-    """A mechanism with parameters that can be initialised from activations, if the trait ``fits_activations`` is set."""
-
-    @abstractmethod
-    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Set the parameters from activations of a trained full-attention layer. Returns whether there was anything to set.
-
-        Args:
-            q, k, v: ``(S, H, N, D)``, the layer's queries, keys and values for at least two sequences.
-            real: ``(S, N)`` bool, True = real token; ``None`` if all are.
-            causal: whether the layer is causal.
-        """
 
 
 class AddsLoss:

@@ -80,9 +80,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
     )  # fmt: skip
     kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune-loss mixed.")
     temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
-    hidden_factor: float = argument(
-        0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune-loss kl or mixed."
-    )
 
     def check(self) -> None:
         if single_run := next((name for name in SINGLE_RUN if name in self.explicit), None):
@@ -92,13 +89,13 @@ class LineariseTrainingArguments(TextTrainingArguments):
             )
         super().check()
         check_choices(self, stage=STAGES, finetune_loss=(LM_LOSS, KL_LOSS, MIXED_LOSS))
-        check_least(self, transfer_steps=1, finetune_steps=1, hidden_factor=0)
+        check_least(self, transfer_steps=1, finetune_steps=1)
         check_positive(self, "temperature", "kl_factor")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"--softmax-layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}.")
         if self.resume_from_checkpoint:
             raise OptionError("A distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint.")
-        unused = [name for name in ("temperature", "hidden_factor", "kl_factor") if name in self.explicit]
+        unused = [name for name in ("temperature", "kl_factor") if name in self.explicit]
         if unused and not self.needs_teacher:
             raise OptionError(f"{flag(unused[0])} has no effect with --finetune-loss lm; add --finetune-loss kl or mixed, or leave it out.")
         if self.finetune_loss == KL_LOSS and "kl_factor" in self.explicit:

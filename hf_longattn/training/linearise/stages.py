@@ -21,7 +21,6 @@ from hf_longattn.data.batching import processes
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.layer_choice import layers_keep
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.hub import push_model
 from hf_longattn.staging import staged_folder, write_text
@@ -210,9 +209,11 @@ def loss_by_stage(report: dict[str, Any], stages: dict[str, str], inputs: str) -
     if (chosen := report.get("softmax_layers")) is not None:
         gains = ", ".join(f"{layer}: {gain:.4f}" for layer, gain in chosen["importance"].items())
         choices = ", ".join(f"{name} {divergence:.4f}" for name, divergence in chosen["compared"].items())
+        kept = ", ".join(map(str, chosen["kept"]))
         lines += [
             "",
-            f"{layers_keep(chosen['kept'])} softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "
+            f"{f'Layers {kept} keep' if ',' in kept else f'Layer {kept} keeps'} "
+            f"softmax attention. What restoring a layer alone gains, in nats of KL divergence from the "
             f"original: {gains}. The divergence by choice of these layers: {choices}. {SAME_INPUTS}",
         ]
     if kl is not None:

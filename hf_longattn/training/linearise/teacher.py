@@ -1,5 +1,4 @@
-"""Stage 2's loss against the original's logits, and optionally its hidden states (RADLADS, Goldstein et al. 2025, steps 2 and 1; MOHAWK,
-Bick et al. 2024, stages 3 and 2).
+"""Stage 2's loss against the original's logits (RADLADS, Goldstein et al. 2025, step 2; MOHAWK, Bick et al. 2024, stage 3).
 
 The original is the same checkpoint with softmax attention before its conversion. It sees the same inputs as the student, no longer than
 it was trained for.
@@ -26,7 +25,7 @@ from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
 from hf_longattn.training.linearise.args import KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
-from hf_longattn.training.linearise.matching import Batch, mean_square, shifted
+from hf_longattn.training.linearise.matching import Batch, shifted
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import frozen_teacher
 
@@ -37,8 +36,7 @@ class Teacher:
 
     model: with softmax attention, frozen.
     length: tokens that it was trained to read.
-    lm, kl, hidden: factors of the student's language-model loss, of KL(original ‖ student), and of the relative squared error of the
-        hidden states after each layer, mean over layers.
+    lm, kl: factors of the student's language-model loss and of KL(original ‖ student).
     temperature: of both models' logits in the KL divergence.
     """
 
@@ -46,7 +44,6 @@ class Teacher:
     length: int
     lm: float
     kl: float
-    hidden: float
     temperature: float
 
     @classmethod
@@ -59,10 +56,8 @@ class Teacher:
         name = model_args.teacher or model_args.model
         model, tokenizer, _ = load_lm(name, objective)
         length = length_before_conversion(model.config) or longest_input(model, tokenizer)
-        return cls(
-            frozen_teacher(model).to(device), length, float(args.finetune_loss != KL_LOSS), args.kl_factor, args.hidden_factor,
-            args.temperature,
-        )  # fmt: skip
+        lm = float(args.finetune_loss != KL_LOSS)
+        return cls(frozen_teacher(model).to(device), length, lm, args.kl_factor, args.temperature)
 
     def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
         """The parts of a batch's loss.
@@ -70,30 +65,25 @@ class Teacher:
         Returns:
             The parts times their factors ``(parts,)``, the parts by name, and the student's outputs.
         """
-        hidden, at = bool(self.hidden), places_of_predictions(self.model, inputs)
+        at = places_of_predictions(self.model, inputs)
         read = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), autocast, predictions_at(self.model, at):
-            target = self.model(**read, output_hidden_states=hidden)
+            target = self.model(**read)
         if self.lm:
-            outputs = student(**inputs, output_hidden_states=hidden)
+            outputs = student(**inputs)
             parts, predictions = {"lm": outputs["loss"]}, outputs["logits"][at]
         else:
             with predictions_at(student, at):
-                outputs = student(**read, output_hidden_states=hidden)
+                outputs = student(**read)
             parts, predictions = {}, outputs["logits"]
         parts["kl"] = kl_divergence(predictions, target["logits"], self.temperature)
-        if hidden:
-            real = real_tokens(inputs)
-            pairs = zip(outputs["hidden_states"][1:], target["hidden_states"][1:], strict=True)
-            shares = [mean_square((x - y).float()[:, None], real) / mean_square(y.float()[:, None], real) for x, y in pairs]
-            parts["hidden"] = torch.stack(shares).mean()
         losses = torch.stack([getattr(self, name) * part for name, part in parts.items()])
         return losses, {name: part.detach() for name, part in parts.items()}, outputs
 
     def items_of(self, inputs: Mapping[str, Tensor], labels: Tensor | int) -> Tensor:
-        """The number of items in each part of :meth:`loss`: ``labels``, compared predictions, and inputs."""
+        """The number of items in each part of :meth:`loss`: ``labels`` and compared predictions."""
         at = places_of_predictions(self.model, inputs)
-        counts = [*([labels] if self.lm else []), at.sum(), *([len(at)] if self.hidden else [])]
+        counts = [labels, at.sum()] if self.lm else [at.sum()]
         return torch.stack([torch.as_tensor(count, device=at.device) for count in counts])
 
     @torch.no_grad()
@@ -126,11 +116,8 @@ def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """``(B, N)`` bool: the masked tokens. For a decoder, all tokens."""
-    return real_tokens(inputs) if shifted(model) else inputs["labels"] != IGNORED
-
-
-def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
-    """``(B, N)`` bool: the tokens that are not padding."""
+    if not shifted(model):
+        return inputs["labels"] != IGNORED
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 

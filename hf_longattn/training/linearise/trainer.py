@@ -1,8 +1,7 @@
-"""The Trainer of both stages. It uses the model's own loss or a teacher's, and stops at the first NaN."""
+"""The Trainer of both stages. It uses the model's own loss or a teacher's."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,12 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.training.linearise.teacher import Teacher
-from hf_longattn.training.trainer import DivergenceError, LongTrainer, rows_of
-
-LAYER = re.compile(r".*?\.\d+\.")
-"""The part of an attention module's name that its whole layer shares."""
+from hf_longattn.training.trainer import LongTrainer, rows_of
 
 
 class LineariseTrainer(LongTrainer):
-    """Trains the mechanisms of a converted model, and names the layer of a loss or gradient that is not finite.
+    """Trains a converted model.
 
     Args:
         stage: 1 or 2.
@@ -33,10 +28,6 @@ class LineariseTrainer(LongTrainer):
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
         self.sums: dict[str, tuple[Any, Any]] = {}  # for each part of the loss: sums of its weighted values, and of the weights
-        self.gradients: dict[str, Tensor] = {}
-        inner: Any = getattr(self.model, "module", self.model)  # in DistributedDataParallel, and in stage 1's wrapper
-        inner = getattr(inner, "model", inner) if hasattr(inner, "students") else inner
-        self.sites = [site for site in attention_sites(inner) if not site.cross]
         self.remove_callback(PrinterCallback)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
@@ -59,18 +50,6 @@ class LineariseTrainer(LongTrainer):
             self.sums[name] = total + part.detach() * share, shares + share
         return loss, outputs
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
-        self.gradients = {name: gradient.float().sum() for name, gradient in gradients.items()}  # before they are clipped
-        return loss
-
-    def diverged(self, what: str) -> None:
-        """Stop the training with a sentence."""
-        where = self._layer_of_loss() if what == "The loss" else self._layer_of_gradient()
-        step = f"step {self.state.global_step + 1} of stage {self.stage}"
-        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}.")
-
     def advice(self) -> str:
         """The last good checkpoint, and what to type."""
         newest = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
@@ -84,42 +63,3 @@ class LineariseTrainer(LongTrainer):
         logs = {**logs, **rounded}  # type: ignore[dict-item]
         self.sums = {}
         super().log(logs, start_time)
-
-    def _layer_of_loss(self) -> str:
-        """The first layer with a non-finite loss or attention output in this step."""
-        for batch in self.step_batches:
-            finite: list[bool] = []
-
-            def note(_: nn.Module, __: Any, output: Any, finite: list[bool] = finite) -> None:
-                finite.append(bool(torch.isfinite(output[0] if isinstance(output, tuple) else output).all()))
-
-            hooks = [site.module.register_forward_hook(note) for site in self.sites]
-            try:
-                with torch.no_grad():
-                    outputs = self.model(**batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            layers = outputs.get("layer_losses") if isinstance(outputs, dict) else None
-            finite = finite if layers is None else torch.isfinite(layers).tolist()
-            if not all(finite):
-                return self._named(finite.index(False))
-        return "the parts after the attention layers"
-
-    def _layer_of_gradient(self) -> str:
-        """The layer of the parameter that comes last in the forward pass: NaN gradients spread to earlier layers."""
-        names = [name for name, total in self.gradients.items() if not bool(torch.isfinite(total))]
-        prefixes = [LAYER.match(site.name) for site in self.sites]
-        owners = [
-            (number, name)
-            for number, prefix in enumerate(prefixes)
-            for name in names
-            if prefix is not None and f".{prefix[0]}" in f".{name}"
-        ]
-        if not owners:
-            return f"parameter {names[-1]}"
-        number, name = max(owners)
-        return f"{self._named(number)}, parameter {name}"
-
-    def _named(self, number: int) -> str:
-        return f"layer {number} ({self.sites[number].name})"

@@ -2,16 +2,13 @@
 
 sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi-vector`` a vector for every token.
 Pairs that belong together are contrasted with the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
-gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT), and
-those with the ``start`` and ``end`` of a passage train late chunks (:mod:`hf_longattn.training.passages`).
+gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -26,13 +23,11 @@ from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_t
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, flag, needs_extra
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.late_chunking import check_averages
 from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.tasks import Task
-from hf_longattn.training.adapters import new_positions, transformers_model
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
@@ -50,26 +45,15 @@ OF_TIMED_TRAINER = ("early_stopping_patience", "max_minutes", "save_minutes")
 class EmbedModelArguments(ModelArguments):
     """A model of embeddings, or a reranker."""
 
-    training_only: ClassVar[tuple[str, ...]] = ("train",)
-
     reranker: bool = argument(False, "A cross-encoder that scores a query and a document together, in place of embeddings.")
     multi_vector: bool = argument(
         False, "A vector for every token, compared by MaxSim (late interaction, as in ColBERT), in place of one for a text."
     )
-    train: str = argument(
-        "all", "all, or positions: only the rows that the conversion added to the position table, so that texts that the source reads "
-        "keep their vectors. Learning rates are some hundred times higher, about 2e-3; there is no weight decay."
-    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
         if self.reranker and self.multi_vector:
             raise OptionError("--reranker and --multi-vector are two kinds of models; leave one of them out.")
-        if self.train not in ("all", "positions"):
-            raise OptionError(f"--train must be all or positions, not {self.train!r}.")
-        if self.train == "positions" and (self.reranker or self.use_peft):
-            other = "--reranker" if self.reranker else "--use-peft"
-            raise OptionError(f"--train positions trains no other weights, so {other} has no effect; leave one of the two out.")
 
 
 @dataclass
@@ -83,7 +67,7 @@ class EmbedDataArguments(LabelledDataArguments):
         [], "Files, folders or names on the Hub, one or several: "
         "a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
-        "or score (embeddings only), or start and end, the characters of a passage in the positive (embeddings only)."
+        "or score (embeddings only)."
     )  # fmt: skip
     max_length: int | None = argument(None, "Tokens at which training texts are cut; scores and the saved model keep the model's maximum.")
     anchor_column: str = argument("", "The column that holds the query, if it has none of these names.")
@@ -132,31 +116,20 @@ def finetune_embeddings(
     """
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
-    positions = model_args.train == "positions"
-    if positions and training_args.explicit.get("weight_decay"):
-        raise OptionError("--weight-decay would change the positions that the source has, too; leave it out with --train positions.")
     run = prepare_run(model_args, data_args, training_args)
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
     read = partial(read_pairs, named=data_args.named_columns)
-
-    def unit_of(columns: Sequence[str]) -> str:
-        return "positive" if "start" in columns else ""  # a document's passages stay together
-
-    data, held = train_test_split(data_args, read, training_args.seed, least=3, unit=unit_of)
+    data, held = train_test_split(data_args, read, training_args.seed, least=3)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
-    column = next((name for name in ("score", "start") if name in data.column_names), None)
-    if kind and column:
+    if kind and "score" in data.column_names:
         raise DataError(
-            f"{flag(kind)} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
+            f"{flag(kind)} learns from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; leave it "
             f"out and keep the pairs that belong together, or train embeddings, without {flag(kind)}."
         )
-    if positions:
-        training_args.weight_decay = 0.0
     trainer = (reranking_trainer if model_args.reranker else embedding_trainer)(model_args, data_args, training_args, data, held)
-    with new_positions(transformers_model(trainer.model), model_args.model) if positions else nullcontext():
-        before = train(trainer, run, trainer.measure)
+    before = train(trainer, run, trainer.measure)
     log = {"pairs": len(data), "read_length": read_length(trainer.model), "held_out": {"before": before, "after": trainer.measure()}}
     return save_run(trainer, run, log, describe_embeddings)
 
@@ -235,17 +208,9 @@ def embedding_trainer(
             f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
             "model of texts."
         )
-    scored, passages = ("score" in data.column_names), ("start" in data.column_names)
-    size, cut, prompts = args.per_device_eval_batch_size, training_length(model, data_args), prompts_of(model, scored)
-    document_prompt = (prompts or {}).get("positive", "")
-    if passages:
-        from hf_longattn.training.passages import ByDocument, PassageLoss, find_passages, with_tokens
-
-        check_averages(model, model_args.model)
+    scored, size, cut = ("score" in data.column_names), args.per_device_eval_batch_size, training_length(model, data_args)
 
     def measure(pairs: Dataset = held) -> dict[str, float]:
-        if passages:
-            return find_passages(model, pairs, document_prompt, size)
         if not scored:
             evaluator: Any = Retrieval(*retrieval(pairs, relevant_texts(data, held, pairs)), batch_size=size, write_csv=False, name="held")
             evaluator(model)
@@ -255,14 +220,11 @@ def embedding_trainer(
         similarities = model.similarity_pairwise(anchors, positives).tolist()
         return dict(load_metric("correlation").compute(predictions=similarities, references=list(pairs["score"])))
 
-    more = {"batch_sampler": ByDocument if passages else NO_DUPLICATES, "prompts": prompts}
+    more = {"batch_sampler": NO_DUPLICATES, "prompts": prompts_of(model, scored)}
     arguments = trainer_arguments(kind.arguments, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = cut  # sentence-transformers' trainer cuts inputs there
-    if passages:
-        rows, loss = with_tokens(data, model.tokenizer, document_prompt, cut or read_length(model)), PassageLoss(model)
-    else:
-        rows, loss = data, CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
-    trainer: MeasuringTrainer = EmbeddingTrainer(model, arguments, train_dataset=rows, loss=loss, evaluator=[measure], measure=measure)
+    loss = CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
+    trainer: MeasuringTrainer = EmbeddingTrainer(model, arguments, train_dataset=data, loss=loss, evaluator=[measure], measure=measure)
     return trainer
 
 

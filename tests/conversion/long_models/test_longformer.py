@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, verify_outputs
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.errors import CheckpointError
 from tests.grids import quickly
@@ -64,13 +64,9 @@ def rewritten(source: Path, folder: Path, rename: Callable[[str], str], **config
 
 
 @pytest.mark.usefixtures("from_their_files")
-def test_adopted_longformer_is_compared_without_memory_for_gradients(
-    longformer: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify_outputs, "available_memory", lambda: 1000)
+def test_adopted_longformer_is_compared_from_its_files(longformer: Callable[[str], Path], tmp_path: Path) -> None:
     checks = {check.name: check for check in convert_checkpoint(longformer("ForMaskedLM"), tmp_path / "ours").checks}
     assert checks["equal to the source, with padding and global tokens"].status == "passed"
-    assert "the gradients of two take" in checks[verify_outputs.GRADIENTS].detail
     assert checks["how the models were run"].values["from_files"]
 
 
@@ -85,9 +81,6 @@ def test_every_head_of_longformer_is_adopted_with_equal_outputs(head: str, longf
         assert checks[name].values["length"] == LENGTH
         assert checks[name].values["max_abs_difference"] <= 1e-4
         assert "hidden_states[2]" in checks[name].values["outputs"]
-    step = checks["one step's gradients equal to the source's"]
-    assert step.status == "passed"
-    assert step.values["compared"] >= 2 * 22 + 5  # the tensors of two layers and of the embeddings
     assert report.plan["original_architecture"] == "longformer"
     assert report.plan["tensor_counts"]["added"] == report.plan["tensor_counts"]["dropped"] == 0
     config = json.loads((tmp_path / "ours" / "config.json").read_text())

@@ -34,10 +34,10 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise import student
 from hf_longattn.training.linearise.stages import recovered
-from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
+from hf_longattn.training.trainer import DivergenceError
 from tests.grids import grid, quickly
 from tests.ranks import Ranks, announce
 from tests.training.conftest import written_texts
@@ -115,7 +115,7 @@ def test_killed_linearise_run_resumes_to_the_same_result(stage: int, start: Star
     ("stage", "where"),
     grid([(1, "output"), (2, "output"), (1, "gradient"), (2, "gradient")], lambda stage, where: (stage == 1) == (where == "gradient")),
 )
-def test_linearise_ends_at_nan_naming_layer(stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linearise_ends_at_nan(stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hedgehog = mechanism_class("hedgehog")
     forward, passes = hedgehog.forward, []
 
@@ -134,7 +134,7 @@ def test_linearise_ends_at_nan_naming_layer(stage: int, where: str, start: Start
 
     monkeypatch.setattr(hedgehog, "forward", poisoned)
     what = "loss" if where == "output" else "gradient"
-    with pytest.raises(DivergenceError, match=rf"The {what} is not a finite number at step 4 of stage {stage}, in layer 1 .*checkpoint-2;"):
+    with pytest.raises(DivergenceError, match=rf"The {what} is not a finite number at step 4; .*stage{stage}.*checkpoint-2;"):
         linearise_attention(*start(stage=str(stage), save_steps=2))
     newest = tmp_path / "out" / "checkpoints" / f"stage{stage}" / "checkpoint-2" / "model.safetensors"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())

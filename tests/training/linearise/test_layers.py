@@ -16,8 +16,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 import hf_longattn  # noqa: F401 (registers the long models)
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.layer_choice import choose_layers, number_of_layers
-from hf_longattn.training.linearise.layers import divergences, keep_softmax, own_sites, with_softmax
+from hf_longattn.training.linearise.layers import choose_layers, divergences, keep_softmax, number_of_layers, own_sites, with_softmax
 from hf_longattn.training.linearise.stages import Stages
 from hf_longattn.training.tasks.linearise import linearise_attention
 from tests.grids import grid
