@@ -7,6 +7,7 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, Sta
 
 from .attend import run_batch
 from .constants import BACKEND
+from .declared import DeclaredMask
 from .documents import (
     batch_of_mask,
     documents_from,
@@ -32,7 +34,7 @@ from .documents import (
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
-from .engines.common.call import AttentionCall
+from .engines.common.call import AttentionCall, Pattern
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.grid import RUNNING_GRID
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
@@ -44,10 +46,12 @@ from .mechanisms.common.decoding import Columns
 from .mechanisms.common.exact import for_length
 from .mechanisms.common.locality import keys_per_query
 from .mechanisms.common.masked import SparseMechanism
+from .mechanisms.common.registry import mechanism_from
 from .memory import AttentionCacheLayer
 from .memory.cache_layer import unread_cache
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .memory.window_cache import GrowingWindowLayer
+from .options import LARGEST
 from .private_apis import warn_missing
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -89,21 +93,33 @@ def longattn_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Any = masking.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | DeclaredMask | None = None,
     **kwargs: Any,
-) -> Tensor | None:
+) -> Tensor | DeclaredMask | None:
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
-        where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
-        The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
+        For a stock model a :class:`DeclaredMask`. If ``generate`` makes the mask for a compiled decoding step, it is the tensor
+        ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention, because a graph takes tensors.
+        For a model with mechanisms ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
+        ``(B, 1, Nq, Nk)`` bool where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs
+        N×N memory. The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
     """
+    if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
+        return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
         raise MaskError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
             "or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
+    config = kwargs.get("config")
+    if config is not None and getattr(config, "long_attention", None) is None:
+        declared = DeclaredMask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+            mask_function=mask_function, attention_mask=attention_mask, **kwargs,
+        )  # fmt: skip
+        for_a_graph = q_length == 1 and isinstance(q_offset, Tensor) and not in_graph()
+        return declared.dense() if for_a_graph else declared
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -154,10 +170,10 @@ def longattn_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``module.long_attention``, with the signature of transformers' attention functions.
+    """Attention of ``module.long_attention``, or what a stock model declares, with the signature of transformers' attention functions.
 
     Args:
-        module: the attention module; ``module.is_causal`` says whether later keys are hidden.
+        module: the attention module; ``module.is_causal`` says whether later keys are hidden, if no :class:`DeclaredMask` says it.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
@@ -181,19 +197,24 @@ def longattn_attention_forward(
     if projected is not None:
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
+    mechanism = _mechanism(module, kwargs)
+    if mechanism is None:
+        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, is_causal, kwargs)
+    if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
+        declared = attention_mask
+        attention_mask = declared.cached("for mechanisms", lambda: longattn_mask(**{**declared.arguments, "config": None}))
     if (narrower := key.shape[-1] - value.shape[-1]) > 0:  # latent attention (DeepSeek); zeros add nothing to an output
         wide = nn.functional.pad(value, (0, narrower))
         output, weights = longattn_attention_forward(
             module, query, key, wide, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
         )
         return output[..., : value.shape[-1]], weights
-    mechanism = _mechanism(module, kwargs)
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    causal = _is_causal(module, is_causal)
     attention_mask = _checked(attention_mask, query, mechanism, causal)
     computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
@@ -379,24 +400,134 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
     return key, value, cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
 
 
-def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
+def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
+    """The mechanism of a call; ``None`` for a module of a stock model.
+
+    Raises:
+        BackendError: the module asks for something that is not computed, or belongs to a model with mechanisms and has none.
+    """
+    if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
+        raise BackendError(
+            f"{type(module).__name__} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
+            "load the model with attn_implementation='eager'."
+        )
     mechanism = getattr(module, "long_attention", None)
     if isinstance(mechanism, nn.ModuleDict):
         mechanism = mechanism[str(kwargs[LAYER_INDEX])]
     if not isinstance(mechanism, Mechanism):
-        raise BackendError(
-            f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
-            'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
-        )
-    if not frozenset(NOT_COMPUTED).isdisjoint(kwargs):
-        meaning = next(meaning for name, meaning in NOT_COMPUTED.items() if name in kwargs)
-        raise BackendError(f"{type(module).__name__} attends with {meaning}, which no mechanism does; load the model without mechanisms.")
+        if getattr(getattr(module, "config", None), "long_attention", None) is not None:
+            raise BackendError(
+                f"{type(module).__name__} of a model with mechanisms carries no mechanism; call "
+                'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a Long… class.'
+            )
+        return None
     if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "
             "options is not one softmax over keys; choose for example window."
         )
     return mechanism
+
+
+def _is_causal(module: nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+
+
+def _attend_as_declared(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | DeclaredMask | None,
+    scaling: float | None,
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
+    (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
+    if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
+        raise MaskError(
+            f"{type(module).__name__} attends from {q_len} queries to {kv_len} keys, but its model made a mask for {mask.shape[2]} queries "
+            f"and {mask.shape[3]} keys; load the model with attn_implementation='eager'."
+        )
+    causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
+    bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
+    by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
+    settings = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
+    pattern, batch, pairs, in_use, another_sequence = Pattern.everything(causal), None, mask, kv_len, False
+    if bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None)):
+        if mask is not None:
+            pattern, in_use = mask.pattern, mask.keys_in_use
+            batch = mask.batch(in_use)
+        if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
+            batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)
+        covered = batch is None and pattern.covers(q_len, in_use) and (q_len in (1, in_use) or not pattern.causal)
+        if by_operator and covered and not (dropout and query.device.type == "cpu"):  # transformers' sdpa attention, at its cost
+            key, value = key[:, :, :in_use], value[:, :, :in_use]
+            output = fused_attention(query, key, value, is_causal=pattern.causal and q_len > 1, **settings)
+            return output.transpose(1, 2).contiguous(), None
+        # Padding says nothing about the queries if these may be another sequence, and few queries need no engine.
+        another_sequence = mask is not None and mask.hides_padding_alone and batch is not None and batch.documents is None
+        pairs = mask if by_operator and (another_sequence or q_len <= FEW_QUERIES) else None
+    if by_operator and (pairs is not None or bias is not None):
+        return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
+    if pairs is not None and pairs.ndim != 4:
+        raise MaskError(
+            f"The attention_mask of {type(module).__name__} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
+            "(batch, 1 or heads, queries, keys)."
+        )
+    pairs = pairs.dense() if isinstance(pairs, DeclaredMask) else pairs
+    scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
+    key, value = key[:, :, :in_use], value[:, :, :in_use]
+    if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
+        query, key, value = (nn.functional.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    cross = another_sequence or (q_len != in_use and not pattern.causal and not pattern.bounded)
+    mechanism = _declared_mechanism(heads, widest, pattern.left, pattern.right, cross)
+    call = AttentionCall(
+        causal=pattern.causal, batch=batch, scale=scale, dropout=dropout, sink_scores=sinks,
+        score_mod=_score_terms(pairs, query, in_use, kwargs),
+    )  # fmt: skip
+    output = run_batch(mechanism, query, key, value, call)[..., :width]
+    weights = mechanism.weights(query, key, call.replace(dropout=0.0)) if weights_wanted else None
+    return output.transpose(1, 2).contiguous(), weights
+
+
+@functools.lru_cache(64)
+def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
+    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
+    bounded = min(left, right) < LARGEST
+    options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
+    mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
+    mechanism.is_cross_attention = cross
+    return mechanism
+
+
+def _attend_pairs(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, bias: Tensor | None, causal: bool,
+    settings: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """Attention ``(B, H, Nq, D)`` by a mask over pairs and a bias ``(B or 1, H or 1, Nq or 1, Nk)``. Large masks that the model declares
+    are made for a block of queries at a time."""
+    q_len, kv_len = query.shape[2], key.shape[2]
+    if mask is None and causal:
+        mask = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool, device=query.device).tril()
+    blocks = mask.blocks() if isinstance(mask, DeclaredMask) else [(0, q_len, 0, kv_len)]
+    outputs = []
+    for start, stop, first, last in blocks:
+        visible = mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask
+        if bias is not None:
+            added = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
+            added = added[..., first:last].to(query.dtype)
+            if visible is None:
+                visible = added
+            elif visible.dtype == torch.bool:
+                visible = torch.where(visible, added, torch.finfo(added.dtype).min)
+            else:
+                visible = added + visible
+        q, k, v = query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last]
+        outputs.append(fused_attention(q, k, v, attn_mask=visible, **settings))
+    return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
@@ -522,9 +653,16 @@ def _with_documents(
                     f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
                     "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
                 )
-    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
+    if dense_mask is not None and in_graph():  # the mask has the documents, too
         return batch, dense_mask
+    return _with_documents_of_call(batch, shape, kwargs), dense_mask
+
+
+def _with_documents_of_call(batch: Batch | None, shape: tuple[int, int], kwargs: dict[str, Any]) -> Batch | None:
+    """The batch with the documents of the call's keywords, if a row has several."""
+    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
+    if borders is None:
+        return batch
     padding = None if batch is None else batch.mask
 
     def make() -> Batch | None:
@@ -532,7 +670,7 @@ def _with_documents(
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return cached_on(borders, (shape, id(padding)), make), dense_mask
+    return cached_on(borders, (shape, id(padding)), make)
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:

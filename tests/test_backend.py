@@ -10,9 +10,9 @@ from torch import nn
 from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from hf_longattn import backend, list_mechanisms
+from hf_longattn import backend, enable_long_attention, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
-from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.backend import longattn_attention_forward, longattn_mask
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
@@ -211,10 +211,11 @@ def test_attention_function_refuses_masks_of_wrong_shapes(arguments: dict[str, t
     assert "\n" not in str(caught.value)
 
 
-def test_plain_model_with_longattn_attention_names_enable_long_attention() -> None:
+def test_a_model_with_mechanisms_names_the_module_that_lacks_one() -> None:
     model: BertModel = plain_model("bert")
-    model.set_attn_implementation(BACKEND)
-    with pytest.raises(BackendError, match="enable_long_attention"):
+    enable_long_attention(model, {"mechanism": "window", "window": 8})
+    del model.encoder.layer[1].attention.self.long_attention
+    with pytest.raises(BackendError, match=r"BertSelfAttention of a model with mechanisms carries no mechanism; call .*enable_long"):
         model(tokens())
 
 

@@ -27,6 +27,7 @@ LAYERS = (
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),
+    ("declared",),
     ("backend",),
     ("modeling",),
     ("families",),

@@ -258,11 +258,13 @@ def _attach(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
+def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig | None = None) -> Model:
     """Replace the self-attention of ``model`` in place. Positions, weights and cross-attention do not change.
 
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
+
+    Without ``long_attention``, the model computes what it declares, as with ``attn_implementation="longattn"``.
 
     Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also replaces
     sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after ``import hf_longattn``.
@@ -274,11 +276,12 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
     Args:
         model: any model of transformers.
-        long_attention: the mechanism of each layer. Layers of encoder and decoder are counted separately. In a model with several towers
-            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others keep
-            the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens except images' global in the language
-            model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Images packed into one row (Pixtral, Qwen-VL)
-            have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
+        long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and decoder are counted
+            separately. In a model with several towers (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets
+            the mechanism of a tower; all others keep the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens
+            except images' global in the language model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Images
+            packed into one row (Pixtral, Qwen-VL) have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within
+            each window.
 
     Returns:
         The same model.
@@ -287,12 +290,15 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
         UnknownMechanismError, OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
-    chosen = _read_attention(long_attention)
     if isinstance(getattr(model, "config", None), LongConfig):
         raise BackendError(
             f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
         )
-    _attach(model, chosen)
+    if long_attention is None:
+        check_interface(type(model))
+        model.set_attn_implementation(BACKEND)
+        return model
+    _attach(model, _read_attention(long_attention))
     return _run_mechanisms(model, long_attention)
 
 

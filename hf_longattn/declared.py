@@ -1,0 +1,255 @@
+"""What a stock model declares about the keys that each query sees.
+
+transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks that see each other.
+:class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing of size N×N is built for a window.
+A function that it cannot read is evaluated by transformers, for a block of queries at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers.masking_utils as masking
+from torch import Tensor
+
+from .engines.common.batch import Batch, in_graph
+from .engines.common.call import UNBOUNDED, Pattern
+
+BLOCK_PAIRS = 1 << 26
+"""Maximum pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
+FEWEST_ROWS = 128
+"""Minimum number of queries of a block. Untuned."""
+MaskFunction = Callable[[Any, Any, Any, Any], Any]
+"""``mask_function(batch, head, query, key) -> bool`` of transformers, over absolute positions."""
+
+
+def _code(name: str, *arguments: Any) -> CodeType | None:
+    """The code of the functions that transformers' ``name`` makes. ``None`` if the installed version has no ``name``."""
+    make = getattr(masking, name, None)
+    return None if make is None else make(*arguments).__code__
+
+
+ALL_OF, ANY_OF = _code("and_masks", masking.causal_mask_function), _code("or_masks", masking.causal_mask_function)
+WINDOW, WINDOW_AROUND = _code("sliding_window_overlay", 1), _code("sliding_window_bidirectional_overlay", 1)
+CHUNKS, BLOCKS = _code("chunked_overlay", 1, torch.zeros(1)), _code("blockwise_overlay", torch.zeros(1, 1))
+DOCUMENTS = _code("packed_sequence_mask_function", torch.zeros(1, 1))
+MOVED = _code("remap_positions_for_packed_sequence", masking.causal_mask_function, torch.zeros(1, 1))
+
+
+def _settings(function: MaskFunction) -> dict[str, Any]:
+    """The values with which transformers made a mask function, by name."""
+    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+
+
+class DeclaredMask:
+    """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
+
+    It alone says which keys a query sees. Attention modules get it as they get flex-attention's ``BlockMask``. Any operation of a model
+    on it, and any attribute of a tensor, is that of :meth:`dense`.
+
+    left, right: the band that contains every visible pair: from ``query - left`` to ``query + right``.
+    exact: whether the band, :attr:`padding` and documents describe the mask completely.
+    padding: ``(B, Nk)`` bool, True = real key; ``None`` if every key is real.
+    """
+
+    ndim, dtype = 4, torch.bool
+
+    def __init__(self, local_size: int | None = None, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
+        self.first_query, self.first_key = arguments["q_offset"], arguments["kv_offset"]
+        self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
+        self.left, self.right, self.exact = UNBOUNDED, UNBOUNDED, True
+        self._labels: list[Tensor] = []
+        self._known: dict[Any, Any] = {}
+        real = masking.prepare_padding_mask(arguments["attention_mask"], self.keys, self.first_key)
+        self.padding = None if real is None else real[:, self.first_key : self.first_key + self.keys]
+        if in_graph():
+            self._read_in_graph(arguments["mask_function"], local_size)
+            return
+        self._read(arguments["mask_function"], None)
+        if self.padding is not None and bool(self.padding.all()):
+            self.padding = None
+        if isinstance(self.first_query, Tensor):  # of a static cache; the only value that is read for all layers
+            self.first_query = int(self.first_query)
+
+    def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
+        """Narrow the band to ``function``, and collect its documents. A function that is not known leaves the band as it is.
+
+        positions: ``(B, N)``, by which the function counts instead of by the token's index.
+        """
+        code = function.__code__
+        if function is masking.bidirectional_mask_function:
+            return
+        if function is masking.causal_mask_function:
+            self.right = 0
+            return
+        settings = _settings(function)
+        if code is ALL_OF:
+            for part in settings["mask_functions"]:
+                self._read(part, positions)
+        elif code is WINDOW:
+            self.left = min(self.left, settings["sliding_window"] - 1)
+        elif code is WINDOW_AROUND:
+            self.left, self.right = min(self.left, settings["sliding_window"]), min(self.right, settings["sliding_window"])
+        elif code is CHUNKS:
+            padding = settings["left_padding"][:, None]
+            places = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device) if positions is None else positions
+            self._labels.append((places - padding) // settings["chunk_size"])
+        elif code is MOVED:
+            self._read(settings["mask_function"], settings["position_ids"])
+        elif code is DOCUMENTS:
+            self._labels.append(settings["packed_sequence_mask"])
+        elif code is ANY_OF and settings["mask_functions"][-1].__code__ is BLOCKS and len(settings["mask_functions"]) == 2:
+            base, blocks = settings["mask_functions"]
+            self._read(base, positions)
+            longest = _longest_block(_settings(blocks)["block_sequence_ids"])
+            if longest > 1:
+                self.left, self.right, self.exact = max(self.left, longest - 1), max(self.right, longest - 1), False
+        else:
+            self.exact = False
+
+    def _read_in_graph(self, function: MaskFunction, local_size: int | None) -> None:
+        """:meth:`_read` by the other arguments of transformers, because a graph cannot look into a function."""
+        config, causal = self.arguments.get("config"), bool(self.arguments.get("allow_is_causal_skip"))
+        usual = causal or self.arguments.get("allow_is_bidirectional_skip")  # no documents, blocks or functions of a model
+        if function is masking.causal_mask_function:
+            self.right = 0
+        elif function is masking.bidirectional_mask_function:
+            return
+        elif not usual or local_size != getattr(config, "sliding_window", None) or hasattr(config, "attention_chunk_size"):
+            self.exact = False
+        elif local_size is not None:
+            self.left, self.right = (local_size - 1, 0) if causal else (local_size, local_size)
+
+    @property
+    def causal(self) -> bool:
+        """Whether every query sees no key after it."""
+        return self.right == 0
+
+    @property
+    def pattern(self) -> Pattern:
+        """The band."""
+        return Pattern(self.left, self.right, self.causal)
+
+    @property
+    def hides_padding_alone(self) -> bool:
+        """Whether every query sees every real key, as in encoders and in cross-attention, whose queries are another sequence."""
+        return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
+
+    @property
+    def keys_in_use(self) -> int | None:
+        """The number of keys up to which queries are the last of them: without the empty slots of a static cache.
+
+        ``None`` if there is no such number, as in cross-attention, or if a graph does not know it.
+        """
+        if isinstance(self.first_query, Tensor):
+            return None
+        count = self.first_query + self.queries - self.first_key
+        return count if count == self.keys or (self.causal and 0 < count < self.keys) else None
+
+    def batch(self, keys: int) -> Batch | None:
+        """Padding and documents of the first ``keys`` keys. ``None`` without these."""
+
+        def make() -> Batch | None:
+            documents = None
+            if self._labels:
+                labels = torch.stack([label.expand(self.shape[0], -1)[:, :keys] for label in self._labels])
+                documents = F.pad((labels[:, :, 1:] != labels[:, :, :-1]).any(0), (1, 0)).cumsum(1)
+                documents = documents if bool(documents[:, -1:].any()) else None
+            return Batch.of(None if self.padding is None else self.padding[:, :keys], documents)
+
+        return self.cached(("batch", keys), make)
+
+    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The result of ``make()``, stored for all layers. A graph stores nothing."""
+        if in_graph():
+            return make()
+        if key not in self._known:  # made outside of inference mode, since calls that need gradients may use it too
+            with torch.inference_mode(False), torch.no_grad():
+                self._known[key] = make()
+        return self._known[key]
+
+    def dense(self) -> Tensor:
+        """The mask that transformers makes for its sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
+        return self.rows(0, self.queries, 0, self.keys).expand(self.shape)
+
+    def rows(self, start: int, stop: int, first: int, last: int) -> Tensor:
+        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Stored if it is most of the mask.
+
+        With equal rows, it has one: ``(B, 1, 1, keys)``.
+        """
+        if self.hides_padding_alone and self.padding is not None:
+            return self.padding[:, None, None, first:last]
+        if 2 * (stop - start) * (last - first) >= self.queries * self.keys:
+            return self.cached((start, stop, first, last), lambda: self._evaluated(start, stop, first, last))
+        return self._evaluated(start, stop, first, last)
+
+    def _evaluated(self, start: int, stop: int, first: int, last: int) -> Tensor:
+        changes = {"q_length": stop - start, "kv_length": last - first, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        offsets = {"q_offset": self.arguments["q_offset"] + start, "kv_offset": self.first_key + first}
+        return masking.sdpa_mask(**{**self.arguments, **changes, **offsets})
+
+    def blocks(self) -> list[tuple[int, int, int, int]]:
+        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, of at most :data:`BLOCK_PAIRS` pairs each."""
+        rows, known = self.shape[0], not isinstance(self.first_query, Tensor)
+        if rows * self.queries * self.keys <= BLOCK_PAIRS:
+            return [(0, self.queries, 0, self.keys)]
+        shift = self.first_query - self.first_key if known else 0
+        reach = min(self.keys, self.left + self.right) if known else self.keys
+        size = max(FEWEST_ROWS, min(self.queries, BLOCK_PAIRS // (rows * self.keys), max(reach, 8 * FEWEST_ROWS)))
+        blocks = []
+        for start in range(0, self.queries, size):
+            stop = min(start + size, self.queries)
+            first, last = (max(0, start + shift - self.left), min(self.keys, stop + shift + self.right)) if known else (0, self.keys)
+            blocks.append((start, stop, first, max(last, first + 1)))
+        return blocks
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """The mask on another device, or :meth:`dense` in another dtype."""
+        device = kwargs.get("device", args[0] if args else None)
+        if not isinstance(device, int | str | torch.device) or kwargs.get("dtype") is not None or len(args) > 1:
+            return self.dense().to(*args, **kwargs)
+        moved, mask = copy.copy(self), self.arguments["attention_mask"]
+        moved.arguments = {**self.arguments, "device": device, "attention_mask": None if mask is None else mask.to(device)}
+        moved.padding = None if self.padding is None else self.padding.to(device)
+        moved._labels, moved._known = [label.to(device) for label in self._labels], {}
+        return moved
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def dense(x: Any) -> Any:
+            return x.dense() if isinstance(x, cls) else type(x)(map(dense, x)) if type(x) in (list, tuple) else x
+
+        return function(*dense(args), **{name: dense(value) for name, value in (kwargs or {}).items()})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.dense(), name)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    return lambda mask, *args: getattr(mask.dense(), name)(*args)
+
+
+OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge add radd sub rsub mul rmul truediv bool len neg"
+for _name in OPERATORS.split():
+    setattr(DeclaredMask, f"__{_name}__", _operator(f"__{_name}__"))
+DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def _longest_block(ids: Tensor) -> int:
+    """The largest number of tokens from the first to the last of a block, for ``ids (B, N)``; -1 is in no block. 0 without blocks."""
+    row, place = (ids >= 0).nonzero(as_tuple=True)
+    if not len(row):
+        return 0
+    block = row * (int(ids.max()) + 1) + ids[row, place]
+    ends = place.new_zeros(2, int(block.max()) + 1)
+    first = ends[0].scatter_reduce(0, block, place, "amin", include_self=False)
+    return int((ends[1].scatter_reduce(0, block, place, "amax", include_self=False) - first).max()) + 1
