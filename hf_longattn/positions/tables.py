@@ -91,7 +91,7 @@ def _refuse_others(table: Tensor, computed: Tensor) -> None:
 
 
 STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "tile": lambda old, rows: old[torch.arange(rows) % len(old)],
+    "tile": lambda old, rows: old[torch.arange(rows) % old.shape[0]],
     INTERPOLATE: _interpolate,
     "random": _random,
 }
