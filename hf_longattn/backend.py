@@ -8,7 +8,7 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -400,17 +400,22 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
     return key, value, cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
 
 
+def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Raise :class:`BackendError` if ``module`` asks for something that is not computed."""
+    if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
+        raise BackendError(
+            f"{type(module).__name__} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
+            "load the model with attn_implementation='eager'."
+        )
+
+
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     """The mechanism of a call; ``None`` for a module of a stock model.
 
     Raises:
         BackendError: the module asks for something that is not computed, or belongs to a model with mechanisms and has none.
     """
-    if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
-        raise BackendError(
-            f"{type(module).__name__} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
-            "load the model with attn_implementation='eager'."
-        )
+    check_computed(module, kwargs)
     mechanism = getattr(module, "long_attention", None)
     if isinstance(mechanism, nn.ModuleDict):
         mechanism = mechanism[str(kwargs[LAYER_INDEX])]

@@ -55,9 +55,11 @@ class DeclaredMask:
     left, right: the band that contains every visible pair: from ``query - left`` to ``query + right``.
     exact: whether the band, :attr:`padding` and documents describe the mask completely.
     padding: ``(B, Nk)`` bool, True = real key; ``None`` if every key is real.
+    chunk: tokens of a chunk, one of the documents; ``None`` without chunks.
     """
 
     ndim, dtype = 4, torch.bool
+    chunk: int | None = None
 
     def __init__(self, local_size: int | None = None, **arguments: Any) -> None:
         self.arguments = arguments
@@ -101,6 +103,7 @@ class DeclaredMask:
             padding = settings["left_padding"][:, None]
             places = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device) if positions is None else positions
             self._labels.append((places - padding) // settings["chunk_size"])
+            self.chunk = settings["chunk_size"]
         elif code is MOVED:
             self._read(settings["mask_function"], settings["position_ids"])
         elif code is DOCUMENTS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from . import options as flags
 
 def inspect(
     context: typer.Context,
-    model: Annotated[str | None, flags.model_argument("A long or short checkpoint")] = None,
+    model: Annotated[str, flags.model_argument("A long checkpoint or a stock model")],
     given: Annotated[
         Path | None,
         typer.Argument(
@@ -27,8 +27,9 @@ def inspect(
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Lengths of INPUT at which attention is measured: in tokens, for example 512,2K,8K; for recordings in seconds, 15,60.",
-            show_default="512,1K,2K,4K,8K tokens or 7.5,15,30 seconds, as far as MODEL and INPUT reach",
+            help="Lengths of INPUT at which attention is measured: in tokens, for example 512,2K,8K; for recordings in seconds, 15,60. "
+            "Without INPUT, lengths at which the memory of a stock model is estimated.",
+            show_default="512,1K,2K,4K,8K tokens or 7.5,15,30 seconds, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
         ),
     ] = None,
     candidate: Annotated[
@@ -41,12 +42,7 @@ def inspect(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
     device: flags.Device = None,
-    mechanism: Annotated[
-        str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
-    ] = None,
-    option: flags.OptionFlag = None,
     length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
-    causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: draw its causal form.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
@@ -54,50 +50,40 @@ def inspect(
 ) -> None:
     """Show what runs in a checkpoint's layers and why, parameters and cost.
 
-    With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With --plot, also
-    draw the layers' attention patterns, or with --mechanism that of a mechanism instead.
+    Of a stock model, show the windows that its layers declare, and the memory that transformers and attn_implementation="longattn" need
+    for them. With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With
+    --plot, also draw the layers' attention patterns.
     """
-    if (model is None) == (mechanism is None):
-        raise typer.BadParameter("give either MODEL or --mechanism NAME --plot FILE.png.")
-    if mechanism is not None and plot is None:
-        raise typer.BadParameter("requires --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
-    if mechanism is None:
-        flags.refuse_typed(context, ("--option", "--causal"), "requires --mechanism.")
-    else:
-        flags.refuse_typed(context, ("--revision", "--token"), "is for MODEL, but a mechanism alone is drawn; leave it out.")
     if plot is None:
         flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
     if given is None:
-        of_input = ("--lengths", "--candidate", "--queries", "--device")
-        flags.refuse_typed(context, of_input, "requires INPUT; give a text, photo or recording.")
+        flags.refuse_typed(context, ("--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording.")
     else:
         flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-        assert model is not None
         _diagnose(model, given, lengths, candidate, queries, device, as_json, revision, token)
         return
 
-    from .show import show_inspection
+    from .show import show_inspection, show_stock
     from .terminal import print_json, say
 
     if plot is not None:
         from .plot import check_image
 
         check_image(plot)
-    if mechanism is not None and plot is not None:
-        from ..mechanisms.common.registry import mechanism_class, mechanism_from
-        from .plot import draw_patterns
-
-        chosen: dict[str, Any] = dict(flags.parse_options(option)) or mechanism_class(mechanism).sample
-        built = mechanism_from(mechanism, chosen, num_heads=4, head_dim=16, max_length=length)
-        draw_patterns(
-            {built.name + "".join(f", {name} {value}" for name, value in chosen.items()): built}, length=length, causal=causal, file=plot
-        )
-        print_json({"mechanism": mechanism, "plot": str(plot)}) if as_json else say(f"drawn: {plot}")
-        return
 
     from ..conversion import inspect_checkpoint
+    from ..conversion.sources import fetch_config
+    from ..reading import is_long
 
-    assert model is not None
+    if not is_long(fetch_config(model, revision, token)):
+        from ..inspect import inspect_stock
+        from ..inspect.texts import read_lengths
+
+        flags.refuse_typed(context, ("--plot",), "draws mechanisms, and MODEL has none; convert it.")
+        stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
+        print_json({"model": model, **stock.to_dict(tokens)}) if as_json else show_stock(model, stock, tokens)
+        return
+    flags.refuse_typed(context, ("--lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
         from .plot import draw_patterns, name_layers

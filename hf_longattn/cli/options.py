@@ -151,7 +151,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 """How the values of settings that are no plain values are read."""
 
 _SHARED = {setting.name: flag(setting) for setting in fields(ConversionConfig)}
-OptionFlag = Annotated[list[str] | None, _SHARED["options"]]
 RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..conversion.flops import MechanismCost
     from ..export import CompressionReport, ExportReport
     from ..inputs.common.base import InputSizes, LengthCost
-    from ..inspect import Diagnosis
+    from ..inspect import Diagnosis, StockInspection
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
 
@@ -290,6 +290,28 @@ def _add_inspection(report: Report, model: Inspection) -> None:
     report.table(_states(model))
     if model.costs:
         report.table(_costs(model.costs, model.inputs))
+
+
+def show_stock(name: str, model: StockInspection, lengths: Sequence[int]) -> None:
+    """What the layers of a stock model and of its towers declare, what runs for them, and the memory that it needs."""
+    from ..choice_text import write_numbers
+
+    report = Report()
+    for shown, part in [(name, model), *((f"tower {tower}", part) for tower, part in model.towers.items())]:
+        runs = "sdpa" if part.implementation == "sdpa" else f"eager, since {part.class_name} does not support SDPA"
+        report.facts(
+            ("model", f"{shown}  ({part.class_name}, model type {part.model_type})"),
+            ("parameters", f"{part.parameters:,}"),
+            ("transformers", "" if part.towers else runs + ("; flash attention on GPUs" if part.flash else "")),
+            ("longattn", "" if part.towers else part.verdict()),
+        )
+        report.gap()
+        layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in part.groups().items()]
+        report.table(Table(("layers", "module", "heads", "a query sees"), layers, align="l"))
+        memory = [(f"{length:,}", decimal(stock), decimal(ours)) for length, stock, ours in part.memory(lengths) if stock or ours]
+        report.say("Estimated memory of mask and scores in one layer, the largest, for one text in fp32:" if memory else "")
+        report.table(Table(("tokens", "transformers", "longattn"), memory, align="r"))
+    terminal.show(report)
 
 
 def _states(model: Inspection) -> Table:

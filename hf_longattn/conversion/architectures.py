@@ -169,7 +169,7 @@ def find_architecture(source: Source) -> Architecture:
     converter = converter_of(source)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(converter.model_type for converter in CONVERTERS)})
-        meant = "" if _class_of(source) is not None else nearest(model_type, known)
+        meant = "" if class_of(source.config) is not None else nearest(model_type, known)
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have {len(known)} types, which"
             f' python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.{meant}'
@@ -222,7 +222,7 @@ def generic_architecture(source: Source) -> Architecture:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
-    base = _class_of(source)
+    base = class_of(source.config)
     if base is None:
         raise CheckpointError(
             f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json; set architectures to one."
@@ -238,7 +238,7 @@ def generic_architecture(source: Source) -> Architecture:
 def generic_hint(source: Source) -> str:
     """A relative clause that says what can be done with a source without Long classes."""
     model_type = str(source.config.get("model_type"))
-    base, why = _class_of(source), stored_facts()["refused"].get(model_type)
+    base, why = class_of(source.config), stored_facts()["refused"].get(model_type)
     if base is None and model_type in CONFIG_MAPPING_NAMES and not model_type.startswith("long_"):
         other = MODEL_MAPPING_NAMES.get(model_type)
         reason = (
@@ -259,13 +259,14 @@ def generic_hint(source: Source) -> str:
     return "which has no Long classes; --generic adds mechanisms to its plain class"
 
 
-def _class_of(source: Source) -> type[PreTrainedModel] | None:
-    named = source.config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(source.config.get("model_type")))]
+def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
+    """The class of transformers that a ``config.json`` names, or its type's class without a head. ``None`` if there is no such class."""
+    named = config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(config.get("model_type")))]
     model_class: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
     known = getattr(model_class, "config_class", None)
-    return model_class if known is not None and known.model_type == source.config.get("model_type") else None
+    return model_class if known is not None and known.model_type == config.get("model_type") else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..inputs.common.base import InputKind, LengthCost, kind_of
+from ..errors import CheckpointError
+from ..inputs.common.base import InputKind, LengthCost
 from ..inputs.plain import PlainKind
 from ..inputs.text import kind_in
 from ..inputs.towers import TowersKind, WithTowers, text_part
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
-from ..modeling.family.definition import Family
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..reading import is_long
-from .architectures import find_architecture, read_long
+from .architectures import read_long
 from .flops import (
     DecodeState,
     cost_with,
@@ -33,7 +33,7 @@ from .sources import Source, open_source, tower_of
 
 @dataclass(frozen=True)
 class Inspection(WithTowers):
-    """A long or short checkpoint; a short one has full attention."""
+    """A long checkpoint."""
 
     source: Source
     class_name: str
@@ -92,12 +92,15 @@ class Inspection(WithTowers):
 
 @quiet_libraries()
 def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Inspection:
-    """Describe a long checkpoint, or a short one of a supported family.
+    """Describe a long checkpoint. :func:`hf_longattn.inspect.inspect_stock` describes others.
 
     Raises:
-        CheckpointError: not a readable checkpoint of a supported family.
+        CheckpointError: not a readable long checkpoint of a supported family.
     """
-    return _inspect(open_source(model, revision=revision, token=token, headers_only=True))
+    source = open_source(model, revision=revision, token=token, headers_only=True)
+    if not is_long(source.config):
+        raise CheckpointError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+    return _inspect(source)
 
 
 def _inspect(source: Source) -> Inspection:
@@ -107,8 +110,7 @@ def _inspect(source: Source) -> Inspection:
 @singledispatch
 def _inspection_of(kind: InputKind, source: Source) -> Inspection:
     """Inspect a model of one stack."""
-    config, class_name, family, skeleton = read_long(source) if is_long(source.config) else _short(source)
-    kind = kind_of(family)  # a source of another architecture has none in its config
+    config, class_name, family, skeleton = read_long(source)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     sizes, further = kind.sizes(config), kind.further_operations(skeleton, config)
@@ -135,12 +137,10 @@ def _inspection_of(kind: InputKind, source: Source) -> Inspection:
 @_inspection_of.register(TowersKind)
 def _inspect_towers(kind: TowersKind, source: Source) -> Inspection:
     """Inspect a model of several towers."""
-    towers, long = {}, is_long(source.config)
-    class_name = read_long(source)[1] if long else find_architecture(source).source_class
-    for name, part in kind.parts.items():
-        base = part.family.base_model_name
-        towers[name] = _inspect(tower_of(source, name, part.family.model_classes[base] if long else base))
-    return _of_whole(source, text_part(towers), class_name=class_name, model_type=source.config["model_type"], towers=towers)
+    towers = {
+        name: _inspect(tower_of(source, name, part.family.model_classes[part.family.base_model_name])) for name, part in kind.parts.items()
+    }
+    return _of_whole(source, text_part(towers), class_name=read_long(source)[1], model_type=source.config["model_type"], towers=towers)
 
 
 def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
@@ -191,10 +191,3 @@ def _inspect_part(source: Source, part: PlainPart) -> Inspection:
         inputs=part.inputs,
         generic=True,
     )
-
-
-def _short(source: Source) -> tuple[Any, str, Family, Any]:
-    architecture = find_architecture(source)
-    attention = architecture.original_attention() or LongAttentionConfig("full")
-    config = architecture.long_config(attention, {}, None, "tile")
-    return config, architecture.source_class, architecture.family, architecture.skeleton(config)

@@ -319,6 +319,15 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
     return fetch_snapshot(name, revision, token, (*SMALL, SAFETENSORS) if weights else SMALL)
 
 
+def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """The config.json in :func:`fetch_model`'s folder; of sentence-transformers, that of its first module. Weights are not read."""
+    folder = fetch_model(model, revision, token)
+    if (folder / MODULES).is_file():
+        folder /= sentence_modules(folder)[0]["path"]
+    check_files(folder, ("config.json",))
+    return read_config(folder)
+
+
 def fetch_headers(name: str, revision: str | None, token: str | bool | None, folder: Path) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
     with translated_errors(name, token, DOWNLOAD):

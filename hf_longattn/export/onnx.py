@@ -37,7 +37,6 @@ from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
-from ..reading import is_long
 from ..staging import check_destination, destination_path, staged_folder
 from .graphs import ModelGraph, page_inputs, runner
 
@@ -125,8 +124,6 @@ def export_checkpoint(
             f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.apart)}; save one "
             f"apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
         )
-    if not is_long(source.config):
-        raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     family: Any = family_in(source.config)
     if not reads_only_text(family.model_class(inspection.class_name)):
         raise ExportError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")

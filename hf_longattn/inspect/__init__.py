@@ -1,6 +1,7 @@
 """Look at a model: what runs in every layer, and how attention spreads over an input (``longattn inspect``).
 
 paths            the engine path of every layer, and why not another
+stock            what the layers of a stock model declare, and what runs for them
 
 attention        the diagnosis of a model on a text, image or sound, by all of the following modules
 texts            token ids of a text
@@ -26,5 +27,7 @@ if TYPE_CHECKING:
     from .diagnosis import LengthDiagnosis as LengthDiagnosis
     from .paths import Explanation as Explanation
     from .paths import explain as explain
+    from .stock import StockInspection as StockInspection
+    from .stock import inspect_stock as inspect_stock
 
 __getattr__, __all__ = public_names(__name__)

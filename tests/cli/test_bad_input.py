@@ -133,7 +133,6 @@ def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, c
         ["convert", "a", "b", "--no-verify", "--verify-text", "c"],
         ["convert", "a", "b", "--unheard-of"],
         ["inspect"],
-        ["inspect", "--mechanism", "window"],
         ["conjure"],
     ],
     ids=" ".join,

@@ -63,15 +63,13 @@ def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Pa
 @every_case(
     ("line", "option"),
     [
-        ("inspect {here} --causal", "--causal"),
         ("inspect {here} --length 32", "--length"),
-        ("inspect --mechanism window --plot x.png --revision main", "--revision"),
         ("export {here} out --format torch --opset 20", "--opset"),
         ("export {here} out --format native --opset 20", "--opset"),
         ("export {here} out --format native --task fill-mask", "--task"),
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
-        ("inspect {here} --lengths 512", "--lengths"),
+        ("inspect {here} --queries 1024", "--queries"),
         ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )

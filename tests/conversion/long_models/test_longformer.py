@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.errors import CheckpointError
 from tests.grids import quickly
@@ -114,7 +114,6 @@ def test_plan_of_longformer_shows_where_tensors_come_from(longformer: Callable[[
     changed = {tensor["name"]: tensor for tensor in plan.to_dict()["changed_tensors"]}
     moved = changed["encoder.layer.0.attention.self.long_attention.separate.query.bias"]
     assert moved["from"] == "encoder.layer.0.attention.self.query_global.bias"
-    assert inspect_checkpoint(longformer("Model")).attention.to_dict() == OWN
 
 
 def test_given_option_replaces_that_of_the_adopted_longformer(longformer: Callable[[str], Path], tmp_path: Path) -> None:
