@@ -8,6 +8,7 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
@@ -31,6 +32,7 @@ from .documents import (
     shape_in_words,
     shows_later_keys,
 )
+from .engines.block_sparse import block_sparse_attention
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
@@ -99,8 +101,8 @@ def longattn_mask(
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        For a stock model a :class:`DeclaredMask`. If ``generate`` makes the mask for a compiled decoding step, it is the tensor
-        ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention, because a graph takes tensors.
+        For a stock model a :class:`DeclaredMask`; for a step with a static cache the tensor ``(B, 1, 1, Nk)`` that transformers makes for
+        sdpa attention; and for a model with attention of its own the tensor that transformers makes for eager attention.
         For a model with mechanisms ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
         ``(B, 1, Nq, Nk)`` bool where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs
         N×N memory. The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
@@ -114,12 +116,15 @@ def longattn_mask(
         )
     config = kwargs.get("config")
     if config is not None and getattr(config, "long_attention", None) is None:
-        declared = DeclaredMask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, **kwargs,
-        )  # fmt: skip
-        for_a_graph = q_length == 1 and isinstance(q_offset, Tensor) and not in_graph()
-        return declared.dense() if for_a_graph else declared
+        arguments = {
+            "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
+            "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
+        }  # fmt: skip
+        if not _on_the_interface(type(config)):
+            return masking.eager_mask(**arguments)
+        if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
+            return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
+        return DeclaredMask(**arguments)
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -140,6 +145,17 @@ def longattn_mask(
     if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
         return None
     return for_one_pass(attention_mask)
+
+
+@functools.cache
+def _on_the_interface(config_class: type[Any]) -> bool:
+    """Whether the modeling file beside a config takes its attention from transformers' AttentionInterface."""
+    for base in config_class.__mro__:
+        package, beside, name = base.__module__.rpartition(".configuration_")
+        modeling = sys.modules.get(f"{package}.modeling_{name}")
+        if beside and modeling is not None:
+            return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
+    return False
 
 
 def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -451,6 +467,8 @@ def _attend_as_declared(
             f"{type(module).__name__} attends from {q_len} queries to {kv_len} keys, but its model made a mask for {mask.shape[2]} queries "
             f"and {mask.shape[3]} keys; load the model with attn_implementation='eager'."
         )
+    if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
+        mask = mask.dense()
     causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
@@ -482,12 +500,15 @@ def _attend_as_declared(
     key, value = key[:, :, :in_use], value[:, :, :in_use]
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
         query, key, value = (nn.functional.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    score_mod = _score_terms(pairs, query, in_use, kwargs)
+    call = AttentionCall(pattern.causal, batch, scale=scale, dropout=dropout, sink_scores=sinks, score_mod=score_mod)
+    if in_graph():  # which cannot build a mechanism
+        if weights_wanted:
+            raise BackendError("Attention weights were requested in a graph; load the model with attn_implementation='eager'.")
+        output = block_sparse_attention(query, key, value, pattern, call)[..., :width]
+        return output.transpose(1, 2).contiguous(), None
     cross = another_sequence or (q_len != in_use and not pattern.causal and not pattern.bounded)
     mechanism = _declared_mechanism(heads, widest, pattern.left, pattern.right, cross)
-    call = AttentionCall(
-        causal=pattern.causal, batch=batch, scale=scale, dropout=dropout, sink_scores=sinks,
-        score_mod=_score_terms(pairs, query, in_use, kwargs),
-    )  # fmt: skip
     output = run_batch(mechanism, query, key, value, call)[..., :width]
     weights = mechanism.weights(query, key, call.replace(dropout=0.0)) if weights_wanted else None
     return output.transpose(1, 2).contiguous(), weights
@@ -496,7 +517,7 @@ def _attend_as_declared(
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
     """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
-    bounded = min(left, right) < LARGEST
+    bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
     mechanism.is_cross_attention = cross
@@ -516,6 +537,8 @@ def _attend_pairs(
     outputs = []
     for start, stop, first, last in blocks:
         visible = mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask
+        if visible is not None and visible.is_floating_point():
+            visible = visible.to(query.dtype)  # PyTorch's CPU kernel misreads another dtype
         if bias is not None:
             added = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
             added = added[..., first:last].to(query.dtype)
