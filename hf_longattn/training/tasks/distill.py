@@ -4,7 +4,6 @@ TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores
 the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer text.
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 from collections.abc import Mapping
