@@ -22,7 +22,7 @@ from hf_longattn import errors
 from hf_longattn import private_apis as apis
 
 TABLES = (
-    *("tokenizer_overrides", "awq_scales", "response_templates", "standalone_encoders", "prompt_adapters", "expert_adapters"),
+    *("tokenizer_overrides", "standalone_encoders", "expert_adapters"),
     *("message_formats", "feature_inputs", "logits_inputs", "generating_inputs"),
 )
 """Tables by model type."""

@@ -176,7 +176,7 @@ def find_architecture(source: Source) -> Architecture:
         )
     family = FAMILIES[model_type if converter is None else converter.family]
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
-        original = None if converter is None else converter.read_config(dict(source.config))
+        original = None if converter is None else AutoConfig.for_model(**source.config)
         values = dict(source.config)
         if converter is not None:
             of_base = converter.config_values(original)

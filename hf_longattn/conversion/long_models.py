@@ -109,23 +109,16 @@ class CheckpointConverter(Probing, ABC):
     """transformers' model_type of the source."""
     family: ClassVar[str]
     """The base model type of the result's family, a key of ``FAMILIES``."""
-
-    def recognises(self, source: Source) -> bool:
-        """Whether this converter applies to a source; by its model_type unless overridden."""
-        return source.config.get("model_type") == self.model_type
-
-    def read_config(self, values: dict[str, Any]) -> Any:
-        """The source's config from its config.json."""
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(self.model_type, **{name: value for name, value in values.items() if name != "model_type"})
+    stems: ClassVar[tuple[str, str]]
+    """The beginning of the names of the source's classes, and of the base's."""
 
     def base_class(self, source_class: str) -> str | None:
         """Name of the base class with the same head: "RobertaForMaskedLM" for "LongformerForMaskedLM". Such a class may not exist.
 
-        By default the name is unchanged. ``None`` means that the converter does not know ``source_class``.
+        ``None`` means that the converter does not know ``source_class``.
         """
-        return source_class
+        own, base = self.stems
+        return source_class.replace(own, base, 1) if source_class.startswith(own) else None
 
     @abstractmethod
     def config_values(self, config: Any) -> dict[str, Any]:
@@ -139,12 +132,6 @@ class CheckpointConverter(Probing, ABC):
         """The new name of a tensor, by default unchanged. A tensor that the result lacks is dropped if it belongs to a mechanism that was
         not chosen, and otherwise kept."""
         return TensorRename(name)
-
-    def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
-        """transformers' class of the source, and further arguments of its ``from_pretrained``."""
-        import transformers
-
-        return getattr(transformers, source_class), {}
 
 
 def decoder_start(config: Any) -> int:
@@ -175,9 +162,7 @@ class LongformerConverter(CheckpointConverter):
 
     model_type = "longformer"
     family = "roberta"
-
-    def base_class(self, source_class: str) -> str | None:
-        return source_class.replace("Longformer", "Roberta", 1) if source_class.startswith("Longformer") else None
+    stems = ("Longformer", "Roberta")
 
     def config_values(self, config: Any) -> dict[str, Any]:
         windows = config.attention_window
@@ -210,44 +195,6 @@ class LongformerConverter(CheckpointConverter):
         return ids
 
 
-WINDOW = 512
-"""Window of Longformer's checkpoints, used if the config has none."""
-
-
-class LongformerRobertaConverter(LongformerConverter):
-    """A RoBERTa with Longformer's self-attention; no head marks global tokens itself."""
-
-    def recognises(self, source: Source) -> bool:
-        return source.config.get("model_type") == "roberta" and any(GLOBAL_PROJECTION.search(name) for name in source.tensors)
-
-    def read_config(self, values: dict[str, Any]) -> Any:
-        return super().read_config({"attention_window": WINDOW, "sep_token_id": values.get("eos_token_id", 2), **values})
-
-    def base_class(self, source_class: str) -> str | None:
-        for prefix in ("RobertaLong", "Roberta"):
-            if source_class.startswith(prefix):
-                return source_class.replace(prefix, "Roberta", 1)
-        return None
-
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)
-
-    def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
-        import transformers
-
-        base = self.base_class(source_class) or "RobertaModel"
-        model_class = getattr(transformers, base.replace("Roberta", "Longformer", 1))
-        return model_class, {"config": config, "key_mapping": {r"^roberta\.": "longformer."}}
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Always with a global mask. Without one, Longformer's heads would mark tokens that these models do not."""
-        probes_with_mask = []
-        for probe in super().probes(config, source_class, text, length):
-            none = torch.zeros_like(probe.inputs["input_ids"])
-            probes_with_mask.append(Probe(probe.name, {"global_attention_mask": none, **probe.inputs}, probe.real))
-        return probes_with_mask
-
-
 # LED, a BART with Longformer's attention in its encoder, becomes LongBart. Its tables start with position 0, BART's with two unused rows.
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
@@ -265,9 +212,7 @@ class LEDConverter(CheckpointConverter):
 
     model_type = "led"
     family = "bart"
-
-    def base_class(self, source_class: str) -> str | None:
-        return source_class.replace("LED", "Bart", 1) if source_class.startswith("LED") else None
+    stems = ("LED", "Bart")
 
     def config_values(self, config: Any) -> dict[str, Any]:
         values = {name: value for name, value in config.to_dict().items() if name not in NOT_BARTS}
@@ -295,6 +240,7 @@ class BlockSparseConverter(CheckpointConverter):
     """A BigBird of any kind."""
 
     takes_globals = False
+    stems = ("BigBird", "BigBird")
 
     def config_values(self, config: Any) -> dict[str, Any]:
         return {name: value for name, value in {**config.to_dict(), **self._settings(config)}.items() if name != "long_attention"}
@@ -320,9 +266,6 @@ class BigBirdConverter(BlockSparseConverter):
 
     model_type = family = "big_bird"
 
-    def base_class(self, source_class: str) -> str | None:
-        return source_class if source_class.startswith("BigBird") else None
-
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         if config.is_decoder and config.attention_type != "original_full":
             raise CheckpointError(
@@ -340,11 +283,9 @@ class BigBirdConverter(BlockSparseConverter):
         return ids
 
 
-CONVERTERS: tuple[CheckpointConverter, ...] = (
-    BigBirdConverter(), BigBirdPegasusConverter(), LEDConverter(), LongformerConverter(), LongformerRobertaConverter(),
-)  # fmt: skip
+CONVERTERS: tuple[CheckpointConverter, ...] = (BigBirdConverter(), BigBirdPegasusConverter(), LEDConverter(), LongformerConverter())
 
 
 def converter_of(source: Source) -> CheckpointConverter | None:
-    """The converter that recognises a source. ``None`` when it is a plain model of a family, or unknown."""
-    return next((converter for converter in CONVERTERS if converter.recognises(source)), None)
+    """The converter of a source's model_type. ``None`` for a plain model of a family, or an unknown one."""
+    return next((converter for converter in CONVERTERS if converter.model_type == source.config.get("model_type")), None)

@@ -68,13 +68,10 @@ def load_source(
     import transformers
 
     model_arguments: dict[str, Any] = {}
-    if architecture.converter is not None:
-        model_class, model_arguments = architecture.converter.source_model(architecture.original_config, architecture.source_class)
-    else:
-        family, name = architecture.family, architecture.source_class
-        of_family = name in family.model_classes  # unlike a native twin of another base
-        model_class = family.base_class(name) if of_family else getattr(transformers, name)
-    if architecture.family.config_class.score_cap is not None:
+    family, name = architecture.family, architecture.source_class
+    of_family = name in family.model_classes  # unlike a Longformer, LED or native twin
+    model_class = family.base_class(name) if of_family else getattr(transformers, name)
+    if family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     if scratch is None:
         model, missing = _load(partial(source.load, model_class), dtype, **model_arguments)

@@ -26,14 +26,6 @@ def _mean(states: Tensor, real: Tensor) -> Tensor:
     return (states * real).sum(1) / real.sum(1).clamp(min=1e-9)
 
 
-def _mean_sqrt_len(states: Tensor, real: Tensor) -> Tensor:
-    return (states * real).sum(1) / real.sum(1).clamp(min=1e-9).sqrt()
-
-
-def _weighted_mean(states: Tensor, real: Tensor) -> Tensor:
-    return _mean(states, real * real.cumsum(1))
-
-
 def _largest(states: Tensor, real: Tensor) -> Tensor:
     return states.masked_fill(real == 0, float("-inf")).amax(1)
 
@@ -54,8 +46,8 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": _first,
     "max": _largest,
     "mean": _mean,
-    "mean_sqrt_len_tokens": _mean_sqrt_len,
-    "weightedmean": _weighted_mean,
+    "mean_sqrt_len_tokens": lambda states, real: (states * real).sum(1) / real.sum(1).clamp(min=1e-9).sqrt(),
+    "weightedmean": lambda states, real: _mean(states, real * real.cumsum(1)),
     "lasttoken": _last,
 }
 """sentence-transformers' name -> function of states ``(B, N, D)`` and real tokens ``(B, N, 1)``, 1 or 0."""

@@ -158,11 +158,6 @@ def int8(source: CompressionInput) -> Compressed:
     return compressed
 
 
-def int8_weight_only(source: CompressionInput) -> Compressed:
-    """Quantise weights to 8 bits; products are computed in bf16 (torchao)."""
-    return _quantised(source, lambda ao: ao.Int8WeightOnlyConfig())
-
-
 def bf16(source: CompressionInput) -> Compressed:
     """Round all weights to bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
@@ -179,7 +174,7 @@ def count_changed(source: Iterable[TensorHeader], written: Collection[TensorHead
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "int8": int8,
-    "int8-weight-only": int8_weight_only,
+    "int8-weight-only": lambda source: _quantised(source, lambda ao: ao.Int8WeightOnlyConfig()),  # products are computed in bf16
     "bf16": bf16,
     "prune-heads": prune_heads,
     "prune-ffn": prune_ffn,

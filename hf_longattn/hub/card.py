@@ -17,8 +17,6 @@ from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..constants import CONVERSION_REPORT, GRAPHS, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
-from ..inputs.grid import IMAGE_HEADS
-from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..local_names import public_name
 from ..modeling.family.definition import tower_field
@@ -35,20 +33,6 @@ MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is push
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
 """Task in the metadata of results if the model's task has no name on the Hub."""
-_IMAGES = tuple(
-    {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{file}.jpg", "example_title": title}
-    for file, title in (("tiger", "Tiger"), ("teapot", "Teapot"), ("palace", "Palace"))
-)
-_SOUNDS = tuple(
-    {"src": f"https://cdn-media.huggingface.co/speech_samples/sample{number}.flac", "example_title": f"Librispeech sample {number}"}
-    for number in (1, 2)
-)
-WIDGETS = {
-    IMAGE_HEADS["ForImageClassification"].task: _IMAGES,
-    SOUND_HEADS["ForCTC"].task: _SOUNDS,
-    SOUND_HEADS["ForSequenceClassification"].task: _SOUNDS,
-}
-"""Task -> example inputs of the widget beside a card on the Hub, the ones on cards of transformers' own models."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
@@ -149,8 +133,6 @@ def model_card(
     check_stated(stated)
     metadata = with_inherited(stated, _inherited(folder, source, plan.get("source")))
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
-    if task in WIDGETS:
-        metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     verdict_limits = [UNTRAINED] * bool(report.get("needs_training")) + [UNMEASURED] * (report.get("verdict") == "cannot tell")
     graph = next((library for format, library in LIBRARIES.items() if (folder / GRAPHS[format]).is_file()), "transformers")

@@ -83,15 +83,12 @@ class StateLayer(AttentionCacheLayer):
                 "pass use_cache=False or output_attentions=False."
             )
         weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
-        out, state = advanced(mechanism.advance, q, k, v, self.state, call, self._skipped(before))
+        padding = None  # tokens before each row's first real one
+        if self.starts is not None and self._latest > before:
+            padding = tuple((self.starts - before).clamp(0, self.seen - before).tolist())
+        out, state = advanced(mechanism.advance, q, k, v, self.state, call, padding)
         self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
-
-    def _skipped(self, before: int) -> tuple[int, ...] | None:
-        """Number of padding tokens before each batch row's first real token, from column ``before`` on; ``None`` if all are 0."""
-        if self.starts is None or self._latest <= before:
-            return None
-        return tuple((self.starts - before).clamp(0, self.seen - before).tolist())
 
     def state_bytes(self) -> int:
         """Size of the state in bytes."""

@@ -36,15 +36,6 @@ def unmarked(mask: Tensor) -> Tensor:
     return mask.clamp(max=1).long() if mask.dtype == MARKED else mask
 
 
-def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the base with global tokens in the mask."""
-    tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
-    if tokens is None or not runs_mechanisms(model):
-        return arguments
-    real = torch.ones_like(tokens) if mask is None else mask
-    return {**arguments, MASK: ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)}
-
-
 def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a Long base model, with mask and global tokens separated. A head may have combined them."""
     mask = arguments.get(MASK)
@@ -73,7 +64,11 @@ class GlobalsInTheMask(OnTheBackend):
 
         @functools.wraps(base_forward)
         def with_marks(self: Any, **arguments: Any) -> Any:
-            return base_forward(self, **_marked(self, arguments))
+            tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
+            if tokens is not None and runs_mechanisms(self):
+                real = torch.ones_like(tokens) if mask is None else mask
+                arguments[MASK] = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)
+            return base_forward(self, **arguments)
 
         long_forward = super().with_arguments(with_marks)
 

@@ -43,10 +43,6 @@ SINUSOIDAL_ERROR = 1e-2
 """Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 
 
-def _tile(old: Tensor, rows: int) -> Tensor:
-    return old[torch.arange(rows) % old.shape[0]]
-
-
 def _interpolate(old: Tensor, rows: int) -> Tensor:
     if old.shape[0] == 1:
         return old.expand(rows, -1)
@@ -95,7 +91,7 @@ def _refuse_others(table: Tensor, computed: Tensor) -> None:
 
 
 STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "tile": _tile,
+    "tile": lambda old, rows: old[torch.arange(rows) % old.shape[0]],
     INTERPOLATE: _interpolate,
     "random": _random,
 }

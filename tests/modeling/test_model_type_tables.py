@@ -15,11 +15,10 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.registration import TABLES
 from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
-from tests.reference.small_models import long_model, plain_model, tokens
+from tests.reference.small_models import long_model, plain_model
 from tests.trained import tokenizer_of
 
 BUT = {
-    ("peft.tuners.adaption_prompt.config", "TRANSFORMERS_MODEL_CONFIG"): {"gpt2"},
     ("peft.utils.transformers_weight_conversion", "_MOE_TARGET_MODULE_MAPPING"): {"mixtral", "qwen2_moe"},
     ("peft.utils.transformers_weight_conversion", "_MOE_FUSED_TARGETS"): {"mixtral", "qwen2_moe"},
     ("transformers.models.auto.modeling_auto", "MODEL_FOR_DECISION_MAPPING_NAMES"): {"qwen2", "qwen3_5_text"},
@@ -28,7 +27,7 @@ BUT = {
     ("transformers.models.auto.feature_extraction_auto", "MISSING_FEATURE_EXTRACTOR_MAPPING_NAMES"): set(FAMILIES),
     ("transformers.models.auto.processing_auto", "MISSING_PROCESSOR_MAPPING_NAMES"): set(FAMILIES),
 }
-"""(module, table) -> bases whose Long types need not be there: GPT-2, which peft asks for by name; architectures that model types are
+"""(module, table) -> bases whose Long types need not be there: architectures that model types are
 mapped to; a head of another model; transformers' own packages; names that are entered into the table next to them."""
 
 
@@ -57,22 +56,6 @@ def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_p
         assert type(model[0].model).__name__ == name
         embeddings.append(model.encode(texts, convert_to_tensor=True))
     torch.testing.assert_close(embeddings[0], embeddings[1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("base", ["llama", "mistral"])
-def test_adaption_prompts_take_long_models(base: str) -> None:
-    peft = pytest.importorskip("peft")
-    plain = plain_model(base, f"{base.title()}ForCausalLM")
-    long = long_model(base, f"{base.title()}ForCausalLM", {"mechanism": "full"})
-    logits = []
-    for model in (plain, long):
-        torch.manual_seed(0)
-        adapted = peft.get_peft_model(model, peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM"))
-        for name, parameter in adapted.named_parameters():
-            parameter.data.fill_(1.0) if "gate" in name and "adaption" in name else None
-        with torch.no_grad():
-            logits.append(adapted(input_ids=tokens(1, 20)).logits)
-    torch.testing.assert_close(logits[0], logits[1])
 
 
 @pytest.mark.parametrize(

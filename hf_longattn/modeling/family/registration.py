@@ -150,16 +150,9 @@ def register_adapters(constants: ModuleType) -> None:
         _enter_types(table)
 
 
-def register_types(name: str, module: ModuleType, but: tuple[str, ...] = ()) -> None:
-    """Enter every Long model type in the private table ``name`` of ``module``, except for bases in ``but``."""
-    _enter_types(model_type_table(name, module), but)
-
-
-def register_response_templates(serving: ModuleType) -> None:
-    """Make `transformers serve` parse reasoning and tool calls of a Long model like its base's."""
-    table = model_type_table("response_templates", serving) or {}
-    for bases, template in list(table.items()):
-        table[tuple(f"long_{base}" for base in family_names(bases))] = template
+def register_types(name: str, module: ModuleType) -> None:
+    """Enter every Long model type in the private table ``name`` of ``module``."""
+    _enter_types(model_type_table(name, module))
 
 
 def register_pipelines(pipelines: ModuleType) -> None:
@@ -187,12 +180,11 @@ def register_standalone_encoders(transformer: ModuleType) -> None:
                 table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
 
 
-def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
-    """Give every Long model type the entry of its base, except for bases in ``but``."""
+def _enter_types(table: dict[str, Any] | None) -> None:
+    """Give every Long model type the entry of its base."""
     known = {} if table is None else table
     for base in family_names(known):
-        if base not in but:
-            known.setdefault(f"long_{base}", known[base])
+        known.setdefault(f"long_{base}", known[base])
 
 
 TABLES: dict[str, Callable[[ModuleType], None]] = {
@@ -203,12 +195,9 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.feature_extraction_auto": register_readers,
     "transformers.models.auto.processing_auto": register_readers,
     "transformers.modeling_utils": register_attention,
-    "transformers.integrations.awq": partial(register_types, "awq_scales"),
     "transformers.pipelines": register_pipelines,
-    "transformers.cli.serving.utils": register_response_templates,
     "peft.utils.constants": register_adapters,
     "peft.utils.transformers_weight_conversion": partial(register_types, "expert_adapters"),
-    "peft.tuners.adaption_prompt.config": partial(register_types, "prompt_adapters", but=("gpt2",)),  # peft checks GPT-2 by name
     "sentence_transformers.base.modality": partial(register_types, "message_formats"),
     "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }

@@ -29,19 +29,9 @@ SMALLEST_SCALE = 1e-8
 """The smallest scale, used for rows of zeros."""
 
 
-def outside_of_graphs(layer: nn.Module, x: Tensor) -> Tensor:
-    """The output of ``layer`` for ``x``, computed between two graphs of torch.compile. Inductor cannot read oneDNN's layout.
-
-    Raises:
-        BackendError: the model is being exported into a single graph.
-    """
-    if torch.compiler.is_exporting():
-        raise BackendError("A model after optimize_for_inference cannot be exported, since its weights are packed; export it before.")
-    return _run_uncompiled(layer, x)
-
-
 @torch.compiler.disable(reason="Layers after optimize_for_inference run between graphs; compile without fullgraph=True.")
 def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
+    """The output of ``layer``, computed between two graphs of torch.compile, since Inductor cannot read oneDNN's layout."""
     out: Tensor = layer(x)
     return out
 
@@ -63,7 +53,11 @@ class InferenceLinear(nn.Module):
             BackendError: the input needs gradients, or the model is being exported.
         """
         if torch.compiler.is_compiling():
-            return outside_of_graphs(self, x)
+            if torch.compiler.is_exporting():
+                raise BackendError(
+                    "A model after optimize_for_inference cannot be exported, since its weights are packed; export it before."
+                )
+            return _run_uncompiled(self, x)
         return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
 
     def rows(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     make demo                        or   python scripts/demo.py
     python scripts/demo.py --minutes 1 --per-length 4        a shorter look
 
-First, all-MiniLM-L6-v2 is converted (`make install` has installed it), compared with the original, and searches in READMEs.
+First, all-MiniLM-L6-v2 is converted (`make install` has installed it), and compared with the original.
 Then a 512-token question-answering model is converted, scored, fine-tuned on long documents, and scored again. It is committed, in
 model_cards/bert-python-512-qa. All scores, tables and the model card are made here.
 """
@@ -171,7 +171,6 @@ def main(arguments: list[str] | None = None) -> int:
     from hf_longattn.errors import LongAttentionError
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.qa_run import evaluation_set
-    from scripts.dev.studies.readme_search import show_search
     from scripts.dev.studies.real_checkpoint import show_real_checkpoint
 
     if options.threads:
@@ -180,11 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     out = Path(options.output)
     try:
-        for name in ("minilm", "search", "converted", "fine-tuned"):
+        for name in ("minilm", "converted", "fine-tuned"):
             shutil.rmtree(out / name, ignore_errors=True)
         step(1, "Convert all-MiniLM-L6-v2, a sentence encoder that many programs use, and compare it with the original")
         show_real_checkpoint(console, out)
-        show_search(console, out / "minilm", out / "search")
         converted = convert(options, out)
         step(3, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)

@@ -133,28 +133,6 @@ def test_another_mechanism_drops_the_global_projections_of_longformer(longformer
     assert {tensor["reason"] for tensor in dropped} == {"not a parameter of the chosen mechanism"}
 
 
-def test_roberta_with_global_projections_is_adopted_as_longformer(longformer: Callable[[str], Path], tmp_path: Path) -> None:
-    """As the widely used recipe leaves it: RoBERTa's config and names, 2 + LENGTH positions, three more tensors in each layer."""
-    source = rewritten(
-        longformer("ForMaskedLM"),
-        tmp_path / "source",
-        lambda name: name.replace("longformer.", "roberta.", 1),
-        model_type="roberta",
-        architectures=["RobertaLongForMaskedLM"],
-    )
-    report = convert_checkpoint(source, tmp_path / "ours")
-    assert report.passed
-    assert not report.needs_training
-    assert report.plan["long_class"] == "LongRobertaForMaskedLM"
-    assert report.plan["long_attention"] == OWN
-
-
-def test_roberta_without_global_projections_is_not_adopted(longformer: Callable[[str], Path], tmp_path: Path) -> None:
-    roberta = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZES))
-    roberta.save_pretrained(tmp_path / "source")
-    assert plan_conversion(tmp_path / "source").to_dict()["original_architecture"] is None
-
-
 def test_verification_finds_swapped_global_projections_of_longformer(
     longformer: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
