@@ -96,35 +96,53 @@ def longattn_mask(
     kv_offset: int = 0,
     mask_function: Any = masking.causal_mask_function,
     attention_mask: Tensor | DeclaredMask | None = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> Tensor | DeclaredMask | None:
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        For a stock model a :class:`DeclaredMask`; for a step with a static cache the tensor ``(B, 1, 1, Nk)`` that transformers makes for
-        sdpa attention; and for a model with attention of its own the tensor that transformers makes for eager attention.
-        For a model with mechanisms ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
-        ``(B, 1, Nq, Nk)`` bool where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs
-        N×N memory. The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
+        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; for a step with a static cache the
+        tensor ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention; and for a model with attention of its own the tensor that
+        transformers makes for eager attention.
     """
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
+    arguments = {
+        "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
+        "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
+    }  # fmt: skip
+    if getattr(config, "long_attention", None) is not None:
+        return mechanism_mask(**arguments)
+    config_class: Any = type(config)
+    if not _on_the_interface(config_class):
+        return masking.eager_mask(**arguments)
+    if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
+        return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
+    return DeclaredMask(config=config, **arguments)
+
+
+def mechanism_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = masking.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """:func:`longattn_mask` for mechanisms, which replace the window of a model's own sliding layers (``local_size``).
+
+    Returns:
+        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
+        where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
+    """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise MaskError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
             "or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
-    config = kwargs.get("config")
-    if config is not None and getattr(config, "long_attention", None) is None:
-        arguments = {
-            "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
-            "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
-        }  # fmt: skip
-        if not _on_the_interface(type(config)):
-            return masking.eager_mask(**arguments)
-        if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
-            return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
-        return DeclaredMask(**arguments)
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -218,7 +236,7 @@ def longattn_attention_forward(
         return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, is_causal, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
-        attention_mask = declared.cached("for mechanisms", lambda: longattn_mask(**{**declared.arguments, "config": None}))
+        attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
     if (narrower := key.shape[-1] - value.shape[-1]) > 0:  # latent attention (DeepSeek); zeros add nothing to an output
         wide = nn.functional.pad(value, (0, narrower))
         output, weights = longattn_attention_forward(
@@ -472,11 +490,11 @@ def _attend_as_declared(
     causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
-    settings = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
     pattern, batch, pairs, in_use, another_sequence = Pattern.everything(causal), None, mask, kv_len, False
     if bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None)):
         if mask is not None:
-            pattern, in_use = mask.pattern, mask.keys_in_use
+            pattern, in_use = mask.pattern, mask.keys_in_use or 0
             batch = mask.batch(in_use)
         if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
             batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)

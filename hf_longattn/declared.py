@@ -226,6 +226,11 @@ class DeclaredMask:
         moved._labels, moved._known = [label.to(device) for label in self._labels], {}
         return moved
 
+    def __add__(self, scores: Tensor) -> Tensor:
+        return scores + self.added(scores.dtype)
+
+    __radd__ = __add__
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def dense(x: Any) -> Any:
@@ -248,7 +253,6 @@ def _operator(name: str) -> Callable[..., Any]:
 OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge sub rsub mul rmul truediv bool len neg"
 for _name in OPERATORS.split():
     setattr(DeclaredMask, f"__{_name}__", _operator(f"__{_name}__"))
-DeclaredMask.__add__ = DeclaredMask.__radd__ = lambda mask, scores: scores + mask.added(scores.dtype)  # type: ignore[attr-defined]
 DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
