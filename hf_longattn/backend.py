@@ -442,7 +442,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     """
     if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
         raise BackendError(
-            f"{type(module).__name__} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
+            f"{_in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
             "load the model with attn_implementation='eager'."
         )
     mechanism = getattr(module, "long_attention", None)
@@ -463,6 +463,12 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     return mechanism
 
 
+def _in_words(module: nn.Module) -> str:
+    """The class of an attention module, with the number of its layer if it has one."""
+    layer = getattr(module, "layer_idx", None)
+    return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
+
+
 def _is_causal(module: nn.Module, is_causal: bool | None) -> bool:
     return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
 
@@ -481,9 +487,9 @@ def _attend_as_declared(
     """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
     (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
-        raise MaskError(
-            f"{type(module).__name__} attends from {q_len} queries to {kv_len} keys, but its model made a mask for {mask.shape[2]} queries "
-            f"and {mask.shape[3]} keys; load the model with attn_implementation='eager'."
+        raise BackendError(
+            f"{_in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
+            f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
         )
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
@@ -496,6 +502,7 @@ def _attend_as_declared(
         if mask is not None:
             pattern, in_use = mask.pattern, mask.keys_in_use or 0
             batch = mask.batch(in_use)
+        of_mask = batch
         if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
             batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)
         covered = batch is None and pattern.covers(q_len, in_use) and (q_len in (1, in_use) or not pattern.causal)
@@ -505,12 +512,12 @@ def _attend_as_declared(
             return output.transpose(1, 2).contiguous(), None
         # Padding says nothing about the queries if these may be another sequence, and few queries need no engine.
         another_sequence = mask is not None and mask.hides_padding_alone and batch is not None and batch.documents is None
-        pairs = mask if by_operator and (another_sequence or q_len <= FEW_QUERIES) else None
+        pairs = mask if by_operator and batch is of_mask and (another_sequence or q_len <= FEW_QUERIES) else None
     if by_operator and (pairs is not None or bias is not None):
         return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
     if pairs is not None and pairs.ndim != 4:
         raise MaskError(
-            f"The attention_mask of {type(module).__name__} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
+            f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
             "(batch, 1 or heads, queries, keys)."
         )
     pairs = pairs.dense() if isinstance(pairs, DeclaredMask) else pairs

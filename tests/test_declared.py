@@ -13,7 +13,7 @@ from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, 
 from hf_longattn import backend, declared
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.declared import DeclaredMask
-from hf_longattn.errors import BackendError, MaskError
+from hf_longattn.errors import BackendError
 from tests.cases import every_case
 
 LENGTH = 24
@@ -190,8 +190,18 @@ def test_operations_of_models_on_a_declared_mask_are_those_of_the_tensor() -> No
 
 
 def test_a_mask_for_other_queries_and_keys_is_refused_with_the_module() -> None:
-    with pytest.raises(MaskError, match="Module attends from 24 queries to 24 keys, but its model made a mask for 10 queries and 10 keys"):
+    with pytest.raises(BackendError, match="Module attends from 24 queries to 24 keys, but its mask is for 10 queries and 10 keys; pass"):
         attend(declare("window", 10))
+
+
+@every_case("few", [0, 100])
+def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "FEW_QUERIES", few)
+    positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
+    documents = (torch.arange(LENGTH) >= 10).long().expand(2, -1)
+    for kind in ("causal", "window"):
+        expected = attend(declare(kind, position_ids=positions))
+        torch.testing.assert_close(attend(declare(kind), documents=documents), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("keyword", ["indices", "block_indices", "sinks"])
