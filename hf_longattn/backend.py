@@ -8,6 +8,7 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -31,6 +32,7 @@ from .documents import (
     shape_in_words,
     shows_later_keys,
 )
+from .engines.block_sparse import block_sparse_attention
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
@@ -94,32 +96,53 @@ def longattn_mask(
     kv_offset: int = 0,
     mask_function: Any = masking.causal_mask_function,
     attention_mask: Tensor | DeclaredMask | None = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> Tensor | DeclaredMask | None:
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        For a stock model a :class:`DeclaredMask`. If ``generate`` makes the mask for a compiled decoding step, it is the tensor
-        ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention, because a graph takes tensors.
-        For a model with mechanisms ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
-        ``(B, 1, Nq, Nk)`` bool where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs
-        N×N memory. The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
+        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; for a step with a static cache the
+        tensor ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention; and for a model with attention of its own the tensor that
+        transformers makes for eager attention.
     """
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
+    arguments = {
+        "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
+        "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
+    }  # fmt: skip
+    if getattr(config, "long_attention", None) is not None:
+        return mechanism_mask(**arguments)
+    config_class: Any = type(config)
+    if not _on_the_interface(config_class):
+        return masking.eager_mask(**arguments)
+    if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
+        return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
+    return DeclaredMask(config=config, **arguments)
+
+
+def mechanism_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = masking.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """:func:`longattn_mask` for mechanisms, which replace the window of a model's own sliding layers (``local_size``).
+
+    Returns:
+        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
+        where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
+    """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise MaskError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
             "or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
-    config = kwargs.get("config")
-    if config is not None and getattr(config, "long_attention", None) is None:
-        declared = DeclaredMask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, **kwargs,
-        )  # fmt: skip
-        for_a_graph = q_length == 1 and isinstance(q_offset, Tensor) and not in_graph()
-        return declared.dense() if for_a_graph else declared
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -140,6 +163,17 @@ def longattn_mask(
     if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
         return None
     return for_one_pass(attention_mask)
+
+
+@functools.cache
+def _on_the_interface(config_class: type[Any]) -> bool:
+    """Whether the modeling file beside a config takes its attention from transformers' AttentionInterface."""
+    for base in config_class.__mro__:
+        package, beside, name = base.__module__.rpartition(".configuration_")
+        modeling = sys.modules.get(f"{package}.modeling_{name}")
+        if beside and modeling is not None:
+            return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
+    return False
 
 
 def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -202,7 +236,7 @@ def longattn_attention_forward(
         return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, is_causal, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
-        attention_mask = declared.cached("for mechanisms", lambda: longattn_mask(**{**declared.arguments, "config": None}))
+        attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
     if (narrower := key.shape[-1] - value.shape[-1]) > 0:  # latent attention (DeepSeek); zeros add nothing to an output
         wide = nn.functional.pad(value, (0, narrower))
         output, weights = longattn_attention_forward(
@@ -404,7 +438,7 @@ def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
     """Raise :class:`BackendError` if ``module`` asks for something that is not computed."""
     if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
         raise BackendError(
-            f"{type(module).__name__} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
+            f"{_in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
             "load the model with attn_implementation='eager'."
         )
 
@@ -434,6 +468,12 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     return mechanism
 
 
+def _in_words(module: nn.Module) -> str:
+    """The class of an attention module, with the number of its layer if it has one."""
+    layer = getattr(module, "layer_idx", None)
+    return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
+
+
 def _is_causal(module: nn.Module, is_causal: bool | None) -> bool:
     return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
 
@@ -452,19 +492,22 @@ def _attend_as_declared(
     """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
     (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
-        raise MaskError(
-            f"{type(module).__name__} attends from {q_len} queries to {kv_len} keys, but its model made a mask for {mask.shape[2]} queries "
-            f"and {mask.shape[3]} keys; load the model with attn_implementation='eager'."
+        raise BackendError(
+            f"{_in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
+            f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
         )
+    if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
+        mask = mask.dense()
     causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
-    settings = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
     pattern, batch, pairs, in_use, another_sequence = Pattern.everything(causal), None, mask, kv_len, False
     if bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None)):
         if mask is not None:
-            pattern, in_use = mask.pattern, mask.keys_in_use
+            pattern, in_use = mask.pattern, mask.keys_in_use or 0
             batch = mask.batch(in_use)
+        of_mask = batch
         if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
             batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)
         covered = batch is None and pattern.covers(q_len, in_use) and (q_len in (1, in_use) or not pattern.causal)
@@ -474,12 +517,12 @@ def _attend_as_declared(
             return output.transpose(1, 2).contiguous(), None
         # Padding says nothing about the queries if these may be another sequence, and few queries need no engine.
         another_sequence = mask is not None and mask.hides_padding_alone and batch is not None and batch.documents is None
-        pairs = mask if by_operator and (another_sequence or q_len <= FEW_QUERIES) else None
+        pairs = mask if by_operator and batch is of_mask and (another_sequence or q_len <= FEW_QUERIES) else None
     if by_operator and (pairs is not None or bias is not None):
         return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
     if pairs is not None and pairs.ndim != 4:
         raise MaskError(
-            f"The attention_mask of {type(module).__name__} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
+            f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
             "(batch, 1 or heads, queries, keys)."
         )
     pairs = pairs.dense() if isinstance(pairs, DeclaredMask) else pairs
@@ -487,12 +530,15 @@ def _attend_as_declared(
     key, value = key[:, :, :in_use], value[:, :, :in_use]
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
         query, key, value = (nn.functional.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    score_mod = _score_terms(pairs, query, in_use, kwargs)
+    call = AttentionCall(pattern.causal, batch, scale=scale, dropout=dropout, sink_scores=sinks, score_mod=score_mod)
+    if in_graph():  # which cannot build a mechanism
+        if weights_wanted:
+            raise BackendError("Attention weights were requested in a graph; load the model with attn_implementation='eager'.")
+        output = block_sparse_attention(query, key, value, pattern, call)[..., :width]
+        return output.transpose(1, 2).contiguous(), None
     cross = another_sequence or (q_len != in_use and not pattern.causal and not pattern.bounded)
     mechanism = _declared_mechanism(heads, widest, pattern.left, pattern.right, cross)
-    call = AttentionCall(
-        causal=pattern.causal, batch=batch, scale=scale, dropout=dropout, sink_scores=sinks,
-        score_mod=_score_terms(pairs, query, in_use, kwargs),
-    )  # fmt: skip
     output = run_batch(mechanism, query, key, value, call)[..., :width]
     weights = mechanism.weights(query, key, call.replace(dropout=0.0)) if weights_wanted else None
     return output.transpose(1, 2).contiguous(), weights
@@ -501,7 +547,7 @@ def _attend_as_declared(
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
     """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
-    bounded = min(left, right) < LARGEST
+    bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
     mechanism.is_cross_attention = cross
@@ -521,6 +567,8 @@ def _attend_pairs(
     outputs = []
     for start, stop, first, last in blocks:
         visible = mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask
+        if visible is not None and visible.is_floating_point():
+            visible = visible.to(query.dtype)  # PyTorch's CPU kernel misreads another dtype
         if bias is not None:
             added = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
             added = added[..., first:last].to(query.dtype)

@@ -50,7 +50,7 @@ class DeclaredMask:
     """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
 
     It alone says which keys a query sees. Attention modules get it as they get flex-attention's ``BlockMask``. Any operation of a model
-    on it, and any attribute of a tensor, is that of :meth:`dense`.
+    on it, and any attribute of a tensor, is that of :meth:`dense`. Scores to which it is added get 0 and the lowest number.
 
     left, right: the band that contains every visible pair: from ``query - left`` to ``query + right``.
     exact: whether the band, :attr:`padding` and documents describe the mask completely.
@@ -64,6 +64,8 @@ class DeclaredMask:
     def __init__(self, local_size: int | None = None, **arguments: Any) -> None:
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
+        if isinstance(arguments["q_offset"], Tensor):  # of a static cache, which changes it before the mask is evaluated
+            arguments["q_offset"] = arguments["q_offset"].clone() if in_graph() else int(arguments["q_offset"])
         self.first_query, self.first_key = arguments["q_offset"], arguments["kv_offset"]
         self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
         self.left, self.right, self.exact = UNBOUNDED, UNBOUNDED, True
@@ -77,8 +79,6 @@ class DeclaredMask:
         self._read(arguments["mask_function"], None)
         if self.padding is not None and bool(self.padding.all()):
             self.padding = None
-        if isinstance(self.first_query, Tensor):  # of a static cache; the only value that is read for all layers
-            self.first_query = int(self.first_query)
 
     def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
         """Narrow the band to ``function``, and collect its documents. A function that is not known leaves the band as it is.
@@ -182,6 +182,11 @@ class DeclaredMask:
         """The mask that transformers makes for its sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
         return self.rows(0, self.queries, 0, self.keys).expand(self.shape)
 
+    def added(self, dtype: torch.dtype) -> Tensor:
+        """:meth:`dense` as it is added to scores: 0 where a key is visible, else the lowest number of ``dtype``."""
+        hidden = torch.zeros((), dtype=dtype, device=self.device)
+        return torch.where(self.dense(), hidden, torch.finfo(dtype).min)
+
     def rows(self, start: int, stop: int, first: int, last: int) -> Tensor:
         """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Stored if it is most of the mask.
 
@@ -224,11 +229,18 @@ class DeclaredMask:
         moved._labels, moved._known = [label.to(device) for label in self._labels], {}
         return moved
 
+    def __add__(self, scores: Tensor) -> Tensor:
+        return scores + self.added(scores.dtype)
+
+    __radd__ = __add__
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def dense(x: Any) -> Any:
             return x.dense() if isinstance(x, cls) else type(x)(map(dense, x)) if type(x) in (list, tuple) else x
 
+        if function in (Tensor.add, Tensor.__add__, torch.add, Tensor.add_, Tensor.__iadd__) and isinstance(args[1], cls):
+            return function(args[0], args[1].added(args[0].dtype))
         return function(*dense(args), **{name: dense(value) for name, value in (kwargs or {}).items()})
 
     def __getattr__(self, name: str) -> Any:
@@ -241,7 +253,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return lambda mask, *args: getattr(mask.dense(), name)(*args)
 
 
-OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge add radd sub rsub mul rmul truediv bool len neg"
+OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge sub rsub mul rmul truediv bool len neg"
 for _name in OPERATORS.split():
     setattr(DeclaredMask, f"__{_name}__", _operator(f"__{_name}__"))
 DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from hf_longattn import backend, enable_long_attention, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
-from hf_longattn.backend import longattn_attention_forward, longattn_mask
+from hf_longattn.backend import longattn_attention_forward, mechanism_mask
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
@@ -248,7 +248,7 @@ def test_softcap_of_scores_comes_before_masks() -> None:
 class TestMaskFunction:
     def mask(self, **arguments: Any) -> torch.Tensor | None:
         defaults = {"batch_size": 2, "q_length": 10, "kv_length": 10, "mask_function": bidirectional_mask_function, "device": "cpu"}
-        return longattn_mask(**{**defaults, **arguments})
+        return mechanism_mask(**{**defaults, **arguments})
 
     def test_keeps_a_padding_mask_two_dimensional(self) -> None:
         given = torch.ones(2, 10, dtype=torch.bool)

@@ -18,7 +18,7 @@ from .removed_apis import resolve
 
 HOME = "hf_longattn/private_apis.py"
 FOLDERS = ("hf_longattn", "scripts")
-OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
+OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
 """Private by their spelling only (of a namedtuple, of os), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
 OVERRIDDEN = (

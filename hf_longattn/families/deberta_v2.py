@@ -21,7 +21,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from ..backend import longattn_mask
+from ..backend import mechanism_mask
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import attend_by_mechanism, split_heads
 from ..modeling.classes import Family
@@ -77,7 +77,7 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         length = attention_mask.shape[-1]
-        padding = longattn_mask(
+        padding = mechanism_mask(
             len(attention_mask), length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask != 0
         )
         return MaskOfLayers(padding, attention_mask > 1) if attention_mask.dtype == MARKED else padding

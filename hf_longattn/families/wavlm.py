@@ -15,7 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..backend import longattn_mask
+from ..backend import mechanism_mask
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
@@ -61,7 +61,7 @@ class LongWavLMAttention(WavLMAttention):
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
             batch, length = attention_mask.shape
-            attention_mask = longattn_mask(
+            attention_mask = mechanism_mask(
                 batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
             )
         output, weights = attend_by_mechanism(

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from hf_longattn.constants import LOGGER
@@ -28,7 +23,6 @@ DISTILLATION_REPORT = "distillation_report.json"
 """The last file of an attention distillation."""
 OF_OPTIMIZER = frozenset(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"))
 """Options whose values a resumed run takes from the checkpoint."""
-WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 logger = logging.get_logger(LOGGER)
 
@@ -201,7 +195,7 @@ def check_checkpoint(checkpoint: Path) -> str:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """The missing or truncated file of a checkpoint, in words; ``None`` if it is complete."""
+    """Why a checkpoint was not saved to its end, in words; ``None`` if it was. Trainer writes its state last."""
     try:
         state = _state(checkpoint)
         step, callbacks = state["global_step"], state.get("stateful_callbacks", {})
@@ -214,39 +208,6 @@ def damage(checkpoint: Path) -> str | None:
         return f"has the trainer_state.json of step {step}"
     if any(path.is_dir() for path in checkpoint.iterdir()):  # FSDP and DeepSpeed keep weights and optimiser in folders
         return None
-    indexes = list(checkpoint.glob("*.index.json"))
-    try:
-        parts = {name for index in indexes for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "has a damaged index of its weights"
-    weights = sorted(parts) or [name for name in WEIGHTS if (checkpoint / name).exists()]
-    if not weights:
-        return "has no weights"
-    missing = [name for name in (f"rng_state_{rank}.pth" for rank in range(processes)) if not (checkpoint / name).exists()]
-    if processes > 1 and missing:
-        return f"has no {missing[0]}"
-    other_files = [path.name for pattern in ("rng_state*.pth", "*.safetensors") for path in sorted(checkpoint.glob(pattern))]
-    for name in dict.fromkeys([*weights, "optimizer.pt", "scheduler.pt", *other_files]):
-        path = checkpoint / name
-        if not path.is_file():
-            return f"has no {name}"
-        if (why := damage_of_file(path)) is not None:
-            return f"has {why} {name}"
-    return None
-
-
-def damage_of_file(path: Path) -> str | None:
-    """The fault of a file of tensors, in words: it is truncated, or a pickle with more than tensors and plain values. No code is run."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt"):  # refuses a file that ends before the tensors its header names
-                return None
-        if not zipfile.is_zipfile(path):
-            return "a damaged"
-        with safe_globals():
-            torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except pickle.UnpicklingError:
-        return "code, which is not run, in its"
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError):
-        return "a damaged"
-    return None
+    random_states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else []
+    missing = next((name for name in ("optimizer.pt", *random_states) if not (checkpoint / name).exists()), None)  # --save-only-model
+    return None if missing is None else f"has no {missing}"

@@ -180,7 +180,7 @@ def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache(cach
 )
 def test_a_keyword_of_attention_that_no_mechanism_computes_is_refused(keyword: str, meaning: str) -> None:
     model = enable_long_attention(plain_model("llama"), {"mechanism": "window", "window": 8})
-    with pytest.raises(BackendError, match=f"LlamaAttention attends with {meaning}"):
+    with pytest.raises(BackendError, match=f"LlamaAttention of layer 0 attends with {meaning}"):
         model(tokens(1, 20), **{keyword: torch.zeros(1)})
 
 

@@ -349,3 +349,31 @@ page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --m
 page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
 page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
 page("docs/how-to/inspect.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
+
+
+@stand_in("answerdotai/ModernBERT-base", "nomic-ai/modernbert-embed-base")
+def modern_bert(folder: Path) -> None:
+    """Which has windows itself."""
+    small("modernbert", "ModernBertForMaskedLM", folder, 8192, "roberta", local_attention=16)
+
+
+@stand_in("google/gemma-3-270m")
+def gemma3(folder: Path) -> None:
+    small("gemma3_text", "Gemma3ForCausalLM", folder, 4096, "gpt2", sliding_window=16)
+
+
+@stand_in("openai/privacy-filter")
+def privacy_filter(folder: Path) -> None:
+    """Which has windows and sinks, and no SDPA in transformers."""
+    from tests.trained import tokenizer_of
+
+    tokenizer = tokenizer_of("gpt2", 4096)
+    tokenizer.pad_token = tokenizer.eos_token
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "openai_privacy_filter", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        num_key_value_heads=2, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

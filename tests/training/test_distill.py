@@ -18,7 +18,6 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.convert import training_step
-from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
 from hf_longattn.training.tasks.distill import DISTILL, PROJECTION, DistillTrainer, distill_student, layer_map, score_error
@@ -121,15 +120,12 @@ def test_distill_loss_of_hidden_states_leaves_padding_out() -> None:
     torch.testing.assert_close(loss(slice(0, 2), 9), (5 * loss(slice(0, 1), 5) + 9 * loss(slice(1, 2), 9)) / 14)
 
 
-def test_distill_maps_layers_evenly_or_as_given() -> None:
+def test_distill_maps_layers_evenly() -> None:
     class Shape:
         def __init__(self, layers: int) -> None:
             self.config = BertConfig(num_hidden_layers=layers)
 
-    assert layer_map(Shape(4), Shape(12), []) == [3, 6, 9, 12]  # type: ignore[arg-type]
-    assert layer_map(Shape(2), Shape(12), [1, 12]) == [1, 12]  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="needs 2 numbers from 1 to 12"):
-        layer_map(Shape(2), Shape(12), [0, 12])  # type: ignore[arg-type]
+    assert layer_map(Shape(4), Shape(12)) == [3, 6, 9, 12]  # type: ignore[arg-type]
 
 
 def test_distill_refuses_methods_and_options_that_do_not_fit(
@@ -148,7 +144,6 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
         (["--teacher", teacher], "cannot be compared; add --method logits"),
         (["--teacher", teacher, "--temperature", "0"], "--temperature must be above 0"),
         (["--teacher", teacher, "--method", "hidden", "--mask-probability", "0.2"], "predicts no tokens; leave --mask-probability"),
-        (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map has no effect"),
     ):
         assert train("distill", [*given, *more]) == 1
         assert words in capfd.readouterr().err

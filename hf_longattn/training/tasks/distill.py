@@ -4,7 +4,6 @@ TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores
 the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer text.
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -49,10 +48,6 @@ class DistillModelArguments(ModelArguments):
     required: ClassVar[tuple[str, ...]] = ("teacher",)
 
     teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
-    layer_map: list[int] = argument(
-        [],
-        "For each of the student's layers the teacher's layer that it imitates, counted from 1; default: evenly (TinyBERT, section 3.1).",
-    )
 
 
 @dataclass
@@ -97,8 +92,6 @@ def distill_student(
     if not model_args.teacher:
         raise OptionError("No teacher given; add --teacher with a checkpoint folder or a Hub name.")
     compared = METHODS[training_args.method]
-    if model_args.layer_map and "hidden" not in compared:
-        raise OptionError("--layer-map has no effect without compared hidden states; add --method tinybert, or leave it out.")
     run = prepare_run(model_args, data_args, training_args)
     hidden = training_args.method == "hidden"
     if hidden and data_args.mask_probability != TextDataArguments.mask_probability:
@@ -115,7 +108,7 @@ def distill_student(
             "add --method logits."
         )
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
-    layers = layer_map(student, teacher, model_args.layer_map)
+    layers = layer_map(student, teacher)
     if "attention" in compared and student.config.num_attention_heads != teacher.config.num_attention_heads:
         heads = [model.config.num_attention_heads for model in (student, teacher)]
         raise OptionError(
@@ -145,20 +138,10 @@ def distill_student(
     return save_run(trainer, run, log, describe_distillation_run)
 
 
-def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> list[int]:
-    """The teacher's layer, from 1, for each of the student's.
-
-    Raises:
-        OptionError: ``layers`` are not one layer of the teacher for each of the student's.
-    """
+def layer_map(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
+    """The teacher's layer, from 1, that each of the student's imitates: at equal distances (TinyBERT, section 3.1)."""
     student_layers, teacher_layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    if not layers:
-        return [max(1, round((layer + 1) * teacher_layers / student_layers)) for layer in range(student_layers)]
-    if len(layers) != student_layers or not all(1 <= layer <= teacher_layers for layer in layers):
-        raise OptionError(
-            f"--layer-map needs {student_layers} numbers from 1 to {teacher_layers}, one for each of the student's layers, not {layers}."
-        )
-    return layers
+    return [max(1, round((layer + 1) * teacher_layers / student_layers)) for layer in range(student_layers)]
 
 
 class DistillTrainer(LongTrainer):

@@ -38,7 +38,6 @@ Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encode
 Base = Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
-WithMemory = Annotated[bool, typer.Option("--memory", help="Also measure peak memory, each size in a fresh process.")]
 ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -240,32 +239,6 @@ def decode(
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         show(store_study(output_dir / "decode.json", record), decoding_table(record))
-
-
-@app.command()
-def grid_models(
-    sizes: Annotated[str, typer.Option(help="Pixels along each side of square images, separated by commas.")] = "1024,2048",
-    dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by commas.")] = "fp32,bf16",
-    window: Annotated[int, typer.Option(min=1, max=MOST, help="Patches along a side of a window.")] = 14,
-    layers: Layers = 12,
-    heads: Heads = 12,
-    head_dim: HeadDim = 64,
-    batch: Batch = 1,
-    repeats: Repeats = 2,
-    memory: WithMemory = False,
-    threads: Threads = None,
-    output_dir: OutputDir = Path("scripts/dev/results"),
-) -> None:
-    """A ViT on large images: layouts of windows and full layers against SDPA."""
-    from .case import Case
-    from .grid_models import grid_model_table, run_grid_models
-
-    with measuring(output_dir, threads):
-        case = Case("window2d", {"window": window}, heads=heads, head_dim=head_dim, batch=batch, layers=layers, base="vit")
-        names = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
-        output = output_dir / "grid_models"
-        record = run_grid_models(parse_lengths(sizes), names, case, output, repeats=repeats, memory=memory, log=typer.echo)
-        show(output.with_suffix(".json"), grid_model_table(record))
 
 
 @app.command()

@@ -53,12 +53,11 @@ class Implementation(ABC):
         return output.detach()
 
 
-_IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {}, "model": {}, "image": {}}
+_IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {}, "model": {}}
 
 
 def register_implementation(kind: str, name: str) -> Callable[[type[Implementation]], type[Implementation]]:
-    """Register an implementation for ``--against NAME``; ``kind`` is ``attention``, ``model`` or ``image``. Each name is
-    registered once."""
+    """Register an implementation for ``--against NAME``; ``kind`` is ``attention`` or ``model``. Each name is registered once."""
 
     def add(cls: type[Implementation]) -> type[Implementation]:
         if name in _IMPLEMENTATIONS[kind]:
@@ -94,10 +93,6 @@ def build_inputs(kind: str, case: Case) -> Any:
         from . import attention  # noqa: F401
 
         return AttentionInputs(case)
-    if kind == "image":
-        from .grid_models import ImageInputs
-
-        return ImageInputs(case)
     from .models.inputs import ModelInputs
 
     return ModelInputs(case)

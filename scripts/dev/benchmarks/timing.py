@@ -34,17 +34,16 @@ REWARM_SECONDS = 1.0
 
 def time_in_turn(
     candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu",
-    clock: Callable[[], float] = time.perf_counter, warm: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:  # fmt: skip
     """Warm every implementation up once, then time them :func:`in_turn`.
 
     Right before its timed pass an implementation runs once more untimed, if it takes less than :data:`REWARM_SECONDS`: otherwise it
-    would pay for the caches and the memory that a heavier one before it has taken. Without ``warm`` every pass is timed: one that takes a
-    minute needs no other before it, if the caller has called :meth:`Implementation.warm_up`.
+    would pay for the caches and the memory that a heavier one before it has taken.
     """
     passes = {candidate.name: partial(candidate.run, backward) for candidate in candidates}
     again = set()
-    for name, run in passes.items() if warm else ():
+    for name, run in passes.items():
         start = time.perf_counter()
         run()
         again |= {name} if time.perf_counter() - start < REWARM_SECONDS else set()

@@ -1,0 +1,223 @@
+"""What a stock model's mask declares, compared with the mask that transformers makes for sdpa attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers.masking_utils as masking
+from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, StaticCache
+
+from hf_longattn import backend, declared
+from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.declared import DeclaredMask
+from hf_longattn.errors import BackendError
+from tests.cases import every_case
+
+LENGTH = 24
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99}
+MASKS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "causal": (masking.create_causal_mask, LlamaConfig(**SMALL)),
+    "window": (masking.create_sliding_window_causal_mask, MistralConfig(**SMALL, sliding_window=5)),
+    "chunks": (masking.create_chunked_causal_mask, Llama4TextConfig(**SMALL, attention_chunk_size=7)),
+    "around": (masking.create_bidirectional_sliding_window_mask, MistralConfig(**SMALL, sliding_window=5)),
+    "both": (masking.create_bidirectional_mask, LlamaConfig(**SMALL)),
+}
+
+
+def declare(kind: str, queries: int = LENGTH, real: torch.Tensor | None = None, **arguments: Any) -> Any:
+    """What ``longattn`` gets from transformers' mask function of this kind, for two rows."""
+    make, config = MASKS[kind]
+    config._attn_implementation = BACKEND
+    arguments = {"cache": None, **arguments}
+    return make(config=config, inputs_embeds=torch.zeros(2, queries, 32), attention_mask=real, **arguments)
+
+
+def described(mask: DeclaredMask) -> torch.Tensor:
+    """The pairs that the band, padding and documents of a mask show, of the real keys in use."""
+    in_use = mask.keys_in_use
+    assert in_use is not None
+    batch = mask.batch(in_use)
+    keys = torch.arange(in_use)
+    queries = keys[in_use - mask.queries :]
+    seen = mask.pattern.band_mod(0, 0, queries[:, None], keys[None]).expand(2, -1, -1)
+    if batch is not None and batch.mask is not None:
+        seen = seen & batch.mask[:, None]
+    if batch is not None and batch.documents is not None:
+        seen = seen & (batch.documents[:, in_use - mask.queries :, None] == batch.documents[:, None])
+    return torch.nn.functional.pad(seen, (0, mask.keys - in_use))
+
+
+def padded() -> Iterator[tuple[str, torch.Tensor | None]]:
+    real = torch.ones(2, LENGTH, dtype=torch.long)
+    yield "none", None
+    yield "ones", real
+    for side, hidden in (("left", slice(0, 9)), ("right", slice(15, None)), ("holes", slice(3, 12, 2))):
+        row = real.clone()
+        row[1, hidden] = 0
+        yield side, row
+
+
+@every_case(("padding", "real"), padded(), ids=str)
+@every_case("kind", MASKS)
+def test_band_padding_and_chunks_are_the_mask_of_transformers(kind: str, padding: str, real: torch.Tensor | None) -> None:
+    mask = declare(kind, real=real)
+    assert isinstance(mask, DeclaredMask)
+    assert mask.exact
+    assert torch.equal(described(mask), mask.dense()[:, 0])
+    assert (mask.padding is None) == (padding in ("none", "ones"))
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "chunks"])
+def test_documents_that_restart_in_positions_are_the_mask_of_transformers(kind: str) -> None:
+    positions = torch.stack([torch.cat([torch.arange(10), torch.arange(14)]), torch.arange(LENGTH)])
+    mask = declare(kind, position_ids=positions)
+    assert mask.exact
+    assert torch.equal(described(mask), mask.dense()[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "chunks"])
+def test_blocks_that_see_each_other_stay_within_the_band(kind: str) -> None:
+    blocks = torch.full((2, LENGTH), -1)
+    blocks[0, 4:12], blocks[1, 2:5] = 0, 1
+    mask = declare(kind, block_sequence_ids=blocks)
+    seen, (rows, keys) = mask.dense()[:, 0], torch.meshgrid(torch.arange(LENGTH), torch.arange(LENGTH), indexing="ij")
+    assert not mask.exact
+    assert mask.right == 7
+    assert not (seen & ~mask.pattern.band_mod(0, 0, rows, keys)).any()
+    alone = declare(kind, block_sequence_ids=torch.full((2, LENGTH), -1))
+    assert torch.equal(described(alone), alone.dense()[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["causal", "window"])
+@pytest.mark.parametrize("static", [False, True])
+def test_queries_after_a_cache_are_the_last_keys_in_use(kind: str, static: bool) -> None:
+    config = MASKS[kind][1]
+    cache = StaticCache(config=config, max_cache_len=40) if static else DynamicCache(config=config)
+    for layer in range(2):
+        cache.update(torch.zeros(2, 2, 10, 8), torch.zeros(2, 2, 10, 8), layer)
+    mask = declare(kind, 6, cache=cache)
+    expected = mask.dense()[:, 0]
+    for layer in range(2):  # as a layer does before it attends: a static cache counts in place
+        cache.update(torch.zeros(2, 2, 6, 8), torch.zeros(2, 2, 6, 8), layer)
+    later = declare(kind, 6, cache=cache)
+    assert torch.equal(described(mask), expected)
+    assert not torch.equal(described(later), expected) or later.first_key > mask.first_key
+
+
+def test_a_mask_is_evaluated_where_the_cache_was_when_it_was_declared() -> None:
+    cache = StaticCache(config=MASKS["causal"][1], max_cache_len=40)
+    cache.update(torch.zeros(2, 2, 10, 8), torch.zeros(2, 2, 10, 8), 0)
+    masks = [declare("causal", 6, cache=cache) for _ in range(2)]
+    before = masks[0].dense()
+    cache.update(torch.zeros(2, 2, 6, 8), torch.zeros(2, 2, 6, 8), 0)
+    assert torch.equal(masks[1].dense(), before)
+
+
+def test_a_step_with_a_static_cache_is_a_tensor_for_the_compiled_graph() -> None:
+    cache = StaticCache(config=MASKS["causal"][1], max_cache_len=40)
+    cache.update(torch.zeros(2, 2, 10, 8), torch.zeros(2, 2, 10, 8), 0)
+    step = declare("causal", 1, cache=cache)
+    assert torch.equal(step, (torch.arange(40) <= 10).expand(2, 1, 1, 40))
+
+
+def attend(mask: Any, causal: bool = False, **keywords: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.is_causal = causal
+    q, k, v = torch.randn(2, 4, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double()
+    return longattn_attention_forward(module, q, k, v, mask, scaling=0.3, **keywords)[0]
+
+
+@every_case("few", [0, 100])  # in an engine, and by the mask
+@every_case("kind", MASKS)
+def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "FEW_QUERIES", few)
+    real = torch.ones(2, LENGTH, dtype=torch.long)
+    real[1, 15:] = 0
+    mask = declare(kind, real=real)
+    for causal in (False, True):
+        out = attend(mask, causal, sliding_window=3)  # which only FlashAttention reads
+        torch.testing.assert_close(out[real.bool()], attend(mask.dense(), causal)[real.bool()], atol=1e-12, rtol=0)
+
+
+@every_case("size", [1 << 26, 300])
+def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "BLOCK_PAIRS", size)
+    monkeypatch.setattr(declared, "FEWEST_ROWS", 5)
+    blocks = torch.full((2, LENGTH), -1)
+    blocks[0, 4:12], blocks[1, 2:5] = 0, 1
+    for kind in ("causal", "window"):
+        mask = declare(kind, block_sequence_ids=blocks)
+        assert (len(mask.blocks()) > 1) == (size == 300)
+        torch.testing.assert_close(attend(mask), attend(mask.dense()), atol=1e-12, rtol=0)
+        bias = torch.randn(1, 4, LENGTH, LENGTH).double()
+        torch.testing.assert_close(attend(mask, position_bias=bias), attend(mask.added(torch.float64) + bias), atol=1e-12, rtol=0)
+
+
+def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:
+    mask, sinks = declare("window"), torch.randn(4).double()
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double()
+    scores = 2.0 * torch.tanh(0.3 * q @ k.repeat_interleave(2, 1).mT / 2.0)
+    scores = torch.cat([scores.masked_fill(~mask.dense(), float("-inf")), sinks.view(1, 4, 1, 1).expand(2, -1, LENGTH, 1)], -1)
+    weights = scores.softmax(-1)[..., :-1]
+    expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
+    for shown in (mask, mask.dense()):
+        out, found = longattn_attention_forward(
+            torch.nn.Module(), q, k, v, shown, scaling=0.3, s_aux=sinks, softcap=2.0, output_attentions=True
+        )
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, weights, atol=1e-6, rtol=0)
+
+
+def test_operations_of_models_on_a_declared_mask_are_those_of_the_tensor() -> None:
+    mask = declare("window")
+    dense, scores = mask.dense(), torch.randn(2, 4, LENGTH, LENGTH)
+    assert torch.equal(mask[:, :, -3:, :], dense[:, :, -3:, :])
+    assert torch.equal(~mask, ~dense)
+    assert torch.equal(mask.logical_not(), ~dense)
+    assert torch.equal(mask == 0, dense == 0)
+    assert torch.equal(torch.cat([mask, dense], -1), torch.cat([dense, dense], -1))
+    assert torch.equal(scores.masked_fill(mask, 0), scores.masked_fill(dense, 0))
+    assert (mask.shape, mask.dtype, mask.ndim, mask.dim()) == (dense.shape, torch.bool, 4, 4)
+    for total in (scores + mask, mask + scores, torch.add(scores, mask)):
+        assert torch.equal(total.softmax(-1) > 0, dense.expand(2, 4, -1, -1))
+    assert mask.to("cpu").exact
+    assert torch.equal(mask.to(torch.float32), dense.float())
+
+
+def test_a_mask_for_other_queries_and_keys_is_refused_with_the_module() -> None:
+    with pytest.raises(BackendError, match="Module attends from 24 queries to 24 keys, but its mask is for 10 queries and 10 keys; pass"):
+        attend(declare("window", 10))
+
+
+@every_case("few", [0, 100])
+def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "FEW_QUERIES", few)
+    positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
+    documents = (torch.arange(LENGTH) >= 10).long().expand(2, -1)
+    for kind in ("causal", "window"):
+        expected = attend(declare(kind, position_ids=positions))
+        torch.testing.assert_close(attend(declare(kind), documents=documents), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("keyword", ["indices", "block_indices", "sinks"])
+def test_attention_by_an_indexer_is_refused_before_the_first_layer(keyword: str) -> None:
+    with pytest.raises(BackendError, match=f"{keyword}.*attn_implementation='eager'"):
+        attend(None, **{keyword: torch.zeros(1)})
+    attend(None, **{keyword: None})
+
+
+def test_a_config_without_a_modeling_file_on_the_interface_gets_the_eager_mask() -> None:
+    assert GPT2Model.config_class is GPT2Config  # imports the modeling file
+
+    class Mine(GPT2Config):
+        __module__ = "somewhere.else"
+
+    assert isinstance(longattn_mask(2, 4, 4, config=GPT2Config()), DeclaredMask)
+    assert isinstance(longattn_mask(2, 4, 4, config=Mine()), DeclaredMask)  # as GPT2Config
+    unknown = type("Config", (), {})()
+    assert longattn_mask(2, 4, 4, config=unknown).dtype == torch.float32
