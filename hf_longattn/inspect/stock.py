@@ -30,7 +30,6 @@ from ..engines.common.dense import MAX_SCORES
 from ..engines.common.plain import QUERIES_PER_BLOCK
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
-from ..modeling.classes import check_interface
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.generic import set_implementation, towers_of
@@ -231,11 +230,10 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
 
     ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # hides the registered function
     try:
-        check_interface(type(model))
         set_implementation(stack, BACKEND, is_tower=is_tower)
         with torch.no_grad(), torch.device("meta"), _RealTokens():
             stack(**_inputs(stack))
-        why_not = "" if layers else "refused: no attention is on transformers' AttentionInterface"
+        why_not = "" if layers else f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
     except LongAttentionError as error:
         why_not = f"refused: {error}"
     except Exception as error:  # a forward pass of any architecture

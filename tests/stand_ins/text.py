@@ -51,12 +51,6 @@ def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **v
     return model
 
 
-@stand_in("answerdotai/ModernBERT-base")
-def modernbert(folder: Path) -> None:
-    """The config alone, whose default sizes are those of the published model."""
-    transformers.ModernBertConfig(architectures=["ModernBertForMaskedLM"]).save_pretrained(folder)
-
-
 @stand_in("gpt2", "openai-community/gpt2")
 def gpt2(folder: Path) -> None:
     """With weights so large that its attention is far from even, as that of a trained one."""
