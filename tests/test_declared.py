@@ -12,6 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, 
 
 from hf_longattn import backend, declared
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.cache_argument import CACHE
 from hf_longattn.declared import DeclaredMask
 from hf_longattn.errors import BackendError
 from tests.cases import every_case
@@ -31,7 +32,7 @@ def declare(kind: str, queries: int = LENGTH, real: torch.Tensor | None = None, 
     """What ``longattn`` gets from transformers' mask function of this kind, for two rows."""
     make, config = MASKS[kind]
     config._attn_implementation = BACKEND
-    arguments = {"cache": None, **arguments}
+    arguments = {CACHE: arguments.pop("cache", None), **arguments}
     return make(config=config, inputs_embeds=torch.zeros(2, queries, 32), attention_mask=real, **arguments)
 
 
