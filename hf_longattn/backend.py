@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, Sta
 
 from .attend import run_batch
 from .constants import BACKEND
-from .declared import DeclaredMask
+from .declared import DeclaredMask, Region
 from .documents import (
     batch_of_mask,
     documents_from,
@@ -500,44 +500,45 @@ def _attend_as_declared(
         mask = mask.dense()
     causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
+    region = mask.region if isinstance(mask, DeclaredMask) else Region(Pattern.everything(causal), kv_len) if mask is None else None
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
-    pattern, batch, pairs, in_use, another_sequence = Pattern.everything(causal), None, mask, kv_len, False
-    if bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None)):
-        if mask is not None:
-            pattern, in_use = mask.pattern, mask.keys_in_use or 0
-            batch = mask.batch(in_use)
-        of_mask = batch
-        if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
-            batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)
-        covered = batch is None and pattern.covers(q_len, in_use) and (q_len in (1, in_use) or not pattern.causal)
-        if by_operator and covered and not (dropout and query.device.type == "cpu"):  # transformers' sdpa attention, at its cost
-            key, value = key[:, :, :in_use], value[:, :, :in_use]
-            output = fused_attention(query, key, value, is_causal=pattern.causal and q_len > 1, **settings)
-            return output.transpose(1, 2).contiguous(), None
-        # Padding says nothing about the queries if these may be another sequence, and few queries need no engine.
-        another_sequence = mask is not None and mask.hides_padding_alone and batch is not None and batch.documents is None
-        pairs = mask if by_operator and batch is of_mask and (another_sequence or q_len <= FEW_QUERIES) else None
-    if by_operator and (pairs is not None or bias is not None):
+    of_call = region is not None and q_len == region.keys and not DOCUMENTS.isdisjoint(kwargs)
+    if of_call and (batch := _with_documents_of_call(region.batch, (batch_size, region.keys), kwargs)) is not region.batch:
+        region = region._replace(batch=batch, cross=False)
+    else:
+        of_call = False
+    if by_operator and region is not None and bias is None and region.is_one_call(q_len) and not (dropout and query.device.type == "cpu"):
+        key, value = key[:, :, : region.keys], value[:, :, : region.keys]  # what transformers' sdpa attention does, at the same cost
+        output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
+        return output.transpose(1, 2).contiguous(), None
+    # A mask costs least for few queries. One of padding serves queries of another sequence, about which padding says nothing.
+    few = mask is not None and not of_call and region is not None and (q_len <= FEW_QUERIES or (region.cross and region.batch is not None))
+    if by_operator and (region is None or bias is not None or few):
         return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
-    if pairs is not None and pairs.ndim != 4:
-        raise MaskError(
-            f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
-            "(batch, 1 or heads, queries, keys)."
-        )
-    pairs = pairs.dense() if isinstance(pairs, DeclaredMask) else pairs
+    pairs = None
+    if region is None or bias is not None:
+        pairs, region = mask, Region(Pattern.everything(causal), kv_len)
+        if isinstance(mask, DeclaredMask):
+            pairs = mask.dense()
+        elif mask is not None and mask.ndim != 4:
+            raise MaskError(
+                f"The attention_mask of {_in_words(module)} has shape {tuple(mask.shape)}, but its score cap and attention weights need "
+                "(batch, 1 or heads, queries, keys)."
+            )
+    pattern = region.pattern
     scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
-    key, value = key[:, :, :in_use], value[:, :, :in_use]
+    key, value = key[:, :, : region.keys], value[:, :, : region.keys]
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
         query, key, value = (nn.functional.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
-    score_mod = _score_terms(pairs, query, in_use, kwargs)
-    call = AttentionCall(pattern.causal, batch, scale=scale, dropout=dropout, sink_scores=sinks, score_mod=score_mod)
+    score_mod = _score_terms(pairs, query, region.keys, kwargs)
+    call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=sinks, score_mod=score_mod)
     if in_graph():  # which cannot build a mechanism
         if weights_wanted:
             raise BackendError("Attention weights were requested in a graph; load the model with attn_implementation='eager'.")
         output = block_sparse_attention(query, key, value, pattern, call)[..., :width]
         return output.transpose(1, 2).contiguous(), None
-    cross = another_sequence or (q_len != in_use and not pattern.causal and not pattern.bounded)
+    cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
     mechanism = _declared_mechanism(heads, widest, pattern.left, pattern.right, cross)
     output = run_batch(mechanism, query, key, value, call)[..., :width]
     weights = mechanism.weights(query, key, call.replace(dropout=0.0)) if weights_wanted else None

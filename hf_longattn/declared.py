@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,24 @@ MOVED = _code("remap_positions_for_packed_sequence", masking.causal_mask_functio
 def _settings(function: MaskFunction) -> dict[str, Any]:
     """The values with which transformers made a mask function, by name."""
     return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+
+
+class Region(NamedTuple):
+    """Keys that a stock model's queries see, if a band, padding and documents describe them.
+
+    keys: the number of keys in use. Further ones are empty slots of a static cache. Queries are at the last of them.
+    cross: whether the queries may be another sequence than the keys, so that padding of keys says nothing about queries.
+    """
+
+    pattern: Pattern
+    keys: int
+    batch: Batch | None = None
+    cross: bool = False
+
+    def is_one_call(self, queries: int) -> bool:
+        """Whether one call of scaled_dot_product_attention without a mask, causal or not, is enough."""
+        aligned = queries in (1, self.keys) or not self.pattern.causal
+        return self.batch is None and aligned and self.pattern.covers(queries, self.keys)
 
 
 class DeclaredMask:
@@ -131,43 +149,29 @@ class DeclaredMask:
             self.left, self.right = (local_size - 1, 0) if causal else (local_size, local_size)
 
     @property
-    def causal(self) -> bool:
-        """Whether every query sees no key after it."""
-        return self.right == 0
-
-    @property
-    def pattern(self) -> Pattern:
-        """The band."""
-        return Pattern(self.left, self.right, self.causal)
-
-    @property
     def hides_padding_alone(self) -> bool:
-        """Whether every query sees every real key, as in encoders and in cross-attention, whose queries are another sequence."""
+        """Whether every query sees every real key."""
         return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
 
     @property
-    def keys_in_use(self) -> int | None:
-        """The number of keys up to which queries are the last of them: without the empty slots of a static cache.
+    def region(self) -> Region | None:
+        """The visible keys; ``None`` if a band, padding and documents do not describe them, or if a graph does not know where it is."""
+        return self.cached("region", self._region)
 
-        ``None`` if there is no such number, as in cross-attention, or if a graph does not know it.
-        """
-        if isinstance(self.first_query, Tensor):
+    def _region(self) -> Region | None:
+        pattern = Pattern(self.left, self.right, self.right == 0)
+        keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
+        if self.hides_padding_alone and keys != self.keys:  # the queries are another sequence
+            keys = self.keys
+        elif not self.exact or isinstance(self.first_query, Tensor) or not (keys == self.keys or (pattern.causal and 0 < keys < self.keys)):
             return None
-        count = self.first_query + self.queries - self.first_key
-        return count if count == self.keys or (self.causal and 0 < count < self.keys) else None
-
-    def batch(self, keys: int) -> Batch | None:
-        """Padding and documents of the first ``keys`` keys. ``None`` without these."""
-
-        def make() -> Batch | None:
-            documents = None
-            if self._labels:
-                labels = torch.stack([label.expand(self.shape[0], -1)[:, :keys] for label in self._labels])
-                documents = F.pad((labels[:, :, 1:] != labels[:, :, :-1]).any(0), (1, 0)).cumsum(1)
-                documents = documents if bool(documents[:, -1:].any()) else None
-            return Batch.of(None if self.padding is None else self.padding[:, :keys], documents)
-
-        return self.cached(("batch", keys), make)
+        documents = None
+        if self._labels:
+            labels = torch.stack([label.expand(self.shape[0], -1)[:, :keys] for label in self._labels])
+            documents = F.pad((labels[:, :, 1:] != labels[:, :, :-1]).any(0), (1, 0)).cumsum(1)
+            documents = documents if bool(documents[:, -1:].any()) else None
+        batch = Batch.of(None if self.padding is None else self.padding[:, :keys], documents)
+        return Region(pattern, keys, batch, cross=self.hides_padding_alone)
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, stored for all layers. A graph stores nothing."""

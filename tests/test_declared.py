@@ -38,12 +38,11 @@ def declare(kind: str, queries: int = LENGTH, real: torch.Tensor | None = None, 
 
 def described(mask: DeclaredMask) -> torch.Tensor:
     """The pairs that the band, padding and documents of a mask show, of the real keys in use."""
-    in_use = mask.keys_in_use
-    assert in_use is not None
-    batch = mask.batch(in_use)
+    assert mask.region is not None
+    pattern, in_use, batch, _ = mask.region
     keys = torch.arange(in_use)
     queries = keys[in_use - mask.queries :]
-    seen = mask.pattern.band_mod(0, 0, queries[:, None], keys[None]).expand(2, -1, -1)
+    seen = pattern.band_mod(0, 0, queries[:, None], keys[None]).expand(2, -1, -1)
     if batch is not None and batch.mask is not None:
         seen = seen & batch.mask[:, None]
     if batch is not None and batch.documents is not None:
@@ -87,7 +86,7 @@ def test_blocks_that_see_each_other_stay_within_the_band(kind: str) -> None:
     seen, (rows, keys) = mask.dense()[:, 0], torch.meshgrid(torch.arange(LENGTH), torch.arange(LENGTH), indexing="ij")
     assert not mask.exact
     assert mask.right == 7
-    assert not (seen & ~mask.pattern.band_mod(0, 0, rows, keys)).any()
+    assert not (seen & ((rows - keys > mask.left) | (keys - rows > mask.right))).any()
     alone = declare(kind, block_sequence_ids=torch.full((2, LENGTH), -1))
     assert torch.equal(described(alone), alone.dense()[:, 0])
 

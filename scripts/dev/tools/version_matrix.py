@@ -30,7 +30,7 @@ TESTS_NEED = ("hypothesis", "pytest>=9", "sentencepiece")
 CORE = tuple(
     f"tests/{name}.py"
     for name in (
-        *("test_attend", "test_reading", "test_configuration", "test_public_names"),
+        *("test_attend", "test_declared", "test_reading", "test_configuration", "test_public_names"),
         *("modeling/test_config", "modeling/test_loading", "modeling/test_stored_formats", "modeling/test_overrides"),
         *("memory/test_cache_layer", "memory/test_decoding_contract"),
     )
