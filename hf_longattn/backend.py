@@ -232,8 +232,9 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, is_causal, kwargs)
+        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, causal, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
         attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
@@ -248,7 +249,6 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    causal = _is_causal(module, is_causal)
     attention_mask = _checked(attention_mask, query, mechanism, causal)
     computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
@@ -474,10 +474,6 @@ def _in_words(module: nn.Module) -> str:
     return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
 
 
-def _is_causal(module: nn.Module, is_causal: bool | None) -> bool:
-    return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-
-
 def _attend_as_declared(
     module: nn.Module,
     query: Tensor,
@@ -486,10 +482,13 @@ def _attend_as_declared(
     mask: Tensor | DeclaredMask | None,
     scaling: float | None,
     dropout: float,
-    is_causal: bool | None,
+    causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
+    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows.
+
+    causal: whether later keys are hidden if there is no mask.
+    """
     (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(
@@ -498,16 +497,16 @@ def _attend_as_declared(
         )
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
-    causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
+    causal = causal and mask is None and q_len > 1
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
     region = mask.region if isinstance(mask, DeclaredMask) else Region(Pattern.everything(causal), kv_len) if mask is None else None
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
-    of_call = region is not None and q_len == region.keys and not DOCUMENTS.isdisjoint(kwargs)
-    if of_call and (batch := _with_documents_of_call(region.batch, (batch_size, region.keys), kwargs)) is not region.batch:
-        region = region._replace(batch=batch, cross=False)
-    else:
-        of_call = False
+    of_call = False
+    if region is not None and q_len == region.keys and not DOCUMENTS.isdisjoint(kwargs):
+        batch, _ = _with_documents(None, region.batch, None, (batch_size, region.keys), causal, kwargs)
+        if of_call := batch is not region.batch:
+            region = region._replace(batch=batch, cross=False)
     if by_operator and region is not None and bias is None and region.is_one_call(q_len) and not (dropout and query.device.type == "cpu"):
         key, value = key[:, :, : region.keys], value[:, :, : region.keys]  # what transformers' sdpa attention does, at the same cost
         output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
@@ -518,12 +517,10 @@ def _attend_as_declared(
         return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
     pairs = None
     if region is None or bias is not None:
-        pairs, region = mask, Region(Pattern.everything(causal), kv_len)
-        if isinstance(mask, DeclaredMask):
-            pairs = mask.dense()
-        elif mask is not None and mask.ndim != 4:
+        pairs, region = mask.dense() if isinstance(mask, DeclaredMask) else mask, Region(Pattern.everything(causal), kv_len)
+        if pairs is not None and pairs.ndim != 4:
             raise MaskError(
-                f"The attention_mask of {_in_words(module)} has shape {tuple(mask.shape)}, but its score cap and attention weights need "
+                f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
                 "(batch, 1 or heads, queries, keys)."
             )
     pattern = region.pattern
@@ -680,7 +677,12 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 
 
 def _with_documents(
-    mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
+    mechanism: Mechanism | None,
+    batch: Batch | None,
+    dense_mask: Tensor | None,
+    shape: tuple[int, int],
+    causal: bool,
+    kwargs: dict[str, Any],
 ) -> tuple[Batch | None, Tensor | None]:
     """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
 
@@ -698,7 +700,7 @@ def _with_documents(
             masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))
             if masked is not None:
                 return masked, None
-        if not takes_masked_documents(mechanism, shape[1], causal):
+        if mechanism is not None and not takes_masked_documents(mechanism, shape[1], causal):
             if documents is not None:
                 raise MaskError(packing_refused(mechanism))
             if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
@@ -707,16 +709,9 @@ def _with_documents(
                     f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
                     "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
                 )
-    if dense_mask is not None and in_graph():  # the mask has the documents, too
-        return batch, dense_mask
-    return _with_documents_of_call(batch, shape, kwargs), dense_mask
-
-
-def _with_documents_of_call(batch: Batch | None, shape: tuple[int, int], kwargs: dict[str, Any]) -> Batch | None:
-    """The batch with the documents of the call's keywords, if a row has several."""
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None:
-        return batch
+    if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
+        return batch, dense_mask
     padding = None if batch is None else batch.mask
 
     def make() -> Batch | None:
@@ -724,7 +719,7 @@ def _with_documents_of_call(batch: Batch | None, shape: tuple[int, int], kwargs:
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return cached_on(borders, (shape, id(padding)), make)
+    return cached_on(borders, (shape, id(padding)), make), dense_mask
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:

@@ -403,10 +403,12 @@ def available_memory() -> int:
     """Bytes that this process can still allocate. The machine's free memory, or less if its control group (container) has a limit."""
     free = _free()
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no control groups of version 2, or no limit ("max")
-        path = next(line.partition("::")[2] for line in _text(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::"))
+        path = next(
+            line.partition("::")[2] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines() if line.startswith("0::")
+        )
         group = GROUPS / path.strip("/")
-        limit, used = int(_text(group / "memory.max")), int(_text(group / "memory.current"))
-        counts = dict(line.split() for line in _text(group / "memory.stat").splitlines())
+        limit, used = int((group / "memory.max").read_text(encoding="utf-8")), int((group / "memory.current").read_text(encoding="utf-8"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         cached = int(counts["inactive_file"]) + int(counts["active_file"])
         return max(0, min(free, limit - used + cached))
     return free
@@ -415,17 +417,13 @@ def available_memory() -> int:
 def _free() -> int:
     """Free bytes of the machine, from Linux, or from psutil if it is installed."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        line = next(line for line in _text(Path("/proc/meminfo")).splitlines() if line.startswith("MemAvailable:"))
+        line = next(line for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:"))
         return int(line.split()[1]) * 1024
     try:
         import psutil
     except ImportError:
         return UNKNOWN
     return int(psutil.virtual_memory().available)
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
 
 
 def _size(count: Any) -> str:

@@ -177,8 +177,8 @@ def test_available_memory_is_bounded_by_the_limit_of_a_container(tmp_path: Path,
     (folder / "memory.max").write_text("1000000\n")
     (folder / "memory.stat").write_text("anon 250000\n")
     assert available_memory() > 1_000_000, "without the counts of cached pages, the limit is not known"
-    text = model_loading._text
-    monkeypatch.setattr(model_loading, "_text", lambda file: "12:memory:/\n" if file.name == "cgroup" else text(file))
+    text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda file, **_: "12:memory:/\n" if file.name == "cgroup" else text(file))
     assert available_memory() > 1_000_000, "a machine with control groups of version 1"
 
 
