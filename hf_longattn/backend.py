@@ -108,6 +108,11 @@ def longattn_mask(
     """
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise MaskError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
+            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
+        )
     arguments = {
         "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
         "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
@@ -138,11 +143,6 @@ def mechanism_mask(
         ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
         where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
     """
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise MaskError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
-            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
-        )
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -249,7 +249,11 @@ def longattn_attention_forward(
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
     causal = _is_causal(module, is_causal)
-    attention_mask = _checked(attention_mask, query, mechanism, causal)
+    if attention_mask is not None and attention_mask.dim() == 4:
+        _check_pairs(attention_mask, query)
+        if query.shape[2] > 1 and not in_graph():  # pairs stay pairs where they are enough: padding has no outputs of its own
+            keeps_pairs = takes_masked_documents(mechanism, attention_mask.shape[3], causal)
+            attention_mask = simplified_mask(attention_mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
@@ -496,6 +500,8 @@ def _attend_as_declared(
             f"{_in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
             f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
         )
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        _check_pairs(mask, query)
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
     causal = mask is None and q_len > 1 and _is_causal(module, is_causal)
@@ -503,13 +509,14 @@ def _attend_as_declared(
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
     pattern, batch, pairs, in_use, another_sequence = Pattern.everything(causal), None, mask, kv_len, False
-    if bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None)):
-        if mask is not None:
-            pattern, in_use = mask.pattern, mask.keys_in_use or 0
-            batch = mask.batch(in_use)
-        of_mask = batch
-        if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
-            batch = _with_documents_of_call(batch, (batch_size, in_use), kwargs)
+    described = bias is None and (mask is None or (isinstance(mask, DeclaredMask) and mask.exact and mask.keys_in_use is not None))
+    if described and mask is not None:
+        pattern, in_use = mask.pattern, mask.keys_in_use or 0
+    if q_len == in_use and not DOCUMENTS.isdisjoint(kwargs):
+        batch = _with_documents_of_call(None, (batch_size, in_use), kwargs)
+    documents = None if batch is None else batch.documents
+    if described:
+        batch = batch if mask is None else mask.batch(in_use, documents)
         covered = batch is None and pattern.covers(q_len, in_use) and (q_len in (1, in_use) or not pattern.causal)
         if by_operator and covered and not (dropout and query.device.type == "cpu"):  # transformers' sdpa attention, at its cost
             key, value = key[:, :, :in_use], value[:, :, :in_use]
@@ -517,9 +524,9 @@ def _attend_as_declared(
             return output.transpose(1, 2).contiguous(), None
         # Padding says nothing about the queries if these may be another sequence, and few queries need no engine.
         another_sequence = mask is not None and mask.hides_padding_alone and batch is not None and batch.documents is None
-        pairs = mask if by_operator and batch is of_mask and (another_sequence or q_len <= FEW_QUERIES) else None
+        pairs = mask if by_operator and (another_sequence or q_len <= FEW_QUERIES) else None
     if by_operator and (pairs is not None or bias is not None):
-        return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
+        return _attend_pairs(query, key, value, mask, documents, bias, causal, settings).transpose(1, 2).contiguous(), None
     if pairs is not None and pairs.ndim != 4:
         raise MaskError(
             f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
@@ -555,29 +562,29 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
 
 
 def _attend_pairs(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, bias: Tensor | None, causal: bool,
-    settings: dict[str, Any],
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, documents: Tensor | None, bias: Tensor | None,
+    causal: bool, settings: dict[str, Any],
 ) -> Tensor:  # fmt: skip
-    """Attention ``(B, H, Nq, D)`` by a mask over pairs and a bias ``(B or 1, H or 1, Nq or 1, Nk)``. Large masks that the model declares
-    are made for a block of queries at a time."""
+    """Attention ``(B, H, Nq, D)`` by a mask over pairs, documents ``(B, Nk)`` and a bias ``(B or 1, H or 1, Nq or 1, Nk)``.
+    Large masks that the model declares are made for a block of queries at a time."""
     q_len, kv_len = query.shape[2], key.shape[2]
     if mask is None and causal:
         mask = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool, device=query.device).tril()
     blocks = mask.blocks() if isinstance(mask, DeclaredMask) else [(0, q_len, 0, kv_len)]
     outputs = []
     for start, stop, first, last in blocks:
-        visible = mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask
-        if visible is not None and visible.is_floating_point():
-            visible = visible.to(query.dtype)  # PyTorch's CPU kernel misreads another dtype
+        terms = [mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask]
+        if documents is not None:
+            terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
         if bias is not None:
-            added = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
-            added = added[..., first:last].to(query.dtype)
-            if visible is None:
-                visible = added
-            elif visible.dtype == torch.bool:
-                visible = torch.where(visible, added, torch.finfo(added.dtype).min)
-            else:
-                visible = added + visible
+            terms.append((bias if bias.shape[2] == 1 else bias[:, :, start:stop])[..., first:last])
+        hidden = [term for term in terms if term is not None and term.dtype == torch.bool]
+        # PyTorch's CPU kernel misreads masks of another dtype than the query's.
+        added = [term.to(query.dtype) for term in terms if term is not None and term.dtype != torch.bool]
+        visible = functools.reduce(torch.logical_and, hidden) if hidden else None
+        if added:
+            total = sum(added[1:], added[0])
+            visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
         q, k, v = query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last]
         outputs.append(fused_attention(q, k, v, attn_mask=visible, **settings))
     return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
@@ -592,23 +599,14 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _checked(mask: Tensor | None, query: Tensor, mechanism: Mechanism, causal: bool) -> Tensor | None:
-    """:func:`simplified_mask` for ``query (B, H, Nq, D)``. Pairs stay pairs where they are enough: padding has no outputs of its own.
-
-    Raises:
-        MaskError: a four-dimensional mask has integers, which may be meant as either kind, or does not fit the query.
-    """
-    if mask is None or mask.dim() != 4:
-        return mask
-    batch, heads, q_len = query.shape[:3]
+def _check_pairs(mask: Tensor, query: Tensor) -> None:
+    """Raise :class:`MaskError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
+    batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise MaskError(
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
             f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
-    if q_len < 2 or in_graph():
-        return mask
-    return simplified_mask(mask, batch, causal, keeps_pairs=takes_masked_documents(mechanism, mask.shape[3], causal))
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:

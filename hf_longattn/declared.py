@@ -8,6 +8,7 @@ A function that it cannot read is evaluated by transformers, for a block of quer
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -78,7 +79,7 @@ class DeclaredMask:
             return
         self._read(arguments["mask_function"], None)
         if self.padding is not None and bool(self.padding.all()):
-            self.padding = None
+            self.padding = arguments["attention_mask"] = None
 
     def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
         """Narrow the band to ``function``, and collect its documents. A function that is not known leaves the band as it is.
@@ -156,18 +157,18 @@ class DeclaredMask:
         count = self.first_query + self.queries - self.first_key
         return count if count == self.keys or (self.causal and 0 < count < self.keys) else None
 
-    def batch(self, keys: int) -> Batch | None:
-        """Padding and documents of the first ``keys`` keys. ``None`` without these."""
+    def batch(self, keys: int, documents: Tensor | None = None) -> Batch | None:
+        """Padding and documents of the first ``keys`` keys, with the documents ``(B, keys)`` of the call. ``None`` without these."""
 
         def make() -> Batch | None:
-            documents = None
-            if self._labels:
-                labels = torch.stack([label.expand(self.shape[0], -1)[:, :keys] for label in self._labels])
-                documents = F.pad((labels[:, :, 1:] != labels[:, :, :-1]).any(0), (1, 0)).cumsum(1)
-                documents = documents if bool(documents[:, -1:].any()) else None
-            return Batch.of(None if self.padding is None else self.padding[:, :keys], documents)
+            labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels]
+            labels += [] if documents is None else [documents]
+            borders = [label[:, 1:] != label[:, :-1] for label in labels]
+            numbers = F.pad(functools.reduce(torch.logical_or, borders), (1, 0)).cumsum(1) if labels else None
+            several = numbers is not None and (in_graph() or bool(numbers[:, -1:].any()))
+            return Batch.of(None if self.padding is None else self.padding[:, :keys], numbers if several else None)
 
-        return self.cached(("batch", keys), make)
+        return self.cached(("batch", keys, documents is None), make)
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, stored for all layers. A graph stores nothing."""

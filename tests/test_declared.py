@@ -14,7 +14,7 @@ from hf_longattn import backend, declared
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.cache_argument import CACHE
 from hf_longattn.declared import DeclaredMask
-from hf_longattn.errors import BackendError
+from hf_longattn.errors import BackendError, MaskError
 from tests.cases import every_case
 
 LENGTH = 24
@@ -144,6 +144,19 @@ def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(kind: s
         torch.testing.assert_close(out[real.bool()], attend(mask.dense(), causal)[real.bool()], atol=1e-12, rtol=0)
 
 
+@every_case("few", [0, 100])
+@every_case("kind", MASKS)
+def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "FEW_QUERIES", few)
+    documents = torch.stack([torch.arange(LENGTH) // 5, torch.zeros(LENGTH, dtype=torch.long)])
+    mask, together = declare(kind), (documents[:, :, None] == documents[:, None])[:, None]
+    bias = torch.randn(1, 4, LENGTH, LENGTH).double()
+    for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
+        expected = attend(mask.dense() & together, **keywords)
+        for shown in (mask, mask.dense(), mask.added(torch.float64)):
+            torch.testing.assert_close(attend(shown, documents=documents, **keywords), expected, atol=1e-6, rtol=0)
+
+
 @every_case("size", [1 << 26, 300])
 def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declared, "BLOCK_PAIRS", size)
@@ -203,6 +216,17 @@ def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, 
     for kind in ("causal", "window"):
         expected = attend(declare(kind, position_ids=positions))
         torch.testing.assert_close(attend(declare(kind), documents=documents), expected, atol=1e-12, rtol=0)
+
+
+def test_masks_that_may_mean_either_kind_are_refused() -> None:
+    with pytest.raises(MaskError, match=r"dtype torch\.int64, but must be"):
+        attend(torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.long))
+    with pytest.raises(MaskError, match=r"attention_mask has shape \(2, 24, 24\), but must be \(batch, tokens\)"):
+        declare("causal", real=torch.ones(2, LENGTH, LENGTH))
+
+
+def test_one_row_of_real_tokens_stands_for_all_rows() -> None:
+    torch.testing.assert_close(attend(declare("both", real=torch.ones(1, LENGTH))), attend(None))
 
 
 @pytest.mark.parametrize("keyword", ["indices", "block_indices", "sinks"])
