@@ -108,6 +108,11 @@ def longattn_mask(
     """
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise MaskError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
+            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
+        )
     arguments = {
         "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
         "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
@@ -119,7 +124,8 @@ def longattn_mask(
         return masking.eager_mask(**arguments)
     if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
-    return DeclaredMask(config=config, **arguments)
+    declared = DeclaredMask(config=config, **arguments)
+    return None if declared.hides_padding_alone and declared.padding is None and kwargs.get("allow_is_bidirectional_skip") else declared
 
 
 def mechanism_mask(
@@ -138,11 +144,6 @@ def mechanism_mask(
         ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
         where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
     """
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise MaskError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
-            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
-        )
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -165,9 +166,15 @@ def mechanism_mask(
     return for_one_pass(attention_mask)
 
 
+OWN_ATTENTION = ("gemma4_audio",)
+"""Model types with attention of their own in a file with other models, whose attention is on the AttentionInterface."""
+
+
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
     """Whether the modeling file beside a config takes its attention from transformers' AttentionInterface."""
+    if getattr(config_class, "model_type", None) in OWN_ATTENTION:
+        return False
     for base in config_class.__mro__:
         package, beside, name = base.__module__.rpartition(".configuration_")
         modeling = sys.modules.get(f"{package}.modeling_{name}")
@@ -232,9 +239,8 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, causal, kwargs)
+        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
         attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
@@ -249,7 +255,12 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    attention_mask = _checked(attention_mask, query, mechanism, causal)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    if attention_mask is not None and attention_mask.dim() == 4:
+        _check_pairs(attention_mask, query)
+        if query.shape[2] > 1 and not in_graph():  # pairs stay pairs where they are enough: padding has no outputs of its own
+            keeps_pairs = takes_masked_documents(mechanism, attention_mask.shape[3], causal)
+            attention_mask = simplified_mask(attention_mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
@@ -482,46 +493,51 @@ def _attend_as_declared(
     mask: Tensor | DeclaredMask | None,
     scaling: float | None,
     dropout: float,
-    causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows.
-
-    causal: whether later keys are hidden if there is no mask.
-    """
+    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows, or to all without a mask."""
     (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(
             f"{_in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
             f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
         )
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        _check_pairs(mask, query)
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
-    causal = causal and mask is None and q_len > 1
     bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
-    region = mask.region if isinstance(mask, DeclaredMask) else Region(Pattern.everything(causal), kv_len) if mask is None else None
+    region = mask.region() if isinstance(mask, DeclaredMask) else Region(Pattern.everything(False), kv_len) if mask is None else None
+    documents = None
+    if not DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
+        batch, _ = _with_documents(None, None, None, (batch_size, q_len), False, kwargs)
+        documents = None if batch is None else batch.documents
+        if documents is not None and isinstance(mask, DeclaredMask):
+            region = None if in_graph() else mask.region(documents)
+        elif documents is not None and region is not None:
+            region = None if in_graph() else region._replace(batch=batch)
     by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
-    of_call = False
-    if region is not None and q_len == region.keys and not DOCUMENTS.isdisjoint(kwargs):
-        batch, _ = _with_documents(None, region.batch, None, (batch_size, region.keys), causal, kwargs)
-        if of_call := batch is not region.batch:
-            region = region._replace(batch=batch, cross=False)
     if by_operator and region is not None and bias is None and region.is_one_call(q_len) and not (dropout and query.device.type == "cpu"):
         key, value = key[:, :, : region.keys], value[:, :, : region.keys]  # what transformers' sdpa attention does, at the same cost
         output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
         return output.transpose(1, 2).contiguous(), None
     # A mask costs least for few queries. One of padding serves queries of another sequence, about which padding says nothing.
-    few = mask is not None and not of_call and region is not None and (q_len <= FEW_QUERIES or (region.cross and region.batch is not None))
-    if by_operator and (region is None or bias is not None or few):
-        return _attend_pairs(query, key, value, mask, bias, causal, settings).transpose(1, 2).contiguous(), None
+    few = mask is not None and region is not None and (q_len <= FEW_QUERIES or (region.cross and region.batch is not None))
+    if by_operator and (region is None or bias is not None or (few and (documents is None or region.keys == kv_len))):
+        return _attend_pairs(query, key, value, mask, documents, bias, settings).transpose(1, 2).contiguous(), None
     pairs = None
     if region is None or bias is not None:
-        pairs, region = mask.dense() if isinstance(mask, DeclaredMask) else mask, Region(Pattern.everything(causal), kv_len)
+        pairs, region = mask.dense() if isinstance(mask, DeclaredMask) else mask, Region(Pattern.everything(False), kv_len)
         if pairs is not None and pairs.ndim != 4:
             raise MaskError(
                 f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
                 "(batch, 1 or heads, queries, keys)."
+            )
+        if documents is not None:
+            same = (documents[:, :, None] == documents[:, None])[:, None]
+            pairs = (
+                same if pairs is None else torch.where(same, pairs, False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min)
             )
     pattern = region.pattern
     scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
@@ -553,29 +569,26 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
 
 
 def _attend_pairs(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, bias: Tensor | None, causal: bool,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, documents: Tensor | None, bias: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:  # fmt: skip
-    """Attention ``(B, H, Nq, D)`` by a mask over pairs and a bias ``(B or 1, H or 1, Nq or 1, Nk)``. Large masks that the model declares
-    are made for a block of queries at a time."""
-    q_len, kv_len = query.shape[2], key.shape[2]
-    if mask is None and causal:
-        mask = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool, device=query.device).tril()
-    blocks = mask.blocks() if isinstance(mask, DeclaredMask) else [(0, q_len, 0, kv_len)]
+    """Attention ``(B, H, Nq, D)`` by a mask over pairs, documents ``(B, Nk)`` and a bias ``(B or 1, H or 1, Nq or 1, Nk)``.
+
+    Large masks that the model declares are made for a block of queries at a time."""
     outputs = []
-    for start, stop, first, last in blocks:
-        visible = mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask
-        if visible is not None and visible.is_floating_point():
-            visible = visible.to(query.dtype)  # PyTorch's CPU kernel misreads another dtype
+    for start, stop, first, last in mask.blocks() if isinstance(mask, DeclaredMask) else [(0, query.shape[2], 0, key.shape[2])]:
+        terms = [mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask]
+        if documents is not None:
+            terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
         if bias is not None:
-            added = bias if bias.shape[2] == 1 else bias[:, :, start:stop]
-            added = added[..., first:last].to(query.dtype)
-            if visible is None:
-                visible = added
-            elif visible.dtype == torch.bool:
-                visible = torch.where(visible, added, torch.finfo(added.dtype).min)
-            else:
-                visible = added + visible
+            terms.append((bias if bias.shape[2] == 1 else bias[:, :, start:stop])[..., first:last])
+        hidden = [term for term in terms if term is not None and term.dtype == torch.bool]
+        # PyTorch's CPU kernel misreads masks of another dtype than the query's.
+        added = [term.to(query.dtype) for term in terms if term is not None and term.dtype != torch.bool]
+        visible = functools.reduce(torch.logical_and, hidden) if hidden else None
+        if added:
+            total = sum(added[1:], added[0])
+            visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
         q, k, v = query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last]
         outputs.append(fused_attention(q, k, v, attn_mask=visible, **settings))
     return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
@@ -590,23 +603,14 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _checked(mask: Tensor | None, query: Tensor, mechanism: Mechanism, causal: bool) -> Tensor | None:
-    """:func:`simplified_mask` for ``query (B, H, Nq, D)``. Pairs stay pairs where they are enough: padding has no outputs of its own.
-
-    Raises:
-        MaskError: a four-dimensional mask has integers, which may be meant as either kind, or does not fit the query.
-    """
-    if mask is None or mask.dim() != 4:
-        return mask
-    batch, heads, q_len = query.shape[:3]
+def _check_pairs(mask: Tensor, query: Tensor) -> None:
+    """Raise :class:`MaskError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
+    batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise MaskError(
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
             f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
-    if q_len < 2 or in_graph():
-        return mask
-    return simplified_mask(mask, batch, causal, keeps_pairs=takes_masked_documents(mechanism, mask.shape[3], causal))
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:

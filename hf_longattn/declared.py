@@ -8,6 +8,7 @@ A function that it cannot read is evaluated by transformers, for a block of quer
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ class DeclaredMask:
             return
         self._read(arguments["mask_function"], None)
         if self.padding is not None and bool(self.padding.all()):
-            self.padding = None
+            self.padding = arguments["attention_mask"] = None
 
     def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
         """Narrow the band to ``function``, and collect its documents. A function that is not known leaves the band as it is.
@@ -153,25 +154,27 @@ class DeclaredMask:
         """Whether every query sees every real key."""
         return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
 
-    @property
-    def region(self) -> Region | None:
-        """The visible keys; ``None`` if a band, padding and documents do not describe them, or if a graph does not know where it is."""
-        return self.cached("region", self._region)
+    def region(self, documents: Tensor | None = None) -> Region | None:
+        """The visible keys, within the ``documents (B, Nq)`` of the call, too.
 
-    def _region(self) -> Region | None:
-        pattern = Pattern(self.left, self.right, self.right == 0)
+        ``None`` if a band, padding and documents do not describe them, or if a graph does not know where they are.
+        """
+        return self.cached(("region", documents is None), lambda: self._region(documents))
+
+    def _region(self, documents: Tensor | None) -> Region | None:
+        pattern, whole = Pattern(self.left, self.right, self.right == 0), self.hides_padding_alone
         keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
-        if self.hides_padding_alone and keys != self.keys:  # the queries are another sequence
+        if whole and keys != self.keys:  # the queries are another sequence
             keys = self.keys
         elif not self.exact or isinstance(self.first_query, Tensor) or not (keys == self.keys or (pattern.causal and 0 < keys < self.keys)):
             return None
-        documents = None
-        if self._labels:
-            labels = torch.stack([label.expand(self.shape[0], -1)[:, :keys] for label in self._labels])
-            documents = F.pad((labels[:, :, 1:] != labels[:, :, :-1]).any(0), (1, 0)).cumsum(1)
-            documents = documents if bool(documents[:, -1:].any()) else None
-        batch = Batch.of(None if self.padding is None else self.padding[:, :keys], documents)
-        return Region(pattern, keys, batch, cross=self.hides_padding_alone)
+        labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + ([] if documents is None else [documents])
+        numbers = None
+        if labels:
+            numbers = F.pad(functools.reduce(torch.logical_or, (label[:, 1:] != label[:, :-1] for label in labels)), (1, 0)).cumsum(1)
+            numbers = numbers if bool(numbers[:, -1:].any()) else None
+        batch = Batch.of(None if self.padding is None else self.padding[:, :keys], numbers)
+        return Region(pattern, keys, batch, cross=whole and numbers is None)
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, stored for all layers. A graph stores nothing."""

@@ -14,7 +14,7 @@ from hf_longattn import backend, declared
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.cache_argument import CACHE
 from hf_longattn.declared import DeclaredMask
-from hf_longattn.errors import BackendError
+from hf_longattn.errors import BackendError, MaskError
 from tests.cases import every_case
 
 LENGTH = 24
@@ -33,13 +33,16 @@ def declare(kind: str, queries: int = LENGTH, real: torch.Tensor | None = None, 
     make, config = MASKS[kind]
     config._attn_implementation = BACKEND
     arguments = {CACHE: arguments.pop("cache", None), **arguments}
+    if not make.__name__.startswith("create_bidirectional"):
+        arguments.pop("allow_is_bidirectional_skip", None)
     return make(config=config, inputs_embeds=torch.zeros(2, queries, 32), attention_mask=real, **arguments)
 
 
 def described(mask: DeclaredMask) -> torch.Tensor:
     """The pairs that the band, padding and documents of a mask show, of the real keys in use."""
-    assert mask.region is not None
-    pattern, in_use, batch, _ = mask.region
+    region = mask.region()
+    assert region is not None
+    pattern, in_use, batch, _ = region
     keys = torch.arange(in_use)
     queries = keys[in_use - mask.queries :]
     seen = pattern.band_mod(0, 0, queries[:, None], keys[None]).expand(2, -1, -1)
@@ -64,6 +67,9 @@ def padded() -> Iterator[tuple[str, torch.Tensor | None]]:
 @every_case("kind", MASKS)
 def test_band_padding_and_chunks_are_the_mask_of_transformers(kind: str, padding: str, real: torch.Tensor | None) -> None:
     mask = declare(kind, real=real)
+    if kind == "both" and padding in ("none", "ones"):
+        assert mask is None  # hides nothing, as under sdpa
+        return
     assert isinstance(mask, DeclaredMask)
     assert mask.exact
     assert torch.equal(described(mask), mask.dense()[:, 0])
@@ -143,6 +149,19 @@ def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(kind: s
         torch.testing.assert_close(out[real.bool()], attend(mask.dense(), causal)[real.bool()], atol=1e-12, rtol=0)
 
 
+@every_case("few", [0, 100])
+@every_case("kind", MASKS)
+def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "FEW_QUERIES", few)
+    documents = torch.stack([torch.arange(LENGTH) // 5, torch.zeros(LENGTH, dtype=torch.long)])
+    mask, together = declare(kind, allow_is_bidirectional_skip=False), (documents[:, :, None] == documents[:, None])[:, None]
+    bias = torch.randn(1, 4, LENGTH, LENGTH).double()
+    for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
+        expected = attend(mask.dense() & together, **keywords)
+        for shown in (mask, mask.dense(), mask.added(torch.float64), *([None] if kind == "both" else [])):
+            torch.testing.assert_close(attend(shown, documents=documents, **keywords), expected, atol=1e-6, rtol=0)
+
+
 @every_case("size", [1 << 26, 300])
 def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declared, "BLOCK_PAIRS", size)
@@ -202,6 +221,17 @@ def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, 
     for kind in ("causal", "window"):
         expected = attend(declare(kind, position_ids=positions))
         torch.testing.assert_close(attend(declare(kind), documents=documents), expected, atol=1e-12, rtol=0)
+
+
+def test_masks_that_may_mean_either_kind_are_refused() -> None:
+    with pytest.raises(MaskError, match=r"dtype torch\.int64, but must be"):
+        attend(torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.long))
+    with pytest.raises(MaskError, match=r"attention_mask has shape \(2, 24, 24\), but must be \(batch, tokens\)"):
+        declare("causal", real=torch.ones(2, LENGTH, LENGTH))
+
+
+def test_one_row_of_real_tokens_stands_for_all_rows() -> None:
+    torch.testing.assert_close(attend(declare("both", real=torch.ones(1, LENGTH))), attend(None))
 
 
 @pytest.mark.parametrize("keyword", ["indices", "block_indices", "sinks"])
