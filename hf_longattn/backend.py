@@ -465,7 +465,7 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     if isinstance(mechanism, nn.ModuleDict):
         mechanism = mechanism[str(kwargs[LAYER_INDEX])]
     if not isinstance(mechanism, Mechanism):
-        if getattr(getattr(module, "config", None), "long_attention", None) is not None:
+        if vars(getattr(module, "config", module)).get("long_attention") is not None:
             raise BackendError(
                 f"{type(module).__name__} of a model with mechanisms carries no mechanism; call "
                 'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a Long… class.'
