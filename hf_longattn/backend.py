@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
 from .constants import BACKEND
-from .declared import DeclaredMask, Region
+from .declared import BLOCK_PAIRS, DeclaredMask, Region
 from .documents import (
     batch_of_mask,
     documents_from,
@@ -37,7 +38,7 @@ from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall, Pattern
-from .engines.common.dense import fused_attention, repeat_heads
+from .engines.common.dense import fused_attention, masked_softmax, products, repeat_heads
 from .engines.common.grid import RUNNING_GRID
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
@@ -506,7 +507,6 @@ def _attend_as_declared(
         _check_pairs(mask, query)
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
-    bias, sinks, weights_wanted = kwargs.get("position_bias"), kwargs.get(SINKS), _weights_wanted(kwargs)
     region = mask.region() if isinstance(mask, DeclaredMask) else Region(Pattern.everything(False), kv_len) if mask is None else None
     documents = None
     if not DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
@@ -516,46 +516,30 @@ def _attend_as_declared(
             region = None if in_graph() else mask.region(documents)
         elif documents is not None and region is not None:
             region = None if in_graph() else region._replace(batch=batch)
-    by_operator = kwargs.get("softcap") is None and not weights_wanted and not OBSERVERS
-    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": sinks}
-    if by_operator and region is not None and bias is None and region.is_one_call(q_len) and not (dropout and query.device.type == "cpu"):
+    terms: dict[str, Any] = {"documents": documents, "bias": kwargs.get("position_bias"), "softcap": kwargs.get("softcap")}
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
+    if region is None or terms["bias"] is not None or terms["softcap"] is not None or _weights_wanted(kwargs):
+        return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=_weights_wanted(kwargs))
+    if region.is_one_call(q_len) and not OBSERVERS and not (dropout and query.device.type == "cpu"):
         key, value = key[:, :, : region.keys], value[:, :, : region.keys]  # what transformers' sdpa attention does, at the same cost
         output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
         return output.transpose(1, 2).contiguous(), None
     # A mask costs least for few queries. One of padding serves queries of another sequence, about which padding says nothing.
-    few = mask is not None and region is not None and (q_len <= FEW_QUERIES or (region.cross and region.batch is not None))
-    if by_operator and (region is None or bias is not None or (few and (documents is None or region.keys == kv_len))):
-        return _attend_pairs(query, key, value, mask, documents, bias, settings).transpose(1, 2).contiguous(), None
-    pairs = None
-    if region is None or bias is not None:
-        pairs, region = mask.dense() if isinstance(mask, DeclaredMask) else mask, Region(Pattern.everything(False), kv_len)
-        if pairs is not None and pairs.ndim != 4:
-            raise MaskError(
-                f"The attention_mask of {_in_words(module)} has shape {tuple(pairs.shape)}, but its score cap and attention weights need "
-                "(batch, 1 or heads, queries, keys)."
-            )
-        if documents is not None:
-            same = (documents[:, :, None] == documents[:, None])[:, None]
-            pairs = (
-                same if pairs is None else torch.where(same, pairs, False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min)
-            )
+    few = q_len <= FEW_QUERIES and (documents is None or region.keys == kv_len)
+    if mask is not None and not OBSERVERS and (few or (region.cross and region.batch is not None)):
+        return _attend_pairs(query, key, value, mask, settings, **terms)
     pattern = region.pattern
     scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
     key, value = key[:, :, : region.keys], value[:, :, : region.keys]
     if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
         query, key, value = (nn.functional.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
-    score_mod = _score_terms(pairs, query, region.keys, kwargs)
-    call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=sinks, score_mod=score_mod)
+    call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=kwargs.get(SINKS))
     if in_graph():  # which cannot build a mechanism
-        if weights_wanted:
-            raise BackendError("Attention weights were requested in a graph; load the model with attn_implementation='eager'.")
-        output = block_sparse_attention(query, key, value, pattern, call)[..., :width]
-        return output.transpose(1, 2).contiguous(), None
-    cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
-    mechanism = _declared_mechanism(heads, widest, pattern.left, pattern.right, cross)
-    output = run_batch(mechanism, query, key, value, call)[..., :width]
-    weights = mechanism.weights(query, key, call.replace(dropout=0.0)) if weights_wanted else None
-    return output.transpose(1, 2).contiguous(), weights
+        output = block_sparse_attention(query, key, value, pattern, call)
+    else:
+        cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
+        output = run_batch(_declared_mechanism(heads, widest, pattern.left, pattern.right, cross), query, key, value, call)
+    return output[..., :width].transpose(1, 2).contiguous(), None
 
 
 @functools.lru_cache(64)
@@ -569,29 +553,62 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
 
 
 def _attend_pairs(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, documents: Tensor | None, bias: Tensor | None,
-    settings: dict[str, Any],
-) -> Tensor:  # fmt: skip
-    """Attention ``(B, H, Nq, D)`` by a mask over pairs, documents ``(B, Nk)`` and a bias ``(B or 1, H or 1, Nq or 1, Nk)``.
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, settings: dict[str, Any], *, documents: Tensor | None,
+    bias: Tensor | None, softcap: float | None, with_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention of a stock module by a mask over pairs, in blocks of queries where there are many pairs.
 
-    Large masks that the model declares are made for a block of queries at a time."""
-    outputs = []
-    for start, stop, first, last in mask.blocks() if isinstance(mask, DeclaredMask) else [(0, query.shape[2], 0, key.shape[2])]:
-        terms = [mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else mask]
+    Args:
+        mask: as in :func:`longattn_attention_forward`, or with fewer axes, which broadcast.
+        settings: dropout, scale and sinks of :func:`fused_attention`.
+        documents: ``(B, Nk)``; pairs of different documents are hidden.
+        bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
+        softcap: the bound that a tanh puts on the scores, before the bias and an additive mask are added.
+        with_weights: whether the weights ``(B, H, Nq, Nk)`` are returned, too.
+    """
+    (batch, heads, q_len, width), kv_len = query.shape, key.shape[2]
+    plain = softcap is not None or with_weights  # operations that hold all scores of a block
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+        terms = [mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else _part(mask, start, stop)]
         if documents is not None:
             terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
         if bias is not None:
-            terms.append((bias if bias.shape[2] == 1 else bias[:, :, start:stop])[..., first:last])
+            terms.append(_part(bias, start, stop)[..., first:last])
         hidden = [term for term in terms if term is not None and term.dtype == torch.bool]
         # PyTorch's CPU kernel misreads masks of another dtype than the query's.
-        added = [term.to(query.dtype) for term in terms if term is not None and term.dtype != torch.bool]
+        added = [term.to(q.dtype) for term in terms if term is not None and term.dtype != torch.bool]
         visible = functools.reduce(torch.logical_and, hidden) if hidden else None
-        if added:
-            total = sum(added[1:], added[0])
-            visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
-        q, k, v = query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last]
-        outputs.append(fused_attention(q, k, v, attn_mask=visible, **settings))
-    return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
+        total = sum(added[1:], added[0]) if added else None
+        if not plain:
+            if total is not None:
+                visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
+            return fused_attention(q, k, v, attn_mask=visible, **settings), None
+        scores = products(q, repeat_heads(k, heads)) * (width**-0.5 if settings["scale"] is None else settings["scale"])
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        weights = masked_softmax(scores if total is None else scores + total, visible, settings["sink_scores"]).to(v.dtype)
+        return nn.functional.dropout(weights, settings["dropout_p"]) @ repeat_heads(v, heads), weights if with_weights else None
+
+    rows = 16 * batch * heads if plain else batch  # four bytes a score, and several copies at once
+    if with_weights or rows * q_len * kv_len <= BLOCK_PAIRS:
+        blocks = [(0, q_len, 0, kv_len)]
+    elif isinstance(mask, DeclaredMask):
+        blocks = mask.blocks(rows)
+    else:
+        size = max(1, BLOCK_PAIRS // (rows * kv_len))
+        blocks = [(start, min(start + size, q_len), 0, kv_len) for start in range(0, q_len, size)]
+    run = functools.partial(checkpoint, use_reentrant=False) if len(blocks) > 1 and torch.is_grad_enabled() else lambda call, *x: call(*x)
+    results = [
+        run(attend, query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], start, stop, first, last)
+        for start, stop, first, last in reversed(blocks)  # causal blocks grow, and memory is only reused for smaller tensors
+    ]
+    output = torch.cat([out for out, _ in reversed(results)], 2) if len(results) > 1 else results[0][0]
+    return output.transpose(1, 2).contiguous(), results[0][1]
+
+
+def _part(term: Tensor | None, start: int, stop: int) -> Any:
+    """Rows of queries of a mask or bias, which may have one row for all."""
+    return term if term is None or term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:

@@ -210,14 +210,15 @@ class DeclaredMask:
         offsets = {"q_offset": self.arguments["q_offset"] + start, "kv_offset": self.first_key + first}
         return masking.sdpa_mask(**{**self.arguments, **changes, **offsets})
 
-    def blocks(self) -> list[tuple[int, int, int, int]]:
-        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, of at most :data:`BLOCK_PAIRS` pairs each."""
-        rows, known = self.shape[0], not isinstance(self.first_query, Tensor)
-        if rows * self.queries * self.keys <= BLOCK_PAIRS:
-            return [(0, self.queries, 0, self.keys)]
+    def blocks(self, rows: int) -> list[tuple[int, int, int, int]]:
+        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, of some :data:`BLOCK_PAIRS` pairs each.
+
+        rows: the number of masks or of score matrices that are held at once.
+        """
+        known = not isinstance(self.first_query, Tensor)
         shift = self.first_query - self.first_key if known else 0
         reach = min(self.keys, self.left + self.right) if known else self.keys
-        size = max(FEWEST_ROWS, min(self.queries, BLOCK_PAIRS // (rows * self.keys), max(reach, 8 * FEWEST_ROWS)))
+        size = max(FEWEST_ROWS, min(BLOCK_PAIRS // (rows * max(reach, FEWEST_ROWS)), max(reach, 8 * FEWEST_ROWS)))
         blocks = []
         for start in range(0, self.queries, size):
             stop = min(start + size, self.queries)

@@ -164,16 +164,22 @@ def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, mon
 
 @every_case("size", [1 << 26, 300])
 def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(declared, "BLOCK_PAIRS", size)
+    for module in (backend, declared):
+        monkeypatch.setattr(module, "BLOCK_PAIRS", size)
     monkeypatch.setattr(declared, "FEWEST_ROWS", 5)
     blocks = torch.full((2, LENGTH), -1)
     blocks[0, 4:12], blocks[1, 2:5] = 0, 1
     for kind in ("causal", "window"):
         mask = declare(kind, block_sequence_ids=blocks)
-        assert (len(mask.blocks()) > 1) == (size == 300)
-        torch.testing.assert_close(attend(mask), attend(mask.dense()), atol=1e-12, rtol=0)
-        bias = torch.randn(1, 4, LENGTH, LENGTH).double()
-        torch.testing.assert_close(attend(mask, position_bias=bias), attend(mask.added(torch.float64) + bias), atol=1e-12, rtol=0)
+        assert (len(mask.blocks(2)) > 1) == (size == 300)
+        bias = torch.randn(1, 4, LENGTH, LENGTH).double().requires_grad_()
+        for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0, "position_bias": bias}):
+            out, expected = attend(mask, **keywords), attend(mask.dense(), **keywords)
+            torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+            if keywords:
+                upstream = torch.randn_like(out)
+                gradients = (torch.autograd.grad(x, bias, upstream)[0] for x in (out, expected))
+                torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
 def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:

@@ -24,10 +24,8 @@ from ..backend import BACKEND, SINKS, check_computed
 from ..conversion.architectures import class_of
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources import fetch_config
-from ..declared import BLOCK_PAIRS, DeclaredMask
+from ..declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..engines.common.call import UNBOUNDED
-from ..engines.common.dense import MAX_SCORES
-from ..engines.common.plain import QUERIES_PER_BLOCK
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
 from ..modeling.family.config import attention_implementation
@@ -89,9 +87,7 @@ class DeclaredAttention:
     @classmethod
     def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
         """The attention of one call of transformers' attention function."""
-        causal = getattr(module, "is_causal", False) if kwargs.get("is_causal") is None else kwargs["is_causal"]
-        left, right = UNBOUNDED, 0 if mask is None and causal else UNBOUNDED
-        chunk, pairs = None, "" if mask is None else "by the model"
+        left, right, chunk, pairs = UNBOUNDED, UNBOUNDED, None, "" if mask is None else "by the model"
         if isinstance(mask, DeclaredMask):
             left, right, chunk, pairs = mask.left, mask.right, mask.chunk, "" if mask.exact else "by rules"
         (_, heads, queries, _), keys = query.shape, key.shape[2]
@@ -120,8 +116,7 @@ class DeclaredAttention:
     def longattn_bytes(self, length: int) -> int:
         """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
 
-        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of the scores, of blocks
-        of :data:`QUERIES_PER_BLOCK` queries with a window's keys, else of at most :data:`MAX_SCORES` pairs and a bool mask ``Nq·Nk``.
+        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a block of scores.
         A position bias or a mask by the model: as SDPA. A mask by rules: at most :data:`BLOCK_PAIRS` pairs at once.
         """
         queries, keys, reach = self._pairs(length)
@@ -132,9 +127,8 @@ class DeclaredAttention:
             return (1 + FP32) * min(pairs, BLOCK_PAIRS)
         left, right = (keys if bound is None else min(bound, keys) for bound in (self.left, self.right))
         if self.softcap is not None:
-            if left < keys:
-                return 4 * FP32 * self.heads * queries * (QUERIES_PER_BLOCK + left + right)
-            return 4 * FP32 * min(self.heads * pairs, MAX_SCORES) + pairs
+            fewest = self.heads * FEWEST_ROWS * min(keys, FEWEST_ROWS + left + right)
+            return 4 * FP32 * min(self.heads * pairs, max(BLOCK_PAIRS // 16, fewest))
         if keys <= reach:
             return 0
         if self.chunk is not None:
