@@ -40,6 +40,7 @@ WINDOW, WINDOW_AROUND = _code("sliding_window_overlay", 1), _code("sliding_windo
 CHUNKS, BLOCKS = _code("chunked_overlay", 1, torch.zeros(1)), _code("blockwise_overlay", torch.zeros(1, 1))
 DOCUMENTS = _code("packed_sequence_mask_function", torch.zeros(1, 1))
 MOVED = _code("remap_positions_for_packed_sequence", masking.causal_mask_function, torch.zeros(1, 1))
+KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, DOCUMENTS, MOVED} - {None}
 
 
 def _settings(function: MaskFunction) -> dict[str, Any]:
@@ -104,14 +105,11 @@ class DeclaredMask:
 
         positions: ``(B, N)``, by which the function counts instead of by the token's index.
         """
-        code = function.__code__
-        if function is masking.bidirectional_mask_function:
-            return
+        code = getattr(function, "__code__", None)
+        settings = _settings(function) if code in KNOWN else {}
         if function is masking.causal_mask_function:
             self.right = 0
-            return
-        settings = _settings(function)
-        if code is ALL_OF:
+        elif code is ALL_OF:
             for part in settings["mask_functions"]:
                 self._read(part, positions)
         elif code is WINDOW:
@@ -127,13 +125,13 @@ class DeclaredMask:
             self._read(settings["mask_function"], settings["position_ids"])
         elif code is DOCUMENTS:
             self._labels.append(settings["packed_sequence_mask"])
-        elif code is ANY_OF and settings["mask_functions"][-1].__code__ is BLOCKS and len(settings["mask_functions"]) == 2:
+        elif code is ANY_OF and getattr(settings["mask_functions"][1], "__code__", None) is BLOCKS and len(settings["mask_functions"]) == 2:
             base, blocks = settings["mask_functions"]
             self._read(base, positions)
             longest = _longest_block(_settings(blocks)["block_sequence_ids"])
             if longest > 1:
                 self.left, self.right, self.exact = max(self.left, longest - 1), max(self.right, longest - 1), False
-        else:
+        elif function is not masking.bidirectional_mask_function:
             self.exact = False
 
     def _read_in_graph(self, function: MaskFunction, local_size: int | None) -> None:

@@ -97,6 +97,23 @@ def test_blocks_that_see_each_other_stay_within_the_band(kind: str) -> None:
     assert torch.equal(described(alone), alone.dense()[:, 0])
 
 
+class Prefix:
+    """A mask function of a model: the first tokens see each other."""
+
+    def __call__(self, b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q < 9) & (k < 9)
+
+
+@pytest.mark.parametrize("kind", ["causal", "window"])
+@pytest.mark.parametrize("function", [Prefix(), lambda b, h, q, k: (q < 9) & (k < 9)])
+def test_functions_of_a_model_are_evaluated_by_transformers(kind: str, function: Any) -> None:
+    for name in ("or_mask_function", "and_mask_function"):
+        mask = declare(kind, **{name: function})
+        assert not mask.exact
+        assert bool(mask.dense()[0, 0, 0, 8]) == (name == "or_mask_function")
+        torch.testing.assert_close(attend(mask), attend(mask.dense()), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["causal", "window"])
 @pytest.mark.parametrize("static", [False, True])
 def test_queries_after_a_cache_are_the_last_keys_in_use(kind: str, static: bool) -> None:
