@@ -240,8 +240,9 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, causal, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
         attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
@@ -256,7 +257,6 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is not None and attention_mask.dim() == 4:
         _check_pairs(attention_mask, query)
         if query.shape[2] > 1 and not in_graph():  # pairs stay pairs where they are enough: padding has no outputs of its own
@@ -494,10 +494,18 @@ def _attend_as_declared(
     mask: Tensor | DeclaredMask | None,
     scaling: float | None,
     dropout: float,
+    causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows, or to all without a mask."""
-    (batch_size, heads, q_len, _), kv_len, width = query.shape, key.shape[2], value.shape[-1]
+    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
+    batch_size, heads, q_len, _ = query.shape
+    if mask is None and causal and q_len > 1:  # as transformers' sdpa attention reads a missing mask
+        key, value = key[:, :, :q_len], value[:, :, :q_len]
+        mask = DeclaredMask(
+            batch_size=batch_size, q_length=q_len, kv_length=q_len, q_offset=0, kv_offset=0, attention_mask=None,
+            mask_function=masking.causal_mask_function, device=query.device,
+        )  # fmt: skip
+    kv_len, width = key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(
             f"{_in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
@@ -525,7 +533,8 @@ def _attend_as_declared(
         output = fused_attention(query, key, value, is_causal=region.pattern.causal and q_len > 1, **settings)
         return output.transpose(1, 2).contiguous(), None
     # A mask costs least for few queries. One of padding serves queries of another sequence, about which padding says nothing.
-    few = q_len <= FEW_QUERIES and (documents is None or region.keys == kv_len)
+    few = not torch.compiler.is_exporting() and q_len <= FEW_QUERIES  # an exported graph takes any number of queries
+    few = few and (documents is None or region.keys == kv_len)
     if mask is not None and not OBSERVERS and (few or (region.cross and region.batch is not None)):
         return _attend_pairs(query, key, value, mask, settings, **terms)
     pattern = region.pattern

@@ -63,7 +63,8 @@ class Region(NamedTuple):
     def is_one_call(self, queries: int) -> bool:
         """Whether one call of scaled_dot_product_attention without a mask, causal or not, is enough."""
         aligned = queries in (1, self.keys) or not self.pattern.causal
-        return self.batch is None and aligned and self.pattern.covers(queries, self.keys)
+        any_length = torch.compiler.is_exporting() and self.pattern.bounded  # which no window covers
+        return self.batch is None and aligned and not any_length and self.pattern.covers(queries, self.keys)
 
 
 class DeclaredMask:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers.masking_utils as masking
-from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, StaticCache
+from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, ModernBertConfig, StaticCache
+from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
-from hf_longattn import backend, declared
+from hf_longattn import backend, declared, enable_long_attention
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.cache_argument import CACHE
 from hf_longattn.declared import DeclaredMask
@@ -251,6 +252,28 @@ def test_masks_that_may_mean_either_kind_are_refused() -> None:
         attend(torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.long))
     with pytest.raises(MaskError, match=r"attention_mask has shape \(2, 24, 24\), but must be \(batch, tokens\)"):
         declare("causal", real=torch.ones(2, LENGTH, LENGTH))
+
+
+def test_without_a_mask_causal_modules_hide_later_keys_as_under_sdpa() -> None:
+    bias = torch.randn(1, 4, LENGTH, LENGTH).double()
+    for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
+        torch.testing.assert_close(attend(None, True, **keywords), attend(declare("causal"), **keywords))
+        assert not torch.allclose(attend(None, **keywords), attend(declare("causal"), **keywords))
+
+
+def test_an_exported_encoder_with_windows_takes_any_length() -> None:
+    config = ModernBertConfig(**SMALL, intermediate_size=8, local_attention=8, pad_token_id=0, attn_implementation=BACKEND)
+    model = ModernBertModel(config).eval()
+    dimensions = {"input_ids": {1: torch.export.Dim("tokens", min=2, max=99)}}
+    exported = torch.export.export(model, (), {"input_ids": torch.ones(2, 40).long()}, dynamic_shapes=dimensions, strict=False)
+    ids = torch.arange(9)[None].expand(2, -1)
+    torch.testing.assert_close(exported.module()(input_ids=ids).last_hidden_state, model(ids).last_hidden_state)
+
+
+def test_a_plan_is_not_dropped_in_silence() -> None:
+    model = enable_long_attention(GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2)), {"mechanism": "window", "window": 4})
+    with pytest.raises(BackendError, match="GPT2Model has mechanisms already"):
+        enable_long_attention(model)
 
 
 def test_one_row_of_real_tokens_stands_for_all_rows() -> None:

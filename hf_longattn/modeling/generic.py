@@ -296,6 +296,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         )
     if long_attention is None:
         check_interface(type(model))
+        if any(name.endswith("long_attention") for name, _ in model.named_modules()):
+            raise BackendError(f"{type(model).__name__} has mechanisms already; load the checkpoint again for the model's own attention.")
         model.set_attn_implementation(BACKEND)
         return model
     _attach(model, _read_attention(long_attention))
