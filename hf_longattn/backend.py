@@ -89,6 +89,10 @@ ADDITIONAL_KEYWORDS = DOCUMENTS.union(
 """Keywords for anything besides plain attention of queries to keys."""
 
 
+EAGER_MASKS = ("informer",)
+"""Model types whose own attention adds parts of the mask, though others of their modules are on transformers' AttentionInterface."""
+
+
 def longattn_mask(
     batch_size: int,
     q_length: int,
@@ -121,7 +125,7 @@ def longattn_mask(
     if getattr(config, "long_attention", None) is not None:
         return mechanism_mask(**arguments)
     config_class: Any = type(config)
-    if not _on_the_interface(config_class):
+    if not _on_the_interface(config_class) or getattr(config, "model_type", None) in EAGER_MASKS:
         return masking.eager_mask(**arguments)
     if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})

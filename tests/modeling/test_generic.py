@@ -13,69 +13,19 @@ from torch import Tensor
 from hf_longattn.errors import BackendError, OptionError, UnknownMechanismError
 from hf_longattn.families import LongGPT2Config, LongGPT2LMHeadModel, enable_long_attention
 from hf_longattn.modeling.attach.attention_sites import attention_sites
+from scripts.dev.tools.every_config import model_class, other_inputs, small_config
 from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
-TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
-VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
-SEQ2SEQ = {
-    "vocab_size": 200,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-}
-ids = {"input_ids": tokens(2, 40)}
-image = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {
-    "bert": ("BertModel", TEXT, ids),
-    "albert": ("AlbertModel", TEXT | {"embedding_size": 16}, ids),
-    "modernbert": ("ModernBertModel", TEXT | {"local_attention": 8, "global_attn_every_n_layers": 2}, ids),
-    "gpt2": ("GPT2Model", {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4}, ids),
-    "mistral": ("MistralModel", TEXT | {"num_key_value_heads": 2, "sliding_window": 8}, ids),
-    "bart": ("BartModel", SEQ2SEQ, ids),
-    "t5": (
-        "T5Model",
-        {"vocab_size": 200, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-        ids | {"decoder_input_ids": tokens(2, 30)},
-    ),
-    "vit": ("ViTModel", VISION, image),
-    "whisper": (
-        "WhisperModel",
-        SEQ2SEQ | {"num_mel_bins": 8, "max_source_positions": 40, "max_target_positions": 40},
-        {"input_features": torch.randn(2, 8, 80), "decoder_input_ids": tokens(2, 30)},
-    ),
-    "wav2vec2": (
-        "Wav2Vec2Model",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "num_conv_pos_embeddings": 4,
-            "num_conv_pos_embedding_groups": 2,
-            "conv_dim": (16, 16),
-            "conv_kernel": (10, 3),
-            "conv_stride": (5, 2),
-            "num_feat_extract_layers": 2,
-        },
-        {"input_values": torch.randn(2, 1000)},
-    ),
-}
+CASES = ("bert", "albert", "modernbert", "gpt2", "mistral", "bart", "t5", "vit", "whisper", "wav2vec2")
 
 
 def build(case: str) -> tuple[Any, dict[str, Tensor]]:
-    name, values, inputs = CASES[case]
-    config_class = getattr(transformers, name).config_class
     torch.manual_seed(0)
-    return getattr(transformers, name)(config_class(**values)).eval(), inputs
+    model = model_class(case)(small_config(case)).eval()
+    if case in ("vit", "whisper", "wav2vec2"):
+        return model, {name: value.float() if value.is_floating_point() else value for name, value in other_inputs(model).items()}
+    return model, {"input_ids": tokens(2, 40)} | ({"decoder_input_ids": tokens(2, 30)} if case in ("bart", "t5") else {})
 
 
 @pytest.mark.thorough
@@ -83,8 +33,8 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
 def test_enabled_full_attention_changes_nothing_and_a_window_does(case: str) -> None:
     model, inputs = build(case)
     own_window = {
-        "mistral": {"mechanism": "window", "window": 8},
-        "modernbert": {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 8}}},
+        "mistral": {"mechanism": "window", "window": 4},
+        "modernbert": {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 4}}},
     }
     with torch.no_grad():
         expected = model(**inputs)[0]
@@ -114,9 +64,9 @@ def test_layers_of_vit_may_have_different_mechanisms() -> None:
 
 def test_auto_classes_load_saved_enabled_models(tmp_path: Path) -> None:
     """Mechanisms with and without parameters; a head that the folder lacks is new; a config alone gives random weights."""
-    for case, mechanism in (("vit", "window"), ("bert", "linformer"), ("whisper", "window"), ("wav2vec2", "nystrom")):
+    for case, mechanism in (("vit", "window"), ("bert", "linformer:rank=16"), ("whisper", "window"), ("wav2vec2", "nystrom")):
         model, inputs = build(case)
-        enable_long_attention(model, {"mechanism": mechanism})
+        enable_long_attention(model, {"layers": mechanism})
         model.save_pretrained(tmp_path / case)
         loaded = transformers.AutoModel.from_pretrained(tmp_path / case)
         assert type(loaded) is type(model)

@@ -193,6 +193,41 @@ def refused_families() -> str:
     return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
 
 
+COMPARED = {"decoded": "texts, with decoding", "sounds": "sounds", "padded": "texts", "": "images and other inputs"}
+"""Word in the modes of an architecture -> its row. The first that fits counts."""
+
+
+def architectures() -> str:
+    """What stock models of every type do under ``longattn``: equal, refused, without transformers' AttentionInterface, or not run."""
+    rows: dict[str, dict[str, list[str]]] = {"equal": {}, "refused": {}, "not built": {}}
+    others: dict[str, list[str]] = {"own": [], "in": []}
+    for name, entry in stored("architectures")["architectures"].items():
+        windowed = f"**`{name}`**" if entry.get("equal", "").startswith("window") else f"`{name}`"
+        kind = next(kind for kind in (*others, *rows) if kind in entry)
+        if kind in others:
+            others[kind].append(f"`{name}`")
+        elif kind == "equal":
+            row = next(row for word, row in COMPARED.items() if word in entry["equal"])
+            rows["equal"].setdefault(row, []).append(windowed)
+        elif kind == "not built":
+            known = entry[kind].startswith(("it ", "its ", "called "))
+            rows[kind].setdefault(entry[kind] if known else "no small sizes or inputs are known with which it runs", []).append(windowed)
+        for sentence in {re.sub(r"\d+", "N", sentence.split("; ")[0]) for sentence in entry.get("refused", {})}:
+            rows["refused"].setdefault(sentence.split("Attention of layer N ")[-1], []).append(f"`{name}`")
+
+    def table(kind: str, head: str) -> str:
+        cells = [[words, str(len(names)), ", ".join(names)] for words, names in sorted(rows[kind].items())]
+        return left(markdown_table([head, "", "model types"], cells))
+
+    return "\n\n".join([
+        "Equal. Those in bold have windows that hide keys in the comparison:", table("equal", "compared with"),
+        f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
+        "Refused, in some or all of the modes:", table("refused", "the layer …"),
+        f"With attention of their own, which transformers computes under any name ({len(others['own'])}): {', '.join(others['own'])}.",
+        "Not run by themselves:", table("not built", "why"),
+    ])  # fmt: skip
+
+
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -225,6 +260,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,
     "families": families,
+    "architectures": architectures,
     "derived-families": derived_families,
     "refused-families": refused_families,
     "commands": commands,
