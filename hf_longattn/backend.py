@@ -244,9 +244,8 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, causal, kwargs)
+        return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
         attention_mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
@@ -261,6 +260,7 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is not None and attention_mask.dim() == 4:
         _check_pairs(attention_mask, query)
         if query.shape[2] > 1 and not in_graph():  # pairs stay pairs where they are enough: padding has no outputs of its own
@@ -498,17 +498,14 @@ def _attend_as_declared(
     mask: Tensor | DeclaredMask | None,
     scaling: float | None,
     dropout: float,
-    causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows."""
+    """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows.
+
+    Without a mask, nothing is hidden, as under transformers' eager attention. Causal models ask for a mask; sdpa attention, to which they
+    give none, reads the module's ``is_causal``, which is true in some bidirectional layers (BridgeTower).
+    """
     batch_size, heads, q_len, _ = query.shape
-    if mask is None and causal and q_len > 1:  # as transformers' sdpa attention reads a missing mask
-        key, value = key[:, :, :q_len], value[:, :, :q_len]
-        mask = DeclaredMask(
-            batch_size=batch_size, q_length=q_len, kv_length=q_len, q_offset=0, kv_offset=0, attention_mask=None,
-            mask_function=masking.causal_mask_function, device=query.device,
-        )  # fmt: skip
     kv_len, width = key.shape[2], value.shape[-1]
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(

@@ -217,7 +217,7 @@ class DeclaredMask:
         known = not isinstance(self.first_query, Tensor)
         shift = self.first_query - self.first_key if known else 0
         reach = min(self.keys, self.left + self.right) if known else self.keys
-        size = max(FEWEST_ROWS, min(BLOCK_PAIRS // (rows * max(reach, FEWEST_ROWS)), max(reach, 8 * FEWEST_ROWS)))
+        size = max(FEWEST_ROWS, min(BLOCK_PAIRS // (rows * max(reach, FEWEST_ROWS)), reach))
         blocks = []
         for start in range(0, self.queries, size):
             stop = min(start + size, self.queries)
