@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers.masking_utils as masking
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, ModernBertConfig, StaticCache
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
@@ -198,6 +200,24 @@ def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: py
                 upstream = torch.randn_like(out)
                 gradients = (torch.autograd.grad(x, bias, upstream)[0] for x in (out, expected))
                 torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["window", "chunks", "around"])
+def test_windows_make_no_tensor_of_all_pairs(kind: str) -> None:
+    length, sizes = 1024, [0]
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+            return out
+
+    real = torch.ones(2, length, dtype=torch.long)
+    real[1, :100] = 0
+    q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
+    with Sizes():
+        longattn_attention_forward(torch.nn.Module(), q, k, v, declare(kind, length, real))[0].sum().backward()
+    assert max(sizes) < length**2 / 4
 
 
 def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:
