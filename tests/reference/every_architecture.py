@@ -81,7 +81,7 @@ def decoded(model: PreTrainedModel, inputs: Mapping[str, Any], padding: int = 0,
     length = tokens.shape[1]
     cache: Any = StaticCache(config=model.config, max_cache_len=length + 3) if static else None
     if static and two_stacks:
-        cache = EncoderDecoderCache(cache, DynamicCache(config=model.config))
+        cache = EncoderDecoderCache(cache, DynamicCache())  # a config would give cross-attention the windows of the decoder
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, :padding] = 0
     outputs: dict[str, Tensor] = {}
