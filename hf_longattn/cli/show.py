@@ -297,13 +297,15 @@ def show_stock(name: str, model: StockInspection, lengths: Sequence[int]) -> Non
     from ..choice_text import write_numbers
 
     report = Report()
-    for shown, part in [(name, model), *((f"tower {tower}", part) for tower, part in model.towers.items())]:
+    parts = [(name, model), *((f"tower {tower}", part) for tower, part in model.towers.items())]
+    for shown, part in parts:
+        composed = part is model and len(parts) > 1
         runs = "sdpa" if part.implementation == "sdpa" else f"eager, since {part.class_name} does not support SDPA"
         report.facts(
             ("model", f"{shown}  ({part.class_name}, model type {part.model_type})"),
             ("parameters", f"{part.parameters:,}"),
-            ("transformers", "" if part.towers else runs + ("; flash attention on GPUs" if part.flash else "")),
-            ("longattn", "" if part.towers else part.verdict()),
+            ("transformers", "" if composed else runs + ("; flash attention on GPUs" if part.flash else "")),
+            ("longattn", "" if composed else part.verdict()),
         )
         report.gap()
         layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in part.groups().items()]
