@@ -129,8 +129,7 @@ def longattn_mask(
         return masking.eager_mask(**arguments)
     if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
-    declared = DeclaredMask(config=config, **arguments)
-    return None if declared.hides_padding_alone and declared.padding is None and kwargs.get("allow_is_bidirectional_skip") else declared
+    return DeclaredMask(config=config, **arguments)
 
 
 def mechanism_mask(
@@ -245,6 +244,11 @@ def longattn_attention_forward(
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
     if mechanism is None:
+        if attention_mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal):
+            raise BackendError(
+                f"{_in_words(module)} is causal and got no mask, by which transformers' sdpa attention hides later keys and its eager "
+                "attention hides none; pass an attention_mask, or load the model with the attention that you mean."
+            )
         return _attend_as_declared(module, query, key, value, attention_mask, scaling, dropout, kwargs)
     if isinstance(attention_mask, DeclaredMask):  # of a tower's config, which does not name its mechanisms
         declared = attention_mask
@@ -502,8 +506,7 @@ def _attend_as_declared(
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`longattn_attention_forward` of a stock model: softmax attention to the keys that its mask shows.
 
-    Without a mask, nothing is hidden, as under transformers' eager attention. Causal models ask for a mask; sdpa attention, to which they
-    give none, reads the module's ``is_causal``, which is true in some bidirectional layers (BridgeTower).
+    Without a mask, every query sees every key.
     """
     batch_size, heads, q_len, _ = query.shape
     kv_len, width = key.shape[2], value.shape[-1]

@@ -36,8 +36,6 @@ def declare(kind: str, queries: int = LENGTH, real: torch.Tensor | None = None, 
     make, config = MASKS[kind]
     config._attn_implementation = BACKEND
     arguments = {CACHE: arguments.pop("cache", None), **arguments}
-    if not make.__name__.startswith("create_bidirectional"):
-        arguments.pop("allow_is_bidirectional_skip", None)
     return make(config=config, inputs_embeds=torch.zeros(2, queries, 32), attention_mask=real, **arguments)
 
 
@@ -70,9 +68,6 @@ def padded() -> Iterator[tuple[str, torch.Tensor | None]]:
 @every_case("kind", MASKS)
 def test_band_padding_and_chunks_are_the_mask_of_transformers(kind: str, padding: str, real: torch.Tensor | None) -> None:
     mask = declare(kind, real=real)
-    if kind == "both" and padding in ("none", "ones"):
-        assert mask is None  # hides nothing, as under sdpa
-        return
     assert isinstance(mask, DeclaredMask)
     assert mask.exact
     assert torch.equal(described(mask), mask.dense()[:, 0])
@@ -174,7 +169,7 @@ def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(kind: s
 def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "FEW_QUERIES", few)
     documents = torch.stack([torch.arange(LENGTH) // 5, torch.zeros(LENGTH, dtype=torch.long)])
-    mask, together = declare(kind, allow_is_bidirectional_skip=False), (documents[:, :, None] == documents[:, None])[:, None]
+    mask, together = declare(kind), (documents[:, :, None] == documents[:, None])[:, None]
     bias = torch.randn(1, 4, LENGTH, LENGTH).double()
     for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
         expected = attend(mask.dense() & together, **keywords)
@@ -274,11 +269,12 @@ def test_masks_that_may_mean_either_kind_are_refused() -> None:
         declare("causal", real=torch.ones(2, LENGTH, LENGTH))
 
 
-def test_without_a_mask_nothing_is_hidden_whatever_the_module_says() -> None:
-    bias = torch.randn(1, 4, LENGTH, LENGTH).double()
-    shown = declare("both", real=torch.ones(2, LENGTH), allow_is_bidirectional_skip=False)
-    for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
-        torch.testing.assert_close(attend(None, True, **keywords), attend(shown, **keywords), atol=1e-12, rtol=0)
+def test_a_causal_module_without_a_mask_is_refused_since_transformers_reads_it_in_two_ways() -> None:
+    with pytest.raises(BackendError, match="Module is causal and got no mask, by which transformers' sdpa"):
+        attend(None, True)
+    shown = declare("both", real=torch.ones(2, LENGTH))
+    torch.testing.assert_close(attend(None), attend(shown), atol=1e-12, rtol=0)
+    torch.testing.assert_close(attend(None, True, is_causal=False), attend(shown), atol=1e-12, rtol=0)
 
 
 def test_an_exported_encoder_with_windows_takes_any_length() -> None:
