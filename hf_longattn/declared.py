@@ -82,7 +82,7 @@ class DeclaredMask:
     ndim, dtype = 4, torch.bool
     chunk: int | None = None
 
-    def __init__(self, local_size: int | None = None, **arguments: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
         if isinstance(arguments["q_offset"], Tensor):  # of a static cache, which changes it before the mask is evaluated
@@ -95,7 +95,7 @@ class DeclaredMask:
         real = masking.prepare_padding_mask(arguments["attention_mask"], self.keys, self.first_key)
         self.padding = None if real is None else real[:, self.first_key : self.first_key + self.keys]
         if in_graph():
-            self._read_in_graph(arguments["mask_function"], local_size)
+            self._read_in_graph(arguments["mask_function"])
             return
         self._read(arguments["mask_function"], None)
         if self.padding is not None and bool(self.padding.all()):
@@ -135,9 +135,10 @@ class DeclaredMask:
         elif function is not masking.bidirectional_mask_function:
             self.exact = False
 
-    def _read_in_graph(self, function: MaskFunction, local_size: int | None) -> None:
+    def _read_in_graph(self, function: MaskFunction) -> None:
         """:meth:`_read` by the other arguments of transformers, because a graph cannot look into a function."""
-        config, causal = self.arguments.get("config"), bool(self.arguments.get("allow_is_causal_skip"))
+        config, local_size = self.arguments.get("config"), self.arguments.get("local_size")
+        causal = bool(self.arguments.get("allow_is_causal_skip"))
         usual = causal or self.arguments.get("allow_is_bidirectional_skip")  # no documents, blocks or functions of a model
         if function is masking.causal_mask_function:
             self.right = 0

@@ -101,6 +101,21 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     assert torch.equal(output(model, inputs), expected)
 
 
+def test_the_mechanism_of_a_tower_replaces_the_windows_of_its_base() -> None:
+    text = transformers.MistralConfig(**TEXT, num_key_value_heads=2, sliding_window=4)
+    config = transformers.LlavaConfig(
+        text_config=text, vision_config=transformers.CLIPVisionConfig(**VISION), image_token_index=IMAGE_TOKEN
+    )
+    model: Any = transformers.LlavaForConditionalGeneration(config).eval()
+    ids = torch.randint(5, 190, (2, 40), generator=torch.Generator().manual_seed(0))
+    text.sliding_window = None
+    without_windows = model(input_ids=ids, use_cache=False).logits
+    text.sliding_window = 4
+    assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, without_windows, rtol=0, atol=1e-5)
+    enable_long_attention(model, {"towers": {"text": FULL}})
+    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, without_windows, rtol=0, atol=1e-5)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
