@@ -1,8 +1,8 @@
 """The attention function and the mask function that transformers knows as ``longattn``.
 
 A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The function passes q, k, v to
-the mechanism ``module.long_attention``, which the Long* classes or :func:`hf_longattn.enable_long_attention` set. :func:`longattn_mask`
-keeps the padding mask two-dimensional, so that nothing of size N×N is built.
+the mechanism ``module.long_attention``, which the Long* classes or :func:`hf_longattn.enable_long_attention` set. A module of a stock model
+has none, and attends to the keys that its mask declares. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ ADDITIONAL_KEYWORDS = DOCUMENTS.union(
 """Keywords for anything besides plain attention of queries to keys."""
 
 
-EAGER_MASKS = ("informer",)
-"""Model types whose own attention adds parts of the mask, though others of their modules are on transformers' AttentionInterface."""
+EAGER_MASKS = ("gemma4_audio", "informer")
+"""Model types that add the mask to scores themselves, although their file also has modules on transformers' AttentionInterface."""
 
 
 def longattn_mask(
@@ -107,9 +107,9 @@ def longattn_mask(
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; for a step with a static cache the
-        tensor ``(B, 1, 1, Nk)`` that transformers makes for sdpa attention; and for a model with attention of its own the tensor that
-        transformers makes for eager attention.
+        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; in a decoding step with a static
+        cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the AttentionInterface get the float tensor of eager
+        attention.
     """
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
@@ -125,7 +125,7 @@ def longattn_mask(
     if getattr(config, "long_attention", None) is not None:
         return mechanism_mask(**arguments)
     config_class: Any = type(config)
-    if not _on_the_interface(config_class) or getattr(config, "model_type", None) in EAGER_MASKS:
+    if not _on_the_interface(config_class):
         return masking.eager_mask(**arguments)
     if q_length == 1 and isinstance(q_offset, Tensor):  # for a compiled decoding step, whose graph takes tensors
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
@@ -170,14 +170,10 @@ def mechanism_mask(
     return for_one_pass(attention_mask)
 
 
-OWN_ATTENTION = ("gemma4_audio",)
-"""Model types with attention of their own in a file with other models, whose attention is on the AttentionInterface."""
-
-
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
     """Whether the modeling file beside a config takes its attention from transformers' AttentionInterface."""
-    if getattr(config_class, "model_type", None) in OWN_ATTENTION:
+    if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
         package, beside, name = base.__module__.rpartition(".configuration_")
@@ -235,7 +231,7 @@ def longattn_attention_forward(
         ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
 
     Raises:
-        BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
+        BackendError: the module asks for something that is not computed, lacks the mechanism of its model, or is causal without a mask.
         MaskError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
     """
     projected = kwargs.get(PROJECT_ONLY)
@@ -243,8 +239,9 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        if attention_mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal):
+        if attention_mask is None and query.shape[2] > 1 and causal:
             raise BackendError(
                 f"{_in_words(module)} is causal and got no mask, by which transformers' sdpa attention hides later keys and its eager "
                 "attention hides none; pass an attention_mask, or load the model with the attention that you mean."
@@ -264,10 +261,9 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is not None and attention_mask.dim() == 4:
         _check_pairs(attention_mask, query)
-        if query.shape[2] > 1 and not in_graph():  # pairs stay pairs where they are enough: padding has no outputs of its own
+        if query.shape[2] > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
             keeps_pairs = takes_masked_documents(mechanism, attention_mask.shape[3], causal)
             attention_mask = simplified_mask(attention_mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))

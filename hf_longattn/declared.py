@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import transformers.masking_utils as masking
 from torch import Tensor
 
-from .engines.common.batch import Batch, in_graph
+from .engines.common.batch import Batch, PassCache, in_graph
 from .engines.common.call import UNBOUNDED, Pattern
 
 BLOCK_PAIRS = 1 << 26
@@ -67,7 +67,7 @@ class Region(NamedTuple):
         return self.batch is None and aligned and not any_length and self.pattern.covers(queries, self.keys)
 
 
-class DeclaredMask:
+class DeclaredMask(PassCache):
     """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would make.
 
     It alone says which keys a query sees. Attention modules get it as they get flex-attention's ``BlockMask``. Any operation of a model
@@ -91,7 +91,6 @@ class DeclaredMask:
         self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
         self.left, self.right, self.exact = UNBOUNDED, UNBOUNDED, True
         self._labels: list[Tensor] = []
-        self._known: dict[Any, Any] = {}
         real = masking.prepare_padding_mask(arguments["attention_mask"], self.keys, self.first_key)
         self.padding = None if real is None else real[:, self.first_key : self.first_key + self.keys]
         if in_graph():
@@ -176,15 +175,6 @@ class DeclaredMask:
         batch = Batch.of(None if self.padding is None else self.padding[:, :keys], numbers)
         return Region(pattern, keys, batch, cross=whole and numbers is None)
 
-    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The result of ``make()``, stored for all layers. A graph stores nothing."""
-        if in_graph():
-            return make()
-        if key not in self._known:  # made outside of inference mode, since calls that need gradients may use it too
-            with torch.inference_mode(False), torch.no_grad():
-                self._known[key] = make()
-        return self._known[key]
-
     def dense(self) -> Tensor:
         """The mask that transformers makes for its sdpa attention, ``(B, 1, Nq, Nk)`` bool, True = visible."""
         return self.rows(0, self.queries, 0, self.keys).expand(self.shape)
@@ -234,7 +224,7 @@ class DeclaredMask:
         moved, mask = copy.copy(self), self.arguments["attention_mask"]
         moved.arguments = {**self.arguments, "device": device, "attention_mask": None if mask is None else mask.to(device)}
         moved.padding = None if self.padding is None else self.padding.to(device)
-        moved._labels, moved._known = [label.to(device) for label in self._labels], {}
+        moved._labels, moved._cache = [label.to(device) for label in self._labels], {}
         return moved
 
     def __add__(self, scores: Tensor) -> Tensor:

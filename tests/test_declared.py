@@ -292,7 +292,7 @@ def test_a_plan_is_not_dropped_in_silence() -> None:
         enable_long_attention(model)
 
 
-def test_one_row_of_real_tokens_stands_for_all_rows() -> None:
+def test_a_padding_mask_of_one_row_applies_to_every_row_of_the_batch() -> None:
     torch.testing.assert_close(attend(declare("both", real=torch.ones(1, LENGTH))), attend(None))
 
 

@@ -21,7 +21,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
 from ..reading import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import attention_sites
+from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
@@ -296,7 +296,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         )
     if long_attention is None:
         check_interface(type(model))
-        if any(name.endswith("long_attention") for name, _ in model.named_modules()):
+        if layer_mechanisms(model):
             raise BackendError(f"{type(model).__name__} has mechanisms already; load the checkpoint again for the model's own attention.")
         model.set_attn_implementation(BACKEND)
         return model

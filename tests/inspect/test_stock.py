@@ -13,11 +13,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longattn.backend import BACKEND, longattn_attention_forward
-from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inspect import StockInspection, inspect_stock
 from hf_longattn.inspect.stock import DeclaredAttention
 from tests.cases import every_case
+from tests.cli.test_inspect import run
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99,
          "intermediate_size": 32, "pad_token_id": 0}  # fmt: skip
@@ -138,14 +138,6 @@ def test_an_unknown_type_and_a_config_of_too_many_layers_are_refused(tmp_path: P
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(CheckpointError, match=sentence):
             inspect_stock(tmp_path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(["inspect", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
 
 
 def test_the_command_shows_windows_and_memory_of_a_stock_model(

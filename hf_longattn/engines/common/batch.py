@@ -56,8 +56,25 @@ class DocumentLabels(NamedTuple):
     """Maximum number of documents in a row. Left padding counts as one."""
 
 
+class PassCache:
+    """Values that all layers of one forward pass share."""
+
+    def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
+        """The result of ``make()``, stored for all layers that share this object. A graph stores nothing."""
+        if in_graph():
+            return make()
+        if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[key] = make()
+        return self._cache[key]
+
+    @functools.cached_property
+    def _cache(self) -> dict[Hashable, Any]:
+        return {}
+
+
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(PassCache):
     """The sequences of ``(B, N)`` tokens.
 
     mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
@@ -86,19 +103,6 @@ class Batch:
     def cu_seqlens(self) -> Tensor:
         """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
         return self.cached("cu_seqlens", lambda: _offsets(self.labels.number))
-
-    def cached(self, key: Hashable, make: Callable[[], Derived]) -> Derived:
-        """The result of ``make()``, stored for all layers that share this batch. A graph stores nothing."""
-        if in_graph():
-            return make()
-        if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = make()
-        return self._cache[key]
-
-    @functools.cached_property
-    def _cache(self) -> dict[Hashable, Any]:
-        return {}
 
     @property
     def padded_left(self) -> bool:
