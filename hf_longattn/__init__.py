@@ -13,8 +13,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from .lazy import public_names
 from .modeling.family.registration import register as _register
+from .names import public_names
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend

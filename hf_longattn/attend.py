@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .documents import documents_from, shape_in_words
 from .engines.common import accelerator
 from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
@@ -23,13 +22,14 @@ from .engines.common.paths import OBSERVERS, Kind, reporting, running
 from .engines.common.score_terms import ScoreMod
 from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
+from .engines.documents import documents_from, shape_in_words
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.exact import by_length, check_form, full_of
+from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.traits import aligns_sequences, needs_whole_batch
-from .options import LARGEST, SEED
 
 
 def attend(

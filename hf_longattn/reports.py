@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Style = Literal["", "strong", "quiet", "warning", "good", "bad", "measured"]
 
@@ -103,3 +107,111 @@ class Report:
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, without a newline at its end."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows) if cells)
+
+
+# When outputs of two models are equal, relative to the scale of each output, and the checks of a result.
+
+TOLERANCE = 1e-4
+"""Largest relative difference that counts as equal. Models are compared in fp32, whatever dtype their files have."""
+MASKED = 1e4
+"""Magnitude from which a value is its own scale. Else logits masked with -1e6 would set the scale of all others."""
+BLOCK = 2**24
+"""Values that are compared at once, so that the logits of a large vocabulary take little more memory."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between outputs of two models, and the output that has it.
+
+    largest: absolute difference.
+    scale: largest magnitude of that output of the source, in values below :data:`MASKED`.
+    relative: difference relative to the scale; infinite for NaN, for another shape, and where the source has zeros only.
+    output: name of that output; empty if nothing was compared.
+    """
+
+    largest: float = math.inf
+    scale: float = 0.0
+    relative: float = math.inf
+    output: str = ""
+
+    @classmethod
+    def of(cls, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Difference:
+        """Compare every output of the source with the result's; one that the result lacks counts as different."""
+        return cls.worst(cls._of_output(name, value, measured.get(name)) for name, value in expected.items() if value.numel())
+
+    @classmethod
+    def worst(cls, differences: Iterable[Difference]) -> Difference:
+        """The relatively largest difference; infinite if there is none, since nothing was compared."""
+        return max(differences, key=lambda difference: (difference.relative, difference.scale), default=cls())
+
+    @classmethod
+    def _of_output(cls, name: str, expected: Tensor, measured: Tensor | None) -> Difference:
+        scale = max(float(block.abs().masked_fill(block.abs() >= MASKED, 0.0).max()) for block in _blocks(expected))
+        if measured is None or measured.shape != expected.shape:
+            return cls(scale=scale, output=name)
+        pairs = [_compared(*blocks, scale) for blocks in zip(_blocks(expected), _blocks(measured), strict=True)]
+        largest, relative = (max(numbers) for numbers in zip(*pairs, strict=True))
+        return cls(largest, scale, relative, name)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the models agree within :data:`TOLERANCE`."""
+        return self.relative <= TOLERANCE
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The numbers for a report, JSON-serialisable."""
+        numbers = {"max_abs_difference": self.largest, "scale": self.scale, "relative_difference": self.relative}
+        return {**numbers, "tolerance": TOLERANCE}
+
+    def __str__(self) -> str:
+        """For example "3.1e-06 of the largest value 0.028 (logits)"."""
+        return f"{self.relative:.1e} of the largest value {self.scale:.2g} ({self.output or 'no output'})"
+
+
+def _blocks(values: Tensor) -> Iterator[Tensor]:
+    return (block.float() for block in values.detach().reshape(-1).split(BLOCK))
+
+
+def _compared(expected: Tensor, measured: Tensor, scale: float) -> tuple[float, float]:
+    """The largest difference of two blocks, absolute and relative."""
+    differs = expected != measured  # infinite values may be equal
+    difference, magnitude = (expected - measured).abs()[differs], expected.abs()[differs]
+    relative = difference / magnitude.where(magnitude >= MASKED, scale)
+    largest = [float(values.nan_to_num(math.inf, math.inf).max()) if values.numel() else 0.0 for values in (difference, relative)]
+    return largest[0], largest[1]
+
+
+PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the result."""
+
+    name: str
+    status: str  # "passed", "failed", "needs training", "measured" or "skipped"
+    detail: str  # one sentence with the numbers
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
+
+
+def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
+    """A check of outputs that should be equal.
+
+    Args:
+        name, comparison: of the check, and what was compared with the largest difference.
+        difference: of the outputs.
+        values: for the report.
+        why: they may differ, so that the result needs training unless another check decides otherwise; empty if they must be equal.
+    """
+    values, detail = {**values, **difference.values}, f"{comparison} {difference}"
+    if difference.output and not difference.scale and not difference.largest:
+        return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
+    if why and math.isfinite(difference.largest):
+        return Check(name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values)
+    if difference.equal:
+        return Check(name, PASSED, f"{detail}, equal", values)
+    return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_longattn.conversion import verification_text
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.staging import check_new_file, staged_file
+from hf_longattn.files import check_new_file, staged_file
 
 COUNT = 50
 TASKS = ("passkey", "needle")

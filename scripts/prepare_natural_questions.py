@@ -17,7 +17,7 @@ from typing import Any
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.data.sources import read_source
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.staging import check_new_file, staged_file
+from hf_longattn.files import check_new_file, staged_file
 
 YES_NO: dict[Any, str] = {0: "no", 1: "yes", "NO": "no", "YES": "yes"}
 """How the data say yes and no."""

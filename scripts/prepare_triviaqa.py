@@ -16,7 +16,7 @@ from hf_longattn.data.answers import normalised_alias, occurrences
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.data.sources import read_source
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.staging import check_new_file, staged_file
+from hf_longattn.files import check_new_file, staged_file
 
 COLUMNS = {"EntityPages": ("entity_pages", "wiki_context", "wikipedia"), "SearchResults": ("search_results", "search_context", "web")}
 """Entries of the release: their column on the Hub, that of their texts, and the folder of ``evidence``."""

@@ -250,7 +250,7 @@ def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     if (sound := sys.modules.get("hf_longattn.inputs.sound")) is not None:
         made = first_result(sound.__name__, "seeded_sound")
         monkeypatch.setattr(sound, "seeded_sound", lambda count, rate: made(count, rate).copy())
-    if (recipes := sys.modules.get("hf_longattn.recipes")) is not None:
+    if (recipes := sys.modules.get("hf_longattn.training.recipes")) is not None:
         monkeypatch.setattr(recipes, "ready_recipes", first_result(recipes.__name__, "ready_recipes"))
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hf_longattn import errors
-from hf_longattn import private_apis as apis
+from hf_longattn import names as apis
 
 TABLES = (
     *("tokenizer_overrides", "standalone_encoders", "expert_adapters"),
@@ -86,7 +86,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
-    from hf_longattn import backend
     from hf_longattn.conversion import model_loading
     from hf_longattn.engines import topk
     from hf_longattn.engines.common import byte_cache, global_rows
@@ -97,7 +96,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
     from hf_longattn.memory import state_cache
-    from hf_longattn.modeling import classes, mixin
+    from hf_longattn.modeling import backend, classes, mixin
     from hf_longattn.modeling.family import config, registration
     from hf_longattn.modeling.run import documents
     from hf_longattn.training.tasks import ctc

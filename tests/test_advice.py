@@ -18,8 +18,8 @@ import torch
 import transformers
 
 from hf_longattn.cli import main
-from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.training.recipes import ready_recipes
 from tests.grids import every_other
 from tests.test_commands_in_messages import DOCUMENTS, words_of
 from tests.trained import REAL_TEXT, tokenizer_of

@@ -19,8 +19,8 @@ from hf_longattn.errors import (
     RegistrationError,
     UnknownMechanismError,
 )
+from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
-from hf_longattn.options import RESERVED
 from tests.cases import every_case
 
 Q = torch.randn(2, 4, 10, 8)

@@ -10,12 +10,13 @@ from torch import nn
 from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from hf_longattn import backend, enable_long_attention, list_mechanisms
+from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
-from hf_longattn.backend import longattn_attention_forward, mechanism_mask
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
+from hf_longattn.modeling import backend
+from hf_longattn.modeling.backend import longattn_attention_forward, mechanism_mask
 from tests.cases import every_case
 from tests.reference.small_models import pair, plain_model, tokens
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hf_longattn.choice_text import TOWERS, read_towers
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
+from hf_longattn.mechanisms.common.choice_text import TOWERS, read_towers
 from tests.cases import every_case
 
 

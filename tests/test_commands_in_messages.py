@@ -15,9 +15,9 @@ import typer
 
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError, UsageError
-from hf_longattn.tasks import evaluated_tasks, load_task, task_names, task_summary
 from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import TaskParser, task_parser
+from hf_longattn.training.task import evaluated_tasks, load_task, task_names, task_summary
 from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import pytest
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
 from hf_longattn.evaluation import load_metric
-from hf_longattn.tasks import load_task, task_names
+from hf_longattn.training.task import load_task, task_names
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 

@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, ModernBertConfig, StaticCache
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
-from hf_longattn import backend, declared, enable_long_attention
-from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
-from hf_longattn.cache_argument import CACHE
-from hf_longattn.declared import DeclaredMask
+from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError, MaskError
+from hf_longattn.memory.cache_argument import CACHE
+from hf_longattn.modeling import backend, declared
+from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
 
 LENGTH = 24

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_longattn import build_mechanism
-from hf_longattn.backend import longattn_attention_forward
-from hf_longattn.documents import documents_in_mask, hidden_pairs, only_hides
+from hf_longattn.engines.documents import documents_in_mask, hidden_pairs, only_hides
 from hf_longattn.errors import MaskError
+from hf_longattn.modeling.backend import longattn_attention_forward
 from tests.cases import every_case
 
 LENGTH = 40

@@ -17,18 +17,14 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
 # another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
-    ("cache_argument", "constants", "errors", "lazy"),
-    ("hub_errors", "private_apis", "reading"),
-    ("processor_files",),
-    ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
+    ("errors",),
+    ("files", "names"),
+    ("loading", "reports"),
     ("engines",),
-    ("documents", "positions"),
-    ("options",),
+    ("positions",),
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),
-    ("declared",),
-    ("backend",),
     ("modeling",),
     ("families",),
     ("data",),
@@ -64,7 +60,9 @@ CONVERSION = (
 )
 # And inside `modeling`.
 MODELING = (
+    ("declared",),
     ("family",),
+    ("backend",),
     ("attach",),
     ("run",),
     ("inference",),
@@ -168,12 +166,11 @@ REGISTRIES = {
     "inputs/common/base.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
-    "tasks.py": "training.tasks",
+    "training/task.py": "training.tasks",
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
 BY_NAME = {
-    "lazy.py": "public names on first use, and the modules of registries",
-    "private_apis.py": "private modules of libraries",
+    "names.py": "public names on first use, the modules of registries, and private modules of libraries",
     "modeling/mixin.py": "the card of a pushed model",
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
@@ -205,7 +202,7 @@ def test_no_import_by_name_goes_around_the_layers() -> None:
         for line, function, arguments in dynamic_imports(tree_of(path)):
             registry = REGISTRIES.get(name)
             of_registry = registry is not None and bool(arguments) and ast.unparse(arguments[0]) == repr(registry)
-            if not (of_registry if function == LOADER and name != "lazy.py" else name in BY_NAME):
+            if not (of_registry if function == LOADER and name != "names.py" else name in BY_NAME):
                 wrong.append(place(path, line))
     assert not wrong, "import statically, move the code, or be given a function: " + "; ".join(wrong)
 
@@ -278,7 +275,7 @@ def test_rules_of_layers_catch_imports_that_break_them() -> None:
     assert forbidden("evaluation", "hf_longattn.training.tasks.qa")
     assert forbidden("data", "hf_longattn.evaluation.qa_reader")
     assert not forbidden("training", "hf_longattn.evaluation.qa_reader")
-    assert not forbidden("families", "hf_longattn.backend")
+    assert not forbidden("families", "hf_longattn.modeling.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")
     assert is_higher(CONVERSION_LAYER, "sources", "plan")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn import private_apis
-from hf_longattn.private_apis import PRIVATE_APIS, TESTED, warn_untested
+from hf_longattn import names as private_apis
+from hf_longattn.names import PRIVATE_APIS, TESTED, warn_untested
 from tests.cases import every_case
 
 from .fresh_processes import run_fresh
 from .removed_apis import resolve
 
-HOME = "hf_longattn/private_apis.py"
+HOME = "hf_longattn/names.py"
 FOLDERS = ("hf_longattn", "scripts")
 OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
 """Private by their spelling only (of a namedtuple, of os), or argparse's."""

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
+from hf_longattn.files import FORMAT
+from hf_longattn.files import FORMAT_FIELD as FIELD
 from hf_longattn.hub import write_remote_code
-from hf_longattn.reading import FORMAT
-from hf_longattn.reading import FORMAT_FIELD as FIELD
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,

@@ -12,7 +12,7 @@ import yaml
 
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.recipes import CONFIGS, read_recipe, ready_recipes
+from hf_longattn.training.recipes import CONFIGS, read_recipe, ready_recipes
 from tests.cases import every_case
 
 READY = ready_recipes()

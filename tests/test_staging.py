@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.errors import CheckpointError, DestinationExistsError
-from hf_longattn.staging import ENDING, check_destination, check_new_file, staged_file, staged_folder, write_text
+from hf_longattn.files import ENDING, check_destination, check_new_file, staged_file, staged_folder, write_text
 
 from .permissions import bound_by_permissions
 

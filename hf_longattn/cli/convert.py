@@ -45,7 +45,7 @@ def convert(
 
     token = config.token if isinstance(config.token, str) else None
     if push_to_hub is not None:
-        from ..hub_errors import check_token
+        from ..loading import check_token
 
         check_token(push_to_hub, token)
     from ..conversion import convert_checkpoint

@@ -30,7 +30,7 @@ def push(
     Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
     have arrived are not uploaded again.
     """
-    from ..hub_errors import check_token
+    from ..loading import check_token
 
     check_token(repo, token)
     from ..hub import push_model
@@ -89,8 +89,8 @@ def card(
     It is written from the config, the conversion report and measured results.
     """
     from ..errors import LongAttentionError
+    from ..files import read_json
     from ..hub import write_model_card
-    from ..reading import read_json
     from .terminal import say
 
     rows = []

@@ -73,7 +73,7 @@ def inspect(
 
     from ..conversion import inspect_checkpoint
     from ..conversion.sources import fetch_config
-    from ..reading import is_long
+    from ..files import is_long
 
     if not is_long(fetch_config(model, revision, token)):
         from ..inspect import inspect_stock
@@ -141,8 +141,8 @@ def recipes(
 ) -> None:
     """List the recipes for --config and accelerate, or print one."""
     from ..errors import LongAttentionError, nearest
-    from ..reading import read_text
-    from ..recipes import read_recipe, ready_recipes
+    from ..files import read_text
+    from ..training.recipes import read_recipe, ready_recipes
     from .show import show_recipes
     from .terminal import print_json, say
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
 from ..conversion import ConversionConfig
 from ..conversion.config import Settings
 from ..errors import OptionError
-from ..recipes import read_recipe, recipe_names
+from ..mechanisms.common.choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
+from ..training.recipes import read_recipe, recipe_names
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -86,7 +86,7 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
 
 def check_model(name: str | None) -> str | None:
     """Refuse a folder that does not exist before anything slow is imported."""
-    from ..hub_errors import check_name
+    from ..loading import check_name
 
     if name is not None:
         check_name(name)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..choice_text import write_numbers
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, check_extra, needs_extra
+from ..files import check_new_file, staged_file
 from ..mechanisms import Mechanism
-from ..staging import check_new_file, staged_file
+from ..mechanisms.common.choice_text import write_numbers
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of an image and its class token, on which a mechanism on a grid is drawn."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..inputs.common.base import InputSizes, LengthCost
     from ..inspect import Diagnosis, StockInspection
     from ..mechanisms import MechanismInfo
-    from ..recipes import Recipe
+    from ..training.recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
@@ -204,8 +204,8 @@ def show_report(report: ConversionReport) -> None:
 
 def _short_texts(report: ConversionReport) -> str:
     """What a conversion says first of short texts: what was planned or, where that was verified, the largest difference."""
-    from ..checks import PASSED
     from ..conversion.report import SHORT_TEXTS
+    from ..reports import PASSED
 
     for check in report.checks:
         if check.name == SHORT_TEXTS and check.status == PASSED:
@@ -294,7 +294,7 @@ def _add_inspection(report: Report, model: Inspection) -> None:
 
 def show_stock(name: str, model: StockInspection, lengths: Sequence[int]) -> None:
     """What the layers of a stock model and of its towers declare, what runs for them, and the memory that it needs."""
-    from ..choice_text import write_numbers
+    from ..mechanisms.common.choice_text import write_numbers
 
     report = Report()
     parts = [(name, model), *((f"tower {tower}", part) for tower, part in model.towers.items())]

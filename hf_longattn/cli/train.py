@@ -1,4 +1,4 @@
-"""`longattn train TASK` and `longattn evaluate TASK`, with a command for each task (:mod:`hf_longattn.tasks`).
+"""`longattn train TASK` and `longattn evaluate TASK`, with a command for each task (:mod:`hf_longattn.training.task`).
 
 Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
 (`accelerate launch -m hf_longattn train …`), only the first one prints.
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import LongAttentionError, UsageError, check_extra, error_line
-from ..tasks import Task, evaluated_tasks, load_task, task_names, task_summary
+from ..training.task import Task, evaluated_tasks, load_task, task_names, task_summary
 from .terminal import say
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import public_names
+from ..names import public_names
 
 if TYPE_CHECKING:
-    from ..checks import Check as Check
     from ..data.english import verification_text as verification_text
+    from ..reports import Check as Check
     from .config import ConversionConfig as ConversionConfig
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import complete_folder as complete_folder

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
+from ..files import FORMAT_FIELD, check_config, is_long, named_class
 from ..inputs.common.base import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
@@ -28,7 +29,6 @@ from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from ..reading import FORMAT_FIELD, check_config, is_long, named_class
 from .long_models import CONVERTERS, CheckpointConverter, converter_of
 from .sources import Source
 from .tensor_files import TensorHeader

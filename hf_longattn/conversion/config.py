@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ..choice_text import IN_TURN
 from ..errors import OptionError, nearest
+from ..mechanisms.common.choice_text import IN_TURN
 
 if TYPE_CHECKING:
     import torch

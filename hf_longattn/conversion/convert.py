@@ -15,17 +15,24 @@ from huggingface_hub import save_torch_state_dict
 from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
 from ..errors import ExportError, checkpoint_errors
+from ..files import (
+    CONVERSION_REPORT,
+    EMBEDDINGS,
+    MODULES,
+    check_destination,
+    check_files,
+    destination_path,
+    ending_cleanly,
+    sentence_kind,
+    sentence_modules,
+)
 from ..hub import write_remote_code
 from ..inputs.common.base import train_command
 from ..loading import PICKLED_WEIGHTS
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
-from ..processor_files import EMBEDDINGS, MODULES, sentence_kind, sentence_modules
-from ..reading import check_files
-from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_verified

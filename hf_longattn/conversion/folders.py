@@ -1,6 +1,6 @@
 """The folder of a result: weights and config, and the source's other files.
 
-Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
+Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
 licence) and :func:`write_report` (report and card). Conversions and native twins have a plan, and do all of this by
 :func:`write_verified`.
@@ -20,15 +20,25 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..checks import FAILED, NEEDS_TRAINING, Check
-from ..constants import PREDICTIONS
 from ..errors import CheckpointError
+from ..files import (
+    MODULES,
+    PREDICTIONS,
+    SETTINGS_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_LIMIT,
+    TRANSFORMER_SETTINGS,
+    check_destination,
+    copy_folder,
+    destination_path,
+    give_usual_modes,
+    read_json_object,
+    staged_folder,
+)
 from ..hub import write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, TOKENIZER_LIMIT, TRANSFORMER_SETTINGS
-from ..reading import read_json_object
-from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
+from ..reports import FAILED, NEEDS_TRAINING, Check
 from .plan_tensors import ResultPlan
 from .report import WOULD_TELL, ConversionReport, StageProgress, versions
 from .sources import SIDECAR_FOLDERS, SIDECARS, Source, fetch_model, open_source, write_modules

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
+from ..files import is_long
 from ..inputs.common.base import InputKind, LengthCost
 from ..inputs.plain import PlainKind
 from ..inputs.text import kind_in
@@ -17,7 +18,6 @@ from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..reading import is_long
 from .architectures import read_long
 from .flops import (
     DecodeState,

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..loading import load_weights, loading_errors, tied_weights
 from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
-from ..private_apis import missing
+from ..names import missing
+from ..reports import MEASURED, SKIPPED, Check
 from .architectures import Architecture
 from .long_models import decoder_start
 from .sources import Source, open_source

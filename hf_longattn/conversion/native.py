@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import FAILED, Check, Difference, equality
 from ..data.english import verification_text
 from ..errors import ExportError, checkpoint_errors, sentence_case
+from ..files import is_generic, is_long
 from ..hub import origin_of
 from ..inputs.common.base import kind_of
 from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..reading import is_generic, is_long
+from ..reports import FAILED, Check, Difference, equality
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, affordable_length, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_verified

@@ -10,12 +10,14 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError, PositionError, checkpoint_errors
+from ..files import check_destination
 from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind, PlainLengths, reads_only_text
 from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
+from ..mechanisms.common.options import RELATIVE
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
@@ -24,10 +26,8 @@ from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import mark_generic, towers_of
-from ..options import RELATIVE
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI, DROPPED, keeps_old_rows
-from ..staging import check_destination
 from .architectures import NAMES, Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..inputs.common.base import PositionWarning, StackLength, layers_in_words
 from ..mechanisms import Mechanism
+from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
+from ..mechanisms.common.options import EXACT_LENGTH
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window
-from ..options import EXACT_LENGTH
 from ..positions import tables as table_rules
 from ..positions.distances import RANDOM, TILE, widest_span
 from ..positions.rope import RopePlan

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processor_files import (
+from ..files import (
     MODULES,
     SENTENCE_LIMIT,
     TOKENIZER_LIMIT,

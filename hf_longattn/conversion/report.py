@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..checks import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
 from ..hub import next_step
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""

@@ -15,10 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from ..errors import CheckpointError
-from ..hub_errors import DOWNLOAD, HUB_ID, NO_FOLDER, check_revision, translated_errors
-from ..loading import has_pickles, load_weights, loading_errors, only_pickles, refuse_adapter
-from ..modeling.family.definition import tower_field
-from ..processor_files import (
+from ..files import (
     EMBEDDINGS,
     MODULES,
     RERANKER,
@@ -26,12 +23,29 @@ from ..processor_files import (
     SETTINGS_FILE,
     TOKEN_VECTORS,
     TRANSFORMER_SETTINGS,
+    check_counts,
+    check_files,
+    check_format,
+    check_name,
+    copy_folder,
+    read_json_object,
     sentence_kind,
     sentence_modules,
     sentence_values,
 )
-from ..reading import check_counts, check_files, check_format, check_name, read_json_object
-from ..staging import copy_folder
+from ..loading import (
+    DOWNLOAD,
+    HUB_ID,
+    NO_FOLDER,
+    check_revision,
+    has_pickles,
+    load_weights,
+    loading_errors,
+    only_pickles,
+    refuse_adapter,
+    translated_errors,
+)
+from ..modeling.family.definition import tower_field
 from .tensor_files import INDEX, TORCH_DTYPES, WEIGHTS, TensorHeader, read_headers, read_tensor, write_json
 
 SIDECARS = (

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
 from ..inputs.towers import TowersKind
 from ..positions.tables import unchanged_rows
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .model_loading import choose_memory_mode
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan

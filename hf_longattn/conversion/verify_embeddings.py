@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checks import Check
 from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
+from ..reports import Check
 from .flops import cost_at, layer_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan

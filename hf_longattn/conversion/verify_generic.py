@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backend import BACKEND
-from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..engines.common.call import AttentionCall
 from ..inputs.plain import PlainKind
 from ..mechanisms.common.base import Mechanism
+from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
+from ..reports import FAILED, PASSED, Check, Difference, equality
 from .architectures import attached_mechanisms
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan

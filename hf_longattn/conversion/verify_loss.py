@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import Check
 from ..data.masking import MASKED, masked_tokens
 from ..evaluation.token_loss import NEGLIGIBLE, LossChange, chunk_losses, token_losses, with_context
 from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..modeling.family.registration import auto_class_name
+from ..reports import Check
 from .flops import cost_at, layer_mechanisms
 from .plan import ConversionPlan
 from .report import decision, undecided

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from ..inputs.common.base import InputKind
 from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .flops import ModelShape, affordable_length, layer_mechanisms
 from .long_models import Probe
 from .model_loading import load_result, load_source, newly_initialised, outputs

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import FurtherChecks, SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.family.config import attention_implementation
+from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .flops import cost_of, mechanisms_on
 from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan

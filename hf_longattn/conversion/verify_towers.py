@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
 from ..inputs.towers import TowersKind, VerificationTowers
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
+from ..reports import FAILED, PASSED, Check, Difference, equality
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan

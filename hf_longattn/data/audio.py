@@ -20,9 +20,9 @@ from datasets import Audio, Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_longattn.constants import AUDIO_SUFFIXES
 from hf_longattn.data.files import FileKind
 from hf_longattn.errors import AudioError, in_a_line, needs_extra
+from hf_longattn.files import AUDIO_SUFFIXES
 
 EXTRA = "audio"
 RECORDING_FILES = FileKind("audio file", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")

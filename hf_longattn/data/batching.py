@@ -22,8 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_longattn.backend import BACKEND
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.backend import BACKEND
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.documents import refusal_of_documents

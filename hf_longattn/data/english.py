@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..reading import read_text
+from ..files import read_text
 
 LARGEST = 2**30
 """Maximum bytes of the user's text, which is read whole."""

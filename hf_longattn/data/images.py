@@ -17,11 +17,11 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
+from hf_longattn.names import LOGGER
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

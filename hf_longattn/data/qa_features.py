@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.batching import DataCollatorWithGlobals, packed, pad_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError
 from hf_longattn.loading import call_tokenizer
+from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
 TARGETS = ("starts", "ends", "lengths", "real")

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.sources import LINES, DataError, as_number, check_file, json_texts, json_values, read_source, saved_by_datasets
+from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
 

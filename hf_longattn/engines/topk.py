@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BackendError
-from ..private_apis import look_up, warn_missing
+from ..names import look_up, warn_missing
 from .common import accelerator
 from .common.batch import in_graph, no_fused_kernels
 from .common.call import AttentionCall

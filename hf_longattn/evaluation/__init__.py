@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_longattn.errors import LongAttentionError, RegistrationError, nearest
-from hf_longattn.lazy import module_names
+from hf_longattn.names import module_names
 
 
 def list_metrics() -> list[str]:

@@ -26,14 +26,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
-from ..constants import LOGGER
 from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
+from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, check_ids, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
-from ..reading import read_json_object
-from ..staging import check_writable, staged_file, write_text
+from ..names import LOGGER
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import public_names
+from ..names import public_names
 
 if TYPE_CHECKING:
     from ..conversion.native import export_native as export_native

@@ -28,12 +28,11 @@ from ..conversion.report import versions
 from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
+from ..files import EMBEDDINGS, sentence_kind, staged_folder
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
-from ..processor_files import EMBEDDINGS, sentence_kind
 from ..reports import markdown_table
-from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
 from .prune import Compressed, prune_ffn, prune_heads
 

@@ -19,11 +19,11 @@ from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..evaluation.summaries import mean_and_error
+from ..files import check_config, named_class
 from ..inputs.text import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.generic import loading_class
-from ..reading import check_config, named_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096
 """Lengths in tokens at which the loss is measured; lower if the model or the text is shorter."""

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import FAILED, Check, Difference, equality
 from ..conversion.architectures import attached_mechanisms
 from ..conversion.pooling import SentencePooling
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..modeling.family.definition import known_family
-from ..private_apis import look_up
+from ..names import look_up
+from ..reports import FAILED, Check, Difference, equality
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A graph in its runtime: named inputs -> named outputs."""

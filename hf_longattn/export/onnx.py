@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import FAILED, Check
-from ..constants import GRAPHS
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import add_source_files, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
@@ -27,6 +25,7 @@ from ..conversion.sources import Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
+from ..files import GRAPHS, check_destination, destination_path, staged_folder
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer
@@ -37,7 +36,7 @@ from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
-from ..staging import check_destination, destination_path, staged_folder
+from ..reports import FAILED, Check
 from .graphs import ModelGraph, page_inputs, runner
 
 REPORT = "export_report.json"

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..lazy import public_names
-from ..reading import GENERIC_CLASS
+from ..files import GENERIC_CLASS
+from ..names import public_names
 
 _public_name, __all__ = public_names(
     __name__,

@@ -11,10 +11,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.albert.configuration_albert import AlbertConfig
 from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
 
-from ..backend import LAYER_INDEX
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.backend import LAYER_INDEX
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable

@@ -21,9 +21,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from ..backend import mechanism_mask
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import attend_by_mechanism, split_heads
+from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable

@@ -27,7 +27,7 @@ from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.definition import AttentionNames
-from ..private_apis import missing
+from ..names import missing
 
 SinusoidsNear = Callable[[int, int], Tensor]
 """``(back, ahead) -> (distances, C)``: the sinusoids of the distances -ahead, …, back."""

@@ -15,15 +15,15 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..backend import mechanism_mask
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.backend import mechanism_mask
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.config import runs_mechanisms
-from ..private_apis import missing
+from ..names import missing
 
 
 def distance_buckets(module: Any, distances: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import public_names
+from ..names import public_names
 
 if TYPE_CHECKING:
     from .card import MeasuredResult as MeasuredResult

@@ -15,16 +15,30 @@ from transformers import AutoConfig
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..constants import CONVERSION_REPORT, GRAPHS, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
+from ..files import (
+    CONVERSION_REPORT,
+    GRAPHS,
+    NATURAL,
+    NUMBER,
+    RERANKER,
+    TAGS,
+    TEXT,
+    check_config,
+    check_fields,
+    check_format,
+    is_long,
+    named_class,
+    plain_names,
+    public_name,
+    read_json_object,
+    sentence_kind,
+    staged_file,
+)
 from ..inputs.text import kind_in
-from ..local_names import public_name
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
-from ..processor_files import RERANKER, sentence_kind
-from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, check_format, is_long, named_class, plain_names, read_json_object
 from ..reports import Table, markdown_table
-from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import backbone_of, next_step, tokens_of, usage_section
 

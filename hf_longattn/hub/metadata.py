@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from ..errors import CheckpointError, LongAttentionError, OptionError, checkpoint_errors
-from ..reading import read_text
+from ..files import read_text
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
 """Metadata that a converted model inherits from its source. Results are not among them: they were measured on another model."""

@@ -15,11 +15,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 
-from ..constants import PREDICTIONS
 from ..errors import CheckpointError, HubError
-from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
-from ..local_names import without_folders
-from ..reading import check_link, homes_of, read_text
+from ..files import PREDICTIONS, check_link, homes_of, read_text, without_folders
+from ..loading import TOKEN, check_token, is_broken_connection, translated_errors
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
 from .remote_code import write_remote_code

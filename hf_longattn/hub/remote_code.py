@@ -15,10 +15,9 @@ from pathlib import Path
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..errors import CheckpointError
+from ..files import check_writable, is_generic, write_text
 from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
-from ..reading import is_generic
-from ..staging import check_writable, write_text
 from .card import read_config
 
 FILE = '''\

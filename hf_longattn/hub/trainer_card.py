@@ -11,8 +11,7 @@ from typing import Any
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ..errors import HubError, in_one_line
-from ..local_names import public_name
-from ..reading import read_text
+from ..files import public_name, read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
 

@@ -15,15 +15,13 @@ from typing import Any
 
 from jinja2 import Environment, Template
 
-from ..constants import GRAPHS
 from ..errors import CONTROL
+from ..files import EMBEDDINGS, GRAPHS, RERANKER, TOKEN_VECTORS, is_long, named_class, read_json_object, sentence_kind
 from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
 from ..inputs.grid import IMAGE_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..processor_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
-from ..reading import is_long, named_class, read_json_object
 
 TEMPLATE = Path(__file__).with_name("usage.jinja")
 AUTO_CLASSES = {

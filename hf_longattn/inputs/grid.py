@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..data.images import IMAGE_FILES, read_image_file
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
+from ..files import IMAGE_PROCESSOR, ProcessorFile
 from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
-from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
+from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .common.base import (
     AUTO,
     SEARCH,

@@ -11,11 +11,10 @@ from typing import Any
 import transformers
 
 from ..errors import LengthError, OptionError
+from ..files import GENERIC_CLASS, IMAGE_PROCESSOR, ProcessorFile
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.registration import auto_class_name
 from ..positions.tables import extend_table
-from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
-from ..reading import GENERIC_CLASS
 from .common.base import SETTINGS, StackLength, register_kind
 from .common.examples import Example, Head
 from .grid import PILLOW

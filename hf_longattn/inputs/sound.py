@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.english import PARAGRAPHS
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
+from ..files import FEATURE_EXTRACTOR, FILE, ProcessorFile
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.audio_rule import AudioRule
-from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
+from ..reports import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
 from .common.base import (
     AUTO,
     SEARCH,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import FAILED, PASSED, SKIPPED, Check
 from ..data.tokenization import between, special_ids, text_encoding
 from ..errors import CheckpointError, LengthError, OptionError
+from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
-from ..processor_files import TOKENIZER_CONFIG
+from ..reports import FAILED, PASSED, SKIPPED, Check
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
 from .common.examples import HEADS, Example, Head, text_example
 

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checks import Check
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
+from ..files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import TOWERS
-from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
+from ..reports import Check
 from .common.base import InputKind, InputSizes, kind_of, register_kind
 from .common.examples import Example, Head, auto_head
 from .grid import PILLOW

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
-from ..constants import AUDIO_SUFFIXES
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.sources import open_source, refuse_quantised
 from ..engines.common.grid import Grid
 from ..errors import BackendError, LengthError, OptionError
+from ..files import AUDIO_SUFFIXES, is_long
 from ..inputs.common.base import InputKind, kind_of, kind_of_model
 from ..inputs.common.processors import load_processor, required_processor
 from ..inputs.sound import duration
@@ -34,7 +34,6 @@ from ..modeling.family.definition import FAMILIES, family_in, length_before_conv
 from ..modeling.family.grid_rule import PIXELS
 from ..modeling.grids import family_of
 from ..positions.distances import TILE
-from ..reading import is_long
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows

@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..choice_text import read_choice, write_choice
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputKind
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
+from ..mechanisms.common.choice_text import read_choice, write_choice
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..documents import hidden_pairs
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32
 from ..engines.common.grid import Grid
+from ..engines.documents import hidden_pairs
 from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 

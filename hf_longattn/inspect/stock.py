@@ -20,18 +20,18 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..backend import BACKEND, SINKS, check_computed
 from ..conversion.architectures import class_of
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources import fetch_config
-from ..declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..engines.common.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
+from ..files import check_counts
+from ..modeling.backend import BACKEND, SINKS, check_computed
+from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.generic import set_implementation, towers_of
-from ..reading import check_counts
 
 TOKENS, DECODED = 40, 41
 """Lengths in tokens of the texts that a model and an encoder-decoder's decoder read. CLIP's text tower reads 77."""

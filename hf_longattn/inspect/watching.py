@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..conversion.plain_parts import text_tower
 from ..engines.common.call import AttentionCall
@@ -33,6 +32,7 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_images
+from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head

@@ -27,10 +27,10 @@ from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mod
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.base import Mechanism
 from .common.layout import band_pairs
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all

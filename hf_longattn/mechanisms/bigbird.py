@@ -32,10 +32,10 @@ from ..engines.common.score_terms import add_term
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import full_pairs, tokens_of
 from .common.masked import MaskedMechanism
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all

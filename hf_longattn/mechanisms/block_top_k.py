@@ -25,9 +25,9 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from ..options import Options, option
 from .common.base import Mechanism
 from .common.layout import full_pairs, tokens_of
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all

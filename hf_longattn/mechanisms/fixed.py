@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from ..options import Options, option
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 
 

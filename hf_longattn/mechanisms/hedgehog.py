@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall
-from ..options import Options, option
 from .common.feature_map import HeadwiseLinear
 from .common.log_features import LogLinearMechanism, log_products
+from .common.options import Options, option
 from .common.registry import register_mechanism
 
 HALVES, JOINT, NONE = "halves", "joint", "none"

@@ -33,9 +33,9 @@ from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..options import Options, option
 from .common.base import Mechanism
 from .common.layout import full_pairs
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
 

@@ -26,11 +26,11 @@ from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from ..options import Options, option
 from .common.base import Mechanism
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.mechanism_spec import MechanismSpec
+from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
 from .common.traits import Handling

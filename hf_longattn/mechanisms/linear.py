@@ -20,8 +20,8 @@ from ..engines.common.batch import differentiated, no_fused_kernels
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import at_least_fp32
 from ..engines.linear import Feature, packed_linear_attention
-from ..options import Options, option
 from .common.feature_map import LinearMechanism, elu_plus_one
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
 

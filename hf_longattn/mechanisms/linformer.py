@@ -25,8 +25,8 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import LengthError, OptionError
-from ..options import Options, option
 from .common.base import Mechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import softmax_over
 from .common.traits import Handling

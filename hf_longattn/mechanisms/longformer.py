@@ -25,10 +25,10 @@ from ..engines.common.call import AttentionCall, MaskMod, Pattern
 from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
 from ..errors import LengthError, MaskError, OptionError
-from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
+from .common.options import option
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.token_rules import TokenRule, check_counted, global_tokens

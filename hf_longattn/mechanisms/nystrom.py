@@ -24,8 +24,8 @@ from ..engines.common.batch import of_any_length
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
-from ..options import Options, option
 from .common.base import Mechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import drop_keys, softmax_over
 from .common.traits import Handling

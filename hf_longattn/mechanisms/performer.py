@@ -26,9 +26,9 @@ from torch import Tensor
 from ..engines.common.accelerator import accelerated
 from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, State
-from ..options import Options, option
-from ..private_apis import warn_missing
+from ..names import warn_missing
 from .common.log_features import LogLinearMechanism, log_products
+from .common.options import Options, option
 from .common.registry import register_mechanism
 
 COLUMNS = 4

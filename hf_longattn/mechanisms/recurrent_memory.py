@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from ..options import Options, option
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.traits import Handling, Recursion
 

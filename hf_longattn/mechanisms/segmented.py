@@ -36,10 +36,10 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, product
 from ..engines.common.score_terms import remapped
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all

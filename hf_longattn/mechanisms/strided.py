@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, Pattern, rows_of
-from ..options import Options, option
 from .common.layout import QUERIES_PER_ROW, band_pairs, band_tile, cells, prefixes, residues
 from .common.masked import GatheredMechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import LengthError, OptionError
-from ..options import Options, option
 from .common.base import Mechanism, reset
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.scores import softmax_over, visible_to_all
 

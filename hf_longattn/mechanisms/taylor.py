@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall
-from ..options import Options, option
 from .common.feature_map import HeadwiseLinear, LinearMechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 
 FEATURES, HEAD = "feature_dim", "head_dim"

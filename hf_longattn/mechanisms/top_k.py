@@ -22,8 +22,8 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
-from ..options import Options, option
 from .common.base import Mechanism
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import scaled_scores, softmax_over, visible_to_all

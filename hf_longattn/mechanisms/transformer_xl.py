@@ -30,10 +30,10 @@ from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.score_terms import ScoreMod, chain_score_mods
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.relative_terms import relative_term, with_dense_terms, with_relative

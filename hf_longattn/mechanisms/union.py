@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.mechanism_spec import MechanismSpec
+from .common.options import Options, option
 from .common.registry import mechanism_class, register_mechanism
 from .common.traits import Handling
 from .strided import StridedOptions

@@ -27,10 +27,10 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
 from ..errors import OptionError
-from ..options import Options, option
 from ..positions.distances import Locality
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
+from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.traits import Handling
 

@@ -39,8 +39,8 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError, LengthError, OptionError
-from ..options import Options, option
 from .common.masked import MaskedMechanism
+from .common.options import Options, option
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms

@@ -21,7 +21,7 @@ from ..engines.common.batch import first_real
 from ..engines.common.call import AttentionCall
 from ..errors import BackendError, LengthError, MaskError
 from ..mechanisms.common.base import Mechanism
-from ..private_apis import TESTED
+from ..names import TESTED
 
 NOT_STARTED = 1 << 40
 """Start of a sequence without a real token so far. It is larger than every column."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..constants import BACKEND
 from ..engines.common.call import AttentionCall
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
+from ..names import BACKEND
 from .cache_layer import AttentionCacheLayer, enter_layer_type, refuse_restricted_pairs
 from .static_cache import StaticKeysLayer
 

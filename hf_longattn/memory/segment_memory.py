@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
-from ..cache_argument import CACHE
 from ..errors import MemoryMismatchError
+from .cache_argument import CACHE
 
 
 class SegmentMemory(ABC):

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
-from ..constants import BACKEND
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.sequences import advanced
 from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
-from ..private_apis import warn_missing
+from ..names import BACKEND, warn_missing
 from .cache_layer import NOT_STARTED, AttentionCacheLayer, compact, refuse_restricted_pairs, unread_cache
 from .static_cache import ReservedLayer
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from ..constants import BACKEND
+from ..names import BACKEND
 from .cache_layer import compact, enter_layer_type
 from .static_cache import StaticWindowLayer
 

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
-from ..private_apis import missing, warn_missing
+from ..names import missing, warn_missing
 from .family.definition import ENTERED, derived_facts, module_name, stored_facts
 from .family.definition import Family as Family
 from .family.definition import long_config as long_config

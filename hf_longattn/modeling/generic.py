@@ -16,10 +16,9 @@ from typing import Any, ClassVar, TypeVar
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
-from ..reading import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
+from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.memory_tokens import recursion_of
@@ -27,6 +26,7 @@ from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
+from .backend import BACKEND
 from .classes import check_interface, is_model_class
 from .family.config import LongConfig, attention_implementation, runs_mechanisms
 from .family.definition import TOWER_CONFIG, Family

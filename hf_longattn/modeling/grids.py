@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..backend import COLLECT_WEIGHTS, GRID
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError
+from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
 from .family.grid_config import TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridRule, image_size

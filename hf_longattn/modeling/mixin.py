@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
-from ..cache_argument import CACHE, OTHER_CACHE, rename_cache
-from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
-from ..private_apis import warn_missing
+from ..memory.cache_argument import CACHE, OTHER_CACHE, rename_cache
+from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
+from .backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
 from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
 from .family.position_table import PositionTable, input_of

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..constants import BACKEND, TAGS
 from ..errors import LongAttentionError, MaskError
+from ..files import TAGS
+from ..names import BACKEND
 from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
 from .family.config import IMPLEMENTATION_FIELD, attention_implementation
 from .family.definition import tower_field

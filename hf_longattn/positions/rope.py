@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.errors import CheckpointError, PositionError, nearest
+from hf_longattn.files import read_json
 from hf_longattn.positions.relative import read_relative, settings_in
 from hf_longattn.positions.tables import DROPPED
-from hf_longattn.reading import read_json
 
 Parameters = dict[str, Any]
 RELATIVE_ADVICE = " To add relative positions, type --option relative=alibi."

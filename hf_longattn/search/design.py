@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..choice_text import write_numbers
 from ..configuration import LongAttentionConfig
 from ..inspect import Candidate
+from ..mechanisms.common.choice_text import write_numbers
 from .candidates import FULL
 from .config import Budget
 from .costs import LayerCost

@@ -20,6 +20,7 @@ from ..conversion.sources import Source, open_source
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, LengthError
+from ..files import is_generic, is_long
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import with_decoder_input
 from ..inputs.text import kind_in, load_tokenizer
@@ -28,7 +29,6 @@ from ..inspect.texts import TextIds
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention
-from ..reading import is_generic, is_long
 from .design import Design
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.token_loss import LossChange
+from ..files import unused_name
 from ..inputs.common.base import InputSize
 from ..reports import Report, Table
-from ..staging import unused_name
 from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
 from .design import CostedDesign

@@ -19,13 +19,13 @@ from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
+from ..files import check_new_file, write_text
 from ..inputs.common.base import InputSize
 from ..inputs.grid import size_text
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
 from ..positions.distances import widest_span
-from ..staging import check_new_file, write_text
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import BUDGET, Budget, SearchConfig
 from .costs import FAILURES, LayerCosts

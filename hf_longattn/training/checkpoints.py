@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError, flag
+from hf_longattn.names import LOGGER
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hf_longattn.tasks import Task
 from hf_longattn.training.args import argument
+from hf_longattn.training.task import Task
 
 Kinds = tuple[type[Any], type[Any], type[Any]]
 OPTIONS = "evaluation_options"

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
+from hf_longattn.files import FILE, PROCESSOR_FILE
 from hf_longattn.loading import load_config, load_model, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.multimodal import (
@@ -43,7 +43,7 @@ from hf_longattn.modeling.multimodal import (
     head_on,
     without_pooler,
 )
-from hf_longattn.processor_files import FILE, PROCESSOR_FILE
+from hf_longattn.names import LOGGER
 from hf_longattn.training.loading import SPAN_LABELS, config_with_head, label_config, load_head, load_start
 
 logger = logging.get_logger(LOGGER)

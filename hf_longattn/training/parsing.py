@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.errors import OptionError, UsageError, flag, nearest, sentence_case
-from hf_longattn.recipes import read_recipe, recipe_names
-from hf_longattn.tasks import load_task, task_names
+from hf_longattn.names import LOGGER
 from hf_longattn.training.evaluation import training_options
+from hf_longattn.training.recipes import read_recipe, recipe_names
+from hf_longattn.training.task import load_task, task_names
 
 if TYPE_CHECKING:
     from hf_longattn.training.args import DataArguments, ModelArguments

@@ -9,8 +9,8 @@ from typing import Any
 
 from hf_longattn.errors import in_one_line
 from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
+from hf_longattn.files import public_name
 from hf_longattn.hub import MeasuredResult
-from hf_longattn.local_names import public_name
 
 HELD_OUT, TRAINED = "held out", "on the training data"
 PERCENT = {

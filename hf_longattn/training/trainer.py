@@ -30,8 +30,7 @@ from hf_longattn.data.batching import EpochAwareCollator, EpochSampler, TokenBud
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.hub import PushReport, check_login, push_model
-from hf_longattn.hub_errors import translated_errors
-from hf_longattn.loading import load_weights
+from hf_longattn.loading import load_weights, translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.run.losses import label_count, share_of_step

@@ -27,17 +27,15 @@ from transformers.utils import logging
 import hf_longattn
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, rust_panics, visible
+from hf_longattn.files import check_writable, public_name, read_json_object, write_text
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
-from hf_longattn.local_names import public_name
-from hf_longattn.reading import read_json_object
-from hf_longattn.staging import check_writable, write_text
-from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
 from hf_longattn.training.results import measured, sources_in_words
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 

@@ -14,7 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.transcripts import load_transcribed, rewritten
 from hf_longattn.errors import OptionError
-from hf_longattn.reading import base_type
+from hf_longattn.files import base_type
 from hf_longattn.training.args import LabelledDataArguments, argument, check_positive
 from hf_longattn.training.results import Scores, counted, score_in_words, sources_in_words
 

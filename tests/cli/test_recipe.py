@@ -10,7 +10,7 @@ import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from hf_longattn.cli import main
-from hf_longattn.recipes import ready_recipes
+from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
 
 RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]

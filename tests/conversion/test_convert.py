@@ -17,7 +17,7 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.tasks import task_names
+from hf_longattn.training.task import task_names
 from tests.cases import every_case
 
 from .conftest import CLASSES, LENGTH

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PatchTSTConfig, PatchTSTForPrediction
 
-from hf_longattn.checks import Difference, equality
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.reports import Difference, equality
 
 
 def test_difference_is_relative_to_the_scale_of_its_output() -> None:

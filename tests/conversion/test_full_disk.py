@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from hf_longattn import compress_checkpoint, staging
+from hf_longattn import compress_checkpoint
+from hf_longattn import files as staging
 from hf_longattn.conversion import convert_checkpoint, tensor_files
 from hf_longattn.errors import CheckpointError
 

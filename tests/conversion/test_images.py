@@ -16,10 +16,10 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.inputs import grid
 from hf_longattn.inputs.common.processors import load_processor, processed_size, values_of_size
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
-from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 
 from ..grids import every_other
 from ..modeling import grid_models

@@ -21,8 +21,8 @@ from hf_longattn.cli.app import main
 from hf_longattn.conversion.twins import LongModel, choose_twin
 from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.files import FORMAT_FIELD as FIELD
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.reading import FORMAT_FIELD as FIELD
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.cases import every_case
 from tests.native_cases import long_attention, long_values, save_long

@@ -19,11 +19,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_longattn.checks import Check
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
+from hf_longattn.files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
 from hf_longattn.inputs import grid, sound, text
-from hf_longattn.processor_files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
+from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
 from tests.modeling.audio_models import whisper_processor

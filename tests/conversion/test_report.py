@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check
 from hf_longattn.conversion.report import ConversionReport
+from hf_longattn.reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from hf_longattn.checks import Check
 from hf_longattn.cli.show import show_report
 from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_loss, verify_outputs, writing
 from hf_longattn.conversion.report import POSITIONS, decision
@@ -27,6 +26,7 @@ from hf_longattn.hub import card as card_module
 from hf_longattn.inputs.text import VerificationText, load_tokenizer, text_sizes
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
+from hf_longattn.reports import Check
 from tests.trained import tokenizer_of
 
 from .conftest import LENGTH, damaged

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.task import load_task, task_names
 from tests.training import test_options
 from tests.training.conftest import FAST
 from tests.training.speech import spoken

@@ -29,7 +29,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.mechanisms import check_options
-from hf_longattn.private_apis import look_up
+from hf_longattn.names import look_up
 
 from . import mixed_devices
 from .mixed_devices import OnCuda, moved, tree_leaves

@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import StaticCache
 
 from hf_longattn import build_mechanism
-from hf_longattn.backend import _score_mod
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
@@ -26,6 +25,7 @@ from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.memory.state_cache import StaticStateLayer
+from hf_longattn.modeling.backend import _score_mod
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
 from .pretended_h100 import Lowered, fake_tensors, pretend, started

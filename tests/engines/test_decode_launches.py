@@ -18,12 +18,13 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from hf_longattn import backend, families
+from hf_longattn import families
 from hf_longattn.engines.common import accelerator, dense
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import DispatchContext
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.cuda.flex_kernel import compile_errors
+from hf_longattn.modeling import backend
 from hf_longattn.modeling.mixin import LongAttentionMixin
 
 from .eager_flex import by_the_lists

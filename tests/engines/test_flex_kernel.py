@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.backend import _score_mod
 from hf_longattn.engines.common import paths
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
@@ -24,6 +23,7 @@ from hf_longattn.engines.common.score_terms import ScoreMod, as_term, device_sca
 from hf_longattn.engines.cuda import flex, flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.families.deberta_v2 import disentangled
+from hf_longattn.modeling.backend import _score_mod
 from hf_longattn.positions.relative import RELATIVE, build_relative
 from tests.cases import every_case
 

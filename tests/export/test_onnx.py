@@ -14,7 +14,8 @@ import torch
 import transformers
 
 import hf_longattn.families as families
-from hf_longattn import checks, export_checkpoint, list_mechanisms
+from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn import reports as checks
 from hf_longattn.cli import main
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
 from hf_longattn.export import graphs

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_longattn
 from hf_longattn.cli import main
+from hf_longattn.files import public_name, without_folders
 from hf_longattn.hub import push_model
-from hf_longattn.local_names import public_name, without_folders
 from tests.cases import every_case
 from tests.grids import quickly
 from tests.native_cases import save_long

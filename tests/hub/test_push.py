@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import check_login, push_model, write_model_card
-from hf_longattn.hub_errors import translated_errors
+from hf_longattn.loading import translated_errors
 from tests.cases import every_case
 
 from ..hub_server import serve

@@ -11,7 +11,7 @@ import pytest
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import push_model
-from hf_longattn.hub_errors import TOKEN, redacted, translated_errors
+from hf_longattn.loading import TOKEN, redacted, translated_errors
 
 from ..fresh_processes import run_fresh
 from ..hub_server import serve

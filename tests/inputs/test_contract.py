@@ -9,8 +9,8 @@ import pytest
 
 from hf_longattn.inputs.common.base import SEARCH, SETTINGS, SIZE, VERIFICATION, InputKind, kind_of
 from hf_longattn.inputs.common.sized import SizedKind
-from hf_longattn.lazy import module_names
 from hf_longattn.modeling.family.definition import FAMILIES, module_name
+from hf_longattn.names import module_names
 
 IN_FILES = {*module_names("families")}
 NAMES = [name for name in FAMILIES if module_name(name) in IN_FILES]

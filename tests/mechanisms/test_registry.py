@@ -12,9 +12,9 @@ import pytest
 
 from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
 from hf_longattn.errors import OptionError, RegistrationError
-from hf_longattn.lazy import module_names
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.window import Window, WindowOptions
+from hf_longattn.names import module_names
 from tests.cases import every_case
 
 HEAD = """\
@@ -22,7 +22,7 @@ import dataclasses
 
 from hf_longattn import register_mechanism
 from hf_longattn.mechanisms.common.masked import SparseMechanism
-from hf_longattn.options import Options, option
+from hf_longattn.mechanisms.common.options import Options, option
 from hf_longattn.mechanisms.window import Window
 
 """

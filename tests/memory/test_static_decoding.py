@@ -10,9 +10,10 @@ import torch
 from transformers import CompileConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 
-from hf_longattn import backend, enable_long_attention, list_mechanisms
+from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
+from hf_longattn.modeling import backend
 from tests.cases import every_case
 from tests.grids import grid, quickly
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, tokens

@@ -14,10 +14,10 @@ from transformers.utils import logging
 import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.constants import LOGGER
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
+from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import BASES, long_config, plain_config
 

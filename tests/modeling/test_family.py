@@ -15,9 +15,9 @@ from transformers.models.auto import modeling_auto
 import hf_longattn.families as families
 from hf_longattn.conversion.architectures import read_long
 from hf_longattn.errors import CheckpointError
-from hf_longattn.lazy import load_module, module_names
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, exported_names, family_of, long_prefix, longest_input, stored_facts
+from hf_longattn.names import load_module, module_names
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.reference.small_models import BASES, HEADS
@@ -32,7 +32,7 @@ from transformers import AutoConfig
 from transformers.models.t5.configuration_t5 import T5Config
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.registration import register_standalone_encoders
-from hf_longattn.private_apis import PRIVATE_APIS
+from hf_longattn.names import PRIVATE_APIS
 
 assert {"ernie", "gpt-sw3", "t5"} <= {*FAMILIES}
 assert "LongBertModel" in dir(hf_longattn)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import list_mechanisms
-from hf_longattn.cache_argument import CACHE
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.memory.cache_argument import CACHE
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, long_like, long_model, padding, plain_model, tokens

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 import hf_longattn
-from hf_longattn.reading import FORMAT_FIELD as FIELD
+from hf_longattn.files import FORMAT_FIELD as FIELD
 from tests.cases import every_case
 
 STORED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8"))

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_longattn import enable_long_attention, list_mechanisms
-from hf_longattn.constants import LOGGER
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.token_globals import carry_question, global_tokens_of, question_separator, token_rule
+from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import HEADS, long_model, plain_model, tokens
 

@@ -9,7 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from hf_longattn.recipes import CONFIGS
+from hf_longattn.training.recipes import CONFIGS
 
 FILES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 

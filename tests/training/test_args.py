@@ -12,9 +12,9 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_longattn.cli.train import train as run_task
 from hf_longattn.errors import OptionError, flag
-from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.lm import LM
 from hf_longattn.training.parsing import build_arguments, parse_arguments
+from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.tasks.classify import CLASSIFICATION
 from hf_longattn.training.tasks.linearise import LINEARISE
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments

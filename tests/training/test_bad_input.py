@@ -18,7 +18,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.data.segments import SegmentStream
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import to_documents
-from hf_longattn.tasks import task_names
+from hf_longattn.training.task import task_names
 from hf_longattn.training.training_loop import check_rows
 from tests.training.conftest import checkpoint
 from tests.training.speech import speech_checkpoint, spoken

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.recipes import CONFIGS
+from hf_longattn.training.recipes import CONFIGS
 from tests.training.conftest import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

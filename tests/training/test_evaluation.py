@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from hf_longattn.cli.train import evaluate
-from hf_longattn.tasks import evaluated_tasks
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.loading import label_config
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.task import evaluated_tasks
 from hf_longattn.training.tasks.multitask import MULTITASK, finetune_multitask
 from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import sentences, speech_checkpoint, spoken

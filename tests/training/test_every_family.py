@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.training_loop import holds_model
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
 from tests.byte_tokenizer import train_tokenizer

@@ -24,13 +24,13 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_longattn.cli.train import evaluate, train
-from hf_longattn.constants import PREDICTIONS
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.tasks import evaluated_tasks, load_task, task_names
+from hf_longattn.files import PREDICTIONS
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
+from hf_longattn.training.task import evaluated_tasks, load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from tests.grids import grid, quickly

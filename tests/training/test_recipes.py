@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from hf_longattn.cli import main
-from hf_longattn.recipes import read_recipe, ready_recipes
+from hf_longattn.training.recipes import read_recipe, ready_recipes
 
 TRAININGS = [name for name, recipe in ready_recipes().items() if recipe.command.startswith("train")]
 

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.run.losses import share_of_step
-from hf_longattn.tasks import load_task, task_names
+from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
 from tests.cases import every_case
 from tests.training import test_options

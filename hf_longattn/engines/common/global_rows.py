@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...private_apis import missing
+from ...names import missing
 from .batch import cached_on
 from .call import AttentionCall, Pattern
 from .dense import at_least_fp32, dense_attention, index_grid, masked_softmax, products, repeat_heads

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...private_apis import look_up
+from ...names import look_up
 from ..common.batch import in_graph, no_fused_kernels
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError
-from ...private_apis import PRIVATE_APIS, missing, warn_missing
+from ...names import PRIVATE_APIS, missing, warn_missing
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 """Names of ``torch.cpu.get_capabilities`` for bf16: three on x86, the last on ARM."""

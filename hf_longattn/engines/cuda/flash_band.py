@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...private_apis import look_up
+from ...names import look_up
 from ..common.batch import Batch, in_graph, no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
 from ..common.dense import at_least_fp32, repeat_heads, unit_stride

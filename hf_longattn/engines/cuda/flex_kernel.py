@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ...private_apis import warn_missing
+from ...names import warn_missing
 from ..common.batch import no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
-from ...checks import Check
-from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
 from ...errors import GridError, LengthError, OptionError, RegistrationError
-from ...lazy import load_module, module_names
 from ...mechanisms import Mechanism, mechanism_info
+from ...mechanisms.common.choice_text import write_numbers
 from ...mechanisms.common.locality import needs_training_by
+from ...mechanisms.common.options import EXACT_LENGTH
 from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
-from ...options import EXACT_LENGTH
+from ...names import load_module, module_names
+from ...reports import Check
 from .examples import Example, Head, head_of
 
 Kind = TypeVar("Kind", bound="type[InputKind]")

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...configuration import LongAttentionConfig
 from ...data.tokenization import BOXES, PATHS, word_argument
+from ...files import tokenizer_values
 from ...mechanisms.common.registry import prototype
-from ...processor_files import tokenizer_values
 
 
 @dataclass(frozen=True)

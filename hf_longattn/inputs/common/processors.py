@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
+from ...files import FILE, ProcessorFile, ProcessorKind
 from ...loading import load_part
-from ...processor_files import FILE, ProcessorFile, ProcessorKind
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 

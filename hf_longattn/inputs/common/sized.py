@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...checks import Check
 from ...mechanisms import Mechanism
+from ...reports import Check
 from .base import InputKind, InputPlan, InputSizes, Layers, train_command
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...errors import OptionError
-from ...processor_files import ProcessorKind
+from ...files import ProcessorKind
 from .processors import load_processor, required_processor
 
 

@@ -28,12 +28,12 @@ from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
-from ...options import Options
 from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
 from .decoding import AttendStep
 from .exact import full_of, weights_by_length
 from .layout import full_pairs
+from .options import Options
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms
 from .traits import Handling, Traits, aligns_sequences

@@ -24,9 +24,9 @@ from ...engines.common.sequences import attend_per_sequence
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
-from ...options import Options
 from .base import Mechanism
 from .layout import full_pairs
+from .options import Options
 from .scores import drop_keys, normalised, visible_to_all
 from .traits import Handling
 

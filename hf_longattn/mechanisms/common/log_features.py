@@ -19,8 +19,8 @@ from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
-from ...options import Options
 from .feature_map import KeyPieces, LinearMechanism
+from .options import Options
 from .scores import softmax_over
 
 NO_KEYS = -1e30

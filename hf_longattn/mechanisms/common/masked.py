@@ -22,8 +22,8 @@ from ...engines.common.dense import dense_attention, fused_attention, index_grid
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
+from ...names import warn_missing
 from ...positions.distances import Locality
-from ...private_apis import warn_missing
 from .base import Mechanism
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ...choice_text import read_choice, read_members, write_choice
 from ...errors import OptionError
-from ...options import EXACT_LENGTH, RELATIVE, Options
 from .base import Mechanism
+from .choice_text import read_choice, read_members, write_choice
+from .options import EXACT_LENGTH, RELATIVE, Options
 from .registry import check_options, mechanism_class
 
 

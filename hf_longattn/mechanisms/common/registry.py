@@ -17,11 +17,11 @@ from torch import nn
 
 from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at, nearest
-from ...lazy import load_module, module_names
-from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
+from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
 from .exact import why_not_in_full
+from .options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .traits import Handling, Traits
 
 COMPOSED = {

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
-from ...cache_argument import find_cache
 from ...configuration import LongAttentionConfig
 from ...engines.common.batch import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
+from ...memory.cache_argument import find_cache
 from ...positions.relative import SelfExtend
+from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
 from .attention_sites import (

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...backend import GRID
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
+from ..backend import GRID
 from ..family.config import runs_mechanisms
 from ..family.definition import known_family
 from ..family.grid_rule import PIXELS

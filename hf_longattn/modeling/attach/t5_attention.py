@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from ...cache_argument import take_cache
 from ...configuration import LongAttentionConfig
 from ...engines.common.score_terms import DistanceBias
+from ...memory.cache_argument import take_cache
 from ...positions.relative import buckets
 from ..family.config import LongEncoderDecoderConfig, runs_mechanisms
 from .custom_attention import attend_by_mechanism

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from ...cache_argument import CACHE
 from ...errors import MaskError, OptionError
+from ...memory.cache_argument import CACHE
 from .attention_sites import Call
 from .token_globals import takes_globals
 

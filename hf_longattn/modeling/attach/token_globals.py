@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
-from ...constants import LOGGER
 from ...engines.common.batch import Batch, in_graph
 from ...errors import MaskError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.token_rules import TokenRule
+from ...names import LOGGER
 from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
 

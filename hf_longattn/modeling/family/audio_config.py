@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
+from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import prototype
-from ...options import ORDER
 from .config import LongEncoderConfig
 
 

@@ -11,10 +11,9 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
-from ...constants import BACKEND, LOGGER
 from ...errors import BackendError, OptionError, PositionError
-from ...private_apis import missing
-from ...reading import FORMAT, FORMAT_FIELD, check_format
+from ...files import FORMAT, FORMAT_FIELD, check_format
+from ...names import BACKEND, LOGGER, missing
 from .rotary import plan_rotary
 from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
 
@@ -236,7 +235,7 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.reading.check_format`).
+        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_format`).
 
         A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
         check_format(config_dict)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RegistrationError
-from ...lazy import load_module, module_names
+from ...names import load_module, module_names
 from .input_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
 

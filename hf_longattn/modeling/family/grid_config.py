@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
+from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import mechanism_class, prototype
-from ...options import ORDER
 from .config import LongEncoderConfig
 from .grid_rule import image_size
 

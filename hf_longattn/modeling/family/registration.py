@@ -3,7 +3,7 @@
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
 and ``AutoModel.register`` take classes, which would import both. Names are therefore entered: transformers itself stores names
 (``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
-:mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the module that defines
+:mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.names`). Each is filled right after the module that defines
 it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules
 that are imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of transformers'
 pipeline.
@@ -22,8 +22,8 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ...private_apis import PRIVATE_APIS, missing, warn_missing, warn_untested
-from ...reading import GENERIC_CLASS, GENERIC_TYPE
+from ...files import GENERIC_CLASS, GENERIC_TYPE
+from ...names import PRIVATE_APIS, missing, warn_missing, warn_untested
 from .definition import FAMILIES, family_names, first_word, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -141,7 +141,7 @@ def _family_entries() -> list[FamilyNames]:
 def register_attention(module: ModuleType) -> None:
     """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with models fills."""
     warn_untested()
-    importlib.import_module(f"{PACKAGE}.backend")
+    importlib.import_module(f"{PACKAGE}.modeling.backend")
 
 
 def register_adapters(constants: ModuleType) -> None:

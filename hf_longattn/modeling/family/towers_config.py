@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
 
-from ...constants import BACKEND
 from ...errors import OptionError, nearest
-from ...reading import check_format
+from ...files import check_format
+from ...names import BACKEND
 from .config import DEFAULTS, LongConfig
 from .definition import Family, long_config, tower_field
 from .input_rule import InputRule

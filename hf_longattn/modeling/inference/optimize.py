@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ...constants import LOGGER
 from ...engines.common.batch import in_graph
 from ...engines.cpu.onednn import check_bf16, has_amx
 from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import has_hooks
+from ...names import LOGGER
 from ..attach.stretches import run_in_stretches
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 

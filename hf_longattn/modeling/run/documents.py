@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
-from ...cache_argument import CACHE
-from ...documents import positions_in
 from ...engines.common.batch import for_one_pass, in_graph
+from ...engines.documents import positions_in
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
-from ...private_apis import warn_missing
+from ...memory.cache_argument import CACHE
+from ...names import warn_missing
 from ..attach.attention_sites import is_causal
+from ..backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
 from ..family.position_table import input_of
 
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"

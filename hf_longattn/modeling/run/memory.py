@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import BACKEND
-from ...cache_argument import CACHE
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
+from ...memory.cache_argument import CACHE
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
+from ..backend import BACKEND
 from ..family.config import attention_implementation, runs_mechanisms
 from ..family.position_table import input_of
 from .segments import TOKEN_MEMORY_ARGUMENT, wants_tuple

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...cache_argument import CACHE
 from ...engines.common.batch import first_real, in_graph, roll_left
 from ...errors import BackendError, MaskError, MemoryMismatchError, OptionError
+from ...memory.cache_argument import CACHE
 from ..attach.attention_sites import attention_sites
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"

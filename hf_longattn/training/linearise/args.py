@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, flag
+from hf_longattn.mechanisms.common.choice_text import read_choice
 from hf_longattn.training.args import ModelArguments, argument, check_choices, check_least, check_positive
 from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.lm import TextTrainingArguments

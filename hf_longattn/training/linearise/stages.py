@@ -16,14 +16,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.batching import processes
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.files import staged_folder, write_text
 from hf_longattn.hub import push_model
-from hf_longattn.staging import staged_folder, write_text
+from hf_longattn.names import LOGGER
 from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newest_of_stage
 from hf_longattn.training.linearise.args import FULL_RATE, LORA_RATE, LineariseModelArguments, LineariseTrainingArguments

@@ -20,9 +20,9 @@ from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.files import read_json_object
 from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.reading import read_json_object
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
 from hf_longattn.training.linearise.args import KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.matching import Batch, shifted

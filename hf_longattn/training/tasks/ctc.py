@@ -30,12 +30,12 @@ from hf_longattn.data.transcripts import UNKNOWN, UtteranceCollator, character_t
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, load_part
-from hf_longattn.private_apis import missing
-from hf_longattn.tasks import Task
+from hf_longattn.names import missing
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import held_out_in_words, plain_scores, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train

@@ -21,14 +21,14 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs, to_single_inputs
 from hf_longattn.errors import OptionError, in_one_line, nearest
 from hf_longattn.evaluation.divergence import kl_divergence
-from hf_longattn.local_names import public_name
+from hf_longattn.files import public_name
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
-from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import ModelArguments, argument, check_positive
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm, read_documents
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

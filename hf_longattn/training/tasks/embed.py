@@ -18,7 +18,6 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from hf_longattn.constants import LOGGER
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, flag, needs_extra
@@ -27,9 +26,10 @@ from hf_longattn.evaluation.summaries import means_in_percent
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
-from hf_longattn.tasks import Task
+from hf_longattn.names import LOGGER
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train

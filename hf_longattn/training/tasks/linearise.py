@@ -10,16 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_longattn.constants import CONVERSION_REPORT
 from hf_longattn.data.batching import processes
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.files import CONVERSION_REPORT, read_json_object
 from hf_longattn.hub import check_login
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.reading import read_json_object
-from hf_longattn.tasks import Task
 from hf_longattn.training.checkpoints import (
     CHECKPOINTS,
     DISTILLATION_REPORT,
@@ -39,6 +37,7 @@ from hf_longattn.training.linearise.student import CONVERTED, load_student, pred
 from hf_longattn.training.linearise.teacher import check_original
 from hf_longattn.training.lm import TextDataArguments, read_documents
 from hf_longattn.training.results import sources_in_words
+from hf_longattn.training.task import Task
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import check_holds_no_model, check_rows, prepare_run
 

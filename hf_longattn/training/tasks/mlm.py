@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_longattn.tasks import Task
 from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
+from hf_longattn.training.task import Task
 
 
 @dataclass

@@ -37,12 +37,12 @@ from hf_longattn.modeling.family.grid_rule import image_size
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.multimodal import ImageInput
 from hf_longattn.modeling.run.losses import label_count
-from hf_longattn.tasks import Task
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_positive
 from hf_longattn.training.evaluation import evaluation_class
 from hf_longattn.training.loading import labels_of
 from hf_longattn.training.modalities import Start, load_multimodal_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores

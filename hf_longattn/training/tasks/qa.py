@@ -39,11 +39,10 @@ from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, qa_loss
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
+from hf_longattn.files import without_folders
 from hf_longattn.loading import load_config, load_model
-from hf_longattn.local_names import without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
-from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
 from hf_longattn.training.loading import SPAN_LABELS, check_reads_text, load_start
 from hf_longattn.training.results import (
@@ -59,6 +58,7 @@ from hf_longattn.training.results import (
     sources_in_words,
     steps_of,
 )
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train

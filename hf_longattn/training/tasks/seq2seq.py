@@ -33,13 +33,13 @@ from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_uttera
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_part
-from hf_longattn.reading import GENERIC_TYPE
-from hf_longattn.tasks import Task
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train

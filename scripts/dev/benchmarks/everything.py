@@ -18,7 +18,7 @@ from typing import NamedTuple
 import tomllib
 
 from hf_longattn.errors import OptionError
-from hf_longattn.staging import write_text
+from hf_longattn.files import write_text
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.report import one_sentence_errors
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.staging import write_text
+from hf_longattn.files import write_text
 
 from .case import Case
 from .timing import Timing

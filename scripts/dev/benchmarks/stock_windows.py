@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from hf_longattn.constants import BACKEND
+from hf_longattn.names import BACKEND
 from scripts.dev.benchmarks import report
 from scripts.dev.benchmarks.memory import growth
 

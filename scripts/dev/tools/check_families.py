@@ -22,12 +22,12 @@ import torch
 import transformers
 
 from hf_longattn import convert_checkpoint, export_checkpoint
-from hf_longattn.checks import FAILED as FAILED_CHECK
 from hf_longattn.conversion.long_models import CONVERTERS
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
 from hf_longattn.positions.tables import moves_rows
+from hf_longattn.reports import FAILED as FAILED_CHECK
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table, store_study, stored_study
 from scripts.dev.tools.small_models import IN_FULL, Shape, known_head, of_trained_size, predicts_tokens, small_config_of

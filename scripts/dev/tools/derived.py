@@ -28,10 +28,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_longattn.errors import CheckpointError
-from hf_longattn.lazy import module_names
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, long_names, module_name, stored_facts
 from hf_longattn.modeling.family.module_text import usual_config_module
+from hf_longattn.names import module_names
 
 LENGTHS = (77, 101)
 """The two maximum lengths, in tokens, for which a base is built. Parameters that grow by the difference are position tables."""

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_longattn.lazy import module_names
 from hf_longattn.modeling.family.definition import FAMILIES, module_name, tower_field
+from hf_longattn.names import module_names
 from scripts.dev import RESULTS
 
 

@@ -18,7 +18,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import FACTS_FILE, stored_facts
-from hf_longattn.recipes import ready_recipes
+from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.footprint import footprint_table

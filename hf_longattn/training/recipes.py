@@ -21,10 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, LongAttentionError, nearest
-from .reading import read_text
+from ..errors import CheckpointError, LongAttentionError, nearest
+from ..files import read_text
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs")
 """Folder of the recipes: inside the package in a wheel, next to it in a checkout (also with ``pip install -e``)."""
 TRAINED = re.compile(r"(?:longattn|-m hf_longattn) train (\w+) ")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import RegistrationError, UsageError, nearest
-from .lazy import load_module, module_names
+from ..errors import RegistrationError, UsageError, nearest
+from ..names import load_module, module_names
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
-from .attend import run_batch
-from .constants import BACKEND
-from .declared import BLOCK_PAIRS, DeclaredMask, Region
-from .documents import (
+from ..attend import run_batch
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.common.accelerator import accelerated
+from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph
+from ..engines.common.byte_cache import tensor_version
+from ..engines.common.call import AttentionCall, Pattern
+from ..engines.common.dense import fused_attention, masked_softmax, products, repeat_heads
+from ..engines.common.grid import RUNNING_GRID
+from ..engines.common.paths import OBSERVERS, PathChoice, notify, running
+from ..engines.common.score_terms import ScoreMod, as_term, device_scalar
+from ..engines.cpu.flash import masked_attention
+from ..engines.documents import (
     batch_of_mask,
     documents_from,
     documents_in_mask,
@@ -33,29 +41,20 @@ from .documents import (
     shape_in_words,
     shows_later_keys,
 )
-from .engines.block_sparse import block_sparse_attention
-from .engines.common.accelerator import accelerated
-from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
-from .engines.common.byte_cache import tensor_version
-from .engines.common.call import AttentionCall, Pattern
-from .engines.common.dense import fused_attention, masked_softmax, products, repeat_heads
-from .engines.common.grid import RUNNING_GRID
-from .engines.common.paths import OBSERVERS, PathChoice, notify, running
-from .engines.common.score_terms import ScoreMod, as_term, device_scalar
-from .engines.cpu.flash import masked_attention
-from .errors import BackendError, LengthError, MaskError
-from .mechanisms.common.base import Mechanism
-from .mechanisms.common.decoding import Columns
-from .mechanisms.common.exact import for_length
-from .mechanisms.common.locality import keys_per_query
-from .mechanisms.common.masked import SparseMechanism
-from .mechanisms.common.registry import mechanism_from
-from .memory import AttentionCacheLayer
-from .memory.cache_layer import unread_cache
-from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from .memory.window_cache import GrowingWindowLayer
-from .options import LARGEST
-from .private_apis import warn_missing
+from ..errors import BackendError, LengthError, MaskError
+from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.decoding import Columns
+from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.locality import keys_per_query
+from ..mechanisms.common.masked import SparseMechanism
+from ..mechanisms.common.options import LARGEST
+from ..mechanisms.common.registry import mechanism_from
+from ..memory import AttentionCacheLayer
+from ..memory.cache_layer import unread_cache
+from ..memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
+from ..memory.window_cache import GrowingWindowLayer
+from ..names import BACKEND, warn_missing
+from .declared import BLOCK_PAIRS, DeclaredMask, Region
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"

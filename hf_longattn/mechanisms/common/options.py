@@ -14,8 +14,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .engines.common.grid import check_order
-from .errors import OptionError, nearest
+from ...engines.common.grid import check_order
+from ...errors import OptionError, nearest
 
 ORDER = "order"
 """Option of mechanisms for sequences: the order in which grid tokens form a sequence."""
@@ -203,7 +203,7 @@ def _infos(cls: type) -> tuple[OptionInfo, ...]:
 
 
 def _read_relative(value: Any) -> str:
-    from .positions.relative import read_relative  # imports torch
+    from ...positions.relative import read_relative
 
     return read_relative(value)
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .engines.common.batch import Batch, in_graph
-from .errors import MaskError
+from ..errors import MaskError
+from .common.batch import Batch, in_graph
 
 HIDDEN = 1000.0
 """A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero

@@ -1,4 +1,4 @@
-"""The table of every private name of other libraries that this package uses, and its look-up.
+"""Names: of the backend and the logger, public names that are imported on first use, and private names of other libraries.
 
 A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing name breaks no
 import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if results stay correct
@@ -9,16 +9,71 @@ those subclasses. ``tests/test_private_apis.py`` checks that the package uses no
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import importlib.metadata
 import logging
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
-from .constants import LOGGER
 from .errors import BackendError
 
+BACKEND = "longattn"
+"""The ``attn_implementation`` of Long models, and the name of the mask function. Names of cache layer types start with it, too."""
+LOGGER = "transformers.hf_longattn"
+"""The logger's name. It is below transformers' logger, whose verbosity then applies."""
 logger = logging.getLogger(LOGGER)
+
+
+def public_names(package: str, modules: Mapping[str, Sequence[str]] | None = None) -> tuple[Callable[[str], Any], list[str]]:
+    """``__getattr__`` and ``__all__`` of a package. Its modules are imported on first use of their names.
+
+    Args:
+        package: its ``__name__``.
+        modules: module -> its public names. A module with a leading dot is relative to the package's parent. Default: what the package
+            imports for type checkers (:func:`imports_for_type_checkers`).
+    """
+    if modules is None:
+        homes = imports_for_type_checkers(package)
+    else:
+        homes = {name: module for module, names in modules.items() for name in names}
+
+    def load(name: str) -> Any:
+        if name in homes:
+            home = homes[name]
+            return getattr(importlib.import_module(f".{home}", package), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load, sorted(homes)
+
+
+def imports_for_type_checkers(package: str) -> dict[str, str]:
+    """Name -> its module, from the imports under ``if TYPE_CHECKING`` in a package's source, so that they are listed once."""
+    tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom) and node.level]
+    return {alias.name: "." * (node.level - 1) + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
+
+
+def module_names(package: str) -> list[str]:
+    """Module names of a sub-package (``mechanisms``, ``families``), sorted. A new file is a new module.
+
+    The sub-package is not imported for this, since its imports may be slow.
+    """
+    imported = sys.modules.get(f"hf_longattn.{package}")
+    folders = [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
+
+
+def load_module(package: str, name: str) -> ModuleType:
+    """Import a module of a sub-package."""
+    return importlib.import_module(f"hf_longattn.{package}.{name}")
+
 
 TESTED = {
     "torch": ("2.11", "2.13"),
