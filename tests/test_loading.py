@@ -89,9 +89,7 @@ def test_load_model_logs_new_and_unused_weights_in_a_sentence(folder: str, said:
     load_model(AutoModelForTokenClassification, folder, num_labels=3)
     assert said == [f"{folder}: weights not used by this task: pooler."]
     Path(folder, "model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"short' has no weights, or holds .* give a folder with model\.safetensors or all files of its index"
-    ):
+    with pytest.raises(CheckpointError, match=r"short' has no weights, or holds .* give a folder with model\.safetensors"):
         load_model(AutoModelForTokenClassification, folder)
     said.clear()
     model.save_pretrained(folder)
@@ -116,7 +114,7 @@ def test_load_model_and_load_lm_refuse_pickled_weights(folder: str, server: Hub)
         for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
                 CheckpointError,
-                match=f"'{name}' has no weights, or holds its weights only as pickle .* add --allow-pickle .* longattn convert",
+                match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert",
             ):
                 load(name)
 
