@@ -35,7 +35,7 @@ from ..files import (
 from ..inputs.text import kind_in
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
-from ..reports import Table, markdown_table
+from ..reports import markdown_table
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import backbone_of, next_step, tokens_of, usage_section
 
@@ -354,8 +354,8 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
         "n": [f"{row.n:,}" if row.n is not None else "" for row in rows],
         "note": [row.note for row in rows],
     }
-    table = Table.of_columns(columns)
-    return markdown_table(table.columns, table.rows) if rows else ""
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    return markdown_table([*filled], zip(*filled.values(), strict=True)) if rows else ""
 
 
 @dataclasses.dataclass(frozen=True)
