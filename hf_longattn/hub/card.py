@@ -19,14 +19,11 @@ from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..files import (
     CONVERSION_REPORT,
     GRAPHS,
-    NATURAL,
-    NUMBER,
     RERANKER,
     TAGS,
-    TEXT,
     check_config,
-    check_fields,
     check_format,
+    check_types,
     is_long,
     named_class,
     plain_names,
@@ -250,31 +247,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-_BUCKET = {"from!": NATURAL, "to!": NATURAL, "predicted!": NATURAL, "source_on_chunks!": NUMBER, "result!": NUMBER}
-_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL}
-REPORT_FIELDS: dict[str, Any] = {
-    "plan": {
-        "source": TEXT,
-        "old_length!": NATURAL,
-        "new_length!": NATURAL,
-        "positions!": TEXT,
-        "old_image_size": [NATURAL],
-        "new_image_size": [NATURAL],
-        "old_audio_seconds": NUMBER,
-        "new_audio_seconds": NUMBER,
-        "old_context_length": NATURAL,
-        "new_context_length": NATURAL,
-    },
-    "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
-    "versions": "an object of text",
-    "next_step": {"command": "a list of text", "advice": TEXT},
-    **dict.fromkeys(("text", "verdict"), TEXT),
-    **dict.fromkeys(("verified", "needs_training"), "true or false"),
-    "tolerance": NUMBER,
-}
-"""Fields of a conversion report that cards and uploads read, with their types for :func:`check_fields`."""
-
-
 def read_report(folder: Path) -> dict[str, Any]:
     """The report of the conversion that made a folder; empty if there is none.
 
@@ -284,7 +256,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not (folder / CONVERSION_REPORT).exists():
         return {}
     report = read_json_object(folder / CONVERSION_REPORT)
-    check_fields(report, REPORT_FIELDS, str(folder / CONVERSION_REPORT), "restore the report of the conversion, or delete it")
+    check_types(report, {"plan": dict, "checks": list, "next_step": dict}, str(folder / CONVERSION_REPORT))
     return report
 
 

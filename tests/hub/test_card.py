@@ -276,13 +276,7 @@ def test_card_says_that_models_with_a_position_table_refuse_longer_inputs(base: 
     ("report", "sentence"),
     [
         ({"checks": 5}, "checks=5, which must be a list"),
-        ({"checks": [5]}, r"checks\[0\]=5, which must be an object"),
-        ({"checks": [{"name": "x"}]}, r"checks\[0\]\.status=None, which must be text"),
         ({"plan": "x"}, "plan='x', which must be an object"),
-        ({"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}}, "plan.new_length='x', which must be a whole number"),
-        ({"versions": 5}, "versions=5, which must be an object of text"),
-        ({"next_step": {"command": "x"}}, "next_step.command='x', which must be a list of text"),
-        ({"tolerance": "x"}, "tolerance='x', which must be a number"),
         ({"text": "\ud800"}, "not valid JSON"),
     ],
 )
