@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,9 +33,9 @@ def push(
 
     check_token(repo, token)
     from ..hub import push_model
-    from .terminal import print_json, say
+    from .terminal import print_json
 
-    report = push_model(model, repo, **flags.arguments(push_model, locals(), log=partial(say, stderr=True)))
+    report = push_model(model, repo, **flags.arguments(push_model, locals()))
     print_json(report.to_dict()) if as_json else _show(report)
 
 
@@ -44,10 +43,9 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
     """Push what `longattn convert` has just written; if that fails, the message tells how to retry."""
     from ..errors import HubError
     from ..hub import push_model
-    from .terminal import say
 
     try:
-        report = push_model(destination, repo, private=private, token=token, log=partial(say, stderr=True))
+        report = push_model(destination, repo, private=private, token=token)
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {repo}{' --private' if private else ''}"
         raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error

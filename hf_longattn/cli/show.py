@@ -171,7 +171,7 @@ def _costs(costs: Sequence[LengthCost], inputs: InputSizes) -> Table:
 def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
     from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
-    from ..hub.usage import next_step
+    from ..hub import next_step
 
     plan, shown = report.plan, Report()
     shown.facts(
