@@ -44,6 +44,7 @@ PEERS = LAYER["conversion"]
 CONVERSION = (
     ("config", "report", "tensor_files", "tensor_names"),
     ("sources",),
+    ("adopt",),
     ("long_models",),
     ("architectures",),
     ("twins",),

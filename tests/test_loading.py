@@ -83,21 +83,18 @@ def test_load_model_logs_new_and_unused_weights_in_a_sentence(folder: str, said:
     load_model(AutoModelForMaskedLM, folder)
     assert said == []
     model = load_model(AutoModelForSequenceClassification, folder, num_labels=3)
-    assert said == [f"{folder}: bert.pooler.dense, classifier are new and trained from random values; cls is not used by this task."]
+    assert said == [f"{folder}: weights new and trained from random values: bert.pooler.dense, classifier; not used by this task: cls."]
     said.clear()
     model.save_pretrained(folder)
     load_model(AutoModelForTokenClassification, folder, num_labels=3)
-    assert said == [f"{folder}: pooler is not used by this task."]
+    assert said == [f"{folder}: weights not used by this task: pooler."]
     Path(folder, "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"short' has no weights; give a folder with model\.safetensors, or all files of its index\."):
-        load_model(AutoModelForTokenClassification, folder)
-    Path(folder, "model.onnx").touch()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors, or the one that its graph was exported from\."):
+    with pytest.raises(CheckpointError, match=r"short' has no weights, or holds .* give a folder with model\.safetensors"):
         load_model(AutoModelForTokenClassification, folder)
     said.clear()
     model.save_pretrained(folder)
     load_model(AutoModelForSequenceClassification, folder, ignore_mismatched_sizes=True, **label_config(list("abcde")))
-    assert said == [f"{folder}: classifier is new, since it is of another size there."]
+    assert said == [f"{folder}: weights new, since they have another size there: classifier."]
 
 
 def test_load_model_refuses_new_weights_where_nothing_is_trained(folder: str) -> None:
@@ -116,7 +113,8 @@ def test_load_model_and_load_lm_refuse_pickled_weights(folder: str, server: Hub)
     for name in (folder, "someone/pickled"):
         for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
-                CheckpointError, match=f"'{name}' holds its weights only as pickle .* add --allow-pickle .* longattn convert"
+                CheckpointError,
+                match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert",
             ):
                 load(name)
 
@@ -134,7 +132,7 @@ def test_load_sentence_model_refuses_pickled_modules(folder: str, server: Hub) -
     torch.save(modules[-1].state_dict(), dense / "pytorch_model.bin")
     server.add("someone/dense", Path(folder))
     for name in (folder, "someone/dense"):
-        with pytest.raises(CheckpointError, match="_Dense' holds its weights only as pickle"):
+        with pytest.raises(CheckpointError, match="_Dense' has no weights, or holds its weights only as pickle"):
             load_sentence_model(sentence_transformers.SentenceTransformer, name, device="cpu")
 
 
@@ -172,11 +170,10 @@ def test_load_config_refuses_an_adapter_without_a_model(folder: str, server: Hub
 
 
 def test_load_sentence_model_refuses_unknown_processors(folder: str) -> None:
-    """transformers looks for names that contain it, in a module for each model type."""
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
     Path(folder, "processor_config.json").write_text(json.dumps({"processor_class": "Processor"}))
     for loader in (sentence_transformers.CrossEncoder, sentence_transformers.SentenceTransformer):
-        with pytest.raises(CheckpointError, match="names a processor that transformers does not have; correct processor_class"):
+        with pytest.raises(CheckpointError, match="cannot be loaded: "):
             load_sentence_model(loader, folder, device="cpu")
 
 

@@ -44,22 +44,19 @@ class Command(TyperCommand):
         """The words of a command line.
 
         Raises:
-            click.UsageError: an option of a mechanism without --option, or --option with a name and no value.
+            click.UsageError: an option of a mechanism without --option, or anything else that is no option.
         """
-        flags = {flag for parameter in self.get_params(ctx) for flag in (*parameter.opts, *parameter.secondary_opts)}
-        if "--option" in flags and not ctx.resilient_parsing:
-            values = [word if word and word[0] != "-" else "VALUE" for word in (*args, "", "")]
-            for place, word in enumerate(args):
-                flag, _, value = word.partition("=")
-                name = flag.removeprefix("--").replace("-", "_")
-                if flag.startswith("--") and flag not in flags:
-                    from ..mechanisms.common.registry import list_mechanisms, options_of
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            flag = getattr(error, "option_name", "")
+            if flag.startswith("--") and any("--option" in parameter.opts for parameter in self.params):
+                from ..mechanisms.common.registry import list_mechanisms, options_of
 
-                    if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
-                        ctx.fail(f"{flag} is an option of mechanisms; type --option {name}={value or values[place + 1]}.")
-                if word == "--option" and (after := "".join(args[place + 1 : place + 2])).isidentifier():
-                    ctx.fail(f"--option {after} has no value; type --option {after}={values[place + 2]}.")
-        return super().parse_args(ctx, args)
+                name = flag[2:].replace("-", "_")
+                if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
+                    ctx.fail(f"{flag} is an option of mechanisms; type --option {name}=VALUE.")
+            raise
 
 
 COMMANDS = (
@@ -93,22 +90,20 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with rust_panics():
             app(arguments, standalone_mode=True)
-    except OSError as error:
-        _fail(f"{shortened(str(error.filename))!r}: {error.strerror}." if error.filename else str(error))
-    except ValueError as error:
-        if not isinstance(error, LongAttentionError):
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if not sentence:
             raise
-        _fail(str(error))
-    except ImportError as error:
-        if not lacks_fitting_torchvision(error):
-            raise
-        _fail(UNFIT_TORCHVISION)
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        _fail("There is not enough memory; use smaller options or lengths.")
+        print(error_line(sentence), file=sys.stderr)
+        raise SystemExit(1) from None
 
 
-def _fail(sentence: str) -> None:
-    print(error_line(sentence), file=sys.stderr)
-    raise SystemExit(1)
+def _sentence(error: Exception) -> str:
+    """What a user can act on; empty for a fault of the program."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{shortened(str(error.filename))!r}: {error.strerror}."
+    if isinstance(error, OSError | LongAttentionError):
+        return str(error)
+    if lacks_fitting_torchvision(error):
+        return UNFIT_TORCHVISION
+    return "There is not enough memory; use smaller options or lengths." if lacks_memory(error) else ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as flags
+from .terminal import Part, show, table
+
+if TYPE_CHECKING:
+    from ..export import CompressionReport
 
 
 def compress(
@@ -25,7 +30,7 @@ def compress(
     ] = None,
     documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")] = False,
+    overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -38,15 +43,26 @@ def compress(
     """
     from ..export import CompressionConfig, compress_checkpoint
     from ..export.compress import PRUNING, check_method
-    from .show import show_compression
-    from .terminal import print_json
 
     check_method(method)
     if method not in PRUNING:
         flags.refuse_typed(context, ("--share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
-    config = CompressionConfig(**flags.arguments(CompressionConfig, locals()))
-    report = compress_checkpoint(model, **flags.arguments(compress_checkpoint, locals(), config=config))
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        show_compression(report)
+    config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
+    report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
+    show(report.to_dict(), _report(report), as_json=as_json)
+
+
+def _report(report: CompressionReport) -> Iterator[Part]:
+    """What a compression costs and saves."""
+    outputs = [
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        for name, values in report.outputs.items()
+    ]
+    yield {
+        "written": str(report.destination),
+        "method": report.config["method"],
+        "changed": report.changed_in_words(),
+        "outputs": "; ".join(outputs),
+        "measured on": report.text,
+    }
+    yield table(("", "before", "after"), report.rows())

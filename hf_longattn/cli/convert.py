@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal, pick_unit_and_suffix
+from rich.styled import Styled
 
 from ..conversion import ConversionConfig
 from ..conversion.config import AUTO
 from . import options as flags
+from .hub import push_report
+from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
+    from ..conversion import ConversionPlan, ConversionReport
+    from ..conversion.flops import MechanismCost
     from ..conversion.plan import Chooser
+    from ..inputs.common.base import InputSizes, LengthCost
+    from ..reports import Check
 
-Source = Annotated[
-    str,
-    typer.Argument(metavar="SRC", callback=flags.check_model, help="A checkpoint folder, or a Hub repository id."),
-]
+Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
+SIZES = {"image_size": ("pixels", "tokens"), "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens")}
+"""Sizes of inputs in a report's plan -> the units of the size and of the tokens."""
+COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
+"""Status of a check -> its style."""
 
 
 @flags.takes_settings(ConversionConfig)
@@ -39,46 +52,51 @@ def convert(
     """
     if private and push_to_hub is None:
         raise typer.BadParameter("requires --push-to-hub.", param_hint="--private")
+    if config.verify_text is not None and not config.verify:
+        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
     if dry_run:
-        _print_plan(source, destination, config, as_json)
+        _show_plan(source, destination, config, as_json)
         return
-
+    config.check_mechanisms()
     token = config.token if isinstance(config.token, str) else None
     if push_to_hub is not None:
         from ..loading import check_token
 
         check_token(push_to_hub, token)
     from ..conversion import convert_checkpoint
-    from ..hub import check_login
-    from .hub import push_converted
-    from .show import conversion_progress, show_report
-    from .terminal import print_json
+    from ..errors import HubError
+    from ..hub import check_login, push_model
 
     if push_to_hub is not None:
         check_login(push_to_hub, token, private=private)
-    with conversion_progress() as progress:
-        report = convert_checkpoint(source, destination, config, choose=_chooser(config), progress=progress)
-    result = {"destination": str(report.destination), **report.to_dict()}
+    with conversion_progress() as advance:
+        report = convert_checkpoint(source, destination, config, choose=_chooser(config), progress=advance)
+    values = {"destination": str(report.destination), **report.to_dict()}
+    if push_to_hub is None:
+        show(values, conversion_report(report), as_json=as_json)
+        return
     if not as_json:
-        show_report(report)
-    if push_to_hub is not None:
-        result["push"] = push_converted(destination, push_to_hub, private=private, token=token, quiet=as_json)
-    if as_json:
-        print_json(result)
+        show(values, conversion_report(report))
+    try:
+        pushed = push_model(destination, push_to_hub, private=private, token=token)
+    except HubError as error:
+        again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
+        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
+    show({**values, "push": pushed.to_dict()}, push_report(pushed), as_json=as_json)
 
 
 @flags.takes_settings(ConversionConfig, planned=True)
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
     """Show what a conversion would do.
 
-    Prints tensors, sizes, memory and cost at each length. Reads only the headers of the weights.
+    Prints the result, its layers, and what it costs at each length.
     """
-    _print_plan(source, None, config, as_json)
+    _show_plan(source, None, config, as_json)
 
 
-def _print_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
+def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
+    config.check_mechanisms()
     from ..conversion import plan_conversion
-    from .show import print_plan
 
     print_plan(plan_conversion(source, destination, config, choose=_chooser(config)), as_json=as_json)
 
@@ -90,3 +108,158 @@ def _chooser(config: ConversionConfig) -> Chooser | None:
     from ..search import choose_mechanisms
 
     return choose_mechanisms
+
+
+@contextlib.contextmanager
+def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """The `progress` argument of `convert_checkpoint`."""
+    with progress() as tell:
+        yield lambda stage, done, total: tell(f"{stage}: {done:,} of {total:,}")
+
+
+def print_plan(plan: ConversionPlan, *, as_json: bool = False) -> None:
+    """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
+    from ..conversion.flops import compare_at_sizes
+
+    compared, values = {}, {}
+    for name, part in plan.parts.items():
+        if not (plan.generic and name):
+            sizes = part.inputs.doublings(part.architecture.source_config)
+            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.kind.mechanisms(part.shape.causal))
+            compared[name] = comparison(rows, [size.heading for size in sizes], _one(part.inputs))
+            values[name] = {**part.inputs.compared_values(sizes), "mechanisms": [asdict(row) for row in rows]}
+    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, compared), as_json=as_json)
+
+
+def _plan_report(plan: ConversionPlan, compared: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
+    """What a conversion would do."""
+    yield {
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})",
+        "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
+        "texts": str(plan.short_texts),
+        "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
+        "native twin": "" if plan.native_twin is None else plan.native_twin.describe(),
+    }
+    yield from _warnings(plan.warnings)
+    if plan.choice is not None:
+        yield Styled(f"\n{plan.choice['reason']}", "bold")
+    for name, part in plan.parts.items():
+        yield Styled(f"\ntower {name}: {part.new_input}" if name else "", "bold")
+        yield part.attention.table(part.shape.layers)
+        if part.decoder is not None:
+            yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
+            yield part.config.decoder_attention.table(part.config.decoder_layers)
+        yield ""
+        yield costs_table(part.costs, part.inputs)
+        yield from compared.get(name, ())
+    yield from plain_towers(plan)
+
+
+def plain_towers(model: Any) -> Iterator[Part]:
+    """What is to know of a plain class, planned or inspected, besides the towers that have mechanisms."""
+    for name in model.other_towers:
+        yield Styled(f"tower {name}: the attention of its class", "bold")
+    if model.text_global:
+        yield "Tokens of texts are global in the language model; those of images are not."
+
+
+def _warnings(sentences: Iterable[object]) -> Iterator[Part]:
+    for sentence in sentences:
+        yield Styled(f"\nWarning: {sentence}", "yellow")
+
+
+def _one(inputs: InputSizes) -> str:
+    """What one input is called in a table of costs."""
+    return inputs.noun if inputs.units else "sequence"
+
+
+def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> Part:
+    """Cost at each length or size of one input."""
+
+    def flops(count: int) -> str:
+        unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
+        return f"{count / unit:.1f} {name}"
+
+    columns = {
+        inputs.units: [cost.shown_size for cost in costs] if inputs.units else [],
+        inputs.token_unit: [f"{cost.length:,}" for cost in costs],
+        "attention": [flops(cost.attention_flops) for cost in costs],
+        "full attention": [flops(cost.full_attention_flops) for cost in costs],
+        "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
+        "whole model": [flops(cost.total_flops) for cost in costs],
+        "activations": [decimal(cost.activation_bytes) for cost in costs],
+        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    title = f"operations and memory for one {_one(inputs)}, computed from the model's shape"
+    return table([*filled], zip(*filled.values(), strict=True), title, align="r")
+
+
+def comparison(rows: Sequence[MechanismCost], headings: Sequence[str], unit: str = "sequence") -> Iterator[Part]:
+    """Each mechanism's cost for one ``unit`` at every other size; then why others have none."""
+    from ..conversion.flops import matrix_speed
+
+    speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
+    counted = [row for row in rows if not row.refused]
+    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
+    title = f"least seconds for one {unit} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    cells = []
+    for row in counted:
+        memory = [f" / {decimal(row.bytes[size], precision=0)}" if differs else "" for size in shown]
+        cells.append([row.mechanism, *(f"{row.flops[size] / speed:.2g}{words}" for size, words in zip(shown, memory, strict=True))])
+    yield table(["mechanism", *(headings[size] for size in shown)], cells, f"{title} / memory besides the weights" if differs else title)
+    for row in rows:
+        if row.refused:
+            yield Styled(f"{row.mechanism}: {row.refused}", "dim")
+
+
+def conversion_report(report: ConversionReport) -> Iterator[Part]:
+    """What was written, the checks, and what to do next."""
+    from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..hub import next_step
+
+    plan, path = report.plan, report.destination
+    yield {
+        "written": f"{path}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)",
+        "model": f"{plan.get('class', plan['long_class'])}, {_grown(plan)}, positions {plan['positions']}",
+        "texts": plan.get("short_texts", ""),
+    }
+    if "choice" in plan:
+        yield Styled(f"\n{plan['choice']['reason']}", "bold")
+    if not any(check.name == POSITIONS for check in report.checks):
+        yield from _warnings(plan.get("warnings", ()))
+    if not report.checks:
+        yield Styled("\nNot verified (--no-verify).", "yellow")
+        return
+    yield ""
+    yield checks(report.checks)
+    yield f"\nVerified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}."
+    verdict = {} if (check := verdict_check(report.checks)) is None else check.values
+    if WOULD_TELL in verdict:
+        yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
+    elif report.verdict == READY:
+        yield Styled(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}.", "green")
+    if report.next_step is not None:
+        typed = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        yield Line(f"{'Next' if report.needs_training else 'To train it'}: {next_step(report.next_step, str(typed))}")
+
+
+def checks(results: Iterable[Check]) -> Part:
+    """Checks with their status, one below the other."""
+    return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
+
+
+def _grown(plan: Mapping[str, Any]) -> str:
+    """The longest input of source and result."""
+    if "input" in plan:
+        return str(plan["input"])
+    if "towers" in plan:
+        return "; ".join(f"{name} {_grown(tower)}" for name, tower in plan["towers"].items())
+    old, new = plan["old_length"], plan["new_length"]
+    for name, (unit, token_unit) in SIZES.items():
+        if f"new_{name}" in plan:
+            values = [plan[f"{which}_{name}"] for which in ("old", "new")]
+            before, after = ("×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,g}" for value in values)
+            return f"{before} → {after} {unit}, {old:,} → {new:,} {token_unit}"
+    length = f"{new} tokens" if new else "any number of tokens"
+    return f"{old} → {length}" if old else length

@@ -36,20 +36,15 @@ def embed(
     Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
     """
     import torch
-    from tqdm.auto import tqdm
 
     from ..evaluation.embedding import embed_documents
-    from .terminal import say
+    from .terminal import progress, say
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with tqdm(unit="document", disable=None) as bar:
-
-        def note(done: int, count: int) -> None:
-            bar.total = count
-            bar.update(done - bar.n)
-
+    with progress() as tell:
         counts = embed_documents(
-            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split, note=note
-        )
+            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
+            note=lambda done, count: tell(f"{done:,} of {count:,} documents"),
+        )  # fmt: skip
     say(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")

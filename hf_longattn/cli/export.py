@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from ..errors import ExportError, nearest
 from . import options as flags
+from .convert import checks, conversion_progress, conversion_report
+from .terminal import Part, say, show
+
+if TYPE_CHECKING:
+    from ..export import ExportReport
 
 EXPORT_FORMATS = ("onnx", "torch", "native")
-
-Model = Annotated[str, flags.model_argument("A long checkpoint")]
 
 
 def export(
     context: typer.Context,
-    model: Model,
+    model: Annotated[str, flags.model_argument("A long checkpoint")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
         str,
@@ -27,10 +32,7 @@ def export(
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="The task of the model's head, for example feature-extraction.",
-            show_default="that of the saved head",
-        ),
+        typer.Option(help="The task of the model's head, for example feature-extraction.", show_default="that of the saved head"),
     ] = None,
     global_attention_mask: Annotated[
         bool,
@@ -39,7 +41,7 @@ def export(
             help="Add this input to the graph (native: every call will give it); otherwise the config determines the global tokens.",
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
+    overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -50,24 +52,30 @@ def export(
     at all. A decoder's graph reads a whole text at once, without a cache.
     """
     from ..export import export_checkpoint, export_native
-    from .show import conversion_progress, show_export, show_report
-    from .terminal import print_json, say
 
     if format not in EXPORT_FORMATS:
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
         flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
+    shared = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
         with conversion_progress() as progress:
-            twin = export_native(
-                model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token,
-                progress=progress,
-            )  # fmt: skip
-        print_json({"destination": str(twin.destination), **twin.to_dict()}) if as_json else show_report(twin)
+            twin = export_native(model, destination, progress=progress, **shared)
+        show({"destination": str(twin.destination), **twin.to_dict()}, conversion_report(twin), as_json=as_json)
         return
-    report = export_checkpoint(
-        model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask,
-        overwrite=overwrite, revision=revision, token=token, progress=partial(say, stderr=True),
-    )  # fmt: skip
-    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_export(report)
+    log = partial(say, stderr=True)
+    graph = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=log, **shared)
+    show({"destination": str(graph.destination), **graph.to_dict()}, _report(graph), as_json=as_json)
+
+
+def _report(graph: ExportReport) -> Iterator[Part]:
+    """What was written, its inputs and outputs, and the comparison with the model."""
+    form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
+    yield {
+        "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
+        "graph": f"{graph.class_name}, {form}, any batch size, {graph.min_length:,} to {graph.max_length:,} tokens",
+        "inputs": ", ".join(graph.inputs),
+        "outputs": ", ".join(graph.outputs),
+    }
+    yield checks(graph.checks)

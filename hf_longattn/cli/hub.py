@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as flags
+from .terminal import Line, Part, say, show
 
 if TYPE_CHECKING:
     from ..hub import PushReport
 
+Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")]
+
 
 def push(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
+    model: Folder,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")],
     private: flags.Private = False,
     revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
@@ -33,45 +36,26 @@ def push(
 
     check_token(repo, token)
     from ..hub import push_model
-    from .terminal import print_json
 
-    report = push_model(model, repo, **flags.arguments(push_model, locals()))
-    print_json(report.to_dict()) if as_json else _show(report)
-
-
-def push_converted(destination: Path, repo: str, *, private: bool, token: str | None, quiet: bool) -> dict[str, Any]:
-    """Push what `longattn convert` has just written; if that fails, the message tells how to retry."""
-    from ..errors import HubError
-    from ..hub import push_model
-
-    try:
-        report = push_model(destination, repo, private=private, token=token)
-    except HubError as error:
-        again = f"longattn push {shlex.quote(str(destination))} {repo}{' --private' if private else ''}"
-        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
-    if not quiet:
-        _show(report)
-    return report.to_dict()
+    pushed = push_model(
+        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
+    )
+    show(pushed.to_dict(), push_report(pushed), as_json=as_json)
 
 
-CARDS = {
-    "the folder's": "with the folder's card",
-    "written": "with a card written for it",
-    "the repository's": "the repository keeps its card",
-}
-"""Which card the repository has (:attr:`PushReport.card`), in words."""
-
-
-def _show(report: PushReport) -> None:
-    from .terminal import say
-
-    left_out = f"; left out: {', '.join(report.left_out)}" if report.left_out else ""
-    say(report.url)
-    say(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; {CARDS[report.card]}{left_out}.")
+def push_report(pushed: PushReport) -> Iterator[Part]:
+    """Where a model was uploaded, and what."""
+    cards = {"the folder's": "with the folder's card", "written": "with a card written for it"}
+    left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
+    yield Line(pushed.url)
+    yield Line(
+        f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; "
+        f"{cards.get(pushed.card, 'the repository keeps its card')}{left_out}."
+    )
 
 
 def card(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
+    model: Folder,
     base_model: Annotated[str | None, typer.Option(help="Hub name of the model that it was made from.")] = None,
     name: Annotated[
         str | None, typer.Option(help="The name or path by which the card loads it.", show_default="the folder as given")
@@ -89,14 +73,12 @@ def card(
     from ..errors import LongAttentionError
     from ..files import read_json
     from ..hub import write_model_card
-    from .terminal import say
 
-    rows = []
-    if results is not None:
-        rows = read_json(results)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise LongAttentionError(f"{results} must contain a JSON list of rows with dataset, metric and value.")
-    path = write_model_card(
-        model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
+    rows = [] if results is None else read_json(results)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise LongAttentionError(f"{results} must contain a JSON list of rows with dataset, metric and value.")
+    say(
+        write_model_card(
+            model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
+        )
     )
-    say(path)

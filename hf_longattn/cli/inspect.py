@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.styled import Styled
 
 from . import options as flags
+from .convert import costs_table, plain_towers
+from .terminal import Line, Part, progress, show, table
+
+if TYPE_CHECKING:
+    from ..conversion import Inspection
+    from ..inspect import Diagnosis, StockInspection
+    from ..mechanisms import MechanismInfo
+    from ..training.recipes import Recipe
+
+SHOWN_LENGTHS, SHOWN_LAYERS = 5, 16
+"""Maximum columns of lengths, and rows of layers, in the table of a diagnosis."""
 
 
 def inspect(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A long checkpoint or a stock model")],
-    given: Annotated[
+    file: Annotated[
         Path | None,
         typer.Argument(
             metavar="INPUT",
@@ -41,7 +58,7 @@ def inspect(
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
-    device: flags.Device = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
     length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
     plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
@@ -56,32 +73,34 @@ def inspect(
     """
     if plot is None:
         flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
-    if given is None:
+    if file is None:
         flags.refuse_typed(context, ("--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording.")
     else:
         flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-        _diagnose(model, given, lengths, candidate, queries, device, as_json, revision, token)
-        return
-
-    from .show import show_inspection, show_stock
-    from .terminal import print_json, say
-
-    if plot is not None:
-        from .plot import check_image
-
-        check_image(plot)
-
     from ..conversion import inspect_checkpoint
     from ..conversion.sources import fetch_config
-    from ..files import is_long
+    from ..files import check_new_file, is_long
+    from ..inspect import diagnose, inspect_stock
+    from ..inspect.attention import is_text
+    from ..inspect.texts import DURATIONS, read_lengths, read_numbers
 
+    if file is not None:
+        measured: Sequence[float] | None = None
+        if lengths is not None:
+            measured = read_lengths(lengths.split(",")) if is_text(file) else read_numbers(lengths, DURATIONS)
+        with progress() as tell:
+            diagnosis = diagnose(
+                model, file, lengths=measured, queries=queries, candidates=candidate, device=device, revision=revision, token=token,
+                progress=tell,
+            )  # fmt: skip
+        show(diagnosis.to_dict(), diagnosis_report(diagnosis), as_json=as_json)
+        return
+    if plot is not None:
+        check_new_file(plot)
     if not is_long(fetch_config(model, revision, token)):
-        from ..inspect import inspect_stock
-        from ..inspect.texts import read_lengths
-
         flags.refuse_typed(context, ("--plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
-        print_json({"model": model, **stock.to_dict(tokens)}) if as_json else show_stock(model, stock, tokens)
+        show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
         return
     flags.refuse_typed(context, ("--lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
@@ -89,33 +108,94 @@ def inspect(
         from .plot import draw_patterns, name_layers
 
         draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
-    if as_json:
-        print_json({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})})
+    show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
+
+
+def _inspection_report(model: Inspection) -> Iterator[Part]:
+    """A checkpoint: its model, mechanisms, state and cost."""
+    from ..inspect.paths import COLUMNS, planned_length, planned_paths
+
+    of_transformers = " of transformers, with mechanisms" if model.generic else ""
+    yield {
+        "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
+        "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
+        "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
+        "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
+    }
+    if model.towers:
+        for name, tower in model.towers.items():
+            yield Styled(f"\ntower {name}", "bold")
+            yield from _inspection_report(tower)
+        yield from plain_towers(model)
         return
-    show_inspection(inspection)
-    if plot is not None:
-        say(f"drawn: {plot}")
+    yield f"\n{model.attention.table(len(model.mechanisms))}\n"
+    title = f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why"
+    yield table(COLUMNS, planned_paths(model).rows(), title, align="l")
+    rows, first = [], 0
+    for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=False)):
+        last = first + len(list(run)) - 1
+        layers = f"{first}-{last}" if last > first else str(first)
+        rows.append((layers, name, decimal(state.bytes), decimal(state.per_token) if state.per_token else "nothing"))
+        first = last + 1
+    if rows:
+        title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
+        yield table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
+    if model.costs:
+        yield costs_table(model.costs, model.inputs)
 
 
-def _diagnose(
-    model: str, given: Path, lengths: str | None, candidate: list[str] | None, queries: int, device: str | None, as_json: bool,
-    revision: str | None, token: str | None,
-) -> None:  # fmt: skip
-    """Measure how attention spreads over an input."""
-    from ..inspect import diagnose
-    from ..inspect.attention import is_text
-    from ..inspect.texts import DURATIONS, read_lengths, read_numbers
-    from .show import show_diagnosis
-    from .terminal import print_json, progress
+def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
+    """What the layers of a stock model or of its towers declare, what runs for them, and the memory that it needs."""
+    from ..mechanisms.common.choice_text import write_numbers
 
-    asked: list[float] | list[int] | None = None
-    if lengths is not None:
-        asked = read_lengths(lengths.split(",")) if is_text(given) else read_numbers(lengths, DURATIONS)
-    with progress() as tell:
-        found = diagnose(
-            model, given, lengths=asked, queries=queries, candidates=candidate, device=device, revision=revision, token=token, progress=tell
-        )
-    print_json(found.to_dict()) if as_json else show_diagnosis(found)
+    runs = "sdpa" if model.implementation == "sdpa" else f"eager, since {model.class_name} does not support SDPA"
+    yield {
+        "model": f"{name}  ({model.class_name}, model type {model.model_type})",
+        "parameters": f"{model.parameters:,}",
+        "transformers": "" if model.towers else runs + ("; flash attention on GPUs" if model.flash else ""),
+        "longattn": "" if model.towers else model.verdict(),
+    }
+    layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()]
+    yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
+    memory = [(f"{length:,}", decimal(stock), decimal(ours)) for length, stock, ours in model.memory(lengths) if stock or ours]
+    if memory:
+        yield "Estimated memory of mask and scores in one layer, the largest, for one text in fp32:"
+        yield table(("tokens", "transformers", "longattn"), memory, align="r")
+    for tower, part in model.towers.items():
+        yield from _stock_report(f"tower {tower}", part, lengths)
+
+
+def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
+    """How attention spreads as an input grows, and what mechanisms would keep of it."""
+    from ..inspect.diagnosis import in_seconds, percent
+
+    yield Styled(diagnosis.conclusion(), "bold")
+    if diagnosis.image is not None:
+        yield f"Image of {diagnosis.image.size}, {diagnosis.image.grid}."
+    yield from filter(None, (diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes))
+    unit, lengths, layers = diagnosis.unit, diagnosis.lengths[-SHOWN_LENGTHS:], diagnosis.last.layers
+    step, rows = -(-len(layers) // SHOWN_LAYERS), []
+    for number in sorted({*range(0, len(layers), step), len(layers) - 1}):
+        effective = [f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in lengths]
+        shares = [percent(float(layers[number].numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
+        rows.append((str(number), *effective, *shares))
+    columns = ("layer", *(f"eff. {unit}\nof {row.length:,}" for row in lengths), "largest\nweight", f"first\n{unit}")
+    yield table(columns, rows, "mean over the heads of a layer", align="r")
+    title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
+    if diagnosis.frame_seconds is not None:
+        title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
+    kept = [
+        (str(row.candidate), percent(row.mass), f"{percent(row.least)} ({row.least_layer})", percent(row.cost))
+        for row in diagnosis.candidate_rows()
+    ]
+    yield table(("mechanism", "kept", "least (layer)", "cost"), kept, title)
+    for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
+        if names:
+            yield f"{why}: {', '.join(sorted(names))} (--json says why)\n"
+    chosen = diagnosis.chosen()
+    if chosen is not None:
+        model = "the checkpoint that this model was made from" if diagnosis.is_long else "the model"
+        yield Line(f"To convert {model} so, add to longattn convert:\n  {shlex.join(diagnosis.flags(chosen))}")
 
 
 def mechanisms(
@@ -124,15 +204,38 @@ def mechanisms(
 ) -> None:
     """List the attention mechanisms, or describe one in full."""
     from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
-    from .show import show_mechanism, show_mechanisms
-    from .terminal import print_json
 
     if name is not None:
         info = mechanism_info(name)
-        print_json(asdict(info)) if as_json else show_mechanism(info)
+        show(asdict(info), _mechanism_report(info), as_json=as_json)
         return
-    infos = [mechanism_info(mechanism) for mechanism in list_mechanisms()]
-    print_json({"mechanisms": [asdict(info) for info in infos]}) if as_json else show_mechanisms(infos)
+    infos, causal = [mechanism_info(mechanism) for mechanism in list_mechanisms()], {"both": "both", True: "only", False: "no"}
+    rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
+    listed = (table(("name", "what it does", "cost", "causal"), rows, align="l"), "Options of each: longattn mechanisms NAME")
+    show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
+
+
+def _mechanism_report(info: MechanismInfo) -> Iterator[Part]:
+    """One mechanism in full."""
+    from ..mechanisms.common.registry import input_in_words
+
+    yield {
+        "name": info.name,
+        "summary": info.summary,
+        "when": info.when,
+        "paper": info.paper,
+        "cost": info.cost,
+        "causal": {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal],
+        "equals full attention": info.exact_when,
+        "adds parameters": "yes: needs training" if info.trains else "no",
+        "global tokens": "taken (global_attention_mask)" if info.takes_globals else "not taken",
+        "input": input_in_words(info.name),
+        "engine": info.engine,
+    }
+    for option in info.options:
+        unit = f", in {option.unit}" if option.unit else ""
+        yield Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold")
+        yield Padding(option.help, (0, 0, 0, 4))
 
 
 def recipes(
@@ -143,18 +246,25 @@ def recipes(
     from ..errors import LongAttentionError, nearest
     from ..files import read_text
     from ..training.recipes import read_recipe, ready_recipes
-    from .show import show_recipes
-    from .terminal import print_json, say
 
     ready = ready_recipes()
     if name is None:
         listed = [{"name": recipe.name, "command": recipe.command, **recipe.entries} for recipe in ready.values()]
-        print_json({"recipes": listed}) if as_json else show_recipes(list(ready.values()))
+        show({"recipes": listed}, _recipes_report([*ready.values()]), as_json=as_json)
         return
     if name not in ready:
         raise LongAttentionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
     recipe = ready[name]
-    if as_json:
-        print_json({"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)})
-    else:
-        say(read_text(recipe.path), end="")
+    values = {"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)}
+    show(values, [Line(read_text(recipe.path).removesuffix("\n"))], as_json=as_json)
+
+
+def _recipes_report(recipes: Sequence[Recipe]) -> Iterator[Part]:
+    """The recipes of each command: name and title, with the published score below."""
+    for command, group in groupby(sorted(recipes, key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
+        yield Styled(command, "bold")
+        for recipe in group:
+            score = f"\nPublished: {recipe.entries['score']}" if "score" in recipe.entries else ""
+            yield {f"  {recipe.name:<28}": recipe.entries["title"] + score}
+        yield ""
+    yield "The commands of each, its values and their source: longattn recipes NAME"

@@ -1,10 +1,9 @@
-"""Flags that several commands share, and how their values are parsed."""
+"""Flags that several commands share, and flags made from the fields of a config."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
 
@@ -19,32 +18,6 @@ from ..training.recipes import read_recipe, recipe_names
 C = TypeVar("C", bound=Callable[..., None])
 
 
-def flag_name(setting: Field[Any]) -> str:
-    """The parameter of a command for a setting: `no_verify` for `verify`."""
-    return (setting.metadata["flag"].lstrip("-") or setting.name).replace("-", "_")
-
-
-def flag(setting: Field[Any]) -> Any:
-    """The flag of a setting, with its help."""
-    metadata = setting.metadata
-    if metadata["type"] is bool:
-        return typer.Option(f"--{flag_name(setting).replace('_', '-')}", help=metadata["flag_help"])
-    names = [metadata["flag"]] if metadata["flag"] else []
-    return typer.Option(
-        *names, help=metadata["help"], metavar=metadata["metavar"], min=metadata["minimum"], show_default=metadata["unset"] or True
-    )
-
-
-def parameter(setting: Field[Any]) -> inspect.Parameter:
-    """The parameter of a command for a setting."""
-    kind = setting.metadata["type"]
-    annotation = bool if kind is bool else list[str] | None if kind is list else kind if setting.default is not None else kind | None
-    default = False if kind is bool else setting.default
-    return inspect.Parameter(
-        flag_name(setting), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag(setting)]
-    )
-
-
 def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[C], C]:
     """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them.
 
@@ -52,109 +25,106 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
         kind: of the config.
         planned: only the settings that a plan depends on.
     """
-    flags = {
-        setting.name: parameter(setting)
+    settings = {
+        (setting.metadata["flag"].lstrip("-") or setting.name).replace("-", "_"): setting
         for setting in fields(kind)
         if setting.metadata["flag"] != "-" and (setting.metadata["planned"] or not planned)
     }
 
     def decorate(command: C) -> C:
-        @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            typed = {name: values.pop(flag.name) for name, flag in flags.items()}
-            if typed.get("verify_text") is not None and typed.get("verify"):
-                raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-            read = {name: parse(typed[name]) or None for name, parse in PARSERS.items() if name in typed}
-            if read.get("layers") and "layers" in (read["options"] or {}):
-                raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-            verify = {"verify": not typed["verify"]} if "verify" in typed else {}
-            config = kind(**{**typed, **read, **verify})
-            if isinstance(config, ConversionConfig):
-                config.check_mechanisms()
-            command(**values, config=config)
+            chosen = {}
+            for flag, setting in settings.items():
+                value, read = values.pop(flag), READERS.get(setting.name)
+                try:
+                    chosen[setting.name] = read(value) if read and value is not None else value
+                except OptionError as error:
+                    raise typer.BadParameter(str(error), param_hint=f"--{flag.replace('_', '-')}") from None
+            if "verify" in chosen:
+                chosen["verify"] = not chosen["verify"]  # the flag is --no-verify
+            command(**values, config=kind(**chosen))
 
         parameters: list[inspect.Parameter] = []
         for name, argument in inspect.signature(command, eval_str=True).parameters.items():
-            parameters += flags.values() if name == "config" else [argument.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-        del wrapper.__wrapped__
+            if name == "config":
+                parameters += [_parameter(flag, setting) for flag, setting in settings.items()]
+            else:
+                parameters.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {argument.name: argument.annotation for argument in parameters}
         return wrapper  # type: ignore[return-value]
 
     return decorate
 
 
-def check_model(name: str | None) -> str | None:
-    """Refuse a folder that does not exist before anything slow is imported."""
-    from ..loading import check_name
-
-    if name is not None:
-        check_name(name)
-    return name
-
-
-def model_argument(what: str) -> Any:
-    """The argument MODEL, with its help."""
-    return typer.Argument(metavar="MODEL", callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
-
-
-def refuse_typed(context: typer.Context, options: Sequence[str], sentence: str) -> None:
-    """Refuse the first of ``options`` that was typed, even with its default value; the sentence says why it would have no effect."""
-    names = {flag: parameter.name for parameter in context.command.params for flag in parameter.opts}
-    for option in options:
-        source = context.get_parameter_source(names[option] or "")
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(sentence, param_hint=option)
+def _parameter(name: str, setting: Field[Any]) -> inspect.Parameter:
+    """The parameter of a command for a setting: ``no_verify`` for ``verify``."""
+    kind, default = setting.metadata["type"], setting.default
+    if kind is bool:
+        annotation, default = bool, False
+    elif kind is list:
+        annotation = list[str] | None
+    else:
+        annotation = kind if default is not None else kind | None
+    annotated = Annotated[annotation, _option(setting, f"--{name.replace('_', '-')}")]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
 
 
-def arguments(function: Callable[..., Any], flags: Mapping[str, Any], **others: Any) -> dict[str, Any]:
-    """The arguments of ``function`` among a command's ``locals()``: flags of the same names. ``others`` replace them."""
-    return {name: value for name, value in {**flags, **others}.items() if name in inspect.signature(function).parameters}
+def _option(setting: Field[Any], flag: str) -> Any:
+    about = setting.metadata
+    shown = {} if about["type"] is bool else {"show_default": about["unset"] or True}
+    return typer.Option(flag, help=about["flag_help"], metavar=about["metavar"], min=about["minimum"], **shown)
 
 
-def _read(flag: str, read: Callable[[Any], Any], value: Any) -> Any:
-    """What ``read`` makes of the value of a flag, which an error names."""
-    try:
-        return read(value)
-    except OptionError as error:
-        raise typer.BadParameter(str(error), param_hint=flag) from None
-
-
-def parse_options(pairs: list[str] | None) -> dict[str, str]:
-    """`window=512` … -> {"window": "512"}; the mechanism's option types convert the text."""
-    options: dict[str, str] = _read("--option", read_pairs, pairs or [])
-    return options
-
-
-def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
+def read_layers(rules: list[str]) -> dict[Any, Any]:
     """`0-3=window:window=256` … -> {0: {"mechanism": "window", "window": "256"}, …}; a later rule replaces an earlier one.
 
     Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
-    for rule in rules or []:
-        for where, values in _read("--layers", read_rules, rule):
-            if where is None:
-                turns.append(values)
-            else:
-                layers |= {index: dict(values) for index in where}
-    return {**({IN_TURN: turns} if turns else {}), **layers}
+    for where, values in read_rules(";".join(rules)):
+        if where is None:
+            layers.setdefault(IN_TURN, []).append(values)
+        else:
+            layers |= {index: dict(values) for index in where}
+    return layers
 
 
-PARSERS: dict[str, Callable[[Any], Any]] = {
-    "options": parse_options,
-    "layers": parse_layers,
-    "decoder_long_attention": lambda rule: None if rule is None else _read("--decoder-mechanism", read_choice, rule),
-    "towers": lambda towers: None if towers is None else _read("--towers", read_towers, towers),
+READERS: dict[str, Callable[[Any], Any]] = {
+    "options": read_pairs,
+    "layers": read_layers,
+    "decoder_long_attention": read_choice,
+    "towers": read_towers,
 }
-"""How the values of settings that are no plain values are read."""
+"""Settings whose text stands for a mapping -> what reads it."""
 
-_SHARED = {setting.name: flag(setting) for setting in fields(ConversionConfig)}
+
+def check_model(name: str) -> str:
+    """Refuse a folder that does not exist before anything slow is imported."""
+    from ..loading import check_name
+
+    check_name(name)
+    return name
+
+
+def model_argument(what: str, metavar: str = "MODEL") -> Any:
+    """The argument of a model, with its help."""
+    return typer.Argument(metavar=metavar, callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+
+
+def refuse_typed(context: typer.Context, flags: tuple[str, ...], sentence: str) -> None:
+    """Refuse the first of ``flags`` that was typed, even with its default value; the sentence says why it would have no effect."""
+    for flag in flags:
+        source = context.get_parameter_source(flag.lstrip("-").replace("-", "_"))
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(sentence, param_hint=flag)
+
+
+_SHARED = {setting.name: _option(setting, f"--{setting.name.replace('_', '-')}") for setting in fields(ConversionConfig)}
 RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination once the new one is complete.")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -171,14 +141,13 @@ def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     values = read_recipe(recipe, parameters, "convert")
     for name, value in values.items():
         parameter = parameters[name]
-        wants_list = parameter.multiple or parameter.nargs != 1
-        if isinstance(value, dict) or isinstance(value, list) != wants_list:
-            wanted = "list" if wants_list else "single value"
-            raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}; it must be a {wanted}.")
+        if isinstance(value, dict) or isinstance(value, list) != parameter.multiple:
+            wanted = "list" if parameter.multiple else "single value"
+            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
         try:
             parameter.process_value(context, value)
         except typer.BadParameter as error:
-            raise OptionError(f"The recipe {recipe} sets {parameter.name!r} to {value!r}: {error.message.rstrip('.')}.") from error
+            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}: {error.message.rstrip('.')}.") from error
     context.default_map = {**(context.default_map or {}), **values}
     return recipe
 

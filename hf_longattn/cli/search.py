@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.styled import Styled
 
 from ..search.config import SearchConfig
 from . import options as flags
+from .terminal import Line, Part, progress, show, table
+
+if TYPE_CHECKING:
+    from ..search.result import SearchResult
 
 
 @flags.takes_settings(SearchConfig)
@@ -28,11 +34,24 @@ def search(
     machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
     """
     from ..search import search_design
-    from .terminal import print_json, progress, show
 
     with progress() as tell:
         result = search_design(model, text, output, config, progress=tell)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        show(result.report())
+    show(result.to_dict(), _report(result), as_json=as_json)
+
+
+def _report(result: SearchResult) -> Iterator[Part]:
+    """The design and why it, and what it was chosen from."""
+    yield Styled(result.reason, "bold")
+    yield from filter(None, (result.loss_sentence, *result.notes, " "))
+    score = "captured mass" if result.score == "mass" else "−KL (nats)"
+    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
+    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    uniform = [
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+    ]
+    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    if result.reasons:
+        yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
+    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    yield Line(f"written: {result.file}\nnext: {result.command}")

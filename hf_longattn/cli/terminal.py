@@ -1,111 +1,93 @@
-"""The way to the terminal of every command: what is quoted of files, servers and paths is shown, and cannot control the terminal."""
+"""The way to the terminal of every command: a report as text, or one JSON object.
+
+Text of files, servers and paths is shown, and cannot control the terminal.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.padding import Padding
-from rich.segment import Segment
-from rich.table import Table as Grid
+from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from ..errors import CONTROL, visible
-from ..reports import Facts, Report, Sentence, Table
+
+Part = RenderableType | Mapping[str, str]
+"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or facts as a mapping, of which those without a value are left out."""
+
+
+class Line(str):
+    """A path or a command, which is not wrapped."""
 
 
 class SafeConsole(Console):
-    """rich's console, which escapes control characters in what it is given; colours are styles and stay."""
+    """A console of rich without markup. It escapes control characters before anything is laid out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """With the escapes, before anything is laid out."""
+        """``text`` with its control characters escaped."""
         return super().render_str(visible(text), **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of text that was made elsewhere, too."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = False) -> None:
+    """Print a result: its ``values`` as one JSON object, or the parts of its ``report``, which are made only then."""
+    if as_json:
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
+        print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+        return
+    console = SafeConsole()
+    for part in report:
+        if isinstance(part, Line):
+            say(part)
+        elif isinstance(part, Mapping):
+            console.print(facts((name, value) for name, value in part.items() if value))
+        else:
+            console.print(part)
 
 
-def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console on stdout or stderr, at most ``width`` columns wide."""
-    terminal = SafeConsole(stderr=stderr, soft_wrap=False)
-    return terminal if width is None else SafeConsole(stderr=stderr, soft_wrap=False, width=min(width, terminal.width))
+def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> RenderableType:
+    """Names and their values, one below the other."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", align: str = "lr") -> RenderableType:
+    """A table, or an empty line if it has no rows.
+
+    Args:
+        align: "l" or "r" for each column; the last one holds for all further columns.
+    """
+    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title or None, title_style="dim", title_justify="left")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="right" if align[min(number, len(align) - 1)] == "r" else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    return grid if grid.row_count else ""
+
+
+def say(*lines: object, stderr: bool = False) -> None:
+    """Print lines that are not wrapped: paths, and what is to be typed."""
+    print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout)
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Shows the sentence that it is called with, on stderr while that is a terminal."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
+    """Show the sentence that it is called with, on stderr while that is a terminal."""
+    console = SafeConsole(stderr=True)
+    if not console.is_terminal:
         yield lambda sentence: None
         return
-    with screen.status("loading") as status:
-        yield lambda sentence: status.update(escape(sentence))
-
-
-def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
-    """Print lines as they are, which are not wrapped: paths, and what is to be typed."""
-    print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout, end=end)
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
-
-
-STYLES = {"strong": "bold", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "bold red", "measured": "cyan"}
-"""Styles of a report's parts as rich's."""
-
-
-def show(report: Report) -> None:
-    """Print a report."""
-    screen = console(width=report.width)
-    for part in report.parts:
-        if isinstance(part, Sentence) and part.typed:
-            say(part.text)
-        elif isinstance(part, Sentence):
-            text = Padding(escape(part.text), (0, 0, 0, part.indent)) if part.indent else escape(part.text)
-            screen.print(text, style=STYLES.get(part.style, ""), highlight=False)
-        elif isinstance(part, Facts):
-            screen.print(Padding(_facts(part), (0, 0, 0, part.indent)) if part.indent else _facts(part), highlight=False)
-        elif isinstance(part, Table):
-            screen.print(_fitting(screen, part), highlight=False)
-
-
-def _facts(facts: Facts) -> Grid:
-    grid = Grid.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for fact in facts.rows:
-        detail = f"\n[dim]{escape(fact.detail)}[/]" if fact.detail else ""
-        grid.add_row(Text(fact.name, STYLES.get(fact.style, "")), escape(fact.value) + detail)
-    return grid
-
-
-def _fitting(screen: Console, table: Table) -> Grid:
-    """The table, without leading columns after the first that do not fit, if it may shrink."""
-    unbounded = screen.options.update(max_width=10 * screen.width)
-    starts = range(1, len(table.columns)) if table.shrinks else [1]
-    grids = [_grid(table, [0, *range(start, len(table.columns))]) for start in starts]
-    return next((grid for grid in grids if Measurement.get(screen, unbounded, grid).maximum <= screen.width), grids[-1])
-
-
-def _grid(table: Table, columns: Sequence[int]) -> Grid:
-    grid = Grid(
-        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=escape(table.title) or None, title_style="dim", title_justify="left"
-    )
-    for number in columns:
-        grid.add_column(escape(table.columns[number]), justify="right" if table.alignment(number) == "r" else "left", overflow="fold")
-    for number, row in enumerate(table.rows):
-        style = STYLES.get(table.styles[number], "") if table.styles else ""
-        grid.add_row(*(escape(row[column]) for column in columns if row), style=style)
-    return grid
+    with console.status("loading") as status:
+        yield status.update

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..data.batching import processes
 from ..data.sources import DataError, check_column, is_plain_text, read_source
 from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
 from ..files import check_writable, read_json_object, staged_file, write_text
-from ..loading import call_tokenizer, check_ids, has_token_vectors, load_sentence_model
+from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
 from ..names import LOGGER
 from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, token_states
@@ -240,7 +240,6 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[i
     ids = call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]
     counts = list(map(len, ids))
     most = max(1, *counts)
-    check_ids(max(chain([0], *ids)), network.transformers_model.get_input_embeddings().num_embeddings)
     if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LengthError, LongAttentionError
-from ..loading import call_tokenizer, check_ids
+from ..loading import call_tokenizer
 from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
 
@@ -196,7 +196,11 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
             "give a smaller overlap or a shorter prompt, or convert the model to a greater length."
         )
-    check_ids(max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings)
+    largest, rows = max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise CheckpointError(
+            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs to another model."
+        )
     body = count if longest is None else longest - fixed
     for first in range(0, max(count, 1), max(body - overlap, 1)):
         part, last = tokens.ids[first : first + body], first + body >= count

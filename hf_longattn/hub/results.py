@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..errors import LongAttentionError
-from ..reports import Table, markdown_table
+from ..reports import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,5 +88,5 @@ def results_table(rows: Sequence[MeasuredResult]) -> str:
         columns["note"].append(row.note)
     if not any(row.system for row in rows):
         del columns["system"]
-    table = Table.of_columns(columns)
-    return markdown_table(table.columns, table.rows) if rows else ""
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    return markdown_table([*filled], zip(*filled.values(), strict=True)) if rows else ""

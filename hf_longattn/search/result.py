@@ -11,7 +11,6 @@ from typing import Any
 from ..evaluation.token_loss import LossChange
 from ..files import unused_name
 from ..inputs.common.base import InputSize
-from ..reports import Report, Table
 from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
 from .design import CostedDesign
@@ -139,33 +138,3 @@ class SearchResult:
             "notes": list(self.notes),
             "machine": dict(self.machine),
         }
-
-    def report(self) -> Report:
-        """For the terminal: the design and why it, and what it was chosen from."""
-        report = Report(width=100)
-        report.say(self.reason, "strong")
-        for sentence in (self.loss_sentence, *self.notes):
-            report.say(sentence)
-        report.gap()
-        report.table(self._layers())
-        scores = ["" if costed.score is None else f"{costed.score:.3f}" for costed in self.uniform]
-        costs = [self.cost_of(costed).replace(" of full attention", "") for costed in self.uniform]
-        cost = "cost" if self.budget.of_memory else "cost (of full)"
-        columns = {"design": [costed.design.names[0] for costed in self.uniform], "score": scores, cost: costs}
-        report.table(Table.of_columns(columns, "the same in every layer"))
-        left_out = ", ".join(sorted(self.reasons))
-        report.say(f"left out: {left_out} (--json says why)" if left_out else "", "quiet")
-        report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}")
-        if self.file is not None:
-            report.say(f"written: {self.file}\nnext: {self.command}", typed=True)
-        return report
-
-    def _layers(self) -> Table:
-        columns = {
-            "layer": [str(number) for number in range(len(self.rows))],
-            "runs": [row.chosen for row in self.rows],
-            "captured mass" if self.score == "mass" else "−KL (nats)": [
-                f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in self.rows
-            ],
-        }
-        return Table.of_columns(columns, align="rlr")

@@ -69,17 +69,16 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--window 512", "--window is an option of mechanisms; type --option window=512."),
-        ("--num-sinks=4", "--num-sinks is an option of mechanisms; type --option num_sinks=4."),
-        ("--mechanism window --option window 512", "--option window has no value; type --option window=512."),
-        ("--option window --no-verify", "--option window has no value; type --option window=VALUE."),
+        ("--window 512", "--window is an option of mechanisms; type --option window=VALUE."),
+        ("--num-sinks=4", "--num-sinks is an option of mechanisms; type --option num_sinks=VALUE."),
+        ("--option window", "'window' must read NAME=VALUE, for example window=512."),
         ("--windows 512", "No such option: --windows"),
     ],
 )
 def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "convert", "short", "long", *words.split())
     assert code == 2
-    assert f"Error: {sentence}" in err
+    assert sentence in " ".join(err.split())
 
 
 @every_case("case", REQUESTS)

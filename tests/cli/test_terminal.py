@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.table import Table
+from rich.styled import Styled
 from transformers import BertConfig, BertModel
 
 from hf_longattn.cli.app import main
-from hf_longattn.cli.show import add_comparison
-from hf_longattn.cli.terminal import SafeConsole, show
-from hf_longattn.conversion.flops import MechanismCost
+from hf_longattn.cli.terminal import Line, show, table
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
-from hf_longattn.reports import Report
 from tests.trained import tokenizer_of
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"
 """Colours, the title of the window, an erased screen, the direction of writing, and the start of the line."""
+
+PRINTING = ("print", "typer.echo", "click.echo", "Console", "rich.print", "Text")
+"""What prints, or makes a text that the console does not escape."""
 
 
 def small(folder: Path) -> Path:
@@ -63,17 +62,30 @@ def test_training_that_refuses_columns_escapes_their_names(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_console_keeps_its_colours_and_escapes_those_of_others(colours: bool) -> None:
-    shown = io.StringIO()
-    console = SafeConsole(file=shown, force_terminal=colours, color_system="standard" if colours else None, width=200)
-    table = Table(HOSTILE, title=HOSTILE)
-    table.add_row(HOSTILE)
-    console.print(table)
-    console.print(HOSTILE, style="red", markup=False, highlight=False)
-    text = shown.getvalue()
-    assert text.count(r"\x1b[31m\x1b]0;owned\x07b") == 4
+def test_report_keeps_its_colours_and_escapes_those_of_others(
+    colours: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "200"}.items():
+        monkeypatch.setenv(name, value)
+    if not colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+    show({}, [HOSTILE, Styled(HOSTILE, "red"), Line(HOSTILE), {HOSTILE: HOSTILE}, table([HOSTILE], [[HOSTILE]], title=HOSTILE)])
+    text = capsys.readouterr().out
+    assert text.count(r"\x1b[31m\x1b]0;owned\x07b") == 8
     assert ("\x1b[31m" in text) == colours  # ours
     assert "\x1b]0" not in text
+
+
+def test_report_shows_text_as_it_is_and_wraps_all_but_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    numbers = table(("", "one", "two"), [("a", "1", "2"), ("b", "3" * 30, "4" * 30)])
+    show({}, [{"model": "[bold]bert", "nothing": ""}, "for readers of [red]terminals " * 3, Line("x" * 70), numbers])
+    out = capsys.readouterr().out
+    assert "model  [bold]bert" in out
+    assert "readers of [red]terminals" in out
+    assert "x" * 70 + "\n" in out
+    assert "nothing" not in out
+    assert max(len(line) for line in out.splitlines() if "x" not in line) <= 60
 
 
 def test_no_command_prints_past_the_safe_terminal(repository: Path) -> None:
@@ -81,7 +93,10 @@ def test_no_command_prints_past_the_safe_terminal(repository: Path) -> None:
     for path in sorted((repository / "hf_longattn" / "cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called in ("print", "typer.echo", "click.echo", "Console", "rich.print") and path.name not in ("terminal.py", "app.py"):
+            if called in PRINTING and path.name not in (
+                "terminal.py",
+                "app.py",
+            ):
                 wrong.append(f"{path.name}:{node.lineno} {called}")
     assert not wrong, "print through hf_longattn.cli.terminal"
 
@@ -102,20 +117,3 @@ def test_commands_escape_controls_of_names_and_configs(arguments: list[str], tmp
         printed = capsys.readouterr()
         assert harmless(printed.out + printed.err), printed
         assert (printed.out + printed.err).strip()
-
-
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_comparison_of_mechanisms_has_whole_numbers_at_any_width(
-    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    counts = tuple(12345 * 10**9 * 4**power for power in range(7))
-    rows = [MechanismCost("recurrent_memory", counts, counts), MechanismCost("window", counts, tuple(1000 + count for count in counts))]
-    report = Report()
-    add_comparison(report, [*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], [f"{2**power}K" for power in range(7)], 1e9)
-    show(report)
-    page = capsys.readouterr().out
-    assert "…" not in page
-    assert "50,565,120 / 51 PB" in page
-    assert "fixed: needs a stride" in page
-    assert ("1K" in page) == (width == 200)

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, pipeline
 
 import hf_longattn
-from hf_longattn.cli.show import print_plan
+from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.errors import AudioError, CheckpointError, LengthError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
@@ -139,12 +139,15 @@ def test_inspection_plan_and_check_of_sound_count_seconds(saved: Checkpoint, tmp
     source = saved()
     plan = plan_conversion(source, audio_seconds=120)
     assert [cost.size for cost in plan.costs] == [15, 30, 60, 120]
-    print_plan(plan, as_json=False)
-    shown = capsys.readouterr().out
+    capsys.readouterr()
+    for flags in ((), ("--json",)):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", str(source), "--audio-seconds", "120", *flags])
+        assert not ended.value.code
+    shown, _, values = capsys.readouterr().out.partition("\n{")
     assert "120 seconds, 5,999 frames" in shown
     assert "one sound" in shown
-    print_plan(plan, as_json=True)
-    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    comparison = json.loads("{" + values)["comparison"]
     assert comparison["audio_seconds"][:2] == [15, 30]
     assert not {"recurrent_memory", "transformer_xl"} & {row["mechanism"] for row in comparison["mechanisms"]}
     convert_checkpoint(source, tmp_path / "long", audio_seconds=120, verify=False)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from hf_longattn.cli.show import show_report
+from hf_longattn.cli.convert import conversion_report
+from hf_longattn.cli.terminal import show
 from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_loss, verify_outputs, writing
 from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.conversion.verify import labelled
@@ -233,7 +234,7 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
         *(["positions from 64 on are random rows, as before training, so results become much worse; leave --positions random out, or "
            "train the result"] if positions == "random" else [])
     ]  # fmt: skip
-    show_report(report)
+    show(report.to_dict(), conversion_report(report))
     card, printed = (tmp_path / "long" / "README.md").read_text(), " ".join(capsys.readouterr().out.split())
     assert "Not known whether it is ready to use: --verify-text FILE with text that the source was trained to read would tell." in printed
     assert "Whether it is ready to use as converted is not known" in card

@@ -13,7 +13,8 @@ import transformers
 
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint
-from hf_longattn.cli.show import show_diagnosis
+from hf_longattn.cli.inspect import diagnosis_report
+from hf_longattn.cli.terminal import show
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError, UnknownMechanismError
 from hf_longattn.inspect import Diagnosis, captured_mass, diagnose, layer_attention
 from hf_longattn.inspect.candidates import Candidate, usual_candidates
@@ -205,6 +206,6 @@ def test_layers_with_different_numbers_of_heads_are_diagnosed(
     spread = report.last.number("effective_tokens")
     assert (~spread.isnan()).sum(1).tolist() == kept
     assert report.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean()))
-    show_diagnosis(report)
+    show(report.to_dict(), diagnosis_report(report))
     assert "nan" not in capsys.readouterr().out
     assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()

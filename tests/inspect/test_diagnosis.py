@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn.cli.show import show_diagnosis
+from hf_longattn.cli.inspect import diagnosis_report
+from hf_longattn.cli.terminal import show
 from hf_longattn.errors import OptionError
 from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis
 from hf_longattn.inspect.candidates import usual_candidates
@@ -72,7 +73,7 @@ def test_sinks_are_compared_in_causal_layers_only() -> None:
 def test_what_keeps_most_for_half_the_cost_is_chosen_if_no_candidate_keeps_enough(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True)
     assert chosen(report) == "window:window=64"
-    show_diagnosis(report)
+    show(report.to_dict(), diagnosis_report(report))
     assert "To convert the checkpoint that this model was made from so, add to longattn convert:" in capsys.readouterr().out
 
 
@@ -80,7 +81,7 @@ def test_no_candidate_is_chosen_if_none_is_cheaper_than_full_attention(capsys: p
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
     assert report.chosen() is None
     assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
-    show_diagnosis(report)
+    show(report.to_dict(), diagnosis_report(report))
     assert "longattn convert" not in capsys.readouterr().out
     even = diagnosis(at(4096, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 2047.5))
     assert even.conclusion() == "At 4,096 tokens the heads of layer 1 spread over 4,096 tokens, those of layer 0 over 2,000 tokens."

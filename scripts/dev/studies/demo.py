@@ -49,7 +49,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def convert(options: argparse.Namespace, out: Path) -> Path:
     """Convert, verify, and show what came out."""
     from hf_longattn import convert_checkpoint
-    from hf_longattn.cli.show import show_report
+    from hf_longattn.cli.convert import conversion_report
+    from hf_longattn.cli.terminal import show
 
     step(2, f"Convert the committed 512-token QA model to {LENGTH:,} tokens with longformer attention")
     console.print(
@@ -57,7 +58,8 @@ def convert(options: argparse.Namespace, out: Path) -> Path:
     )
     console.print("   With a network the same command takes a Hub name:")
     console.print("   longattn convert deepset/bert-base-cased-squad2 long-bert --mechanism longformer --max-length 4096\n")
-    show_report(convert_checkpoint(options.model, out / "converted", mechanism="longformer", window=WINDOW, max_length=LENGTH))
+    report = convert_checkpoint(options.model, out / "converted", mechanism="longformer", window=WINDOW, max_length=LENGTH)
+    show(report.to_dict(), conversion_report(report))
     return out / "converted"
 
 

@@ -48,11 +48,13 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     from hf_longattn import convert_checkpoint
-    from hf_longattn.cli.show import show_report
+    from hf_longattn.cli.convert import conversion_report
+    from hf_longattn.cli.terminal import show
 
     source, target = real_checkpoint(), out / "minilm"
     console.print(f"   longattn convert {NAME} {target} --mechanism longformer --max-length {LENGTH}\n")
-    show_report(convert_checkpoint(source, target, mechanism="longformer", max_length=LENGTH))
+    report = convert_checkpoint(source, target, mechanism="longformer", max_length=LENGTH)
+    show(report.to_dict(), conversion_report(report))
     original, converted = (SentenceTransformer(str(folder), device="cpu") for folder in (source, target))
     original.max_seq_length = SHORT_TEXTS[-1]  # shipped with 256, which is not the length of its position table
     comparisons = compare_short_texts(original, converted)

@@ -1,0 +1,263 @@
+"""Adoption of transformers' long models: a Longformer, LED or BigBird becomes a Long model with equal outputs.
+
+An adoption renames the source's tensors, gives the config and the attention of the Long model, and inputs on which both are compared.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError
+from ..inputs.text import VerificationText
+
+DECODED = 24
+"""Number of decoder tokens in the compared inputs of an encoder-decoder. Untuned."""
+QUESTION = 16
+"""Position of the first separator in the compared texts, or a quarter of a shorter text."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One forward pass of two models whose outputs are compared.
+
+    name: for the report, for example "with padding and global tokens".
+    inputs: the arguments of both forward passes.
+    real: ``(B, N)`` bool, the tokens whose outputs are compared; outputs without a token axis are compared whole.
+    decoder_real: such a mask for the decoder's tokens of an encoder-decoder.
+    """
+
+    name: str
+    inputs: dict[str, Tensor]
+    real: Tensor
+    decoder_real: Tensor | None = None
+
+    def rows(self, name: str, output: Tensor) -> Tensor:
+        """The vectors of real tokens in the output called ``name``. The whole output if it has no token axis."""
+        real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
+        return output[real] if output.shape[:2] == real.shape else output
+
+
+@dataclass(frozen=True)
+class TensorRename:
+    """The new name of a tensor, and a linear map of its values if they change."""
+
+    target: str
+    change: Callable[[Tensor], Tensor] | None = None
+
+
+class Adoption:
+    """One source architecture. ``config`` is the source's, with transformers' defaults; ``source_class`` the name of its class."""
+
+    model_type: ClassVar[str]
+    """transformers' model_type of the source."""
+    family: ClassVar[str]
+    """The base model type of the result, a key of ``FAMILIES``."""
+    stems: ClassVar[tuple[str, str]]
+    """The beginning of the names of the source's classes, and of the base's."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Fields of the source's config that the result's does not have."""
+    names: ClassVar[Mapping[str, Any]] = {}
+    """Regular expressions for parts of a tensor's name -> the replacement."""
+
+    def base_class(self, source_class: str) -> str | None:
+        """Name of the base class with the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM". It may not exist.
+
+        ``None`` means that ``source_class`` is a class of another architecture.
+        """
+        source, base = self.stems
+        return source_class.replace(source, base, 1) if source_class.startswith(source) else None
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        """The values of the family's base config."""
+        return {name: value for name, value in config.to_dict().items() if name not in self.unused}
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        """The mechanism and options that compute the same as the source's attention."""
+        return layer_windows(config.attention_window, global_tokens=(), separate_global=True)
+
+    def rename(self, name: str, config: Any) -> TensorRename:
+        """The Long model's name of a tensor."""
+        for pattern, replacement in self.names.items():
+            name = re.sub(pattern, replacement, name)
+        return TensorRename(name)
+
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a loaded source under the Long model's names."""
+        state = {}
+        for name, tensor in model.state_dict().items():
+            renaming = self.rename(name, model.config)
+            state[renaming.target] = tensor if renaming.change is None else renaming.change(tensor)
+        return state
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        """Inputs to run both models on: two texts, one of them padded, without and with a mask of global tokens.
+
+        A decoder that does not read the whole text itself gets the start of it.
+        """
+        short = max(1, 2 * length // 3)
+        both, pad = text.tokens(length + short)[0], config.pad_token_id
+        ids = torch.full((2, length), pad if pad is not None and pad >= 0 else 0)
+        ids[0], ids[1, :short] = both[:length], both[length:]
+        real = torch.ones(2, length, dtype=torch.bool)
+        real[1, short:] = False
+        ids = self.separated(ids, real, config, source_class)
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        marks = torch.zeros_like(ids)
+        marks[:, :3] = 1
+        marks[0, length // 2] = marks[0, length - 1] = 1
+        if "MultipleChoice" in source_class:  # the two texts are the choices of one example
+            inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
+        probes = [Probe("with padding", inputs, real)]
+        if "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters:
+            probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
+        if not config.is_encoder_decoder or source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM")):
+            return probes
+        # the decoder reads the start of the encoder's text, shifted right by one
+        decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
+        every = torch.ones_like(decoded, dtype=torch.bool)
+        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real, every) for probe in probes]
+
+    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators.
+
+        By default only an encoder-decoder classifier gets one: an end token, as the last token. Its head reads the token's state.
+        """
+        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
+            return ids
+        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
+        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
+
+
+def decoder_start(config: Any) -> int:
+    """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
+    named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
+    return next((token for token in named if isinstance(token, int)), 0)
+
+
+def layer_windows(windows: int | Sequence[int], **options: Any) -> LongAttentionConfig:
+    """Longformer's attention with one window, or with one for each layer."""
+    widths = list(windows) if isinstance(windows, Sequence) else [windows]
+    usual = max(widths, key=widths.count)
+    layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
+    return LongAttentionConfig("longformer", layers=layers, window=usual, **options)
+
+
+class LongformerAdoption(Adoption):
+    """Longformer (Beltagy et al. 2020): RoBERTa's layers and positions, a window, separate projections for global tokens."""
+
+    model_type, family, stems = "longformer", "roberta", ("Longformer", "Roberta")
+    unused = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
+    names: ClassVar = {
+        r"^longformer\.": "roberta.",
+        r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
+    }
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        windows = config.attention_window
+        if not isinstance(windows, int) and len(windows) != config.num_hidden_layers:
+            raise ValueError(f"attention_window names {len(windows)} layers, but the model has {config.num_hidden_layers}")
+        return super().config_values(config)
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        options: dict[str, Any] = {"global_tokens": (), "separate_global": True}
+        if source_class.endswith("ForSequenceClassification"):
+            options["global_tokens"] = (0,)
+        elif source_class.endswith("ForQuestionAnswering"):
+            options |= {"global_first_segment": True, "separator_token_id": config.sep_token_id}
+        elif source_class.endswith("ForMultipleChoice"):
+            options |= {"global_second_segment": True, "separator_token_id": config.sep_token_id}
+        return layer_windows(config.attention_window, **options)
+
+    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """A question and a text as the tokenizer formats them. Exactly three separators, two of them between the segments."""
+        question = min(QUESTION, ids.shape[1] // 4)
+        if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or not question:
+            return ids
+        ids = ids.masked_fill(ids == config.sep_token_id, config.bos_token_id)
+        for row, count in enumerate(real.sum(-1).tolist()):
+            ids[row, [question, question + 1, count - 1]] = config.sep_token_id
+        return ids
+
+
+class LEDAdoption(Adoption):
+    """LED: a BART with Longformer's attention in its encoder. Its tables begin with position 0, BART's with two unused rows."""
+
+    model_type, family, stems = "led", "bart", ("LED", "Bart")
+    unused = ("attention_window", "max_encoder_position_embeddings")
+    names: ClassVar = {
+        r"^led\.": "model.",
+        r"\.longformer_self_attn\.(query|key|value)_global\.": r".long_attention.separate.\1.",
+        r"\.longformer_self_attn\.(query|key|value)\.": lambda match: f".{match[1][0]}_proj.",
+        r"\.self_attn\.output\.": ".self_attn.out_proj.",
+    }
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
+        return {**defaults, **super().config_values(config), "max_position_embeddings": config.max_encoder_position_embeddings}
+
+    def rename(self, name: str, config: Any) -> TensorRename:
+        target = super().rename(name, config).target
+        is_table = target.endswith("embed_positions.weight")
+        return TensorRename(target, (lambda table: nn.functional.pad(table, (0, 0, 2, 0))) if is_table else None)
+
+
+class BigBirdPegasusAdoption(Adoption):
+    """BigBird-Pegasus (Zaheer et al. 2020) keeps layers, heads and tensors.
+
+    The attention of the encoder is the mechanism ``bigbird`` with transformers' blocks. They are cut from the padded input, so outputs of
+    a text depend on the padding of its batch. With ``blocks_over="text"`` outputs are transformers' for the text without padding.
+    """
+
+    model_type = family = "bigbird_pegasus"
+    stems = ("BigBird", "BigBird")
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        return {name: value for name, value in {**config.to_dict(), **self._settings(config)}.items() if name != "long_attention"}
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        return LongAttentionConfig.from_dict(self._settings(config)["long_attention"])
+
+    def _settings(self, config: Any) -> dict[str, Any]:
+        from ..families import FAMILIES
+
+        settings: dict[str, Any] = FAMILIES[self.family].config_class.equivalent_settings(config.to_dict())
+        return settings
+
+
+class BigBirdAdoption(BigBirdPegasusAdoption):
+    """BigBird: the same in an encoder alone."""
+
+    model_type = family = "big_bird"
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        if config.is_decoder and config.attention_type != "original_full":
+            raise CheckpointError(
+                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
+                "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
+            )
+        return super().attention(config, source_class)
+
+    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """A question and a text. To the head, the tokens before the first separator are the question."""
+        if not source_class.endswith("ForQuestionAnswering") or ids.shape[1] <= QUESTION:
+            return ids
+        ids = ids.clone()
+        ids[:, QUESTION] = config.sep_token_id
+        return ids
+
+
+ADOPTIONS: tuple[Adoption, ...] = (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())
+
+
+def adoption_of(config: Mapping[str, Any]) -> Adoption | None:
+    """The adoption for the model_type of a ``config.json``. ``None`` for a plain model of a family, or an unknown type."""
+    return next((adoption for adoption in ADOPTIONS if adoption.model_type == config.get("model_type")), None)
