@@ -81,10 +81,11 @@ def test_imports_without_extras_name_the_extra_to_install(tmp_path: Path, reposi
     monkeypatch.setenv("PYTHONPATH", str(repository))
     refused = """
         from pathlib import Path
-        from hf_longattn.cli.plot import check_image
         from hf_longattn.errors import MissingExtraError
+        from hf_longattn.inspect.drawing import draw_patterns
         from hf_longattn.training import ModelArguments
-        for call in (lambda: check_image(Path("a.png")), lambda: ModelArguments(model="short", use_peft=True)):
+        draw = lambda: draw_patterns({}, length=8, causal=True, file=Path("a.png"))
+        for call in (draw, lambda: ModelArguments(model="short", use_peft=True)):
             try:
                 call()
             except MissingExtraError as error:
