@@ -139,7 +139,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Iterable[Part]]) -
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "native twin": "" if plan.native_twin is None else plan.native_twin.describe(),
+        "stock form": "" if plan.native_twin is None else plan.native_twin.describe(),
     }
     yield from _warnings(plan.warnings)
     if plan.choice is not None:
