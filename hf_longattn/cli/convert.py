@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,7 @@ from rich.styled import Styled
 from ..conversion import ConversionConfig
 from . import options as flags
 from .hub import push_report
-from .terminal import Line, Part, facts, progress, say, show, table
+from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
@@ -77,7 +76,7 @@ def convert(
     if push_to_hub is None:
         return
     try:
-        pushed = push_model(destination, push_to_hub, private=private, token=token, log=partial(say, stderr=True))
+        pushed = push_model(destination, push_to_hub, private=private, token=token)
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
         raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
@@ -189,7 +188,7 @@ def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: st
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
     from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
-    from ..hub.usage import next_step
+    from ..hub import next_step
 
     plan, path = report.plan, report.destination
     yield {
