@@ -106,4 +106,5 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if lacks_fitting_torchvision(error):
         return UNFIT_TORCHVISION
-    return "There is not enough memory; use smaller options or lengths." if lacks_memory(error) else ""
+    out_of_memory = isinstance(error, MemoryError | RuntimeError) and lacks_memory(error)
+    return "There is not enough memory; use smaller options or lengths." if out_of_memory else ""
