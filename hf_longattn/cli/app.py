@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with rust_panics():
             app(arguments, standalone_mode=True)
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+    except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
         sentence = _sentence(error)
         if not sentence:
             raise
