@@ -22,6 +22,7 @@ from ..inputs.text import VerificationText
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, Check, Difference, equality
 from .architectures import Architecture, current_name, read_long
+from .check import probe_outputs
 from .flops import ModelShape, affordable_length, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_verified
 from .long_models import CONVERTERS, Probe, Probing, TensorRename
@@ -31,8 +32,7 @@ from .report import ConversionReport, StageProgress
 from .sources import Source, refuse_quantised
 from .tensor_names import names_in_model
 from .twins import LongModel, NativeTwin, choose_twin
-from .verify import check_written
-from .verify_outputs import length_from_files, probe_outputs
+from .verify import check_written, length_from_files
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24

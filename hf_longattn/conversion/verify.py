@@ -1,32 +1,23 @@
-"""Verify the written files of a result, cheap checks first. The comparison of all tensors is in this module."""
+"""Checks of a written folder, for callers that have not loaded its models. The comparison of tensors by headers is for stock models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial, singledispatch
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.towers import TowersKind
 from ..positions.tables import unchanged_rows
-from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
-from .model_loading import choose_memory_mode
+from ..reports import FAILED, PASSED, Check
+from .check import check_result, run_steps
+from .model_loading import choose_memory_mode, load_result, load_source
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import POSITIONS, READY, UNKNOWN, VERDICT, verdict_check
 from .sources import Source, open_source
 from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
-from .verify_generic import check_generic
-from .verify_outputs import check_texts
-from .verify_sizes import check_sizes
-from .verify_towers import check_together
 from .writing import source_values
 
 Step = Callable[[], list[Check]]
@@ -40,16 +31,10 @@ def verify(
     given_text: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
-    """Check the written folder `result` against the source of `plan`. Ends at the first step that fails.
-
-    Source and result run one after the other, whole in memory or with weights read from their files (`choose_memory_mode`).
-    given_text: `inputs` are the user's text, so more time is spent on the losses. progress: called as progress("verify", done, total).
-    """
-
-    def compare(opened: Source, scratch: Path | None) -> list[Step]:
-        return _output_steps(plan, result, inputs, scratch, given_text)
-
-    return labelled(plan, check_written(plan, result, inputs, compare, progress=progress))
+    """Check the written folder `result` against the source of `plan`: load both, and call :func:`.check.check_result`."""
+    source, missing = load_source(plan.source, plan.architecture, None)
+    model, lacking = load_result(result, plan.architecture, plan.config)
+    return check_result(plan, source, model, (missing, lacking), result, inputs, given_text=given_text, progress=progress)
 
 
 def check_written(
@@ -73,41 +58,19 @@ def check_written(
         CheckpointError: a model does not run.
     """
     running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor), open_source(result)
-    checks: list[Check] = []
     with running.scratch(result) as scratch:
         steps: list[Step] = [partial(check_tensors, plan, opened), partial(plan.kind.check_reader, plan, result, inputs)]
         steps += [lambda: [running.check()], *([] if running.why_not else compare(opened, scratch))]
-        for done, step in enumerate(steps):
-            if progress is not None:
-                progress("verify", done, len(steps))
-            try:
-                checks += step()
-            except LongAttentionError:
-                raise
-            except Exception as error:  # models raise any type of error
-                why = f"{type(error).__name__}: {in_a_line(error)}"
-                raise CheckpointError(
-                    f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
-                ) from error
-            if any(check.status == FAILED for check in checks):
-                return checks
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
-    return checks
+        return run_steps(steps, progress)
 
 
-def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides on training.
+LOGITS_FROM_FILES = 6.4e7
 
-    If no check decides, or the one cannot tell, the status of differing outputs and of untrained positions is "needs training".
-    """
-    deciding = verdict_check(checks)
-    label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
-    sentences = [str(warning).rstrip(".") for warning in plan.warnings]
-    if deciding is not None and label == MEASURED:
-        sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
-    warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
-    return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
+
+def length_from_files(plan: ResultPlan) -> int:
+    """Number of tokens whose logits take little memory compared with the largest tensor."""
+    limit = max(LOGITS_FROM_FILES, plan.largest_tensor)  # a quarter of its bytes in fp32
+    return max(64, int(limit / (4 * plan.config.vocab_size)))
 
 
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
@@ -197,24 +160,3 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
-
-
-_checks_of = singledispatch(check_texts)
-"""Runs source and result by their kind of input, and compares them: ``(kind, plan, result, inputs, scratch, given_text)``."""
-_checks_of.register(SizedKind, check_sizes)
-_checks_of.register(PlainKind, check_generic)
-_checks_of.register(TowersKind, check_together)
-
-
-def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
-    """The steps that run source and result."""
-
-    def named(name: str, step: Step) -> list[Check]:
-        return [replace(check, name=f"{name}: {check.name}") for check in step()]
-
-    of_towers = [
-        partial(named, name, step)
-        for name, part in ({} if plan.generic else plan.towers).items()  # check_generic compares its towers itself
-        for step in _output_steps(part, result, inputs[name], scratch, given_text)
-    ]
-    return [*of_towers, partial(_checks_of, plan.kind, plan, result, inputs, scratch, given_text)]
