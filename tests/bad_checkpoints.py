@@ -75,7 +75,7 @@ CONFIGS: Cases = {
     "no bytes": (write(CONFIG, ""), "not valid JSON"),
     "a list": (write(CONFIG, "[]"), "must contain a JSON object"),
     "a text": (write(CONFIG, '"bert"'), "must contain a JSON object"),
-    "not UTF-8": (write(CONFIG, b'{"model_type": "\xff"}'), "not valid JSON"),
+    "not UTF-8": (write(CONFIG, b'{"model_type": "\xff"}'), "is not UTF-8 text"),
     "nested too deeply": (write(CONFIG, "[" * 100_000 + "]" * 100_000), "not valid JSON"),
     "a number of 10,000 digits": (write(CONFIG, '{"hidden_size": ' + "9" * 10_000 + "}"), "not valid JSON"),
     "3 GB": (big, "but at most 268 MB are read"),

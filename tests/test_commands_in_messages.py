@@ -23,7 +23,7 @@ from tests.cases import every_case
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").rglob("*.md")),
-             ROOT / "hf_longattn" / "hub" / "template.md"]  # fmt: skip
+             ROOT / "hf_longattn" / "hub" / "card.md"]  # fmt: skip
 DOCUMENTS = [path for path in DOCUMENTS if "results" not in path.parts and path.stem != "architecture"]  # which is for contributors
 CHECKOUT = re.compile(
     r"\bmake [a-z-]+`|`make |^make |python3? -m scripts\b|(?:examples|scripts)/[\w/]+\.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -81,10 +82,11 @@ def test_imports_without_extras_name_the_extra_to_install(tmp_path: Path, reposi
     monkeypatch.setenv("PYTHONPATH", str(repository))
     refused = """
         from pathlib import Path
-        from hf_longattn.cli.plot import check_image
         from hf_longattn.errors import MissingExtraError
+        from hf_longattn.inspect.drawing import draw_patterns
         from hf_longattn.training import ModelArguments
-        for call in (lambda: check_image(Path("a.png")), lambda: ModelArguments(model="short", use_peft=True)):
+        draw = lambda: draw_patterns({}, length=8, causal=True, file=Path("a.png"))
+        for call in (draw, lambda: ModelArguments(model="short", use_peft=True)):
             try:
                 call()
             except MissingExtraError as error:
@@ -138,10 +140,12 @@ def test_metrics_name_the_extra_that_computes_them(monkeypatch: pytest.MonkeyPat
 
 def test_extras_of_errors_are_those_of_pyproject(repository: Path) -> None:
     declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
+    declared = {extra: {re.split("[><=; ]", requirement)[0] for requirement in requirements} for extra, requirements in declared.items()}
     for extra, packages in EXTRAS.items():
-        known = [requirement for requirement in declared[extra] if not requirement.startswith("hf-longattn")]
-        assert set(known) <= set(packages.values()), extra
-        assert set(packages.values()) <= {requirement for requirements in declared.values() for requirement in requirements}, extra
+        names = {distributions.get(package, package.replace("_", "-")) for package in packages}
+        assert {name for name in declared[extra] if not name.startswith("hf-longattn")} <= names, extra
+        assert names <= set().union(*declared.values()), extra
 
 
 def test_needs_extra_raises_an_import_error_with_one_sentence() -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
-from ..conversion.config import AUTO
 from . import options as flags
 from .hub import push_report
-from .terminal import Line, Part, facts, progress, say, show, table
+from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..conversion.flops import MechanismCost
-    from ..conversion.plan import Chooser
     from ..inputs.common.base import InputSizes, LengthCost
     from ..reports import Check
 
@@ -70,16 +68,15 @@ def convert(
 
     if push_to_hub is not None:
         check_login(push_to_hub, token, private=private)
-    with conversion_progress() as advance:
-        report = convert_checkpoint(source, destination, config, choose=_chooser(config), progress=advance)
+    with progress() as tell:
+        report = convert_checkpoint(source, destination, config, choose=_choose, progress=tell)
     values = {"destination": str(report.destination), **report.to_dict()}
-    if push_to_hub is None:
+    if push_to_hub is None or not as_json:
         show(values, conversion_report(report), as_json=as_json)
+    if push_to_hub is None:
         return
-    if not as_json:
-        show(values, conversion_report(report))
     try:
-        pushed = push_model(destination, push_to_hub, private=private, token=token, log=partial(say, stderr=True))
+        pushed = push_model(destination, push_to_hub, private=private, token=token)
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
         raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
@@ -95,44 +92,31 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     _show_plan(source, None, config, as_json)
 
 
-def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
-    config.check_mechanisms()
-    from ..conversion import plan_conversion
-
-    print_plan(plan_conversion(source, destination, config, choose=_chooser(config)), as_json=as_json)
-
-
-def _chooser(config: ConversionConfig) -> Chooser | None:
+def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
     """What ``--mechanism auto`` stands for; imported only where it is needed."""
-    if config.mechanism != AUTO:
-        return None
     from ..search import choose_mechanisms
 
-    return choose_mechanisms
+    return choose_mechanisms(source, config)
 
 
-@contextlib.contextmanager
-def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """The `progress` argument of `convert_checkpoint`."""
-    with progress() as tell:
-        yield lambda stage, done, total: tell(f"{stage}: {done:,} of {total:,}")
-
-
-def print_plan(plan: ConversionPlan, *, as_json: bool = False) -> None:
+def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
     """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
+    config.check_mechanisms()
+    from ..conversion import plan_conversion
     from ..conversion.flops import compare_at_sizes
 
-    compared, values = {}, {}
+    plan = plan_conversion(source, destination, config, choose=_choose)
+    tables, values = {}, {}
     for name, part in plan.parts.items():
         if not (plan.generic and name):
             sizes = part.inputs.doublings(part.architecture.source_config)
             rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.kind.mechanisms(part.shape.causal))
-            compared[name] = comparison(rows, [size.heading for size in sizes], _one(part.inputs))
+            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.noun)
             values[name] = {**part.inputs.compared_values(sizes), "mechanisms": [asdict(row) for row in rows]}
-    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, compared), as_json=as_json)
+    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
-def _plan_report(plan: ConversionPlan, compared: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
+def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
     """What a conversion would do."""
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})",
@@ -140,8 +124,9 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Iterable[Part]]) -
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
         "native twin": "" if plan.native_twin is None else plan.native_twin.describe(),
+        **unchanged_parts(plan),
     }
-    yield from _warnings(plan.warnings)
+    yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
     if plan.choice is not None:
         yield Styled(f"\n{plan.choice['reason']}", "bold")
     for name, part in plan.parts.items():
@@ -152,29 +137,16 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Iterable[Part]]) -
             yield part.config.decoder_attention.table(part.config.decoder_layers)
         yield ""
         yield costs_table(part.costs, part.inputs)
-        yield from compared.get(name, ())
-    yield from plain_towers(plan)
+        yield from comparisons.get(name, ())
 
 
-def plain_towers(model: Any) -> Iterator[Part]:
+def unchanged_parts(model: Any) -> dict[str, str]:
     """What is to know of a plain class, planned or inspected, besides the towers that have mechanisms."""
-    for name in model.other_towers:
-        yield Styled(f"tower {name}: the attention of its class", "bold")
-    if model.text_global:
-        yield "Tokens of texts are global in the language model; those of images are not."
+    global_tokens = "all of texts, none of images" if model.text_global else ""
+    return {"as in its class": ", ".join(model.other_towers), "global tokens": global_tokens}
 
 
-def _warnings(sentences: Iterable[object]) -> Iterator[Part]:
-    for sentence in sentences:
-        yield Styled(f"\nWarning: {sentence}", "yellow")
-
-
-def _one(inputs: InputSizes) -> str:
-    """What one input is called in a table of costs."""
-    return inputs.noun if inputs.units else "sequence"
-
-
-def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> Part:
+def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
 
     def flops(count: int) -> str:
@@ -192,32 +164,31 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> Part:
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {_one(inputs)}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
-def comparison(rows: Sequence[MechanismCost], headings: Sequence[str], unit: str = "sequence") -> Iterator[Part]:
-    """Each mechanism's cost for one ``unit`` at every other size; then why others have none."""
+def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: str) -> Iterator[Part]:
+    """Each mechanism's cost for one input at up to four sizes; then why others have none."""
     from ..conversion.flops import matrix_speed
 
     speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
     counted = [row for row in rows if not row.refused]
-    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
-    title = f"least seconds for one {unit} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = []
-    for row in counted:
-        memory = [f" / {decimal(row.bytes[size], precision=0)}" if differs else "" for size in shown]
-        cells.append([row.mechanism, *(f"{row.flops[size] / speed:.2g}{words}" for size, words in zip(shown, memory, strict=True))])
-    yield table(["mechanism", *(headings[size] for size in shown)], cells, f"{title} / memory besides the weights" if differs else title)
-    for row in rows:
-        if row.refused:
-            yield Styled(f"{row.mechanism}: {row.refused}", "dim")
+    title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    cells = [[f"{row.flops[size] / speed:.2g}" for size in shown] for row in counted]
+    if len({row.bytes for row in counted}) > 1:  # an encoder has no cache, and its largest activation is not in attention
+        title += " / memory besides the weights"
+        memory = [[f" / {decimal(row.bytes[size], precision=0)}" for size in shown] for row in counted]
+        cells = [[*map(add, *both)] for both in zip(cells, memory, strict=True)]
+    named = [[row.mechanism, *costs] for row, costs in zip(counted, cells, strict=True)]
+    yield table(["mechanism", *(headings[size] for size in shown)], named, title)
+    yield from (f"{row.mechanism}: {row.refused}" for row in rows if row.refused)
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
     from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
-    from ..hub.usage import next_step
+    from ..hub import next_step
 
     plan, path = report.plan, report.destination
     yield {
@@ -228,7 +199,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     if "choice" in plan:
         yield Styled(f"\n{plan['choice']['reason']}", "bold")
     if not any(check.name == POSITIONS for check in report.checks):
-        yield from _warnings(plan.get("warnings", ()))
+        yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.get("warnings", ()))
     if not report.checks:
         yield Styled("\nNot verified (--no-verify).", "yellow")
         return

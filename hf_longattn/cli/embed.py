@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,6 @@ def embed(
     with progress() as tell:
         counts = embed_documents(
             model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
-            note=lambda done, count: tell(f"{done:,} of {count:,} documents"),
+            note=partial(tell, "embedded"),
         )  # fmt: skip
     say(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")

@@ -12,8 +12,8 @@ from rich.filesize import decimal
 
 from ..errors import ExportError, nearest
 from . import options as flags
-from .convert import checks, conversion_progress, conversion_report
-from .terminal import Part, say, show
+from .convert import checks, conversion_report
+from .terminal import Part, progress, say, show
 
 if TYPE_CHECKING:
     from ..export import ExportReport
@@ -60,8 +60,8 @@ def export(
     shared = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
-        with conversion_progress() as progress:
-            twin = export_native(model, destination, progress=progress, **shared)
+        with progress() as tell:
+            twin = export_native(model, destination, progress=tell, **shared)
         show({"destination": str(twin.destination), **twin.to_dict()}, conversion_report(twin), as_json=as_json)
         return
     log = partial(say, stderr=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,9 +38,8 @@ def push(
     from ..hub import push_model
 
     pushed = push_model(
-        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token,
-        log=partial(say, stderr=True),
-    )  # fmt: skip
+        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
+    )
     show(pushed.to_dict(), push_report(pushed), as_json=as_json)
 
 

@@ -15,17 +15,12 @@ from rich.padding import Padding
 from rich.styled import Styled
 
 from . import options as flags
-from .convert import costs_table, plain_towers
+from .convert import costs_table, unchanged_parts
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import Inspection
     from ..inspect import Diagnosis, StockInspection
-    from ..mechanisms import MechanismInfo
-    from ..training.recipes import Recipe
-
-SHOWN_LENGTHS, SHOWN_LAYERS = 5, 16
-"""Maximum columns of lengths, and rows of layers, in the table of a diagnosis."""
 
 
 def inspect(
@@ -79,9 +74,11 @@ def inspect(
         flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
     from ..conversion import inspect_checkpoint
     from ..conversion.sources import fetch_config
+    from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_stock
     from ..inspect.attention import is_text
+    from ..inspect.drawing import draw_patterns, name_layers
     from ..inspect.texts import DURATIONS, read_lengths, read_numbers
 
     if file is not None:
@@ -96,6 +93,7 @@ def inspect(
         show(diagnosis.to_dict(), diagnosis_report(diagnosis), as_json=as_json)
         return
     if plot is not None:
+        check_extra("plot")
         check_new_file(plot)
     if not is_long(fetch_config(model, revision, token)):
         flags.refuse_typed(context, ("--plot",), "draws mechanisms, and MODEL has none; convert it.")
@@ -105,8 +103,6 @@ def inspect(
     flags.refuse_typed(context, ("--lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
-        from .plot import draw_patterns, name_layers
-
         draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
     show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
 
@@ -121,12 +117,12 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
         "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
+        **unchanged_parts(model),
     }
     if model.towers:
         for name, tower in model.towers.items():
             yield Styled(f"\ntower {name}", "bold")
             yield from _inspection_report(tower)
-        yield from plain_towers(model)
         return
     yield f"\n{model.attention.table(len(model.mechanisms))}\n"
     title = f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why"
@@ -173,13 +169,12 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
     if diagnosis.image is not None:
         yield f"Image of {diagnosis.image.size}, {diagnosis.image.grid}."
     yield from filter(None, (diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes))
-    unit, lengths, layers = diagnosis.unit, diagnosis.lengths[-SHOWN_LENGTHS:], diagnosis.last.layers
-    step, rows = -(-len(layers) // SHOWN_LAYERS), []
-    for number in sorted({*range(0, len(layers), step), len(layers) - 1}):
-        effective = [f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in lengths]
-        shares = [percent(float(layers[number].numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
+    unit, rows = diagnosis.unit, []
+    for number, layer in enumerate(diagnosis.last.layers):
+        effective = [f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in diagnosis.lengths]
+        shares = [percent(float(layer.numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
         rows.append((str(number), *effective, *shares))
-    columns = ("layer", *(f"eff. {unit}\nof {row.length:,}" for row in lengths), "largest\nweight", f"first\n{unit}")
+    columns = ("layer", *(f"eff. {unit}\nof {row.length:,}" for row in diagnosis.lengths), "largest\nweight", f"first\n{unit}")
     yield table(columns, rows, "mean over the heads of a layer", align="r")
     title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
     if diagnosis.frame_seconds is not None:
@@ -204,38 +199,34 @@ def mechanisms(
 ) -> None:
     """List the attention mechanisms, or describe one in full."""
     from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
-
-    if name is not None:
-        info = mechanism_info(name)
-        show(asdict(info), _mechanism_report(info), as_json=as_json)
-        return
-    infos, causal = [mechanism_info(mechanism) for mechanism in list_mechanisms()], {"both": "both", True: "only", False: "no"}
-    rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
-    listed = (table(("name", "what it does", "cost", "causal"), rows, align="l"), "Options of each: longattn mechanisms NAME")
-    show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
-
-
-def _mechanism_report(info: MechanismInfo) -> Iterator[Part]:
-    """One mechanism in full."""
     from ..mechanisms.common.registry import input_in_words
 
-    yield {
-        "name": info.name,
-        "summary": info.summary,
-        "when": info.when,
-        "paper": info.paper,
-        "cost": info.cost,
-        "causal": {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal],
-        "equals full attention": info.exact_when,
-        "adds parameters": "yes: needs training" if info.trains else "no",
-        "global tokens": "taken (global_attention_mask)" if info.takes_globals else "not taken",
-        "input": input_in_words(info.name),
-        "engine": info.engine,
-    }
+    if name is None:
+        infos, causal = [mechanism_info(mechanism) for mechanism in list_mechanisms()], {"both": "both", True: "only", False: "no"}
+        rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
+        listed = (table(("name", "what it does", "cost", "causal"), rows, align="l"), "Options of each: longattn mechanisms NAME")
+        show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
+        return
+    info = mechanism_info(name)
+    about: list[Part] = [
+        {
+            "name": info.name,
+            "summary": info.summary,
+            "when": info.when,
+            "paper": info.paper,
+            "cost": info.cost,
+            "causal": {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal],
+            "equals full attention": info.exact_when,
+            "adds parameters": "yes: needs training" if info.trains else "no",
+            "global tokens": "taken (global_attention_mask)" if info.takes_globals else "not taken",
+            "input": input_in_words(info.name),
+        }
+    ]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""
-        yield Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold")
-        yield Padding(option.help, (0, 0, 0, 4))
+        about.append(Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold"))
+        about.append(Padding(option.help, (0, 0, 0, 4)))
+    show(asdict(info), about, as_json=as_json)
 
 
 def recipes(
@@ -249,22 +240,19 @@ def recipes(
 
     ready = ready_recipes()
     if name is None:
+        about: list[Part] = []
+        for command, group in groupby(sorted(ready.values(), key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
+            about.append(Styled(command, "bold"))
+            for recipe in group:
+                score = f"\nPublished: {recipe.entries['score']}" if "score" in recipe.entries else ""
+                about.append({f"  {recipe.name:<28}": recipe.entries["title"] + score})
+            about.append("")
+        about.append("The commands of each, its values and their source: longattn recipes NAME")
         listed = [{"name": recipe.name, "command": recipe.command, **recipe.entries} for recipe in ready.values()]
-        show({"recipes": listed}, _recipes_report([*ready.values()]), as_json=as_json)
+        show({"recipes": listed}, about, as_json=as_json)
         return
     if name not in ready:
         raise LongAttentionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
     recipe = ready[name]
     values = {"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)}
     show(values, [Line(read_text(recipe.path).removesuffix("\n"))], as_json=as_json)
-
-
-def _recipes_report(recipes: Sequence[Recipe]) -> Iterator[Part]:
-    """The recipes of each command: name and title, with the published score below."""
-    for command, group in groupby(sorted(recipes, key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
-        yield Styled(command, "bold")
-        for recipe in group:
-            score = f"\nPublished: {recipe.entries['score']}" if "score" in recipe.entries else ""
-            yield {f"  {recipe.name:<28}": recipe.entries["title"] + score}
-        yield ""
-    yield "The commands of each, its values and their source: longattn recipes NAME"

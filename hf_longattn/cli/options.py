@@ -26,7 +26,7 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
         planned: only the settings that a plan depends on.
     """
     settings = {
-        (setting.metadata["flag"].lstrip("-") or setting.name).replace("-", "_"): setting
+        flag_of(setting)[2:].replace("-", "_"): setting
         for setting in fields(kind)
         if setting.metadata["flag"] != "-" and (setting.metadata["planned"] or not planned)
     }
@@ -34,22 +34,29 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:
             chosen = {}
-            for flag, setting in settings.items():
-                value, read = values.pop(flag), READERS.get(setting.name)
+            for name, setting in settings.items():
+                value, read = values.pop(name), READERS.get(setting.name)
                 try:
                     chosen[setting.name] = read(value) if read and value is not None else value
                 except OptionError as error:
-                    raise typer.BadParameter(str(error), param_hint=f"--{flag.replace('_', '-')}") from None
+                    raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
             if "verify" in chosen:
                 chosen["verify"] = not chosen["verify"]  # the flag is --no-verify
             command(**values, config=kind(**chosen))
 
         parameters: list[inspect.Parameter] = []
-        for name, argument in inspect.signature(command, eval_str=True).parameters.items():
-            if name == "config":
-                parameters += [_parameter(flag, setting) for flag, setting in settings.items()]
-            else:
-                parameters.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.name != "config":
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                continue
+            for name, setting in settings.items():
+                value_type, default = setting.metadata["type"], setting.default
+                if value_type is bool:
+                    default = False
+                elif default is None:
+                    value_type = (list[str] if value_type is list else value_type) | None
+                annotation = Annotated[value_type, option(setting)]
+                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]
@@ -57,23 +64,19 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
     return decorate
 
 
-def _parameter(name: str, setting: Field[Any]) -> inspect.Parameter:
-    """The parameter of a command for a setting: ``no_verify`` for ``verify``."""
-    kind, default = setting.metadata["type"], setting.default
-    if kind is bool:
-        annotation, default = bool, False
-    elif kind is list:
-        annotation = list[str] | None
-    else:
-        annotation = kind if default is not None else kind | None
-    annotated = Annotated[annotation, _option(setting, f"--{name.replace('_', '-')}")]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
+def flag_of(setting: Field[Any]) -> str:
+    """The flag of a setting: ``--no-verify`` of ``verify``."""
+    return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
 
 
-def _option(setting: Field[Any], flag: str) -> Any:
+def option(setting: Field[Any]) -> Any:
+    """The option of a setting, with its help."""
     about = setting.metadata
-    shown = {} if about["type"] is bool else {"show_default": about["unset"] or True}
-    return typer.Option(flag, help=about["flag_help"], metavar=about["metavar"], min=about["minimum"], **shown)
+    if about["type"] is bool:
+        return typer.Option(flag_of(setting), help=about["flag_help"])
+    return typer.Option(
+        flag_of(setting), help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True
+    )
 
 
 def read_layers(rules: list[str]) -> dict[Any, Any]:
@@ -120,7 +123,7 @@ def refuse_typed(context: typer.Context, flags: tuple[str, ...], sentence: str) 
             raise typer.BadParameter(sentence, param_hint=flag)
 
 
-_SHARED = {setting.name: _option(setting, f"--{setting.name.replace('_', '-')}") for setting in fields(ConversionConfig)}
+_SHARED = {setting.name: option(setting) for setting in fields(ConversionConfig)}
 RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]

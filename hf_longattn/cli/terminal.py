@@ -29,8 +29,8 @@ class Line(str):
 class SafeConsole(Console):
     """A console of rich without markup. It escapes control characters before anything is laid out."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """``text`` with its control characters escaped."""
@@ -53,7 +53,7 @@ def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = F
             console.print(part)
 
 
-def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> RenderableType:
+def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> Table:
     """Names and their values, one below the other."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="bold")
@@ -63,13 +63,13 @@ def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> RenderableTy
     return grid
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", align: str = "lr") -> RenderableType:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, align: str = "lr") -> RenderableType:
     """A table, or an empty line if it has no rows.
 
     Args:
         align: "l" or "r" for each column; the last one holds for all further columns.
     """
-    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title or None, title_style="dim", title_justify="left")
+    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left")
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if align[min(number, len(align) - 1)] == "r" else "left", overflow="fold")
     for row in rows:
@@ -83,11 +83,11 @@ def say(*lines: object, stderr: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Show the sentence that it is called with, on stderr while that is a terminal."""
+def progress() -> Iterator[Callable[..., None]]:
+    """Show the words that it is called with, and two numbers "done of total", on stderr while that is a terminal."""
     console = SafeConsole(stderr=True)
     if not console.is_terminal:
-        yield lambda sentence: None
+        yield lambda *words: None
         return
     with console.status("loading") as status:
-        yield status.update
+        yield lambda words, *numbers: status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))

@@ -66,11 +66,7 @@ class TaskGroup(TyperGroup):
         return task_names() if self.name == "train" else list(evaluated_tasks())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a task.
-
-        Raises:
-            click.UsageError: there is no such task.
-        """
+        """The command of a task, or wrong usage where there is none."""
         try:
             _, summary = find_task(str(self.name), cmd_name)
         except UsageError as error:

@@ -186,7 +186,7 @@ def open_source(
         tensors = indexed_headers(place)
     else:
         raise CheckpointError(_no_weights(folder))
-    check_counts(config, name, len(tensors))
+    check_counts(config, name)
     return Source(name, folder, config, tensors, weights is not None, root)
 
 

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 from ..names import public_names
 
 if TYPE_CHECKING:
-    from .card import MeasuredResult as MeasuredResult
+    from .card import AUTO_CLASSES as AUTO_CLASSES
+    from .card import ModelCardMixin as ModelCardMixin
+    from .card import from_source as from_source
     from .card import model_card as model_card
+    from .card import next_step as next_step
     from .card import origin_of as origin_of
     from .card import write_model_card as write_model_card
     from .push import PushReport as PushReport
     from .push import check_login as check_login
+    from .push import push_loaded as push_loaded
     from .push import push_model as push_model
     from .remote_code import write_remote_code as write_remote_code
-    from .trainer_card import ModelCardMixin as ModelCardMixin
-    from .trainer_card import from_source as from_source
-    from .usage import AUTO_CLASSES as AUTO_CLASSES
-    from .usage import next_step as next_step
+    from .results import MeasuredResult as MeasuredResult
 
 __getattr__, __all__ = public_names(__name__)

@@ -1,27 +1,26 @@
-"""Upload a saved model to the Hub in one commit. With a card that tells others how to load it."""
+"""Upload a saved model to the Hub in one commit, with a card that tells others how to load it.
+
+`longattn push`, `longattn convert --push-to-hub`, trainings and ``model.push_to_hub`` all end in :func:`push_model`.
+"""
 
 from __future__ import annotations
 
 import codecs
 import fnmatch
 import json
-import mmap
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from ..errors import CheckpointError, HubError
+from ..errors import CheckpointError, HubError, in_one_line
 from ..files import PREDICTIONS, check_link, homes_of, read_text, without_folders
-from ..loading import TOKEN, check_token, is_broken_connection, translated_errors
-from .card import model_card, read_config, read_report, with_name
-from .metadata import read_card
+from ..loading import TOKEN, check_token, translated_errors
+from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
 from .remote_code import write_remote_code
-from .usage import next_step, remote_usage
 
 LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",
@@ -32,12 +31,12 @@ Hub token, and predictions quote the data."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
 RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
-NOT_SCANNED = (*WEIGHTS, "*.onnx.data")
-"""Files that are not searched for Hub tokens."""
-TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """Byte order marks of UTF-16, the encoding of logs that PowerShell writes."""
-ATTEMPTS = 3
+NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
+"""The comment in a card with the name by which its code loads the model."""
+EMPTY_CARD = "This model card has been automatically generated"
+"""Text in the placeholder card that transformers writes for a repository without a card."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,12 @@ def push_model(
     token: str | bool | None = None,
     commit_message: str | None = None,
     remote_code: bool = False,
-    log: Callable[[str], None] | None = None,
+    leave_out: Collection[str] = (),
+    **commit: Any,
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
 
-    After a broken connection the upload is retried. Large files that have arrived are not sent again, not even by a later call.
+    After a broken connection, call it again: large files that have arrived are not sent again.
 
     A link is followed if its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link
     is refused, since it would upload a file that is not part of the model.
@@ -83,7 +83,8 @@ def push_model(
         revision: a branch; created from the main branch if it does not exist.
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: write the file for `trust_remote_code` first, see :func:`hf_longattn.hub.write_remote_code`.
-        log: called with a message when a broken connection is retried.
+        leave_out: patterns of further files and folders that are not uploaded.
+        commit: more arguments of ``HfApi.create_commit``.
 
     Raises:
         CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
@@ -105,19 +106,32 @@ def push_model(
                 f"config.json, under auto_map, names {file}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
                 "auto_map from config.json."
             )
-    files, left_out = _files(place)
-    _refuse_tokens(place, files, token)
-    api = HfApi(token=token)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _push(api, place, repo_id, files, left_out, private, revision, commit_message or f"Upload {place.resolve().name}")
-        except HubError as error:
-            if attempt == ATTEMPTS or error.__cause__ is None or not is_broken_connection(error.__cause__):
-                raise
-            if log is not None:
-                log(f"The connection to {api.endpoint} broke; retrying ({attempt + 1} of {ATTEMPTS}).")
-            time.sleep(attempt)
-    raise AssertionError("the last attempt returns or raises")
+    files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
+    refuse_tokens(place, files, token)
+    has_card = (place / "README.md").is_file()
+    with translated_errors(repo_id, token):
+        if has_card:
+            read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
+        public_records(place, files, repo_id)  # damaged files are refused before that, too
+        api = HfApi(token=token)
+        name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        is_private = bool(api.model_info(name).private)
+        if private and not is_private:
+            raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
+    changed = public_records(place, files, name)
+    if card == "the folder's":
+        changed["README.md"] = card_for_repository(place, name)
+    elif card == "written":
+        changed["README.md"] = str(model_card(place, name=name))
+    sent = sorted({*files, *changed})
+    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
+    with translated_errors(repo_id, token):  # upload_folder cannot send other contents than a file's
+        message = commit_message or f"Upload {place.resolve().name}"
+        done = api.create_commit(name, added, commit_message=message, revision=revision, **commit)
+    return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
@@ -130,53 +144,41 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
         api = HfApi(token=token)
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        if private and api.repo_exists(name):
-            _refuse_public(api.model_info(name))
+        if private and api.repo_exists(name) and not api.model_info(name).private:
+            raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
 
 
-def _refuse_public(info: ModelInfo) -> None:
-    if not info.private:
-        raise HubError(f"{info.id!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
+def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any) -> str:
+    """Upload what ``model.save_pretrained`` has written, for ``model.push_to_hub``. Returns the address of the commit.
+
+    Args:
+        folder: a saved model. Our card replaces transformers' placeholder card in it; any other card stays.
+        source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
+        arguments: of :func:`push_model`.
+    """
+    readme = Path(folder) / "README.md"
+    if readme.is_file() and EMPTY_CARD in (text := read_text(readme)):
+        tags = read_card(readme).data.get("tags") or []
+        readme.unlink()
+        try:
+            card = str(model_card(folder, name=repo_id, **from_source(source, {"tags": tags})))
+        except BaseException:
+            card = text
+            raise
+        finally:
+            readme.write_text(card, encoding="utf-8")
+    report = push_model(folder, repo_id, **arguments)
+    return f"{report.url}/commit/{report.commit}"
 
 
-def _push(
-    api: HfApi,
-    place: Path,
-    repo_id: str,
-    files: list[str],
-    left_out: list[str],
-    private: bool,
-    revision: str | None,
-    message: str,
-) -> PushReport:
-    with translated_errors(repo_id, api.token):
-        if (place / "README.md").is_file():
-            read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
-        _records(place, files, repo_id)  # damaged files are refused before that, too
-        name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        info = api.model_info(name)
-        if private:
-            _refuse_public(info)
-        if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
-    text, card = _card(place, name, has_card)
-    changed = _records(place, files, name) | ({"README.md": text} if text is not None else {})
-    sent = tuple(sorted({*files, *changed}))
-    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
-    with translated_errors(repo_id, api.token):  # upload_folder would split a large folder into several commits
-        commit = api.create_commit(name, added, commit_message=message, revision=revision)
-    return PushReport(name, f"{api.endpoint}/{name}", revision or "main", commit.oid, bool(info.private), sent, tuple(left_out), card)
-
-
-def _files(place: Path) -> tuple[list[str], list[str]]:
-    """Relative paths of the files to upload, and of all other files."""
+def chosen_files(place: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
+    """Relative paths of the files to upload, and of all other files. ``patterns`` of names are left out."""
     uploaded: list[str] = []
     left_out: list[str] = []
     homes = homes_of(place)
     for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
         inside = path.relative_to(place)
-        out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in LEFT_OUT)
+        out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in patterns)
         if not out:
             check_link(path, homes)
         if not path.is_dir():
@@ -184,52 +186,52 @@ def _files(place: Path) -> tuple[list[str], list[str]]:
     return uploaded, left_out
 
 
-def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> None:
+def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None) -> None:
+    """Refuse files, other than weights, that contain the user's token or text that looks like one.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        HubError: a file contains a token.
+    """
     known = token if isinstance(token, str) else get_token()
-    for file in files:
-        path = place / file
-        if any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_SCANNED):
-            continue
+    for path in (place / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
         try:
-            if not path.stat().st_size:
-                continue
-            with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                content = mapped[:].decode("utf-16", errors="replace").encode() if mapped[:2] in UTF_16 else mapped
-                is_known = bool(known and content.find(known.encode()) >= 0)
-                found = is_known or any(len(match[0]) >= 30 for match in TOKEN_BYTES.finditer(content))
+            content = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
-        if found:
+        text = content.decode("utf-16" if content[:2] in UTF_16 else "latin-1", errors="replace")
+        if (known and known in text) or any(len(match[0]) >= 30 for match in TOKEN.finditer(text)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 
-def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
-    """Text of the card to upload or ``None``, and :attr:`PushReport.card`. has_card: whether the folder or the repository has a card."""
-    readme = place / "README.md"
-    if not readme.is_file():
-        return (None, "the repository's") if has_card else (str(model_card(place, name=name)), "written")
-    metadata = read_card(readme).data.to_dict()
-    text, config = with_name(read_text(readme), place, name), read_config(place)
-    if config.get("auto_map") and "trust_remote_code" not in text:
-        text = f"{text.rstrip()}\n\n{remote_usage(place, config, name, metadata)}\n"
-    return text, "the folder's"
+def card_for_repository(place: Path, name: str) -> str:
+    """The card of a folder with the name of a repository in its title, its metadata and the code that loads the model."""
+    text = read_text(place / "README.md")
+    if match := NAMED.search(text):
+        step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
+        if command := in_one_line(next_step(step, before)):
+            text = text.replace(command, in_one_line(next_step(step, name)))
+        text = text.replace(match[1], json.dumps(name))
+    called, title = re.escape(in_one_line(place.resolve().name)), name.rpartition("/")[2]
+    text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
+    if read_config(place).get("auto_map") and "trust_remote_code" not in text:
+        text = f"{text.rstrip()}\n\n{REMOTE_CODE}\n"
+    return text
 
 
-def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
+def public_records(place: Path, files: Collection[str], name: str) -> dict[str, str]:
     """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
-    read_report(place)  # refuses a report that no conversion wrote
     changed = {}
-    for file in files:
-        if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS):
-            text, lines = read_text(place / file), file.endswith(".jsonl")
-            try:
-                values = [json.loads(line) for line in (text.splitlines() if lines else [text]) if line.strip()]
-            except ValueError as error:
-                raise CheckpointError(f"{str(place / file)!r} is damaged; restore it, or delete it.") from error
-            changed[file] = ""
+    for file in (file for file in files if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS)):
+        text, lines = read_text(place / file), file.endswith(".jsonl")
+        try:
+            values = [json.loads(line) for line in (text.splitlines() if lines else [text]) if line.strip()]
             for value in values:
                 public = without_folders(value)
                 if isinstance(value, dict) and isinstance(step := value.get("next_step"), dict) and step:
                     public["train_command"] = next_step(without_folders(step), name)
-                changed[file] += json.dumps(public, indent=None if lines else 2, ensure_ascii=False) + "\n"
+                changed[file] = changed.get(file, "") + json.dumps(public, indent=None if lines else 2, ensure_ascii=False) + "\n"
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{str(place / file)!r} is damaged; restore it, or delete it.") from error
     return changed

@@ -44,7 +44,7 @@ from .common.base import (
     layers_in_words,
     register_kind,
 )
-from .common.examples import Example, Head, auto_head
+from .common.examples import IMAGE_READER, PILLOW, Example, image_lines
 from .common.processors import load_processor, pixels, processed_size, values_of_size
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
@@ -75,20 +75,6 @@ def read_size(size: Any) -> tuple[int, ...]:
     if len(sizes) != 2:
         raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have 2 numbers at most: 1024, or 768x1024.")
     return sizes
-
-
-IMAGE_HEADS = {
-    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
-    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
-    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
-    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
-    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
-    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
-    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
-    "Model": auto_head("", "image-feature-extraction", "patches"),
-}
-"""Ending of a class's name -> how its models are run, for models of images."""
-PILLOW = "from PIL import Image"
 
 
 class UserImages(UserInputs):
@@ -148,7 +134,7 @@ class GridKind(SizedKind):
     classified = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
     settings = ("image_size", "search_images")
     diagnosed_with = "an image: longattn inspect MODEL photo.jpg"
-    heads, user_inputs = IMAGE_HEADS, UserImages
+    user_inputs = UserImages
     instead = {SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER"}
 
     @property
@@ -213,17 +199,11 @@ class GridKind(SizedKind):
     def arguments_for_resizing(self) -> dict[str, Any]:
         return {INTERPOLATE_ARGUMENT: True} if self.rule.interpolates else {}
 
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        rule, values = self.rule, self.values_of(config)
-        size = rule.sizes(values)[1]
-        grid = rule.of_size(values, size)
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        height, width = self.rule.sizes(self.values_of(config))[1]
         processed = ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None
-        layout = f"prefix tokens: {grid.prefix}; then {' × '.join(map(str, grid.sizes))} patches"
-        facts = {"processed": processed, "cells": grid.cells, "height": size[0], "width": size[1], "layout": layout}
-        piped = processed and head.auto_class == "AutoModelForImageClassification"
-        reader = ("processor", "AutoImageProcessor") if processed else None
-        blocks = f"image {head.blocks} {'image_pipeline' if piped else ''}"
-        return Example(head, blocks, facts, reader, (PILLOW,) if processed else (), piped)
+        task, lines = "image-feature-extraction", image_lines(height, width, processed=processed)
+        return Example(task, IMAGE_READER, lines, (PILLOW,)) if processed else Example(task, None, lines)
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])

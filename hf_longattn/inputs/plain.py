@@ -11,13 +11,11 @@ from typing import Any
 import transformers
 
 from ..errors import LengthError, OptionError
-from ..files import GENERIC_CLASS, IMAGE_PROCESSOR, ProcessorFile
+from ..files import GENERIC_CLASS, IMAGE_PROCESSOR, ProcessorFile, named_class
 from ..modeling.family.definition import PositionTable
-from ..modeling.family.registration import auto_class_name
 from ..positions.tables import extend_table
 from .common.base import SETTINGS, StackLength, register_kind
-from .common.examples import Example, Head
-from .grid import PILLOW
+from .common.examples import IMAGE_READER, PILLOW, Example, image_lines
 from .text import TextKind, VerificationText, text_length
 
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
@@ -55,23 +53,14 @@ class PlainKind(TextKind):
         trained_here = plan.new_length and reads_only_text(getattr(transformers, plan.architecture.source_class))
         return None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"}
 
-    def head(self, architecture: str) -> Head | None:
-        plain = architecture.removeprefix(GENERIC_CLASS)
-        if plain not in self.family.model_classes:
-            return None
-        model_class: Any = getattr(transformers, plain)
-        if reads_only_text(model_class) and (head := super().head(plain)) is not None:
-            return head
-        blocks = "image outputs" if model_class.main_input_name == "pixel_values" else ""
-        return Head(auto_class_name(self.family.config_class, architecture) or "", None, blocks)
-
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        if head.blocks == "image outputs" and ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
-            reader = ("processor", "AutoImageProcessor")
-            return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, (PILLOW,))
-        if head.blocks in ("image outputs", ""):
-            return Example(head, "", {}, None)
-        return super().example(folder, {**config, "long_attention": None}, head, length, metadata)  # forward takes no global tokens
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        name = named_class(config, "").removeprefix(GENERIC_CLASS)
+        model_class: Any = getattr(transformers, name) if name in self.family.model_classes else None
+        if model_class is not None and reads_only_text(model_class):
+            return super().example(folder, config, length)
+        if model_class is None or model_class.main_input_name != "pixel_values" or ProcessorFile.find(folder, IMAGE_PROCESSOR) is None:
+            return Example(None)
+        return Example(None, IMAGE_READER, image_lines(480, 640, processed=True), (PILLOW,))
 
 
 # Lengths of source and result in a ``--generic`` conversion.

@@ -34,7 +34,7 @@ from .common.base import (
     PositionWarning,
     register_kind,
 )
-from .common.examples import Example, Head, auto_head
+from .common.examples import TEXT_TASK, Example
 from .common.processors import load_processor, values_with
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
@@ -66,23 +66,6 @@ def duration(seconds: float) -> str:
 
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
-RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
-"""Audio tasks for which transformers has a pipeline."""
-SOUND_HEADS = {
-    "ForCTC": auto_head("ForCTC", RECOGNITION, "transcript"),
-    "ForSequenceClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
-    "ForAudioFrameClassification": auto_head("ForAudioFrameClassification", None, "frame_labels"),
-    "ForXVector": auto_head("ForAudioXVector", None, "speaker"),
-    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
-    "ForRNNT": Head("", RECOGNITION, "generated"),
-    "ForTDT": Head("", RECOGNITION, "generated"),
-    "ForConditionalGeneration": auto_head("ForSpeechSeq2Seq", RECOGNITION, "generated"),
-    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
-    "Encoder": auto_head("", "feature-extraction", "states"),
-    "WhisperModel": auto_head("", "feature-extraction", "encoded"),
-    "Model": auto_head("", "feature-extraction", "states"),
-}
-"""Ending of a class's name -> how its models are run, for audio models."""
 
 
 class UserSounds(UserInputs):
@@ -140,7 +123,7 @@ class SoundKind(SizedKind):
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
     timed = True
     diagnosed_with = "a recording or a folder: longattn inspect MODEL talk.wav"
-    heads, user_inputs = SOUND_HEADS, UserSounds
+    user_inputs = UserSounds
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
@@ -188,21 +171,19 @@ class SoundKind(SizedKind):
             )
         return self.size(config, seconds if self.rule.base_reads(config, seconds) else old)
 
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        processed = ProcessorFile.find(folder, FEATURE_EXTRACTOR) is not None
-        writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
-        piped = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         values, rule = self.values_of(config), self.rule
         seconds = min(rule.durations(values)[1], SHOWN_SECONDS)
-        samples = rule.length(seconds)
-        facts = {
-            **{"processed": processed, "samples": round(seconds * rule.sampling_rate), "seconds": seconds, "rate": rule.sampling_rate},
-            **{"input": rule.input, "frames": rule.output_rows(values, samples)},
-            "shape": ", ".join(map(str, (1, samples, *([] if rule.features is None else [rule.features(values)])))),
-        }
-        reader = ("processor", "AutoFeatureExtractor") if processed else None
-        blocks = f"sound {head.blocks} {'sound_pipeline' if piped else ''}"
-        return Example(head, blocks, facts, reader, ("import numpy as np",) if processed else (), piped)
+        if ProcessorFile.find(folder, FEATURE_EXTRACTOR) is None:
+            shape = (1, rule.length(seconds), *([] if rule.features is None else [rule.features(values)]))
+            line = f'inputs = {{"{rule.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was trained'
+            return Example(TEXT_TASK, None, line)
+        lines = (
+            f"samples = np.random.default_rng(0).standard_normal({round(seconds * rule.sampling_rate)}).astype(np.float32)  "
+            f'# {seconds:g} s; or yours: soundfile.read("talk.wav")[0]\n'
+            f'inputs = processor(samples, sampling_rate={rule.sampling_rate}, return_tensors="pt")'
+        )
+        return Example(TEXT_TASK, ("processor", "AutoFeatureExtractor"), lines, ("import numpy as np",))
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As in :class:`SizedKind`. Also raises :class:`LengthError` for a duration at which an untrained result is of no use."""

@@ -19,7 +19,7 @@ from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
 from ..reports import FAILED, PASSED, SKIPPED, Check
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
-from .common.examples import HEADS, Example, Head, text_example
+from .common.examples import TEXT_TASK, Example
 
 USUAL_LENGTH = 512
 LARGEST_TOKENIZER = 256 * 2**20
@@ -64,7 +64,6 @@ class TextKind(InputKind):
     )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
-    heads = HEADS
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""
@@ -98,8 +97,12 @@ class TextKind(InputKind):
         if mechanism.reads_grid:
             raise OptionError(f"{mechanism.name} reads a grid, and the model reads a text.")
 
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        return text_example(folder, config, head, length, metadata)
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        """Only the loading of the tokenizer for models of pages, whose words have places."""
+        reader = ("tokenizer", "AutoTokenizer") if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)) else None
+        line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
+        of_pages = self.family is not None and self.family.rule.further
+        return Example(TEXT_TASK, reader, "" if reader is None or of_pages else line)
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
         """The config's number of positions, less rows of the table that are not positions."""

@@ -14,8 +14,7 @@ from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import TOWERS
 from ..reports import Check
 from .common.base import InputKind, InputSizes, kind_of, register_kind
-from .common.examples import Example, Head, auto_head
-from .grid import PILLOW
+from .common.examples import PILLOW, Example
 
 
 def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
@@ -70,7 +69,6 @@ class TowersKind(InputKind):
     """One input for each tower."""
 
     has_plain_class = True
-    heads = {"Model": auto_head("", "zero-shot-image-classification", "similarity")}
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
@@ -98,10 +96,16 @@ class TowersKind(InputKind):
         sizes = [self.parts[name].sizes(part) for name, part in self.configs(config).items() if self.parts[name].family.reads_text]
         return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
 
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        if not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
-            return None
-        return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), (PILLOW,))
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        task = "zero-shot-image-classification"
+        if not (folder / TOKENIZER_CONFIG).is_file() or ProcessorFile.find(folder, IMAGE_PROCESSOR) is None:
+            return Example(task)
+        lines = (
+            'texts = ["A long caption starts here.", "Another one."]\n'
+            'image = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg").convert("RGB")\n'
+            f'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")'
+        )
+        return Example(task, ("processor", "AutoProcessor"), lines, (PILLOW,))
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
         """Maximum length, in tokens, of the towers that read texts."""

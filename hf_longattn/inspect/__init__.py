@@ -1,6 +1,7 @@
 """Look at a model: what runs in every layer, and how attention spreads over an input (``longattn inspect``).
 
 paths            the engine path of every layer, and why not another
+drawing          pictures of attention patterns
 stock            what the layers of a stock model declare, and what runs for them
 
 attention        the diagnosis of a model on a text, image or sound, by all of the following modules

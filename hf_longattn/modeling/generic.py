@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
-from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, generic_names, is_generic, plain_names
+from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.memory_tokens import recursion_of
@@ -49,14 +49,17 @@ class GenericConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The architecture's ``from_dict``, for a ``config.json`` with the names of :func:`generic_names`."""
+        """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
         check_format(config_dict)
         return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The text of ``config.json``."""
+        """The text of ``config.json``, with the names of a model with mechanisms."""
         values = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
-        return json.dumps(generic_names(values), indent=2, sort_keys=True) + "\n"
+        values["model_type"] = GENERIC_TYPE + str(values["model_type"])
+        if values.get("architectures"):
+            values["architectures"] = [GENERIC_CLASS + str(name) for name in values["architectures"]]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # the class is made on first use and in no module
         return _empty_config, (type(self).__mro__[2],), self.__dict__

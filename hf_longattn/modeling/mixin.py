@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -134,11 +135,16 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Write our card into a repository without one, instead of transformers' empty card. ``push_to_hub`` calls this with the folder."""
-        complete_card = importlib.import_module("hf_longattn.hub.trainer_card").complete_pushed_card
-        complete_card(working_dir, repo_id, self.config.name_or_path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any) -> str:
+        """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this with the folder.
+
+        Args:
+            files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed since.
+        """
+        unchanged = [name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time]
+        push_loaded = importlib.import_module("hf_longattn.hub").push_loaded
+        address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
+        return address
 
     def _refuse_globals(self) -> None:
         """Raise :class:`OptionError` for mechanisms with global tokens that cannot reach the layers. The model does not pass them on."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.token_loss import LossChange
-from ..files import unused_name
 from ..inputs.common.base import InputSize
 from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
@@ -91,9 +90,8 @@ class SearchResult:
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
         size = self.length if self.sizes is None else self.sizes[0].typed
-        return shlex.join(
-            ["longattn", "convert", self.model, unused_name(f"{Path(self.model).name}-{size}"), "--config", self.file or "design.yaml"]
-        )
+        destination = f"{Path(self.model).name}-{size}"
+        return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
 
     @property
     def loss_sentence(self) -> str:

@@ -14,7 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.transcripts import load_transcribed, rewritten
 from hf_longattn.errors import OptionError
-from hf_longattn.files import base_type
+from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.training.args import LabelledDataArguments, argument, check_positive
 from hf_longattn.training.results import Scores, counted, score_in_words, sources_in_words
 
@@ -87,7 +87,7 @@ def check_left(args: UtteranceArguments, rows: Dataset, held_out: Dataset) -> No
 
 def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The processor of a model's architecture, of its feature extractor and a tokenizer."""
-    name = PROCESSOR_MAPPING_NAMES.get(base_type(config.model_type))
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"))
     return (Wav2Vec2Processor if name is None else getattr(transformers, name))(extractor, tokenizer)
 
 

@@ -34,14 +34,3 @@ def test_card_command_refuses_a_missing_folder_and_broken_results(tmp_path: Path
     (tmp_path / "results.json").write_text("not json")
     assert run(tmp_path, "--results", tmp_path / "results.json") == 1
     assert "is not valid JSON" in capsys.readouterr().err
-
-
-def test_card_command_refuses_licences_and_tags_that_the_hub_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
-    licences, tags = ("0", "see below", "[]"), ("[]", "", "{a}")
-    for option, value in (*(("--license", value) for value in licences), *(("--tag", value) for value in tags)):
-        assert run(tmp_path, option, value) == 1, (option, value)
-        assert option in capsys.readouterr().err
-    assert not (tmp_path / "README.md").exists()
-    for line in (("--license", "0bsd"), ("--license", "CC-BY-4.0"), ("--tag", "région:us"), ("--tag", "long context")):
-        assert run(tmp_path, *line) == 0, line

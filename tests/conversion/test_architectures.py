@@ -205,7 +205,7 @@ def test_generic_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> 
     details = {check.name: check.detail for check in report.checks}
     assert "past_values [1, 128]" in details["equal with the source's attention"]
     assert "past_values [1, 256]" in details["finite"]
-    assert "extended from series of 128 to 256 steps (16 to 32 tokens)" in (tmp_path / "long" / "README.md").read_text()
+    assert "extended from series of 128 to 256 steps (16 to 32 tokens; " in (tmp_path / "long" / "README.md").read_text()
 
     short, long = getattr(transformers, f"{SERIES}ModelForPrediction").from_pretrained(source), load_generic(tmp_path / "long")
     assert (long.config.context_length, long.config.max_position_embeddings) == (256, 32)

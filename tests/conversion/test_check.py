@@ -23,7 +23,6 @@ from hf_longattn.conversion.lengths import Lengths, choose_lengths
 from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
-from hf_longattn.hub import card as card_module
 from hf_longattn.inputs.text import VerificationText, load_tokenizer
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
@@ -218,9 +217,9 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     show(report.to_dict(), conversion_report(report))
     card, printed = (tmp_path / "long" / "README.md").read_text(), " ".join(capsys.readouterr().out.split())
     assert "Not known whether it is ready to use: --verify-text FILE with text that the source was trained to read would tell." in printed
-    assert card_module.UNMEASURED in card
+    assert "Whether it is ready to use as converted is not known" in card
     assert "--verify-text FILE" in card
-    assert ("Next: longattn train" in printed) == report.needs_training == (card_module.UNTRAINED in card)
+    assert ("Next: longattn train" in printed) == report.needs_training == ("train it before use" in card)
     assert "Ready to use" not in printed
 
 

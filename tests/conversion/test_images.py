@@ -166,8 +166,7 @@ def test_card_of_an_image_model_names_its_task_and_its_example_runs(saved: Check
     convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False)
     card = (tmp_path / "long" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
-    assert "enlarged from images of 32 × 32 to 64 × 64 pixels (65 to 257 tokens)" in card
-    assert 'pipeline("image-classification"' in card
+    assert "extended from images of 32 × 32 to 64 × 64 pixels (65 to 257 tokens; positions: tile)" in card
     assert "Every layer equals full attention on images of up to 32 × 32 pixels." in card
     example = card.partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})

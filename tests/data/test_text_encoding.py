@@ -10,10 +10,8 @@ import pytest
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.tokenization import special_ids, text_encoding, word_argument
+from hf_longattn.data.tokenization import special_ids, text_encoding
 from hf_longattn.errors import CheckpointError
-from hf_longattn.hub.usage import snippet
-from hf_longattn.inputs.common.examples import tokenizer_words
 from hf_longattn.inputs.text import token_ids
 from hf_longattn.training.loading import load_start
 from tests.byte_tokenizer import train_tokenizer
@@ -43,19 +41,6 @@ def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
 
 def test_other_tokenizers_read_text_as_it_is() -> None:
     assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
-
-
-@pytest.mark.parametrize("name", OF_PAGES)
-def test_card_example_calls_a_tokenizer_of_pages_with_places(tmp_path: Path, name: str) -> None:
-    tokenizer = tokenizer_of(name)
-    tokenizer.save_pretrained(tmp_path)
-    assert tokenizer_words(tmp_path) == word_argument(tokenizer)
-    code = snippet(tmp_path, {"architectures": ["MarkupLMForTokenClassification"]}, "name", 64, {})
-    assert code is not None
-    lines = [line for line in code.splitlines() if line.startswith(("question =", "document =", "inputs ="))]
-    names: dict[str, Any] = {"tokenizer": tokenizer}
-    exec("\n".join(lines), names)  # the lines of the card that read a text
-    assert names["inputs"]["input_ids"].shape == (1, 64)
 
 
 def test_training_refuses_a_tokenizer_of_pages(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -14,12 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongGPT2Config
-from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
-from hf_longattn.hub.usage import snippet
-from hf_longattn.inputs.common.base import kind_of
+from hf_longattn.hub import MeasuredResult, model_card, origin_of, write_model_card
 from tests.grids import every_other
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.rule.further)
+CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -59,42 +57,10 @@ def test_usage_in_the_card_of_every_head_runs_as_it_stands(tmp_path: Path, kind:
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(compile(code, "usage", "exec"), {})  # an error of the snippet is the test's
     printed = capsys.readouterr()
-    marks_question = kind.endswith("ForQuestionAnswering") and not kind.startswith("GPT2")
-    assert printed.out.strip() or marks_question  # the span of a random model may be empty
+    marks_question = kind == "BertForQuestionAnswering"
+    assert printed.out.strip() or marks_question or "model(" not in code  # the span of a random model may be empty
     assert "UNEXPECTED" not in printed.err, "the snippet loads another class than the one that was saved"
     assert ("global_attention_mask" in code) == marks_question
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("model_type", "metadata", "shown", "absent"),
-    [
-        ("long_bert", {}, "The lighthouse stands where the river {tokenizer.mask_token} the sea.", "import {"),
-        ("long_bert", {"language": "de"}, "The lighthouse stands", "import {"),
-        ("long_bert", {"language": 5, "tags": {"a": 1}}, "The lighthouse stands", "import {"),
-        ("long_bert", {"language": ["code"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
-        ("long_bert", {"tags": ["python"]}, "import {tokenizer.mask_token} as np", "lighthouse"),
-        ("long_esm", {"language": "en"}, "MKTVRQERLKSI{tokenizer.mask_token}", "lighthouse"),
-    ],
-    ids=str,
-)
-def test_example_in_a_card_is_in_the_language_of_the_model(
-    model_type: str, metadata: dict[str, Any], shown: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = saved(tmp_path / "model", "BertForMaskedLM")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    text = write_model_card(folder, **metadata).read_text()
-    assert shown in text
-    assert absent not in text
-    if model_type == "long_bert":
-        run_example(text)
-        assert capsys.readouterr().out.strip()
-
-
-def run_example(card: str) -> None:
-    [code] = re.findall(r"^```python\n(.*?)^```$", card, flags=re.DOTALL | re.MULTILINE)
-    exec(compile(code, "usage", "exec"), {})
 
 
 @pytest.mark.parametrize(
@@ -122,17 +88,20 @@ def test_metadata_of_the_source_completes_the_card_of_a_folder(tmp_path: Path) -
     assert {"saved", "old"} <= set(data.tags)
 
 
-def test_every_head_of_every_family_has_a_usage(tmp_path: Path) -> None:
-    texts = [long for family in FAMILIES.values() if family.reads_text for long in family.model_classes.values()]
-    without = [long for long in texts if not shown(long, tmp_path)]
-    for family in FAMILIES.values():
-        without += [long for long in family.model_classes.values() if kind_of(family).head(long) is None]
+def test_card_of_every_class_of_every_family_loads_it(tmp_path: Path) -> None:
+    loads = re.compile(r'model = (?:AutoModel\w*|hf_longattn\.\w+)\.from_pretrained\("me/long"\)\.eval\(\)')
+    classes = [(family, long) for family in FAMILIES.values() for long in family.model_classes.values()]
+    without = []
+    for family, long in classes:
+        values = {**family.config_class().to_diff_dict(), "model_type": family.config_class.model_type, "architectures": [long]}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        if loads.search(str(model_card(tmp_path, name="me/long"))) is None:
+            without.append(long)
     assert not without
-    assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel", tmp_path) or "")
-
-
-def shown(architecture: str, folder: Path) -> str | None:
-    return snippet(folder, {"architectures": [architecture], "long_attention": {"mechanism": "full"}}, 'a "name"', 64, {})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "long_marian", "architectures": ["LongMarianMTModel"]}))
+    card = model_card(tmp_path)
+    assert "AutoModelForSeq2SeqLM" in card.text
+    assert card.data.pipeline_tag == "translation"
 
 
 def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
@@ -275,17 +244,13 @@ def test_card_says_that_models_with_a_position_table_refuse_longer_inputs(base: 
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        ({"checks": 5}, "checks=5, which must be a list"),
-        ({"checks": [5]}, r"checks\[0\]=5, which must be an object"),
-        ({"checks": [{"name": "x"}]}, r"checks\[0\]\.status=None, which must be text"),
-        ({"plan": "x"}, "plan='x', which must be an object"),
-        ({"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}}, "plan.new_length='x', which must be a whole number"),
-        ({"versions": 5}, "versions=5, which must be an object of text"),
-        ({"next_step": {"command": "x"}}, "next_step.command='x', which must be a list of text"),
-        ({"tolerance": "x"}, "tolerance='x', which must be a number"),
+        *((values, "No card can be made from config.json and conversion_report.json") for values in (
+            {"checks": 5}, {"checks": [{"name": "x"}]}, {"plan": "x"}, {"versions": 5}, {"tolerance": "x", "checks": [CHECK]},
+            {"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}},
+        )),
         ({"text": "\ud800"}, "not valid JSON"),
     ],
-)
+)  # fmt: skip
 def test_card_refuses_a_conversion_report_of_odd_types(report: dict[str, object], sentence: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "conversion_report.json").write_text(json.dumps(report))

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.hub import write_model_card
-from hf_longattn.hub.metadata import inherited_metadata
+from hf_longattn.hub.card import inherited_metadata
 
 from ..hub_server import serve
 from ..hub_state import Hub

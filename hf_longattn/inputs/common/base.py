@@ -23,7 +23,7 @@ from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...names import load_module, module_names
 from ...reports import Check
-from .examples import Example, Head, head_of
+from .examples import Example
 
 Kind = TypeVar("Kind", bound="type[InputKind]")
 
@@ -247,7 +247,6 @@ class InputKind(ABC):
     diagnosed_with: the input of ``longattn inspect MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if no search or diagnosis reads its files.
-    heads: ending of a class's name -> how its models are run.
     """
 
     lengthens: ClassVar[bool] = True
@@ -261,7 +260,6 @@ class InputKind(ABC):
     drawn: ClassVar[bool] = False
     timed: ClassVar[bool] = False
     user_inputs: Any = None
-    heads: Mapping[str, Head] = {}
     settings: Collection[str]
     instead: Mapping[str, str] = {}
 
@@ -429,19 +427,13 @@ class InputKind(ABC):
                 f"it with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
             )
 
-    def head(self, architecture: str) -> Head | None:
-        """How a saved model of the class ``architecture`` is loaded and run. ``None`` for a class without an example."""
-        return head_of(architecture, self.heads)
-
-    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        """The code in a card that runs a saved model once. ``None`` if files that it needs are missing.
+    def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
+        """The part of a card's code that makes an input of the model in ``folder``.
 
         Args:
-            folder, config: the model's folder, and the values in its config file.
-            head, length: the model's head, and its maximum length in tokens.
-            metadata: the card's metadata. Language and tags tell which texts the model reads.
+            config, length: the values in its config file, and its maximum length in tokens.
         """
-        return None
+        return Example(None)
 
     def values_of(self, config: Mapping[str, Any]) -> SimpleNamespace:
         """The values in a config file, completed by the defaults of the base's config class."""

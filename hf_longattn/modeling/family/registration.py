@@ -307,7 +307,8 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 def auto_class_name(config: Any, class_name: str) -> str | None:
     """Name of the Auto class that loads ``class_name`` with a config or config class. ``None`` if there is none."""
     model_type = getattr(config, "registered_type", config.model_type)
-    for name, table in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it lists other heads, too
+    last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # they list other heads, too: BART's that generates text, for example
+    for name, table in sorted(auto_classes(), key=lambda entry: last.index(entry[0]) if entry[0] in last else -1):
         entry = mapped_names(table)[0].get(model_type)
         if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
             return name

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.cli.plot import DRAWN_GRID, draw_patterns
+from hf_longattn.inspect.drawing import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.options import EXACT_LENGTH, ORDER, RELATIVE
 from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from

@@ -1,0 +1,104 @@
+"""Draw attention patterns: a row of panels for each mechanism, a panel for each head if heads differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engines.common.call import AttentionCall
+from ..engines.common.grid import Grid
+from ..errors import LongAttentionError, needs_extra
+from ..files import staged_file
+from ..mechanisms import Mechanism
+from ..mechanisms.common.choice_text import write_numbers
+
+DRAWN_GRID = Grid((14, 18), prefix=1)
+"""The patches of an image and its class token, on which a mechanism on a grid is drawn."""
+TITLE = 46
+"""Characters of a title that fit over a panel."""
+SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}
+"""matplotlib's settings for SVG files that are equal for equal drawings, with text as text."""
+
+
+class Panel(NamedTuple):
+    """A panel with weights ``(rows, columns)``; the query at ``(column, row)`` is marked, if there is one."""
+
+    title: str
+    weights: Tensor
+    query: tuple[int, int] | None = None
+
+
+def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
+    """Mechanisms by name, with equal layers grouped: "layers 0,2: window window=64"."""
+    groups: dict[str, list[int]] = {}
+    for index, mechanism in enumerate(mechanisms):
+        text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
+        groups.setdefault(text, []).append(index)
+    return {f"layer{'s' * (len(of) > 1)} {write_numbers(of)}: {text}": mechanisms[of[0]] for text, of in groups.items()}
+
+
+def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> list[Panel]:
+    """The panels of a mechanism, for seeded random queries and keys.
+
+    Of a mechanism on a grid, three panels show what a cell in the middle, at a border and in a corner of :data:`DRAWN_GRID` sees.
+    """
+    on_grid = mechanism.traits.needs_grid or mechanism.options.order is not None
+    generator, tokens = torch.Generator().manual_seed(0), DRAWN_GRID.length if on_grid else length
+    q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, tokens, mechanism.head_dim, generator=generator)
+    call = AttentionCall(causal=False, grid=DRAWN_GRID) if on_grid else AttentionCall(causal=causal)
+    with torch.no_grad():
+        weights = mechanism.weights(q, k, call)[0]
+    if on_grid:
+        rows, columns = DRAWN_GRID.sizes
+        panels = []
+        for row, column in ((rows // 2, columns // 2), (rows // 2, 0), (rows - 1, columns - 1)):
+            seen = weights[0, DRAWN_GRID.prefix + row * columns + column, DRAWN_GRID.prefix :]
+            panels.append(Panel(f"{name}: row {row}, column {column}", seen.view(rows, columns), (column, row)))
+        return panels
+    visible = weights > 0
+    if bool((visible == visible[:1]).all()):
+        return [Panel(name, weights[0])]
+    return [Panel(f"{name}, head {head}", of_head) for head, of_head in enumerate(weights)]
+
+
+def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
+    """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
+
+    ``causal`` selects the form, for all mechanisms or for each.
+
+    Raises:
+        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
+        CheckpointError: the file cannot be written.
+    """
+    with needs_extra("plot"):
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
+    drawn = [panels_of(name, mechanism, length, form) for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)]
+    if all(len(panels) == 1 for panels in drawn):  # single panels stand side by side
+        drawn = [[panel for panels in drawn for panel in panels]]
+    width = max(map(len, drawn))
+    figure = Figure(figsize=(max(3.4 * width, 4.2), 3.6 * len(drawn)), layout="constrained")
+    for axes, panels in zip(figure.subplots(len(drawn), width, squeeze=False), drawn, strict=True):
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (title, weights, query) in zip(axes, panels, strict=False):
+            shown = (weights / weights.amax(-1, keepdim=True)).masked_fill(weights == 0, float("nan")) ** 0.5
+            axis.imshow(shown.numpy(), cmap="viridis_r", interpolation="nearest")
+            if query is not None:
+                axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
+            axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
+            axis.set_title(fill(title, TITLE), fontsize=8)
+    metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
+    try:
+        with staged_file(file) as stage, rc_context(SVG):
+            figure.savefig(stage, format=file.suffix[1:].lower() or "without a name", dpi=120, metadata=metadata)
+    except LongAttentionError:
+        raise
+    except ValueError as error:
+        raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error
