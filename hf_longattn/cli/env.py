@@ -16,6 +16,8 @@ from . import options as flags
 from .terminal import Line, show
 
 REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
+"""Modules whose package has another name."""
 
 
 def env(as_json: flags.Json = False) -> None:
@@ -40,7 +42,6 @@ def describe_environment() -> dict[str, Any]:
         gpus = ", ".join(done.stdout.splitlines()) if done.returncode == 0 else ""
     model = re.search(r"^model name\s*:\s*(.+)", information.read_text(errors="replace"), re.M) if information.is_file() else None
     processor = model[1] if model else platform.processor() or platform.machine()
-    distributions = {extra: [re.split(r"[^\w-]", package)[0] for package in packages.values()] for extra, packages in EXTRAS.items()}
     return {
         "versions": {
             "hf_longattn": __version__,
@@ -52,15 +53,15 @@ def describe_environment() -> dict[str, Any]:
             "processor": f"{processor}, {os.cpu_count()} cores",
             "GPU": gpus or "none found",
         },
-        "extras": {extra: {name: installed_version(name) for name in names} for extra, names in distributions.items()},
+        "extras": {extra: {name: installed_version(name) for name in packages} for extra, packages in EXTRAS.items()},
         "problems": [] if torchvision_fits() else [UNFIT_TORCHVISION],
     }
 
 
-def installed_version(package: str) -> str | None:
-    """The version of an installed package."""
+def installed_version(module: str) -> str | None:
+    """The version of the installed package of a module."""
     try:
-        return version(package)
+        return version(DISTRIBUTIONS.get(module, module))
     except PackageNotFoundError:
         return None
 
