@@ -47,7 +47,7 @@ CONVERSION = (
     ("adopt",),
     ("long_models",),
     ("architectures",),
-    ("twins",),
+    ("stock",),
     ("flops", "model_loading", "pooling"),
     ("plain_parts",),
     ("plan_tensors", "plan_positions"),

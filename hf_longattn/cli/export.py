@@ -51,10 +51,10 @@ def export(
         flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
     if format == "native":
-        flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
+        flags.refuse_typed(context, ("--task",), "is for graphs; a stock checkpoint has the head of the model.")
         with progress() as tell:
-            twin = export_native(model, destination, progress=tell, **shared)
-        show({"destination": str(twin.destination), **twin.to_dict()}, conversion_report(twin), as_json=as_json)
+            stock = export_native(model, destination, progress=tell, **shared)
+        show({"destination": str(stock.destination), **stock.to_dict()}, conversion_report(stock), as_json=as_json)
         return
     log = partial(say, stderr=True)
     graph = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=log, **shared)
