@@ -17,7 +17,7 @@ from .terminal import Line, show
 
 REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
-"""Modules whose package has another name."""
+"""Import names whose package has another name."""
 
 
 def env(as_json: flags.Json = False) -> None:
@@ -42,6 +42,7 @@ def describe_environment() -> dict[str, Any]:
         gpus = ", ".join(done.stdout.splitlines()) if done.returncode == 0 else ""
     model = re.search(r"^model name\s*:\s*(.+)", information.read_text(errors="replace"), re.M) if information.is_file() else None
     processor = model[1] if model else platform.processor() or platform.machine()
+    distributions = {extra: [DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names] for extra, names in EXTRAS.items()}
     return {
         "versions": {
             "hf_longattn": __version__,
@@ -53,15 +54,15 @@ def describe_environment() -> dict[str, Any]:
             "processor": f"{processor}, {os.cpu_count()} cores",
             "GPU": gpus or "none found",
         },
-        "extras": {extra: {name: installed_version(name) for name in packages} for extra, packages in EXTRAS.items()},
+        "extras": {extra: {name: installed_version(name) for name in names} for extra, names in distributions.items()},
         "problems": [] if torchvision_fits() else [UNFIT_TORCHVISION],
     }
 
 
-def installed_version(module: str) -> str | None:
-    """The version of the installed package of a module."""
+def installed_version(package: str) -> str | None:
+    """The version of an installed package."""
     try:
-        return version(DISTRIBUTIONS.get(module, module))
+        return version(package)
     except PackageNotFoundError:
         return None
 
