@@ -82,6 +82,12 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses the request."""
 
 
+UNFIT_TORCHVISION = (
+    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
+    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
+    "pip uninstall torchvision."
+)
+"""The message where torchvision was built for another torch; transformers' image code then fails."""
 EXTRAS = {
     "audio": ("scipy", "soundfile"),
     "compress": ("torchao",),
@@ -214,22 +220,6 @@ def hides_torchvision() -> bool:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
-
-
-UNFIT_TORCHVISION = (
-    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
-    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
-    "pip uninstall torchvision."
-)
-
-
-def lacks_fitting_torchvision(error: BaseException | None) -> bool:
-    """Whether an error means that torchvision was built for another torch. transformers' image code then fails to import it."""
-    while error is not None:
-        if "torchvision::" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def in_a_line(error: BaseException, limit: int = 300) -> str:

@@ -494,11 +494,6 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
     if network is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return model
     check_tokenizer(tokenizer, name)
-    tables = [table for key, table in network.named_modules() if key.endswith("position_embeddings") and hasattr(table, "num_embeddings")]
-    rows = min((table.num_embeddings - (-1 if table.padding_idx is None else table.padding_idx) - 1 for table in tables), default=None)
-    if rows and model.max_seq_length and model.max_seq_length > rows:
-        logger.warning(f"{name}: max_seq_length is {model.max_seq_length:,}, but the model has {rows:,} positions; texts are cut there.")
-        model.max_seq_length = rows
     if network.main_input_name == "input_ids":
         fit_tokenizer(tokenizer, network.config, name)
         if network.config.pad_token_id is None:

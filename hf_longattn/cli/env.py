@@ -16,6 +16,8 @@ from . import options as flags
 from .terminal import Line, show
 
 REQUIRED = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "typer")
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
+"""Import names whose package has another name."""
 
 
 def env(as_json: flags.Json = False) -> None:
@@ -40,7 +42,7 @@ def describe_environment() -> dict[str, Any]:
         gpus = ", ".join(done.stdout.splitlines()) if done.returncode == 0 else ""
     model = re.search(r"^model name\s*:\s*(.+)", information.read_text(errors="replace"), re.M) if information.is_file() else None
     processor = model[1] if model else platform.processor() or platform.machine()
-    distributions = {extra: [re.split(r"[^\w-]", package)[0] for package in packages.values()] for extra, packages in EXTRAS.items()}
+    distributions = {extra: [DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names] for extra, names in EXTRAS.items()}
     return {
         "versions": {
             "hf_longattn": __version__,
