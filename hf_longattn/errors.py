@@ -5,12 +5,10 @@ from __future__ import annotations
 import codecs
 import difflib
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 class LongAttentionError(ValueError):
@@ -84,24 +82,24 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses the request."""
 
 
-EXTRAS: dict[str, dict[str, str]] = {
-    "audio": {"scipy": "scipy>=1.15", "soundfile": "soundfile>=0.13"},
-    "compress": {"torchao": "torchao>=0.18"},
-    "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
-    "images": {"PIL": "pillow>=11.0", "torchvision": "torchvision>=0.26"},
-    "metrics": {
-        "jiwer": "jiwer>=4.0",
-        "rouge_score": "rouge-score>=0.1.2",
-        "scipy": "scipy>=1.15",
-        "seqeval": "seqeval>=1.2.2",
-        "sklearn": "scikit-learn>=1.6",
-    },
-    "onnx": {"onnx": "onnx>=1.19", "onnxruntime": "onnxruntime>=1.22", "onnxscript": "onnxscript>=0.5.4"},
-    "peft": {"peft": "peft>=0.21"},
-    "plot": {"matplotlib": "matplotlib>=3.9"},
-    "sentence": {"sentence_transformers": "sentence-transformers>=6.0"},
+UNFIT_TORCHVISION = (
+    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
+    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
+    "pip uninstall torchvision."
+)
+"""The message where torchvision was built for another torch; transformers' image code then fails."""
+EXTRAS = {
+    "audio": ("scipy", "soundfile"),
+    "compress": ("torchao",),
+    "fla": ("fla",),
+    "images": ("PIL", "torchvision"),
+    "metrics": ("jiwer", "rouge_score", "scipy", "seqeval", "sklearn"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "peft": ("peft",),
+    "plot": ("matplotlib",),
+    "sentence": ("sentence_transformers",),
 }
-"""Extra -> import name of each of its packages -> requirement for pip, as in pyproject.toml."""
+"""Extra -> import names of its packages, as in pyproject.toml."""
 
 
 def check_extra(extra: str, *packages: str) -> None:
@@ -116,7 +114,12 @@ def check_extra(extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        raise _missing_packages(extra, missing)
+        what = f"the package {missing[0]!r}, which is" if len(missing) == 1 else f"the packages {', '.join(map(repr, missing))}, which are"
+        raise MissingExtraError(f"This needs {what} not installed; type pip install '{_requirement(extra, missing[0])}'.")
+
+
+def _requirement(extra: str, package: str) -> str:
+    return f"hf-longattn[{extra}]" if package in EXTRAS[extra] else package
 
 
 @contextmanager
@@ -132,18 +135,11 @@ def needs_extra(extra: str) -> Iterator[None]:
         name = (error.name or str(error)).split(".")[0]
         if name == "hf_longattn":
             raise
-        if isinstance(error, ModuleNotFoundError):
-            raise _missing_packages(extra, [name]) from error
-        requirement = EXTRAS[extra].get(name, name)
+        check_extra(extra, name)
         raise MissingExtraError(
-            f"The package {name!r} cannot be imported ({in_a_line(error)}); type pip install --force-reinstall '{requirement}'."
+            f"The package {name!r} cannot be imported ({in_a_line(error)}); "
+            f"type pip install --force-reinstall '{_requirement(extra, name)}'."
         ) from error
-
-
-def _missing_packages(extra: str, names: list[str]) -> MissingExtraError:
-    what = f"the package {names[0]!r}, which is" if len(names) == 1 else f"the packages {', '.join(map(repr, names))}, which are"
-    requirement = f"hf-longattn[{extra}]" if EXTRAS[extra].keys() & set(names) else names[0]
-    return MissingExtraError(f"This needs {what} not installed; type pip install '{requirement}'.")
 
 
 @contextmanager
@@ -226,22 +222,6 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
-UNFIT_TORCHVISION = (
-    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
-    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
-    "pip uninstall torchvision."
-)
-
-
-def lacks_fitting_torchvision(error: BaseException | None) -> bool:
-    """Whether an error means that torchvision was built for another torch. transformers' image code then fails to import it."""
-    while error is not None:
-        if "torchvision::" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def in_a_line(error: BaseException, limit: int = 300) -> str:
     """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
@@ -264,37 +244,3 @@ def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``. "" if no similarity (0 to 1) reaches ``least``."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=least)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def defined_at(value: Any) -> str:
-    """``file:line`` of a class or function; its dotted name if the file is unknown."""
-    try:
-        return f"{inspect.getsourcefile(value)}:{inspect.getsourcelines(value)[1]}"
-    except (OSError, TypeError):  # typed at a prompt
-        return f"{value.__module__}.{value.__qualname__}"
-
-
-def check_registration(what: str, name: str, cls: Any, base: type, known: type | None) -> None:
-    """Refuse a class that cannot be registered, in one sentence with its file and line.
-
-    Args:
-        what: "source", "mechanism" …
-        name: its name in the registry.
-        cls: the class to register.
-        base: the class that it must derive from.
-        known: the class that has the name already. The order of imports does not matter.
-
-    Raises:
-        RegistrationError: ``cls`` does not derive from ``base``, lacks one of its methods, or has a name that is taken.
-    """
-    here = f"{what.capitalize()} {name!r} of {defined_at(cls)}"
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise RegistrationError(f"{here} is not a class derived from {base.__name__}; derive it from one.")
-    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-        bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
-        raise RegistrationError(
-            f"{here} lacks {', '.join(f'{method}()' for method in missing)}; define {'it' if len(missing) == 1 else 'them'} as "
-            f"{' and '.join(bases)} describes."
-        )
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")

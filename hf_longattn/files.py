@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any, NamedTuple
@@ -322,12 +321,8 @@ IMAGE_PROCESSOR = ProcessorKind(("image_processor",), "AutoImageProcessor")
 FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), "AutoFeatureExtractor")
 
 
-@dataclass(frozen=True)
-class ProcessorFile:
-    """The place of the values of an image processor or a feature extractor.
-
-    part: their name in processor_config.json; empty if they are in the separate file.
-    """
+class ProcessorFile(NamedTuple):
+    """The place of a processor's values: a file of their own, or the object ``part`` in processor_config.json."""
 
     folder: Path
     kind: ProcessorKind
@@ -340,27 +335,18 @@ class ProcessorFile:
 
     @classmethod
     def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
-        """The place that transformers reads; ``None`` if there is none.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
-        parts = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
-        part = next((name for name in kind.parts if isinstance(parts.get(name), dict)), None)
-        if part is not None:
-            return cls(folder, kind, part)
-        if not (folder / FILE).is_file():
+        """The place that transformers reads; ``None`` if there is none. A damaged file is refused."""
+        values = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
+        part = next((name for name in kind.parts if isinstance(values.get(name), dict)), "")
+        if not part and not (folder / FILE).is_file():
             return None
-        read_json_object(folder / FILE)  # transformers would refuse a damaged one in other words
-        return cls(folder, kind)
+        place = cls(folder, kind, part)
+        read_json_object(folder / place.file)  # transformers would refuse a damaged one in other words
+        return place
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values of the processor.
-
-        Raises:
-            CheckpointError: the file is damaged.
-        """
+        """The values of the processor."""
         values = read_json_object(self.folder / self.file)
         return dict(values[self.part]) if self.part else values
 
@@ -517,32 +503,26 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove folders of killed runs. Restore a destination that a killed run renamed aside and did not replace."""
-    for use in ("replaced", "partial"):
-        for leftover in sorted(parent.glob(f".{glob.escape(name)}.{use}-*")):
-            if _is_abandoned(leftover):
-                if use == "replaced" and not (parent / name).exists():
-                    os.rename(leftover, parent / name)
-                else:
-                    shutil.rmtree(leftover)
+    """Remove folders of killed runs. Restore a destination that a killed run renamed aside and did not replace.
 
+    A folder is abandoned if its process is gone; one of another machine, if nothing in it has changed for a day.
+    """
+    import psutil
 
-def _is_abandoned(leftover: Path) -> bool:
-    """Whether the process that wrote an unfinished folder is gone. Another machine's is judged by the time of the last change."""
-    machine, _, process = leftover.name.rpartition(".")[2].partition("-")[2].rpartition("-")
-    if machine != MACHINE or not process.isdigit() or os.name == "nt":  # on Windows, signal 0 would end the process
-        changed = [0.0]
-        for path in (leftover, *leftover.rglob("*")):
-            with contextlib.suppress(OSError):  # removed by its process
-                changed.append(path.stat().st_mtime)
-        return time.time() - max(changed) >= STALE
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return int(process) == os.getpid()
+    for leftover in sorted(parent.glob(f".{glob.escape(name)}.*"), reverse=True):  # a replaced folder first
+        use, _, machine_and_process = leftover.name.removeprefix(f".{name}.").partition("-")
+        machine, _, process = machine_and_process.rpartition("-")
+        if use not in ("replaced", "partial") or not process.isdigit():
+            continue
+        running = psutil.pid_exists(int(process)) and int(process) != os.getpid()
+        if machine != MACHINE:
+            running = True
+            with contextlib.suppress(OSError):  # removed by its process meanwhile
+                running = time.time() - max(path.lstat().st_mtime for path in (leftover, *leftover.rglob("*"))) < STALE
+        if use == "replaced" and not running and not (parent / name).exists():
+            os.rename(leftover, parent / name)
+        elif not running:
+            shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
@@ -575,8 +555,6 @@ def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt":  # Windows synchronises neither folders nor files opened for reading
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

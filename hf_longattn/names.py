@@ -16,7 +16,7 @@ import importlib.metadata
 import logging
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -30,34 +30,22 @@ LOGGER = "transformers.hf_longattn"
 logger = logging.getLogger(LOGGER)
 
 
-def public_names(package: str, modules: Mapping[str, Sequence[str]] | None = None) -> tuple[Callable[[str], Any], list[str]]:
-    """``__getattr__`` and ``__all__`` of a package. Its modules are imported on first use of their names.
+def public_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """``__getattr__`` and ``__all__`` of a package, whose modules are imported on first use of their names.
 
-    Args:
-        package: its ``__name__``.
-        modules: module -> its public names. A module with a leading dot is relative to the package's parent. Default: what the package
-            imports for type checkers (:func:`imports_for_type_checkers`).
+    The names are those that the package's source imports under ``if TYPE_CHECKING``, so that they are listed once.
     """
-    if modules is None:
-        homes = imports_for_type_checkers(package)
-    else:
-        homes = {name: module for module, names in modules.items() for name in names}
-
-    def load(name: str) -> Any:
-        if name in homes:
-            home = homes[name]
-            return getattr(importlib.import_module(f".{home}", package), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    return load, sorted(homes)
-
-
-def imports_for_type_checkers(package: str) -> dict[str, str]:
-    """Name -> its module, from the imports under ``if TYPE_CHECKING`` in a package's source, so that they are listed once."""
     tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
     blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom) and node.level]
-    return {alias.name: "." * (node.level - 1) + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
+    homes = {alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name], package), name)
+
+    return load, sorted(homes)
 
 
 def module_names(package: str) -> list[str]:
@@ -170,26 +158,17 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
 
 
 def missing(name: str) -> BackendError:
-    """The error to raise where the API ``name`` is used."""
-    return BackendError(sentence(name))
-
-
-def warn_missing(name: str) -> None:
-    """Warn once per process that the API ``name`` is missing. For cases in which results stay correct."""
-    if name not in _warned:
-        _warned.add(name)
-        logger.warning(sentence(name))
-
-
-_warned: set[str] = set()
-
-
-def sentence(name: str) -> str:
-    """The message for a version of a library without the API ``name``."""
+    """The error to raise where the API ``name`` is used, for a version of a library without it."""
     where = PRIVATE_APIS[name][0]
     library = where.split(":")[0].split(".")[0]
     lowest, highest = TESTED[library]
-    return (
+    return BackendError(
         f"{library} {importlib.metadata.version(library)} has no {where.replace(':', '.')}, which hf_longattn uses; "
         f"install {library} {lowest} to {highest}, with which it is tested."
     )
+
+
+@functools.cache
+def warn_missing(name: str) -> None:
+    """Warn once per process that the API ``name`` is missing. For cases in which results stay correct."""
+    logger.warning(str(missing(name)))

@@ -262,7 +262,7 @@ def long_with_own_code(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def native_twin(folder: Path) -> None:
+def stock_checkpoint(folder: Path) -> None:
     """A folder of `longattn export --format native`."""
     bert(folder)
     add_to(folder / "config.json", model_type="longformer", architectures=["Evil"], attention_window=[4], auto_map=MAPS)
@@ -325,7 +325,7 @@ def pickled(folder: Path) -> None:
 
 KINDS: tuple[Callable[[Path], object], ...] = (
     own_model_type, own_head, own_tokenizer, own_image_processor, own_feature_extractor, own_processor, own_sentence_module,
-    long_with_own_code, native_twin, own_decoder, generic, adapter, model_with_adapter, pickled,
+    long_with_own_code, stock_checkpoint, own_decoder, generic, adapter, model_with_adapter, pickled,
 )  # fmt: skip
 """Make a hostile checkpoint in a folder; what it runs makes the file "marker" beside the folder."""
 

@@ -157,7 +157,7 @@ def sentences() -> None:
                 used[name]()
             except errors.BackendError as error:
                 messages.append(str(error))
-        assert messages == [apis.sentence(name)], (name, messages)
+        assert messages == [str(apis.missing(name))], (name, messages)
         print(messages[0])
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, rust_panics, shortened
+from ..errors import LongAttentionError, error_line, lacks_memory, rust_panics, shortened
 from . import compress, convert, embed, env, export, hub, inspect, search, train
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with rust_panics():
             app(arguments, standalone_mode=True)
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+    except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
         sentence = _sentence(error)
         if not sentence:
             raise
@@ -104,6 +104,4 @@ def _sentence(error: Exception) -> str:
         return f"{shortened(str(error.filename))!r}: {error.strerror}."
     if isinstance(error, OSError | LongAttentionError):
         return str(error)
-    if lacks_fitting_torchvision(error):
-        return UNFIT_TORCHVISION
     return "There is not enough memory; use smaller options or lengths." if lacks_memory(error) else ""

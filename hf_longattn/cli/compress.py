@@ -22,11 +22,10 @@ def compress(
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
     share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
     text: Annotated[
-        Path | None,
-        typer.Option(help="Text in UTF-8 on which importance and losses are measured.", show_default="built-in English text"),
+        Path | None, typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English")
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or as many as model and text have")
+        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or what model and text have")
     ] = None,
     documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,

@@ -123,7 +123,7 @@ def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "native twin": "" if plan.native_twin is None else plan.native_twin.describe(),
+        "stock form": "" if plan.native_twin is None else plan.native_twin.describe(),
         **unchanged_parts(plan),
     }
     yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)

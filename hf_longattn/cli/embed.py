@@ -14,18 +14,10 @@ from . import options as flags
 def embed(
     model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],
     documents: Annotated[
-        str,
-        typer.Argument(
-            metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of texts or of datasets, or a name on the Hub."
-        ),
+        str, typer.Argument(metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name.")
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
-    vectors: Annotated[
-        str,
-        typer.Option(
-            help="What gets a vector: document, parts:8 (each of 8 parts of a document), passages:256 (every 256 tokens) or tokens."
-        ),
-    ] = "document",
+    vectors: Annotated[str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")] = "document",
     task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
@@ -25,21 +25,13 @@ def export(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A long checkpoint")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    format: Annotated[
-        str,
-        typer.Option(help="onnx, torch (torch.export.load), or native (a stock architecture of transformers that computes it)."),
-    ] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
-        str | None,
-        typer.Option(help="The task of the model's head, for example feature-extraction.", show_default="that of the saved head"),
+        str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
     ] = None,
     global_attention_mask: Annotated[
-        bool,
-        typer.Option(
-            "--global-attention-mask",
-            help="Add this input to the graph (native: every call will give it); otherwise the config determines the global tokens.",
-        ),
+        bool, typer.Option("--global-attention-mask", help="Take this input; otherwise the config determines the global tokens.")
     ] = False,
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
@@ -57,12 +49,12 @@ def export(
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
         flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
-    shared = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
+    shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
     if format == "native":
-        flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
+        flags.refuse_typed(context, ("--task",), "is for graphs; a stock checkpoint has the head of the model.")
         with progress() as tell:
-            twin = export_native(model, destination, progress=tell, **shared)
-        show({"destination": str(twin.destination), **twin.to_dict()}, conversion_report(twin), as_json=as_json)
+            stock = export_native(model, destination, progress=tell, **shared)
+        show({"destination": str(stock.destination), **stock.to_dict()}, conversion_report(stock), as_json=as_json)
         return
     log = partial(say, stderr=True)
     graph = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=log, **shared)

@@ -57,9 +57,7 @@ def push_report(pushed: PushReport) -> Iterator[Part]:
 def card(
     model: Folder,
     base_model: Annotated[str | None, typer.Option(help="Hub name of the model that it was made from.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The name or path by which the card loads it.", show_default="the folder as given")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name or path by which the card loads it.", show_default="the folder as typed")] = None,
     results: Annotated[Path | None, typer.Option(help="Results: a JSON list of {dataset, metric, value, ...}.")] = None,
     license: Annotated[str | None, typer.Option(help="License identifier, for example apache-2.0.")] = None,
     language: Annotated[str | None, typer.Option(help="Language code, for example en.")] = None,

@@ -27,21 +27,15 @@ def inspect(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A long checkpoint or a stock model")],
     file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="Measure how attention spreads over this: a UTF-8 text file; for a model of images a photo, for one of sound a recording "
-            "or a folder of them.",
-            show_default=False,
-        ),
+        Path | None, typer.Argument(metavar="INPUT", help="A text, photo or recording to measure attention on.", show_default=False)
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Lengths of INPUT at which attention is measured: in tokens, for example 512,2K,8K; for recordings in seconds, 15,60. "
-            "Without INPUT, lengths at which the memory of a stock model is estimated.",
-            show_default="512,1K,2K,4K,8K tokens or 7.5,15,30 seconds, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
+            help="Lengths of INPUT in tokens, for example 512,2K,8K, or of recordings in seconds, 15,60; without INPUT, lengths for a "
+            "stock model's memory.",
+            show_default="512 to 8K tokens or 7.5 to 30 seconds, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
         ),
     ] = None,
     candidate: Annotated[
@@ -49,7 +43,7 @@ def inspect(
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
             help="A mechanism to compare, for example window:window=512. Repeatable.",
-            show_default="all of them, with usual options; for a photo, those on a grid",
+            show_default="all that fit, with usual options",
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,

@@ -55,8 +55,8 @@ def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[
                     default = False
                 elif default is None:
                     value_type = (list[str] if value_type is list else value_type) | None
-                annotation = Annotated[value_type, option(setting)]
-                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+                annotated = {"default": default, "annotation": Annotated[value_type, option(setting)]}
+                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **annotated))
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]

@@ -236,7 +236,7 @@ class ConversionConfig(Settings):
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     native: bool = setting(
         False,
-        "Write the native twin instead: a stock architecture of transformers that computes the same and needs no hf_longattn; refused "
+        "Write a stock checkpoint instead: an architecture of transformers that computes the same and needs no hf_longattn; refused "
         "where there is none (`longattn plan` says it).",
     )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")

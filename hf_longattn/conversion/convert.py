@@ -89,8 +89,8 @@ def convert_checkpoint(
         if not chosen.native:
             return _converted(plan, destination, chosen, text, clock, progress)
         choice = plan.native_twin
-        if choice is not None and choice.twin is None:
-            raise ExportError(f"The result would have no native twin: {choice.reason}")
+        if choice is not None and choice.stock is None:
+            raise ExportError(f"The result would have no stock form: {choice.reason}")
         check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
         long, plain = _folder_beside(target, stack) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
         report = _converted(plan, long, plain, text, clock, progress)

@@ -2,7 +2,7 @@
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
-licence) and :func:`write_report` (report and card). Conversions and native twins have a plan, and do all of this by
+licence) and :func:`write_report` (report and card). Conversions have a plan, and do all of this by
 :func:`write_verified`.
 """
 

@@ -69,7 +69,7 @@ def load_source(
 
     model_arguments: dict[str, Any] = {}
     family, name = architecture.family, architecture.source_class
-    of_family = name in family.model_classes  # unlike a Longformer, LED or native twin
+    of_family = name in family.model_classes  # unlike a Longformer or LED
     model_class = family.base_class(name) if of_family else getattr(transformers, name)
     if family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless

@@ -28,8 +28,8 @@ StageProgress = Callable[[str, int, int], None]
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
     """The check that decides whether the result needs training.
 
-    The model's purpose is measured: the loss of a language model (:mod:`.verify_loss`), the embeddings of a sentence encoder
-    (:mod:`.verify_embeddings`). Other heads cannot be measured without labels (:func:`undecided`).
+    The model's purpose is measured: the loss of a language model (:mod:`.check_loss`), the embeddings of a sentence encoder
+    (:mod:`.check_embeddings`). Other heads cannot be measured without labels (:func:`undecided`).
 
     Args:
         values: for the report. Their "tokens" say on how many tokens the result was measured.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
+from ..inputs.common.running import all_finite
 from ..inputs.plain import PlainKind
 from ..mechanisms.common.base import Mechanism
 from ..modeling.backend import BACKEND
@@ -19,7 +20,6 @@ from .architectures import attached_mechanisms
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan
 from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
-from .verify_outputs import all_finite
 
 LONGEST, LOGITS = 4096, 2**26
 """Maximum number of tokens, and of logits for them, of the text on which outputs are checked for NaN."""

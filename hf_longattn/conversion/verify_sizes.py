@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from ..inputs.common.base import InputSize
-from ..inputs.common.running import run_model
+from ..inputs.common.running import all_finite, run_model
 from ..inputs.common.sized import FurtherChecks, SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .flops import cost_of, mechanisms_on
+from .lengths import FLOPS_AT_NEW_LENGTH
 from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
-from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite
 
 
 def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[Mechanism], FurtherChecks]:

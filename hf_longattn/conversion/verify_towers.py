@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..inputs.common.base import InputSize
-from ..inputs.common.running import run_model
+from ..inputs.common.running import all_finite, run_model
 from ..inputs.towers import TowersKind, VerificationTowers
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..reports import FAILED, PASSED, Check, Difference, equality
 from .flops import layer_mechanisms, mechanisms_on
+from .lengths import choose_lengths
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan
-from .verify_outputs import all_finite, choose_lengths
 from .verify_sizes import affordable_size
 
 LONGEST_CAPTION = 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -61,20 +62,26 @@ class LossChange:
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
     """The loss of each token, ``(B·N,)`` float32; NaN at tokens that are not predicted.
 
+    A decoder of transformers computes logits only where a token is predicted, so that those of a large vocabulary fit into memory.
+
     Args:
         model: with a language-modelling head.
         shown, target: ``(B, N)``: the input on the model's device, and the targets on the CPU.
         causal: whether a token is predicted at the place before it.
     """
-    with torch.no_grad():
-        returned = model(input_ids=shown, return_dict=True)
-    logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
     if causal:
-        logits, target = logits[:, :-1], target[:, 1:]
+        target = functional.pad(target[:, 1:], (0, 1), value=IGNORED)
+    losses = torch.full(target.shape, float("nan"))
+    places = (target != IGNORED).any(0).nonzero().flatten()
+    selects = causal and len(places) < target.shape[1] - 1 and "logits_to_keep" in inspect.signature(model.forward).parameters
+    with torch.no_grad():
+        returned = model(input_ids=shown, return_dict=True, **({"logits_to_keep": places.to(shown.device)} if selects else {}))
+    logits = (returned["logits"] if "logits" in returned else returned["prediction_logits"]).cpu()
+    logits, target = logits if logits.shape[1] == len(places) else logits[:, places], target[:, places]
     pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
-    losses = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
-    losses = losses.masked_fill(target.flatten() == IGNORED, float("nan")).view(shown.shape[0], -1)
-    return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
+    predicted = torch.cat([functional.cross_entropy(a.float(), b, reduction="none", ignore_index=IGNORED) for a, b in pieces])
+    losses[:, places] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
+    return functional.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 
 
 def chunk_losses(

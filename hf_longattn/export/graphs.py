@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
-from ..conversion.pooling import SentencePooling
+from ..evaluation.pooling import SentencePooling
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length

@@ -19,12 +19,12 @@ from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import add_source_files, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
-from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
 from ..conversion.sources import Source, open_source, refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
+from ..evaluation.pooling import sentence_pooling, write_for_servers
 from ..files import GRAPHS, check_destination, destination_path, staged_folder
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.plain import reads_only_text

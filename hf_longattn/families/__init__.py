@@ -5,6 +5,7 @@ code. The other modules are made from the facts in ``families.json``. Importing 
 below and every ``Long…`` class are imported on first use.
 """
 
+# ruff: noqa: F401 (names that are imported on first use)
 from __future__ import annotations
 
 import contextlib
@@ -13,24 +14,26 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import CodeType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import GENERIC_CLASS
 from ..names import public_names
 
-_public_name, __all__ = public_names(
-    __name__,
-    {
-        ".modeling.family.definition": ("AttentionNames", "FAMILIES", "Family", "PositionTable"),
-        ".modeling.family.registration": ("register",),
-        ".modeling.multimodal": (
-            *("LongMultimodalConfig", "LongMultimodalModel", "LongMultimodalForSequenceClassification"),
-            *("LongMultimodalForTokenClassification", "LongMultimodalForQuestionAnswering"),
-            *("LongMultimodalForImageClassification", "LongMultimodalForAudioClassification"),
-        ),
-        ".modeling.generic": ("enable_long_attention",),
-    },
-)
+if TYPE_CHECKING:
+    from ..modeling.family.definition import FAMILIES, AttentionNames, Family, PositionTable
+    from ..modeling.family.registration import register
+    from ..modeling.generic import enable_long_attention
+    from ..modeling.multimodal import (
+        LongMultimodalConfig,
+        LongMultimodalForAudioClassification,
+        LongMultimodalForImageClassification,
+        LongMultimodalForQuestionAnswering,
+        LongMultimodalForSequenceClassification,
+        LongMultimodalForTokenClassification,
+        LongMultimodalModel,
+    )
+
+_public_name, __all__ = public_names(__name__)
 
 
 def __getattr__(name: str) -> Any:

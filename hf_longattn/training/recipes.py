@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,11 @@ class Recipe:
     @cached_property
     def entries(self) -> dict[str, str]:
         """Entry in lower case -> text, from the comment at the head: "title" and the :data:`ENTRIES` in it. Commands are one per line."""
-        lines_by_entry: dict[str, list[str]] = {"title": []}
-        entry = "title"
-        for line in read_text(self.path).splitlines():
-            if not line.startswith("#"):
-                break
-            text = line.removeprefix("#")
-            name, colon, rest = text.strip().partition(":")
-            if colon and name in ENTRIES and not text.startswith("   "):
-                entry, text = name.lower(), rest
-                lines_by_entry[entry] = []
-            if text.strip():
-                lines_by_entry[entry].append(text.strip())
-        return {entry: ("\n" if entry == "commands" else " ").join(lines) for entry, lines in lines_by_entry.items()}
+        header = takewhile(lambda line: line.startswith("#"), read_text(self.path).splitlines())
+        title, *further = re.split(rf"^# ({'|'.join(ENTRIES)}):", "\n".join(header), flags=re.MULTILINE)
+        texts = {"title": title, **{name.lower(): text for name, text in zip(further[::2], further[1::2], strict=True)}}
+        lines = {entry: [line.lstrip("#").strip() for line in text.splitlines()] for entry, text in texts.items()}
+        return {entry: ("\n" if entry == "commands" else " ").join(filter(None, texts)) for entry, texts in lines.items()}
 
     @cached_property
     def command(self) -> str:
@@ -78,12 +71,12 @@ def ready_recipes() -> dict[str, Recipe]:
 
 def recipe_names(command: str = "") -> str:
     """The ready recipes of a command, for a help text or a message. Without a command, all but those of ``accelerate launch``."""
-    kinds = {name: recipe.command for name, recipe in ready_recipes().items()}
-    return ", ".join(name for name, kind in kinds.items() if kind == command or (not command and kind != "accelerate launch"))
+    commands = {name: recipe.command for name, recipe in ready_recipes().items()}
+    return ", ".join(name for name, other in commands.items() if other == command or (not command and other != "accelerate launch"))
 
 
 def read_recipe(
-    recipe: str | Path, names: Iterable[str] | None = None, command: str = "", *, elsewhere: Callable[[str], str] | None = None
+    recipe: str | Path, names: Iterable[str] | None = None, command: str = "", *, elsewhere: Callable[[str], str] = lambda name: ""
 ) -> dict[str, Any]:
     """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
@@ -98,26 +91,20 @@ def read_recipe(
     """
     import yaml
 
-    path = Path(recipe)
+    path, name, ready = Path(recipe), str(recipe), ready_recipes()
     if not path.suffix and not path.exists():
-        ready = ready_recipes().get(str(recipe))
-        if ready is None:
-            known = list(ready_recipes())
+        if name not in ready:
             raise LongAttentionError(
-                f"There is no recipe {str(recipe)!r}; give a YAML file, or one of {recipe_names(command)}.{nearest(str(recipe), known)}"
+                f"There is no recipe {name!r}; give a YAML file, or one of {recipe_names(command)}.{nearest(name, ready)}"
             )
-        if command and ready.command != command:
-            raise LongAttentionError(
-                f"The recipe {ready.name!r} is for `{ready.command}`, not for `{command}`; `longattn recipes {ready.name}` prints it."
-            )
-        path = ready.path
+        path, taker = ready[name].path, ready[name].command
+        if command not in ("", taker):
+            raise LongAttentionError(f"The recipe {name!r} is for `{taker}`, not for `{command}`; `longattn recipes {name}` prints it.")
     try:
         values = yaml.safe_load(read_text(path))
     except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
         failure = "cannot be read" if path.exists() else "does not exist"
-        raise LongAttentionError(
-            f"The recipe {path} {failure}; give a YAML file, or a ready recipe by name: {recipe_names(command)}."
-        ) from error
+        raise LongAttentionError(f"The recipe {path} {failure}; give a YAML file, or one of {recipe_names(command)}.") from error
     if not isinstance(values, dict):
         example = "learning_rate: 3.0e-5" if command.startswith("train") else "mechanism: longformer"
         raise LongAttentionError(f"The recipe {path} must contain names and values, for example `{example}`.")
@@ -125,7 +112,6 @@ def read_recipe(
     known = list(values if names is None else names)
     for name in values:
         if name not in known:
-            other_commands = elsewhere(name) if elsewhere is not None else ""
-            what = f"which is not a setting of this command{f'; {other_commands}' if other_commands else ''}"
-            raise LongAttentionError(f"The recipe {path} sets {name!r}, {what}.{nearest(name, known)}")
+            others = "; ".join(filter(None, ("which is not a setting of this command", elsewhere(name))))
+            raise LongAttentionError(f"The recipe {path} sets {name!r}, {others}.{nearest(name, known)}")
     return values

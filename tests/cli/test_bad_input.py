@@ -181,17 +181,3 @@ def test_text_model_is_planned_beside_a_torchvision_that_cannot_be_imported(shor
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "LongBertForMaskedLM" in done.stdout
-
-
-def test_error_of_an_unfit_torchvision_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def unfit(*_: object, **__: object) -> None:
-        try:
-            raise RuntimeError("operator torchvision::nms does not exist")
-        except RuntimeError as error:
-            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'.") from error
-
-    monkeypatch.setitem(main.__globals__, "app", unfit)
-    code, _, printed = run(capsys, "env")
-    assert code == 1
-    assert printed.startswith("Error: The installed torchvision does not fit the installed torch; install both from one place")
-    assert printed.count("\n") == 1

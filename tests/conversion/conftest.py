@@ -14,8 +14,6 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import model_loading
-
 from ..trained import tokenizer_of
 from .every_family import Short, config_of
 
@@ -148,12 +146,6 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
         return folder
 
     return copy
-
-
-@pytest.fixture
-def from_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is small enough to be loaded whole when a conversion is verified."""
-    monkeypatch.setattr(model_loading, "IN_MEMORY", 0)
 
 
 def damaged(write: Callable[..., list[str]]) -> Callable[..., list[str]]:

@@ -380,7 +380,7 @@ def test_export_and_compress_take_a_generic_folder(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert (model.dtype, {site.mechanism.name for site in attention_sites(model)}) == (torch.bfloat16, {"window"})
     with pytest.raises(ExportError, match="has the class of another architecture already, with mechanisms"):
-        export_native(tmp_path / "long", tmp_path / "twin")
+        export_native(tmp_path / "long", tmp_path / "stock")
 
 
 def test_tokenizer_of_a_generic_folder_is_found_without_the_model_type(tmp_path: Path) -> None:

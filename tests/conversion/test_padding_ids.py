@@ -20,7 +20,7 @@ from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cases import every_case
 from tests.grids import quickly
-from tests.native_cases import long_attention
+from tests.stock_cases import long_attention
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
@@ -135,7 +135,7 @@ def test_positions_after_any_padding_id_are_extended_on_loading(pad: int, tmp_pa
 
 
 @pytest.mark.parametrize("pad", quickly(PADS, (0, 3)))
-def test_native_twins_of_roberta_with_any_padding_id(pad: int, tmp_path: Path) -> None:
+def test_stock_checkpoints_of_roberta_with_any_padding_id(pad: int, tmp_path: Path) -> None:
     source = saved(tmp_path / "short", "roberta", pad)
     for mechanism, stock in (
         ({"mechanism": "window", "window": 6}, "LongformerForMaskedLM"),
@@ -143,7 +143,7 @@ def test_native_twins_of_roberta_with_any_padding_id(pad: int, tmp_path: Path) -
         (FULL, "RobertaForMaskedLM"),
     ):
         convert_checkpoint(source, tmp_path / stock, **mechanism, max_length=NEW, exact_length=0, verify=False)
-        report = hf_longattn.export_native(tmp_path / stock, tmp_path / f"{stock}-twin")
+        report = hf_longattn.export_native(tmp_path / stock, tmp_path / f"{stock}-stock")
         assert (report.plan["class"], report.passed) == (stock, True)
 
 

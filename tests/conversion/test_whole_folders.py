@@ -224,13 +224,13 @@ class Writer:
 
 
 ENCODERS = ("encoder", "encoder in a folder", "reranker")
-NO_TWIN = (("reranker", "has no native twin"),)
+NO_STOCK = (("reranker", "has no stock form"),)
 NO_TOKENS = tuple((kind, "predicts no tokens") for kind in ENCODERS)
 KNOWN = {
     "convert": Writer("convert", ("MECHANISM", "--max-length", str(LONG)), False, 1e-4),
     "export onnx": Writer("export onnx", tolerance=1e-4),
     "export torch": Writer("export torch", tolerance=1e-4),
-    "export native": Writer("export native", tolerance=1e-4, refuses=NO_TWIN),
+    "export native": Writer("export native", tolerance=1e-4, refuses=NO_STOCK),
     "compress bf16": Writer("compress bf16", tolerance=0.1),
     "compress prune-heads": Writer("compress prune-heads", refuses=NO_TOKENS),
     "compress prune-ffn": Writer("compress prune-ffn", refuses=NO_TOKENS),

@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from hf_longattn import convert_checkpoint, loading
+from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
@@ -239,18 +239,6 @@ def test_embed_refuses_damaged_files_of_a_sentence_transformers_folder(
     with pytest.raises(LongAttentionError, match=words):
         embed_documents(str(damaged), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_longest_sequence_beyond_positions_is_cut_warning(folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr(loading.logger, "warning", warnings.append)
-    shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
-    (tmp_path / "short" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10**9}))
-    embed_documents(str(Path(folder).parent / "short"), data, tmp_path / "expected")
-    embed_documents(str(tmp_path / "short"), data, tmp_path / "out")
-    assert read(tmp_path / "out") == read(tmp_path / "expected")
-    about = [warning.partition("max_seq_length")[2] for warning in warnings if "max_seq_length" in warning]
-    assert about == [" is 1,000,000,000, but the model has 64 positions; texts are cut there."]
 
 
 def test_embed_refuses_a_prompt_that_leaves_no_room_for_windows(folder: str, tmp_path: Path) -> None:

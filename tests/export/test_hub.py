@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from hf_longattn.cli import main
 from tests.grids import quickly
 from tests.hub_state import Hub
-from tests.native_cases import save_long
+from tests.stock_cases import save_long
 
 REPO = "someone/long-llama"
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {

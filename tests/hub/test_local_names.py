@@ -15,7 +15,7 @@ from hf_longattn.files import public_name, without_folders
 from hf_longattn.hub import push_model
 from tests.cases import every_case
 from tests.grids import quickly
-from tests.native_cases import save_long
+from tests.stock_cases import save_long
 
 from ..hub_state import WRITER, Hub
 from ..trained import tokenizer_of

@@ -34,3 +34,8 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
         parts = {f"{name}[{index}]": part for index, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
         tensors |= {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
     return tensors
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are tensors, and all of their values are finite."""
+    return bool(tensors) and all(bool(value.isfinite().all()) for value in tensors.values())

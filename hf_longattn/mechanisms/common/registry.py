@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...engines.common.grid import Grid
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at, nearest
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
@@ -83,8 +83,7 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """
 
     def register(cls: M) -> M:
-        check_registration("mechanism", name, cls, Mechanism, _REGISTRY.get(name))
-        _check_attributes(name, cls)
+        _check_class(name, cls)
         cls.name = name
         _REGISTRY[name] = cls
         _prototype.cache_clear()
@@ -94,15 +93,35 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     return register
 
 
-def _check_attributes(name: str, cls: type[Mechanism]) -> None:
-    """Raise :class:`RegistrationError` for a trait set as an attribute, or for options that are not described."""
+def defined_at(value: Any) -> str:
+    """``file:line`` of a class; its dotted name if the file is unknown."""
+    try:
+        return f"{inspect.getsourcefile(value)}:{inspect.getsourcelines(value)[1]}"
+    except (OSError, TypeError):  # typed at a prompt
+        return f"{value.__module__}.{value.__qualname__}"
+
+
+def _check_class(name: str, cls: Any) -> None:
+    """Raise :class:`RegistrationError` for a class without a method, a taken name, a trait set as an attribute, or undescribed options."""
+    here, known = f"Mechanism {name!r} of {defined_at(cls)}", _REGISTRY.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
+        raise RegistrationError(f"{here} is not a class derived from Mechanism; derive it from one.")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
+        methods = ", ".join(f"{method}()" for method in missing)
+        raise RegistrationError(
+            f"{here} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
+        )
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        both = f"{defined_at(known)} and {defined_at(cls)}"
+        raise RegistrationError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
     attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
     for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
         if misplaced := sorted(attributes.intersection(fields)):
             change = "but" if holder == "traits" else "_replace"
             raise RegistrationError(
-                f"Mechanism {name!r} of {defined_at(cls)} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write "
-                f"{holder} = Mechanism.{holder}.{change}({misplaced[0]}=...)."
+                f"{here} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
+                f"({misplaced[0]}=...)."
             )
     options = cls.options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from scripts.dev.studies.real_checkpoint import ROUNDS, Comparison, compare_short_texts, summary, time_long_text, tokens_of
-from tests.native_cases import save_long
+from tests.stock_cases import save_long
 from tests.trained import tokenizer_of
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,14 +15,15 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_loss, verify_outputs, writing
+from hf_longattn.conversion import ConversionPlan, convert_checkpoint, folders, lengths, plan_conversion, writing
+from hf_longattn.conversion import check as checking
+from hf_longattn.conversion.check import labelled
+from hf_longattn.conversion.check_loss import BEYOND, LOSS, check_loss
+from hf_longattn.conversion.lengths import Lengths, choose_lengths
 from hf_longattn.conversion.report import POSITIONS, decision
-from hf_longattn.conversion.verify import labelled
-from hf_longattn.conversion.verify_loss import BEYOND, LOSS, LossCheck
-from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.text import VerificationText, load_tokenizer, text_sizes
+from hf_longattn.inputs.text import VerificationText, load_tokenizer
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 from hf_longattn.reports import Check
@@ -35,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("own_registry")
 
 Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
+Measured = tuple[ConversionPlan, VerificationText, Lengths]
 
 
 def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None:
@@ -87,7 +88,7 @@ def test_verification_finds_numbers_that_are_not_finite(built: Built, tmp_path: 
 def test_verification_finds_a_model_changed_by_padding_on_one_side(
     side: str, end: int, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = verify_outputs.outputs
+    run = checking.outputs
 
     def changed(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
         found = run(model, ids, **arguments)
@@ -97,7 +98,7 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     values = next(check.values for check in report.checks if check.name == "padding changes nothing")
     assert {"left", "right"} <= values.keys()
-    monkeypatch.setattr(verify_outputs, "outputs", changed)
+    monkeypatch.setattr(checking, "outputs", changed)
     message = r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they must be equal"
     with pytest.raises(CheckpointError, match=message):
         convert_checkpoint(built("BertForMaskedLM"), tmp_path / "wrong", mechanism="window", window=16, max_length=256)
@@ -105,18 +106,17 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
 
 
 def test_verification_skips_padding_for_a_base_without_hidden_states(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = verify_outputs.outputs
+    run = checking.outputs
 
     def pooled(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
         returned = run(model, ids, **arguments)
         return {name: value for name, value in returned.items() if not name.endswith("last_hidden_state")}
 
-    monkeypatch.setattr(verify_outputs, "outputs", pooled)
+    monkeypatch.setattr(checking, "outputs", pooled)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     checks = {check.name: check for check in report.checks}
     assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == ("passed", "skipped")
     assert checks["padding changes nothing"].detail == "the base returns no hidden states, but pooler_output"
-    assert not verify_outputs.all_finite({})
 
 
 def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +128,7 @@ def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("in_memory", [model_loading.IN_MEMORY, 0])
-def test_loss_is_measured_by_position_against_the_source_on_chunks(
-    in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_loading, "IN_MEMORY", in_memory)
+def test_loss_is_measured_by_position_against_the_source_on_chunks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
     check = next(check for check in report.checks if check.name == LOSS)
@@ -168,30 +164,14 @@ def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: 
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
 
-def test_verification_says_that_a_model_beyond_memory_was_not_run(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Little:
-        available = 1000
-
-    monkeypatch.setattr(model_loading, "_free", lambda: Little.available)
-    report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
-    skipped = [check.detail for check in report.checks if check.status == "skipped"]
-    assert any("the models were not run" in detail for detail in skipped)
-
-
 def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
     found = choose_lengths(plan)
-    assert (found.covered, found.old, found.new) == (9, LENGTH, 4096)
-    monkeypatch.setattr(verify_outputs, "FLOPS_AT_NEW_LENGTH", 1e8)
+    assert (found.covered, found.old, found.new, found.padded) == (9, LENGTH, 4096, 4096)
+    monkeypatch.setattr(lengths, "FLOPS_OF_PADDING", 1e6)
+    assert choose_lengths(plan).padded == LENGTH
+    monkeypatch.setattr(lengths, "FLOPS_AT_NEW_LENGTH", 1e8)
     assert LENGTH <= choose_lengths(plan).new < 4096
-
-
-def test_verified_lengths_are_shorter_where_logits_are_large(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_conversion(built("BertForMaskedLM"), mechanism="full", max_length=4096)
-    monkeypatch.setattr(verify_outputs, "FLOPS_AT_OLD_LENGTH", 1e15)
-    plan = dataclasses.replace(plan, inputs=text_sizes(1024, 4096))
-    assert choose_lengths(plan).old == 1024
-    assert choose_lengths(plan, from_files=True).old == int(verify_outputs.LOGITS_FROM_FILES / 4 / plan.config.vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -266,33 +246,35 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     noise: float,
     verdict: str,
     says: str,
-    text_losses: LossCheck,
-    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
 ) -> None:
     """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and ``change``."""
-    chance, generator = text_losses._chance(), torch.Generator().manual_seed(0)
-    drawn = [torch.randn(len(chance), generator=generator) for _ in range(2)]
-    text_losses.of_source = share * chance + spread * (drawn[0] - drawn[0].mean())
-    result = text_losses.of_source + change + noise * (drawn[1] - drawn[1].mean())
-    monkeypatch.setattr(verify_loss, "token_losses", lambda *ignored, **also_ignored: result)
-    (check,) = text_losses.check(None, {})
+    plan, text, found = measured
+    ids = text.tokens(found.read)[0]
+    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
+    drawn = torch.randn(2, len(chance), generator=torch.Generator().manual_seed(0))
+    source = share * chance + spread * (drawn[0] - drawn[0].mean())
+    result = source + change + noise * (drawn[1] - drawn[1].mean())
+    check = check_loss(plan, text, found, source, result)
     assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
 
 
 @pytest.fixture(scope="module")
-def text_losses(built: Built, tmp_path_factory: pytest.TempPathFactory) -> LossCheck:
+def measured(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     source = Path(shutil.copytree(built("BertForMaskedLM"), tmp_path_factory.mktemp("losses") / "source"))
     tokenizer_of("bert", LENGTH).save_pretrained(source)
     plan = plan_conversion(source, mechanism="full", max_length=4 * LENGTH)
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
-    return LossCheck(plan, text, LENGTH, 4 * LENGTH, from_files=False, given_text=False)
+    found = choose_lengths(plan, text)
+    assert (found.read, found.chunk, found.every) == (4 * LENGTH, LENGTH, 1)
+    return plan, text, found
 
 
-def test_loss_of_too_few_predicted_tokens_decides_nothing(text_losses: LossCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_of_too_few_predicted_tokens_decides_nothing(measured: Measured) -> None:
+    plan, text, found = measured
     for predicted in (0, 1, 9):
-        text_losses.of_source = torch.ones(len(text_losses._chance())).masked_fill(torch.arange(4 * LENGTH) >= predicted, float("nan"))
-        monkeypatch.setattr(verify_loss, "token_losses", lambda *ignored, **also_ignored: text_losses.of_source)
-        (check,) = text_losses.check(None, {})
+        losses = torch.ones(found.read).masked_fill(torch.arange(found.read) >= predicted, float("nan"))
+        check = check_loss(plan, text, found, losses, losses)
         assert (check.values["verdict"], "--verify-text FILE" in check.detail) == ("cannot tell", True)
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_longattn.conversion.pooling import POOLINGS, SentencePooling, sentence_pooling, write_for_servers
 from hf_longattn.errors import CheckpointError
+from hf_longattn.evaluation.pooling import OLD_KEYS, SentencePooling, sentence_pooling, write_for_servers
 from tests.cases import every_case
 
 st = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 
 @every_case("left", [False, True])
-@every_case("mode", [*POOLINGS, ("cls", "mean")], ids=str)
+@every_case("mode", [*OLD_KEYS, ("cls", "mean")], ids=str)
 def test_pooling_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: bool, tmp_path: Path) -> None:
     theirs = st.Pooling(8, mode)
     for name, module in (("1_Pooling", theirs), ("2_Normalize", st.Normalize())):

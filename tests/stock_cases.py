@@ -1,4 +1,4 @@
-"""Small long models that have a native twin, and the options with which mechanisms are those of a stock architecture."""
+"""Small long models, and the options with which mechanisms are those of a stock architecture."""
 
 from __future__ import annotations
 

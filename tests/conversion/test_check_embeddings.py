@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import ConversionReport, convert_checkpoint, plan_conversion, verify_embeddings
-from hf_longattn.conversion.pooling import SentencePooling
-from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
+from hf_longattn.conversion import ConversionReport, check_embeddings, convert_checkpoint, lengths, plan_conversion
+from hf_longattn.conversion.check_embeddings import EMBEDDINGS, PASSAGES
 from hf_longattn.data.english import verification_text
+from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.inputs.text import VerificationText, load_tokenizer
 from tests.trained import tokenizer_of
 
@@ -89,7 +89,7 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
 
 def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all short passages have the source's."""
-    monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
+    monkeypatch.setattr(check_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)
     assert measured(report)["document"]["cosine"] == 0.5
     assert report.needs_training
@@ -126,20 +126,21 @@ def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
     modes: tuple[str, ...], compared: int, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its positions are old, so it hides what new ones cost."""
-    plan = plan_conversion(encoder, mechanism="full", max_length=NEW)
-    check = EmbeddingCheck(plan, verification_of(encoder), SentencePooling(modes, normalize=True), LENGTH, NEW)
-    model, pooled = transformers.BertModel.from_pretrained(encoder), list[int]()
-    check.measure_source(model)
-    monkeypatch.setattr(check, "_pooled", lambda states: pooled.append(states.shape[1]) or EmbeddingCheck._pooled(check, states))
-    check.check(model, {"last_hidden_state": torch.randn(1, NEW, 32)})
-    assert pooled[-1] == compared * LENGTH
+    plan, text = plan_conversion(encoder, mechanism="full", max_length=NEW), verification_of(encoder)
+    found, pooling = lengths.choose_lengths(plan, text), SentencePooling(modes, normalize=True)
+    model, sizes, pooled = transformers.BertModel.from_pretrained(encoder), list[int](), check_embeddings.pooled
+    source = check_embeddings.source_embeddings(model, text, pooling, found)
+    result = check_embeddings.embeddings(model, text, pooling, check_embeddings.passages(text, found))
+    monkeypatch.setattr(check_embeddings, "pooled", lambda pooling, states: sizes.append(states.shape[1]) or pooled(pooling, states))
+    check_embeddings.check_embeddings(plan, text, found, pooling, source, result, torch.randn(1, NEW, 32))
+    assert sizes == [compared * LENGTH]
 
 
 def test_short_passages_alone_do_not_make_a_longer_encoder_ready(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document is measured for any growth; if it cannot be, the report says what would tell."""
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
-    monkeypatch.setattr(verify_embeddings, "FLOPS", 1)
+    monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 1)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
     assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
     (tmp_path / "short.txt").write_text(verification_text(None)[0][:300])
