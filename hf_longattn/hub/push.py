@@ -9,9 +9,10 @@ import codecs
 import fnmatch
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -67,14 +68,13 @@ def push_model(
     commit_message: str | None = None,
     remote_code: bool = False,
     leave_out: Collection[str] = (),
+    contents: Mapping[str, Any] = MappingProxyType({}),
     **commit: Any,
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
 
-    After a broken connection, call it again: large files that have arrived are not sent again.
-
-    A link is followed if its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link
-    is refused, since it would upload a file that is not part of the model.
+    After a broken connection, call it again: large files that have arrived are not sent again. A link is followed if its target is inside
+    the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link is refused.
 
     Args:
         folder: a saved model.
@@ -84,48 +84,37 @@ def push_model(
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: write the file for `trust_remote_code` first, see :func:`hf_longattn.hub.write_remote_code`.
         leave_out: patterns of further files and folders that are not uploaded.
+        contents: for the card, if neither the folder nor the repository has one; see :func:`hf_longattn.hub.model_card`.
         commit: more arguments of ``HfApi.create_commit``.
 
     Raises:
-        CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
-            elsewhere.
+        CheckpointError: the folder is not a saved model, or contains an unreadable file or a link that leads elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
     """
     place = Path(folder).expanduser()
-    if not (place / "config.json").exists():
-        raise CheckpointError(f"{str(place)!r} has no config.json; give the folder of a saved model.")
-    if not any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT):
-        raise CheckpointError(f"{str(place)!r} has no weights, such as model.safetensors; give the folder of a saved model.")
+    has_weights = any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT)
+    if not has_weights or not (place / "config.json").exists():
+        missing = "config.json" if has_weights else "weights, such as model.safetensors"
+        raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
     check_token(repo_id, token)
     if remote_code:
         write_remote_code(place)
-    named = {where for where in (read_config(place).get("auto_map") or {}).values() if isinstance(where, str) and "--" not in where}
-    for file in sorted(f"{where.partition('.')[0]}.py" for where in named):
-        if not (place / file).is_file():
-            raise CheckpointError(
-                f"config.json, under auto_map, names {file}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
-                "auto_map from config.json."
-            )
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
-    has_card = (place / "README.md").is_file()
+    name, api, has_card = check_login(repo_id, token, private=private), HfApi(token=token), (place / "README.md").is_file()
+    changed = public_records(place, files, name)
     with translated_errors(repo_id, token):
         if has_card:
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
-        public_records(place, files, repo_id)  # damaged files are refused before that, too
-        api = HfApi(token=token)
-        name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        api.create_repo(name, private=private or None, exist_ok=True)
         is_private = bool(api.model_info(name).private)
-        if private and not is_private:
-            raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
-    changed = public_records(place, files, name)
     if card == "the folder's":
         changed["README.md"] = card_for_repository(place, name)
     elif card == "written":
-        changed["README.md"] = str(model_card(place, name=name))
+        changed["README.md"] = str(model_card(place, name=name, **contents))
     sent = sorted({*files, *changed})
     added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
     with translated_errors(repo_id, token):  # upload_folder cannot send other contents than a file's
@@ -134,8 +123,8 @@ def push_model(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
-def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
-    """Check whether an upload is possible, before starting the work that produces its files.
+def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
+    """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
@@ -146,6 +135,7 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         if private and api.repo_exists(name) and not api.model_info(name).private:
             raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
+    return name
 
 
 def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any) -> str:
@@ -156,18 +146,11 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
         source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
         arguments: of :func:`push_model`.
     """
-    readme = Path(folder) / "README.md"
-    if readme.is_file() and EMPTY_CARD in (text := read_text(readme)):
-        tags = read_card(readme).data.get("tags") or []
+    readme, contents = Path(folder) / "README.md", {}
+    if readme.is_file() and EMPTY_CARD in read_text(readme):
+        contents = from_source(source, {"tags": read_card(readme).data.get("tags")})
         readme.unlink()
-        try:
-            card = str(model_card(folder, name=repo_id, **from_source(source, {"tags": tags})))
-        except BaseException:
-            card = text
-            raise
-        finally:
-            readme.write_text(card, encoding="utf-8")
-    report = push_model(folder, repo_id, **arguments)
+    report = push_model(folder, repo_id, contents=contents, **arguments)
     return f"{report.url}/commit/{report.commit}"
 
 
