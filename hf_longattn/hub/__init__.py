@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .card import write_model_card as write_model_card
     from .push import PushReport as PushReport
     from .push import check_login as check_login
-    from .push import push_loaded as push_loaded
     from .push import push_model as push_model
     from .remote_code import write_remote_code as write_remote_code
 

@@ -177,7 +177,8 @@ def model_card(
         name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
         title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
         measured, eval_results: a table of results in Markdown and its metadata, used if ``results`` is empty.
-        metadata: license, language, datasets, tags. What is not given is inherited from the cards of the folder and of the source.
+        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. The fields of :data:`INHERITED` that are not given
+            are inherited from the cards of the folder and of the source.
 
     Raises:
         CheckpointError: the folder has no readable ``config.json``, or a file has values from which no card can be made.
@@ -195,10 +196,9 @@ def model_card(
         architecture, sentences, ours = named_class(config, "AutoModel"), sentence_kind(folder), is_long(config)
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture)
         auto = auto or (architecture if architecture.startswith("AutoModel") else "")
-        generates = auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-        example = kind_in(config).example(folder, config, length - NEW_TOKENS * generates)
+        example = kind_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))
         graph = None if any(folder.glob("*.safetensors")) else next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
-        library = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}.get(graph, "transformers")
+        library = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}.get(graph or "", "transformers")
         task = None if "For" in architecture or "Heads" in architecture else example.task
         if example.task is not None and (auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel")):  # others do many tasks
             task = TASKS.get(auto, task)
@@ -208,7 +208,7 @@ def model_card(
 
         # What it attends to.
         attentions, takes_globals = attentions_of(backbone), False
-        of_model = AutoConfig.for_model(**plain_names(backbone)) if attentions else None
+        of_model: Any = AutoConfig.for_model(**plain_names(backbone)) if attentions else None
         stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
             takes_globals = prototype(attentions[""].mechanism, attentions[""].options).traits.takes_globals
@@ -229,23 +229,20 @@ def model_card(
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
-        card = ModelCard.from_template(
-            ModelCardData(**metadata, eval_results=[row.to_metadata(task) for row in rows if not row.system] or eval_results),
-            template_path=str(Path(__file__).with_name("card.md")),
+        data = ModelCardData(**metadata, eval_results=[row.to_metadata(task) for row in rows if not row.system] or eval_results)
+        facts: dict[str, Any] = {
             **{"title": title, "introduction": introduction, "made": made, "plan": plan, "length": length},
             **{"architecture": architecture, "auto": auto, "sentences": sentences, "graph": graph, "ours": ours, "example": example},
             **{"attentions": attentions, "takes_globals": takes_globals, "new_tokens": NEW_TOKENS, "config": config, "report": report},
-            quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
-            remote_code=REMOTE_CODE if "auto_map" in config else "",
-            layers={tower: sum(getattr(stack, "depths", [stack.num_hidden_layers])) for tower, stack in stacks.items()},  # of all stages
-            next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
-            line=in_one_line,
-            rows=rows,
-            measured=measured.strip(),
-            training=training.strip(),
-            limits=[*kind_in(config).limits(config, attentions, length), *limits],
-            versions={"hf_longattn": __version__, **(report.get("versions") or {})},
-        )
+            **{"rows": rows, "measured": measured.strip(), "training": training.strip(), "line": in_one_line},
+            "quoted": json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
+            "remote_code": REMOTE_CODE if "auto_map" in config else "",
+            "layers": {tower: sum(getattr(stack, "depths", [stack.num_hidden_layers])) for tower, stack in stacks.items()},
+            "next_step": in_one_line(next_step(report.get("next_step") or {}, name)),
+            "limits": [*kind_in(config).limits(config, attentions, length), *limits],
+            "versions": {"hf_longattn": __version__, **(report.get("versions") or {})},
+        }
+        card = ModelCard.from_template(data, template_path=str(Path(__file__).with_name("card.md")), **facts)
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)
@@ -294,8 +291,9 @@ def origin_of(source: str, folder: Path) -> str:
     if "/" in source and public_name(source) == source:
         return f"`{in_one_line(source)}`"
     base = inherited_metadata(source_card(folder)).get("base_model")
-    named = isinstance(base, str) and public_name(base) == base
-    return f"a local folder, which is based on `{in_one_line(base)}`" if named else "a local folder"
+    if isinstance(base, str) and public_name(base) == base:
+        return f"a local folder, which is based on `{in_one_line(base)}`"
+    return "a local folder"
 
 
 def source_card(source: str | Path, *, download: bool = False) -> Path | None:
@@ -393,6 +391,6 @@ class ModelCardMixin:
             introduction=f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer.",
             training=training,
             measured="\n".join(re.findall(r"^- .*", about, re.MULTILINE)),
-            eval_results=trainers.data.eval_results,
+            eval_results=trainers.data.get("eval_results"),
             **from_source(source, stated),
         )

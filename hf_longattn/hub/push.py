@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from ..errors import CheckpointError, HubError, in_one_line
+from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
 from ..files import PREDICTIONS, check_link, read_text, without_folders
 from ..loading import TOKEN, check_token, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
@@ -102,7 +102,7 @@ def push_model(
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
     name, api, has_card = check_login(repo_id, token, private=private), HfApi(token=token), (place / "README.md").is_file()
-    changed = public_records(place, files, name)
+    changed = public_records(place, files, name) | ({"README.md": card_for_repository(place, name)} if has_card else {})
     with translated_errors(repo_id, token):
         if has_card:
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
@@ -111,9 +111,7 @@ def push_model(
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
-    if card == "the folder's":
-        changed["README.md"] = card_for_repository(place, name)
-    elif card == "written":
+    if card == "written":
         changed["README.md"] = str(model_card(place, name=name, **contents))
     sent = sorted({*files, *changed})
     added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
@@ -181,8 +179,9 @@ def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None)
             content = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
-        text = content.decode("utf-16" if content[:2] in UTF_16 else "latin-1", errors="replace")
-        if (known and known in text) or any(len(match[0]) >= 30 for match in TOKEN.finditer(text)):
+        if content[:2] in UTF_16:
+            content = content.decode("utf-16", errors="replace").encode()
+        if (known and known.encode() in content) or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 
@@ -190,10 +189,11 @@ def card_for_repository(place: Path, name: str) -> str:
     """The card of a folder with the name of a repository in its title, its metadata and the code that loads the model."""
     text = read_text(place / "README.md")
     if match := NAMED.search(text):
-        step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
-        if command := in_one_line(next_step(step, before)):
-            text = text.replace(command, in_one_line(next_step(step, name)))
-        text = text.replace(match[1], json.dumps(name))
+        with checkpoint_errors(f"The name of the model in {str(place / 'README.md')!r} cannot be replaced"):
+            step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
+            if command := in_one_line(next_step(step, before)):
+                text = text.replace(command, in_one_line(next_step(step, name)))
+            text = text.replace(match[1], json.dumps(name))
     called, title = re.escape(in_one_line(place.resolve().name)), name.rpartition("/")[2]
     text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
     text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
@@ -204,7 +204,7 @@ def card_for_repository(place: Path, name: str) -> str:
 
 def public_records(place: Path, files: Collection[str], name: str) -> dict[str, str]:
     """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
-    changed = {}
+    changed: dict[str, str] = {}
     for file in (file for file in files if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS)):
         text, lines = read_text(place / file), file.endswith(".jsonl")
         try:

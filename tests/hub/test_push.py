@@ -226,6 +226,9 @@ def test_push_refuses_bad_cards_and_a_damaged_log_before_sending(server: Hub, mo
     (model / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(CheckpointError, match=r"metadata .* cannot be read"):
         push_model(model, REPO, token=WRITER)
+    (model / "README.md").write_text('# x\n<!-- hf_longattn: a push writes it in place of "\\q" -->\n')
+    with pytest.raises(CheckpointError, match=r"name of the model in .* cannot be replaced"):
+        push_model(model, REPO, token=WRITER)
     (model / "README.md").unlink()
     (model / "training_log.json").write_text('{"settings":')
     with pytest.raises(CheckpointError, match=r"training_log.json' is damaged"):
