@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..evaluation.pooling import sentence_pooling
-from ..inputs.common.running import all_finite, floating_tensors
+from ..inputs.common.running import all_finite
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
 from ..inputs.text import VerificationText
@@ -366,11 +366,7 @@ def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     for probe in architecture.converter.probes(architecture.original_config, architecture.source_class, text, lengths.old):
         if "global_attention_mask" in probe.inputs and not takes_globals:
             continue
-        expected, measured = (probe_outputs(model, probe.inputs) for model in (source, result))
-        name, common = f"equal to the source, {probe.name}", sorted(expected.keys() & measured.keys())
-        difference = Difference.of(
-            *({output: probe.rows(output, of_model[output]) for output in common} for of_model in (expected, measured))
-        )
+        (difference, common), name = probe.compare(source, result), f"equal to the source, {probe.name}"
         named = [output for output in common if "hidden_states[" not in output]
         detail = (
             f"{', '.join([*named, f'{len(common) - len(named)} hidden states'])}{head} of two texts of up to {lengths.old} tokens, "
@@ -381,14 +377,6 @@ def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: Verifi
             equality(name, detail, difference, values, plan.position_change if same else "the attention differs from the source's")
         )
     return checks
-
-
-def probe_outputs(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one forward pass by name, with every layer's hidden states."""
-    if model.base_model is model and inputs["input_ids"].dim() == 3:  # a model without a multiple-choice head reads the choices as rows
-        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
-    with torch.no_grad():
-        return floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
