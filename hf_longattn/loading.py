@@ -167,6 +167,8 @@ def _hub_reason(chain: list[BaseException]) -> str:
     def is_a(kind: type[BaseException]) -> bool:
         return any(isinstance(cause, kind) for cause in chain)
 
+    answers = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)  # which derive from the classes of a broken connection
+    broken = any(isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, answers) for cause in chain)
     reasons = (
         (is_a(errors.HFValidationError), "it is not a valid Hub repository id; give NAME or USER/NAME"),
         (is_a(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE is set; unset it"),
@@ -177,18 +179,10 @@ def _hub_reason(chain: list[BaseException]) -> str:
         (is_a(errors.LocalTokenNotFoundError) or status == 401, f"it needs a token; {LOG_IN}"),
         (status == 403, f"the Hub does not allow it with your token; create one that may at {hub}/settings/tokens, or name another"),
         (status > 0, f"the Hub answered {status} ({said or in_a_line(error)})"),
-        (is_broken_connection(error), f"the connection to {hub} broke; run the same command again, which sends no large file twice"),
+        (broken, f"the connection to {hub} broke; run the same command again, which sends no large file twice"),
         (True, f"{in_a_line(error)} ({type(error).__name__})"),
     )
     return next(reason for holds, reason in reasons if holds)
-
-
-def is_broken_connection(error: BaseException) -> bool:
-    """Whether the connection to the Hub broke, rather than the Hub refusing."""
-    chain = [*_chain(error)]
-    answers = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)  # which derive from the classes of a broken connection
-    broken = any(isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, answers) for cause in chain)
-    return broken and all(getattr(cause, "response", None) is None for cause in chain)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
