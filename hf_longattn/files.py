@@ -1,8 +1,8 @@
 """Files that others wrote, and files that this package writes.
 
-Files of a checkpoint are read within limits: regular files inside its folder, text of a limited size, JSON of a limited depth, and types of
-the few fields that this package reads. Other fields are left to the libraries that read them. What this package writes is built beside its
-destination and renamed once it is complete. A refusal is a :class:`CheckpointError` of one sentence.
+Files of a checkpoint are read within limits: regular files inside its folder, text of a limited size, and JSON of a limited depth.
+The types of fields are left to the libraries that read them. What this package writes is built beside its destination and renamed once it
+is complete. A refusal is a :class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, DestinationExistsError, LongAttentionError, encoding_sentence, in_a_line, shortened
+from .errors import CheckpointError, DestinationExistsError, LongAttentionError, encoding_sentence, in_a_line
 
 CONVERSION_REPORT = "conversion_report.json"
 """File name of the report on how a checkpoint was converted."""
@@ -65,32 +65,30 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
     Raises:
         CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
     """
-    homes, paths = homes_of(folder), {path for pattern in patterns for path in folder.glob(pattern)}
+    paths = {path for pattern in patterns for path in folder.glob(pattern)}
     for name in folders:
-        check_link(folder / name, homes)
+        check_link(folder / name, folder)
         paths.update(path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
     for path in sorted(paths):
-        check_link(path, homes)
+        check_link(path, folder)
         _check_regular(path)
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             raise CheckpointError(f"{str(path)!r} cannot be read; check its permissions.")
 
 
-def homes_of(folder: Path) -> list[Path]:
-    """Where links of a checkpoint may lead: into its folder and, in a snapshot of the Hub's cache, to the repository's blobs."""
-    place = folder.resolve()
-    return [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
+def check_link(path: Path, folder: Path) -> None:
+    """Refuse a link that is broken or leads out of a checkpoint's folder. It would bring a file of this machine into a result.
 
-
-def check_link(path: Path, homes: list[Path]) -> None:
-    """Refuse a link that is broken or leads out of `homes`. It would copy a file of this machine into a result, perhaps onto the Hub."""
+    Links of a snapshot in the Hub's cache may also lead to the repository's blobs.
+    """
     if not path.is_symlink():
         return
+    place = folder.resolve()
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop raises either, depending on the version of Python
         raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there.") from error
-    if not any(home in target.parents for home in homes):
+    if place not in target.parents and not (place.parent.name == "snapshots" and place.parent.parent / "blobs" in target.parents):
         raise CheckpointError(
             f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that file."
         )
@@ -160,26 +158,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_types(values: Mapping[str, Any], types: Mapping[str, type], file: str) -> None:
-    """Refuse a JSON object with a field of another type. Missing fields and ``null`` are allowed.
-
-    Args:
-        file: the subject of the message.
-    """
-    words = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
-    for field, kind in types.items():
-        if (value := values.get(field)) is not None and type(value) is not kind:
-            raise CheckpointError(f"{file} says {field}={shortened(repr(value), 60)}, which must be {words[kind]}; correct the file.")
-
-
 # config.json.
 
-CONFIG_TYPES = {
-    "model_type": str,
-    "architectures": list,
-    **dict.fromkeys(("auto_map", "long_attention", "extended_from"), dict),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_position_embeddings", "n_positions"), int),
-}
 FORMAT_FIELD, FORMAT = "long_attention_format", 1
 """The field of ``config.json`` with the version of the fields that this package adds, and the present version.
 
@@ -190,20 +170,17 @@ GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 
 
 def check_config(values: Mapping[str, Any], name: str) -> None:
-    """Refuse a config.json whose fields have types that transformers does not write, or that count far too many modules."""
-    check_types(values, CONFIG_TYPES, f"The config.json of {name!r}")
-    check_counts(values, name)
-
-
-def check_counts(values: Mapping[str, Any], name: str) -> None:
     """Refuse counts of modules and labels with which building the model would fill the memory. Nested objects are checked, too."""
     for field, value in values.items():
         if isinstance(value, Mapping) and field not in ("long_attention", "decoder_long_attention", "label2id", "id2label"):
-            check_counts(value, name)
+            check_config(value, name)
         limit = MOST_LABELS if field == "num_labels" else MOST_LAYERS if LAYERS.search(field) else None
         for count in value if isinstance(value, list) else [value]:
             if limit is not None and isinstance(count, int | float) and not count <= limit:
                 raise CheckpointError(f"The config.json of {name!r} says {field}={count}, but at most {limit} are built.")
+
+
+check_counts = check_config
 
 
 def check_format(values: Mapping[str, Any]) -> None:
@@ -220,8 +197,9 @@ def check_format(values: Mapping[str, Any]) -> None:
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
-    """The class that a config.json names, or `default` if it names none. Call :func:`check_config` first."""
-    return str((values.get("architectures") or [default])[0])
+    """The class that a config.json names, or `default` if it names none."""
+    names = values.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else default
 
 
 def is_long(values: Mapping[str, Any]) -> bool:
@@ -259,11 +237,6 @@ def tokenizer_values(folder: Path) -> dict[str, Any]:
     return read_json_object(file) if file.is_file() else {}
 
 
-def limits_of(values: Mapping[str, Any]) -> dict[str, int]:
-    """The fields of a tokenizer's config that are a number of tokens."""
-    return {name: value for name, value in values.items() if type(value) is int and value > 0}
-
-
 def sentence_kind(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder; ``None`` without modules."""
     if not (folder / MODULES).is_file():
@@ -288,7 +261,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
-        for settings in (*(folder / path).glob(TRANSFORMER_SETTINGS), *folder.glob(SETTINGS_FILE)):
+        for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
             sentence_values(settings)
     return list(modules)
 
@@ -296,7 +269,8 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
 def sentence_values(file: Path) -> dict[str, Any]:
     """The values of a small file of a sentence-transformers folder, with a maximum length that is a number of tokens."""
     values = read_json_object(file)
-    check_types(values, {SENTENCE_LIMIT: int, "prompts": dict}, repr(str(file)))
+    if type(values.get(SENTENCE_LIMIT)) not in (int, type(None)):
+        raise CheckpointError(f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, which must be a whole number.")
     return values
 
 

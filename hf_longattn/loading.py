@@ -14,7 +14,7 @@ import json
 import logging as std_logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,13 @@ def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[
         local = next((cause for cause in chain if isinstance(cause, OSError) and cause.filename is not None), None)
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
-        verb = "uploaded" if kind is HubError else "downloaded"
-        start = f"{repo_id!r} cannot be {verb}" if kind is HubError else f"{repo_id!r} is not a folder, and it cannot be {verb}"
-        sentence = redacted(" ".join(f"{start}: {_hub_reason(chain, verb)}.".split()), token)
+        failure = "cannot be uploaded" if kind is HubError else "is not a folder, and it cannot be downloaded"
+        sentence = redacted(" ".join(f"{repo_id!r} {failure}: {_hub_reason(chain)}.".split()), token)
         shows_token = any(str(cause) != redacted(str(cause), token) for cause in chain)
         raise kind(sentence) from (None if shows_token else error)
 
 
-def _hub_reason(chain: list[BaseException], verb: str) -> str:
+def _hub_reason(chain: list[BaseException]) -> str:
     """Why a request to the Hub failed, and what to do."""
     hub, error = constants.ENDPOINT, chain[0]
     response = next((answer for cause in chain if (answer := getattr(cause, "response", None)) is not None), None)
@@ -168,6 +167,8 @@ def _hub_reason(chain: list[BaseException], verb: str) -> str:
     def is_a(kind: type[BaseException]) -> bool:
         return any(isinstance(cause, kind) for cause in chain)
 
+    answers = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)  # which derive from the classes of a broken connection
+    broken = any(isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, answers) for cause in chain)
     reasons = (
         (is_a(errors.HFValidationError), "it is not a valid Hub repository id; give NAME or USER/NAME"),
         (is_a(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE is set; unset it"),
@@ -178,17 +179,10 @@ def _hub_reason(chain: list[BaseException], verb: str) -> str:
         (is_a(errors.LocalTokenNotFoundError) or status == 401, f"it needs a token; {LOG_IN}"),
         (status == 403, f"the Hub does not allow it with your token; create one that may at {hub}/settings/tokens, or name another"),
         (status > 0, f"the Hub answered {status} ({said or in_a_line(error)})"),
-        (is_broken_connection(error), f"the connection to {hub} broke; run the same command again, which sends no large file twice"),
+        (broken, f"the connection to {hub} broke; run the same command again, which sends no large file twice"),
         (True, f"{in_a_line(error)} ({type(error).__name__})"),
     )
     return next(reason for holds, reason in reasons if holds)
-
-
-def is_broken_connection(error: BaseException) -> bool:
-    """Whether the connection to the Hub broke, rather than the Hub refusing."""
-    chain = [*_chain(error)]
-    answered = any(isinstance(cause, errors.HfHubHTTPError | errors.OfflineModeIsEnabled) for cause in chain)
-    return not answered and any(isinstance(cause, HTTPError | ConnectionError) for cause in chain)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -316,16 +310,14 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return
-    steps: list[tuple[Callable[[str], str], dict[str, Any]]] = []
+    steps: list[tuple[Any, dict[str, Any]]] = []
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
         for rule in _rules(backend.normalizer, "normalizers"):
-            normalizer: Any = normalizers.Sequence([])
-            normalizer.__setstate__(json.dumps({"type": "Sequence", "normalizers": [rule]}).encode())
-            steps.append((normalizer.normalize_str, rule))
+            steps.append((normalizers.Sequence([]), rule))
+            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "normalizers": [rule]}).encode())
         for rule in _rules(backend.pre_tokenizer, "pretokenizers"):
-            splitter: Any = pre_tokenizers.Sequence([])
-            splitter.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": [rule]}).encode())
-            steps.append((lambda text, split=splitter.pre_tokenize_str: "".join(piece for piece, _ in split(text)), rule))
+            steps.append((pre_tokenizers.Sequence([]), rule))
+            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "pretokenizers": [rule]}).encode())
         starts = [(SAMPLE, SAMPLE, 0)]
         for place, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):
@@ -337,8 +329,10 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         growth = 0.0
         for before, text, first in starts:
             for step, _ in steps[first:]:
-                if len(text.encode()) <= MOST_GROWTH * max(1, len(before.encode())):  # more could fill the memory in the next step
-                    text = step(text)
+                if len(text.encode()) > MOST_GROWTH * max(1, len(before.encode())):
+                    break  # the next step could fill the memory
+                pieces = [step.normalize_str(text)] if isinstance(step, normalizers.Sequence) else step.pre_tokenize_str(text)
+                text = "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces)
             growth = max(growth, len(text.encode()) / max(1, len(before.encode())))
         templates = [rule.get(form) or [] for rule in _rules(backend.post_processor, "processors") for form in ("single", "pair")]
         copies = [[piece["Sequence"]["id"] for piece in template if "Sequence" in piece] for template in templates]

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
 from ..inputs.text import VerificationText
+from ..modeling.family.definition import FAMILIES
 
-DECODED = 24
-"""Number of decoder tokens in the compared inputs of an encoder-decoder. Untuned."""
-QUESTION = 16
-"""Position of the first separator in the compared texts, or a quarter of a shorter text."""
+DECODED, QUESTION = 24, 16
+"""Tokens of the decoder's text and of the question in the compared inputs. Untuned."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ class Adoption:
     """Fields of the source's config that the result's does not have."""
     names: ClassVar[Mapping[str, Any]] = {}
     """Regular expressions for parts of a tensor's name -> the replacement."""
+    separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text."""
 
     def base_class(self, source_class: str) -> str | None:
         """Name of the base class with the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM". It may not exist.
@@ -109,7 +110,12 @@ class Adoption:
         ids[0], ids[1, :short] = both[:length], both[length:]
         real = torch.ones(2, length, dtype=torch.bool)
         real[1, short:] = False
-        ids = self.separated(ids, real, config, source_class)
+        places = next((places for head, places in self.separators.items() if source_class.endswith(head)), ())
+        if places:
+            question, token = min(QUESTION, length // 4), config.eos_token_id if config.is_encoder_decoder else config.sep_token_id
+            ids[ids == token] = (token + 1) % config.vocab_size
+            for row, count in enumerate(real.sum(-1).tolist()):
+                ids[row, [question + place if place >= 0 else count + place for place in places]] = token
         inputs = {"input_ids": ids, "attention_mask": real.long()}
         marks = torch.zeros_like(ids)
         marks[:, :3] = 1
@@ -126,16 +132,6 @@ class Adoption:
         every = torch.ones_like(decoded, dtype=torch.bool)
         return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real, every) for probe in probes]
 
-    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with the special tokens that a head looks for, such as separators.
-
-        By default only an encoder-decoder classifier gets one: an end token, as the last token. Its head reads the token's state.
-        """
-        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
-            return ids
-        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
-        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
-
 
 def decoder_start(config: Any) -> int:
     """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
@@ -151,6 +147,14 @@ def layer_windows(windows: int | Sequence[int], **options: Any) -> LongAttention
     return LongAttentionConfig("longformer", layers=layers, window=usual, **options)
 
 
+HEAD_GLOBALS: dict[str, dict[str, Any]] = {
+    "ForSequenceClassification": {"global_tokens": (0,)},
+    "ForQuestionAnswering": {"global_first_segment": True},
+    "ForMultipleChoice": {"global_second_segment": True},
+}
+"""Heads of Longformer that choose global tokens -> the options that choose the same."""
+
+
 class LongformerAdoption(Adoption):
     """Longformer (Beltagy et al. 2020): RoBERTa's layers and positions, a window, separate projections for global tokens."""
 
@@ -161,31 +165,12 @@ class LongformerAdoption(Adoption):
         r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
     }
 
-    def config_values(self, config: Any) -> dict[str, Any]:
-        windows = config.attention_window
-        if not isinstance(windows, int) and len(windows) != config.num_hidden_layers:
-            raise ValueError(f"attention_window names {len(windows)} layers, but the model has {config.num_hidden_layers}")
-        return super().config_values(config)
+    separators: ClassVar = {"ForQuestionAnswering": (0, 1, -1), "ForMultipleChoice": (0, 1, -1)}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        options: dict[str, Any] = {"global_tokens": (), "separate_global": True}
-        if source_class.endswith("ForSequenceClassification"):
-            options["global_tokens"] = (0,)
-        elif source_class.endswith("ForQuestionAnswering"):
-            options |= {"global_first_segment": True, "separator_token_id": config.sep_token_id}
-        elif source_class.endswith("ForMultipleChoice"):
-            options |= {"global_second_segment": True, "separator_token_id": config.sep_token_id}
-        return layer_windows(config.attention_window, **options)
-
-    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text as the tokenizer formats them. Exactly three separators, two of them between the segments."""
-        question = min(QUESTION, ids.shape[1] // 4)
-        if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or not question:
-            return ids
-        ids = ids.masked_fill(ids == config.sep_token_id, config.bos_token_id)
-        for row, count in enumerate(real.sum(-1).tolist()):
-            ids[row, [question, question + 1, count - 1]] = config.sep_token_id
-        return ids
+        options = next((options for head, options in HEAD_GLOBALS.items() if source_class.endswith(head)), {})
+        segments = {} if options.keys() <= {"global_tokens"} else {"separator_token_id": config.sep_token_id}
+        return layer_windows(config.attention_window, **{"global_tokens": (), "separate_global": True, **options, **segments})
 
 
 class LEDAdoption(Adoption):
@@ -219,6 +204,7 @@ class BigBirdPegasusAdoption(Adoption):
 
     model_type = family = "bigbird_pegasus"
     stems = ("BigBird", "BigBird")
+    separators: ClassVar = {"ForSequenceClassification": (-1,)}  # the end token, whose state the head reads
 
     def config_values(self, config: Any) -> dict[str, Any]:
         return {name: value for name, value in {**config.to_dict(), **self._settings(config)}.items() if name != "long_attention"}
@@ -227,16 +213,15 @@ class BigBirdPegasusAdoption(Adoption):
         return LongAttentionConfig.from_dict(self._settings(config)["long_attention"])
 
     def _settings(self, config: Any) -> dict[str, Any]:
-        from ..families import FAMILIES
-
-        settings: dict[str, Any] = FAMILIES[self.family].config_class.equivalent_settings(config.to_dict())
-        return settings
+        config_class: Any = FAMILIES[self.family].config_class
+        return dict(config_class.equivalent_settings(config.to_dict()))
 
 
 class BigBirdAdoption(BigBirdPegasusAdoption):
     """BigBird: the same in an encoder alone."""
 
     model_type = family = "big_bird"
+    separators: ClassVar = {"ForQuestionAnswering": (0,)}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         if config.is_decoder and config.attention_type != "original_full":
@@ -245,14 +230,6 @@ class BigBirdAdoption(BigBirdPegasusAdoption):
                 "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
             )
         return super().attention(config, source_class)
-
-    def separated(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text. To the head, the tokens before the first separator are the question."""
-        if not source_class.endswith("ForQuestionAnswering") or ids.shape[1] <= QUESTION:
-            return ids
-        ids = ids.clone()
-        ids[:, QUESTION] = config.sep_token_id
-        return ids
 
 
 ADOPTIONS: tuple[Adoption, ...] = (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())

@@ -36,7 +36,7 @@ from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from .adopt import adoption_of
+from .adopt import HEAD_GLOBALS, adoption_of
 from .architectures import NAMES, OWN_FIELDS
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
@@ -201,7 +201,8 @@ class LongformerStock(Stock):
         name, advice = self.class_name(model), "export with --global-attention-mask and give every call that mask"
         if model.head == "ForQuestionAnswering" and model.base not in ROBERTAS:
             return f"A {name} expects three separators in every pair of texts and this {model.base_class} has two; {advice}."
-        tokens, first = {"ForSequenceClassification": ((0,), False), "ForQuestionAnswering": ((), True)}.get(model.head, ((), False))
+        chosen = HEAD_GLOBALS.get(model.head, {})
+        tokens, first = chosen.get("global_tokens", ()), "global_first_segment" in chosen
         by_ids = [getattr(model.config, field, None) for field in ("global_token_ids", "question_separator_id")]
         for index, mechanism in enumerate(model.layers):
             o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())

@@ -15,7 +15,6 @@ from ..files import (
     SENTENCE_LIMIT,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
-    limits_of,
     sentence_modules,
     sentence_values,
     tokenizer_values,
@@ -97,8 +96,8 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
     new_fields = () if pooling is None else ("transformer_task", "modality_config", "module_output_name")  # same as without them
     for settings in folder.glob(TRANSFORMER_SETTINGS):
-        limit = limits_of(tokenizer_values(folder)).get(TOKENIZER_LIMIT, max_length)
-        values = {SENTENCE_LIMIT: min(max_length, limit), **sentence_values(settings)}
+        limit = tokenizer_values(folder).get(TOKENIZER_LIMIT)
+        values = {SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length, **sentence_values(settings)}
         write(settings, {name: value for name, value in values.items() if name not in new_fields})
     if pooling is None:
         return

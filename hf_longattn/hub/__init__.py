@@ -8,6 +8,7 @@ from ..names import public_names
 
 if TYPE_CHECKING:
     from .card import AUTO_CLASSES as AUTO_CLASSES
+    from .card import MeasuredResult as MeasuredResult
     from .card import ModelCardMixin as ModelCardMixin
     from .card import from_source as from_source
     from .card import model_card as model_card
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from .card import write_model_card as write_model_card
     from .push import PushReport as PushReport
     from .push import check_login as check_login
-    from .push import push_loaded as push_loaded
     from .push import push_model as push_model
     from .remote_code import write_remote_code as write_remote_code
-    from .results import MeasuredResult as MeasuredResult
 
 __getattr__, __all__ = public_names(__name__)

@@ -9,15 +9,16 @@ import codecs
 import fnmatch
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from ..errors import CheckpointError, HubError, in_one_line
-from ..files import PREDICTIONS, check_link, homes_of, read_text, without_folders
+from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
+from ..files import PREDICTIONS, check_link, read_text, without_folders
 from ..loading import TOKEN, check_token, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
 from .remote_code import write_remote_code
@@ -67,14 +68,13 @@ def push_model(
     commit_message: str | None = None,
     remote_code: bool = False,
     leave_out: Collection[str] = (),
+    contents: Mapping[str, Any] = MappingProxyType({}),
     **commit: Any,
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
 
-    After a broken connection, call it again: large files that have arrived are not sent again.
-
-    A link is followed if its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link
-    is refused, since it would upload a file that is not part of the model.
+    After a broken connection, call it again: large files that have arrived are not sent again. A link is followed if its target is inside
+    the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link is refused.
 
     Args:
         folder: a saved model.
@@ -84,48 +84,35 @@ def push_model(
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: write the file for `trust_remote_code` first, see :func:`hf_longattn.hub.write_remote_code`.
         leave_out: patterns of further files and folders that are not uploaded.
+        contents: for the card, if neither the folder nor the repository has one; see :func:`hf_longattn.hub.model_card`.
         commit: more arguments of ``HfApi.create_commit``.
 
     Raises:
-        CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
-            elsewhere.
+        CheckpointError: the folder is not a saved model, or contains an unreadable file or a link that leads elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
     """
     place = Path(folder).expanduser()
-    if not (place / "config.json").exists():
-        raise CheckpointError(f"{str(place)!r} has no config.json; give the folder of a saved model.")
-    if not any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT):
-        raise CheckpointError(f"{str(place)!r} has no weights, such as model.safetensors; give the folder of a saved model.")
+    has_weights = any(path for pattern in WEIGHTS for path in place.glob(pattern) if path.name not in LEFT_OUT)
+    if not has_weights or not (place / "config.json").exists():
+        missing = "config.json" if has_weights else "weights, such as model.safetensors"
+        raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
     check_token(repo_id, token)
     if remote_code:
         write_remote_code(place)
-    named = {where for where in (read_config(place).get("auto_map") or {}).values() if isinstance(where, str) and "--" not in where}
-    for file in sorted(f"{where.partition('.')[0]}.py" for where in named):
-        if not (place / file).is_file():
-            raise CheckpointError(
-                f"config.json, under auto_map, names {file}, which is not in {str(place)!r}; add --remote-code to write it, or remove "
-                "auto_map from config.json."
-            )
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
-    has_card = (place / "README.md").is_file()
+    name, api, has_card = check_login(repo_id, token, private=private), HfApi(token=token), (place / "README.md").is_file()
+    changed = public_records(place, files, name) | ({"README.md": card_for_repository(place, name)} if has_card else {})
     with translated_errors(repo_id, token):
         if has_card:
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
-        public_records(place, files, repo_id)  # damaged files are refused before that, too
-        api = HfApi(token=token)
-        name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        api.create_repo(name, private=private or None, exist_ok=True)
         is_private = bool(api.model_info(name).private)
-        if private and not is_private:
-            raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
-    changed = public_records(place, files, name)
-    if card == "the folder's":
-        changed["README.md"] = card_for_repository(place, name)
-    elif card == "written":
-        changed["README.md"] = str(model_card(place, name=name))
+    if card == "written":
+        changed["README.md"] = str(model_card(place, name=name, **contents))
     sent = sorted({*files, *changed})
     added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
     with translated_errors(repo_id, token):  # upload_folder cannot send other contents than a file's
@@ -134,8 +121,8 @@ def push_model(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
-def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
-    """Check whether an upload is possible, before starting the work that produces its files.
+def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
+    """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
@@ -146,6 +133,7 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         if private and api.repo_exists(name) and not api.model_info(name).private:
             raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
+    return name
 
 
 def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any) -> str:
@@ -156,18 +144,11 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
         source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
         arguments: of :func:`push_model`.
     """
-    readme = Path(folder) / "README.md"
-    if readme.is_file() and EMPTY_CARD in (text := read_text(readme)):
-        tags = read_card(readme).data.get("tags") or []
+    readme, contents = Path(folder) / "README.md", {}
+    if readme.is_file() and EMPTY_CARD in read_text(readme):
+        contents = from_source(source, {"tags": read_card(readme).data.get("tags")})
         readme.unlink()
-        try:
-            card = str(model_card(folder, name=repo_id, **from_source(source, {"tags": tags})))
-        except BaseException:
-            card = text
-            raise
-        finally:
-            readme.write_text(card, encoding="utf-8")
-    report = push_model(folder, repo_id, **arguments)
+    report = push_model(folder, repo_id, contents=contents, **arguments)
     return f"{report.url}/commit/{report.commit}"
 
 
@@ -175,12 +156,11 @@ def chosen_files(place: Path, patterns: Collection[str]) -> tuple[list[str], lis
     """Relative paths of the files to upload, and of all other files. ``patterns`` of names are left out."""
     uploaded: list[str] = []
     left_out: list[str] = []
-    homes = homes_of(place)
     for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
         inside = path.relative_to(place)
         out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in patterns)
         if not out:
-            check_link(path, homes)
+            check_link(path, place)
         if not path.is_dir():
             (uploaded if path.is_file() and not out else left_out).append(inside.as_posix())
     return uploaded, left_out
@@ -199,8 +179,9 @@ def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None)
             content = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
-        text = content.decode("utf-16" if content[:2] in UTF_16 else "latin-1", errors="replace")
-        if (known and known in text) or any(len(match[0]) >= 30 for match in TOKEN.finditer(text)):
+        if content[:2] in UTF_16:
+            content = content.decode("utf-16", errors="replace").encode()
+        if (known and known.encode() in content) or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 
 
@@ -208,10 +189,11 @@ def card_for_repository(place: Path, name: str) -> str:
     """The card of a folder with the name of a repository in its title, its metadata and the code that loads the model."""
     text = read_text(place / "README.md")
     if match := NAMED.search(text):
-        step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
-        if command := in_one_line(next_step(step, before)):
-            text = text.replace(command, in_one_line(next_step(step, name)))
-        text = text.replace(match[1], json.dumps(name))
+        with checkpoint_errors(f"The name of the model in {str(place / 'README.md')!r} cannot be replaced"):
+            step, before = read_report(place).get("next_step") or {}, json.loads(match[1])
+            if command := in_one_line(next_step(step, before)):
+                text = text.replace(command, in_one_line(next_step(step, name)))
+            text = text.replace(match[1], json.dumps(name))
     called, title = re.escape(in_one_line(place.resolve().name)), name.rpartition("/")[2]
     text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
     text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
@@ -222,7 +204,7 @@ def card_for_repository(place: Path, name: str) -> str:
 
 def public_records(place: Path, files: Collection[str], name: str) -> dict[str, str]:
     """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
-    changed = {}
+    changed: dict[str, str] = {}
     for file in (file for file in files if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS)):
         text, lines = read_text(place / file), file.endswith(".jsonl")
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..errors import CheckpointError
-from ..files import check_writable, is_generic, write_text
+from ..files import is_generic, write_text
 from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
 from .card import read_config
@@ -42,8 +42,7 @@ def write_remote_code(folder: str | Path) -> list[str]:
         The names of the files written.
 
     Raises:
-        CheckpointError: ``config.json`` is unreadable or not a Long model's, the folder is not writable, or another file or folder has the
-            name of the file.
+        CheckpointError: the model is not a Long model, the folder cannot be written, or another file has the name of the file.
     """
     place = Path(folder)
     values = read_config(place)
@@ -52,7 +51,6 @@ def write_remote_code(folder: str | Path) -> list[str]:
         raise CheckpointError(
             f"{str(folder)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this package; omit --remote-code."
         )
-    check_writable(place)
     file = place / f"modeling_{module_name(model_type)}.py"
     if os.path.lexists(file) and not (file.is_file() and file.read_bytes().startswith(FILE.partition("\n")[0].encode())):
         raise CheckpointError(f"{str(file)!r} would be replaced, but hf_longattn did not write it; rename it or move it away.")

@@ -142,7 +142,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
             files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed since.
         """
         unchanged = [name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time]
-        push_loaded = importlib.import_module("hf_longattn.hub").push_loaded
+        push_loaded = importlib.import_module("hf_longattn.hub.push").push_loaded
         address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
         return address
 

@@ -223,7 +223,6 @@ DAMAGED = (
     ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', which must be a whole number"),
     ("sentence_bert_config.json", {"max_seq_length": True}, "says max_seq_length=True"),
     ("sentence_bert_config.json", [], "must contain a JSON object"),
-    ("config_sentence_transformers.json", {"prompts": "x"}, "says prompts='x', which must be an object"),
     ("1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": 3}, "cannot be loaded: "),
 )
 """A small file of a sentence-transformers folder, its damaged content, and the refusal."""

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 from hf_longattn.cli.train import train
 from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
+from hf_longattn.hub.push import push_loaded
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.trainer import LongTrainer
@@ -53,6 +54,20 @@ def test_push_to_hub_of_a_model_sends_its_card(server: Hub, folder: Path, tmp_pa
     there["README.md"] = there["README.md"].replace(b"## Limits", b"## What it cannot do")
     model.push_to_hub(REPO)
     assert "## What it cannot do" in pushed_card(server, tmp_path).text, "a card that is there stays"
+
+
+def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(server: Hub, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "notes.txt").write_text("mine")
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=REPO, commit_message="First")
+    sent = server.repos[REPO].branches["main"]
+    assert {"config.json", "model.safetensors", "README.md"} == set(sent)
+    assert f'from_pretrained("{REPO}")' in sent["README.md"].decode()
+    assert server.repos[REPO].messages == ["First"]
+    assert model.push_to_hub(REPO).startswith(f"{server.endpoint}/{REPO}/commit/")
+    with pytest.raises(HubError, match="is not a valid Hub repository id"):
+        push_loaded(folder, "a/b/c", str(folder))
 
 
 def test_trainer_with_the_card_mixin_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> None:
