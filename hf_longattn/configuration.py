@@ -125,12 +125,6 @@ class LongAttentionConfig:
         lines = [f"{f'{first}-{last}' if last > first else first!s:<8}{text}".rstrip() for first, last, text in rows]
         return "\n".join(["layers  mechanism     options", *lines])
 
-    def __str__(self) -> str:
-        default = ", ".join([self.mechanism, *(f"{k}={_readable(v)}" for k, v in self.options.items())])
-        lines = [f"  layer {i}: " + ", ".join(f"{k}={_readable(v)}" for k, v in self.layers[i].items()) for i in sorted(self.layers)]
-        turns = [", ".join(f"{k}={_readable(v)}" for k, v in turn.items()) for turn in self.turns]
-        return "\n".join([f"LongAttentionConfig: {default}", *([f"  in turn: {'; '.join(turns)}"] if turns else []), *lines])
-
     def __repr__(self) -> str:
         return f"LongAttentionConfig(**{self.to_dict()!r})"
 
@@ -192,10 +186,10 @@ def _layer_index(key: int | str) -> int:
     return index
 
 
-def _readable(value: Any, info: OptionInfo | None = None) -> str:
-    """A value as text for readers. With its option's ``info``, positions are labelled as such."""
+def _readable(value: Any, info: OptionInfo) -> str:
+    """An option's value as text for readers."""
     if isinstance(value, Mapping):
         return write_choices([value])
     if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
         return write_choices(value)
-    return (info or OptionInfo("", "", None, "", "")).readable(value)
+    return info.readable(value)

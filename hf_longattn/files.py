@@ -65,32 +65,30 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
     Raises:
         CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
     """
-    homes, paths = homes_of(folder), {path for pattern in patterns for path in folder.glob(pattern)}
+    paths = {path for pattern in patterns for path in folder.glob(pattern)}
     for name in folders:
-        check_link(folder / name, homes)
+        check_link(folder / name, folder)
         paths.update(path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
     for path in sorted(paths):
-        check_link(path, homes)
+        check_link(path, folder)
         _check_regular(path)
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             raise CheckpointError(f"{str(path)!r} cannot be read; check its permissions.")
 
 
-def homes_of(folder: Path) -> list[Path]:
-    """Where links of a checkpoint may lead: into its folder and, in a snapshot of the Hub's cache, to the repository's blobs."""
-    place = folder.resolve()
-    return [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
+def check_link(path: Path, folder: Path) -> None:
+    """Refuse a link that is broken or leads out of a checkpoint's folder. It would bring a file of this machine into a result.
 
-
-def check_link(path: Path, homes: list[Path]) -> None:
-    """Refuse a link that is broken or leads out of `homes`. It would copy a file of this machine into a result, perhaps onto the Hub."""
+    Links of a snapshot in the Hub's cache may also lead to the repository's blobs.
+    """
     if not path.is_symlink():
         return
+    place = folder.resolve()
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop raises either, depending on the version of Python
         raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there.") from error
-    if not any(home in target.parents for home in homes):
+    if place not in target.parents and not (place.parent.name == "snapshots" and place.parent.parent / "blobs" in target.parents):
         raise CheckpointError(
             f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that file."
         )

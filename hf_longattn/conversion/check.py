@@ -4,64 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..evaluation.pooling import sentence_pooling
+from ..errors import checkpoint_errors
+from ..evaluation.pooling import SentencePooling, sentence_pooling
 from ..inputs.common.running import all_finite, floating_tensors
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
-from ..inputs.text import VerificationText
+from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..inputs.towers import TowersKind
 from ..loading import tied_weights
-from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.config import attention_implementation
+from ..modeling.family.registration import auto_class_name
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .architectures import attached_mechanisms, attached_memory
-from .check_embeddings import check_embeddings, embeddings, passages, source_embeddings, why_no_embeddings
-from .check_loss import check_loss, text_losses, why_no_loss
+from .check_embeddings import EMBEDDINGS, check_embeddings, embeddings, passages
+from .check_loss import LOSS, check_loss, evaluation, text_losses
 from .flops import layer_mechanisms
 from .lengths import Lengths, choose_lengths, decoder_covers
 from .model_loading import outputs
 from .plan import ConversionPlan
-from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, verdict_check
+from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .sources import tower_prefix
 from .verify_generic import check_generic
 from .verify_sizes import check_sizes
 from .verify_towers import check_together
 
-Progress = Callable[[str, int, int], None]
+Step = Callable[[], list[Check]]
 
+HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
+BEYOND = "beyond the old length"
+"""Name of the check of texts that the source cannot read, for heads that nothing is measured of."""
+AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
+"""The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
 PADDING = 37
 """Tokens of padding in the padding check: not a multiple of any block size."""
 DECODED = 32
 """Maximum number of decoder tokens of an encoder-decoder in the checks at the new length."""
-HIDDEN_STATES = "last_hidden_state"
-"""Ending of the names of outputs with a vector for every token."""
 ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
 
 
 def check_result(
     plan: ConversionPlan,
-    source: nn.Module,
-    result: nn.Module,
+    source: Any,
+    result: Any,
     missing: tuple[set[str], set[str]],
     folder: Path,
     inputs: Any,
     *,
     given_text: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Check]:
     """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails.
 
@@ -74,54 +77,40 @@ def check_result(
     Raises:
         CheckpointError: a model does not run.
     """
-    steps = [
+    steps: list[Step] = [
         partial(check_tensors, plan, source, result, *missing),
         partial(plan.kind.check_reader, plan, folder, inputs),
         *_output_steps(plan, source, result, missing[0], folder, inputs, given_text),
     ]
-    return labelled(plan, run_steps(steps, progress))
-
-
-def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Progress | None = None) -> list[Check]:
-    """The checks of all steps, up to the first step that fails.
-
-    Raises:
-        CheckpointError: a step raises an error.
-    """
     checks: list[Check] = []
     for done, step in enumerate(steps):
         if progress is not None:
             progress("verify", done, len(steps))
-        try:
+        advice = "--no-verify leaves the check out"
+        with checkpoint_errors(f"Verification failed, so nothing was kept: source or result does not run ({advice})"):
             checks += step()
-        except LongAttentionError:
-            raise
-        except Exception as error:  # models raise any type of error
-            why = f"{type(error).__name__}: {in_a_line(error)}"
-            raise CheckpointError(
-                f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
-            ) from error
         if any(check.status == FAILED for check in checks):
-            return checks
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
-    return checks
+            break
+    return labelled(plan, checks)
 
 
 def _output_steps(
     plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool
-) -> Iterator[Callable[[], list[Check]]]:
+) -> Iterator[Step]:
     """The steps that run source and result, by their kind of input."""
+
+    def named(name: str, step: Step) -> list[Check]:
+        return [replace(check, name=f"{name}: {check.name}") for check in step()]
+
     for name, part in ({} if plan.generic else plan.towers).items():  # check_generic compares its towers itself
         prefix = tower_prefix(name)
-        towers = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
         lacking = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
+        towers = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
         for step in _output_steps(part, *towers, lacking, folder, inputs[name], given_text):
-            yield lambda step=step, name=name: [replace(check, name=f"{name}: {check.name}") for check in step()]
-    kind = plan.kind
-    for other, check in ((SizedKind, check_sizes), (PlainKind, check_generic), (TowersKind, check_together)):
-        if isinstance(kind, other):
-            yield partial(check, kind, plan, folder, inputs, None, given_text)
+            yield partial(named, name, step)
+    for kind, check in ((SizedKind, check_sizes), (PlainKind, check_generic), (TowersKind, check_together)):
+        if isinstance(plan.kind, kind):
+            yield partial(check, plan.kind, plan, folder, inputs, None, given_text)
             return
     yield partial(check_texts, plan, source, result, missing, folder, inputs, given_text=given_text)
 
@@ -152,72 +141,62 @@ def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[s
     Args:
         missing, lacking: names of parameters that the source's and the result's files lack.
     """
-    adoption = plan.architecture.converter
+    adoption, cast, after = plan.architecture.converter, plan.cast, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
         missing = {adoption.rename(name, source.config).target for name in missing}
-    after, cast = result.state_dict(), plan.cast
-    wrong = [f"{name} is missing" for name in sorted(lacking - missing - {*tied_weights(result)})]
-    counts: Counter[str] = Counter()
-    for name, original in before.items():
-        written = after.get(name)
-        if name in missing or (written is None and f".{MECHANISM_ATTRIBUTE}." in name):
-            continue  # initialised at random, or a parameter of a mechanism that was not chosen
-        value = original.to(cast).to(original.dtype) if cast is not None and original.is_floating_point() else original
-        if written is None:
-            wrong.append(f"{name} is missing")
-        elif (table := _position_table(plan, name)) is not None:
-            wrong += [f"{name} {problem}" for problem in _wrong_rows(value, written, *table)]
-        elif not _same_bytes(value, written):
-            wrong.append(f"{name} differs from the source's values")
-        counts["kept" if written is not None and written.shape == value.shape else "extended"] += 1
-    attached = {**attached_mechanisms(result), **attached_memory(result)}
-    new = [name for name in after if name not in before and name not in missing]
-    counts["new"] = len(new)
-    wrong += [f"{name} was not planned" for name in new if not name.startswith(tuple(f"{place}." for place in attached))]
+    chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
+        name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
+    }
+    new = after.keys() - before.keys() - missing
+    attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
+    wrong = [f"{name} is missing" for name in sorted((chosen.keys() - after.keys()) | (lacking - missing - {*tied_weights(result)}))]
+    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
+    for name in chosen.keys() & after.keys():
+        value = chosen[name]
+        rounded = value.to(cast).to(value.dtype) if cast is not None and value.is_floating_point() else value
+        wrong += [f"{name} {problem}" for problem in _differences(plan, name, rounded, after[name])]
     for place, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
         for name, copied in copied_parameters(layer, mechanism.traits.copies).items():
             parameter = mechanism.get_parameter(name)
             if f"{place}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
                 wrong.append(f"{place}.{name} is no copy of its layer's values")
-
-    infinite = sorted(name for name, value in after.items() if value.is_floating_point() and not _is_finite(value))
-    values = {**{action: counts[action] for action in ("kept", "extended", "new")}, "wrong": wrong[:20], "not_finite": infinite[:20]}
+    infinite = sorted(name for name, value in after.items() if not _is_finite(value))
+    extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
+    counts = {"kept": len(chosen) - extended, "extended": extended, "new": len(new)}
+    detail = f"{len(before)} tensors of the source accounted for: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
     if wrong:
-        return [Check("tensors", FAILED, f"{len(wrong)} tensors are wrong, the first: {wrong[0]}", values)]
-    if infinite:
-        some = ", ".join(infinite[:5]) + (f" and {len(infinite) - 5} more" if len(infinite) > 5 else "")
+        detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
+    elif infinite:
         detail = (
-            f"{len(infinite)} tensors of the source hold NaN or infinite numbers: {some}; so no output can be compared"
-            " (--no-verify converts them unchanged)"
+            f"{len(infinite)} tensors of the source hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
         )
         if all(name in before and _is_finite(before[name]) for name in infinite):
-            detail = (
-                f"{len(infinite)} tensors are too large for {str(plan.config.dtype).removeprefix('torch.')} and became infinite: {some}"
-            )
-        return [Check("tensors", FAILED, detail, values)]
-    listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
-    return [Check("tensors", PASSED, f"{len(before)} tensors of the source accounted for: {listed}", values)]
+            detail = f"{len(infinite)} tensors are too large for {str(cast).removeprefix('torch.')} and became infinite"
+        detail += f": {', '.join(infinite[:5])}" + (f" and {len(infinite) - 5} more" if len(infinite) > 5 else "")
+    values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
+    return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]
 
 
-def _position_table(plan: ConversionPlan, name: str) -> tuple[int, str] | None:
-    """Rows before the first position of the table ``name``, and the rule for its positions. ``None`` for other tensors."""
-    for tower, part in plan.towers.items():
-        if not plan.generic and name.startswith(prefix := tower_prefix(tower)):
-            return _position_table(part, name.removeprefix(prefix))
-    table = plan.architecture.family.table(name) or plan.plain.table
-    return (table.offset_rows(plan.config), plan.positions) if table is not None and table.matches(name) else None
-
-
-def _wrong_rows(old: Tensor, new: Tensor, offset: int, rule: str) -> Iterator[str]:
-    """Errors of the written position table ``new``."""
+def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
+    """What is wrong with the written tensor ``new``, whose values should be ``old`` or made of them."""
+    for tower, part in ({} if plan.generic else plan.towers).items():
+        if name.startswith(prefix := tower_prefix(tower)):
+            yield from _differences(part, name.removeprefix(prefix), old, new)
+            return
+    table, rule = plan.architecture.family.table(name) or plan.plain.table, plan.positions
+    if table is None or not table.matches(name) or (new.shape == old.shape and rule not in DROPPED):
+        if not _same_bytes(old, new):
+            yield "differs from the source's values"
+        return
+    offset = table.offset_rows(plan.config)
     rows = offset + unchanged_rows(rule, len(old) - offset)
     if not _same_bytes(new[:rows], old[:rows]):
         yield f"lost its first {rows} rows"
     if rule in DROPPED and not bool((new[offset:] == new[-1]).all()):
         yield "must have equal rows"
-    expected = extend_table(old, len(new), offset=offset, strategy=rule) if rule in DROPPED or len(new) != len(old) else old
+    expected = extend_table(old, len(new), offset=offset, strategy=rule)
     if not _same_bytes(new, expected) and (rule == "tile" or not torch.allclose(new, expected, ROUNDED, ROUNDED * float(old.std()))):
         yield "differs from the source's values"
 
@@ -228,7 +207,8 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_finite(values: Tensor) -> bool:
-    return values.numel() == 0 or all(bool(bound.isfinite()) for bound in torch.aminmax(values))  # NaN passes through
+    finite = not values.is_floating_point() or values.numel() == 0
+    return finite or all(bool(bound.isfinite()) for bound in torch.aminmax(values))  # NaN passes through
 
 
 # Outputs of models of texts
@@ -248,92 +228,116 @@ def check_texts(
     """
     lengths = choose_lengths(plan, text, result, given_text=given_text)
     pooling = sentence_pooling(folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    skipped: list[Check] | None = []
-    if not lengths.covered == lengths.old == plan.new_length:  # else outputs are compared at every length that the result reads
-        skipped = why_no_embeddings(text, lengths) if pooling else why_no_loss(plan, text, lengths, result, given_text)
-    if skipped is None:
-        if pooling is None:
-            old_losses = text_losses(plan, source, text, lengths, lengths.chunk)
-        else:
-            of_source = source_embeddings(source, text, pooling, lengths)
-    if plan.cast is not None:
-        for value in source.state_dict().values():
-            value.copy_(value.to(plan.cast) if value.is_floating_point() else value)
 
+    def measured(model: Any, chunk: int) -> Any:
+        """Losses, or embeddings of passages and of chunks of the document."""
+        if pooling is None:
+            return text_losses(plan, model, text, lengths, chunk)
+        counts = passages(text, lengths)
+        if chunk < lengths.read:
+            counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
+        return embeddings(model, text, pooling, counts)
+
+    unmeasured = why_not_measured(plan, text, lengths, pooling, result, given_text)
+    before = measured(source, lengths.chunk) if unmeasured is None else None
+    for value in () if plan.cast is None else source.state_dict().values():
+        value.copy_(value.to(plan.cast) if value.is_floating_point() else value)
     headless = bool(missing - {*tied_weights(source)})
     parts = (source.base_model, result.base_model) if headless else (source, result)
     compare = compare_lengths if plan.architecture.converter is None else compare_adopted
-    checks = compare(plan, *parts, text, lengths, " (the source has no weights for its head)" if headless else "")
+    checks = compare(plan, *parts, text, lengths, "hidden states (the source has no weights for its head)" if headless else "outputs")
 
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
-    ids = text.passages(1, lengths.new)
-    states = _hidden_states(outputs(result.base_model, ids, decoder_tokens=decoded))
-    finite = all_finite(states)
-    at = f"at {lengths.new} tokens" + ("" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
-    detail = f"hidden states {at} are {'' if finite else 'not '}finite"
-    values = {"length": lengths.new, "tokens": ids.numel()}
-    checks.append(Check("finite at the new length", PASSED if finite else FAILED, detail, values))
+    states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
+    finite, at = all_finite(states), f"at {lengths.new} tokens"
+    shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
+    detail = f"hidden states {at}{shortened} are {'' if finite else 'not '}finite"
+    checks.append(Check("finite at the new length", PASSED if finite else FAILED, detail, {"length": lengths.new, "tokens": lengths.new}))
     with attending(result, MECHANISMS):
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
-    if any(check.status == FAILED for check in checks) or skipped is not None:
-        return [*checks, *(skipped or [])]
-
+    if unmeasured is not None or any(check.status == FAILED for check in checks):
+        return [*checks, *(unmeasured or [])]
+    after, document = measured(result, lengths.read), None
     if pooling is None:
-        new_losses = text_losses(plan, result, text, lengths, lengths.read)
-        return [*checks, check_loss(plan, text, lengths, old_losses, new_losses, given_text=given_text)]
-    document = states[HIDDEN_STATES]
-    if lengths.read != lengths.new and not lengths.at_once:
-        document = outputs(result.base_model, text.passages(1, lengths.read))[HIDDEN_STATES]
-    of_result = embeddings(result, text, pooling, passages(text, lengths))
-    return [*checks, check_embeddings(plan, text, lengths, pooling, of_source, of_result, document)]
+        return [*checks, check_loss(plan, text, lengths, before, after, given_text=given_text)]
+    if not lengths.at_once:
+        of_document = states if lengths.read == lengths.new else outputs(result.base_model, text.passages(1, lengths.read))
+        document = of_document["last_hidden_state"]
+    return [*checks, check_embeddings(plan, text, lengths, pooling, before, after, document)]
 
 
-AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
-"""The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
+def why_not_measured(
+    plan: ConversionPlan, text: VerificationText, lengths: Lengths, pooling: SentencePooling | None, model: Any, given_text: bool
+) -> list[Check] | None:
+    """The checks (often none) of a result whose loss or embeddings are not measured; ``None`` if they are."""
+    old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
+    if lengths.covered == new:
+        return []  # the result is the source at every length
+    if pooling is not None:
+        if text.tokenizer is None:
+            return [undecided(EMBEDDINGS, f"{text.why_seeded}, and embeddings need real text", text.would_be_real)]
+        enough = bool(passages(text, lengths))
+        return None if enough else [undecided(EMBEDDINGS, f"the text has only {text.real_tokens()} tokens", LONGER_TEXT)]
+    predicts = auto_class_name(plan.config, long_class) in HEADS and model.get_output_embeddings() is not None  # not ELECTRA's
+    if not predicts or plan.decoder is not None:  # an encoder-decoder predicts its own output, not the positions of the text
+        problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"
+        would_tell = f"its scores on labelled texts of up to {new:,} tokens (longattn evaluate)"
+        return [undecided(BEYOND, problem, would_tell)] if new > old else []
+    if plan.architecture.converter is not None and new < 2 * old:
+        return []  # outputs are compared anyway, and the length grows too little
+    if text.tokenizer is None:
+        problem, would_tell = f"{text.why_seeded}, and a loss needs real text", text.would_be_real
+    elif not plan.shape.causal and text.tokenizer.mask_token_id is None:
+        problem, would_tell = "the tokenizer has no mask token", "a tokenizer with the token that the source was trained on"
+    elif lengths.read:
+        return None
+    elif text.real_tokens() < lengths.needed:
+        problem, would_tell = f"{lengths.needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT
+    else:
+        problem = f"{lengths.needed:,} tokens would take too long for a model of this size"
+        would_tell = evaluation(plan) if given_text else f"{READABLE_TEXT}, which allows more time,"
+    return [undecided(LOSS, problem, would_tell)]
 
 
 @contextlib.contextmanager
 def attending(model: Any, attention: str) -> Iterator[None]:
-    """Run the result with one of the attentions above."""
+    """Run the result with :data:`AS_CONFIGURED`, :data:`BASE`, or any other name for its mechanisms."""
     implementation = attention_implementation(model.config) or "longattn"
     if attention == BASE:
         model.use_base_attention()
-    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
-    for mechanism in mechanisms:
+    for mechanism in attached_mechanisms(model).values():
         mechanism.ignores_exact_length = attention != AS_CONFIGURED
     yield
-    for mechanism in mechanisms:
+    for mechanism in attached_mechanisms(model).values():
         mechanism.ignores_exact_length = False
     if attention == BASE:
         model.set_attn_implementation(implementation)
 
 
-def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, head: str) -> list[Check]:
+def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:
     """Compare outputs up to the old length: where they must be equal, and by how much others differ.
 
     Args:
-        head: a note on a head that is not compared.
+        what: the compared outputs, as a noun phrase.
     """
     old, change = lengths.old, plan.position_change
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
-    of_decoder = "" if decoder_covers(plan, short if limit is None else min(short, limit)) else "the decoder's mechanism does not cover it"
+    of_decoder = "" if decoder_covers(plan, min(short, limit or short)) else "the decoder's mechanism does not cover it"
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
         (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or of_decoder),
-        ("equal where positions are unchanged", unchanged if unchanged <= covered else 0, MECHANISMS, ""),
+        ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
     ]
     if covered < old:
         covers = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
         if short == old:
             covers += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
-        why = " and ".join(filter(None, [change, f"the mechanism {covers}"]))
         comparisons += [
-            ("equal where positions are unchanged", unchanged if unchanged > covered else 0, BASE, ""),
             ("equal at the old length with full attention", old, BASE, change),
-            ("at the old length", old, MECHANISMS, why),
+            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {covers}"]))),
         ]
     checks, expected = [], dict[int, dict[str, Tensor]]()
     for name, length, attention, why in comparisons:
@@ -344,51 +348,38 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
             expected[length] = outputs(source, ids, decoder_tokens=limit)
         with attending(result, attention):
             difference = Difference.of(expected[length], outputs(result, ids, decoder_tokens=limit))
-        what = f"{'hidden states' if head else 'outputs'}{head} at {length} tokens, {attention.format(plan.short_texts.length)}"
+        detail = f"{what} at {length} tokens, {attention.format(plan.short_texts.length)}: largest difference from the source"
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
-        check = equality(name, f"{what}: largest difference from the source", difference, values, why)
+        check = equality(name, detail, difference, values, why)
         used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only the check runs it
         checks.append(replace(check, status=MEASURED) if check.status == NEEDS_TRAINING and not used else check)
     return checks
 
 
-def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, head: str) -> list[Check]:
-    """Compare a Longformer, LED or BigBird with the result, with padding and with global tokens. All layers' hidden states as well.
-
-    Args:
-        head: a note on a head that is not compared.
-    """
-    architecture = plan.architecture
+def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:
+    """Compare a Longformer, LED or BigBird with the result: outputs and hidden states of all layers, with padding and global tokens."""
+    architecture, checks = plan.architecture, []
     assert architecture.converter is not None
     takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     same = plan.attention == architecture.original_attention()
-    checks = []
     for probe in architecture.converter.probes(architecture.original_config, architecture.source_class, text, lengths.old):
         if "global_attention_mask" in probe.inputs and not takes_globals:
             continue
-        expected, measured = (probe_outputs(model, probe.inputs) for model in (source, result))
-        name, common = f"equal to the source, {probe.name}", sorted(expected.keys() & measured.keys())
-        difference = Difference.of(
-            *({output: probe.rows(output, of_model[output]) for output in common} for of_model in (expected, measured))
-        )
-        named = [output for output in common if "hidden_states[" not in output]
+        inputs = probe.inputs
+        if source.base_model is source and inputs["input_ids"].dim() == 3:  # without its head, a model reads the choices as rows
+            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        with torch.no_grad():
+            both = [floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True)) for model in (source, result)]
+        common = sorted(both[0].keys() & both[1].keys())
+        difference = Difference.of(*({name: probe.rows(name, of_model[name]) for name in common} for of_model in both))
         detail = (
-            f"{', '.join([*named, f'{len(common) - len(named)} hidden states'])}{head} of two texts of up to {lengths.old} tokens, "
-            f"{probe.name}: largest difference from transformers' {plan.source.config['model_type']}"
+            f"{what} and hidden states of two texts of up to {lengths.old} tokens, {probe.name}: largest difference from transformers' "
+            f"{architecture.converter.model_type}"
         )
         values = {"length": lengths.old, "tokens": int(probe.real.sum()), "outputs": common}
-        checks.append(
-            equality(name, detail, difference, values, plan.position_change if same else "the attention differs from the source's")
-        )
+        why = plan.position_change if same else "the attention differs from the source's"
+        checks.append(equality(f"equal to the source, {probe.name}", detail, difference, values, why))
     return checks
-
-
-def probe_outputs(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one forward pass by name, with every layer's hidden states."""
-    if model.base_model is model and inputs["input_ids"].dim() == 3:  # a model without a multiple-choice head reads the choices as rows
-        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
-    with torch.no_grad():
-        return floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
@@ -398,44 +389,44 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         ids: ``(1, N)``, the text, which is shortened and padded to N tokens again. decoded: tokens of a decoder.
     """
     name, length = "padding changes nothing", ids.shape[1]
-    short, layers = max(1, length - PADDING), layer_mechanisms(plan.attention, plan.shape, length)
-    if short == length:
+    short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
+    if short < 1:
         return Check(name, SKIPPED, f"{length} tokens are too few for padding")
     if not all(layer.traits.ignores_padding for layer in layers):
         return Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")
     takes_globals = any(layer.traits.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
-    sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
+    gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
+    sides = [*gaps] if places else ["right"]  # without position_ids, left padding shifts the text
     passes_positions = places and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
     first_id = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
-    gaps = {"right": (0, length - short), "left": (length - short, 0)}
 
     def pad(values: Tensor, fill: int = 0) -> Tensor:
-        return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
+        return torch.cat([functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    def masked(mask: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    def hidden(ids: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
         if passes_positions:  # counted over real tokens: padding repeats the last position, or the first one in front of the text
-            arguments = {**arguments, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first_id}
-        return {"attention_mask": mask, **arguments}
+            places = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            arguments = {**arguments, "position_ids": places + first_id}
+        returned = outputs(backbone, ids, decoder_tokens=decoded, **arguments)
+        return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
-    further = plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)
+    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
         marks = torch.zeros_like(alone)
-        marks[:, : min(short, 8)] = 1
-        marks[:, short // 2] = 1
-        further = {**further, "global_attention_mask": marks}
+        marks[:, : min(short, 8)] = marks[:, short // 2] = 1
+        arguments["global_attention_mask"] = marks
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    arguments = masked(torch.ones_like(alone), further)
-    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **arguments))
-    arguments = masked(pad(torch.ones_like(alone)), {key: pad(value) for key, value in further.items()})
-    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **arguments))
-    if not any(output.endswith(HIDDEN_STATES) for output in unpadded):
-        return Check(name, SKIPPED, f"the base returns no hidden states, but {', '.join(unpadded) or 'nothing'}")
+    unpadded = hidden(alone, arguments)
+    padded = hidden(pad(alone, fill), {key: pad(value) for key, value in arguments.items()})
+    if not unpadded:
+        return Check(name, SKIPPED, "the base returns no hidden states")
     real = {"right": slice(short), "left": slice(-short, None)}
-    expected = {output: state[0] for output, state in unpadded.items()}
     differences = {
-        side: Difference.of(expected, {output: state[row, real[side]] for output, state in padded.items()})
+        side: Difference.of(
+            {key: state[0] for key, state in unpadded.items()}, {key: state[row, real[side]] for key, state in padded.items()}
+        )
         for row, side in enumerate(sides)
     }
     detail = (
@@ -445,8 +436,3 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
     worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")
     return equality(name, detail, worst, values)
-
-
-def _hidden_states(returned: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The hidden states among outputs; all outputs if there are none."""
-    return {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)} or returned

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..reports import Check
-from .check import Progress, check_result
+from .check import check_result
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan
+from .report import StageProgress
 
 
-def verify(plan: ConversionPlan, result: Path, inputs: Any, *, given_text: bool = False, progress: Progress | None = None) -> list[Check]:
+def verify(
+    plan: ConversionPlan, result: Path, inputs: Any, *, given_text: bool = False, progress: StageProgress | None = None
+) -> list[Check]:
     """Check the written folder `result` against the source of `plan`: load both, and call :func:`.check.check_result`."""
     source, missing = load_source(plan.source, plan.architecture, None)
     model, lacking = load_result(result, plan.architecture, plan.config)

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
-from ..files import PREDICTIONS, check_link, homes_of, read_text, without_folders
+from ..files import PREDICTIONS, check_link, read_text, without_folders
 from ..loading import TOKEN, check_token, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
 from .remote_code import write_remote_code
@@ -156,12 +156,11 @@ def chosen_files(place: Path, patterns: Collection[str]) -> tuple[list[str], lis
     """Relative paths of the files to upload, and of all other files. ``patterns`` of names are left out."""
     uploaded: list[str] = []
     left_out: list[str] = []
-    homes = homes_of(place)
     for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
         inside = path.relative_to(place)
         out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in patterns)
         if not out:
-            check_link(path, homes)
+            check_link(path, place)
         if not path.is_dir():
             (uploaded if path.is_file() and not out else left_out).append(inside.as_posix())
     return uploaded, left_out

@@ -6,19 +6,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertTokenizerFast
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQuestionAnswering, BertTokenizerFast, GPT2LMHeadModel
 
 from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
 from hf_longattn.conversion import ConversionPlan, convert_checkpoint, folders, lengths, plan_conversion, writing
 from hf_longattn.conversion import check as checking
-from hf_longattn.conversion.check import labelled
-from hf_longattn.conversion.check_loss import BEYOND, LOSS, check_loss
+from hf_longattn.conversion.check import BEYOND, check_result, labelled
+from hf_longattn.conversion.check_loss import LOSS, check_loss, text_losses
 from hf_longattn.conversion.lengths import Lengths, choose_lengths
 from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.data.english import verification_text
@@ -116,7 +118,7 @@ def test_verification_skips_padding_for_a_base_without_hidden_states(built: Buil
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     checks = {check.name: check for check in report.checks}
     assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == ("passed", "skipped")
-    assert checks["padding changes nothing"].detail == "the base returns no hidden states, but pooler_output"
+    assert checks["padding changes nothing"].detail == "the base returns no hidden states"
 
 
 def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +174,91 @@ def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeyp
     assert choose_lengths(plan).padded == LENGTH
     monkeypatch.setattr(lengths, "FLOPS_AT_NEW_LENGTH", 1e8)
     assert LENGTH <= choose_lengths(plan).new < 4096
+
+
+def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two chunks take too long. Equal losses are no verdict on positions that nobody read."""
+    source, settings = checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH}
+    plan = plan_conversion(source, **settings)
+    text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
+    model = GPT2LMHeadModel.from_pretrained(source).eval()
+    assert choose_lengths(plan, text, model).read == 4 * LENGTH
+    monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 5e8)
+    found = choose_lengths(plan, text, model)
+    assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
+    every, fourth = (text_losses(plan, model, text, replace(found, every=number), LENGTH) for number in (1, 4))
+    predicted = ~fourth.isnan()
+    assert predicted.nonzero().flatten().tolist() == [*range(4, LENGTH, 4)]
+    torch.testing.assert_close(fourth[predicted], every[predicted])
+
+    check = next(check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS)
+    buckets = [(bucket["from"], bucket["to"], bucket["predicted"]) for bucket in check.values["buckets"]]
+    assert buckets == [(0, 16, 15), (16, 32, 16), (32, 64, 32)]
+    first, *others = check.values["buckets"]
+    assert first["result"] == pytest.approx(first["source_on_chunks"], rel=1e-5)
+    assert all(bucket["result"] != bucket["source_on_chunks"] for bucket in others)
+    assert "beyond 16 " in check.detail
+
+    ids = text.tokens(found.read)[0]
+    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
+    equal = check_loss(plan, text, found, chance / 2, chance / 2)
+    assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == ("cannot tell", True)
+    assert check_loss(plan, text, found, chance / 2, chance / 2 + 1).values["verdict"] == "train before use"
+    same_length = plan_conversion(source, **{**settings, "max_length": LENGTH})
+    assert check_loss(same_length, text, found, chance / 2, chance / 2).values["verdict"] == "ready to use"
+
+
+def spoiled(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a written folder."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def configured(folder: Path, **fields: Any) -> None:
+    """Change options of the mechanism in a written folder."""
+    values = json.loads((folder / "config.json").read_text())
+    values["long_attention"].update(fields)
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+LAYER, ROWS = "bert.encoder.layer.0.attention.self.", "bert.embeddings.position_embeddings.weight"
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "changed": (lambda folder: spoiled(folder, lambda t: t[f"{LAYER}key.weight"][0].add_(1e-6)), "differs from"),
+    "swapped": (lambda folder: spoiled(folder, lambda t: t["qa_outputs.weight"].copy_(t["qa_outputs.weight"].flip(0))), "differs from"),
+    "not finite": (lambda folder: spoiled(folder, lambda t: t["qa_outputs.bias"].fill_(float("nan"))), "qa_outputs.bias differs from"),
+    "rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][40:42].zero_()), "lost its first 64 rows"),
+    "new rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][-1].zero_()), f"{ROWS} differs from"),
+    "lost": (lambda folder: spoiled(folder, lambda t: t.pop(f"{LAYER}key.bias")), "key.bias is missing"),
+    "copies": (
+        lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)),
+        "is no copy of",
+    ),
+    "short texts": (lambda folder: configured(folder, exact_length=8), "as for texts of up to 64"),
+    "window": (lambda folder: configured(folder, window=2), ""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> None:
+    settings = {"mechanism": "longformer", "window": 16, "max_length": 4 * LENGTH, "separate_global": fault == "copies"}
+    plan = plan_conversion(built("BertForQuestionAnswering"), **settings)
+    convert_checkpoint(built("BertForQuestionAnswering"), tmp_path / "long", verify=False, **settings)
+    plant, sentence = FAULTS[fault]
+    inputs = plan.kind.verification_inputs(plan, verification_text(None))
+    source = BertForQuestionAnswering.from_pretrained(built("BertForQuestionAnswering"))
+
+    def failed() -> list[str]:
+        model, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long", output_loading_info=True)
+        checks = check_result(plan, source.eval(), model.eval(), (set(), {*info["missing_keys"]}), tmp_path / "long", inputs)
+        return [check.detail for check in checks if check.status == "failed"]
+
+    assert failed() == []
+    plant(tmp_path / "long")
+    assert [sentence in detail for detail in failed()] == [True]
 
 
 @pytest.mark.parametrize(
