@@ -1,8 +1,8 @@
 """Files that others wrote, and files that this package writes.
 
-Files of a checkpoint are read within limits: regular files inside its folder, text of a limited size, and JSON of a limited depth.
-The types of fields are left to the libraries that read them. What this package writes is built beside its destination and renamed once it
-is complete. A refusal is a :class:`CheckpointError` of one sentence.
+Files of a checkpoint are read if they are regular, inside its folder and of a limited size. The types of their fields are left to the
+libraries that read them. What this package writes is built beside its destination and renamed once it is complete. A refusal is a
+:class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -107,8 +107,6 @@ def _check_regular(path: Path) -> os.stat_result:
 
 LARGEST_JSON = 256 * 2**20
 """Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
-DEEPEST = 100
-"""Maximum levels of nested JSON, which is read recursively. Configs have about five."""
 MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
 """Maximum number of modules of one kind, and of labels."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
@@ -128,15 +126,10 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, with limited nesting and text that can be encoded as UTF-8."""
+    """The JSON in a file, whose text can be encoded as UTF-8."""
     text = read_text(path)
     try:
-        level = [value := json.loads(text, object_hook=_decode_float)]
-        for _ in range(DEEPEST + 1):
-            containers = [inner for inner in level if isinstance(inner, dict | list)]
-            level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if level:
-            raise RecursionError("nested too deeply")
+        value = json.loads(text, object_hook=_decode_float)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
