@@ -1,8 +1,8 @@
 """Files that others wrote, and files that this package writes.
 
-Files of a checkpoint are read within limits: regular files inside its folder, text of a limited size, and JSON of a limited depth.
-The types of fields are left to the libraries that read them. What this package writes is built beside its destination and renamed once it
-is complete. A refusal is a :class:`CheckpointError` of one sentence.
+Files of a checkpoint are read if they are regular, inside its folder and of a limited size. The types of their fields are left to the
+libraries that read them. What this package writes is built beside its destination and renamed once it is complete. A refusal is a
+:class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -107,8 +107,6 @@ def _check_regular(path: Path) -> os.stat_result:
 
 LARGEST_JSON = 256 * 2**20
 """Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
-DEEPEST = 100
-"""Maximum levels of nested JSON, which is read recursively. Configs have about five."""
 MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
 """Maximum number of modules of one kind, and of labels."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
@@ -128,15 +126,10 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, with limited nesting and text that can be encoded as UTF-8."""
+    """The JSON in a file, whose text can be encoded as UTF-8."""
     text = read_text(path)
     try:
-        level = [value := json.loads(text, object_hook=_decode_float)]
-        for _ in range(DEEPEST + 1):
-            containers = [inner for inner in level if isinstance(inner, dict | list)]
-            level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if level:
-            raise RecursionError("nested too deeply")
+        value = json.loads(text, object_hook=_decode_float)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -440,40 +433,41 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}" for use in ("partial", "replaced"))
-    try:
-        with ending_cleanly(), disk_errors(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            _clean(parent, name)
-            if needed_bytes > (free := shutil.disk_usage(parent).free):
-                needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
-                raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
-            stage.mkdir()
-            yield stage
-            for path in [*stage.rglob("*"), stage]:
-                _sync(path)
-            if os.path.lexists(destination):
-                if not overwrite:
-                    raise DestinationExistsError(
-                        f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
-                    )
-                os.rename(destination, aside)
-            try:
-                os.rename(stage, destination)
-            except OSError:
-                if aside.exists():
-                    os.rename(aside, destination)
+    with ending_cleanly():  # also while the stage is removed
+        try:
+            with disk_errors(parent):
+                parent.mkdir(parents=True, exist_ok=True)
+                _clean(parent, name)
+                if needed_bytes > (free := shutil.disk_usage(parent).free):
+                    needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
+                    raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
+                stage.mkdir()
+                yield stage
+                for path in [*stage.rglob("*"), stage]:
+                    _sync(path)
+                if os.path.lexists(destination):
+                    if not overwrite:
+                        raise DestinationExistsError(
+                            f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
+                        )
+                    os.rename(destination, aside)
+                try:
+                    os.rename(stage, destination)
+                except OSError:
+                    if aside.exists():
+                        os.rename(aside, destination)
+                    raise
+                shutil.rmtree(aside, ignore_errors=True)
+                _sync(parent)
+        except LongAttentionError as error:  # the folder that it names is removed
+            if str(stage) not in str(error):
                 raise
-            shutil.rmtree(aside, ignore_errors=True)
-            _sync(parent)
-    except LongAttentionError as error:  # the folder that it names is removed
-        if str(stage) not in str(error):
-            raise
-        raise type(error)(str(error).replace(str(stage), str(destination))) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in new_parents:  # parents of a result that failed
-            with contextlib.suppress(OSError):  # not empty, or never created
-                folder.rmdir()
+            raise type(error)(str(error).replace(str(stage), str(destination))) from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            for folder in new_parents:  # parents of a result that failed
+                with contextlib.suppress(OSError):  # not empty, or never created
+                    folder.rmdir()
 
 
 def _clean(parent: Path, name: str) -> None:

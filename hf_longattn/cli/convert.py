@@ -124,7 +124,8 @@ def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
         "stock form": "" if plan.native_twin is None else plan.native_twin.describe(),
-        **unchanged_parts(plan),
+        "towers as in their class": ", ".join(plan.other_towers),
+        "global tokens": "all of texts, none of images" if plan.text_global else "",
     }
     yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
     if plan.choice is not None:
@@ -138,12 +139,6 @@ def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]
         yield ""
         yield costs_table(part.costs, part.inputs)
         yield from comparisons.get(name, ())
-
-
-def unchanged_parts(model: Any) -> dict[str, str]:
-    """What is to know of a plain class, planned or inspected, besides the towers that have mechanisms."""
-    global_tokens = "all of texts, none of images" if model.text_global else ""
-    return {"as in its class": ", ".join(model.other_towers), "global tokens": global_tokens}
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:

@@ -15,11 +15,12 @@ from rich.padding import Padding
 from rich.styled import Styled
 
 from . import options as flags
-from .convert import costs_table, unchanged_parts
+from .convert import costs_table
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import Inspection
+    from ..conversion.flops import DecodeState
     from ..inspect import Diagnosis, StockInspection
 
 
@@ -104,6 +105,7 @@ def inspect(
 def _inspection_report(model: Inspection) -> Iterator[Part]:
     """A checkpoint: its model, mechanisms, state and cost."""
     from ..inspect.paths import COLUMNS, planned_length, planned_paths
+    from ..mechanisms.common.choice_text import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
@@ -111,7 +113,8 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
         "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
-        **unchanged_parts(model),
+        "towers as in their class": ", ".join(model.other_towers),
+        "global tokens": "all of texts, none of images" if model.text_global else "",
     }
     if model.towers:
         for name, tower in model.towers.items():
@@ -121,13 +124,11 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     yield f"\n{model.attention.table(len(model.mechanisms))}\n"
     title = f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why"
     yield table(COLUMNS, planned_paths(model).rows(), title, align="l")
-    rows, first = [], 0
-    for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=False)):
-        last = first + len(list(run)) - 1
-        layers = f"{first}-{last}" if last > first else str(first)
-        rows.append((layers, name, decimal(state.bytes), decimal(state.per_token) if state.per_token else "nothing"))
-        first = last + 1
-    if rows:
+    states: dict[tuple[str, DecodeState], list[int]] = {}
+    for number, state in enumerate(model.states):
+        states.setdefault((model.mechanisms[number].name, state), []).append(number)
+    if states:
+        rows = [(write_numbers(of), name, decimal(state.bytes), decimal(state.per_token)) for (name, state), of in states.items()]
         title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
         yield table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
     if model.costs:

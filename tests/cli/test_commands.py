@@ -99,7 +99,7 @@ def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path
     shown = output(capsys, "inspect", long)
     assert "window=16" in shown
     states = [line.split() for line in shown.partition("state of each layer")[2].splitlines()]
-    assert [words[0] for words in states if words[1:2] == ["window"]] == ["0", "1", "2-3"]
+    assert [words[0] for words in states if words[1:2] == ["window"]] == ["0,2-3", "1"]
 
 
 def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

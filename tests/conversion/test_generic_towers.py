@@ -132,7 +132,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "long")])
     said = " ".join(shown.output.split())
     assert "of transformers, with mechanisms" in said
-    assert "tower text: the attention of its class" in said
+    assert "towers as in their class text" in said
 
 
 def test_windows_of_the_base_bound_the_planned_cost_of_a_layer(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_generic_conversion_of_llava_with_global_texts_by_command(tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "transformers' Trainer on pairs" not in done.output
     assert json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["text_global"] is True
-    assert "Tokens of texts are global" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
+    assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
     towers = {"text": {"mechanism": "longformer", "window": 8}, "vision": {"mechanism": "full"}}
     hf_longattn.enable_long_attention(model, {"towers": towers, "text_global": True})
     assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
