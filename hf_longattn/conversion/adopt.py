@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
+from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
 from ..modeling.family.definition import FAMILIES
+from ..reports import Difference
 
 DECODED, QUESTION = 24, 16
 """Tokens of the decoder's text and of the question in the compared inputs. Untuned."""
@@ -39,10 +41,23 @@ class Probe:
     real: Tensor
     decoder_real: Tensor | None = None
 
-    def rows(self, name: str, output: Tensor) -> Tensor:
-        """The vectors of real tokens in the output called ``name``. The whole output if it has no token axis."""
-        real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
-        return output[real] if output.shape[:2] == real.shape else output
+    def compare(self, source: Any, result: Any) -> tuple[Difference, list[str]]:
+        """The largest difference of two models' outputs, with all hidden states, and the names of the outputs that both have."""
+
+        def run(model: Any) -> dict[str, Tensor]:
+            inputs = self.inputs
+            if model.base_model is model and inputs["input_ids"].dim() == 3:  # without its multiple-choice head: the choices are rows
+                inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+            with torch.no_grad():
+                outputs = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
+            for name, output in outputs.items():
+                real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
+                outputs[name] = output[real] if output.shape[:2] == real.shape else output
+            return outputs
+
+        expected, measured = run(source), run(result)
+        common = sorted(expected.keys() & measured.keys())
+        return Difference.of(*({name: outputs[name] for name in common} for outputs in (expected, measured))), common
 
 
 @dataclass(frozen=True)

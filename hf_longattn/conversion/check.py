@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import checkpoint_errors
 from ..evaluation.pooling import SentencePooling, sentence_pooling
-from ..inputs.common.running import all_finite, floating_tensors
+from ..inputs.common.running import all_finite
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
 from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
@@ -365,13 +365,7 @@ def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     for probe in architecture.converter.probes(architecture.original_config, architecture.source_class, text, lengths.old):
         if "global_attention_mask" in probe.inputs and not takes_globals:
             continue
-        inputs = probe.inputs
-        if source.base_model is source and inputs["input_ids"].dim() == 3:  # without its head, a model reads the choices as rows
-            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
-        with torch.no_grad():
-            both = [floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True)) for model in (source, result)]
-        common = sorted(both[0].keys() & both[1].keys())
-        difference = Difference.of(*({name: probe.rows(name, of_model[name]) for name in common} for of_model in both))
+        difference, common = probe.compare(source, result)
         detail = (
             f"{what} and hidden states of two texts of up to {lengths.old} tokens, {probe.name}: largest difference from transformers' "
             f"{architecture.converter.model_type}"

@@ -37,10 +37,10 @@ from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_verified
 from .model_loading import quiet_libraries
-from .native import export_native
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .report import ConversionReport, StageProgress
 from .sources import fetch_model, fetch_snapshot, has_safetensors, open_source
+from .stock import export_native
 from .verify import verify as verify_result
 from .writing import added_values
 
@@ -89,7 +89,7 @@ def convert_checkpoint(
         if not chosen.native:
             return _converted(plan, destination, chosen, text, clock, progress)
         choice = plan.native_twin
-        if choice is not None and choice.stock is None:
+        if choice is not None and choice.reason:
             raise ExportError(f"The result would have no stock form: {choice.reason}")
         check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
         long, plain = _folder_beside(target, stack) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)

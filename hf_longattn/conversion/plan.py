@@ -36,7 +36,7 @@ from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors, set_dtype, tensors_with_towers
 from .sources import Source, open_source, scores_pairs, tower_of
-from .stock import LongModel, StockChoice, choose_stock
+from .stock import Stock, choose_stock
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
@@ -70,11 +70,11 @@ class ConversionPlan(ResultPlan):
         return self.architecture.skeleton(self.config)
 
     @cached_property
-    def native_twin(self) -> StockChoice | None:
+    def native_twin(self) -> Stock | None:
         """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
         if self.generic:
             return None
-        return choose_stock(LongModel(self.config, self.architecture.long_class, self.architecture.family))
+        return choose_stock(self.config, self.architecture.long_class, self.architecture.family)
 
     @property
     def text_global(self) -> bool:

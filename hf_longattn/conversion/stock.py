@@ -15,16 +15,24 @@ Software that knows the architecture can serve the stock checkpoint without this
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from torch import Tensor, nn
 
+from ..data.english import verification_text
 from ..engines.common.call import UNBOUNDED
+from ..errors import CheckpointError, ExportError, checkpoint_errors
+from ..files import is_generic, is_long, staged_folder
+from ..hub import origin_of
+from ..inputs.text import VerificationText, excerpt, load_tokenizer
+from ..loading import check_complete, load_weights
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.exact import full_of
@@ -36,58 +44,45 @@ from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from .adopt import HEAD_GLOBALS, adoption_of
-from .architectures import NAMES, OWN_FIELDS
+from ..reports import FAILED, PASSED, Check, equality
+from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
+from .architectures import NAMES, OWN_FIELDS, read_long
+from .flops import affordable_length, layer_mechanisms, model_shape
+from .folders import add_source_files, open_for_writing, with_report, write_report
+from .model_loading import quiet_libraries, without_random_pooler
+from .report import ConversionReport, StageProgress, versions
+from .sources import Source, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
+NATIVE_REPORT = "native_report.json"
+SHORT_LENGTH, GENERATED = 24, 12
+"""Compared tokens: of the short input, and generated ones. Untuned."""
+FLOPS = 5e11
+"""Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
 
 
-@dataclass(frozen=True)
-class LongModel:
-    """A long model as its config describes it.
+@dataclass
+class Stock:
+    """A stock architecture for one long model: here the base of an encoder with full attention.
 
-    class_name: its Long class.
+    config, long_class, family: of the long model.
     masked: the caller passes a ``global_attention_mask`` for every text, so the config's global tokens do not matter.
     """
 
     config: Any
-    class_name: str
+    long_class: str
     family: Family
     masked: bool = False
 
-    @property
-    def base(self) -> str:
-        """transformers' model type of the base."""
-        return self.family.base_model_type
-
-    @property
-    def base_class(self) -> str:
-        """Name of the base class, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
-        return self.family.base_of(self.class_name)
-
-    @property
-    def head(self) -> str:
-        """The base class without the base's name: ``"ForMaskedLM"``; ``"Model"`` for the encoder alone."""
-        return self.base_class.removeprefix(self.family.base_model_name.removesuffix("Model"))
-
-    @cached_property
-    def layers(self) -> tuple[Mechanism, ...]:
-        """The mechanism of every layer."""
-        return tuple(prototype(*self.config.long_attention.for_layer(layer)) for layer in range(self.config.attending[0]))
-
-
-class Stock(ABC):
-    """One stock architecture. All methods but `state_dict` read configs only."""
-
-    families: ClassVar[frozenset[str]]
+    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
     """Base model types of the long models that it can hold."""
     stem: ClassVar[str] = ""
     """The beginning of the names of its classes. Empty for the base's classes."""
-    heads: ClassVar[tuple[str, ...]] = ("Model",)
+    heads: ClassVar[tuple[str, ...]] = ()
     """Heads of other bases whose tensors it can hold."""
-    computes: ClassVar[tuple[type[Mechanism], ...]]
+    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
     """Mechanisms that its layers can compute, with some options."""
-    words: ClassVar[str]
+    words: ClassVar[str] = "full attention"
     """What every layer computes, for a refusal."""
     takes_globals: ClassVar[bool] = False
     """Whether its forward pass takes ``global_attention_mask``."""
@@ -96,63 +91,88 @@ class Stock(ABC):
     names: ClassVar[Mapping[str, Any]] = {}
     """Regular expressions for parts of the names of a long model's tensors -> the replacement."""
 
-    def class_name(self, model: LongModel) -> str:
+    @property
+    def base(self) -> str:
+        """transformers' model type of the long model's base."""
+        return self.family.base_model_type
+
+    @property
+    def head(self) -> str:
+        """The base class without the base's name: ``"ForMaskedLM"``; ``"Model"`` for the encoder alone."""
+        return self.family.base_of(self.long_class).removeprefix(self.family.base_model_name.removesuffix("Model"))
+
+    @property
+    def class_name(self) -> str:
         """Name of the stock class with the same head, for example "LongformerForMaskedLM"."""
-        return f"{self.stem}{model.head}" if self.stem else model.base_class
+        return f"{self.stem}{self.head}" if self.stem else self.family.base_of(self.long_class)
 
-    @abstractmethod
-    def layer(self, mechanism: Mechanism, model: LongModel) -> dict[str, Any] | None:
+    @cached_property
+    def layers(self) -> tuple[Mechanism, ...]:
+        """The mechanism of every layer of the long model."""
+        return tuple(prototype(*self.config.long_attention.for_layer(layer)) for layer in range(self.config.attending[0]))
+
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         """Config values with which a layer computes the same as ``mechanism``; ``None`` if there are none."""
+        band = band_of(mechanism, self.config.attending[1])
+        return {} if band is not None and band[0] == UNBOUNDED else None
 
-    def refusal(self, model: LongModel) -> str:
-        """Why it does not compute the same, as a sentence that names the layer. Empty if it does."""
-        name, layers = self.class_name(model), [self.layer(mechanism, model) for mechanism in model.layers]
-        for index, values in enumerate(layers):
-            if values is None or values != layers[0]:
-                return f"Layer {index} has {described(model.layers[index])}, and every layer of a {name} has {self.words}."
-        if model.masked and not self.takes_globals:
-            return f"A {name} takes no global_attention_mask; leave --global-attention-mask out."
-        if name != model.base_class and model.head not in self.heads:
-            head = f"The head of a {model.base_class} differs from that of {self.stem}"
-            return f"{head}; export the encoder alone, or a model with another head."
+    @cached_property
+    def reason(self) -> str:
+        """Why it does not compute what the long model does, as a sentence that names the layer. Empty if it does."""
+        if self.base not in self.families:
+            return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
+        if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
+            return f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0."
+        values = [self.layer(mechanism) for mechanism in self.layers]
+        odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
+        if odd is not None:
+            mechanism = self.layers[odd]
+            changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
+            return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
+        if self.masked and not self.takes_globals:
+            return f"A {self.class_name} takes no global_attention_mask; leave --global-attention-mask out."
+        base_class = self.family.base_of(self.long_class)
+        if base_class != self.class_name and self.head not in self.heads:
+            return f"The head of a {base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
         return ""
 
-    def values(self, model: LongModel) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Values of its config that differ from the long model's."""
-        return self.layer(model.layers[0], model) or {}
+        return self.layer(self.layers[0]) or {}
 
-    def config(self, model: LongModel) -> Any:
+    def stock_config(self) -> Any:
         """Its config, without the fields that only Long configs or the base have."""
-        config_class: Any = getattr(transformers, self.class_name(model)).config_class
-        only_base = set(model.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
-        values = {**with_base_windows(model.config.to_dict()), **self.values(model)}
+        config_class: Any = getattr(transformers, self.class_name).config_class
+        only_base = set(self.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
+        values = {**with_base_windows(self.config.to_dict()), **self.values()}
         values = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS, *only_base}}
-        return config_class.from_dict({**values, "architectures": [self.class_name(model)]})
+        return config_class.from_dict({**values, "architectures": [self.class_name]})
 
-    def state_dict(self, long: nn.Module, model: LongModel) -> dict[str, Tensor]:
+    def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
         """The tensors of the loaded long model under the stock names. Pruned heads are zeros, since stock layers have equally many."""
-        config, shapes, state = self.config(model), whole_shapes(long), {}
+        config, shapes, state = self.stock_config(), whole_shapes(long), {}
         adoption = adoption_of({"model_type": config.model_type})
         for name, tensor in long.state_dict().items():
             values = with_silent_heads(tensor, shapes[name]) if name in shapes else tensor
             if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
-                before, after = (family.position_tables[0].offset_rows(config) for family in (model.family, FAMILIES[adoption.family]))
+                before = self.family.position_tables[0].offset_rows(self.config)
+                after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
                 values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
             for pattern, replacement in self.names.items():
                 name = re.sub(pattern, replacement, name)
             state[name] = values
         return state
 
+    def describe(self) -> str:
+        """The architecture or the reason as text, for a table."""
+        return f"none: {self.reason}" if self.reason else f"{self.class_name} of transformers{f' ({self.note})' * bool(self.note)}"
 
-class Base(Stock):
-    """The base class of an encoder. Its position table is the long one."""
-
-    families = ROBERTAS | {"bert", "electra", "distilbert"}
-    computes, words = (Full,), "full attention"
-
-    def layer(self, mechanism: Mechanism, model: LongModel) -> dict[str, Any] | None:
-        band = band_of(mechanism, model.config.attending[1])
-        return {} if band is not None and band[0] == UNBOUNDED else None
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        if self.reason:
+            return {"class": None, "reason": self.reason}
+        model_type = getattr(transformers, self.class_name).config_class.model_type
+        return {"class": self.class_name, "model_type": model_type, **({"note": self.note} if self.note else {})}
 
 
 class Mistral(Stock):
@@ -163,9 +183,9 @@ class Mistral(Stock):
     computes, words = (Full, Window), "full attention or the same window, and no biases"
     names: ClassVar = {r"^transformer\.": "model."}
 
-    def layer(self, mechanism: Mechanism, model: LongModel) -> dict[str, Any] | None:
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         band = band_of(mechanism, True)
-        if band is None or getattr(model.config, "attention_bias", False) or getattr(model.config, "mlp_bias", False):
+        if band is None or getattr(self.config, "attention_bias", False) or getattr(self.config, "mlp_bias", False):
             return None
         return {"sliding_window": None if band[0] == UNBOUNDED else band[0] + 1}
 
@@ -190,42 +210,42 @@ class LongformerStock(Stock):
         r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
     }
 
-    def layer(self, mechanism: Mechanism, model: LongModel) -> dict[str, Any] | None:
-        width = 0 if model.config.attending[1] else band_around(mechanism)
-        fits = width and (isinstance(mechanism, Longformer) or not model.masked)  # a window takes no mask of global tokens
-        return {} if fits else None
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
+        width = 0 if self.config.attending[1] else band_around(mechanism)
+        return {} if width and (isinstance(mechanism, Longformer) or not self.masked) else None  # a window takes no mask of global tokens
 
-    def refusal(self, model: LongModel) -> str:
-        if (reason := super().refusal(model)) or model.masked:
+    @cached_property
+    def reason(self) -> str:
+        if (reason := super().reason) or self.masked:
             return reason
-        name, advice = self.class_name(model), "export with --global-attention-mask and give every call that mask"
-        if model.head == "ForQuestionAnswering" and model.base not in ROBERTAS:
-            return f"A {name} expects three separators in every pair of texts and this {model.base_class} has two; {advice}."
-        chosen = HEAD_GLOBALS.get(model.head, {})
+        instead = "export with --global-attention-mask and give every call that mask."
+        if self.head == "ForQuestionAnswering" and self.base not in ROBERTAS:
+            return f"A {self.class_name} expects three separators in every pair of texts and a model of {self.base!r} has two; {instead}"
+        chosen = HEAD_GLOBALS.get(self.head, {})
         tokens, first = chosen.get("global_tokens", ()), "global_first_segment" in chosen
-        by_ids = [getattr(model.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        for index, mechanism in enumerate(model.layers):
+        by_ids = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
+        for index, mechanism in enumerate(self.layers):
             o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
             rule = (tuple(o.global_tokens), o.global_first_segment, o.global_second_segment or any(o.global_token_ids))
             if rule != (tokens, first, False) or by_ids != [None, None]:
-                changes = f"--option global_tokens={'0' if tokens else 'none'}" + " --option global_first_segment=true" * first
-                reason = f"Layer {index} has other global tokens than a {name} by itself"
-                return f"{reason}; convert with --mechanism longformer {changes}, or {advice}."
+                options = f"--option global_tokens={'0' if tokens else 'none'}" + " --option global_first_segment=true" * first
+                reason = f"Layer {index} has other global tokens than a {self.class_name} by itself"
+                return f"{reason}; convert with --mechanism longformer {options}, or {instead}"
         return ""
 
-    def values(self, model: LongModel) -> dict[str, Any]:
-        pad = model.config.pad_token_id or 0
-        separators = (getattr(model.layers[0].options, "separator_token_id", None), getattr(model.config, "sep_token_id", None))
+    def values(self) -> dict[str, Any]:
+        pad = self.config.pad_token_id or 0
+        separators = (getattr(self.layers[0].options, "separator_token_id", None), getattr(self.config, "sep_token_id", None))
         return {
-            "max_position_embeddings": model.family.longest(model.config) + pad + 1,
-            "attention_window": [band_around(mechanism) for mechanism in model.layers],
+            "max_position_embeddings": self.family.longest(self.config) + pad + 1,
+            "attention_window": [band_around(mechanism) for mechanism in self.layers],
             "pad_token_id": pad,
-            "sep_token_id": next((token for token in separators if token is not None), model.config.eos_token_id),
+            "sep_token_id": next((token for token in separators if token is not None), self.config.eos_token_id),
         }
 
-    def state_dict(self, long: nn.Module, model: LongModel) -> dict[str, Tensor]:
-        state = super().state_dict(long, model)
-        if model.head == "ForSequenceClassification" and model.base == "bert":
+    def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
+        state = super().state_dict(long)
+        if self.head == "ForSequenceClassification" and self.base == "bert":
             state |= {f"classifier.out_proj.{part}": state.pop(f"classifier.{part}") for part in ("weight", "bias")}
         for name, tensor in [*state.items()]:
             state.setdefault(re.sub(r"\.self\.(query|key|value)\.", r".self.\1_global.", name), tensor.clone())
@@ -247,60 +267,179 @@ class BigBirdStock(Stock):
         r"^pooler\.dense\.": "pooler.",
     }
 
-    def layer(self, mechanism: Mechanism, model: LongModel) -> dict[str, Any] | None:
+    def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         o: Any = mechanism.options
         if not isinstance(mechanism, BigBird) or o.random_pattern == "seeded" or (o.blocks_over, o.seed, o.relative) != ("input", 0, None):
             return None
         return {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
 
-    def values(self, model: LongModel) -> dict[str, Any]:
-        fixed = {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": model.family.longest(model.config)}
-        return {**({} if model.base == "big_bird" else fixed), **super().values(model)}
+    def values(self) -> dict[str, Any]:
+        fixed = {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config)}
+        return {**({} if self.base == "big_bird" else fixed), **super().values()}
 
 
-STOCKS = (Base(), Mistral(), LongformerStock(), BigBirdStock())
-
-
-@dataclass(frozen=True)
-class StockChoice:
-    """The stock architecture for a long model, or ``None`` with a reason."""
-
-    stock: Stock | None
-    class_name: str = ""
-    reason: str = ""
-
-    def describe(self) -> str:
-        """The choice as text, for a table."""
-        if self.stock is None:
-            return f"none: {self.reason}"
-        return f"{self.class_name} of transformers" + (f" ({self.stock.note})" if self.stock.note else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        if self.stock is None:
-            return {"class": None, "reason": self.reason}
-        model_type = getattr(transformers, self.class_name).config_class.model_type
-        return {"class": self.class_name, "model_type": model_type, **({"note": self.stock.note} if self.stock.note else {})}
-
-
-def choose_stock(model: LongModel) -> StockChoice:
-    """The stock architecture that computes what the model does. Otherwise the reason why there is none."""
-    stocks = [stock for stock in STOCKS if model.base in stock.families]
+def choose_stock(config: Any, long_class: str, family: Family, masked: bool = False) -> Stock:
+    """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
+    model = (config, long_class, family, masked)
+    stocks = [stock(*model) for stock in (Stock, Mistral, LongformerStock, BigBirdStock) if family.base_model_type in stock.families]
     if not stocks:
-        return StockChoice(None, reason=f"A {model.class_name} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have.")
-    if (full := next(filter(None, map(full_of, model.layers)), None)) is not None:
-        return StockChoice(None, reason=f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0.")
-    reasons = {stock: stock.refusal(model) for stock in stocks}
+        return Stock(*model)
     for stock in stocks:
-        if not reasons[stock]:
-            return StockChoice(stock, stock.class_name(model))
-    index = next((index for index, mechanism in enumerate(model.layers) if not isinstance(mechanism, Full)), 0)
-    odd = model.layers[index]
-    none = f"Layer {index} has {described(odd)}, and no stock architecture has it in the layers of a {model.base_class}."
-    return StockChoice(None, reason=next((reasons[stock] for stock in stocks if isinstance(odd, stock.computes)), none))
+        if not stock.reason:
+            return stock
+    odd = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
+    return next((stock for stock in stocks if isinstance(odd, stock.computes)), stocks[0])
 
 
-def described(mechanism: Mechanism) -> str:
-    """A mechanism with the options that are not its defaults: ``'window' with num_sinks=4``."""
-    changed = mechanism.options.changed()
-    return repr(mechanism.name) + (f" with {', '.join(changed)}" if changed else "")
+@quiet_libraries()
+def export_native(
+    model: str | Path,
+    destination: str | Path,
+    *,
+    global_attention_mask: bool = False,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: StageProgress | None = None,
+    converted: ConversionReport | None = None,
+) -> ConversionReport:
+    """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
+
+    Software that knows this architecture can serve it without this package. Outputs and generated tokens are compared for a short and a
+    long input, with padding.
+
+    Args:
+        model: the folder of a long checkpoint, or a Hub repository id.
+        destination: a folder that does not exist yet; it is complete or does not appear.
+        global_attention_mask: every call of the stock model will pass this mask, so the config's global tokens may differ from the tokens
+            that the stock architecture makes global by default.
+        verify: compare the written checkpoint with the model.
+        overwrite: replace an existing folder, once the new one is complete.
+        revision, token: of a Hub repository.
+        progress: called as progress(stage, done, total).
+        converted: the report of the conversion that wrote `model`; its checks come first in the returned report.
+
+    Returns:
+        The report, which is also in the destination's native_report.json.
+
+    Raises:
+        ExportError: no stock architecture computes the same; the sentence names the layer and the reason.
+        LongAttentionError: one sentence; nothing was written.
+    """
+    times = [time.perf_counter()]
+    source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
+    if not is_long(source.config):
+        raise ExportError(
+            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
+        )
+    refuse_quantised(source)
+    if is_generic(source.config):
+        raise ExportError(f"{source.name!r} has the class of another architecture already, with mechanisms.")
+    config, class_name, family, _ = read_long(source)
+    choice, length = choose_stock(config, class_name, family, global_attention_mask), family.longest(config)
+    if choice.reason:
+        raise ExportError(f"{source.name!r} has no stock form: {choice.reason}")
+    times.append(time.perf_counter())
+    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
+        long = _load(source, family.model_class(class_name), source.folder, dtype="auto")
+        stock_class: Any = getattr(transformers, choice.class_name)
+        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+            config, tensors = choice.stock_config(), choice.state_dict(long)
+            stock = _load(source, stock_class, None, dtype=long.dtype, config=config, state_dict=tensors)
+        if progress is not None:
+            progress("write", 0, size)
+        stock.save_pretrained(stage)
+        files = sorted(path.name for path in stage.iterdir())
+        files += add_source_files(source, stage, length)
+        times.append(time.perf_counter())
+        checks, text = [*(() if converted is None else converted.checks)], None
+        if verify:
+            english, origin = verification_text(None)
+            text = VerificationText(excerpt(english, length), origin, load_tokenizer(stage), config.vocab_size)
+            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+                stock = _load(source, stock_class, stage, dtype=torch.float32)
+                checks += _compare(long.float(), stock, choice, text, progress)
+        times.append(time.perf_counter())
+        if failed := [check.detail for check in checks if check.status == FAILED]:
+            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
+        made_from = str(model) if converted is None else converted.plan["source"]
+        report = ConversionReport(
+            destination=target,
+            config={"format": "native", **({"global_attention_mask": True} if global_attention_mask else {})},
+            plan={
+                "source": source.name,
+                "long_class": class_name,
+                "class": choice.class_name,
+                "model_type": stock.config.model_type,
+                "old_length": length,
+                "new_length": length,
+                "positions": "kept",
+                "parameters": stock.num_parameters(),
+                "warnings": [f"{choice.note}."] if choice.note else [],
+            },
+            checks=tuple(checks),
+            text="not verified" if text is None else text.describe(),
+            files=with_report(files, NATIVE_REPORT),
+            bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
+            seconds={name: round(times[number + 1] - times[number], 3) for number, name in enumerate(("plan", "convert", "verify"))},
+            versions=versions(),
+            next_step=None if converted is None else converted.next_step,
+        )
+        introduction = (
+            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(made_from, source.folder)}."
+        )
+        write_report(stage, source, str(destination), report, NATIVE_REPORT, introduction=introduction, made_from=made_from)
+        return report
+
+
+def _load(source: Source, model_class: Any, folder: Path | None, **arguments: Any) -> Any:
+    """Load a model. Poolers that its files lack would be random, and are left out.
+
+    Raises:
+        CheckpointError: other weights are missing.
+    """
+    model, info = load_weights(model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
+    missing = {name for name in without_random_pooler(model, {*info["missing_keys"]}) if "pooler" not in name}
+    check_complete(model, {**info, "missing_keys": missing}, source.name)
+    return model.eval()
+
+
+def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:
+    """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
+    longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long, [torch.float32])
+    most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
+    adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
+    takes_mask = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
+    probes = [
+        (length, probe)
+        for length in dict.fromkeys((min(SHORT_LENGTH, most), most))
+        for probe in adoption.probes(stock.config, type(stock).__name__, text, length)
+        if (takes_mask if "global_attention_mask" in probe.inputs else not choice.masked)
+    ]
+    for done, (length, probe) in enumerate(probes):
+        if progress is not None:
+            progress("verify", done, len(probes))
+        for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
+            if hasattr(module, "set_attention_type") and hasattr(module, "config"):
+                module.set_attention_type(module.config.attention_type)
+        difference, outputs = probe.compare(long, stock)
+        detail = f"{', '.join([*(name for name in outputs if '[' not in name), 'all hidden states'])}: largest difference"
+        checks.append(equality(f"equal to the long model at {length} tokens, {probe.name}", detail, difference, {"length": length}))
+        if stock.can_generate():
+            same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
+            what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
+            checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+    return checks
+
+
+def _generate(model: Any, probe: Probe) -> Tensor:
+    """Greedily generated tokens after the beginnings of a probe's two texts, which are padded on the left."""
+    mask = probe.inputs["attention_mask"]
+    mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
+    ids = [row[: len(real)].roll(len(real) - int(real.sum())) for row, real in zip(probe.inputs["input_ids"], mask, strict=True)]
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
+    tokens: Tensor = model.generate(torch.stack(ids), attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **options)
+    return tokens[:, -GENERATED:]

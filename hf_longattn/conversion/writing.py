@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from ..mechanisms.common.registry import mechanism_from
 from ..positions.tables import extend_table
 from .architectures import attached_mechanisms, attached_memory
-from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import StageProgress
 from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json, write_weights
@@ -69,7 +69,7 @@ def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
     return values.to(tensor.dtype)
 
 
-def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
+def added_values(plan: Any) -> dict[str, Tensor]:
     """Initial values of the mechanisms' parameters and of memory tokens by their names in the result, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}

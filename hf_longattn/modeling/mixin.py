@@ -135,6 +135,12 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
+    def push_to_hub(self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any) -> Any:
+        """As in transformers; ``private`` refuses a repository that exists and is public."""
+        if private:
+            importlib.import_module("hf_longattn.hub.push").check_login(repo_id, token, private=True)
+        return super().push_to_hub(repo_id, *args, private=private, token=token, **arguments)
+
     def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any) -> str:
         """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this with the folder.
 

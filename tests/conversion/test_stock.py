@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
 from hf_longattn.cli.app import main
-from hf_longattn.conversion.stock import LongModel, choose_stock
+from hf_longattn.conversion.stock import LongformerStock, choose_stock
 from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.files import FORMAT_FIELD
@@ -101,11 +101,11 @@ REFUSED: dict[str, tuple[str, Any, str, dict[str, Any], str]] = {
     "dilation": ("llama", {"mechanism": "window", "dilation": 2}, "ForCausalLM", {}, r"Layer 0 has 'window' with dilation=\[2\]"),
     "relative": ("llama", {"mechanism": "full", "relative": "alibi"}, "ForCausalLM", {}, "Layer 0 has 'full' with relative=alibi"),
     "another base": ("gpt2", WINDOW, "LMHeadModel", {}, "A LongGPT2LMHeadModel has none; BERT, RoBERTa and their kin"),
-    "another mechanism": ("bert", {"mechanism": "linear"}, MASKED, {}, "Layer 0 has 'linear', and no stock architecture has it"),
+    "another mechanism": ("bert", {"mechanism": "linear"}, MASKED, {}, "Layer 0 has 'linear', and every layer of a BertForM"),
     "globals": ("roberta", FIRST, MASKED, {}, "Layer 0 has other global tokens than a LongformerForMaskedLM by itself"),
     "ids": ("roberta", LONGFORMER, MASKED, {"global_token_ids": [7]}, "Layer 0 has other global tokens than a LongformerForMaskedLM"),
     "no globals": ("bert", WINDOW, "ForSequenceClassification", {}, "Layer 0 has other global tokens than a LongformerForSequence"),
-    "separators": ("bert", QUESTION, "ForQuestionAnswering", {}, "expects three separators in every pair of texts and this Bert.* has two"),
+    "separators": ("bert", QUESTION, "ForQuestionAnswering", {}, "expects three separators .* and a model of 'bert' has two"),
     "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, MASKED, {}, "has exact_length=8; convert with --option exact_length=0"),
     "asymmetric window": ("roberta", {**WINDOW, "left": 5}, MASKED, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
     "window of one": ("roberta", {**WINDOW, "window": 1}, MASKED, {}, "a LongformerForMaskedLM has a window of two tokens or more"),
@@ -122,8 +122,7 @@ def test_a_model_that_no_stock_architecture_computes_is_refused(case: str) -> No
     base, attention, head, changes, says = REFUSED[case]
     family = FAMILIES[base]
     config = family.config_class(**{**long_values(base), "long_attention": attention, **changes})
-    choice = choose_stock(LongModel(config, family.model_classes[long_class(base, head)], family))
-    assert choice.stock is None
+    choice = choose_stock(config, family.model_classes[long_class(base, head)], family)
     assert re.search(says, choice.reason), choice.reason
     assert choice.reason.endswith(".")
     assert ". " not in choice.reason, "one sentence"
@@ -138,13 +137,12 @@ def test_every_base_and_mechanism_has_a_stock_architecture_or_a_reason(base: str
             config = family.config_class(**values)
         except LongAttentionError:  # the mechanism has no form for this base
             continue
-        model = LongModel(config, family.model_classes[language_model(base)], family)
-        choice = choose_stock(model)
-        if choice.stock is None:
-            assert choice.reason.endswith(".")
+        stock = choose_stock(config, family.model_classes[language_model(base)], family)
+        if stock.reason:
+            assert stock.reason.endswith(".")
         else:
             with torch.device("meta"):
-                getattr(transformers, choice.class_name)(choice.stock.config(model))
+                getattr(transformers, stock.class_name)(stock.stock_config())
 
 
 def test_global_tokens_of_a_stock_checkpoint_can_be_left_to_the_caller(tmp_path: Path) -> None:
@@ -182,12 +180,9 @@ def test_refusal_for_global_tokens_names_options_that_a_stock_architecture_has(
 
 
 def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longattn.conversion.stock import STOCKS
-
     save_long(tmp_path / "long", "roberta", LONGFORMER)
-    stock = next(stock for stock in STOCKS if stock.stem == "Longformer")
-    swapped = {**stock.names, r"\.self\.(query|key)\.": lambda match: f".self.{'key' if match[1] == 'query' else 'query'}."}
-    monkeypatch.setattr(type(stock), "names", swapped)
+    swapped = {**LongformerStock.names, r"\.self\.(query|key)\.": lambda match: f".self.{'key' if match[1] == 'query' else 'query'}."}
+    monkeypatch.setattr(LongformerStock, "names", swapped)
     with pytest.raises(CheckpointError, match=r"Verification failed, so nothing was kept: .*must be equal"):
         export_native(tmp_path / "long", tmp_path / "stock")
     assert [path.name for path in tmp_path.iterdir()] == ["long"]

@@ -66,6 +66,8 @@ def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(server
     assert f'from_pretrained("{REPO}")' in sent["README.md"].decode()
     assert server.repos[REPO].messages == ["First"]
     assert model.push_to_hub(REPO).startswith(f"{server.endpoint}/{REPO}/commit/")
+    with pytest.raises(HubError, match="is public, but it was to be private"):
+        model.push_to_hub(REPO, private=True)
     with pytest.raises(HubError, match="is not a valid Hub repository id"):
         push_loaded(folder, "a/b/c", str(folder))
 
