@@ -144,7 +144,7 @@ def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[s
     adoption, cast, after = plan.architecture.converter, plan.cast, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
-        missing = {adoption.rename(name, source.config).target for name in missing}
+        missing = {adoption.renamed(name) for name in missing}
     chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
