@@ -29,9 +29,9 @@ from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .architectures import attached_mechanisms, attached_memory
 from .check_embeddings import EMBEDDINGS, check_embeddings, embeddings, passages
-from .check_loss import LOSS, check_loss, evaluation, text_losses
+from .check_loss import LOSS, check_loss, text_losses
 from .flops import layer_mechanisms
-from .lengths import Lengths, choose_lengths, decoder_covers
+from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
 from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
@@ -86,11 +86,12 @@ def check_result(
     for done, step in enumerate(steps):
         if progress is not None:
             progress("verify", done, len(steps))
-        advice = "--no-verify leaves the check out"
-        with checkpoint_errors(f"Verification failed, so nothing was kept: source or result does not run ({advice})"):
+        with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
             checks += step()
         if any(check.status == FAILED for check in checks):
             break
+    if progress is not None:
+        progress("verify", len(steps), len(steps))
     return labelled(plan, checks)
 
 
@@ -105,10 +106,11 @@ def _output_steps(
     for name, part in ({} if plan.generic else plan.towers).items():  # check_generic compares its towers itself
         prefix = tower_prefix(name)
         lacking = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
-        towers = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
-        for step in _output_steps(part, *towers, lacking, folder, inputs[name], given_text):
+        of_source, of_result = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
+        for step in _output_steps(part, of_source, of_result, lacking, folder, inputs[name], given_text):
             yield partial(named, name, step)
-    for kind, check in ((SizedKind, check_sizes), (PlainKind, check_generic), (TowersKind, check_together)):
+    checks: dict[type, Any] = {SizedKind: check_sizes, PlainKind: check_generic, TowersKind: check_together}
+    for kind, check in checks.items():
         if isinstance(plan.kind, kind):
             yield partial(check, plan.kind, plan, folder, inputs, None, given_text)
             return
@@ -239,18 +241,18 @@ def check_texts(
         return embeddings(model, text, pooling, counts)
 
     unmeasured = why_not_measured(plan, text, lengths, pooling, result, given_text)
-    before = measured(source, lengths.chunk) if unmeasured is None else None
+    before: Any = measured(source, lengths.chunk) if unmeasured is None else None
     for value in () if plan.cast is None else source.state_dict().values():
         value.copy_(value.to(plan.cast) if value.is_floating_point() else value)
     headless = bool(missing - {*tied_weights(source)})
     parts = (source.base_model, result.base_model) if headless else (source, result)
     compare = compare_lengths if plan.architecture.converter is None else compare_adopted
     checks = compare(plan, *parts, text, lengths, "hidden states (the source has no weights for its head)" if headless else "outputs")
-
     if any(check.status == FAILED for check in checks):
         return checks
 
-    after, states = None, dict[str, Any]()
+    after: Any = None
+    states = dict[str, Any]()
     if unmeasured is None:  # the pass that computes losses of the longest text also gives its hidden states
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
         after = measured(result, lengths.read)
@@ -294,6 +296,10 @@ def why_not_measured(
         return [undecided(BEYOND, problem, would_tell)] if new > old else []
     if plan.architecture.converter is not None and new < 2 * old:
         return []  # outputs are compared anyway, and the length grows too little
+    problem, would_tell = (
+        f"{lengths.needed:,} tokens would take too long for a model of this size",
+        f"{READABLE_TEXT}, which allows more time,",
+    )
     if text.tokenizer is None:
         problem, would_tell = f"{text.why_seeded}, and a loss needs real text", text.would_be_real
     elif not plan.shape.causal and text.tokenizer.mask_token_id is None:
@@ -302,9 +308,6 @@ def why_not_measured(
         return None
     elif text.real_tokens() < lengths.needed:
         problem, would_tell = f"{lengths.needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT
-    else:
-        problem = f"{lengths.needed:,} tokens would take too long for a model of this size"
-        would_tell = evaluation(plan) if given_text else f"{READABLE_TEXT}, which allows more time,"
     return [undecided(LOSS, problem, would_tell)]
 
 
@@ -333,20 +336,20 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
-    of_decoder = "" if decoder_covers(plan, min(short, limit or short)) else "the decoder's mechanism does not cover it"
+    exact = covers(decoder_mechanisms(plan), min(short, limit or short), True)
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
-        (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or of_decoder),
+        (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or ("" if exact else "the decoder's mechanism does not cover it")),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
     ]
     if covered < old:
-        covers = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+        differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
         if short == old:
-            covers += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
+            differs += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
         comparisons += [
             ("equal at the old length with full attention", old, BASE, change),
-            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {covers}"]))),
+            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {differs}"]))),
         ]
     checks, expected = [], dict[int, dict[str, Tensor]]()
     for name, length, attention, why in comparisons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +64,13 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, m
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
+    changed = [number for number, width in enumerate(windows) if not keeps_window(plan.attention, number, width)]
+    decoder = decoder_mechanisms(plan)
 
     def differs(length: int) -> bool:
         """Whether a layer computes another attention than the source's."""
-        return not decoder_covers(plan, length) or any(
-            not keeps_window(plan.attention, number, width) and not (is_full(layer, length, shape.causal) and length <= (width or length))
-            for number, (layer, width) in enumerate(zip(layers, windows, strict=True))
-        )
+        full = covers([layers[number] for number in changed], length, shape.causal) and covers(decoder, length, True)
+        return not full or any(length > (windows[number] or length) for number in changed)
 
     head = None if model is None else model.get_output_embeddings()
     rows, width = (0, 0) if head is None else head.weight.shape
@@ -109,14 +110,14 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, m
     return Lengths(covered, old, new, padded, read, chunk if read else 0, spacing(read), needed)
 
 
-def decoder_covers(plan: ConversionPlan, length: int) -> bool:
-    """Whether every layer of an encoder-decoder's decoder is full attention at this length; true without a decoder."""
+def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
+    """Whether every layer is full attention at this length, without memory tokens."""
+    return all(layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory) for layer in layers)
+
+
+def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
+    """The mechanism of every layer of an encoder-decoder's decoder; empty without a decoder."""
     if plan.decoder is None:
-        return True
+        return []
     shape = ModelShape.of(plan.config, causal=True, matrix_parameters=0, element_bytes=plan.shape.element_bytes)
-    return all(is_full(layer, length, True) for layer in layer_mechanisms(plan.config.decoder_attention, shape, plan.decoder.new))
-
-
-def is_full(layer: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a layer is full attention at this length, without memory tokens."""
-    return layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory)
+    return layer_mechanisms(plan.config.decoder_attention, shape, plan.decoder.new)

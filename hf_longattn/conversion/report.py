@@ -42,8 +42,8 @@ def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | 
     """The check that cannot tell whether the result needs training.
 
     Args:
-        reason: why, as a clause. would_tell: the input or measurement that would, as a noun phrase.
-        values: what was measured, for the report; ``None`` if nothing was.
+        reason: a clause. would_tell: the input or measurement that would, as a noun phrase.
+        values: what was measured; ``None`` if nothing was.
     """
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
     return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
