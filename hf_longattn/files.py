@@ -433,40 +433,41 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}" for use in ("partial", "replaced"))
-    try:
-        with ending_cleanly(), disk_errors(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            _clean(parent, name)
-            if needed_bytes > (free := shutil.disk_usage(parent).free):
-                needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
-                raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
-            stage.mkdir()
-            yield stage
-            for path in [*stage.rglob("*"), stage]:
-                _sync(path)
-            if os.path.lexists(destination):
-                if not overwrite:
-                    raise DestinationExistsError(
-                        f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
-                    )
-                os.rename(destination, aside)
-            try:
-                os.rename(stage, destination)
-            except OSError:
-                if aside.exists():
-                    os.rename(aside, destination)
+    with ending_cleanly():  # also while the stage is removed
+        try:
+            with disk_errors(parent):
+                parent.mkdir(parents=True, exist_ok=True)
+                _clean(parent, name)
+                if needed_bytes > (free := shutil.disk_usage(parent).free):
+                    needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
+                    raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
+                stage.mkdir()
+                yield stage
+                for path in [*stage.rglob("*"), stage]:
+                    _sync(path)
+                if os.path.lexists(destination):
+                    if not overwrite:
+                        raise DestinationExistsError(
+                            f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
+                        )
+                    os.rename(destination, aside)
+                try:
+                    os.rename(stage, destination)
+                except OSError:
+                    if aside.exists():
+                        os.rename(aside, destination)
+                    raise
+                shutil.rmtree(aside, ignore_errors=True)
+                _sync(parent)
+        except LongAttentionError as error:  # the folder that it names is removed
+            if str(stage) not in str(error):
                 raise
-            shutil.rmtree(aside, ignore_errors=True)
-            _sync(parent)
-    except LongAttentionError as error:  # the folder that it names is removed
-        if str(stage) not in str(error):
-            raise
-        raise type(error)(str(error).replace(str(stage), str(destination))) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in new_parents:  # parents of a result that failed
-            with contextlib.suppress(OSError):  # not empty, or never created
-                folder.rmdir()
+            raise type(error)(str(error).replace(str(stage), str(destination))) from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            for folder in new_parents:  # parents of a result that failed
+                with contextlib.suppress(OSError):  # not empty, or never created
+                    folder.rmdir()
 
 
 def _clean(parent: Path, name: str) -> None:

@@ -485,14 +485,13 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         else:
             model = loader(name, **options)
     network, tokenizer = model.transformers_model, getattr(model, "tokenizer", None)
-    if network is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return model
-    check_tokenizer(tokenizer, name)
-    if network.main_input_name == "input_ids":
-        fit_tokenizer(tokenizer, network.config, name)
-        if network.config.pad_token_id is None:
-            network.config.pad_token_id = tokenizer.pad_token_id
-    if complete:  # the loader does not say which weights are new
+    if network is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
+        check_tokenizer(tokenizer, name)
+        if network.main_input_name == "input_ids":
+            fit_tokenizer(tokenizer, network.config, name)
+            if network.config.pad_token_id is None:
+                network.config.pad_token_id = tokenizer.pad_token_id
+    if complete and network is not None:  # the loader does not say which weights are new
         folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
         options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with without_load_report():
