@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,40 +32,24 @@ class Probe:
 
     name: for the report, for example "with padding and global tokens".
     inputs: the arguments of both forward passes.
-    real: ``(B, N)`` bool, the tokens whose outputs are compared; outputs without a token axis are compared whole.
-    decoder_real: such a mask for the decoder's tokens of an encoder-decoder.
+    real: ``(B, N)`` bool, the tokens whose outputs are compared; outputs of another length are compared whole.
     """
 
     name: str
     inputs: dict[str, Tensor]
     real: Tensor
-    decoder_real: Tensor | None = None
 
     def compare(self, source: Any, result: Any) -> tuple[Difference, list[str]]:
         """The largest difference of two models' outputs, with all hidden states, and the names of the outputs that both have."""
-
-        def run(model: Any) -> dict[str, Tensor]:
-            inputs = self.inputs
-            if model.base_model is model and inputs["input_ids"].dim() == 3:  # without its multiple-choice head: the choices are rows
-                inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        inputs, outputs = self.inputs, list[dict[str, Tensor]]()
+        if source.base_model is source and inputs["input_ids"].dim() == 3:  # without its multiple-choice head: the choices are rows
+            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        for model in (source, result):
             with torch.no_grad():
-                outputs = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
-            for name, output in outputs.items():
-                real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
-                outputs[name] = output[real] if output.shape[:2] == real.shape else output
-            return outputs
-
-        expected, measured = run(source), run(result)
-        common = sorted(expected.keys() & measured.keys())
-        return Difference.of(*({name: outputs[name] for name in common} for outputs in (expected, measured))), common
-
-
-@dataclass(frozen=True)
-class TensorRename:
-    """The new name of a tensor, and a linear map of its values if they change."""
-
-    target: str
-    change: Callable[[Tensor], Tensor] | None = None
+                tensors = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
+            outputs.append({name: part[self.real] if part.shape[:2] == self.real.shape else part for name, part in tensors.items()})
+        common = sorted(outputs[0].keys() & outputs[1].keys())
+        return Difference.of(*({name: tensors[name] for name in common} for tensors in outputs)), common
 
 
 class Adoption:
@@ -100,19 +84,15 @@ class Adoption:
         """The mechanism and options that compute the same as the source's attention."""
         return layer_windows(config.attention_window, global_tokens=(), separate_global=True)
 
-    def rename(self, name: str, config: Any) -> TensorRename:
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a loaded source under the Long model's names."""
+        return {self.renamed(name): tensor for name, tensor in model.state_dict().items()}
+
+    def renamed(self, name: str) -> str:
         """The Long model's name of a tensor."""
         for pattern, replacement in self.names.items():
             name = re.sub(pattern, replacement, name)
-        return TensorRename(name)
-
-    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a loaded source under the Long model's names."""
-        state = {}
-        for name, tensor in model.state_dict().items():
-            renaming = self.rename(name, model.config)
-            state[renaming.target] = tensor if renaming.change is None else renaming.change(tensor)
-        return state
+        return name
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         """Inputs to run both models on: two texts, one of them padded, without and with a mask of global tokens.
@@ -144,8 +124,7 @@ class Adoption:
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
-        every = torch.ones_like(decoded, dtype=torch.bool)
-        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real, every) for probe in probes]
+        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real) for probe in probes]
 
 
 def decoder_start(config: Any) -> int:
@@ -179,7 +158,6 @@ class LongformerAdoption(Adoption):
         r"^longformer\.": "roberta.",
         r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
     }
-
     separators: ClassVar = {"ForQuestionAnswering": (0, 1, -1), "ForMultipleChoice": (0, 1, -1)}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
@@ -204,10 +182,10 @@ class LEDAdoption(Adoption):
         defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
         return {**defaults, **super().config_values(config), "max_position_embeddings": config.max_encoder_position_embeddings}
 
-    def rename(self, name: str, config: Any) -> TensorRename:
-        target = super().rename(name, config).target
-        is_table = target.endswith("embed_positions.weight")
-        return TensorRename(target, (lambda table: nn.functional.pad(table, (0, 0, 2, 0))) if is_table else None)
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        state = super().state_dict(model)
+        tables = {name: nn.functional.pad(table, (0, 0, 2, 0)) for name, table in state.items() if name.endswith("embed_positions.weight")}
+        return {**state, **tables}
 
 
 class BigBirdPegasusAdoption(Adoption):

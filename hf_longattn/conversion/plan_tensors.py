@@ -15,7 +15,7 @@ from ..inputs.common.base import InputKind, InputSizes
 from ..inputs.towers import WithTowers
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .long_models import TensorRename
+from .long_models import TensorRename, rename
 from .sources import Source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
@@ -41,7 +41,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
     targets: dict[str, str] = {}
     for name, header in source.tensors.items():
         converter = architecture.converter
-        renaming = TensorRename(name) if converter is None else converter.rename(name, architecture.original_config)
+        renaming = TensorRename(name) if converter is None else rename(converter, name)
         shape = header.shape
         if renaming.change is not None:
             shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)

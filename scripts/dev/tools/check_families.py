@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from hf_longattn import convert_checkpoint, export_checkpoint
-from hf_longattn.conversion.long_models import CONVERTERS
+from hf_longattn.conversion.adopt import ADOPTIONS
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
@@ -119,7 +119,7 @@ class Subject:
     @property
     def keeps_its_attention(self) -> bool:
         """Whether the base has its own long attention, which the result keeps."""
-        return any(converter.model_type == self.base for converter in CONVERTERS)
+        return any(adoption.model_type == self.base for adoption in ADOPTIONS)
 
     @cached_property
     def report(self) -> Any:
