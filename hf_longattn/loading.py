@@ -14,7 +14,7 @@ import json
 import logging as std_logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,19 @@ def check_revision(name: str, revision: str | None) -> None:
         raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
 
 
-def check_saved_model(name: str, revision: str | None = None, token: str | bool | None = None) -> Path:
+def check_saved_model(name: str) -> Path:
     """Refuse a name that transformers cannot load, before it tries. Without a connection, it would try for half a minute.
 
     Returns:
         The folder with the model's :data:`SMALL_FILES`.
     """
-    check_revision(name, revision)
     folder = Path(name)
     if folder.is_file():
         raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
     if not folder.is_dir():
         check_name(name)
-        with translated_errors(name, token, CheckpointError):
-            folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(SMALL_FILES)))
+        with translated_errors(name, kind=CheckpointError):
+            folder = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
     if not any((folder / file).is_file() for file in DESCRIBED):
         raise CheckpointError(f"{name!r} has no config.json; give the folder of a saved model, or a Hub repository id.")
     if not (folder / "config.json").is_file():
@@ -236,10 +235,10 @@ def guarded() -> Iterator[None]:
 # Configs, tokenizers and processors.
 
 
-def load_config(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Any:
+def load_config(name: str | Path) -> Any:
     """The config of a folder or a Hub repository."""
-    check_saved_model(str(name), revision, token)
-    return load_part(AutoConfig, name, revision=revision, token=token)
+    check_saved_model(str(name))
+    return load_part(AutoConfig, name)
 
 
 def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -> Any:
@@ -402,12 +401,12 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, elsewhe
         check_complete(model, info, str(name))
     unused = [key.removeprefix(f"{model.base_model_prefix}.") for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
     facts = {
-        "new and trained from random values": [key.rpartition(".")[0] for key in info["missing_keys"]],
-        "new, since they have another size there": [key.rpartition(".")[0] for key, *_ in info["mismatched_keys"]],
-        "not used by this task": [key.partition(".")[0] for key in unused],
+        "new and trained from random values": _modules(info["missing_keys"]),
+        "new, since they have another size there": _modules(key for key, *_ in info["mismatched_keys"]),
+        "not used by this task": listed(key.partition(".")[0] for key in unused),
     }
     if int(os.environ.get("RANK", "0")) == 0 and any(facts.values()):
-        logger.warning(f"{name}: weights {'; '.join(f'{fact}: {listed(keys)}' for fact, keys in facts.items() if keys)}.")
+        logger.warning(f"{name}: weights {'; '.join(f'{fact}: {modules}' for fact, modules in facts.items() if modules)}.")
     return model
 
 
@@ -419,14 +418,18 @@ def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str =
         name: of its checkpoint.
         advice: what to type, unless `longattn train multitask` wrote the checkpoint.
     """
-    missing = {*info["missing_keys"]} - {*tied_weights(model)}
-    lost = [listed([key.rpartition(".")[0] or key for key in missing])] if missing else []
-    lost += [f"{listed([key.rpartition('.')[0] for key, *_ in info['mismatched_keys']])} of this size"] if info["mismatched_keys"] else []
-    if lost:
+    missing = _modules({*info["missing_keys"]} - {*tied_weights(model)})
+    resized = _modules(key for key, *_ in info["mismatched_keys"])
+    if lost := " and ".join(filter(None, (missing, resized and f"{resized} of this size"))):
         if heads := getattr(model.config, "multitask_heads", None):
             tasks = " ".join(f"{head}={fields['kind']}:DATA" for head, fields in heads.items())
             advice = f"it has heads of `longattn train multitask`, so type longattn evaluate multitask --model {name} --tasks {tasks}"
-        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
+        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {lost}; {advice}.")
+
+
+def _modules(weights: Iterable[str]) -> str:
+    """The modules of some weights, by name."""
+    return listed(name.rpartition(".")[0] or name for name in weights)
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,14 +168,15 @@ def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: st
 
     speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
     counted = [row for row in rows if not row.refused]
+    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
+
+    def cell(row: MechanismCost, size: int) -> str:
+        return f"{row.flops[size] / speed:.2g}" + (f" / {decimal(row.bytes[size], precision=0)}" if differs else "")
+
     title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = [[f"{row.flops[size] / speed:.2g}" for size in shown] for row in counted]
-    if len({row.bytes for row in counted}) > 1:  # an encoder has no cache, and its largest activation is not in attention
-        title += " / memory besides the weights"
-        memory = [[f" / {decimal(row.bytes[size], precision=0)}" for size in shown] for row in counted]
-        cells = [[*map(add, *both)] for both in zip(cells, memory, strict=True)]
-    named = [[row.mechanism, *costs] for row, costs in zip(counted, cells, strict=True)]
-    yield table(["mechanism", *(headings[size] for size in shown)], named, title)
+    cells = [[row.mechanism, *(cell(row, size) for size in shown)] for row in counted]
+    columns = ["mechanism", *(headings[size] for size in shown)]
+    yield table(columns, cells, f"{title} / memory besides the weights" if differs else title)
     yield from (f"{row.mechanism}: {row.refused}" for row in rows if row.refused)
 
 

@@ -174,11 +174,11 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
     title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
     if diagnosis.frame_seconds is not None:
         title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
-    kept = [
+    candidates = [
         (str(row.candidate), percent(row.mass), f"{percent(row.least)} ({row.least_layer})", percent(row.cost))
         for row in diagnosis.candidate_rows()
     ]
-    yield table(("mechanism", "kept", "least (layer)", "cost"), kept, title)
+    yield table(("mechanism", "kept", "least (layer)", "cost"), candidates, title)
     for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
         if names:
             yield f"{why}: {', '.join(sorted(names))} (--json says why)\n"

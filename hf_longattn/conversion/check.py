@@ -247,19 +247,28 @@ def check_texts(
     compare = compare_lengths if plan.architecture.converter is None else compare_adopted
     checks = compare(plan, *parts, text, lengths, "hidden states (the source has no weights for its head)" if headless else "outputs")
 
+    if any(check.status == FAILED for check in checks):
+        return checks
+
+    after, states = None, dict[str, Any]()
+    if unmeasured is None:  # the pass that computes losses of the longest text also gives its hidden states
+        hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
+        after = measured(result, lengths.read)
+        hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
-    states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
-    finite, at = all_finite(states), f"at {lengths.new} tokens"
+    if pooling is not None or lengths.read != lengths.new or not states:
+        states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
+    finite = all_finite({name: state for name, state in states.items() if isinstance(state, Tensor)})
     shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
-    detail = f"hidden states {at}{shortened} are {'' if finite else 'not '}finite"
-    checks.append(Check("finite at the new length", PASSED if finite else FAILED, detail, {"length": lengths.new, "tokens": lengths.new}))
+    detail = f"hidden states at {lengths.new} tokens{shortened} are {'' if finite else 'not '}finite"
+    checks.append(Check("finite at the new length", PASSED if finite else FAILED, detail, {"length": lengths.new}))
     with attending(result, MECHANISMS):
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
-    after, document = measured(result, lengths.read), None
     if pooling is None:
         return [*checks, check_loss(plan, text, lengths, before, after, given_text=given_text)]
+    document = None
     if not lengths.at_once:
         of_document = states if lengths.read == lengths.new else outputs(result.base_model, text.passages(1, lengths.read))
         document = of_document["last_hidden_state"]

@@ -15,12 +15,14 @@ from .plan import ConversionPlan
 
 FLOPS_AT_OLD_LENGTH, FLOPS_AT_NEW_LENGTH = 1e12, 4e12
 """Maximum FLOPs of three and of four forward passes. BERT-base at 4,096 tokens fits."""
-FLOPS_OF_PADDING = 1e11
-"""FLOPs of one forward pass above which padding is checked on shorter texts. Untuned."""
+FLOPS_OF_PADDING, SHORTEST_PADDED = 1e11, 1024
+"""FLOPs of one forward pass above which padding is checked on shorter texts, and the tokens that these have at least: engines compute
+shorter texts densely. Untuned."""
 FLOPS_OF_MEASUREMENT, FLOPS_WITH_TEXT = 3e12, 8e12
 """Maximum FLOPs for measuring source and result: on the built-in text, and on a text of the user's."""
 LOGITS_BYTES = 2**30
-"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all, up to twice as many."""
+"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all, up to twice as many. The logits
+that are compared have at most half as many."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,18 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, m
             for number, (layer, width) in enumerate(zip(layers, windows, strict=True))
         )
 
+    head = None if model is None else model.get_output_embeddings()
+    rows, width = (0, 0) if head is None else head.weight.shape
     old = affordable_length(old_length, shape, layers, FLOPS_AT_OLD_LENGTH / 3)
+    old = min(old, LOGITS_BYTES // max(1, 8 * rows))
     new = affordable_length(new_length, shape, layers, FLOPS_AT_NEW_LENGTH / 4)
     reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # shorter texts are covered as well
-    padded, least = new, max(64, 3 * reach // 2 if reach < new else 0)  # texts in which the mechanism hides tokens
-    while padded // 2 >= least and cost_at(padded, shape, layers).total_flops > FLOPS_OF_PADDING:
-        padded //= 2
+    least, padded = min(new, max(SHORTEST_PADDED, 5 * reach // 4)), new  # the mechanism hides tokens of such a text
+    while padded > least and cost_at(padded, shape, layers).total_flops > FLOPS_OF_PADDING:
+        padded = max(least, padded // 2)
     covered = min(reach, old_length)
     if text is None:
         return Lengths(covered, old, new, padded)
-
-    head = None if model is None else model.get_output_embeddings()
-    rows, width = (0, 0) if head is None else head.weight.shape
 
     def spacing(count: int) -> int:
         return max(1, math.ceil(count * rows * 4 / LOGITS_BYTES)) if shape.causal else 1

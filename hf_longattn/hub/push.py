@@ -18,19 +18,19 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
-from ..files import PREDICTIONS, check_link, read_text, without_folders
+from ..files import PREDICTIONS, check_link, read_json, read_text, without_folders
 from ..loading import TOKEN, check_token, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
 from .remote_code import write_remote_code
 
 LEFT_OUT = (
-    ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",
-    "rng_state*", "__pycache__", *PREDICTIONS,
+    ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "trainer_state.json", "optimizer.*",
+    "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__", *PREDICTIONS,
 )  # fmt: skip
 """Patterns of files that are not uploaded, since they belong to a training run. ``training_args.bin`` is a pickle that may contain a
 Hub token, and predictions quote the data."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
-RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
+RECORDS = ("*_report.json", "training_log.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """Byte order marks of UTF-16, the encoding of logs that PowerShell writes."""
@@ -204,16 +204,11 @@ def card_for_repository(place: Path, name: str) -> str:
 
 def public_records(place: Path, files: Collection[str], name: str) -> dict[str, str]:
     """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
-    changed: dict[str, str] = {}
+    changed = {}
     for file in (file for file in files if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS)):
-        text, lines = read_text(place / file), file.endswith(".jsonl")
-        try:
-            values = [json.loads(line) for line in (text.splitlines() if lines else [text]) if line.strip()]
-            for value in values:
-                public = without_folders(value)
-                if isinstance(value, dict) and isinstance(step := value.get("next_step"), dict) and step:
-                    public["train_command"] = next_step(without_folders(step), name)
-                changed[file] = changed.get(file, "") + json.dumps(public, indent=None if lines else 2, ensure_ascii=False) + "\n"
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{str(place / file)!r} is damaged; restore it, or delete it.") from error
+        with checkpoint_errors(f"{str(place / file)!r} is damaged; restore it, or delete it"):
+            public = without_folders(read_json(place / file))
+            if isinstance(public, dict) and public.get("next_step"):
+                public["train_command"] = next_step(public["next_step"], name)
+            changed[file] = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
     return changed

@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 from hf_longattn.cli import app, main
 from tests.cases import every_case
 
-READ = {"--essay", "--images", "--onnx", "--results", "--text"}
+READ = {"--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
 FOLDERS = {"embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""
