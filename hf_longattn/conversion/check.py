@@ -230,18 +230,12 @@ def check_texts(
     """
     lengths = choose_lengths(plan, text, result, given_text=given_text)
     pooling = sentence_pooling(folder) if plan.decoder is None else None  # sentence encoders have no decoder
-
-    def measured(model: Any, chunk: int) -> Any:
-        """Losses, or embeddings of passages and of chunks of the document."""
-        if pooling is None:
-            return text_losses(plan, model, text, lengths, chunk)
-        counts = passages(text, lengths)
-        if chunk < lengths.read:
-            counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
-        return embeddings(model, text, pooling, counts)
-
+    # function of a model and of the tokens that it reads at once
+    measure: Callable[[Any, int], Any] = partial(text_losses, plan, text, lengths)
+    if pooling is not None:
+        measure = partial(embeddings, pooling, text, lengths)
     unmeasured = why_not_measured(plan, text, lengths, pooling, result, given_text)
-    before: Any = measured(source, lengths.chunk) if unmeasured is None else None
+    before: Any = measure(source, lengths.chunk) if unmeasured is None else None
     for value in () if plan.cast is None else source.state_dict().values():
         value.copy_(value.to(plan.cast) if value.is_floating_point() else value)
     headless = bool(missing - {*tied_weights(source)})
@@ -255,7 +249,7 @@ def check_texts(
     states = dict[str, Any]()
     if unmeasured is None:  # the pass that computes losses of the longest text also gives its hidden states
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
-        after = measured(result, lengths.read)
+        after = measure(result, lengths.read)
         hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     if pooling is not None or lengths.read != lengths.new or not states:

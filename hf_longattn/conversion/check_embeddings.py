@@ -41,8 +41,15 @@ def passages(text: VerificationText, lengths: Lengths) -> dict[int, int]:
     return {length: min(PASSAGES, text.real_tokens() // length) for length in sizes}
 
 
-def embeddings(model: Any, text: VerificationText, pooling: SentencePooling, counts: Mapping[int, int]) -> dict[int, Tensor]:
-    """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length."""
+def embeddings(pooling: SentencePooling, text: VerificationText, lengths: Lengths, model: Any, chunk: int) -> dict[int, Tensor]:
+    """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length.
+
+    Args:
+        model: source or result. chunk: tokens of the document that it reads at once: if not all, its chunks are embedded as well.
+    """
+    counts = passages(text, lengths)
+    if chunk < lengths.read:
+        counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
     return {
         length: pooled(pooling, outputs(model.base_model, text.passages(count, length))["last_hidden_state"])
         for length, count in counts.items()

@@ -27,7 +27,7 @@ READS = 0.1
 """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
 
 
-def text_losses(plan: ConversionPlan, model: Any, text: VerificationText, lengths: Lengths, chunk: int) -> Tensor:
+def text_losses(plan: ConversionPlan, text: VerificationText, lengths: Lengths, model: Any, chunk: int) -> Tensor:
     """The loss of each token, ``(N,)``; NaN where none is predicted.
 
     Args:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,8 +105,7 @@ def chunk_losses(
     """
     shown = between(shown.reshape(-1, chunk), *special)
     target = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
-    parts = zip(shown.split(together), target.split(together), strict=True)
-    return torch.cat([token_losses(model, *part, causal=causal) for part in parts])
+    return torch.cat([*map(partial(token_losses, model, causal=causal), shown.split(together), target.split(together))])
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:

@@ -188,7 +188,7 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 5e8)
     found = choose_lengths(plan, text, model)
     assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
-    every, fourth = (text_losses(plan, model, text, replace(found, every=number), LENGTH) for number in (1, 4))
+    every, fourth = (text_losses(plan, text, replace(found, every=number), model, LENGTH) for number in (1, 4))
     predicted = ~fourth.isnan()
     assert predicted.nonzero().flatten().tolist() == [*range(4, LENGTH, 4)]
     torch.testing.assert_close(fourth[predicted], every[predicted])

@@ -129,9 +129,8 @@ def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
     plan, text = plan_conversion(encoder, mechanism="full", max_length=NEW), verification_of(encoder)
     found, pooling = lengths.choose_lengths(plan, text), SentencePooling(modes, normalize=True)
     model, sizes, pooled = transformers.BertModel.from_pretrained(encoder), list[int](), check_embeddings.pooled
-    counts = check_embeddings.passages(text, found)
-    result = check_embeddings.embeddings(model, text, pooling, counts)
-    source = check_embeddings.embeddings(model, text, pooling, {**counts, found.chunk: found.read // found.chunk})
+    result = check_embeddings.embeddings(pooling, text, found, model, found.read)
+    source = check_embeddings.embeddings(pooling, text, found, model, found.chunk)
     monkeypatch.setattr(check_embeddings, "pooled", lambda pooling, states: sizes.append(states.shape[1]) or pooled(pooling, states))
     check_embeddings.check_embeddings(plan, text, found, pooling, source, result, torch.randn(1, NEW, 32))
     assert sizes == [compared * LENGTH]
