@@ -599,3 +599,11 @@ def without_folders(value: Any, field: str = "") -> Any:
 def _last(path: str) -> str:
     parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..", "~")]
     return parts[-1] if parts else Path(path).expanduser().resolve().name or path
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON to the disk (fsync). Bytes of a file name that are not UTF-8 become escapes of JSON."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

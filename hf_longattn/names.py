@@ -93,7 +93,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "stays_in_place": ("torch:_dynamo.mark_static_address",),
     "tensor_version": ("torch:Tensor._version",),
     "has_hooks": ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
-    "parameter_dict": ("torch:nn.Module._parameters",),
     "attention_implementation": (
         "transformers:PreTrainedConfig._attn_implementation",
         "transformers:PreTrainedConfig._attn_implementation_internal",
@@ -107,7 +106,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:AutoModel._model_mapping",
         *(f"{MODEL_MAPPING}{name}" for name in ("_model_mapping", "_config_mapping", "_modules", "_reverse_config_mapping")),
     ),
-    "load_weights": ("transformers:PreTrainedModel._load_pretrained_model",),
     "output_frames": (
         "transformers:Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths",
         "transformers:ParakeetPreTrainedModel._get_subsampling_output_length",

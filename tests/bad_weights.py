@@ -84,7 +84,7 @@ def only_pickles(source: Path) -> None:
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea423c2713d436b5ee50593a9640e0018c1550b5a0002f74190d6caea8\nsize 87102\n"
 )
-BROKEN = "not a whole safetensors file"
+BROKEN = "cannot be loaded"
 
 WEIGHTS: Cases = {
     "one byte short": (cut(-1), BROKEN),
@@ -98,7 +98,7 @@ WEIGHTS: Cases = {
     "header of 2^64 - 1 bytes": (header_length(exact=2**64 - 1), BROKEN),
     "header no JSON": (header_text(b"{"), BROKEN),
     "header a list": (header_text(b"[]"), BROKEN),
-    "header names a tensor twice": (header_twice, "twice"),
+    "header names a tensor twice": (header_twice, "has the shape"),
     "metadata no text": (edit_header(lambda header, _: header.update(__metadata__={"format": 1})), BROKEN),
     "no dtype": (field("dtype", ...), BROKEN),
     "unknown dtype": (field("dtype", "F13"), BROKEN),
@@ -119,15 +119,15 @@ WEIGHTS: Cases = {
     "a link to itself": (instead("weights", loop), "link"),
     "a link to another folder": (instead("weights", outside), "outside"),
     "not readable": (unreadable("weights"), "cannot be read"),
-    "gone": (lambda source: weights(source).unlink(), "no weights: expected model.safetensors|is missing"),
+    "gone": (lambda source: weights(source).unlink(), "no weights: expected model.safetensors|No such file"),
     "only pickles": (only_pickles, "only as pickle"),
     "NaN": (filled(float("nan")), "NaN or infinit"),
-    "a matrix is missing": (edit_tensor(lambda weight: None), "missing|no shard holds"),
-    "a matrix of one more row": (edit_tensor(lambda weight: torch.cat([weight, weight[:1]])), "shape|rows"),
-    "a matrix without rows": (edit_tensor(lambda weight: weight[:0]), "shape|rows"),
-    "a number for a matrix": (edit_tensor(lambda weight: weight.sum()), "shape|rows"),
-    "whole numbers": (edit_tensor(lambda weight: weight.long()), "whole numbers|int64"),
-    "truth values": (edit_tensor(lambda weight: weight > 0), "bool"),
-    "complex numbers": (edit_tensor(lambda weight: weight.to(torch.complex64)), "dtype C64"),
+    "a matrix is missing": (edit_tensor(lambda weight: None), "missing"),
+    "a matrix of one more row": (edit_tensor(lambda weight: torch.cat([weight, weight[:1]])), "shape|conversion of the weights"),
+    "a matrix without rows": (edit_tensor(lambda weight: weight[:0]), "shape|conversion of the weights"),
+    "a number for a matrix": (edit_tensor(lambda weight: weight.sum()), "shape|conversion of the weights"),
+    "whole numbers": (edit_tensor(lambda weight: weight.long()), "holds I64 numbers"),
+    "truth values": (edit_tensor(lambda weight: weight > 0), "holds BOOL numbers"),
+    "complex numbers": (edit_tensor(lambda weight: weight.to(torch.complex64)), "holds C64 numbers"),
 }
 """Of the weight file, or the last of several."""

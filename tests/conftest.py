@@ -246,10 +246,7 @@ def first_result(module: str, name: str) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sounds of verifications, and recipes, which are read for every help text."""
-    if (sound := sys.modules.get("hf_longattn.inputs.sound")) is not None:
-        made = first_result(sound.__name__, "seeded_sound")
-        monkeypatch.setattr(sound, "seeded_sound", lambda count, rate: made(count, rate).copy())
+    """Recipes, which are read for every help text."""
     if (recipes := sys.modules.get("hf_longattn.training.recipes")) is not None:
         monkeypatch.setattr(recipes, "ready_recipes", first_result(recipes.__name__, "ready_recipes"))
 

@@ -27,7 +27,7 @@ TABLES = (
 )
 """Tables by model type."""
 INSTANCES = (
-    *("has_hooks", "attention_implementation", "parameter_dict", "tied_weights", "set_implementation", "target_modules", "output_frames"),
+    *("has_hooks", "attention_implementation", "tied_weights", "set_implementation", "target_modules", "output_frames"),
     *("distance_buckets", "turned_states"),
     *TABLES,
 )
@@ -86,7 +86,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
-    from hf_longattn.conversion import model_loading
     from hf_longattn.engines import topk
     from hf_longattn.engines.common import byte_cache, global_rows
     from hf_longattn.engines.cpu import onednn
@@ -120,7 +119,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "stays_in_place": lambda: state_cache.stays_in_place(ones),
         "tensor_version": lambda: byte_cache.tensor_version(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
-        "parameter_dict": lambda: model_loading.replace_parameters(nothing, dict),
         "attention_implementation": lambda: config.attention_implementation(nothing),
         "attentions_collected": backend.attentions_collected,
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
@@ -130,7 +128,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),
         "turned_states": lambda: wav2vec2_bert.turned_states(nothing, torch.zeros(1), None),
-        "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
         "set_implementation": lambda: classes.can_set_implementation(nothing),
         "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
         **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},

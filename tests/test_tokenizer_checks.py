@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.text import token_ids
+from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.loading import call_tokenizer, check_tokenizer, load_part
 
 from .cases import every_case

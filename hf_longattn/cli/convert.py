@@ -20,8 +20,8 @@ from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
-    from ..conversion.flops import MechanismCost
-    from ..inputs.common.base import InputSizes, LengthCost
+    from ..conversion.flops import LengthCost, MechanismCost
+    from ..inputs.sizes import InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -108,10 +108,11 @@ def _show_plan(source: str, destination: Path | None, config: ConversionConfig, 
     tables, values = {}, {}
     for name, part in plan.parts.items():
         if not (plan.generic and name):
-            sizes = part.inputs.doublings(part.architecture.source_config)
-            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.kind.mechanisms(part.shape.causal))
-            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.noun)
-            values[name] = {**part.inputs.compared_values(sizes), "mechanisms": [asdict(row) for row in rows]}
+            sizes = part.inputs.doublings()
+            numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
+            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.mechanisms(part.shape.causal))
+            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
+            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": [asdict(row) for row in rows]}
     show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
@@ -148,8 +149,8 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         return f"{count / unit:.1f} {name}"
 
     columns = {
-        inputs.units: [cost.shown_size for cost in costs] if inputs.units else [],
-        inputs.token_unit: [f"{cost.length:,}" for cost in costs],
+        inputs.words.units: [cost.shown_size for cost in costs] if inputs.words.units else [],
+        inputs.new.unit: [f"{cost.length:,}" for cost in costs],
         "attention": [flops(cost.attention_flops) for cost in costs],
         "full attention": [flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
@@ -158,7 +159,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {inputs.noun}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.words.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 

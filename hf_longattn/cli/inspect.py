@@ -19,9 +19,8 @@ from .convert import costs_table
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
-    from ..conversion import Inspection
     from ..conversion.flops import DecodeState
-    from ..inspect import Diagnosis, StockInspection
+    from ..inspect import Diagnosis, Inspection, StockInspection
 
 
 def inspect(
@@ -67,11 +66,10 @@ def inspect(
         flags.refuse_typed(context, ("--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording.")
     else:
         flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-    from ..conversion import inspect_checkpoint
     from ..conversion.sources import fetch_config
     from ..errors import check_extra
     from ..files import check_new_file, is_long
-    from ..inspect import diagnose, inspect_stock
+    from ..inspect import diagnose, inspect_checkpoint, inspect_stock
     from ..inspect.attention import is_text
     from ..inspect.drawing import draw_patterns, name_layers
     from ..inspect.texts import DURATIONS, read_lengths, read_numbers
@@ -110,13 +108,13 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.towers else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
+        "input": "" if model.apart else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}",
         "parameters": f"{model.parameters:,}  ({decimal(model.nbytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
         "global tokens": "all of texts, none of images" if model.text_global else "",
     }
-    if model.towers:
+    if model.apart:
         for name, tower in model.towers.items():
             yield Styled(f"\ntower {name}", "bold")
             yield from _inspection_report(tower)
@@ -143,8 +141,8 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
     yield {
         "model": f"{name}  ({model.class_name}, model type {model.model_type})",
         "parameters": f"{model.parameters:,}",
-        "transformers": "" if model.towers else runs + ("; flash attention on GPUs" if model.flash else ""),
-        "longattn": "" if model.towers else model.verdict(),
+        "transformers": "" if model.composed else runs + ("; flash attention on GPUs" if model.flash else ""),
+        "longattn": "" if model.composed else model.verdict(),
     }
     layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()]
     yield table(("layers", "module", "heads", "a query sees"), layers, align="l")

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import complete_folder as complete_folder
     from .folders import remove_sidecars as remove_sidecars
-    from .inspection import Inspection as Inspection
-    from .inspection import inspect_checkpoint as inspect_checkpoint
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion
-    from .plan_tensors import TensorPlan as TensorPlan
     from .report import ConversionReport as ConversionReport
     from .sources import fetch_model as fetch_model
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
-from ..inputs.common.running import floating_tensors
-from ..inputs.text import VerificationText
+from ..inputs.running import floating_tensors
+from ..inputs.tokenizer import VerificationText
 from ..modeling.family.definition import FAMILIES
 from ..reports import Difference
 

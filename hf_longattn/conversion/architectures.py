@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,27 +11,24 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..files import FORMAT_FIELD, check_config, is_long, named_class
-from ..inputs.common.base import InputKind, kind_of
+from ..inputs.kind import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, stored_facts
+from ..modeling.family.definition import FAMILIES, Family, stored_facts
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from .long_models import CONVERTERS, CheckpointConverter, converter_of
+from .adopt import ADOPTIONS, Adoption, adoption_of
 from .sources import Source
-from .tensor_files import TensorHeader
-from .tensor_names import names_in_model
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that identify its model."""
@@ -60,9 +56,8 @@ class Architecture:
     source_config: Any  # the family's base config with the source's values
     source_class: str  # "BertForQuestionAnswering"
     long_class: str  # "LongBertForQuestionAnswering"
-    converter: CheckpointConverter | None = None  # for a source of a long stock architecture, such as Longformer
+    converter: Adoption | None = None  # for a source of a long stock architecture, such as Longformer
     original_config: Any = None  # the source's own config, if there is a converter
-    tower: str | None = None  # name of the tower, if the source is one of several towers in its folder
 
     @cached_property
     def kind(self) -> InputKind:
@@ -150,9 +145,6 @@ def attached_memory(model: nn.Module) -> dict[str, MemoryTokens]:
     return {name: module for name, module in model.named_modules() if isinstance(module, MemoryTokens)}
 
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
-
-
 def find_architecture(source: Source) -> Architecture:
     """The family and classes for a source.
 
@@ -166,9 +158,9 @@ def find_architecture(source: Source) -> Architecture:
         raise CheckpointError(
             f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
         )
-    converter = converter_of(source)
+    converter = adoption_of(source.config)
     if converter is None and model_type not in FAMILIES:
-        known = sorted({*FAMILIES, *(converter.model_type for converter in CONVERTERS)})
+        known = sorted({*FAMILIES, *(converter.model_type for converter in ADOPTIONS)})
         meant = "" if class_of(source.config) is not None else nearest(model_type, known)
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have {len(known)} types, which"
@@ -176,9 +168,9 @@ def find_architecture(source: Source) -> Architecture:
         )
     family = FAMILIES[model_type if converter is None else converter.family]
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
-        original = None if converter is None else AutoConfig.for_model(**source.config)
-        values = dict(source.config)
+        original, values = None, dict(source.config)
         if converter is not None:
+            original = AutoConfig.for_model(**source.config)
             of_base = converter.config_values(original)
             values = {name: value for name, value in of_base.items() if name not in ("model_type", "architectures")}
         config = family.base_config_class.from_dict(values)
@@ -187,26 +179,17 @@ def find_architecture(source: Source) -> Architecture:
             f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
-    for name in SIZES:
-        value = getattr(config, name, 1)
-        if isinstance(value, int) and value < 1:
-            raise CheckpointError(f"The config.json of {source.name!r} says {name}={value}, which must be at least 1.")
-    named = source.config.get("architectures")
-    if not named:
-        named = [MODEL_MAPPING_NAMES[model_type] if converter is not None else class_of_tensors(family, config, source.tensors)]
-    source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
-    base_class = source_class if converter is None or not isinstance(source_class, str) else converter.base_class(source_class)
-    if not isinstance(source_class, str) or base_class not in family.model_classes:
-        supported = list(family.model_classes)
-        if converter is not None:
-            package = importlib.import_module(f"transformers.models.{model_type}")
-            names = [name for name in dir(package) if MODEL_NAME.search(name)]
-            supported = [name for name in names if converter.base_class(name) in family.model_classes]
+    named = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name]
+    source_class = named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else ""
+    base_class = source_class if converter is None else converter.base_class(source_class)
+    if base_class not in family.model_classes:
+        stems = ("", "") if converter is None else converter.stems[::-1]
+        classes = [name for name in (base.replace(*stems, 1) for base in family.model_classes) if hasattr(transformers, name)]
         raise CheckpointError(
             f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which is not supported;"
-            f" the supported {model_type} classes are {', '.join(supported)}."
+            f" the supported {model_type} classes are {', '.join(classes)}."
         )
-    return Architecture(family, config, source_class, family.model_classes[base_class], converter, original, source.tower)
+    return Architecture(family, config, source_class, family.model_classes[base_class], converter, original)
 
 
 def generic_architecture(source: Source) -> Architecture:
@@ -218,7 +201,7 @@ def generic_architecture(source: Source) -> Architecture:
     """
     model_type = source.config.get("model_type")
     family = FAMILIES.get(str(model_type))
-    if family is not None and not kind_of(family).has_plain_class:
+    if family is not None and not kind_of(family).apart:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
@@ -237,14 +220,7 @@ def generic_architecture(source: Source) -> Architecture:
 
 def generic_hint(source: Source) -> str:
     """A relative clause that says what can be done with a source without Long classes."""
-    model_type = str(source.config.get("model_type"))
-    base, why = class_of(source.config), stored_facts()["refused"].get(model_type)
-    if base is None and model_type in CONFIG_MAPPING_NAMES and not model_type.startswith("long_"):
-        other = MODEL_MAPPING_NAMES.get(model_type)
-        reason = (
-            f"transformers reads it with the class of another type, {other}" if other else "transformers has no model class of this type"
-        )
-        return f"which has no Long classes, not even with --generic, since {reason}"
+    base, why = class_of(source.config), stored_facts()["refused"].get(source.config["model_type"])
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
     try:
@@ -254,9 +230,7 @@ def generic_hint(source: Source) -> str:
         return f"which has no Long classes, not even with --generic, since {reason}"
     if {"window_size", "depths"} <= source.config.keys():  # Swin: a mechanism would run inside each of its windows
         return "which has no Long classes, and needs none: it attends within windows, so larger images already cost little"
-    if why:
-        return f"which has no Long classes, since {why}; --generic may add mechanisms to its plain class"
-    return "which has no Long classes; --generic adds mechanisms to its plain class"
+    return f"which has no Long classes{f', since {why}' * bool(why)}; --generic may add mechanisms to its plain class"
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
@@ -300,33 +274,6 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 """Names of LayerNorm parameters in the first checkpoints, mapped to the current names."""
-FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Endings of class names preferred on ties: after the base model, the first ending, then the others by class name."""
-
-
-def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHeader]) -> str:
-    """The base class that matches the most tensors of a checkpoint and misses the fewest.
-
-    Raises:
-        CheckpointError: the config is invalid.
-    """
-
-    def fit(name: str) -> int:
-        with checkpoint_errors(f"The source's config makes no valid {name}"), torch.device("meta"):
-            model: Any = family.base_class(name)(config)
-        expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        tied = set(model.all_tied_weights_keys or ())
-        taken: set[str] = set()
-        for file_name, tensor in names_in_model(tensors, model).items():
-            if tensor.key is None or expected[tensor.key] == tensors[file_name].shape:
-                taken.update(tensor.keys)
-        taken -= tied
-        return 2 * len(taken) - len(expected.keys() - tied)
-
-    base = family.base_model_name
-    heads = sorted(family.model_classes.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
-    ordered = [base, *heads]
-    return max(ordered, key=fit)
 
 
 def current_name(name: str) -> str:

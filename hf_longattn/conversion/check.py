@@ -16,11 +16,8 @@ from torch.nn import functional
 
 from ..errors import checkpoint_errors
 from ..evaluation.pooling import SentencePooling, sentence_pooling
-from ..inputs.common.running import all_finite
-from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
-from ..inputs.towers import TowersKind
+from ..inputs.running import all_finite
+from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..loading import tied_weights
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.config import attention_implementation
@@ -36,9 +33,6 @@ from .model_loading import outputs
 from .plan import ConversionPlan
 from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .sources import tower_prefix
-from .verify_generic import check_generic
-from .verify_sizes import check_sizes
-from .verify_towers import check_together
 
 Step = Callable[[], list[Check]]
 
@@ -79,7 +73,7 @@ def check_result(
     """
     steps: list[Step] = [
         partial(check_tensors, plan, source, result, *missing),
-        partial(plan.kind.check_reader, plan, folder, inputs),
+        partial(plan.kind.processor, plan, folder, inputs),
         *_output_steps(plan, source, result, missing[0], folder, inputs, given_text),
     ]
     checks: list[Check] = []
@@ -103,18 +97,13 @@ def _output_steps(
     def named(name: str, step: Step) -> list[Check]:
         return [replace(check, name=f"{name}: {check.name}") for check in step()]
 
-    for name, part in ({} if plan.generic else plan.towers).items():  # check_generic compares its towers itself
+    for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
         prefix = tower_prefix(name)
         lacking = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
         of_source, of_result = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
         for step in _output_steps(part, of_source, of_result, lacking, folder, inputs[name], given_text):
             yield partial(named, name, step)
-    checks: dict[type, Any] = {SizedKind: check_sizes, PlainKind: check_generic, TowersKind: check_together}
-    for kind, check in checks.items():
-        if isinstance(plan.kind, kind):
-            yield partial(check, plan.kind, plan, folder, inputs, None, given_text)
-            return
-    yield partial(check_texts, plan, source, result, missing, folder, inputs, given_text=given_text)
+    yield partial(plan.kind.check, plan, source, result, missing, folder, inputs, given_text=given_text)
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -150,7 +139,7 @@ def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[s
     chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
-    new = after.keys() - before.keys() - missing
+    new = after.keys() - before.keys() - missing - {*tied_weights(result)}
     attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
     wrong = [f"{name} is missing" for name in sorted((chosen.keys() - after.keys()) | (lacking - missing - {*tied_weights(result)}))]
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
@@ -187,7 +176,7 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
         if name.startswith(prefix := tower_prefix(tower)):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
-    table, rule = plan.architecture.family.table(name) or plan.plain.table, plan.positions
+    table, rule = plan.architecture.family.table(name) or plan.table, plan.positions
     if table is None or not table.matches(name) or (new.shape == old.shape and rule not in DROPPED):
         if not _same_bytes(old, new):
             yield "differs from the source's values"
@@ -236,8 +225,7 @@ def check_texts(
         measure = partial(embeddings, pooling, text, lengths)
     unmeasured = why_not_measured(plan, text, lengths, pooling, result, given_text)
     before: Any = measure(source, lengths.chunk) if unmeasured is None else None
-    for value in () if plan.cast is None else source.state_dict().values():
-        value.copy_(value.to(plan.cast) if value.is_floating_point() else value)
+    plan.round_source(source)
     headless = bool(missing - {*tied_weights(source)})
     parts = (source.base_model, result.base_model) if headless else (source, result)
     compare = compare_lengths if plan.architecture.converter is None else compare_adopted

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..evaluation.pooling import SentencePooling
-from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
+from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..reports import Check
 from .lengths import Lengths
 from .model_loading import outputs

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.masking import MASKED, masked_tokens
 from ..data.tokenization import IGNORED
 from ..evaluation.token_loss import NEGLIGIBLE, LossChange, chunk_losses, with_context
-from ..inputs.text import LONGER_TEXT, READABLE_TEXT, VerificationText
+from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..reports import Check
 from .lengths import Lengths
 from .plan import ConversionPlan

@@ -33,13 +33,12 @@ def setting(
     help: str,
     *,
     unset: str = "",
-    unit: str = "",
     flag: str = "",
     flag_help: str = "",
     type: Any = str,
     metavar: str | None = None,
     minimum: int | None = None,
-    planned: bool = False,
+    planned: bool = True,
     secret: bool = False,
 ) -> Any:
     """A dataclass field with the metadata of its help text and its flag.
@@ -48,7 +47,6 @@ def setting(
         default: its value if nothing is given.
         help: its meaning, in a sentence.
         unset: what the default ``None`` or ``"auto"`` means.
-        unit: of a number.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
         flag_help: help of a flag with the opposite meaning, such as --no-verify.
         type: of one value on the command line; ``list`` for a flag that can be repeated.
@@ -57,7 +55,7 @@ def setting(
         planned: the plan depends on it, so `longattn plan` has the flag too.
         secret: never written into a report.
     """
-    about: dict[str, Any] = {"help": help, "unset": unset, "unit": unit, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
+    about: dict[str, Any] = {"help": help, "unset": unset, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
     about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "planned": planned, "secret": secret}
     return field(default=default, repr=not secret, metadata=about)
 
@@ -107,62 +105,36 @@ class ConversionConfig(Settings):
         None,
         "One of `longattn mechanisms`; auto searches one for every layer under --budget.",
         unset="longformer; a long model's own; images: window2d; sound: window",
-        planned=True,
     )
-    max_length: int | None = setting(
-        None, "Maximum length of the result, in tokens.", unset="the source's", unit="tokens", type=int, minimum=1, planned=True
-    )
+    max_length: int | None = setting(None, "Maximum length of the result, in tokens.", unset="the source's", type=int, minimum=1)
     image_size: str | int | Sequence[int] | None = setting(
-        None,
-        "Size of the images: 1024, or height and width, 768x1024.",
-        unset="the source's",
-        unit="pixels",
-        metavar="PIXELS",
-        planned=True,
+        None, "Size of the images: 1024, or height and width, 768x1024.", unset="the source's", metavar="PIXELS"
     )
     audio_seconds: float | None = setting(
-        None,
-        "Duration of sound, verified and reported.",
-        unset="the source's",
-        unit="seconds",
-        type=float,
-        metavar="SECONDS",
-        planned=True,
+        None, "Duration of sound, verified and reported.", unset="the source's", type=float, metavar="SECONDS"
     )
     budget: str | None = setting(
         None,
         "With --mechanism auto, what attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory (200MB).",
         unset="0.25",
-        planned=True,
     )
     search_text: str | Path | None = setting(
-        None,
-        "With --mechanism auto: a UTF-8 text file by which mechanisms are chosen.",
-        unset="built-in English",
-        type=Path,
-        planned=True,
+        None, "With --mechanism auto: a UTF-8 text file by which mechanisms are chosen.", unset="built-in English", type=Path
     )
     search_images: str | Path | None = setting(
         None,
         "With --mechanism auto: an image, or a folder of images, by which mechanisms of a model of images are chosen.",
         unset="scikit-learn's photographs",
         type=Path,
-        planned=True,
     )
     search_audio: str | Path | None = setting(
         None,
         "With --mechanism auto: a recording, or a folder of recordings, by which mechanisms of a model of sound are chosen.",
         unset="none, and required there",
         type=Path,
-        planned=True,
     )
     options: Mapping[str, Any] | None = setting(
-        None,
-        "An option of the mechanism, for example window=512. Repeatable.",
-        flag="--option",
-        type=list,
-        metavar="NAME=VALUE",
-        planned=True,
+        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list, metavar="NAME=VALUE"
     )
     layers: Mapping[Any, Any] | None = setting(
         None,
@@ -170,23 +142,20 @@ class ConversionConfig(Settings):
         '"window:window=256,full". Repeatable.',
         type=list,
         metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
-        planned=True,
     )
     long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
-        None, "A whole configuration in place of mechanism, options and layers.", flag="-", planned=True
+        None, "A whole configuration in place of mechanism, options and layers.", flag="-"
     )
     towers: Mapping[str, Any] | None = setting(
         None,
         "Mechanisms of a model of several towers, each with its options: text=window:window=64,vision=window2d.",
         unset="each tower's default",
         metavar="TOWER=MECHANISM[:NAME=VALUE,...],...",
-        planned=True,
     )
     text_global: bool = setting(
         False,
         "With --generic and --towers text=MECHANISM: all tokens but those of images are global in the language model, whose mechanism "
         "takes global tokens, as longformer does.",
-        planned=True,
     )
     decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None,
@@ -194,61 +163,57 @@ class ConversionConfig(Settings):
         unset="full",
         flag="--decoder-mechanism",
         metavar="MECHANISM[:NAME=VALUE,...]",
-        planned=True,
     )
     max_decoder_length: int | None = setting(
         None,
         "Maximum length of the decoder of an encoder-decoder model, in tokens.",
         unset="the source's; the encoder's for heads that read the whole text in the decoder",
-        unit="tokens",
         type=int,
         minimum=1,
-        planned=True,
     )
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS or random. Any table: none or alibi. "
         "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, base:BASE, "
-        "longrope:FILE or self-extend. auto: tile for tables; "
-        "rope:none, or rope:yarn if a layer sees beyond the old length.",
-        planned=True,
+        "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
     )
-    dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)
-    max_shard_size: str | int | None = setting(
-        None, "Maximum size of a weight file, for example 5GB.", unset="as in the source", unit="bytes", planned=True
+    dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged")
+    max_shard_size: str | int | None = setting(None, "Maximum size of a weight file, for example 5GB.", unset="as transformers saves")
+    allow_pickle: bool = setting(
+        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.", planned=False
     )
-    allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
-        False,
-        "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds.",
-        planned=True,
+        False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
     )
     generic: bool = setting(
         False,
-        "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "
-        "AutoModel loads the result after `import hf_longattn`.",
-        planned=True,
+        "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; AutoModel loads the "
+        "result after `import hf_longattn`.",
     )
     verify: bool = setting(
-        True, "Check the written files; a failed check leaves no result.", flag="--no-verify", flag_help="Do not check the written files."
+        True,
+        "Check the written files; a failed check leaves no result.",
+        flag="--no-verify",
+        flag_help="Do not check the written files.",
+        planned=False,
     )
-    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
-    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
+    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path, planned=False)
+    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path, planned=False)
     native: bool = setting(
         False,
         "Write a stock checkpoint instead: an architecture of transformers that computes the same and needs no hf_longattn; refused "
         "where there is none (`longattn plan` says it).",
+        planned=False,
     )
-    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
+    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.", planned=False)
     remote_code: bool = setting(
         False,
         "Add a file that imports hf_longattn, so that programs which do not import it load the model with trust_remote_code=True; "
         "hf_longattn must be installed there.",
+        planned=False,
     )
-    revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.", planned=True)
-    token: str | bool | None = setting(
-        None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", planned=True, secret=True
-    )
+    revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.")
+    token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
 
     def __post_init__(self) -> None:
         if self.max_shard_size is not None:
@@ -385,8 +350,7 @@ def documented(config: type[Settings], summary: str) -> None:
     for entry in fields(config):
         about = entry.metadata
         default = about["unset"] or repr(entry.default)
-        unit = f" Unit: {about['unit']}." if about["unit"] else ""
-        lines.append(f"    {entry.name}: {about['help']} Default: {default}.{unit}")
+        lines.append(f"    {entry.name}: {about['help']} Default: {default}.")
     config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 
 

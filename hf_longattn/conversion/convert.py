@@ -1,48 +1,31 @@
-"""Convert a checkpoint: plan → write → verify. The folder is complete or does not appear."""
+"""Convert a checkpoint: plan → write → check. The folder is complete or does not appear."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import save_torch_state_dict
-from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.english import verification_text
-from ..errors import ExportError, checkpoint_errors
-from ..files import (
-    CONVERSION_REPORT,
-    EMBEDDINGS,
-    MODULES,
-    check_destination,
-    check_files,
-    destination_path,
-    ending_cleanly,
-    sentence_kind,
-    sentence_modules,
-)
+from ..errors import CheckpointError, ExportError
+from ..files import CONVERSION_REPORT, EMBEDDINGS, check_destination, destination_path, ending_cleanly, sentence_kind, staged_folder
 from ..hub import write_remote_code
-from ..inputs.common.base import train_command
-from ..loading import PICKLED_WEIGHTS
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
+from ..reports import FAILED, NEEDS_TRAINING
+from .check import check_result
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
-from .folders import write_verified
-from .model_loading import quiet_libraries
+from .folders import add_source_files, with_report, write_report
+from .model_loading import load_as_result, load_result, load_source, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
-from .report import ConversionReport, StageProgress
-from .sources import fetch_model, fetch_snapshot, has_safetensors, open_source
+from .report import WOULD_TELL, ConversionReport, StageProgress, train_command, versions
+from .sources import open_source
 from .stock import export_native
-from .verify import verify as verify_result
-from .writing import added_values
 
 
 @quiet_libraries()
@@ -77,13 +60,10 @@ def convert_checkpoint(
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text = verification_text(chosen.verify_text)
-    with ending_cleanly(), contextlib.ExitStack() as stack:
-        weights = None
-        if chosen.allow_pickle:
-            weights = weights_as_safetensors(source, chosen, lambda: _folder_beside(target, stack))
-        elif not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
+    with ending_cleanly():
+        if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
             plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
-        opened = open_source(source, revision=chosen.revision, token=chosen.token, weights=weights)
+        opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
         clock["planned"] = time.perf_counter()
         if not chosen.native:
@@ -92,41 +72,11 @@ def convert_checkpoint(
         if choice is not None and choice.reason:
             raise ExportError(f"The result would have no stock form: {choice.reason}")
         check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
-        long, plain = _folder_beside(target, stack) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
-        report = _converted(plan, long, plain, text, clock, progress)
-        return export_native(long, target, verify=chosen.verify, overwrite=chosen.overwrite, progress=progress, converted=report)
-
-
-def _folder_beside(target: Path, stack: contextlib.ExitStack) -> Path:
-    """A new folder on the destination's disk, which `stack` removes."""
-    beside = next(folder for folder in target.parents if folder.is_dir())
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".longattn-", dir=beside)))
-
-
-def weights_as_safetensors(source: str | Path, chosen: ConversionConfig, new_folder: Callable[[], Path]) -> Path | None:
-    """A new folder with the tensors of a source's .bin files as safetensors; ``None`` if it has no such files, or safetensors as well.
-
-    They are read as ``from_pretrained`` reads them, with ``weights_only=True``, so that no code in them runs.
-
-    Raises:
-        CheckpointError: a file holds more than tensors, or is damaged.
-    """
-    folder = fetch_model(source, chosen.revision, chosen.token, weights=True)
-    place = folder / (sentence_modules(folder)[0]["path"] if (folder / MODULES).is_file() else "")
-    if has_safetensors(place):
-        return None
-    if folder != Path(source).expanduser():
-        fetch_snapshot(str(source), chosen.revision, chosen.token, (PICKLED_WEIGHTS,))
-    check_files(place, (PICKLED_WEIGHTS,))
-    files = sorted(place.glob(PICKLED_WEIGHTS))
-    if not files:
-        return None
-    weights, tensors = new_folder(), dict[str, Any]()
-    with checkpoint_errors(f"The .bin files of {str(source)!r} hold more than tensors, or are damaged"):
-        for file in files:
-            tensors |= load_state_dict(file)
-        save_torch_state_dict(tensors, weights)
-    return weights
+        beside = next(folder for folder in target.parents if folder.is_dir())
+        with tempfile.TemporaryDirectory(prefix=".longattn-", dir=beside) as folder:
+            long, plain = Path(folder) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
+            report = _converted(plan, long, plain, text, clock, progress)
+            return export_native(long, target, verify=chosen.verify, overwrite=chosen.overwrite, progress=progress, converted=report)
 
 
 def _converted(
@@ -137,29 +87,61 @@ def _converted(
     clock: dict[str, float],
     progress: StageProgress | None,
 ) -> ConversionReport:
-    """Write and verify a planned conversion.
+    """Load the source as the planned result, write it, check what was written, and put the complete folder in place.
 
     Args:
         text: the text for verification, and where it is from.
-        clock: the times "start" and "planned".
+        clock: the times "start" and "planned"; "convert" in the report includes planning.
     """
-    inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
-    return write_verified(
-        plan,
-        destination,
-        clock,
-        inputs,
-        partial(verify_result, given_text=chosen.verify_text is not None, progress=progress),
-        settings=chosen.to_dict(),
-        report_file=CONVERSION_REPORT,
-        overwrite=chosen.overwrite,
-        longer=True,
-        added=added_values(plan),
-        generated=plan.decoder,
-        finish=write_remote_code if chosen.remote_code else lambda stage: None,
-        next_step=partial(training_step, plan),
-        progress=progress,
-    )
+    target, source, architecture = destination_path(destination), plan.source, plan.architecture
+    recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
+    inputs = plan.kind.inputs(plan.config, source.folder, text, recording) if chosen.verify else None
+    dtype = "auto" if plan.cast is None else plan.cast
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
+        model, missing = load_as_result(source, architecture, plan.config, dtype, plan.renamed)
+        if progress is not None:
+            progress("write", 0, plan.total_bytes)
+        sharding = {} if chosen.max_shard_size is None else {"max_shard_size": chosen.max_shard_size}
+        state = {name: value for name, value in model.state_dict().items() if name not in missing}
+        model.save_pretrained(stage, state_dict=state, **sharding)
+        del model, state
+        files = sorted((path.name for path in stage.iterdir()), key=lambda name: (name.endswith(".json"), name))
+        files += add_source_files(
+            source, stage, plan.new_length, longer=True, tokenizer_length=plan.tokenizer_length, generated=plan.decoder or plan.lengths,
+            changed_files=plan.files,
+        )  # fmt: skip
+        clock["written"] = time.perf_counter()
+        checks = []
+        if inputs is not None:
+            original, lacking = load_source(source, architecture, "auto")
+            result, absent = load_result(stage, architecture, plan.config)
+            given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
+            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
+            del original, result
+        if failed := [check.detail for check in checks if check.status == FAILED]:
+            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
+        clock["verified"] = time.perf_counter()
+        if chosen.remote_code:
+            write_remote_code(stage)
+        undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
+        report = ConversionReport(
+            destination=target,
+            config=chosen.to_dict(),
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text="not verified" if inputs is None else inputs.describe(),
+            files=with_report(files, CONVERSION_REPORT),
+            bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
+            seconds={name: round(clock[end] - clock[start], 3) for name, (start, end) in SPANS.items()},
+            versions=versions(),
+            next_step=training_step(plan) if undecided else None,
+        )
+        write_report(stage, source, str(destination), report, CONVERSION_REPORT)
+        return report
+
+
+SPANS = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
+"""The stages of a report -> the times at which they begin and end."""
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
@@ -169,8 +151,8 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or images; question-answering
     models, and encoders without a head, on questions.
     """
-    if (step := plan.kind.training_step(plan)) is not None:
-        return step
+    if plan.training is not None:
+        return dict(plan.training)
     length = f"texts of up to {plan.new_length} tokens"
     head = plan.architecture.source_class
     learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

@@ -16,19 +16,51 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
-from ..inputs.common.base import InputSize, LengthCost
+from ..inputs.sizes import InputSize
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
+from ..modeling.family.definition import known_family
 
 Result = TypeVar("Result")
 
 PROBE_LENGTH = 45 << 16
 """Length in tokens at which growth of the decode cache is measured: beyond windows, a multiple of most block and segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """Cost of one input: a row in a table of costs.
+
+    size, size_name: the size in pixels along each axis, or in seconds, and its name in reports; ``None`` and empty for a text.
+    """
+
+    length: int
+    attention_flops: int
+    full_attention_flops: int
+    other_flops: int
+    activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
+    cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
+    size: Any = None
+    size_name: str = ""
+
+    @property
+    def total_flops(self) -> int:
+        return self.attention_flops + self.other_flops
+
+    @property
+    def shown_size(self) -> str:
+        """The size as text in a table."""
+        return "×".join(map(str, self.size)) if isinstance(self.size, tuple) else f"{self.size:,g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        values = {name: value for name, value in vars(self).items() if name not in ("size", "size_name")}
+        return {**values, self.size_name: self.size} if self.size_name else values
 
 
 @dataclass(frozen=True)
@@ -145,8 +177,13 @@ def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
-    """The shape of a long model, from its skeleton and the dtypes of its tensors."""
+def element_bytes(config: Any) -> int:
+    """Bytes of a number in the weights of a model with this config; fp32 if it does not say."""
+    return (getattr(config, "dtype", None) or torch.float32).itemsize
+
+
+def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
+    """The shape of a long model, from its config and its skeleton."""
     sites = attention_sites(skeleton)
     causal = all(site.causal for site in sites if not site.cross)
     crossing = [site for site in sites if site.cross] if not causal else []
@@ -159,14 +196,13 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
     shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
-    floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
-    return ModelShape.of(
-        config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
-    )
+    if (family := known_family(config)) is not None:
+        matrices += family.rule.further_operations(config, skeleton)
+    return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=element_bytes(config), cross_layers=len(crossing))
 
 
-def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
-    """The shape of a plain model with mechanisms or of a tower, from its first layer and dtypes."""
+def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:
+    """The shape of a plain model with mechanisms or of a tower, from its first layer and the whole model's config."""
     sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
@@ -182,7 +218,7 @@ def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelSh
         intermediate=getattr(config, "intermediate_size", None) or 4 * width,
         causal=all(site.causal for site in sites),
         matrix_parameters=sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in embeddings),
-        element_bytes=max((dtype.itemsize for dtype in dtypes if dtype.is_floating_point), default=4),
+        element_bytes=element_bytes(whole),
     )
 
 

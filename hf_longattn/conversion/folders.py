@@ -2,8 +2,7 @@
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
-licence) and :func:`write_report` (report and card). Conversions have a plan, and do all of this by
-:func:`write_verified`.
+licence) and :func:`write_report` (report and card).
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import contextlib
 import filecmp
 import fnmatch
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import (
@@ -33,17 +29,12 @@ from ..files import (
     destination_path,
     give_usual_modes,
     read_json_object,
-    staged_folder,
+    write_json,
 )
 from ..hub import write_model_card
-from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..reports import FAILED, NEEDS_TRAINING, Check
-from .plan_tensors import ResultPlan
-from .report import WOULD_TELL, ConversionReport, StageProgress, versions
+from .plan_positions import StackLength
 from .sources import SIDECAR_FOLDERS, SIDECARS, Source, fetch_model, open_source, write_modules
-from .tensor_files import write_json
-from .writing import write_result
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
@@ -58,9 +49,6 @@ OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "
 """Further files of some tokenizers."""
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 """Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
-
-SPANS = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
-"""The stages of a report -> the times at which they begin and end."""
 
 
 class Report(Protocol):
@@ -187,77 +175,6 @@ def open_for_writing(
     source = open_source(model, revision=revision, token=token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
-
-
-def write_verified(
-    plan: ResultPlan,
-    destination: str | Path,
-    clock: dict[str, float],
-    inputs: Any,
-    verify: Callable[[Any, Path, Any], list[Check]],
-    *,
-    settings: dict[str, Any],
-    report_file: str,
-    overwrite: bool = False,
-    longer: bool = False,
-    added: Mapping[str, Tensor] | None = None,
-    generated: StackLength | None = None,
-    checks: Sequence[Check] = (),
-    finish: Callable[[Path], object] = lambda stage: None,
-    next_step: Callable[[], dict[str, Any] | None] = lambda: None,
-    introduction: str | None = None,
-    made_from: str | None = None,
-    progress: StageProgress | None = None,
-) -> ConversionReport:
-    """Write a planned checkpoint, check it, and put the complete folder in place.
-
-    Args:
-        plan: what is written. destination: the folder of the result, as users type it.
-        clock: the times "start" and "planned"; "convert" in the report includes planning.
-        inputs: for verification; ``None`` leaves it out.
-        verify: called as ``verify(plan, folder, inputs)``.
-        settings: of the command, for the report.
-        overwrite: replace an existing folder.
-        longer: as for :func:`add_source_files`.
-        added: values of the tensors that the source does not have.
-        generated: old and new length of generated text; by default the plan's lengths.
-        checks: earlier ones, for the report.
-        finish: called with the folder once the checks have passed.
-        next_step: called for :attr:`ConversionReport.next_step` if the result needs training, or a check cannot tell.
-        report_file, introduction, made_from: as for :func:`write_report`.
-        progress: called as progress(stage, done, total).
-
-    Raises:
-        CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
-    """
-    target = destination_path(destination)
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = write_result(plan, stage, added or {}, progress=progress)
-        clock["written"] = time.perf_counter()
-        lengths = generated or StackLength(plan.old_length, plan.new_length)
-        files += add_source_files(
-            plan.source, stage, plan.new_length, longer=longer, tokenizer_length=plan.tokenizer_length, generated=lengths,
-            changed_files=plan.files,
-        )  # fmt: skip
-        checks = [*checks, *(() if inputs is None else verify(plan, stage, inputs))]
-        if failed := [check.detail for check in checks if check.status == FAILED]:
-            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-        clock["verified"] = time.perf_counter()
-        finish(stage)
-        report = ConversionReport(
-            destination=target,
-            config=settings,
-            plan=plan.to_dict(),
-            checks=tuple(checks),
-            text="not verified" if inputs is None else inputs.describe(),
-            files=with_report(files, report_file),
-            bytes_written=plan.total_bytes,
-            seconds={name: round(clock[end] - clock[start], 3) for name, (start, end) in SPANS.items()},
-            versions=versions(),
-            next_step=next_step() if any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks) else None,
-        )
-        write_report(stage, plan.source, str(destination), report, report_file, introduction=introduction, made_from=made_from)
-        return report
 
 
 def complete_folder(folder: Path, source: str | Path) -> list[str]:

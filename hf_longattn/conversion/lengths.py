@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..inputs.text import VerificationText
+from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from .flops import ModelShape, affordable_length, cost_at, layer_mechanisms

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import transformers
-
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..inputs.common.base import PositionWarning, StackLength, layers_in_words
+from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
-from ..mechanisms.common.choice_text import write_choice
+from ..mechanisms.common.choice_text import write_choice, write_numbers
 from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH
@@ -25,26 +21,65 @@ from ..positions.distances import RANDOM, TILE, widest_span
 from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
-from .plan_tensors import RenamedTensor
 from .sources import Source
-from .tensor_names import names_in_model
 
 
-def stack_lengths(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], request: ConversionConfig
-) -> tuple[StackLength, StackLength | None]:
+@dataclass(frozen=True)
+class StackLength:
+    """Maximum length of a stack in the source and in the result."""
+
+    old: int
+    new: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether the result reads larger inputs than the source."""
+        return self.new != self.old
+
+    def check_grows(self, what: str = "length", unit: str = "tokens") -> None:
+        """Raise :class:`LengthError` if the result reads fewer tokens than the source."""
+        if self.new < self.old:
+            raise LengthError(
+                f"The source takes {self.old} {unit} and conversion only extends it: a maximum {what} of {self.new} is too small, give at "
+                f"least {self.old}."
+            )
+
+
+def layers_in_words(numbers: Sequence[int], count: int, noun: str = "layer") -> str:
+    """Some of ``count`` layers as text: "every layer", "layer 3" or "layers 0-2,5"."""
+    return f"every {noun}" if len(numbers) == count else f"{noun}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
+
+
+@dataclass(frozen=True)
+class PositionWarning:
+    """A warning against using the result without training. The problem, the advice and the harm are clauses."""
+
+    problem: str
+    advice: str
+    harm: str = "results can become worse"
+
+    def __str__(self) -> str:
+        return f"{self.problem}, so {self.harm}; {self.advice}."
+
+
+def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
     """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
 
     By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
     decoder, the decoder becomes as long as the encoder.
 
     Raises:
-        CheckpointError: a position table and the config contradict each other.
+        CheckpointError: the config's padding id leaves no positions.
         LengthError: a length is shorter than the source's, or a decoder length was requested and the model is not an encoder-decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
-        old = _source_length(source, architecture, renamed, tables, decoder=decoder)
+        config = architecture.source_config
+        table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
+        rows = architecture.family.base_length(config, table)
+        if table is not None and table.offset == "padding":
+            _check_padding(source, architecture, rows)
+        old = rows - (0 if table is None else table.config_value(0, config))
         length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
         length.check_grows(what)
         return length
@@ -56,46 +91,6 @@ def stack_lengths(
     if request.max_decoder_length is not None:
         raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
-
-
-def _source_length(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
-) -> int:
-    """Maximum length of a stack of the source, from its config. The rows of a position table must agree."""
-    config = architecture.source_config
-    table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
-    said = architecture.family.base_length(config, table)
-    if table is None:
-        return said
-    if table.offset == "padding":
-        _check_padding(source, architecture, said)
-    tokens = said - table.config_value(0, config)
-    for tensor in renamed:
-        rows_of_config = tokens + table.offset_rows(config)
-        if tables.get(tensor.target) is table and tensor.shape[:1] != (rows_of_config,):
-            rows = tensor.shape[0] if tensor.shape else "no"
-            field = table.field if hasattr(config, table.field) else "max_position_embeddings"
-            if tensor.shape == _shape_in_base(architecture, tensor.target):
-                raise CheckpointError(
-                    f"The table {tensor.header.name!r} of {source.name!r} has {rows} rows, as a {architecture.source_class} with "
-                    f'{field}={said} does, but PositionTable(r"{table.pattern}") of the family {architecture.family.base_model_type!r} '
-                    f"says {rows_of_config}; correct its offset or counted in {architecture.family.module}."
-                )
-            raise CheckpointError(
-                f"The config of {source.name!r} says {field}={said}, but its table {tensor.header.name!r} has {rows} rows; correct it."
-            )
-    return tokens
-
-
-def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | None:
-    """The shape of a tensor in transformers' own model with the source's config. ``None`` if it has no such tensor."""
-    base_class = architecture.family.base_of(architecture.long_class)
-    if not hasattr(transformers, base_class):
-        return None
-    with checkpoint_errors(f"The source's config makes no valid {base_class}"), torch.device("meta"):
-        base = getattr(transformers, base_class)(architecture.source_config)
-    key = names_in_model([name], base)[name].key
-    return None if key is None else tuple(base.state_dict()[key].shape)
 
 
 def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:

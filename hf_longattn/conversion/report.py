@@ -54,6 +54,11 @@ def verdict_check(checks: Iterable[Check]) -> Check | None:
     return next((check for check in checks if VERDICT in check.values), None)
 
 
+def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
+    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's name."""
+    return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
+
+
 @dataclass(frozen=True)
 class ConversionReport:
     """A finished conversion.

@@ -31,7 +31,7 @@ from ..engines.common.call import UNBOUNDED
 from ..errors import CheckpointError, ExportError, checkpoint_errors
 from ..files import is_generic, is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.text import VerificationText, excerpt, load_tokenizer
+from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
 from ..loading import check_complete, load_weights
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
@@ -409,7 +409,7 @@ def _load(source: Source, model_class: Any, folder: Path | None, **arguments: An
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:
     """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
-    longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long, [torch.float32])
+    longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
     takes_mask = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)

@@ -10,13 +10,15 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -25,7 +27,6 @@ from transformers.core_model_loading import WeightConverter
 from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
-from ..conversion.tensor_files import TensorHeader, read_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
@@ -118,7 +119,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         quantised = source.load(source.folder, quantization_config=settings, dtype=torch.bfloat16)
     quantised.hf_quantizer.__class__ = Quantizer
-    return Compressed(quantised, quantised, is_changed=lambda header: header.name.endswith("_weight_qdata"))
+    return Compressed(quantised, quantised, is_changed=lambda name: name.endswith("_weight_qdata"))
 
 
 def heads_of_model(model: Any) -> list[str]:
@@ -163,12 +164,24 @@ def bf16(source: CompressionInput) -> Compressed:
     return Compressed(rounded, rounded)
 
 
-def count_changed(source: Iterable[TensorHeader], written: Collection[TensorHeader], compressed: Compressed) -> dict[str, int]:
+def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Bytes of a number, and shape, of each tensor in the safetensors files of a folder, by name."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                part = opened.get_slice(name)
+                bits = re.search(r"\d+", part.get_dtype())  # F32, BF16, I8, BOOL
+                tensors[name] = (1 if bits is None else int(bits[0]) // 8, tuple(part.get_shape()))
+    return tensors
+
+
+def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[str, int]:
     """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
-    new = Counter((header.dtype, header.shape) for header in written if compressed.is_changed(header))
-    new -= Counter((header.dtype, header.shape) for header in source)
-    changed = sum(count * math.prod(shape) * dtype.itemsize for (dtype, shape), count in new.items())
-    return {"tensors": new.total(), "bytes": changed, "all_bytes": sum(header.nbytes for header in written)}
+    after = stored_tensors(written)
+    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(stored_tensors(source).values())
+    changed = sum(count * each * math.prod(shape) for (each, shape), count in new.items())
+    return {"tensors": new.total(), "bytes": changed, "all_bytes": sum(each * math.prod(shape) for each, shape in after.values())}
 
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
@@ -263,14 +276,13 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    with staged_folder(target, needed_bytes=opened.total_bytes + 2**20, overwrite=overwrite) as stage:
+    with staged_folder(target, needed_bytes=before["bytes"] + 2**20, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
         files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, stage, longest_input(inputs.model.config) or 0)]
-        written = [header for file in stage.glob("*.safetensors") for header in read_headers(file).values()]
-        changed = count_changed(opened.tensors.values(), written, compressed)
+        changed = count_changed(opened.folder, stage, compressed)
         if not changed["tensors"]:
             raise CheckpointError(
                 f"--method {chosen.method} changes no tensor of this {class_name}, so nothing was kept; choose another --method."

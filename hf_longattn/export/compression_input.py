@@ -20,7 +20,7 @@ from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..evaluation.summaries import mean_and_error
 from ..files import check_config, named_class
-from ..inputs.text import load_tokenizer, token_ids
+from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.generic import loading_class

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
 from ..evaluation.pooling import SentencePooling
-from ..inputs.text import VerificationText
+from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..modeling.family.definition import known_family

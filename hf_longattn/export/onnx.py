@@ -17,19 +17,18 @@ from torch import nn
 
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import add_source_files, with_report, write_report
-from ..conversion.inspection import inspect_checkpoint
-from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
+from ..conversion.model_loading import quiet_libraries, without_random_pooler
 from ..conversion.report import versions
 from ..conversion.sources import Source, open_source, refuse_quantised
-from ..conversion.tensor_files import write_json
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import sentence_pooling, write_for_servers
-from ..files import GRAPHS, check_destination, destination_path, staged_folder
+from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.plain import reads_only_text
-from ..inputs.text import VerificationText, load_tokenizer
-from ..loading import load_weights
+from ..inputs.running import reads_only_text
+from ..inputs.tokenizer import VerificationText, load_tokenizer
+from ..inspect import inspect_checkpoint
+from ..loading import load_weights, tied_weights
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.family.registration import auto_mapping
@@ -127,7 +126,7 @@ def export_checkpoint(
     if not reads_only_text(family.model_class(inspection.class_name)):
         raise ExportError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")
     refuse_quantised(source)
-    source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
+    source = open_source(model, revision=revision, token=token)  # now with its weights
     say = progress or (lambda sentence: None)
     say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
     loaded = _load(source, inspection.class_name, task)
@@ -203,7 +202,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
     model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
-    if newly_initialised(missing, model):
+    if missing - {*tied_weights(model)}:
         raise ExportError(
             f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
             "export the head that it has, or fine-tune this one first."

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.tensor_files import TensorHeader
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.config import LongConfig
@@ -34,14 +33,14 @@ class Compressed:
     expected: a model whose outputs the saved files must reproduce.
     dtype: to save `model` in; ``None``: unchanged.
     pruned: for each layer the removed heads, or the number of removed units.
-    is_changed: whether a written tensor counts as changed if the source has none of its dtype and shape.
+    is_changed: whether a written tensor of this name counts as changed if the source has none of its dtype and shape.
     """
 
     model: Any
     expected: Any
     dtype: torch.dtype | None = None
     pruned: dict[str, Any] = field(default_factory=dict)
-    is_changed: Callable[[TensorHeader], bool] = lambda header: True
+    is_changed: Callable[[str], bool] = lambda name: True
 
 
 def prune_heads(source: CompressionInput) -> Compressed:

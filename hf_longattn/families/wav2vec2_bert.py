@@ -138,6 +138,5 @@ FAMILY = Family(
         front=lambda config: (),
         outputs=adapted,
         positions="relative",
-        why_chunks_differ=lambda config: "its feature extractor normalises every feature over the whole sound",
     ),
 )

@@ -160,7 +160,6 @@ RULE = WhisperRule(
     positions="sinusoids",
     extractor_fields=extractor_fields,
     why_train=why_train,
-    why_chunks_differ=lambda config: "the feature extractor clamps a spectrogram at its own maximum less 8",
     why_padding_changes=lambda config: "the encoder reads padding as silence, without a mask",
 )
 FAMILY = Family(

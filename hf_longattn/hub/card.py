@@ -43,7 +43,9 @@ from ..files import (
     sentence_kind,
     staged_file,
 )
-from ..inputs.text import kind_in
+from ..inputs.kind import kind_in
+from ..mechanisms import mechanism_info
+from ..mechanisms.common.options import EXACT_LENGTH
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -190,7 +192,8 @@ def model_card(
         rows = [row if isinstance(row, MeasuredResult) else MeasuredResult(**row) for row in results]
         plan, text_config = report.get("plan") or {}, config.get("text_config")
         backbone = text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
-        length = int(plan.get("new_length") or kind_in(backbone).tokens_of(backbone))
+        kind = kind_in(backbone)
+        length = int(plan.get("new_length") or kind.sizes(kind.config_of(backbone)).new.tokens)
 
         # How the model is loaded, and its task.
         architecture, sentences, ours = named_class(config, "AutoModel"), sentence_kind(folder), is_long(config)
@@ -237,9 +240,9 @@ def model_card(
             **{"rows": rows, "measured": measured.strip(), "training": training.strip(), "line": in_one_line},
             "quoted": json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
             "remote_code": REMOTE_CODE if "auto_map" in config else "",
-            "layers": {tower: sum(getattr(stack, "depths", [stack.num_hidden_layers])) for tower, stack in stacks.items()},
+            "layers": {tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
             "next_step": in_one_line(next_step(report.get("next_step") or {}, name)),
-            "limits": [*kind_in(config).limits(config, attentions, length), *limits],
+            "limits": [*limits_of(config, attentions), *limits],
             "versions": {"hf_longattn": __version__, **(report.get("versions") or {})},
         }
         card = ModelCard.from_template(data, template_path=str(Path(__file__).with_name("card.md")), **facts)
@@ -256,6 +259,23 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in kind_in(config).apart}
     parts = {name: part for name, part in parts.items() if part} or chosen.get(TOWERS, {})
     return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
+
+
+def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
+    """The limits of a model, each as one or two sentences: the longest input, and when its mechanisms equal full attention."""
+    kind, limits = kind_in(config), list[str]()
+    whole = kind.config_of(config)
+    for name, part in kind.parts.items():
+        of_part = getattr(whole, tower_field(name)) if name else whole
+        longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
+        if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
+            limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
+        elif longest.tokens:
+            limits.append(f"It was made for {part.words.nouns} of up to {longest.words}. {part.words.longer}")
+    for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
+        texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
+        limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
+    return [*dict.fromkeys(limits)]
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:

@@ -1,1 +1,1 @@
-"""Kinds of input, one file each. The contract that each file implements is in :mod:`.common.base`."""
+"""Kinds of input, one file each. The contract that each file implements is in :mod:`.kind`."""

@@ -1,57 +1,154 @@
-"""Inputs of a class of transformers without a Long class: whatever its ``forward`` takes. Their lengths, also of time series."""
+"""Inputs of a class of transformers without a Long class. Only the length of texts and series can change."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import Tensor
 
-from ..errors import LengthError, OptionError
+from ..configuration import LongAttentionConfig
+from ..conversion.check_plain import check_plain
+from ..conversion.flops import LengthCost, ModelShape, cost_with, generic_shape, layer_mechanisms
+from ..conversion.plan import ConversionPlan, parse_dtype
+from ..conversion.plan_positions import StackLength, position_warnings, series_strategy
+from ..errors import LengthError, PositionError
 from ..files import GENERIC_CLASS, IMAGE_PROCESSOR, ProcessorFile, named_class
-from ..modeling.family.definition import PositionTable
-from ..positions.tables import extend_table
-from .common.base import SETTINGS, StackLength, register_kind
-from .common.examples import IMAGE_READER, PILLOW, Example, image_lines
-from .text import TextKind, VerificationText, text_length
+from ..modeling.attach.patch_places import packs_images
+from ..modeling.attach.text_globals import TEXT_GLOBAL
+from ..modeling.family.definition import TOWER_CONFIG, PositionTable, tower_field
+from ..modeling.family.rotary import plan_rotary
+from ..modeling.family.sliding_window import own_windows, with_own_windows
+from ..modeling.generic import mark_generic, towers_of
+from ..positions.tables import extend_table, keeps_old_rows
+from ..reports import Check
+from .examples import IMAGE_READER, PILLOW, Example, image_lines
+from .kind import kind_of_model, register_kind
+from .running import SERIES_INPUT, reads_only_text
+from .sizes import AUTO, TEXTS, InputSizes, text_sizes
+from .text import TextKind
+from .tokenizer import VerificationText, excerpt, load_tokenizer
+from .towers import tower_inputs
 
-OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
-"""Arguments of ``forward`` for images and sound."""
+ANY_SIZE = "images of any size"
+"""Description of the input of a tower that packs images of any size into one row."""
+UNCHANGED = "as they were"
+"""The rule for positions that a plain class keeps."""
 
 
-def reads_only_text(model_class: Any) -> bool:
-    """Whether a class of transformers reads token ids and neither images nor sound."""
-    taken = inspect.signature(model_class.forward).parameters.keys()
-    return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & taken
+def text_length(config: Any) -> int:
+    """Maximum length of a text, in tokens; 0 if the config does not say."""
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return said if isinstance(said, int) else 0
+
+
+def text_tower(config: Any, names: Iterable[str]) -> str:
+    """Name of the tower that reads texts, or "". If the text config is the model's config: the first of ``names`` without a sub-config."""
+    text = config.get_text_config()
+    if text is config:
+        return next((name for name in names if tower_field(name) not in config.sub_configs), "")
+    return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
 @register_kind
 class PlainKind(TextKind):
-    """The inputs of a plain class with mechanisms. Only the length of texts and series can change."""
+    """The inputs of a plain class with mechanisms."""
 
-    settings = ("max_length", "verify_text")
+    words = replace(
+        TEXTS, nouns="inputs", settings=("max_length", "verify_text", "towers"), reads="keeps its other sizes with --generic", instead={}
+    )
 
-    def check_settings(self, source: str, request: Any) -> None:
-        """Raise :class:`OptionError` for the settings of decoders and of other sizes."""
-        for name in SETTINGS:
-            if getattr(request, name, None) is not None and name not in self.settings:
-                flag = name.replace("long_attention", "mechanism").replace("_", "-")
-                raise OptionError(f"--generic only replaces the attention of {source}, to which --{flag} does not apply; leave it out.")
+    def sizes(self, config: Any) -> InputSizes:
+        longest = text_length(config)
+        return replace(text_sizes(min(512, longest), longest), words=self.words)
 
-    def check_parts(self, source: str, request: Any) -> None:
-        """Accept mechanisms for towers, too."""
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
+        """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
+        cast, base = parse_dtype(request.dtype), architecture.source_config
 
-    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
-        inputs = super().verification_inputs(plan, text, recording)
-        inputs.described = "seeded inputs"
-        return inputs
+        def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
+            """An attention with the base's windows, beside full layers, in layers that the request does not name."""
+            return with_own_windows(attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
 
-    def training_step(self, plan: Any) -> dict[str, Any] | None:
-        trained_here = plan.new_length and reads_only_text(getattr(transformers, plan.architecture.source_class))
-        return None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"}
+        if request.towers is None:
+            chosen = {"": with_windows(request.attention() if request.names_attention else None, base)}
+        else:
+            chosen = {name: with_windows(value, getattr(base, tower_field(name), None)) for name, value in request.towers.items()}
+        series = Series.of(architecture.model_class, base, request.max_length)
+        old = text_length(base)
+        length = StackLength(old, old if request.max_length is None else int(request.max_length)) if series is None else series.patches
+        config, rule, position_change = _config(architecture, chosen, request.positions, length, series)
+        if request.text_global:
+            config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
+        if reads_only_text(architecture.model_class):
+            load_tokenizer(source.folder, config)
+        if cast is not None:
+            config.dtype = cast
+        skeleton: Any = architecture.skeleton(config)
+        attention, shape = next(iter(chosen.values())), generic_shape(skeleton, config)
+        warnings = partial(position_warnings, rule, auto=request.positions == AUTO)
+        layers = layer_mechanisms(attention, shape, length.new or None)
+        texts = text_sizes(length.old, length.new)
+        trained_here = length.new and reads_only_text(getattr(transformers, architecture.source_class))
+        plan = ConversionPlan(
+            source=source,
+            architecture=architecture,
+            config=config,
+            inputs=texts if series is None else replace(texts, report=series.report),
+            positions=rule,
+            cast=cast,
+            max_shard_size=request.max_shard_size,
+            attention=attention,
+            position_change=position_change,
+            skeleton=skeleton,
+            shape=shape,
+            costs=(),
+            warnings=tuple(warnings(attention, layers, length, causal=shape.causal)),
+            tokenizer_length=length.new,
+            training=None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"},
+            table=None if series is None else series.table,
+            renamed=series.tensors(rule) if series is not None and series.lengthened else None,
+        )
+        if "" in chosen:
+            return plan
+        towers = {}
+        for name, part in parts_with_mechanisms(skeleton, chosen, (length.old, length.new)).items():
+            of_texts = name == text_tower(config, [name])
+            layers, part_length = layer_mechanisms(part.attention, part.shape, part.length.new or None), part.length
+            towers[name] = replace(
+                plan,
+                config=part.module.config,
+                attention=part.attention,
+                skeleton=part.module,
+                shape=part.shape,
+                inputs=part.inputs,
+                positions=rule if of_texts else UNCHANGED,
+                position_change=position_change if of_texts else "",
+                costs=part.costs(),
+                warnings=tuple(warnings(part.attention, layers, part_length, causal=part.shape.causal)) if of_texts else (),
+            )
+        return replace(
+            plan,
+            towers=towers,
+            inputs=tower_inputs([tower.inputs for tower in towers.values()], plan.inputs),
+            other_towers=tuple(name for name in towers_of(skeleton) if name not in chosen),
+            warnings=tuple(warning for tower in towers.values() for warning in tower.warnings),
+        )
+
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> VerificationText:
+        """The text by which the tokenizer is checked. Outputs are compared on inputs that :mod:`.seeded` makes for the class."""
+        assert text is not None
+        vocabulary = getattr(config.get_text_config(), "vocab_size", 2)
+        return VerificationText(excerpt(text[0], 0), text[1], load_tokenizer(folder), vocabulary, described="seeded inputs")
+
+    def check(
+        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool = False
+    ) -> list[Check]:
+        return check_plain(plan, source, result)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         name = named_class(config, "").removeprefix(GENERIC_CLASS)
@@ -63,102 +160,158 @@ class PlainKind(TextKind):
         return Example(None, IMAGE_READER, image_lines(480, 640, processed=True), (PILLOW,))
 
 
-# Lengths of source and result in a ``--generic`` conversion.
+def _config(
+    architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength, series: Series | None
+) -> tuple[Any, str, str]:
+    """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
 
-SERIES_INPUT = "past_values"
-"""The main input of transformers' models of time series."""
-
-
-def patches_of(config: Any, steps: int) -> int:
-    """Number of tokens for a series of ``steps`` steps. One per patch, or one per step in a model without patches."""
-    patch = getattr(config, "patch_length", 1)
-    return int((steps - patch) // getattr(config, "patch_stride", patch) + 1)
+    Raises:
+        PositionError, LengthError: the positions cannot change (neither rotary nor an extensible table), or the length is too small.
+    """
+    base = architecture.source_config
+    config = base.__class__.from_dict(base.to_dict())
+    config.architectures = [architecture.source_class]
+    mark_generic(config, chosen.get("", chosen))
+    if series is not None:
+        config.context_length = series.steps.new
+    text = config.get_text_config()
+    if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
+        length.check_grows()
+        reading = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
+        rope = plan_rotary(text, reading, positions, length.old, length.new)
+        if rope.relative:
+            raise PositionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
+        rope.write(text)
+        return config, f"rope:{rope.kind}", "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
+    if series is not None and series.lengthened:
+        rule = series_strategy(positions, series.table)
+        return config, rule, "" if keeps_old_rows(rule) else f"{rule} changes the old positions too"
+    if length.grows or positions != AUTO:
+        raise PositionError(
+            f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
+        )
+    return config, UNCHANGED, ""
 
 
 @dataclass(frozen=True)
-class PlainLengths(StackLength):
-    """Maximum input of source and result of a ``--generic`` conversion, in tokens. 0 if the config does not say.
+class Series:
+    """The lengths of a model of time series. In steps, and in patches, its tokens.
 
-    steps: the maximum input in time steps, for time series.
-    table: the position table of a time-series model.
+    table: its position table; ``None`` for classes that read any length.
     """
 
-    steps: StackLength | None = None
-    table: PositionTable | None = None
+    steps: StackLength
+    patches: StackLength
+    table: Any
 
     @classmethod
-    def of(cls, model_class: Any, config: Any, asked: int | None) -> PlainLengths:
-        """The lengths for a result of length ``asked``. In steps for time series, otherwise in tokens. Default: the source's length.
+    def of(cls, model_class: Any, config: Any, asked: int | None) -> Series | None:
+        """The lengths for a result that reads ``asked`` steps, by default as many as the source. ``None`` for other models.
 
         Raises:
             LengthError: ``asked`` is below the source's number of steps, or does not add whole patches.
         """
         trained = getattr(config, "context_length", None)
         if model_class.main_input_name != SERIES_INPUT or not isinstance(trained, int):
-            old = text_length(config)
-            return cls(old, old if asked is None else int(asked))
-        new = trained if asked is None else asked
-        if new < trained:
-            raise LengthError(
-                f"The source looks at {trained:,} steps and conversion only extends it: a maximum length of {new:,} is too small, give at "
-                f"least {trained}."
-            )
-        if (new - trained) % (patch := getattr(config, "patch_length", 1)):
-            nearest = trained + -(-(new - trained) // patch) * patch
-            raise LengthError(f"The source reads patches of {patch} steps, and {new:,} is not a multiple; give {nearest}.")
+            return None
+        steps = StackLength(trained, trained if asked is None else asked)
+        steps.check_grows("length", "steps")
+        patch = getattr(config, "patch_length", 1)
+        if (steps.new - trained) % patch:
+            nearest = trained + -(-(steps.new - trained) // patch) * patch
+            raise LengthError(f"The source reads patches of {patch} steps, and {steps.new:,} is not a multiple; give {nearest}.")
+        stride = getattr(config, "patch_stride", patch)
         table = None
         if config.model_type == "patchtst":
             learned = config.positional_encoding_type == "random"
-            offset = int(learned and config.use_cls_token)
-            table = PositionTable(r"positional_encoder\.position_enc$", offset=offset, learned=learned)
-        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), table)
+            table = PositionTable(r"positional_encoder\.position_enc$", offset=int(learned and config.use_cls_token), learned=learned)
+        return cls(steps, StackLength(*(int((length - patch) // stride + 1) for length in (trained, steps.new))), table)
 
     @property
     def lengthened(self) -> bool:
         """Whether the class reads only one length, and the result's is greater than the source's."""
-        return self.table is not None and self.steps is not None and self.steps.grows
-
-    def write(self, config: Any) -> None:
-        """Set ``context_length`` of the result's config, for time series."""
-        if self.steps is not None:
-            config.context_length = self.steps.new
-
-    def tables(self, source: Any, skeleton: Any) -> dict[str, tuple[int, int]]:
-        """Position tables to extend, by name. (number of rows before the positions, total rows in the result) of each.
-
-        Raises:
-            LengthError: the shape of another tensor depends on the number of patches.
-        """
-        table = self.table
-        if table is None or self.steps is None:
-            return {}
-        shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-        for name, header in source.tensors.items():
-            if self.new != self.old and not table.matches(name) and shapes.get(name, header.shape) != header.shape:
-                raise LengthError(
-                    f"The tensor {name!r} is made for the {self.old} patches of {self.steps.old} steps: a {type(skeleton).__name__} "
-                    "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
-                    "pooling_type='mean'."
-                )
-        return {name: (table.offset_rows(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
-
-    def at_new_length(self, source: Any, positions: str) -> Any:
-        """A model of the source's class and weights for series of the result's length. A learned position table is extended by the rule
-        ``positions``; otherwise the class computes the table."""
-        assert self.table is not None
-        assert self.steps is not None
-        config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
-        model, table = type(source)(config).to(next(source.parameters()).dtype).eval(), self.table
-        rows = {name: len(values) for name, values in model.state_dict().items() if table.matches(name)}
-        weights = {name: values for name, values in source.state_dict().items() if table.learned or name not in rows}
-        offset = table.offset_rows(config)
-        weights |= {
-            name: extend_table(values, rows[name], offset=offset, strategy=positions) for name, values in weights.items() if name in rows
-        }
-        model.load_state_dict(weights, strict=table.learned)
-        return model
+        return self.table is not None and self.steps.grows
 
     @property
     def report(self) -> dict[str, int]:
-        """Lengths in time steps for a report, JSON-serialisable; empty for other models."""
-        return {} if self.steps is None else {"old_context_length": self.steps.old, "new_context_length": self.steps.new}
+        """Lengths in time steps for a report, JSON-serialisable."""
+        return {"old_context_length": self.steps.old, "new_context_length": self.steps.new}
+
+    def tensors(self, positions: str) -> Callable[[Any], dict[str, Tensor]]:
+        """A function that makes the result's tensors from the source. A learned position table is extended by the rule ``positions``;
+        otherwise the class computes the table.
+
+        It raises :class:`LengthError` if the shape of another tensor depends on the number of patches.
+        """
+
+        def at_new_length(source: Any) -> dict[str, Tensor]:
+            config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
+            longer, state = type(source)(config).state_dict(), {}
+            for name, values in source.state_dict().items():
+                if self.table.matches(name):
+                    offset, rows, computed = self.table.offset_rows(config), len(longer[name]), longer[name].to(values.dtype)
+                    state[name] = extend_table(values, rows, offset=offset, strategy=positions) if self.table.learned else computed
+                elif values.shape != longer[name].shape:
+                    raise LengthError(
+                        f"The tensor {name!r} is made for the {self.patches.old} patches of {self.steps.old} steps: a "
+                        f"{type(source).__name__} without pooling_type in its config reads all of them at once. Leave --max-length out, or "
+                        "train one with pooling_type='mean'."
+                    )
+                else:
+                    state[name] = values
+            return state
+
+        return at_new_length
+
+
+@dataclass(frozen=True)
+class PlainPart:
+    """A plain model, or one of its towers, with its planned attention.
+
+    module: on the meta device, with its mechanisms.
+    shape: of its layers.
+    inputs: the sizes of its inputs; 0 tokens if no config states them.
+    """
+
+    module: Any
+    attention: LongAttentionConfig
+    shape: ModelShape
+    inputs: InputSizes
+
+    @classmethod
+    def of(cls, module: Any, attention: LongAttentionConfig, whole: Any, lengths: tuple[int, int] | None) -> PlainPart:
+        """`whole`: the whole model's config. `lengths`: of source and result; `None` takes them from the config of `module`."""
+        kind, said = kind_of_model(module.config), text_length(module.config)
+        inputs = text_sizes(*((said, said) if lengths is None else lengths))
+        any_size = packs_images(module) or (kind is not None and kind.any_size)
+        if any_size:
+            words = replace(inputs.words, noun="image", units="pixels")
+            shown: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE}
+            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
+        elif kind is not None and (sizes := kind.sizes(module.config)).new.name:
+            inputs = sizes
+        return cls(module, attention, generic_shape(module, whole), inputs)
+
+    @property
+    def length(self) -> StackLength:
+        """Maximum tokens of source and result."""
+        return StackLength(self.inputs.old.tokens, self.inputs.new.tokens)
+
+    def costs(self) -> tuple[LengthCost, ...]:
+        """The cost at each size; empty if no size is known."""
+        if not self.inputs.old.tokens:
+            return ()
+        layers = layer_mechanisms(self.attention, self.shape, self.inputs.new.tokens)
+        costs = [cost_with(size, layers, self.shape) for size in self.inputs.steps()]
+        if self.shape.causal:  # a plain class caches every token
+            costs = [replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs]
+        return tuple(costs)
+
+
+def parts_with_mechanisms(skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:
+    """The part of each tower in `attention`, by name. The tower that reads texts has the `lengths` of source and result."""
+    towers, parts = towers_of(skeleton), {}
+    for tower, chosen in attention.items():
+        said = lengths if tower == text_tower(skeleton.config, [tower]) and any(lengths) else None
+        parts[tower] = PlainPart.of(towers[tower], chosen, skeleton.config, said)
+    return parts

@@ -1,101 +1,64 @@
-"""Texts: lengths in tokens, and the text for verifying a conversion."""
+"""Texts, as token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..data.tokenization import between, special_ids, text_encoding
-from ..errors import CheckpointError, LengthError, OptionError
-from ..files import TOKENIZER_CONFIG
-from ..loading import check_token_ids, load_part
-from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.generic import family_in
-from ..reports import FAILED, PASSED, SKIPPED, Check
-from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
-from .common.examples import TEXT_TASK, Example
+from ..conversion.check import check_texts
+from ..conversion.plan import ConversionPlan, plan_texts
+from ..reports import Check
+from .examples import TEXT_TASK, Example
+from .kind import InputKind, register_kind
+from .sizes import TEXTS, InputSizes, text_sizes
+from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 
 USUAL_LENGTH = 512
-LARGEST_TOKENIZER = 256 * 2**20
-"""Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
-MAX_TRUNCATED = 2**20
-"""Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
-CHARACTERS_PER_TOKEN = 10
-"""Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
-READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text"))
-"""The inputs that would tell where the text of a verification cannot, as noun phrases."""
-
-
-def text_sizes(old: int, new: int) -> InputSizes:
-    """The InputSizes of a source of ``old`` tokens and a result of ``new`` tokens. 0 for no limit."""
-    of_any_family: Any = None
-    return TextKind(of_any_family).sizes_between(None, old, new)
-
-
-def kind_in(config: Mapping[str, Any]) -> InputKind:
-    """The input kind of a model with these values in its config file. Texts if no family knows it."""
-    family, of_any_family = family_in(config), None
-    return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
-
-
-def text_length(config: Any) -> int:
-    """Maximum length of a text, in tokens; 0 if the config does not say."""
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return said if isinstance(said, int) else 0
+"""Maximum tokens of most short models."""
 
 
 @register_kind
 class TextKind(InputKind):
     """Texts, as token ids."""
 
-    settings: Collection[str] = (
-        "max_length",
-        "max_decoder_length",
-        "decoder_long_attention",
-        "search_text",
-        "verify_text",
-    )
-    instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
-    noun = nouns = "text"
+    words = TEXTS
 
     def sizes(self, config: Any) -> InputSizes:
-        """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""
-        longest = self.family.longest(config)
-        return self.sizes_between(config, min(USUAL_LENGTH, longest), longest)
+        """Lengths from :data:`USUAL_LENGTH` to the maximum of this model."""
+        if self.family is None:
+            longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or USUAL_LENGTH
+        else:
+            longest = self.family.longest(config)
+        return text_sizes(min(USUAL_LENGTH, longest), longest)
 
-    def size(self, config: Any, value: int) -> InputSize:
-        words = f"{value} tokens" if value else "any number of tokens"
-        return InputSize(value=value, tokens=value, words=words, typed=str(value), heading=f"{value // 1024}K")
+    def config_of(self, values: Mapping[str, Any]) -> Any:
+        return SimpleNamespace(**values) if self.family is None else super().config_of(values)
 
-    def longest_words(self, size: InputSize) -> str:
-        return f"up to {size.value:,} tokens" if size.value else size.words
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
+        return plan_texts(source, architecture, request)
 
-    def compared_at(self, sizes: InputSizes, config: Any, at: int | None) -> int:
-        """``at``, by default the length that the source was trained to read."""
-        trained = min(sizes.old.tokens, sizes.new.tokens)
-        if at is not None and not 16 <= at <= trained:
-            raise LengthError(
-                f"Candidates are compared at 16 to {trained:,} tokens, which the checkpoint was trained to read, not at {at:,}; change "
-                "--compare-at, or leave it out."
-            )
-        return trained if at is None else at
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> VerificationText:
+        assert text is not None
+        end = getattr(config, "eos_token_id", None)
+        end = end if isinstance(end, int) and end < config.vocab_size else None
+        return VerificationText(excerpt(text[0], self.family.longest(config)), text[1], load_tokenizer(folder), config.vocab_size, end=end)
 
-    def first_compared(self, sizes: InputSizes) -> int:
-        return 1024
+    def processor(self, plan: Any, folder: Path, inputs: VerificationText) -> list[Check]:
+        return check_tokenizer(plan, folder, inputs)
 
-    def mechanisms(self, causal: bool) -> list[str]:
-        return list_mechanisms(causal=causal, grid=False)
-
-    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        if mechanism.reads_grid:
-            raise OptionError(f"{mechanism.name} reads a grid, and the model reads a text.")
+    def check(
+        self,
+        plan: ConversionPlan,
+        source: Any,
+        result: Any,
+        missing: set[str],
+        folder: Path,
+        inputs: VerificationText,
+        given_text: bool = False,
+    ) -> list[Check]:
+        return check_texts(plan, source, result, missing, folder, inputs, given_text=given_text)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         """Only the loading of the tokenizer for models of pages, whose words have places."""
@@ -103,172 +66,3 @@ class TextKind(InputKind):
         line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
         of_pages = self.family is not None and self.family.rule.further
         return Example(TEXT_TASK, reader, "" if reader is None or of_pages else line)
-
-    def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """The config's number of positions, less rows of the table that are not positions."""
-        known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
-        leading = max((table.config_value(0, known) for table in tables), default=0)
-        return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading
-
-    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        if self.family and self.family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
-            return f"Inputs of more than {length:,} tokens are refused; truncate them."
-        return super().longest_read(config, length)
-
-    def introduce(self, plan: Any) -> str:
-        return f"inputs of up to {plan.new_length:,} tokens" if plan.new_length else "inputs of any length"
-
-    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
-        vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model without token ids has none
-        return VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
-
-    def arguments_at(self, inputs: VerificationText, config: Any, size: InputSize) -> dict[str, Any]:
-        """Token ids, the last of which is the config's end token."""
-        ids = inputs.tokens(size.tokens).clone()
-        if isinstance(end := getattr(config, "eos_token_id", None), int) and end < config.vocab_size:
-            ids[:, -1] = end
-        return {"input_ids": ids}
-
-    def check_reader(self, plan: Any, result: Path, inputs: VerificationText) -> list[Check]:
-        return check_tokenizer(plan, result, inputs)
-
-
-class VerificationText:
-    """A text and its token ids."""
-
-    described = ""
-    """What outputs are compared on, if not on this text."""
-
-    def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int) -> None:
-        self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
-        self.source_tokenizer = tokenizer
-        self._ids: Tensor | None = None
-        self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
-        unknown = None if tokenizer is None else tokenizer.unk_token_id
-        if unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2:  # ESM knows amino acids only
-            self.tokenizer, self.would_be_real = None, READABLE_TEXT
-            self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
-
-    def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens. Repeated if the text is shorter.
-
-        If there is no tokenizer, or most of the text is unknown to it: seeded ids from the vocabulary.
-        """
-        if self.tokenizer is None:
-            generator = torch.Generator().manual_seed(0)
-            return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
-        ids = self._encoded()
-        if len(ids) >= count:
-            return ids[:count].unsqueeze(0)
-        return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
-
-    @cached_property
-    def special(self) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer puts before a text, and ids that it puts after it."""
-        return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
-
-    def passages(self, count: int, length: int) -> Tensor:
-        """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
-        ids, (before, after) = self.tokens(count * length).view(count, length), self.special
-        return between(ids, before, after) if length > len(before) + len(after) else ids
-
-    def real_tokens(self) -> int:
-        """Number of tokens of the text before it repeats; 0 for seeded ids."""
-        return 0 if self.tokenizer is None else len(self._encoded())
-
-    def describe(self) -> str:
-        """The origin of the tokens, for a report."""
-        return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
-
-    def _encoded(self) -> Tensor:
-        if self._ids is None:
-            assert self.tokenizer is not None
-            ids = token_ids(self.tokenizer, self.text)
-            if not ids:
-                raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
-            self._ids = torch.tensor(ids)
-        return self._ids
-
-
-def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
-    """Token ids of the text, without truncation.
-
-    Raises:
-        CheckpointError: the tokenizer fails.
-    """
-    return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
-
-
-def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
-    """Length of each of a tokenizer's outputs, by name, with ``truncation=True``. For a text longer than its limit.
-
-    Args:
-        text: the text, which is repeated until it is longer than the limit.
-
-    Raises:
-        CheckpointError: the tokenizer fails.
-    """
-    tokens = max(1, len(token_ids(tokenizer, text, special_tokens=False)))
-    longer = " ".join([text] * (tokenizer.model_max_length // tokens + 2))
-    encoding = text_encoding(tokenizer, longer, truncation=True)
-    return {name: len(values) for name, values in encoding.items()}
-
-
-def excerpt(text: str, count: int) -> str:
-    """The start of a text, in usual text long enough for ``count`` tokens."""
-    return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
-
-
-def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder; ``None`` if the folder has none.
-
-    Args:
-        config: of its model, which must have an embedding for every token of a text.
-
-    Raises:
-        CheckpointError: the folder's tokenizer files are too large or cannot be loaded, or the model has too few embeddings.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
-        return None
-    for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
-        if file.stat().st_size > LARGEST_TOKENIZER:
-            size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
-            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
-    tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
-    if config is not None:
-        check_token_ids(tokenizer, config, folder)
-    return tokenizer
-
-
-def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
-    """Check that the written tokenizer gives the source's ids. It must also truncate a longer text to the result's length."""
-    if text.source_tokenizer is None:
-        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
-    try:
-        written = load_tokenizer(result)
-    except CheckpointError as error:
-        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
-    start = text.text[:20_000]
-    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
-    limit = getattr(written, "model_max_length", None)
-    if not same:
-        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
-        advice = (
-            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
-            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
-        )
-        return [Check("tokenizer", FAILED, advice)]
-    detail = f"token ids equal to the source's, model_max_length {limit}"
-    if not (length := plan.tokenizer_length):
-        return [Check("tokenizer", PASSED, detail)]
-    if limit != length:
-        return [Check("tokenizer", FAILED, f"{detail} instead of {length}")]
-    if length > MAX_TRUNCATED:
-        return [Check("tokenizer", PASSED, f"{detail}; no text of that length was tokenised")]
-    counts = truncated_lengths(written, start)
-    if set(counts.values()) == {length}:
-        return [Check("tokenizer", PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
-    cut = " and ".join(f"{count:,} {name}" for name, count in counts.items())
-    return [Check("tokenizer", FAILED, f"{detail}; with truncation a longer text has {cut}")]

@@ -3,61 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..configuration import LongAttentionConfig
-from ..errors import OptionError
+from ..conversion.architectures import NAMES
+from ..conversion.check_sizes import affordable_size, base_attention, check_finite
+from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
+from ..conversion.sources import tower_of
+from ..errors import OptionError, PositionError, checkpoint_errors
 from ..files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
 from ..modeling.family.definition import Family, tower_field
-from ..modeling.family.towers_config import TOWERS
-from ..reports import Check
-from .common.base import InputKind, InputSizes, kind_of, register_kind
-from .common.examples import PILLOW, Example
+from ..modeling.family.towers_config import check_towers
+from ..reports import Check, Difference, equality
+from .examples import PILLOW, Example
+from .kind import SETTINGS, InputKind, kind_of, register_kind
+from .running import run_model
+from .sizes import AUTO, InputSizes, Words, text_part
 
 
 def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
     """The InputSizes of a model with these ``towers``. ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
     report = {name: value for tower in towers for name, value in tower.report.items()}
-    return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
+    words = replace(texts.words, noun="input")
+    return replace(texts, words=words, old_words=old, new_words=new, longest=longest, report=report)
 
 
-def text_part(parts: Mapping[str, Any]) -> Any:
-    """The plan or inspection that reads the longest texts. One of a model's ``parts``."""
-    return max((part for part in parts.values() if not part.inputs.units), key=lambda part: part.inputs.new.tokens)
+LONGEST_CAPTION = 512
+"""Maximum number of tokens of the text whose similarity with an image is compared."""
 
 
-class WithTowers:
-    """Facts about a model. If it has several towers, there are such facts about each of them in ``towers``, by name."""
-
-    towers: Mapping[str, Any]
-    attention: Any
-
-    @property
-    def parts(self) -> Mapping[str, Any]:
-        """The facts about every tower by name; without towers, these facts under an empty name."""
-        return self.towers or {"": self}
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """Names of the towers, which have mechanisms apart; empty without towers."""
-        return tuple(self.towers)
-
-    def long_attention(self) -> dict[str, Any]:
-        """The mechanisms as in a config: those of every tower, or of the only stack."""
-        if self.towers:
-            return {TOWERS: {name: tower.attention.to_dict() for name, tower in self.towers.items()}}
-        return dict(self.attention.to_dict())
-
-    def report_of_towers(self) -> dict[str, Any]:
-        """The towers' entry in a report; empty without towers."""
-        return {TOWERS: {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}
-
-
-class VerificationTowers(dict[str, Any]):
-    """Name of each tower -> its verification inputs."""
+class InputsOfTowers(dict[str, Any]):
+    """Name of each tower -> its inputs."""
 
     def describe(self) -> str:
         """Description of the inputs for a report."""
@@ -68,33 +50,138 @@ class VerificationTowers(dict[str, Any]):
 class TowersKind(InputKind):
     """One input for each tower."""
 
-    has_plain_class = True
-
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        kinds = [*self.parts.values()]
-        self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
-        self.settings = tuple(name for kind in kinds for name in kind.settings)
-        self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # first tower wins
+        words = [kind.words for kind in self.parts.values()]
+        self.words = Words(  # type: ignore[misc]
+            noun="input",
+            nouns=" and ".join(each.nouns for each in words),
+            settings=("towers", *(name for each in words for name in each.settings)),
+            instead={purpose: advice for each in reversed(words) for purpose, advice in each.instead.items()},  # the first tower's
+        )
 
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:
         return {name: kind_of(tower) for name, tower in self.family.towers.items()}
 
-    def configs(self, config: Any) -> Mapping[str, Any]:
-        return {name: getattr(config, tower_field(name)) for name in self.parts}
+    def sizes(self, config: Any) -> InputSizes:
+        """Sizes of all towers; ``old`` and ``new`` are those of the tower that reads the longest texts."""
+        sizes = [part.sizes(getattr(config, tower_field(name))) for name, part in self.parts.items()]
+        return tower_inputs(sizes, max((of_tower for of_tower in sizes if not of_tower.new.name), key=lambda texts: texts.new.tokens))
 
-    def check_parts(self, source: str, request: Any) -> None:
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
+        """Plan each tower as a checkpoint of its own. Tensors outside the towers are kept; only their dtype may change."""
+        cast = parse_dtype(request.dtype)
+        plans = {
+            name: plan_source(tower_of(source, name, self.parts[name].family.base_model_name), of_tower)
+            for name, of_tower in self._requests(architecture, request).items()
+        }
+        values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
+        for name, plan in plans.items():
+            of_tower = {key: value for key, value in plan.config.to_dict().items() if key not in NAMES}
+            values[tower_field(name)] = {**of_tower, "model_type": plan.config.model_type}
+        with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
+            config = self.family.config_class.from_dict(values)
+        config.architectures = [architecture.long_class]
+        if cast is not None:
+            config.dtype = cast
+        texts, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
+        inputs = tower_inputs([plan.inputs for plan in plans.values()], texts.inputs)
+        pairs = f"pairs of a text and an image ({inputs.new_words})"
+        return ConversionPlan(
+            source=source,
+            architecture=architecture,
+            config=config,
+            max_shard_size=request.max_shard_size,
+            attention=texts.attention,
+            position_change=" and ".join(plan.position_change for plan in changed),
+            short_texts=texts.short_texts,
+            unchanged_tokens=min((plan.unchanged_tokens for plan in changed), default=0),
+            skeleton=architecture.skeleton(config),
+            shape=texts.shape,
+            costs=(),
+            warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
+            inputs=inputs,
+            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+            cast=cast,
+            files={name: values for plan in plans.values() for name, values in plan.files.items()},
+            towers=plans,
+            tokenizer_length=texts.tokenizer_length,
+            training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"},
+        )
+
+    def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
+        """The settings of each tower, by name; settings for other kinds of input are unset.
+
+        Raises:
+            OptionError: there is no such tower, or a mechanism is for all towers.
+            PositionError: ``positions`` is one rule instead of a rule per tower.
+        """
+        names, model_class, chosen = [*self.parts], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
-                f"The towers of {source}, {' and '.join(self.parts)}, have mechanisms apart, to which --mechanism, --option and --layers "
-                f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in self.parts)}."
+                f"The towers of a {model_class}, {' and '.join(names)}, have mechanisms apart, to which --mechanism, --option and --layers "
+                f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
+        check_towers(chosen, names, model_class)
+        rules: dict[str, str] = {}
+        if request.positions != AUTO:  # text=stretch:20,vision=tile
+            rules = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+            if "" in rules.values():
+                example = ",".join(f"{name}=RULE" for name in names)
+                raise PositionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
+            check_towers(rules, names, model_class)
+        requests = {}
+        for name, kind in self.parts.items():
+            unused: dict[str, Any] = dict.fromkeys(SETTINGS.keys() - {*kind.words.settings})
+            attention = chosen.get(name) or {}
+            values = attention.to_dict() if isinstance(attention, LongAttentionConfig) else dict(attention)
+            mechanism = values.pop("mechanism", None)
+            rule = rules.get(name, AUTO)
+            requests[name] = replace(request, **unused, mechanism=mechanism, options=values or None, positions=rule)
+        return requests
 
-    def sizes(self, config: Any) -> InputSizes:
-        """Sizes of the tower that reads the longest texts."""
-        sizes = [self.parts[name].sizes(part) for name, part in self.configs(config).items() if self.parts[name].family.reads_text]
-        return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> InputsOfTowers:
+        parts = self.parts.items()
+        return InputsOfTowers({name: part.inputs(getattr(config, tower_field(name)), folder, text, files) for name, part in parts})
+
+    def processor(self, plan: Any, folder: Path, inputs: InputsOfTowers) -> list[Check]:
+        return [check for name, part in plan.towers.items() for check in part.kind.processor(part, folder, inputs[name])]
+
+    def check(
+        self,
+        plan: ConversionPlan,
+        source: Any,
+        result: Any,
+        missing: set[str],
+        folder: Path,
+        inputs: InputsOfTowers,
+        given_text: bool = False,
+    ) -> list[Check]:
+        """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
+        plan.round_source(source)
+        length, why = min(plan.old_length, LONGEST_CAPTION), ""
+        if plan.position_change and plan.unchanged_tokens <= 1:
+            why = plan.position_change
+        elif plan.position_change:
+            length = min(length, plan.unchanged_tokens)
+        sizes = {name: part.inputs.old if part.inputs.old.name else part.inputs.at(length) for name, part in plan.towers.items()}
+        old = {key: value for name, size in sizes.items() for key, value in inputs[name].at(size).items()}
+        new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
+        with base_attention(result):
+            difference = Difference.of(run_model(source, old), run_model(result, old))
+        read = " and ".join(f"one {plan.towers[name].kind.words.noun} of {size.describe()}" for name, size in sizes.items())
+        detail = f"similarity of {read}, with full attention: largest difference from the source"
+        with torch.no_grad():
+            returned = result(**new, return_loss=True, return_dict=True)
+        return [
+            equality("similarities of text and image equal", detail, difference, {"length": length}, why),
+            check_finite(
+                "finite at the new sizes",
+                "similarity and loss at the new sizes",
+                {"loss": returned.loss, "similarity": returned.logits_per_text},
+            ),
+        ]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         task = "zero-shot-image-classification"
@@ -106,30 +193,3 @@ class TowersKind(InputKind):
             f'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")'
         )
         return Example(task, ("processor", "AutoProcessor"), lines, (PILLOW,))
-
-    def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """Maximum length, in tokens, of the towers that read texts."""
-        texts = {name: kind for name, kind in self.parts.items() if kind.family.reads_text}
-        return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
-
-    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
-        parts = [(kind, config.get(tower_field(name)) or {}, attentions.get(name)) for name, kind in self.parts.items()]
-        limits = [kind.limits(part, {"": of_tower}, kind.tokens_of(part)) for kind, part, of_tower in parts if of_tower is not None]
-        return [*dict.fromkeys(limit for of_tower in limits for limit in of_tower)]
-
-    @property
-    def any_size(self) -> bool:
-        return any(kind.any_size for kind in self.parts.values())
-
-    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationTowers:
-        return VerificationTowers({name: part.kind.verification_inputs(part, text, recording) for name, part in plan.towers.items()})
-
-    def check_reader(self, plan: Any, result: Path, inputs: VerificationTowers) -> list[Check]:
-        return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs[name])]
-
-    def training_step(self, plan: Any) -> dict[str, Any]:
-        pairs = f"pairs of a text and an image ({plan.new_input})"
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
-
-    def introduce(self, plan: Any) -> str:
-        return str(plan.new_input)

@@ -1,5 +1,6 @@
 """Look at a model: what runs in every layer, and how attention spreads over an input (``longattn inspect``).
 
+checkpoint       the layers, parameters, decode state and cost of a long checkpoint
 paths            the engine path of every layer, and why not another
 drawing          pictures of attention patterns
 stock            what the layers of a stock model declare, and what runs for them
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .attention import captured_mass as captured_mass
     from .attention import diagnose as diagnose
     from .candidates import Candidate as Candidate
+    from .checkpoint import Inspection as Inspection
+    from .checkpoint import inspect_checkpoint as inspect_checkpoint
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import LayerDiagnosis as LayerDiagnosis
     from .diagnosis import LengthDiagnosis as LengthDiagnosis

@@ -22,11 +22,10 @@ from ..conversion.sources import open_source, refuse_quantised
 from ..engines.common.grid import Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long
-from ..inputs.common.base import InputKind, kind_of, kind_of_model
-from ..inputs.common.processors import load_processor, required_processor
+from ..inputs.kind import InputKind, kind_of, kind_of_model
 from ..inputs.sound import duration
-from ..inputs.text import load_tokenizer
-from ..loading import loading_errors
+from ..inputs.tokenizer import load_tokenizer
+from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.audio_config import audio_seconds
@@ -100,12 +99,11 @@ def load_to_watch(
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)
     family = family_in(source.config)
-    if family is not None and kind_of(family).timed and not is_long(source.config):
+    if family is not None and kind_of(family).words.timed and not is_long(source.config):
         plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
-        loaded, class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
+        (loaded, _), class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
-        with loading_errors(source.name):
-            loaded = source.load(AutoModel, dtype=torch.float32)
+        loaded = load_weights(AutoModel, source.folder, local_files_only=True, dtype=torch.float32)
         class_name = type(loaded).__name__
     return LoadedCheckpoint(loaded.eval().to(target), str(model), class_name, is_long(source.config), source.folder)
 
@@ -178,20 +176,26 @@ def diagnose(
     kind: InputKind | None = None
     if not reads_text:
         kind = kind_of_model(network.config)
-        if kind is None or not (kind.drawn or kind.timed):
-            if kind is not None and kind.units:
+        if kind is None or not (kind.words.drawn or kind.words.timed):
+            if kind is not None and kind.words.units:
                 model_type = network.config.model_type
-                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
+                raise BackendError(
+                    f"{loaded.name!r} is of type {model_type!r}, which reads {kind.words.nouns}; {kind.words.how_to_diagnose}"
+                )
             kind = kind_of(family_of(watched_layers(network)))
     if kind is None:
         read = _read_text(network, loaded, text, processor, lengths)
-    elif kind.timed:
+    elif kind.words.timed:
         read = _read_sounds(kind, network, loaded, Path(str(text)), processor, lengths)
     else:
         read = _read_image(kind, network, loaded, Path(str(text)), processor, lengths)
     stack = watched_inputs(network, read.lengths[0][1][0])[0]
     causal = is_causal(stack)
-    chosen, reasons, measured = candidates_for(kind, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
+    chosen, reasons, measured = (
+        candidates_for(None if kind is None else kind.words, candidates, causal),
+        dict[str, str](),
+        list[LengthDiagnosis](),
+    )
     for name, pieces in read.lengths:
         start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons, draws=True), -(-queries // len(pieces))
         for number, piece in enumerate(pieces):
@@ -264,10 +268,8 @@ def _read_sounds(
         LengthError: a duration exceeds the model's maximum or the recordings.
         CheckpointError: the model has no feature extractor.
     """
-    if loaded.folder is None:
-        required_processor(extractor, loaded.name, "sound")
-    rule, config = kind.rule, network.config
-    sounds = kind.user_inputs(rule, config, loaded.folder or Path(), loaded.name, recordings, STRETCHES, extractor)
+    rule, config, settings = kind.rule, network.config, {"count": STRETCHES, "model": loaded.name, "processor": extractor}
+    sounds = kind.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
     if not loaded.is_long and not rule.base_reads(config, max(asked or SECONDS)):
         limit = float(rule.durations(config)[0])
@@ -282,8 +284,8 @@ def _read_sounds(
             )
     elif sounds.longest < SECONDS[-1]:
         notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
-    lengths = [(duration(seconds), [rule.arguments(row) for row in sounds.values(seconds)]) for seconds in durations]
-    return ReadInputs(recordings.resolve().name, lengths, tuple(notes), rule.frame_seconds(config))
+    lengths = [(duration(seconds), sounds.pieces(kind.sizes(config).at(seconds))) for seconds in durations]
+    return ReadInputs(sounds.name, lengths, tuple(notes), rule.frame_seconds(config))
 
 
 def _read_image(
@@ -295,15 +297,12 @@ def _read_image(
         OptionError: lengths were asked for.
         CheckpointError: the model has no processor.
     """
-    rule, user, stack = kind.rule, kind.user_inputs, watched_layers(network)
     if asked is not None:
-        raise OptionError(f"{loaded.name!r} reads {kind.nouns}, which are measured at one size; leave --lengths out.")
-    if processor is None and loaded.folder is not None:
-        processor = load_processor(loaded.folder, user.processor_kind)
-    processor = required_processor(processor, loaded.name, user.reads)
-    values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
-    size = rule.describe(tuple(values.shape[-2:]))
-    return ReadInputs(file.name, [(size, [{PIXELS: values}])])
+        raise OptionError(f"{loaded.name!r} reads {kind.words.nouns}, which are measured at one size; leave --lengths out.")
+    stack = watched_layers(network)
+    images = kind.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
+    values = images.processed().to(stack.device, stack.dtype)
+    return ReadInputs(file.name, [(kind.rule.describe(tuple(values.shape[-2:])), [{PIXELS: values}])])
 
 
 def untrained(

@@ -9,15 +9,13 @@ from typing import Any
 
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
-from ..inputs.common.base import InputKind
+from ..inputs.sizes import Words
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.choice_text import read_choice, write_choice
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
-from ..modeling.family.audio_config import check_mechanism_for_audio
-from ..modeling.family.grid_config import check_mechanism_for_grid
 from .layer_attention import LayerAttention
 
 USUAL = (
@@ -84,25 +82,24 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
-def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
-    """The candidates ``asked`` for, or those by default, for models that read inputs of this ``kind`` (``None``: texts).
+def candidates_for(words: Words | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+    """The candidates ``asked`` for, or those by default, for models of inputs with these ``words`` (``None``: texts).
 
     Raises:
         OptionError: a mechanism that was asked for does not support these inputs.
         UnknownMechanismError: it does not exist.
     """
-    if kind is None or not (kind.drawn or kind.timed):
+    if words is None or not (words.drawn or words.timed):
         return usual_candidates(causal) if asked is None else read_candidates(asked)
-    check = check_mechanism_for_grid if kind.drawn else check_mechanism_for_audio
     if asked is not None:
         chosen = read_candidates(asked)
         for candidate in chosen:
-            check(candidate.mechanism, candidate.options)
+            words.check(candidate.mechanism, candidate.options)
         return chosen
     fitting = []
-    for candidate in unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
+    for candidate in unasked(USUAL_ON_GRIDS) if words.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
         with suppress(OptionError):
-            check(candidate.mechanism, candidate.options)
+            words.check(candidate.mechanism, candidate.options)
             fitting.append(candidate)
     return fitting
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attend import attend
-from ..conversion import Inspection
 from ..conversion.model_loading import chosen_device
 from ..engines.common.paths import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, LongAttentionError
 from ..mechanisms.common.base import Mechanism
+from .checkpoint import Inspection
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST_CHOICE = "the path of highest priority"
@@ -127,7 +127,7 @@ def planned_length(checkpoint: Inspection) -> int:
 
 
 def _grid(checkpoint: Inspection) -> Any:
-    return None if checkpoint.inputs is None else checkpoint.inputs.new.grid
+    return checkpoint.inputs.new.grid
 
 
 @contextlib.contextmanager

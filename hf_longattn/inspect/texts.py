@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.english import text_of
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LengthError, OptionError
-from ..inputs.text import excerpt, token_ids
+from ..inputs.tokenizer import excerpt, token_ids
 
 DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"
 """The words in which durations are asked for."""

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
-from ..conversion.plain_parts import text_tower
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError
-from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
+from ..inputs.kind import kind_of_model
+from ..inputs.plain import text_tower
+from ..inputs.sizes import NOT_DIAGNOSED
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.ordered import in_raster_order
@@ -66,7 +67,7 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
     read: Any = getattr(stack, "main_input_name", "input_ids")
     if read != "input_ids":
         kind = kind_of_model(stack.config)
-        nouns, instead = (read, NOT_DIAGNOSED) if kind is None else (kind.nouns, kind.how_to_diagnose)
+        nouns, instead = (read, NOT_DIAGNOSED) if kind is None else (kind.words.nouns, kind.words.how_to_diagnose)
         raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {instead}")
 
 
@@ -84,7 +85,7 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
         return (towers[reading], reading) if reading in towers else (model, "")
     others = {name: tower for name, tower in towers.items() if name != reading}
     kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
-    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
+    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.words.drawn), None):
         return others[drawn], drawn
     if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
@@ -98,14 +99,12 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     """As :func:`watched_stack`, for a model that may read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    if (kind := kind_of_model(model.config)) is not None:
-        stack = kind.stack(model)
-    else:
-        stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
+    kind = kind_of_model(model.config)
+    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
-        if kind is not None and kind.timed:
+        if kind is not None and kind.words.timed:
             long_class = kind.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
@@ -150,7 +149,7 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
     kind = kind_of_model(getattr(model, "config", None))
-    if kind is not None and kind.timed:
+    if kind is not None and kind.words.timed:
         stack, rule = watched_layers(model), kind.rule
         return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
     stack, arguments, grid = watched_on_grid(model, inputs)
@@ -224,10 +223,10 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 
 def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
     """The base's own attention: full, with sliding windows in the layers that have one."""
-    config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
-    if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
-        return LongAttentionConfig("full")
-    return base_attention(own_windows(config) if kind is None else kind.base_windows(config, layers))
+    config = stack.config.get_text_config()
+    return (
+        base_attention(own_windows(config)) if isinstance(getattr(config, "num_hidden_layers", None), int) else LongAttentionConfig("full")
+    )
 
 
 @contextlib.contextmanager

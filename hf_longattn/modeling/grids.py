@@ -16,7 +16,7 @@ from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
-from .family.grid_config import TILE
+from .family.grid_config import INTERPOLATE, TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, GridRule, image_size
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
@@ -171,6 +171,23 @@ def _tiled(embeddings: Any) -> Any:
         "__reduce_ex__": lambda self, protocol: (_empty_tiled, (embeddings,), vars(self)),  # pickle would look for the class in its module
     }
     return type(embeddings.__name__, (embeddings,), namespace)
+
+
+@contextmanager
+def interpolating(model: Any) -> Iterator[None]:
+    """Context in which a model interpolates its positions, as its base does, though its config says that they are tiled."""
+    extension, tiled = model.config.position_extension, dict[Any, Any]()
+    for module in model.modules():
+        kind: Any = type(module)
+        if hasattr(kind, INTERPOLATE_ARGUMENT) and kind is _tiled(kind.__base__):
+            tiled[module], module.__class__ = kind, kind.__base__
+    model.config.position_extension = INTERPOLATE
+    try:
+        yield
+    finally:
+        model.config.position_extension = extension
+        for module, kind in tiled.items():
+            module.__class__ = kind
 
 
 def _empty_tiled(embeddings: Any) -> Any:

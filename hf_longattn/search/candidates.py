@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import LongAttentionError, OptionError
-from ..inputs.common.base import InputSizes
-from ..inputs.text import text_sizes
+from ..inputs.sizes import InputSizes, text_sizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
@@ -32,11 +31,11 @@ FULL = Candidate("full")
 
 def usual_candidates(sizes: InputSizes | None = None, causal: bool = False) -> list[Candidate]:
     """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
-    if sizes is None or not sizes.kind.drawn:
+    if sizes is None or not sizes.words.drawn:
         return unique_candidates([*unasked((*USUAL, *USUAL_CAUSAL * causal)), FULL])
-    named = unasked((*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
+    named = unasked((*sizes.own_windows(), *USUAL_ON_GRIDS))
     mechanisms = {candidate.mechanism for candidate in named}
-    others = [Candidate(name) for name in sizes.kind.mechanisms(causal=False) if name not in mechanisms]
+    others = [Candidate(name) for name in sizes.mechanisms(causal=False) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])
 
 
@@ -66,7 +65,7 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = No
     if built.traits.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     try:
-        (text_sizes(0, 0) if sizes is None else sizes).kind.check_candidate(built, sizes)
+        (text_sizes(0, 0) if sizes is None else sizes).check(built)
     except LongAttentionError as error:
         return str(error)
     return ""

@@ -98,9 +98,7 @@ class SearchConfig(Settings):
     )
     length: int | None = of_conversion("max_length")
     image_size: str | int | Sequence[int] | None = of_conversion("image_size")
-    audio_seconds: float | None = setting(
-        None, "Duration of the result's sounds.", unset="the checkpoint's", unit="seconds", type=float, metavar="SECONDS"
-    )
+    audio_seconds: float | None = setting(None, "Duration of the result's sounds.", unset="the checkpoint's", type=float, metavar="SECONDS")
     candidates: Sequence[str | Candidate] | None = setting(
         None,
         "A mechanism that layers may run, for example window:window=256. Repeatable.",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.architectures import converter_of
+from ..conversion.adopt import adoption_of
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan
@@ -21,14 +21,15 @@ from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, LengthError
 from ..files import is_generic, is_long
-from ..inputs.common.base import InputSize
-from ..inputs.common.running import with_decoder_input
-from ..inputs.text import kind_in, load_tokenizer
+from ..inputs.kind import kind_in
+from ..inputs.running import with_decoder_input
+from ..inputs.sizes import InputSize
+from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
 from ..inspect.texts import TextIds
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
-from ..modeling.family.sliding_window import base_attention
+from ..modeling.family.sliding_window import base_attention, own_windows
 from .design import Design
 
 
@@ -54,7 +55,7 @@ class SearchedModel:
         plan = self.original = self.planned(None)
         self.tokenizer = load_tokenizer(self.source.folder)
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
-        windows = plan.kind.base_windows(plan.architecture.source_config, self.layers)
+        windows = own_windows(plan.architecture.source_config)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
         attention = plan.architecture.original_attention()
         self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
@@ -103,7 +104,7 @@ class SearchedModel:
         key = (short, repr(getattr(text, "rope_parameters", None)), getattr(plan.config, "position_extension", None))
         if key != self._key:
             self._model = None
-            model: Any = load_as_result(self.source, plan.architecture, plan.config)
+            model, _ = load_as_result(self.source, plan.architecture, plan.config)
             if hasattr(model.config, "use_cache"):
                 model.config.use_cache = False
             self._model, self._key = model.to(self.device), key
@@ -127,7 +128,7 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    known = kind.family is not None or converter_of(source) is not None or "long_attention" in source.config
+    known = kind.family is not None or adoption_of(source.config) is not None or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn inspect MODEL INPUT` "
@@ -170,18 +171,17 @@ class SearchInputs:
     """Images or recordings, with the methods of :class:`SearchText`.
 
     Args:
-        given: a file or a folder of them; ``None`` for scikit-learn's photographs.
+        files: a file or a folder of them; ``None`` for scikit-learn's photographs.
         plan: of a conversion of the model.
         count: most inputs to read.
 
     Raises:
-        DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.common.user_files.UserInputs`.
+        DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.processors.UserFiles`.
     """
 
-    def __init__(self, given: object, plan: ConversionPlan, count: int) -> None:
+    def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
         kind: Any = plan.kind
-        self.config = plan.architecture.source_config
-        self.kind, self.user = kind, kind.user_inputs(kind.rule, self.config, plan.source.folder, plan.source.name, given, count)
+        self.user = kind.inputs(plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name)
         self.name, self.too_few = self.user.name, self.user.too_few
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
@@ -193,7 +193,7 @@ class SearchInputs:
             GridError: the processor makes inputs of another size.
         """
         if size not in self._pieces:
-            self._pieces[size] = [self.kind.arguments(self.config, values) for values in self.user.values(size.value)]
+            self._pieces[size] = self.user.pieces(size)
         return self._pieces[size][:count]
 
     def predicted(self, size: Any, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
@@ -206,7 +206,7 @@ class SearchInputs:
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
     """The text, tokenised as far as ``pieces`` need it, or images or recordings; ``None`` for those that come with packages."""
-    if model.original.kind.user_inputs is not None:
+    if model.original.inputs.new.name:
         return SearchInputs(text, model.original, pieces)
     text, name = verification_text(None) if text is None else (text, None)
     vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.token_loss import LossChange
-from ..inputs.common.base import InputSize
+from ..inputs.sizes import InputSize
 from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
 from .design import CostedDesign

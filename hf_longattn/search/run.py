@@ -20,8 +20,7 @@ from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..files import check_new_file, write_text
-from ..inputs.common.base import InputSize
-from ..inputs.grid import size_text
+from ..inputs.sizes import InputSize
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
@@ -131,7 +130,8 @@ class Search:
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         original = self.model.original
-        self.length: int | InputSize = original.kind.compared_at(original.inputs, original.architecture.source_config, config.compare_at)
+        size = original.inputs.compare_at(config.compare_at)
+        self.length: int | InputSize = size if size.name else size.tokens
         self.text = read_inputs(text, self.model, config.pieces)
         self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
@@ -178,7 +178,7 @@ class Search:
             untrained = ""  # why the result's positions need training with it
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
-                untrained = str(sizes.kind.untrained_distances(self.model.original, mechanism, self.conversion.positions))
+                untrained = sizes.untrained(mechanism, self.model.original.positions, self.conversion.positions, shape.causal)
             if why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
@@ -189,7 +189,7 @@ class Search:
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
             span = widest_span(self.model.trained_length, causal=shape.causal)
-            example = next(iter(sizes.kind.own_windows(sizes)), f"window:window={span}")
+            example = next(iter(sizes.own_windows()), f"window:window={span}")
             raise OptionError(
                 f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate {example}."
             )
@@ -220,7 +220,7 @@ class Search:
         compared = self.length if isinstance(self.length, int) else self.length.tokens
         recipe = chosen.design.recipe(
             max_length=conversion.max_length,
-            image_size=None if conversion.image_size is None else size_text(sizes.new.value),
+            image_size=None if conversion.image_size is None else sizes.new.typed,
             audio_seconds=conversion.audio_seconds,
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
@@ -244,5 +244,5 @@ class Search:
             front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.words.material,
         )  # fmt: skip

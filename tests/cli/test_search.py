@@ -69,7 +69,7 @@ def test_search_prints_the_conversion_that_gives_its_design(
         (("--budget", "cheap"), "give a number above 0 such as"),
         (("--candidate", "windw"), "Did you mean 'window'"),
         (("--score", "loss"), "score is 'loss'"),
-        (("--compare-at", "4096"), "Candidates are compared at 16 to 64 tokens"),
+        (("--compare-at", "4096"), "Mechanisms are compared on texts of up to 64 tokens"),
     ],
 )
 def test_search_refuses_budgets_and_candidates_that_do_not_fit(

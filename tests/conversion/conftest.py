@@ -148,14 +148,13 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
     return copy
 
 
-def damaged(write: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """``write``, after which one byte of the weights is another."""
+def damaged(save: Callable[..., None]) -> Callable[..., None]:
+    """``save``, after which one byte of the file is another."""
 
-    def damage(folder: Path, *arguments: Any) -> list[str]:
-        names = write(folder, *arguments)
-        with open(folder / "model.safetensors", "r+b") as file:
+    def damage(tensors: Any, path: str, *arguments: Any, **more: Any) -> None:
+        save(tensors, path, *arguments, **more)
+        with open(path, "r+b") as file:
             file.seek(-5, os.SEEK_END)
             file.write(b"\x7f")
-        return names
 
     return damage

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 import hf_longattn
-from hf_longattn import convert_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.adopt import ADOPTIONS
 from hf_longattn.errors import CheckpointError, MaskError
 from tests.cases import every_case

@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQu
 
 from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.conversion import ConversionPlan, convert_checkpoint, folders, lengths, plan_conversion, writing
+from hf_longattn.conversion import ConversionPlan, convert, convert_checkpoint, folders, lengths, plan_conversion
 from hf_longattn.conversion import check as checking
 from hf_longattn.conversion.check import BEYOND, check_result, labelled
 from hf_longattn.conversion.check_loss import LOSS, check_loss, text_losses
@@ -25,7 +25,7 @@ from hf_longattn.conversion.lengths import Lengths, choose_lengths
 from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.text import VerificationText, load_tokenizer
+from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 from hf_longattn.reports import Check
@@ -47,15 +47,16 @@ def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None
 
 
 def test_verification_finds_a_damaged_value(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "write_weights", damaged(writing.write_weights))
-    refused(built("BertModel"), tmp_path, "differs from the source's values")
+    source = built("BertModel")
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", damaged(save_file))
+    refused(source, tmp_path, "differs from the source's values")
 
 
 def test_verification_finds_position_rows_that_the_extension_lost(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
         return weight.flip(0).repeat(4, 1)[:rows]
 
-    monkeypatch.setattr(writing, "extend_table", reverse)
+    monkeypatch.setattr("hf_longattn.modeling.attach.weights.extend_table", reverse)
     refused(built("BertModel"), tmp_path, "lost its first 64 rows")
 
 
@@ -124,7 +125,7 @@ def test_verification_skips_padding_for_a_base_without_hidden_states(built: Buil
 def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     add = folders.add_source_files
-    monkeypatch.setattr(folders, "add_source_files", lambda *sources, **options: add(*sources, **{**options, "tokenizer_length": LENGTH}))
+    monkeypatch.setattr(convert, "add_source_files", lambda *sources, **options: add(*sources, **{**options, "tokenizer_length": LENGTH}))
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 
@@ -248,7 +249,7 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
     plan = plan_conversion(built("BertForQuestionAnswering"), **settings)
     convert_checkpoint(built("BertForQuestionAnswering"), tmp_path / "long", verify=False, **settings)
     plant, sentence = FAULTS[fault]
-    inputs = plan.kind.verification_inputs(plan, verification_text(None))
+    inputs = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
     source = BertForQuestionAnswering.from_pretrained(built("BertForQuestionAnswering"))
 
     def failed() -> list[str]:

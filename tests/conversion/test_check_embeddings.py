@@ -16,7 +16,7 @@ from hf_longattn.conversion import ConversionReport, check_embeddings, convert_c
 from hf_longattn.conversion.check_embeddings import EMBEDDINGS, PASSAGES
 from hf_longattn.data.english import verification_text
 from hf_longattn.evaluation.pooling import SentencePooling
-from hf_longattn.inputs.text import VerificationText, load_tokenizer
+from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from tests.trained import tokenizer_of
 
 from .conftest import LENGTH

@@ -11,8 +11,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, LengthError, OptionError, PositionError
+from hf_longattn.inspect import inspect_checkpoint
+from tests.reports import tensor_counts
 
 from .conftest import LENGTH
 
@@ -100,7 +102,7 @@ def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Ca
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
     assert report.passed
-    assert report.plan["tensor_counts"]["extended"] == 0
+    assert tensor_counts(report)["extended"] == 0
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
 
 
@@ -114,7 +116,9 @@ def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Calla
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
 
 
-def test_plan_of_two_stacks_refuses_wrong_lengths_layers_and_tables(built: Built, checkpoint: Callable[..., Path]) -> None:
+def test_conversion_of_two_stacks_refuses_wrong_lengths_layers_and_tables(
+    built: Built, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(LengthError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
         plan_conversion(built(BART), max_decoder_length=10)
     with pytest.raises(LengthError, match=r"a maximum length of 10 is too small"):
@@ -125,7 +129,5 @@ def test_plan_of_two_stacks_refuses_wrong_lengths_layers_and_tables(built: Built
     tensors = load_file(source / "model.safetensors")
     tensors["model.decoder.embed_positions.weight"] = torch.zeros(40, 32)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"max_position_embeddings=64, but its table 'model.decoder.embed_positions.weight' has 40 rows"
-    ):
-        plan_conversion(source)
+    with pytest.raises(CheckpointError, match=r"decoder\.embed_positions\.weight' of .* has the shape"):
+        convert_checkpoint(source, tmp_path / "long")

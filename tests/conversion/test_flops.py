@@ -64,7 +64,7 @@ def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:
         )
         with torch.device("meta"):
             model = family.model_class("AlbertModel")(config)
-        return model_shape(config, model, [torch.float32]).matrix_parameters
+        return model_shape(config, model).matrix_parameters
 
     assert matrices(5) - matrices(2) == 3 * (4 * 32 * 32 + 2 * 32 * 48)
 

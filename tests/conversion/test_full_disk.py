@@ -14,19 +14,20 @@ from safetensors import SafetensorError
 
 from hf_longattn import compress_checkpoint
 from hf_longattn import files as staging
-from hf_longattn.conversion import convert_checkpoint, tensor_files
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 
 
-@pytest.mark.parametrize("full_at", ["header", "middle", "sync"])
+@pytest.mark.parametrize("full_at", ["weights", "sync"])
 def test_conversion_onto_a_full_disk_is_one_sentence_and_leaves_nothing(
     full_at: str, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(*arguments: object, **more: object) -> None:
+        if full_at == "sync":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    place = {"header": (tensor_files, "_header"), "middle": (tensor_files, "_write_bytes"), "sync": (os, "fsync")}[full_at]
-    monkeypatch.setattr(*place, full)
+    monkeypatch.setattr("os.fsync" if full_at == "sync" else "transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
         convert_checkpoint(built("BertModel"), tmp_path / "deep" / "long", mechanism="full", max_length=128)
     assert os.listdir(tmp_path) == []

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn import convert_checkpoint, plan_conversion, search_design
 from hf_longattn.cli.app import app
-from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.generic import towers_of
 from tests.generic import load_generic
 from tests.grids import quickly
@@ -107,7 +107,7 @@ def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, A
 def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
     config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="a BertModel has one stack; give --mechanism"):
+    with pytest.raises(OptionError, match="but a BertModel reads text; give --mechanism"):
         plan_conversion(tmp_path, towers={"text": WINDOW})
 
 
@@ -120,7 +120,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
     assert vision.new_input == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
     assert text.new_input == f"{text.config.max_position_embeddings} tokens"
-    assert all(sum(tower.counts().values()) > 10 for tower in plan.towers.values())  # LLaVA's files have older names than the model
+    assert all(tower.parameters > 1000 for tower in plan.towers.values())
     assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
     assert text.shape.causal is (case != "siglip")
     convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"vision": towers["vision"]}, verify=False)
@@ -133,13 +133,6 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     said = " ".join(shown.output.split())
     assert "of transformers, with mechanisms" in said
     assert "towers as in their class text" in said
-
-
-def test_windows_of_the_base_bound_the_planned_cost_of_a_layer(tmp_path: Path) -> None:
-    build("qwen2_5_vl")[0].save_pretrained(tmp_path)
-    (cost, *_) = plan_conversion(tmp_path, generic=True, towers={"vision": {"mechanism": "full"}}).towers["vision"].costs
-    patches, window = cost.length, (16 // 4) ** 2  # layer 0 has windows of 16 × 16 pixels, layer 1 is full
-    assert cost.full_attention_flops == cost.attention_flops == 4 * 32 * (patches * window + patches**2)
 
 
 def test_generic_conversion_of_llava_with_global_texts_by_command(tmp_path: Path) -> None:

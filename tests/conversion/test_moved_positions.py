@@ -10,9 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longattn import LongLlamaForCausalLM
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.export import export_checkpoint
+from hf_longattn.inspect import inspect_checkpoint
 from tests.cases import every_case
 from tests.reference.small_models import tokens
 

@@ -22,7 +22,7 @@ from transformers import (
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 from hf_longattn.files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
-from hf_longattn.inputs import grid, sound, text
+from hf_longattn.inputs import tokenizer
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
@@ -83,8 +83,7 @@ def test_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path
 def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
-    for module, function in ((sound, "extractor_files"), (grid, "processor_files")):
-        monkeypatch.setattr(module, function, lambda *_: {})
+    monkeypatch.setattr(ProcessorFile, "with_values", lambda *_: {})
     with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|makes inputs of .* instead of"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
     assert made(tmp_path / "short") != size
@@ -126,11 +125,11 @@ class TestText:
         assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
     def test_verification_fails_if_the_tokenizer_cuts_at_another_length(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text, "truncated_lengths", lambda *_: {"input_ids": 64})
+        monkeypatch.setattr(tokenizer, "truncated_lengths", lambda *_: {"input_ids": 64})
         with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
             self.checks(self.page(tmp_path), tmp_path / "long")
         assert not (tmp_path / "long").exists()
-        monkeypatch.setattr(text, "truncated_lengths", lambda *_: {"input_ids": 120, "bbox": 200})
+        monkeypatch.setattr(tokenizer, "truncated_lengths", lambda *_: {"input_ids": 120, "bbox": 200})
         with pytest.raises(CheckpointError, match="with truncation a longer text has 120 input_ids and 200 bbox"):
             self.checks(tmp_path / "short", tmp_path / "long")
 

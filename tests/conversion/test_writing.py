@@ -128,8 +128,7 @@ def test_memory_tokens_are_written_and_equal_on_every_run(name: str, prefix: str
     options = {"mechanism": "recurrent_memory", "segment_length": 12, "num_memory_tokens": 2, "max_length": 200}
     found = []
     for folder in (tmp_path / "one", tmp_path / "two"):
-        report = convert_checkpoint(built(name), folder, **options, verify=False)
-        assert report.plan["tensor_counts"]["added"] == 1
+        convert_checkpoint(built(name), folder, **options, verify=False)
         found.append(load_file(folder / "model.safetensors")[f"{prefix}long_memory.tokens"])
     assert torch.equal(*found)
     assert 0 < found[0].std() < 0.1

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.tokenization import special_ids, text_encoding
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.text import token_ids
+from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.training.loading import load_start
 from tests.byte_tokenizer import train_tokenizer
 

@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint
-from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
 from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LengthError, MissingExtraError, OptionError
 from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import METHODS, REPORT, accuracy
 from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
+from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize

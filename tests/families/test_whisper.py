@@ -25,6 +25,7 @@ from hf_longattn.errors import AudioError, LengthError, OptionError
 from hf_longattn.families import LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
+from tests.reports import tensor_counts
 from tests.whisper import SIZES
 
 HEADS: tuple[type[Any], ...] = (WhisperModel, WhisperForConditionalGeneration, WhisperForAudioClassification)
@@ -176,7 +177,7 @@ class TestConversionOfWhisper:
         checks = {check.name: check.status for check in report.checks}
         assert report.passed
         assert checks["equal where the mechanism covers the input"] == checks["finite at the new duration"] == "passed"
-        assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
+        assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
         extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "long")
         assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (2, 32_000, 200)
         features = extractor(torch.randn(20_000).numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.inputs.common.base import SEARCH, SETTINGS, SIZE, VERIFICATION, InputKind, kind_of
-from hf_longattn.inputs.common.sized import SizedKind
+from hf_longattn.inputs.kind import SETTINGS, InputKind, kind_of
+from hf_longattn.inputs.sizes import PARTS, SEARCH, SIZE, VERIFICATION, doubled
 from hf_longattn.modeling.family.definition import FAMILIES, module_name
 from hf_longattn.names import module_names
 
@@ -23,14 +23,11 @@ def kind(request: pytest.FixtureRequest) -> InputKind:
 
 @pytest.mark.thorough
 def test_input_kinds_have_nouns_and_settings_for_messages(kind: InputKind) -> None:
-    assert kind.noun
-    assert kind.nouns
-    assert set(kind.settings) <= set(SETTINGS)
-    assert set(kind.instead) <= {SIZE, SEARCH, VERIFICATION}
-    assert SIZE in kind.instead
-    if isinstance(kind, SizedKind):
-        assert kind.size_noun
-        assert kind.smaller
+    words = kind.words
+    assert all((words.noun, words.nouns, words.size, words.material))
+    assert {*words.settings} <= {*SETTINGS}
+    assert SIZE in words.instead
+    assert {*words.instead} <= {SIZE, SEARCH, VERIFICATION, PARTS}
 
 
 def test_input_kind_sizes_have_words_and_tokens(kind: InputKind) -> None:
@@ -38,25 +35,16 @@ def test_input_kind_sizes_have_words_and_tokens(kind: InputKind) -> None:
     assert sizes.old.tokens > 0
     assert sizes.new.tokens >= sizes.old.tokens
     assert all((sizes.old_words, sizes.new_words, sizes.longest, sizes.new.typed, sizes.new.heading))
-
-
-@pytest.mark.thorough
-def test_input_kinds_count_more_tokens_for_larger_sizes(kind: InputKind) -> None:
-    if not isinstance(kind, SizedKind) or kind.any_size:
-        return
-    config = kind.family.config_class()
-    old = kind.sizes(config).old.value
-    doubled = kind.doubled(old)
-    tokens = [kind.size(config, value).tokens for value in (old, kind.halved(config, doubled, old), doubled)]
-    assert tokens == sorted(tokens)
-    assert tokens[0] < tokens[-1]
-    assert kind.limited(doubled, old) == old
+    assert sizes.steps()[0] == sizes.old
+    assert sizes.steps()[-1] == sizes.new
+    assert sizes.at(doubled(sizes.old.value)).tokens > sizes.old.tokens
 
 
 def test_base_models_take_the_inputs_of_a_verification(kind: InputKind, tmp_path: Path) -> None:
-    if not isinstance(kind, SizedKind) or kind.any_size:
-        return
     family, config = kind.family, kind.family.config_class()
+    size = kind.sizes(config).old
+    if not size.name or getattr(kind.rule, "shapes", None) is not None:  # texts, and images of any size
+        return
     inputs = kind.inputs(config, tmp_path)
     assert inputs.describe()
-    assert set(inputs.at(kind.sizes(config).old)) <= set(inspect.signature(family.base_class(family.base_model_name).forward).parameters)
+    assert {*inputs.at(size)} <= {*inspect.signature(family.base_class(family.base_model_name).forward).parameters}

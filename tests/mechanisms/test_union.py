@@ -146,7 +146,6 @@ def test_all_ways_to_write_a_union_are_one_config() -> None:
     configs = [LongAttentionConfig("union", of=way) for way in ways]
     assert all(config == configs[0] for config in configs)
     assert configs[0].to_dict() == {"mechanism": "union", "of": ways[0]}
-    assert "of=window:window=256+longformer:window=8,global_tokens=0+3" in str(configs[0])
     assert LongAttentionConfig.from_dict(configs[0].to_dict()) == configs[0]
 
 

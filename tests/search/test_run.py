@@ -53,7 +53,7 @@ def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Pat
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
-    tokenizer = hf_longattn.inputs.text.load_tokenizer(encoder)
+    tokenizer = hf_longattn.inputs.tokenizer.load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     piece = torch.cat([ids[:63], ids[-1:]])
     mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)
@@ -186,7 +186,7 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "no candidate": ({"candidates": []}, OptionError, "There is no candidate"),
     "segments": ({"candidates": ["recurrent_memory"]}, OptionError, "reads a text segment by segment"),
     "a device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
-    "too long a comparison": ({"compare_at": 65}, LengthError, "compared at 16 to 64 tokens"),
+    "too long a comparison": ({"compare_at": 65}, LengthError, "compared on texts of up to 64 tokens"),
     "too short a result": ({"length": 32}, LengthError, "The source takes 64 tokens"),
 }
 

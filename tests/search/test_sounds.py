@@ -85,7 +85,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 512}, OptionError, "give its duration as --audio-seconds 600"),
     ({"audio_seconds": 3}, LengthError, "3 seconds are too few"),
     ({}, LengthError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
-    ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the result reads, not of 16"),
+    ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the checkpoint reads, not of 16"),
     ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads an image's patches"),
 ]
 

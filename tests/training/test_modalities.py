@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from hf_longattn import LongBertConfig, LongBertModel
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError, flag
+from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.evaluation import evaluation_arguments

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
+from .definition import without_head
 from .input_rule import InputRule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+COUNTED_SECONDS = 10.0
+"""Duration of the meta-device input on which the operations of convolutions are counted."""
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
@@ -72,8 +76,6 @@ class AudioRule(InputRule):
     front: ``config ->`` the convolutions from the input to the tokens of the layers with attention.
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
     positions: the kind of positions, as one word.
-    why_chunks_differ: why frames of a chunk get other features than in the whole sound, even far from the chunk's ends; empty if they
-        get the same.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
     why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
         not known beforehand.
@@ -96,7 +98,6 @@ the attention of {base} instead.
     front: Callable[[Any], Sequence[Convolution]] = unpadded_convolutions
     outputs: Callable[[Any, int], int] | None = None
     positions: str = "convolved"
-    why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
     why_train: Callable[[Any, str], str] = lambda config, head: ""
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
@@ -125,6 +126,27 @@ the attention of {base} instead.
     def most_tokens(self, family: Any, config: Any) -> int:
         """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
+
+    def further_operations(self, config: Any, skeleton: Any) -> int:
+        """Multiply-accumulate operations of all convolutions per frame."""
+        from torch import nn, no_grad
+
+        operations = 0
+
+        def count(module: Any, args: Any, output: Any) -> None:
+            nonlocal operations
+            frames = output[0] if isinstance(output, tuple) else output
+            operations += 2 * module.weight[0].numel() * frames.numel()
+
+        model = copy.deepcopy(skeleton).eval()  # a copy, so that use_base_attention does not change the skeleton's config
+        model.use_base_attention()
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                module.register_forward_hook(count)
+        stack = model.get_encoder() if config.is_encoder_decoder else without_head(model)
+        with no_grad():
+            stack(**self.arguments(self.seeded(config, COUNTED_SECONDS).to("meta")))
+        return operations // (2 * self.frames(config, self.length(COUNTED_SECONDS)))
 
     def converted_seconds(self, seconds: float) -> float:
         """The duration for which to convert a model that must read ``seconds``."""
@@ -232,5 +254,5 @@ the attention of {base} instead.
             )
 
 
-WAV2VEC2 = AudioRule(outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time)
+WAV2VEC2 = AudioRule(outputs=adapted, why_padding_changes=normalised_over_time)
 """The rule of wav2vec 2.0, and of bases that read sound as it does."""

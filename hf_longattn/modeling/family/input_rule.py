@@ -45,6 +45,10 @@ the attention of {base} instead.
             return int(config.max_position_embeddings)
         return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
 
+    def further_operations(self, config: Any, skeleton: Any) -> int:
+        """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta device."""
+        return 0
+
     def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
         """Deterministic values ``(rows, length, width)`` int64 of the arguments in :attr:`further`. They never fall along the width, and so
         are boxes, too."""

@@ -29,8 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hf_longattn.conversion.tensor_files import write_json
-from hf_longattn.files import read_json_object
+from hf_longattn.files import read_json_object, write_json
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import real_checkpoint
 from scripts.dev.studies.reference_pages import (

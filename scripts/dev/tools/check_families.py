@@ -25,7 +25,8 @@ from hf_longattn import convert_checkpoint, export_checkpoint
 from hf_longattn.conversion.adopt import ADOPTIONS
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.common.base import kind_of
+from hf_longattn.inputs.kind import kind_of
+from hf_longattn.modeling.family.definition import tower_field
 from hf_longattn.positions.tables import moves_rows
 from hf_longattn.reports import FAILED as FAILED_CHECK
 from scripts.dev import RESULTS
@@ -88,9 +89,7 @@ class Subject:
             raise NotApplicable("reads images of any size, so that there is no size to convert")
         settings: dict[str, Any] = {}
         for name, part in self.kind.parts.items():
-            config = self.kind.configs(self.config)[name]
-            if part.any_size:
-                raise NotApplicable("reads images of any size, so that there is no size to convert")
+            config = getattr(self.config, tower_field(name)) if name else self.config
             attention, size = self.of_part(part, config)
             settings |= size
             if name:

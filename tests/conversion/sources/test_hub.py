@@ -1,4 +1,4 @@
-"""A source on the Hub: its files are downloaded, a plan fetches headers only, and what cannot be had is one sentence."""
+"""A source on the Hub: its files are downloaded, a plan fetches no weights, and what cannot be had is one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...hub_state import Hub
 REPO = "someone/small-bert"
 
 
-def test_plan_of_a_hub_source_fetches_headers_and_a_conversion_the_files(
+def test_plan_of_a_hub_source_fetches_no_weights_and_a_conversion_all_files(
     built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:
     weights = (built("BertForMaskedLM") / "model.safetensors").stat().st_size
@@ -26,7 +26,7 @@ def test_plan_of_a_hub_source_fetches_headers_and_a_conversion_the_files(
     with serve(server):
         hub(server.endpoint)
         plan = plan_conversion(REPO, mechanism="window", window=16, max_length=128)
-        assert plan.counts()["extended"] == 1
+        assert plan.parameters > 0
         assert sum(int(line.split()[-1]) for line in server.requests if line.startswith("GET")) < weights / 2
         report = convert_checkpoint(REPO, tmp_path / "long", mechanism="window", window=16, max_length=128)
         assert report.passed
@@ -59,17 +59,12 @@ def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[
     server.add(REPO, tmp_path / "repository")
     with serve(server):
         hub(server.endpoint)
-        with pytest.raises(CheckpointError, match="no readable safetensors weights"):
-            plan_conversion(REPO)
-        with pytest.raises(CheckpointError, match="no readable safetensors weights"):
+        with pytest.raises(CheckpointError, match=r"'someone/small-bert' has no weights: expected model\.safetensors"):
             convert_checkpoint(REPO, tmp_path / "long")
         (tmp_path / "repository" / "pytorch_model.bin").write_text("")
         server.add("someone/pickled", tmp_path / "repository")
-        for command in (plan_conversion, open_source):
-            with pytest.raises(
-                CheckpointError, match=r"'someone/pickled' has no weights, or holds its weights only as pickle .* add --allow-pickle"
-            ):
-                command("someone/pickled")
+        with pytest.raises(CheckpointError, match=r"'someone/pickled' has no weights, or .*add --allow-pickle"):
+            open_source("someone/pickled")
 
 
 def test_refusal_of_an_unknown_token_does_not_show_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:

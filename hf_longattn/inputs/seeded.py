@@ -13,9 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
-from ..inputs.common.running import floating_tensors
-from ..inputs.plain import SERIES_INPUT
 from ..modeling.generic import towers_of
+from .running import SERIES_INPUT, floating_tensors
 
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2

@@ -1,4 +1,4 @@
-"""The image processor or feature extractor of a checkpoint. The size of its outputs, and its file for another size.
+"""The image processor or feature extractor of a checkpoint: a user's files as inputs, the size of outputs, and the file for another size.
 
 In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop).
 """
@@ -6,12 +6,13 @@ In the file only the size is changed, in its present form (height and width, or 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ...errors import CheckpointError
-from ...files import FILE, ProcessorFile, ProcessorKind
-from ...loading import load_part
+from ..errors import CheckpointError, OptionError
+from ..files import FILE, ProcessorFile, ProcessorKind
+from ..loading import load_part
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 
@@ -29,15 +30,57 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
     return load_part(getattr(transformers, kind.auto_class), folder, kind.noun, local_files_only=True)
 
 
-def required_processor(processor: Any | None, name: str, inputs: str = "images") -> Any:
-    """``processor``, if the model has one. ``name`` and ``inputs``, a noun, are for the error message.
+class UserFiles:
+    """A user's images or recordings as inputs of a model, made by the model's processor.
+
+    unit: singular noun of an input; the plural has an s.
+    processor_kind: the kind of the model's processor.
+    files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
+    reads, wanted: in error messages, the model's inputs, and what the user must give.
+    name: name of the user's file or folder, or of the built-in inputs.
+
+    Args:
+        rule, config: the model's rule (grid or audio) and config.
+        folder: the folder with the model's processor.
+        files: a file or a folder; ``None`` for built-in inputs.
+        count: maximum number of files. From a larger folder, files are taken at even distances.
+        model: the model's name in messages.
+        processor: the model's processor; by default loaded from ``folder``.
 
     Raises:
-        CheckpointError: ``processor`` is ``None``.
+        DataError, AudioError: a file is missing or cannot be read.
+        OptionError: ``files`` is not a path.
     """
-    if processor is None:
-        raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads {inputs}; copy that of its original there.")
-    return processor
+
+    unit: ClassVar[str]
+    files_in: ClassVar[Any]
+    processor_kind: ClassVar[ProcessorKind]
+    reads: ClassVar[str]
+    wanted: ClassVar[str]
+    built_in: ClassVar[str]
+
+    def __init__(
+        self, rule: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
+    ) -> None:
+        self.rule, self.config, self.folder, self.count, self.model = rule, config, folder, count, model
+        if files is not None and not isinstance(files, Path):
+            raise OptionError(f"{model!r} reads {self.reads}{self.wanted}")
+        self.name = self.built_in if files is None else files.resolve().name
+        self.files = [] if files is None else list(self.files_in(files))
+        if len(self.files) > count:
+            self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
+        self.processor = processor or load_processor(folder, self.processor_kind)
+
+    @cached_property
+    def required(self) -> Any:
+        """The processor; raises :class:`CheckpointError` if the model has none."""
+        if self.processor is None:
+            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.reads}; copy that of its original there.")
+        return self.processor
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        """A note on a choice by fewer inputs than wanted."""
+        return f"There are {pieces} of {wanted} {self.unit}s; more give a surer choice."
 
 
 def processed_size(processor: Any) -> tuple[int, int] | None:

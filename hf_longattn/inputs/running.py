@@ -1,4 +1,4 @@
-"""One forward pass of a model of any input kind."""
+"""One forward pass of a model of any input kind, and what its class takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from torch import Tensor
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
+
+
+SERIES_INPUT = "past_values"
+"""The main input of transformers' models of time series."""
+OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
+"""Arguments of ``forward`` for images and sound."""
+
+
+def reads_only_text(model_class: Any) -> bool:
+    """Whether a class of transformers reads token ids and neither images nor sound."""
+    taken = inspect.signature(model_class.forward).parameters.keys()
+    return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & taken
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

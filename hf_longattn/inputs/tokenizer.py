@@ -1,0 +1,183 @@
+"""Texts as token ids: a checkpoint's tokenizer, the text of a verification, and the check of the written tokenizer."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.tokenization import between, special_ids, text_encoding
+from ..errors import CheckpointError
+from ..files import TOKENIZER_CONFIG
+from ..loading import check_token_ids, load_part
+from ..reports import FAILED, PASSED, SKIPPED, Check
+from .sizes import InputSize
+
+LARGEST_TOKENIZER = 256 * 2**20
+"""Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
+MAX_TRUNCATED = 2**20
+"""Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
+CHARACTERS_PER_TOKEN = 10
+"""Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
+READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text"))
+"""The inputs that would tell where the text of a verification cannot, as noun phrases."""
+
+
+class VerificationText:
+    """A text and its token ids.
+
+    Args:
+        text, origin: the text, and where it is from.
+        tokenizer: the source's; ``None`` for seeded ids.
+        vocab_size: of the model.
+        end: id of the last token of an input of :meth:`at`; ``None`` for the text's own.
+        described: what outputs are compared on, if not on this text.
+    """
+
+    def __init__(
+        self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None, described: str = ""
+    ) -> None:
+        self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
+        self.end, self.described = end, described
+        self.source_tokenizer = tokenizer
+        self._ids: Tensor | None = None
+        self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
+        unknown = None if tokenizer is None else tokenizer.unk_token_id
+        if unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2:  # ESM knows amino acids only
+            self.tokenizer, self.would_be_real = None, READABLE_TEXT
+            self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
+
+    def tokens(self, count: int) -> Tensor:
+        """The text's token ids ``(1, count)``, int64, with special tokens. Repeated if the text is shorter.
+
+        If there is no tokenizer, or most of the text is unknown to it: seeded ids from the vocabulary.
+        """
+        if self.tokenizer is None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
+        ids = self._encoded()
+        if len(ids) >= count:
+            return ids[:count].unsqueeze(0)
+        return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
+
+    def at(self, size: InputSize) -> dict[str, Any]:
+        """The arguments of ``forward`` for one text of this size."""
+        ids = self.tokens(size.tokens).clone()
+        if self.end is not None:
+            ids[:, -1] = self.end
+        return {"input_ids": ids}
+
+    @cached_property
+    def special(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before a text, and ids that it puts after it."""
+        return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
+
+    def passages(self, count: int, length: int) -> Tensor:
+        """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
+        ids, (before, after) = self.tokens(count * length).view(count, length), self.special
+        return between(ids, before, after) if length > len(before) + len(after) else ids
+
+    def real_tokens(self) -> int:
+        """Number of tokens of the text before it repeats; 0 for seeded ids."""
+        return 0 if self.tokenizer is None else len(self._encoded())
+
+    def describe(self) -> str:
+        """The origin of the tokens, for a report."""
+        return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
+
+    def _encoded(self) -> Tensor:
+        if self._ids is None:
+            assert self.tokenizer is not None
+            ids = token_ids(self.tokenizer, self.text)
+            if not ids:
+                raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
+            self._ids = torch.tensor(ids)
+        return self._ids
+
+
+def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
+    """Token ids of the text, without truncation.
+
+    Raises:
+        CheckpointError: the tokenizer fails.
+    """
+    return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
+
+
+def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
+    """Length of each of a tokenizer's outputs, by name, with ``truncation=True``. For a text longer than its limit.
+
+    Args:
+        text: the text, which is repeated until it is longer than the limit.
+
+    Raises:
+        CheckpointError: the tokenizer fails.
+    """
+    tokens = max(1, len(token_ids(tokenizer, text, special_tokens=False)))
+    longer = " ".join([text] * (tokenizer.model_max_length // tokens + 2))
+    encoding = text_encoding(tokenizer, longer, truncation=True)
+    return {name: len(values) for name, values in encoding.items()}
+
+
+def excerpt(text: str, count: int) -> str:
+    """The start of a text, in usual text long enough for ``count`` tokens."""
+    return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
+
+
+def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
+    """The tokenizer of a checkpoint folder; ``None`` if the folder has none.
+
+    Args:
+        config: of its model, which must have an embedding for every token of a text.
+
+    Raises:
+        CheckpointError: the folder's tokenizer files are too large or cannot be loaded, or the model has too few embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
+        return None
+    for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
+        if file.stat().st_size > LARGEST_TOKENIZER:
+            size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
+            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
+    tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
+    if config is not None:
+        check_token_ids(tokenizer, config, folder)
+    return tokenizer
+
+
+def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
+    """Check that the written tokenizer gives the source's ids. It must also truncate a longer text to the result's length."""
+    if text.source_tokenizer is None:
+        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
+    try:
+        written = load_tokenizer(result)
+    except CheckpointError as error:
+        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
+    start = text.text[:20_000]
+    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
+    limit = getattr(written, "model_max_length", None)
+    if not same:
+        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
+        advice = (
+            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
+            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
+        )
+        return [Check("tokenizer", FAILED, advice)]
+    detail = f"token ids equal to the source's, model_max_length {limit}"
+    if not (length := plan.tokenizer_length):
+        return [Check("tokenizer", PASSED, detail)]
+    if limit != length:
+        return [Check("tokenizer", FAILED, f"{detail} instead of {length}")]
+    if length > MAX_TRUNCATED:
+        return [Check("tokenizer", PASSED, f"{detail}; no text of that length was tokenised")]
+    counts = truncated_lengths(written, start)
+    if set(counts.values()) == {length}:
+        return [Check("tokenizer", PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
+    cut = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+    return [Check("tokenizer", FAILED, f"{detail}; with truncation a longer text has {cut}")]
