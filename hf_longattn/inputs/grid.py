@@ -6,7 +6,6 @@ and at the old size the result has the source's positions.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,12 +22,12 @@ from ..conversion.flops import ModelShape, layer_mechanisms, mechanisms_on
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
-from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
 from ..files import IMAGE_PROCESSOR, ProcessorFile
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
@@ -79,7 +78,7 @@ def photographs() -> tuple[Tensor, ...]:
 class Images(UserFiles):
     """A user's images, or scikit-learn's photographs, as inputs of a model."""
 
-    unit, processor_kind, reads = "image", IMAGE_PROCESSOR, "images"
+    processor_kind, reads = IMAGE_PROCESSOR, "images"
     files_in = staticmethod(IMAGE_FILES.files)
     built_in = "scikit-learn's photographs"
     wanted = "; give an image or a folder of images as a Path instead of a text."
@@ -107,14 +106,13 @@ class Images(UserFiles):
         Raises:
             GridError: the processor makes images of another size.
         """
-        place: Any = ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
         value = size.value
-        processor = type(self.required).from_dict(values_of_size(place, self.required, value))
+        processor = type(self.required).from_dict(values_of_size(self.required, value))
         values = [torch.as_tensor(processor(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
         if wrong := next((tuple(each.shape[-2:]) for each in values if tuple(each.shape[-2:]) != value), None):
             raise GridError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {pixels(value)} are needed; set "
-                f"do_resize and size in its {place.file}."
+                "do_resize and size in its file."
             )
         return [self.rule.arguments(self.config, each) for each in values]
 
@@ -136,7 +134,7 @@ class GridKind(InputKind):
         settings=("image_size", "search_images"),
         instead={SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER", PARTS: "give --mechanism"},
         longer="Other multiples of the patch run as well, but were not verified.",
-        diagnosed_with="an image: longattn inspect MODEL photo.jpg",
+        how_to_diagnose="give it an image: longattn inspect MODEL photo.jpg.",
         drawn=True,
         check=check_mechanism_for_grid,
     )
@@ -218,7 +216,7 @@ class GridKind(InputKind):
                 f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
                 f"{IMAGE_SIZE}={config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
             )
-        return place.with_values(values_of_size(place, processor, sizes.new.value)) if sizes.grows else {}
+        return place.with_values(values_of_size(processor, sizes.new.value)) if sizes.grows else {}
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Images:
         return Images(self.rule, config, folder, files, **settings)
@@ -284,11 +282,6 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     for layer in range(layers):
         name, options = attention.for_layer(layer)
         check_mechanism_for_grid(name, dict(options))
-        if not sizes.new.grid.prefix and options.get("prefix_tokens") is not None:
-            raise OptionError(
-                f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
-                "leave it out."
-            )
         prototype(name, options).on_grid(sizes.new.grid, check=True)
     return attention
 
@@ -332,7 +325,7 @@ def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], stat
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
     old, layers = plan.inputs.old, mechanisms_on(new, plan.attention, plan.shape)
     prefix, window = new.grid.prefix, old.grid.sizes
-    apart = all(layer.grid_blocks(new.grid) == window and not _reads_prefix(layer, new.grid) for layer in layers)
+    apart = all(layer.grid_blocks(new.grid) == window and (not prefix or layer.options.prefix_tokens != GLOBAL) for layer in layers)
     if plan.positions != TILE or not plan.kind.rule.adds_positions or not apart:
         why = (
             "positions are not a tiled table, or patches see other windows or tokens before them (--option prefix_tokens=none hides these)"
@@ -342,25 +335,20 @@ def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], stat
     def cells_only(module: Any, args: Any, output: Any) -> Any:
         return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
 
-    cells, expected, measured = states[STATES][:, prefix:].unflatten(1, new.grid.sizes), dict[str, Tensor](), dict[str, Tensor]()
-    hook = base.embeddings.register_forward_hook(cells_only)
-    for place in itertools.product(*(range(after // before) for after, before in zip(new.grid.sizes, window, strict=True))):
-        rows, columns = (slice(number * side, (number + 1) * side) for number, side in zip(place, old.value, strict=True))
-        expected[str(place)] = run_model(base, {PIXELS: inputs[PIXELS][..., rows, columns]})[STATES]
-        rows, columns = (slice(number * side, (number + 1) * side) for number, side in zip(place, window, strict=True))
-        measured[str(place)] = cells[:, rows, columns].flatten(1, 2)
+    hook, images = base.embeddings.register_forward_hook(cells_only), inputs[PIXELS]
+    expected = run_model(base, {PIXELS: _tiles(images, old.value)})[STATES]
     hook.remove()
+    cells = states[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
+    measured = _tiles(cells, window).flatten(2).mT
     detail = (
         f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}: "
         "largest difference"
     )
-    return [equality(CROPS, detail, Difference.of(expected, measured), {"crops": len(expected), new.name: new.number})]
+    return [
+        equality(CROPS, detail, Difference.of({"cells": expected}, {"cells": measured}), {"crops": len(expected), new.name: new.number})
+    ]
 
 
-def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
-    """Whether cells see the prefix tokens before the grid."""
-    if not grid.prefix:
-        return False
-    call = layer.on_grid(Grid((1,) * grid.rank, grid.prefix))
-    q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
-    return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
+def _tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
+    """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
+    return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import GridError, OptionError, RegistrationError
+from ..errors import GridError, OptionError
 from ..modeling.family.definition import Family, known_family
 from ..modeling.generic import family_in
-from ..names import load_module, module_names
+from ..names import load_module
 from ..reports import Check
 from .examples import Example
 from .sizes import PARTS, SEARCH, SIZE, VERIFICATION, InputSizes, Words
@@ -146,19 +146,10 @@ def register_kind(kind: Kind) -> Kind:
 
 
 def kind_of(family: Family | None) -> InputKind:
-    """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family.
-
-    Raises:
-        RegistrationError: there is no such file, or it registers no kind.
-    """
+    """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
     name = "text" if family is None else family.rule.reads
-    if name not in _KINDS and name in module_names("inputs"):
-        load_module("inputs", name)
     if name not in _KINDS:
-        raise RegistrationError(
-            f"A family's rule reads {name!r}, for which there is no kind of input; add the file hf_longattn/inputs/{name}.py with a class "
-            "under @register_kind."
-        )
+        load_module("inputs", name)
     return _KINDS[name](family)  # type: ignore[arg-type]
 
 

@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    unit, processor_kind, reads, built_in = "stretch", FEATURE_EXTRACTOR, "sound", "seeded sounds"
+    processor_kind, reads, built_in = FEATURE_EXTRACTOR, "sound", "seeded sounds"
     files_in = staticmethod(RECORDING_FILES.files)
     wanted = (
         ", by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
@@ -138,9 +138,6 @@ class Sounds(UserFiles):
             )
         return [self.rule.arguments(self.rule.as_input(row)) for row in cut[: self.count]]
 
-    def too_few(self, pieces: int, wanted: int) -> str:
-        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
-
     def describe(self) -> str:
         """Description of the inputs for a report."""
         return f"the recording {self.name}" if self.files else self.built_in
@@ -164,7 +161,7 @@ class SoundKind(InputKind):
             VERIFICATION: "give a recording as --verify-audio FILE",
             PARTS: "give --mechanism",
         },
-        diagnosed_with="a recording or a folder: longattn inspect MODEL talk.wav",
+        how_to_diagnose="give it a recording or a folder: longattn inspect MODEL talk.wav.",
         timed=True,
         check=check_mechanism_for_audio,
     )
@@ -218,7 +215,7 @@ class SoundKind(InputKind):
             check_mechanism_for_audio(*attention.for_layer(layer))
         files, place = {}, ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
         if sizes.grows and place is not None and (changed := rule.extractor_fields(new)):
-            files = place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))
+            files = place.with_values(values_with(load_processor(source.folder, FEATURE_EXTRACTOR), changed))
         return plan_sized(
             source,
             architecture,
