@@ -33,7 +33,7 @@ from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import IMAGE_READER, PILLOW, Example, image_lines
-from .kind import InputKind, register_kind
+from .kind import InputKind
 from .processors import UserFiles, load_processor, pixels, processed_size, values_of_size
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, InputSize, InputSizes, Words, sizes_between
@@ -53,14 +53,12 @@ def read_size(size: Any) -> tuple[int, ...]:
     Raises:
         GridError: ``size`` is none of these, or has more than two numbers.
     """
-    if isinstance(size, str):
-        if not re.fullmatch(r"\d{1,6}(?:[x×]\d{1,6})*", text := size.strip().lower()):
-            raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+    sizes = size
+    if isinstance(size, str) and re.fullmatch(r"\d{1,6}([x×]\d{1,6})?", text := size.strip().lower()):
         numbers = [int(number) for number in re.split("[x×]", text)]
-        size = numbers if len(numbers) > 1 else numbers[0]
-    sizes = image_size(size)
-    if len(sizes) != 2:
-        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have 2 numbers at most: 1024, or 768x1024.")
+        sizes = numbers if len(numbers) > 1 else numbers[0]
+    if isinstance(sizes, str) or len(sizes := image_size(sizes)) != 2:
+        raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
     return sizes
 
 
@@ -121,7 +119,6 @@ class Images(UserFiles):
         return "seeded images"
 
 
-@register_kind
 class GridKind(InputKind):
     """Images, whose patches lie on a grid."""
 
@@ -188,6 +185,16 @@ class GridKind(InputKind):
             )
         if positions == AUTO:
             positions = TILE if sizes.grows and all(map(sizes.fits_tiles, layers)) else INTERPOLATE
+        files = {}
+        if (place := ProcessorFile.find(source.folder, IMAGE_PROCESSOR)) is not None:
+            processor = load_processor(source.folder, IMAGE_PROCESSOR)
+            processed = processed_size(processor)
+            if processed is not None and processed != sizes.old.value and self.rule.interpolates:
+                raise CheckpointError(
+                    f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
+                    f"{IMAGE_SIZE}={config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
+                )
+            files = place.with_values(values_of_size(processor, sizes.new.value)) if sizes.grows else {}
         return plan_sized(
             source,
             architecture,
@@ -197,26 +204,9 @@ class GridKind(InputKind):
             positions=positions,
             fields={"long_image_size": list(sizes.new.value)} if sizes.grows else {},
             warnings=grid_warnings(positions, attention, layers, sizes),
-            files=self._processor_files(source, config, sizes),
+            files=files,
             trained_by=TRAINED_BY,
         )
-
-    def _processor_files(self, source: Any, config: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
-        """The image processor's file for the new size. Empty if the source has none or the file does not change.
-
-        Raises:
-            CheckpointError: the processor makes inputs that the source cannot read, or cannot be set to the new size.
-        """
-        if (place := ProcessorFile.find(source.folder, IMAGE_PROCESSOR)) is None:
-            return {}
-        processor = load_processor(source.folder, IMAGE_PROCESSOR)
-        processed = processed_size(processor)
-        if processed is not None and processed != sizes.old.value and self.rule.interpolates:
-            raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
-                f"{IMAGE_SIZE}={config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
-            )
-        return place.with_values(values_of_size(processor, sizes.new.value)) if sizes.grows else {}
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Images:
         return Images(self.rule, config, folder, files, **settings)

@@ -1,7 +1,7 @@
 """The contract of an input kind: six questions, and a registry.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. A family's rule names the file. The rest of the
-package asks through the methods of :class:`InputKind` and through its :class:`~.sizes.Words`.
+Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`. A family's rule names the file. The rest of the
+package asks through the methods of this class and through its :class:`~.sizes.Words`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from ..errors import GridError, OptionError
 from ..modeling.family.definition import Family, known_family
@@ -18,8 +18,6 @@ from ..names import load_module
 from ..reports import Check
 from .examples import Example
 from .sizes import PARTS, SEARCH, SIZE, VERIFICATION, InputSizes, Words
-
-Kind = TypeVar("Kind", bound="type[InputKind]")
 
 SETTINGS = {
     "max_length": ("--max-length counts the tokens of a text", SIZE),
@@ -44,6 +42,9 @@ class InputKind(ABC):
     """
 
     words: ClassVar[Words]
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.__module__.rpartition(".")[2]] = cls
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -137,12 +138,6 @@ class InputKind(ABC):
 
 _KINDS: dict[str, type[InputKind]] = {}
 """Name of a file of :mod:`hf_longattn.inputs` -> the kind of input that it defines."""
-
-
-def register_kind(kind: Kind) -> Kind:
-    """Class decorator that registers an input kind under the name of its file."""
-    _KINDS[kind.__module__.rpartition(".")[2]] = kind
-    return kind
 
 
 def kind_of(family: Family | None) -> InputKind:

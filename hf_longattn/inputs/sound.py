@@ -23,7 +23,7 @@ from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_au
 from ..modeling.family.definition import without_head
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import TEXT_TASK, Example
-from .kind import InputKind, register_kind
+from .kind import InputKind
 from .processors import UserFiles, load_processor, values_with
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, VERIFICATION, InputSize, InputSizes, Words, sizes_between
@@ -143,7 +143,6 @@ class Sounds(UserFiles):
         return f"the recording {self.name}" if self.files else self.built_in
 
 
-@register_kind
 class SoundKind(InputKind):
     """Recordings, as samples or as rows of features."""
 
@@ -235,12 +234,10 @@ class SoundKind(InputKind):
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
         """Check that the written feature extractor and tokenizer do what the source's do."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
-        return [self._check_extractor(plan, folder, inputs), *check_tokenizer(plan, folder, transcript)]
-
-    def _check_extractor(self, plan: Any, folder: Path, inputs: Sounds) -> Check:
-        name, rule, new = "feature extractor", self.rule, plan.inputs.new
+        tokenizer, name, rule, new = check_tokenizer(plan, folder, transcript), "feature extractor", self.rule, plan.inputs.new
         if inputs.processor is None:
-            return Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {new.words} as it was trained")
+            detail = f"the source has no feature extractor, so make inputs of {new.words} as it was trained"
+            return [Check(name, SKIPPED, detail), *tokenizer]
         try:
             written = Sounds(rule, plan.config, folder)
             samples = np.random.default_rng(0).standard_normal(int(EXTRACTED_SECONDS * inputs.sampling_rate)).astype(np.float32)
@@ -249,7 +246,7 @@ class SoundKind(InputKind):
             sound = np.resize(samples, round(duration_in * written.sampling_rate))
             duration_out = rule.seconds(rule.as_input(written.extracted(sound, as_called=True)).shape[1])
         except CheckpointError as error:
-            return Check(name, FAILED, str(error).rstrip("."))
+            return [Check(name, FAILED, str(error).rstrip(".")), *tokenizer]
         detail = (
             f"the {type(inputs.processor).__name__} of the result gives {'the same input as' if same else 'another input than'} the "
             f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(duration_in)} becomes an input of "
@@ -257,7 +254,7 @@ class SoundKind(InputKind):
         )
         if not (good := abs(duration_out - duration_in) <= WINDOW_SECONDS):
             detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
-        return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out})
+        return [Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out}), *tokenizer]
 
     def check(
         self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Sounds, given_text: bool = False

@@ -237,7 +237,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
     ({"image_size": 16}, GridError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
     ({"image_size": "64 by 64"}, GridError, "must be pixels, or height and width"),
-    ({"image_size": "64x64x64"}, GridError, "must have 2 numbers at most"),
+    ({"image_size": "64x64x64"}, GridError, "must be pixels, or height and width"),
     ({"image_size": -64}, GridError, "must be pixels"),
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, GridError, "larger than the grid of 16 × 16.*'full'"),
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, GridError, "has 3 numbers"),
