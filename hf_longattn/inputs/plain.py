@@ -280,7 +280,7 @@ class PlainPart:
         if any_size:
             words = replace(inputs.words, noun="image", units="pixels")
             shown: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE}
-            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
+            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE})
         elif kind is not None and (sizes := kind.sizes(module.config)).new.name:
             inputs = sizes
         return cls(module, attention, generic_shape(module, whole), inputs)
