@@ -228,8 +228,11 @@ def check_texts(
     plan.round_source(source)
     headless = bool(missing - {*tied_weights(source)})
     parts = (source.base_model, result.base_model) if headless else (source, result)
-    compare = compare_lengths if plan.architecture.converter is None else compare_adopted
-    checks = compare(plan, *parts, text, lengths, "hidden states (the source has no weights for its head)" if headless else "outputs")
+    if plan.architecture.converter is not None:
+        checks = compare_adopted(plan, *parts, text, lengths.old)
+    else:
+        what = "hidden states (the source has no weights for its head)" if headless else "outputs"
+        checks = compare_lengths(plan, *parts, text, lengths, what)
     if any(check.status == FAILED for check in checks):
         return checks
 
@@ -350,24 +353,17 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     return checks
 
 
-def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:
-    """Compare a Longformer, LED or BigBird with the result: outputs and hidden states of all layers, with padding and global tokens."""
-    architecture, checks = plan.architecture, []
-    assert architecture.converter is not None
+def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, length: int) -> list[Check]:
+    """Compare a Longformer, LED or BigBird with the result, with padding and global tokens."""
+    architecture, adoption = plan.architecture, plan.architecture.converter
+    assert adoption is not None
     takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-    same = plan.attention == architecture.original_attention()
-    for probe in architecture.converter.probes(architecture.original_config, architecture.source_class, text, lengths.old):
-        if "global_attention_mask" in probe.inputs and not takes_globals:
-            continue
-        difference, common = probe.compare(source, result)
-        detail = (
-            f"{what} and hidden states of two texts of up to {lengths.old} tokens, {probe.name}: largest difference from transformers' "
-            f"{architecture.converter.model_type}"
-        )
-        values = {"length": lengths.old, "tokens": int(probe.real.sum()), "outputs": common}
-        why = plan.position_change if same else "the attention differs from the source's"
-        checks.append(equality(f"equal to the source, {probe.name}", detail, difference, values, why))
-    return checks
+    why = plan.position_change if plan.attention == architecture.original_attention() else "the attention differs from the source's"
+    return [
+        probe.check("equal to the source", source, result, f"transformers' {adoption.model_type}", why)
+        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
+        if takes_globals or "global_attention_mask" not in probe.inputs
+    ]
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
