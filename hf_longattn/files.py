@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -46,7 +46,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Files of a folder: which may be opened.
 
 
-def check_name(path: str | Path) -> None:
+def check_encoding(path: str | Path) -> None:
     """Refuse a path that is not UTF-8, since reports and cards cannot contain it."""
     try:
         str(path).encode()
@@ -173,9 +173,6 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
                 raise CheckpointError(f"The config.json of {name!r} says {field}={count}, but at most {limit} are built.")
 
 
-check_counts = check_config
-
-
 def check_format(values: Mapping[str, Any]) -> None:
     """Refuse a ``config.json``, or a config nested in it, of another version than :data:`FORMAT`. A missing number is accepted."""
     written = values.get(FORMAT_FIELD, FORMAT)
@@ -267,61 +264,6 @@ def sentence_values(file: Path) -> dict[str, Any]:
     return values
 
 
-# The values of an image processor or a feature extractor.
-
-FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
-
-
-class ProcessorKind(NamedTuple):
-    """A kind of processor: its names in processor_config.json, and the Auto class that loads it."""
-
-    parts: tuple[str, ...]
-    auto_class: str
-
-    @property
-    def noun(self) -> str:
-        """For example "image processor"."""
-        return self.parts[0].replace("_", " ")
-
-
-IMAGE_PROCESSOR = ProcessorKind(("image_processor",), "AutoImageProcessor")
-FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), "AutoFeatureExtractor")
-
-
-class ProcessorFile(NamedTuple):
-    """The place of a processor's values: a file of their own, or the object ``part`` in processor_config.json."""
-
-    folder: Path
-    kind: ProcessorKind
-    part: str = ""
-
-    @property
-    def file(self) -> str:
-        """The name of the file."""
-        return PROCESSOR_FILE if self.part else FILE
-
-    @classmethod
-    def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
-        """The place that transformers reads; ``None`` if there is none. A damaged file is refused."""
-        values = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
-        part = next((name for name in kind.parts if isinstance(values.get(name), dict)), "")
-        if not part and not (folder / FILE).is_file():
-            return None
-        place = cls(folder, kind, part)
-        read_json_object(folder / place.file)  # transformers would refuse a damaged one in other words
-        return place
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values of the processor."""
-        values = read_json_object(self.folder / self.file)
-        return dict(values[self.part]) if self.part else values
-
-    def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The name of the file, and its content with other values of this processor."""
-        return {self.file: {**read_json_object(self.folder / self.file), self.part: dict(values)} if self.part else dict(values)}
-
-
 # Build a folder or a file next to its destination, and rename it once it is complete.
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
@@ -358,7 +300,7 @@ def ending_cleanly() -> Iterator[None]:
 
 def destination_path(destination: str | Path) -> Path:
     """The absolute path of a destination, whose name must be UTF-8; links are not resolved."""
-    check_name(destination)
+    check_encoding(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
@@ -387,7 +329,7 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 def check_new_file(file: Path) -> None:
     """Refuse a file that exists, or whose folder is missing or not writable."""
-    check_name(file)
+    check_encoding(file)
     if os.path.lexists(file):
         raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():

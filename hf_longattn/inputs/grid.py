@@ -25,7 +25,6 @@ from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
-from ..files import IMAGE_PROCESSOR, ProcessorFile
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
@@ -35,7 +34,7 @@ from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import IMAGE_READER, PILLOW, Example, image_lines
 from .kind import InputKind, register_kind
-from .processors import UserFiles, load_processor, pixels, processed_size, values_of_size
+from .processors import IMAGE_PROCESSOR, ProcessorFile, UserFiles, load_processor, pixels, processed_size, values_of_size
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, InputSize, InputSizes, Words, sizes_between
 

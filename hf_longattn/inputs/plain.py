@@ -17,7 +17,7 @@ from ..conversion.flops import LengthCost, ModelShape, cost_with, generic_shape,
 from ..conversion.plan import ConversionPlan, parse_dtype
 from ..conversion.plan_positions import StackLength, position_warnings, series_strategy
 from ..errors import LengthError, PositionError
-from ..files import GENERIC_CLASS, IMAGE_PROCESSOR, ProcessorFile, named_class
+from ..files import GENERIC_CLASS, named_class
 from ..modeling.attach.patch_places import packs_images
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import TOWER_CONFIG, PositionTable, tower_field
@@ -28,6 +28,7 @@ from ..positions.tables import extend_table, keeps_old_rows
 from ..reports import Check
 from .examples import IMAGE_READER, PILLOW, Example, image_lines
 from .kind import kind_of_model, register_kind
+from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import SERIES_INPUT, reads_only_text
 from .sizes import AUTO, TEXTS, InputSizes, text_sizes
 from .text import TextKind
@@ -287,7 +288,7 @@ class PlainPart:
         if any_size:
             words = replace(inputs.words, noun="image", units="pixels")
             shown: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE}
-            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
+            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE})
         elif kind is not None and (sizes := kind.sizes(module.config)).new.name:
             inputs = sizes
         return cls(module, attention, generic_shape(module, whole), inputs)

@@ -8,13 +8,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ..errors import CheckpointError, OptionError
-from ..files import FILE, ProcessorFile, ProcessorKind
+from ..files import read_json_object
 from ..loading import load_part
 
+FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
+
+
+class ProcessorKind(NamedTuple):
+    """A kind of processor: its names in processor_config.json, and the Auto class that loads it."""
+
+    parts: tuple[str, ...]
+    auto_class: str
+
+    @property
+    def noun(self) -> str:
+        """For example "image processor"."""
+        return self.parts[0].replace("_", " ")
+
+
+IMAGE_PROCESSOR = ProcessorKind(("image_processor",), "AutoImageProcessor")
+FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), "AutoFeatureExtractor")
+
+
+class ProcessorFile(NamedTuple):
+    """The place of a processor's values: a file of their own, or the object ``part`` in processor_config.json."""
+
+    folder: Path
+    kind: ProcessorKind
+    part: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return PROCESSOR_FILE if self.part else FILE
+
+    @classmethod
+    def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
+        """The place that transformers reads; ``None`` if there is none. A damaged file is refused."""
+        values = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
+        part = next((name for name in kind.parts if isinstance(values.get(name), dict)), "")
+        if not part and not (folder / FILE).is_file():
+            return None
+        place = cls(folder, kind, part)
+        read_json_object(folder / place.file)  # transformers would refuse a damaged one in other words
+        return place
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values of the processor."""
+        values = read_json_object(self.folder / self.file)
+        return dict(values[self.part]) if self.part else values
+
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The name of the file, and its content with other values of this processor."""
+        return {self.file: {**read_json_object(self.folder / self.file), self.part: dict(values)} if self.part else dict(values)}
 
 
 def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:

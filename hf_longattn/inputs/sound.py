@@ -18,13 +18,12 @@ from ..conversion.plan_positions import PositionWarning
 from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.english import PARAGRAPHS
 from ..errors import AudioError, CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors
-from ..files import FEATURE_EXTRACTOR, FILE, ProcessorFile
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.definition import without_head
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import TEXT_TASK, Example
 from .kind import InputKind, register_kind
-from .processors import UserFiles, load_processor, values_with
+from .processors import FEATURE_EXTRACTOR, FILE, ProcessorFile, UserFiles, load_processor, values_with
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, VERIFICATION, InputSize, InputSizes, Words, sizes_between
 from .tokenizer import VerificationText, check_tokenizer, load_tokenizer

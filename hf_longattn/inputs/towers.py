@@ -16,12 +16,13 @@ from ..conversion.check_sizes import affordable_size, base_attention, check_fini
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import tower_of
 from ..errors import OptionError, PositionError, checkpoint_errors
-from ..files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
+from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
 from .examples import PILLOW, Example
 from .kind import SETTINGS, InputKind, kind_of, register_kind
+from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import run_model
 from .sizes import AUTO, InputSizes, Words, text_part
 

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
-from hf_longattn.files import FILE, PROCESSOR_FILE
+from hf_longattn.inputs.processors import FILE, PROCESSOR_FILE
 from hf_longattn.loading import load_config, load_model, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.multimodal import (

@@ -16,9 +16,8 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.inputs.grid import CROPS
-from hf_longattn.inputs.processors import load_processor, processed_size, values_of_size
+from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, ProcessorFile, load_processor, processed_size, values_of_size
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from tests.reports import tensor_counts
 

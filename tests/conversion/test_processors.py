@@ -21,8 +21,8 @@ from transformers import (
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
-from hf_longattn.files import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
 from hf_longattn.inputs import tokenizer
+from hf_longattn.inputs.processors import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
