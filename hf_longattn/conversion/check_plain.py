@@ -46,12 +46,10 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
     finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
     keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
-    def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
+    def compare(name: str, measured: dict[str, Tensor], how: str, change: str, covered: bool = True) -> Check:
         detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from {reference}"
+        why = change or ("" if covered else "the mechanism does not cover the input")
         return equality(name, detail, Difference.of(expected, measured), {}, why)
-
-    def why_not_equal(change: str, covered: bool) -> str:
-        return change or ("" if covered and not keeps_windows else "the mechanism does not cover the input")
 
     of_towers, parts = [], {name: towers_of(result)[name] for name in plan.apart}
     for name, alone in parts.items():
@@ -60,13 +58,13 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
         measured, covers = _run_and_note_covers(result, seeded)
         tower = plan.towers[name]
         mechanisms = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
-        why = why_not_equal(position_change or tower.position_change * (plan.renamed is None), covers)
-        of_towers.append(compare(f"with the mechanism of the tower {name}", measured, f"{mechanisms} in the tower {name} alone", why))
+        change, how = position_change or tower.position_change * (plan.renamed is None), f"{mechanisms} in the tower {name} alone"
+        of_towers.append(compare(f"with the mechanism of the tower {name}", measured, how, change, covers and not keeps_windows))
     set_implementation(result, implementation, is_tower=False)
     return [
         compare("equal with the source's attention", run_model(result, seeded), "the class's attention", position_change),
         *of_towers,
-        compare("with the mechanism", outputs, "long attention", why_not_equal(position_change, covered)),
+        compare("with the mechanism", outputs, "long attention", position_change, covered and not keeps_windows),
         finite,
     ]
 

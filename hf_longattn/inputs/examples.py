@@ -27,10 +27,8 @@ IMAGE_READER = ("processor", "AutoImageProcessor")
 PILLOW = "from PIL import Image"
 
 
-def image_lines(height: int, width: int, *, processed: bool) -> str:
-    """Lines that make an image of this many pixels, with the folder's image processor if there is one."""
-    if not processed:
-        return f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as the model was trained'
+def image_lines(height: int, width: int) -> str:
+    """Lines that make an image of this many pixels, with the folder's image processor."""
     return (
         f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
         'inputs = processor(image, return_tensors="pt")'

@@ -140,11 +140,7 @@ class GridKind(InputKind):
         return self.rule.shapes is not None
 
     def sizes(self, config: Any) -> InputSizes:
-        return self.sizes_of(config, *self.rule.sizes(config))
-
-    def sizes_of(self, config: Any, old: tuple[int, ...], new: tuple[int, ...]) -> InputSizes:
-        """The sizes of a source of ``old`` pixels and a result of ``new`` pixels."""
-        return sizes_between(self.words, partial(self._size, config), old, new)
+        return sizes_between(self.words, partial(self._size, config), *self.rule.sizes(config))
 
     def _size(self, config: Any, size: Any) -> InputSize:
         value = read_size(size)
@@ -163,7 +159,8 @@ class GridKind(InputKind):
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config = architecture.source_config
         old, read = self.rule.sizes(config)
-        sizes = self.sizes_of(config, old, read if request.image_size is None else read_size(request.image_size))
+        new = read if request.image_size is None else read_size(request.image_size)
+        sizes = sizes_between(self.words, partial(self._size, config), old, new)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
             raise GridError(
                 f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} are too few, give at "
@@ -245,9 +242,11 @@ class GridKind(InputKind):
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         height, width = self.rule.sizes(self.config_of(config))[1]
-        processed = ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None
-        task, lines = "image-feature-extraction", image_lines(height, width, processed=processed)
-        return Example(task, IMAGE_READER, lines, (PILLOW,)) if processed else Example(task, None, lines)
+        task = "image-feature-extraction"
+        if ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
+            return Example(task, IMAGE_READER, image_lines(height, width), (PILLOW,))
+        line = f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as the model was trained'
+        return Example(task, None, line)
 
 
 def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
@@ -314,7 +313,9 @@ def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], stat
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
     old, layers = plan.inputs.old, mechanisms_on(new, plan.attention, plan.shape)
     prefix, window = new.grid.prefix, old.grid.sizes
-    apart = all(layer.grid_blocks(new.grid) == window and (not prefix or layer.options.prefix_tokens != GLOBAL) for layer in layers)
+    apart = all(
+        layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL) for layer in layers
+    )
     if plan.positions != TILE or not plan.kind.rule.adds_positions or not apart:
         why = (
             "positions are not a tiled table, or patches see other windows or tokens before them (--option prefix_tokens=none hides these)"

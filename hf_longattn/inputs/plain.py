@@ -120,7 +120,8 @@ class PlainKind(TextKind):
         towers = {}
         for name, part in parts_with_mechanisms(skeleton, chosen, (length.old, length.new)).items():
             of_texts = name == text_tower(config, [name])
-            layers, part_length = layer_mechanisms(part.attention, part.shape, part.length.new or None), part.length
+            part_length = StackLength(part.inputs.old.tokens, part.inputs.new.tokens)
+            layers = layer_mechanisms(part.attention, part.shape, part_length.new or None)
             towers[name] = replace(
                 plan,
                 config=part.module.config,
@@ -159,7 +160,7 @@ class PlainKind(TextKind):
             return super().example(folder, config, length)
         if model_class is None or model_class.main_input_name != "pixel_values" or ProcessorFile.find(folder, IMAGE_PROCESSOR) is None:
             return Example(None)
-        return Example(None, IMAGE_READER, image_lines(480, 640, processed=True), (PILLOW,))
+        return Example(None, IMAGE_READER, image_lines(480, 640), (PILLOW,))
 
 
 def _config(
@@ -284,11 +285,6 @@ class PlainPart:
         elif kind is not None and (sizes := kind.sizes(module.config)).new.name:
             inputs = sizes
         return cls(module, attention, generic_shape(module, whole), inputs)
-
-    @property
-    def length(self) -> StackLength:
-        """Maximum tokens of source and result."""
-        return StackLength(self.inputs.old.tokens, self.inputs.new.tokens)
 
     def costs(self) -> tuple[LengthCost, ...]:
         """The cost at each size; empty if no size is known."""

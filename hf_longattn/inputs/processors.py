@@ -57,12 +57,6 @@ class ProcessorFile(NamedTuple):
         read_json_object(folder / place.file)  # transformers would refuse a damaged one in other words
         return place
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values of the processor."""
-        values = read_json_object(self.folder / self.file)
-        return dict(values[self.part]) if self.part else values
-
     def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The name of the file, and its content with other values of this processor."""
         return {self.file: {**read_json_object(self.folder / self.file), self.part: dict(values)} if self.part else dict(values)}

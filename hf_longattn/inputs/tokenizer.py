@@ -44,10 +44,9 @@ class VerificationText:
         self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
         self.end, self.described = end, described
         self.source_tokenizer = tokenizer
-        self._ids: Tensor | None = None
         self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
         unknown = None if tokenizer is None else tokenizer.unk_token_id
-        if unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2:  # ESM knows amino acids only
+        if unknown is not None and int((self._encoded == unknown).sum()) > len(self._encoded) // 2:  # ESM knows amino acids only
             self.tokenizer, self.would_be_real = None, READABLE_TEXT
             self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
@@ -59,9 +58,7 @@ class VerificationText:
         if self.tokenizer is None:
             generator = torch.Generator().manual_seed(0)
             return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
-        ids = self._encoded()
-        if len(ids) >= count:
-            return ids[:count].unsqueeze(0)
+        ids = self._encoded
         return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
 
     def at(self, size: InputSize) -> dict[str, Any]:
@@ -83,20 +80,18 @@ class VerificationText:
 
     def real_tokens(self) -> int:
         """Number of tokens of the text before it repeats; 0 for seeded ids."""
-        return 0 if self.tokenizer is None else len(self._encoded())
+        return 0 if self.tokenizer is None else len(self._encoded)
 
     def describe(self) -> str:
         """The origin of the tokens, for a report."""
         return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
 
+    @cached_property
     def _encoded(self) -> Tensor:
-        if self._ids is None:
-            assert self.tokenizer is not None
-            ids = token_ids(self.tokenizer, self.text)
-            if not ids:
-                raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
-            self._ids = torch.tensor(ids)
-        return self._ids
+        ids = token_ids(self.source_tokenizer, self.text)
+        if not ids:
+            raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
+        return torch.tensor(ids)
 
 
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:

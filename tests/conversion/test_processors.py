@@ -107,7 +107,7 @@ def test_processor_settings_are_found_in_either_file_of_a_folder(tmp_path: Path)
     (tmp_path / PROCESSOR_FILE).write_text('{"processor_class": "SomeProcessor"}')
     (tmp_path / FILE).write_text('{"size": 3}')
     files = [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)]
-    assert [file and (file.file, file.part, file.values) for file in files] == [(FILE, "", {"size": 3})] * 2
+    assert [file and (file.file, file.part) for file in files] == [(FILE, "")] * 2
     nested(tmp_path, "audio_processor", {"size": 4})
     file = ProcessorFile.find(tmp_path, FEATURE_EXTRACTOR)
     assert file is not None
