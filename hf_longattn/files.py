@@ -46,7 +46,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Files of a folder: which may be opened.
 
 
-def check_name(path: str | Path) -> None:
+def check_encoding(path: str | Path) -> None:
     """Refuse a path that is not UTF-8, since reports and cards cannot contain it."""
     try:
         str(path).encode()
@@ -171,9 +171,6 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
         for count in value if isinstance(value, list) else [value]:
             if limit is not None and isinstance(count, int | float) and not count <= limit:
                 raise CheckpointError(f"The config.json of {name!r} says {field}={count}, but at most {limit} are built.")
-
-
-check_counts = check_config
 
 
 def check_format(values: Mapping[str, Any]) -> None:
@@ -303,7 +300,7 @@ def ending_cleanly() -> Iterator[None]:
 
 def destination_path(destination: str | Path) -> Path:
     """The absolute path of a destination, whose name must be UTF-8; links are not resolved."""
-    check_name(destination)
+    check_encoding(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
@@ -332,7 +329,7 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 def check_new_file(file: Path) -> None:
     """Refuse a file that exists, or whose folder is missing or not writable."""
-    check_name(file)
+    check_encoding(file)
     if os.path.lexists(file):
         raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fnmatch
 import json
 import logging as std_logging
 import os
@@ -19,23 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, errors, get_token, snapshot_download
+from huggingface_hub import constants, errors, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, sentence_modules
+from .files import HUB_ID, MODULES, check_encoding, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
 """Passed in every call. Models that load inner models do not pass it on; see :func:`guarded`."""
-DESCRIBED = ("config.json", "modules.json", "adapter_config.json")
-"""The files that identify a saved model of transformers, sentence-transformers or peft. One is enough."""
-SMALL_FILES = (*DESCRIBED, "config_sentence_transformers.json", "*sentence_*_config.json", "*/config.json")
-"""Patterns of the files that are checked before a model is loaded."""
+SIDECARS = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
+)  # fmt: skip
+"""Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
+SMALL_FILES = (*SIDECARS, "README.md")
 MOST_GROWTH = 32
 """Maximum bytes that the rules of a tokenizer.json make of one byte. Unicode's compatibility forms make 11 of one (U+FDFA)."""
 MOST_SPECIAL = 500
@@ -44,10 +44,7 @@ SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
 """Text that rules for all characters change."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
-NO_FOLDER = "There is no folder {!r}; give a checkpoint folder or a Hub repository id."
 LOG_IN = "log in with `hf auth login`, or give a token with --token (of a training: --hub-token) or HF_TOKEN"
-DOWNLOAD = CheckpointError
-"""The class of a download's errors, for :func:`translated_errors`."""
 logger = logging.get_logger(LOGGER)
 
 
@@ -56,33 +53,35 @@ logger = logging.get_logger(LOGGER)
 
 def check_name(name: str) -> None:
     """Refuse a name that is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
-    if not Path(name).exists() and not HUB_ID.fullmatch(name):
-        raise CheckpointError(NO_FOLDER.format(name))
+    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
 
 
-def check_revision(name: str, revision: str | None) -> None:
-    """Refuse a revision for a model that is not on the Hub."""
-    if revision is not None and Path(name).expanduser().exists():
-        raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
+def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:
+    """The folder ``model``, or that of a Hub repository in the cache, with its :data:`SMALL_FILES`.
 
+    Without a connection, transformers would try for half a minute.
 
-def check_saved_model(name: str) -> Path:
-    """Refuse a name that transformers cannot load, before it tries. Without a connection, it would try for half a minute.
+    Args:
+        revision, token: of a Hub repository.
+        weights: patterns of further files of a repository.
 
-    Returns:
-        The folder with the model's :data:`SMALL_FILES`.
+    Raises:
+        CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
-    folder = Path(name)
+    name, folder = str(model), Path(model).expanduser()
+    check_encoding(name)
+    check_name(name)
+    if revision is not None and folder.exists():
+        raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
     if folder.is_file():
-        raise CheckpointError(f"{name!r} is a file; give the folder of a saved model, or a Hub repository id.")
+        raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
     if not folder.is_dir():
-        check_name(name)
-        with translated_errors(name, kind=CheckpointError):
-            folder = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
-    if not any((folder / file).is_file() for file in DESCRIBED):
-        raise CheckpointError(f"{name!r} has no config.json; give the folder of a saved model, or a Hub repository id.")
-    if not (folder / "config.json").is_file():
+        with translated_errors(name, token, CheckpointError):
+            folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[*SMALL_FILES, *weights]))
+    if not any(os.path.lexists(folder / file) for file in ("config.json", MODULES)):
         refuse_adapter(folder, name)
+        raise CheckpointError(f"{name!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     return folder
 
 
@@ -93,14 +92,6 @@ def refuse_adapter(folder: Path, name: str) -> None:
             f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type peft.PeftModel."
             f"from_pretrained(base, {name!r}).merge_and_unload().save_pretrained('merged')."
         )
-
-
-def has_pickles(name: str, revision: str | None = None, token: str | bool | None = None) -> bool:
-    """Whether a folder or a Hub repository has torch's .bin files."""
-    if Path(name).is_dir():
-        return any(Path(name).glob(PICKLED_WEIGHTS))
-    with translated_errors(name, token, CheckpointError):
-        return any(fnmatch.fnmatch(file, PICKLED_WEIGHTS) for file in HfApi(token=token).list_repo_files(name, revision=revision))
 
 
 def only_pickles(name: str) -> str:
@@ -237,7 +228,7 @@ def guarded() -> Iterator[None]:
 
 def load_config(name: str | Path) -> Any:
     """The config of a folder or a Hub repository."""
-    check_saved_model(str(name))
+    fetch_model(name)
     return load_part(AutoConfig, name)
 
 
@@ -453,7 +444,7 @@ def without_load_report() -> Iterator[None]:
 
 def has_token_vectors(name: str) -> bool:
     """Whether a folder or repository was saved by sentence-transformers' ``MultiVectorEncoder``."""
-    return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(check_saved_model(name)))
+    return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 
 def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:
@@ -466,7 +457,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         complete: whether new weights are refused, because nothing will be trained.
         arguments: of the loader. With ``num_labels``, a head of another size is replaced by a new one.
     """
-    listed_modules = sentence_modules(check_saved_model(name))
+    listed_modules = sentence_modules(fetch_model(name))
     with loading_errors(name), without_load_report():
         for module in listed_modules:
             if not module["type"].endswith(".Transformer"):

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
-SIZES = {"image_size": ("pixels", "tokens"), "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens")}
-"""Sizes of inputs in a report's plan -> the units of the size and of the tokens."""
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
 """Status of a check -> its style."""
 
@@ -187,9 +185,10 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     from ..hub import next_step
 
     plan, path = report.plan, report.destination
+    grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
     yield {
         "written": f"{path}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)",
-        "model": f"{plan.get('class', plan['long_class'])}, {_grown(plan)}, positions {plan['positions']}",
+        "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
         "texts": plan.get("short_texts", ""),
     }
     if "choice" in plan:
@@ -215,19 +214,3 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
 def checks(results: Iterable[Check]) -> Part:
     """Checks with their status, one below the other."""
     return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
-
-
-def _grown(plan: Mapping[str, Any]) -> str:
-    """The longest input of source and result."""
-    if "input" in plan:
-        return str(plan["input"])
-    if "towers" in plan:
-        return "; ".join(f"{name} {_grown(tower)}" for name, tower in plan["towers"].items())
-    old, new = plan["old_length"], plan["new_length"]
-    for name, (unit, token_unit) in SIZES.items():
-        if f"new_{name}" in plan:
-            values = [plan[f"{which}_{name}"] for which in ("old", "new")]
-            before, after = ("×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,g}" for value in values)
-            return f"{before} → {after} {unit}, {old:,} → {new:,} {token_unit}"
-    length = f"{new} tokens" if new else "any number of tokens"
-    return f"{old} → {length}" if old else length

@@ -19,6 +19,5 @@ if TYPE_CHECKING:
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion
     from .report import ConversionReport as ConversionReport
-    from .sources import fetch_model as fetch_model
 
 __getattr__, __all__ = public_names(__name__)

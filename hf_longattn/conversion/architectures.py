@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
-from ..files import FORMAT_FIELD, check_config, is_long, named_class
+from ..files import FORMAT_FIELD, is_long, named_class
 from ..inputs.kind import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
@@ -249,7 +249,6 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     Raises:
         CheckpointError: an unknown model type, or an invalid config.
     """
-    check_config(source.config, source.name)
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:

@@ -32,9 +32,10 @@ from ..files import (
     write_json,
 )
 from ..hub import write_model_card
+from ..loading import SIDECARS, fetch_model
 from ..modeling.family.registration import model_type_table
 from .plan_positions import StackLength
-from .sources import SIDECAR_FOLDERS, SIDECARS, Source, fetch_model, open_source, write_modules
+from .sources import SIDECAR_FOLDERS, Source, open_source, write_modules
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",

@@ -135,7 +135,7 @@ class ConversionPlan(WithTowers):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        decoder = None
+        decoder, words = None, self.inputs
         if self.decoder is not None:
             attention = self.config.decoder_attention.to_dict()
             decoder = {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
@@ -150,7 +150,8 @@ class ConversionPlan(WithTowers):
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
-            **self.inputs.report,
+            "input": words.new_words if words.old_words == words.new_words else f"{words.old_words} → {words.new_words}",
+            **words.report,
             **({} if decoder is None else {"decoder": decoder}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),

@@ -13,23 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..files import (
     EMBEDDINGS,
-    HUB_ID,
     MODULES,
     RERANKER,
     SENTENCE_LIMIT,
     SETTINGS_FILE,
     TOKEN_VECTORS,
     TRANSFORMER_SETTINGS,
-    check_counts,
+    check_config,
     check_files,
     check_format,
-    check_name,
     copy_folder,
     read_json_object,
     sentence_kind,
@@ -37,15 +34,11 @@ from ..files import (
     sentence_values,
     write_json,
 )
-from ..loading import NO_FOLDER, PICKLED_WEIGHTS, check_revision, has_pickles, only_pickles, refuse_adapter, translated_errors
+from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, only_pickles, refuse_adapter
 from ..modeling.family.definition import tower_field
 
-SIDECARS = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
-)  # fmt: skip
-"""Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
 SIDECAR_FOLDERS = ("additional_chat_templates",)
-SMALL, SAFETENSORS = (*SIDECARS, "README.md"), "*.safetensors"
+SAFETENSORS = "*.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The file of the weights, or of the names of their shards. transformers reads one of them."""
 FLOATING = re.compile(r"B?F\d")
@@ -120,10 +113,10 @@ def open_source(
         CheckpointError: missing, without config or weights, only pickle files, an adapter, damaged, quantised, or unreachable.
     """
     name = str(source)
-    path = fetch_model(source, revision, token, weights=weights)
+    path = fetch_model(source, revision, token, weights=[SAFETENSORS] * weights)
     if weights and allow_pickle and path != Path(source).expanduser() and not any(path.glob(SAFETENSORS)):
-        path = fetch_model(source, revision, token, pickled=True)
-    check_files(path, (*SMALL, SAFETENSORS, PICKLED_WEIGHTS), SIDECAR_FOLDERS)
+        path = fetch_model(source, revision, token, weights=[PICKLED_WEIGHTS])
+    check_files(path, (*SMALL_FILES, SAFETENSORS, PICKLED_WEIGHTS), SIDECAR_FOLDERS)
     root, folder = None, path
     if (path / MODULES).is_file():
         root, first = path, sentence_modules(path)[0]
@@ -137,12 +130,11 @@ def open_source(
     config = read_config(folder)
     if _quantisation(config) is not None and "long_attention" not in config:  # a quantised long checkpoint can be inspected
         refuse_quantised(Source(name, folder, config))
-    check_counts(config, name)
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     if weights and not pickled:
         _check_weights(folder)
     if weights and pickled and not (allow_pickle and any(folder.glob(PICKLED_WEIGHTS))):
-        raise CheckpointError(only_pickles(name) if has_pickles(name, revision, token) else _no_weights(folder, name))
+        raise CheckpointError(only_pickles(name))
     return Source(name, folder, config, pickled, root)
 
 
@@ -173,34 +165,6 @@ def _check_weights(folder: Path) -> None:
                     )
 
 
-def _no_weights(folder: Path, name: str) -> str:
-    others = sorted(path.name for pattern in (SAFETENSORS, "*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    instead = f", but {others[0]!r}; where that is the whole model, save it with save_pretrained first" if others else ""
-    return f"{name!r} has no weights: expected {' or '.join(WEIGHTS)}{instead}."
-
-
-def fetch_model(
-    model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: bool = False, pickled: bool = False
-) -> Path:
-    """The folder ``model``, or that of a Hub repository in the cache, with its weights if requested.
-
-    Raises:
-        CheckpointError: no such folder or repository, no access, or no connection.
-    """
-    name, folder = str(model), Path(model).expanduser()
-    check_name(name)
-    check_revision(name, revision)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
-    if not HUB_ID.fullmatch(name):
-        raise CheckpointError(NO_FOLDER.format(name))
-    patterns = [*SMALL, *([SAFETENSORS] if weights else []), *([PICKLED_WEIGHTS] if pickled else [])]
-    with translated_errors(name, token, CheckpointError):
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=patterns))
-
-
 def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
     """The config.json in :func:`fetch_model`'s folder; of sentence-transformers, that of its first module. Weights are not read."""
     folder = fetch_model(model, revision, token)
@@ -217,6 +181,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = read_json_object(folder / "config.json")
     check_format(values)
+    check_config(values, str(folder))
     for inner in values.values():
         _forget_code(inner)
     return values

@@ -19,7 +19,7 @@ from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..evaluation.summaries import mean_and_error
-from ..files import check_config, named_class
+from ..files import named_class
 from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
@@ -86,7 +86,6 @@ class CompressionInput:
             LengthError: the text is too short.
         """
         refuse_quantised(source)
-        check_config(source.config, source.name)
         class_name = named_class(source.config, "")
         model_class = class_named(class_name)
         if model_class is None:

@@ -26,7 +26,6 @@ from ..conversion.sources import fetch_config
 from ..engines.common.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
-from ..files import check_config
 from ..modeling.backend import BACKEND, SINKS, check_computed
 from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..modeling.family.config import attention_implementation
@@ -200,7 +199,6 @@ def inspect_stock(model: str | Path, *, revision: str | None = None, token: str 
         CheckpointError: there is no config, or it makes no model of transformers.
     """
     values = fetch_config(model, revision, token)
-    check_config(values, str(model))
     model_class: Any = class_of(values)
     if model_class is None:
         model_type, version = values.get("model_type"), transformers.__version__

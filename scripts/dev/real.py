@@ -52,10 +52,10 @@ def downloaded_folder() -> Path:
     Raises:
         CheckpointError: the Hub cannot be reached.
     """
-    from hf_longattn.conversion.sources import fetch_model
+    from hf_longattn.loading import fetch_model
 
     try:
-        return fetch_model(NAME, None, None, weights=True)
+        return fetch_model(NAME, weights=["*.safetensors"])
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).rstrip('.')}; or type {INSTALL}, for a package that has the same files.") from error
 

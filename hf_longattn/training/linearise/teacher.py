@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_longattn.conversion import fetch_model
 from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.files import read_json_object
+from hf_longattn.loading import fetch_model
 from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT

@@ -1,4 +1,4 @@
-"""What is read of a folder, and what a folder without the usual weight files says."""
+"""What is read of a folder, and which folders are refused."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import FalconH1Config
 
-from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion import plan_conversion
 from hf_longattn.conversion.sources import read_config
 from hf_longattn.errors import CheckpointError
-
-
-def test_refusal_of_a_folder_names_its_variant_of_the_weights(checkpoint: Callable[..., Path]) -> None:
-    source = checkpoint("BertModel")
-    (source / "model.safetensors").rename(source / "model.fp16.safetensors")
-    with pytest.raises(CheckpointError, match=r"but 'model\.fp16\.safetensors'; where that is the whole model"):
-        convert_checkpoint(source, source.parent / "long")
 
 
 def test_config_with_infinite_numbers_is_read_as_transformers_writes_it(tmp_path: Path) -> None:

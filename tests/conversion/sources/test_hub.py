@@ -59,7 +59,7 @@ def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[
     server.add(REPO, tmp_path / "repository")
     with serve(server):
         hub(server.endpoint)
-        with pytest.raises(CheckpointError, match=r"'someone/small-bert' has no weights: expected model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"'someone/small-bert' has no weights, or .* give a folder with model"):
             convert_checkpoint(REPO, tmp_path / "long")
         (tmp_path / "repository" / "pytorch_model.bin").write_text("")
         server.add("someone/pickled", tmp_path / "repository")

@@ -29,13 +29,14 @@ def test_folder_of_the_real_checkpoint_is_printed(real_folder: Path, capsys: pyt
 
 @pytest.mark.usefixtures("not_installed")
 def test_real_checkpoint_is_that_of_the_hub_without_the_package(real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / real.WEIGHTS).symlink_to(real_folder / real.WEIGHTS)  # as in the Hub's cache
+    for name in (real.WEIGHTS, "config.json"):
+        (tmp_path / name).symlink_to(real_folder / name)  # as in the Hub's cache
 
     def download(name: str, **options: object) -> str:
         assert name == "sentence-transformers/all-MiniLM-L6-v2"
         return str(tmp_path)
 
-    monkeypatch.setattr("hf_longattn.conversion.sources.snapshot_download", download)
+    monkeypatch.setattr("hf_longattn.loading.snapshot_download", download)
     assert real.real_checkpoint() == tmp_path
 
 
