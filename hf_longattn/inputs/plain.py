@@ -99,7 +99,7 @@ class PlainKind(TextKind):
             source=source,
             architecture=architecture,
             config=config,
-            inputs=texts if series is None else replace(texts, report=series.report),
+            inputs=texts if series is None else series.sizes(texts),
             positions=rule,
             cast=cast,
             max_shard_size=request.max_shard_size,
@@ -233,10 +233,11 @@ class Series:
         """Whether the class reads only one length, and the result's is greater than the source's."""
         return self.table is not None and self.steps.grows
 
-    @property
-    def report(self) -> dict[str, int]:
-        """Lengths in time steps for a report, JSON-serialisable."""
-        return {"old_context_length": self.steps.old, "new_context_length": self.steps.new}
+    def sizes(self, texts: InputSizes) -> InputSizes:
+        """The sizes in tokens, with the lengths in time steps."""
+        old, new = self.steps.old, self.steps.new
+        words = {"old_words": f"{old:,} steps, {texts.old_words}", "new_words": f"{new:,} steps, {texts.new_words}"}
+        return replace(texts, **words, report={"old_context_length": old, "new_context_length": new})
 
     def tensors(self, positions: str) -> Callable[[Any], dict[str, Tensor]]:
         """A function that makes the result's tensors from the source. A learned position table is extended by the rule ``positions``;
