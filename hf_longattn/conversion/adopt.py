@@ -20,7 +20,7 @@ from ..errors import CheckpointError
 from ..inputs.running import floating_tensors
 from ..inputs.tokenizer import VerificationText
 from ..modeling.family.definition import FAMILIES
-from ..reports import Difference
+from ..reports import Check, Difference, equality
 
 DECODED, QUESTION = 24, 16
 """Tokens of the decoder's text and of the question in the compared inputs. Untuned."""
@@ -39,8 +39,8 @@ class Probe:
     inputs: dict[str, Tensor]
     real: Tensor
 
-    def compare(self, source: Any, result: Any) -> tuple[Difference, list[str]]:
-        """The largest difference of two models' outputs, with all hidden states, and the names of the outputs that both have."""
+    def check(self, name: str, source: Any, result: Any, reference: str, why: str = "") -> Check:
+        """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun phrase."""
         inputs, outputs = self.inputs, list[dict[str, Tensor]]()
         if source.base_model is source and inputs["input_ids"].dim() == 3:  # without its multiple-choice head: the choices are rows
             inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
@@ -49,7 +49,10 @@ class Probe:
                 tensors = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
             outputs.append({name: part[self.real] if part.shape[:2] == self.real.shape else part for name, part in tensors.items()})
         common = sorted(outputs[0].keys() & outputs[1].keys())
-        return Difference.of(*({name: tensors[name] for name in common} for tensors in outputs)), common
+        length, values = self.real.shape[1], {"length": self.real.shape[1], "tokens": int(self.real.sum()), "outputs": common}
+        what = f"outputs and hidden states of two texts of up to {length} tokens, {self.name}: largest difference from {reference}"
+        difference = Difference.of(*({name: tensors[name] for name in common} for tensors in outputs))
+        return equality(f"{name}, {self.name}", what, difference, values, why)
 
 
 class Adoption:

@@ -25,7 +25,7 @@ from ..modeling.family.registration import auto_class_name
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .architectures import attached_mechanisms, attached_memory
-from .check_embeddings import EMBEDDINGS, check_embeddings, embeddings, passages
+from .check_embeddings import EMBEDDINGS, LENGTHS, check_embeddings, embeddings, passages
 from .check_loss import LOSS, check_loss, text_losses
 from .flops import layer_mechanisms
 from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
@@ -33,8 +33,6 @@ from .model_loading import outputs
 from .plan import ConversionPlan
 from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .sources import tower_prefix
-
-Step = Callable[[], list[Check]]
 
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 BEYOND = "beyond the old length"
@@ -71,39 +69,27 @@ def check_result(
     Raises:
         CheckpointError: a model does not run.
     """
-    steps: list[Step] = [
-        partial(check_tensors, plan, source, result, *missing),
-        partial(plan.kind.processor, plan, folder, inputs),
-        *_output_steps(plan, source, result, missing[0], folder, inputs, given_text),
+    steps: list[tuple[str, Callable[[], list[Check]]]] = [
+        ("", partial(check_tensors, plan, source, result, *missing)),
+        ("", partial(plan.kind.processor, plan, folder, inputs)),
     ]
+    for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
+        prefix = tower_prefix(name)
+        lacking = {key.removeprefix(prefix) for key in missing[0] if key.startswith(prefix)}
+        towers = [model.get_submodule(prefix.rstrip(".")) for model in (source, result)]
+        steps.append((f"{name}: ", partial(part.kind.check, part, *towers, lacking, folder, inputs[name], given_text=given_text)))
+    steps.append(("", partial(plan.kind.check, plan, source, result, missing[0], folder, inputs, given_text=given_text)))
     checks: list[Check] = []
-    for done, step in enumerate(steps):
+    for done, (prefix, step) in enumerate(steps):
         if progress is not None:
             progress("verify", done, len(steps))
         with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
-            checks += step()
+            checks += [replace(check, name=prefix + check.name) for check in step()]
         if any(check.status == FAILED for check in checks):
             break
     if progress is not None:
         progress("verify", len(steps), len(steps))
     return labelled(plan, checks)
-
-
-def _output_steps(
-    plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool
-) -> Iterator[Step]:
-    """The steps that run source and result, by their kind of input."""
-
-    def named(name: str, step: Step) -> list[Check]:
-        return [replace(check, name=f"{name}: {check.name}") for check in step()]
-
-    for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
-        prefix = tower_prefix(name)
-        lacking = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
-        of_source, of_result = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
-        for step in _output_steps(part, of_source, of_result, lacking, folder, inputs[name], given_text):
-            yield partial(named, name, step)
-    yield partial(plan.kind.check, plan, source, result, missing, folder, inputs, given_text=given_text)
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -153,19 +139,17 @@ def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[s
             parameter = mechanism.get_parameter(name)
             if f"{place}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
                 wrong.append(f"{place}.{name} is no copy of its layer's values")
-    infinite = sorted(name for name, value in after.items() if not _is_finite(value))
+    infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     counts = {"kept": len(chosen) - extended, "extended": extended, "new": len(new)}
     detail = f"{len(before)} tensors of the source accounted for: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
-        detail = (
-            f"{len(infinite)} tensors of the source hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
-        )
-        if all(name in before and _is_finite(before[name]) for name in infinite):
-            detail = f"{len(infinite)} tensors are too large for {str(cast).removeprefix('torch.')} and became infinite"
-        detail += f": {', '.join(infinite[:5])}" + (f" and {len(infinite) - 5} more" if len(infinite) > 5 else "")
+        cause = "of the source hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
+        if all_finite({name: before[name] for name in infinite if name in before}):
+            cause = f"are too large for {str(cast).removeprefix('torch.')} and became infinite"
+        detail = f"{len(infinite)} tensors {cause}, the first: {infinite[0]}"
     values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
     return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]
 
@@ -197,11 +181,6 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _is_finite(values: Tensor) -> bool:
-    finite = not values.is_floating_point() or values.numel() == 0
-    return finite or all(bool(bound.isfinite()) for bound in torch.aminmax(values))  # NaN passes through
-
-
 # Outputs of models of texts
 
 
@@ -217,19 +196,22 @@ def check_texts(
         text: the models run on parts of it.
         given_text: the text is the user's, so more time is spent on measuring.
     """
-    lengths = choose_lengths(plan, text, result, given_text=given_text)
+    lengths = choose_lengths(plan, text, given_text)
     pooling = sentence_pooling(folder) if plan.decoder is None else None  # sentence encoders have no decoder
     # function of a model and of the tokens that it reads at once
     measure: Callable[[Any, int], Any] = partial(text_losses, plan, text, lengths)
     if pooling is not None:
         measure = partial(embeddings, pooling, text, lengths)
-    unmeasured = why_not_measured(plan, text, lengths, pooling, result, given_text)
+    unmeasured = why_not_measured(plan, text, lengths, pooling)
     before: Any = measure(source, lengths.chunk) if unmeasured is None else None
     plan.round_source(source)
     headless = bool(missing - {*tied_weights(source)})
     parts = (source.base_model, result.base_model) if headless else (source, result)
-    compare = compare_lengths if plan.architecture.converter is None else compare_adopted
-    checks = compare(plan, *parts, text, lengths, "hidden states (the source has no weights for its head)" if headless else "outputs")
+    if plan.architecture.converter is not None:
+        checks = compare_adopted(plan, *parts, text, lengths.old)
+    else:
+        what = "hidden states (the source has no weights for its head)" if headless else "outputs"
+        checks = compare_lengths(plan, *parts, text, lengths, what)
     if any(check.status == FAILED for check in checks):
         return checks
 
@@ -259,38 +241,31 @@ def check_texts(
     return [*checks, check_embeddings(plan, text, lengths, pooling, before, after, document)]
 
 
-def why_not_measured(
-    plan: ConversionPlan, text: VerificationText, lengths: Lengths, pooling: SentencePooling | None, model: Any, given_text: bool
-) -> list[Check] | None:
+def why_not_measured(plan: ConversionPlan, text: VerificationText, lengths: Lengths, pooling: SentencePooling | None) -> list[Check] | None:
     """The checks (often none) of a result whose loss or embeddings are not measured; ``None`` if they are."""
     old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if lengths.covered == new:
         return []  # the result is the source at every length
-    if pooling is not None:
-        if text.tokenizer is None:
-            return [undecided(EMBEDDINGS, f"{text.why_seeded}, and embeddings need real text", text.would_be_real)]
-        enough = bool(passages(text, lengths))
-        return None if enough else [undecided(EMBEDDINGS, f"the text has only {text.real_tokens()} tokens", LONGER_TEXT)]
-    predicts = auto_class_name(plan.config, long_class) in HEADS and model.get_output_embeddings() is not None  # not ELECTRA's
-    if not predicts or plan.decoder is not None:  # an encoder-decoder predicts its own output, not the positions of the text
+    name, possible, needed = EMBEDDINGS, len(passages(text, lengths)), 2 * LENGTHS[0]
+    if pooling is None:
+        name, possible, needed = LOSS, lengths.read, lengths.needed
+    predicts = auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None  # not ELECTRA's
+    if pooling is None and (not predicts or plan.decoder is not None):  # its decoder predicts its own output
         problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"
         would_tell = f"its scores on labelled texts of up to {new:,} tokens (longattn evaluate)"
         return [undecided(BEYOND, problem, would_tell)] if new > old else []
-    if plan.architecture.converter is not None and new < 2 * old:
+    if pooling is None and plan.architecture.converter is not None and new < 2 * old:
         return []  # outputs are compared anyway, and the length grows too little
-    problem, would_tell = (
-        f"{lengths.needed:,} tokens would take too long for a model of this size",
-        f"{READABLE_TEXT}, which allows more time,",
-    )
+    problem, would_tell = f"{needed:,} tokens would take too long for a model of this size", f"{READABLE_TEXT}, which allows more time,"
     if text.tokenizer is None:
-        problem, would_tell = f"{text.why_seeded}, and a loss needs real text", text.would_be_real
-    elif not plan.shape.causal and text.tokenizer.mask_token_id is None:
+        problem, would_tell = f"{text.why_seeded}, and real text is needed", text.would_be_real
+    elif pooling is None and not plan.shape.causal and text.tokenizer.mask_token_id is None:
         problem, would_tell = "the tokenizer has no mask token", "a tokenizer with the token that the source was trained on"
-    elif lengths.read:
+    elif possible:
         return None
-    elif text.real_tokens() < lengths.needed:
-        problem, would_tell = f"{lengths.needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT
-    return [undecided(LOSS, problem, would_tell)]
+    elif text.real_tokens() < needed:
+        problem, would_tell = f"{needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT
+    return [undecided(name, problem, would_tell)]
 
 
 @contextlib.contextmanager
@@ -350,24 +325,17 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     return checks
 
 
-def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:
-    """Compare a Longformer, LED or BigBird with the result: outputs and hidden states of all layers, with padding and global tokens."""
-    architecture, checks = plan.architecture, []
-    assert architecture.converter is not None
+def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, length: int) -> list[Check]:
+    """Compare a Longformer, LED or BigBird with the result, with padding and global tokens."""
+    architecture, adoption = plan.architecture, plan.architecture.converter
+    assert adoption is not None
     takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-    same = plan.attention == architecture.original_attention()
-    for probe in architecture.converter.probes(architecture.original_config, architecture.source_class, text, lengths.old):
-        if "global_attention_mask" in probe.inputs and not takes_globals:
-            continue
-        difference, common = probe.compare(source, result)
-        detail = (
-            f"{what} and hidden states of two texts of up to {lengths.old} tokens, {probe.name}: largest difference from transformers' "
-            f"{architecture.converter.model_type}"
-        )
-        values = {"length": lengths.old, "tokens": int(probe.real.sum()), "outputs": common}
-        why = plan.position_change if same else "the attention differs from the source's"
-        checks.append(equality(f"equal to the source, {probe.name}", detail, difference, values, why))
-    return checks
+    why = plan.position_change if plan.attention == architecture.original_attention() else "the attention differs from the source's"
+    return [
+        probe.check("equal to the source", source, result, f"transformers' {adoption.model_type}", why)
+        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
+        if takes_globals or "global_attention_mask" not in probe.inputs
+    ]
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
@@ -403,24 +371,21 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.rule.further_inputs(plan.config, *alone.shape)}
     if takes_globals:
         marks = torch.zeros_like(alone)
-        marks[:, : min(short, 8)] = marks[:, short // 2] = 1
+        marks[:, :8] = marks[:, short // 2] = 1
         arguments["global_attention_mask"] = marks
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     unpadded = hidden(alone, arguments)
     padded = hidden(pad(alone, fill), {key: pad(value) for key, value in arguments.items()})
     if not unpadded:
         return Check(name, SKIPPED, "the base returns no hidden states")
-    real = {"right": slice(short), "left": slice(-short, None)}
-    differences = {
-        side: Difference.of(
-            {key: state[0] for key, state in unpadded.items()}, {key: state[row, real[side]] for key, state in padded.items()}
-        )
-        for row, side in enumerate(sides)
-    }
+    real = [slice(short), slice(-short, None)]
+    difference = Difference.of(
+        {f"{key} {side}": state[0] for side in sides for key, state in unpadded.items()},
+        {f"{key} {side}": state[row, real[row]] for row, side in enumerate(sides) for key, state in padded.items()},
+    )
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
-        f"{' with global tokens' if takes_globals else ''}{' and position_ids from the text' * passes_positions}: largest difference"
+        f"{' with global tokens' * takes_globals}{' and position_ids from the text' * passes_positions}: largest difference"
     )
-    values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
-    worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")
-    return equality(name, detail, worst, values)
+    values = {"sides": sides, "length": length, "tokens": short}
+    return equality(name, detail, difference if all_finite(padded) else Difference(output="padding"), values)

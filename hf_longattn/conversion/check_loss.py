@@ -85,11 +85,7 @@ def check_loss(
     if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
         return undecided(LOSS, f"{detail}: half of what the source gains over chance could be lost unseen", LONGER_TEXT, values)
     if lengths.at_once and plan.new_length > plan.old_length:
-        problem, would_tell = f"not worse, but no text of more than {plan.old_length:,} tokens was read", evaluation(plan)
-        return undecided(LOSS, f"{detail}: the result is {problem}", would_tell, values)
+        would_tell = f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
+        problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"
+        return undecided(LOSS, f"{detail}: {problem}", would_tell, values)
     return decision(LOSS, True, f"{detail}: the result is not worse", values)
-
-
-def evaluation(plan: ConversionPlan) -> str:
-    """The measurement that would tell more than a check, as a noun phrase."""
-    return f"the losses of source and result on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})"

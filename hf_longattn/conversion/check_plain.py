@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
-from ..inputs.seeded import TOKENS, run_inputs, seeded_inputs
+from ..inputs.running import run_model
+from ..inputs.seeded import TOKENS, seeded_inputs
 from ..mechanisms import Mechanism
 from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
@@ -38,11 +39,11 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
         source = type(source)(config).eval()
         source.load_state_dict(state, strict=False)
     seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
-    expected = run_inputs(source, seeded)
+    expected = run_model(source, seeded)
     outputs, covered = _run_and_note_covers(result, seeded)
     vocabulary = getattr(result.config.get_text_config(), "vocab_size", 1)
     longest = seeded_inputs(result, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // vocabulary)))
-    finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_inputs(result, longest))
+    finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
     keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
@@ -63,7 +64,7 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
         of_towers.append(compare(f"with the mechanism of the tower {name}", measured, f"{mechanisms} in the tower {name} alone", why))
     set_implementation(result, implementation, is_tower=False)
     return [
-        compare("equal with the source's attention", run_inputs(result, seeded), "the class's attention", position_change),
+        compare("equal with the source's attention", run_model(result, seeded), "the class's attention", position_change),
         *of_towers,
         compare("with the mechanism", outputs, "long attention", why_not_equal(position_change, covered)),
         finite,
@@ -84,7 +85,7 @@ def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[st
         covered.append(mechanism.covers(k.shape[2], causal=call.causal))
 
     hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(model).values()]
-    outputs = run_inputs(model, inputs)
+    outputs = run_model(model, inputs)
     for hook in hooks:
         hook.remove()
     return outputs, bool(covered) and all(covered)

@@ -96,6 +96,12 @@ def _converted(
     target, source, architecture = destination_path(destination), plan.source, plan.architecture
     recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
     inputs = plan.kind.inputs(plan.config, source.folder, text, recording) if chosen.verify else None
+    stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in source.folder.glob(pattern))
+    if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
+        raise CheckpointError(
+            f"The config.json of {source.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
+            "bytes; is it that of another model?"
+        )
     dtype = "auto" if plan.cast is None else plan.cast
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
         model, missing = load_as_result(source, architecture, plan.config, dtype, plan.renamed)

@@ -6,7 +6,6 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
@@ -43,10 +42,10 @@ class Lengths:
     old: int
     new: int
     padded: int
-    read: int = 0
-    chunk: int = 0
-    every: int = 1
-    needed: int = 0
+    read: int
+    chunk: int
+    every: int
+    needed: int
 
     @property
     def at_once(self) -> bool:
@@ -54,12 +53,12 @@ class Lengths:
         return self.read == self.chunk
 
 
-def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, model: Any = None, *, given_text: bool = False) -> Lengths:
+def choose_lengths(plan: ConversionPlan, text: VerificationText, given_text: bool = False) -> Lengths:
     """Choose the lengths. They are shorter than planned if the model is large.
 
     Args:
-        text, model: the text and the result, for measuring a loss or embeddings.
-        given_text: whether the text is the user's, so that more time is spent on measuring.
+        text: for measuring a loss or embeddings.
+        given_text: whether it is the user's, so that more time is spent on measuring.
     """
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
@@ -72,7 +71,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, m
         full = covers([layers[number] for number in changed], length, shape.causal) and covers(decoder, length, True)
         return not full or any(length > (windows[number] or length) for number in changed)
 
-    head = None if model is None else model.get_output_embeddings()
+    head = plan.skeleton.get_output_embeddings()
     rows, width = (0, 0) if head is None else head.weight.shape
     old = affordable_length(old_length, shape, layers, FLOPS_AT_OLD_LENGTH / 3)
     old = min(old, LOGITS_BYTES // max(1, 8 * rows))
@@ -82,8 +81,6 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText | None = None, m
     while padded > least and cost_at(padded, shape, layers).total_flops > FLOPS_OF_PADDING:
         padded = max(least, padded // 2)
     covered = min(reach, old_length)
-    if text is None:
-        return Lengths(covered, old, new, padded)
 
     def spacing(count: int) -> int:
         return max(1, math.ceil(count * rows * 4 / LOGITS_BYTES)) if shape.causal else 1

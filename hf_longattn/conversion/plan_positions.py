@@ -80,6 +80,8 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
         if table is not None and table.offset == "padding":
             _check_padding(source, architecture, rows)
         old = rows - (0 if table is None else table.config_value(0, config))
+        if old < 1:
+            raise CheckpointError(f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1.")
         length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
         length.check_grows(what)
         return length

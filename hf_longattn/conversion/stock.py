@@ -44,7 +44,7 @@ from ..mechanisms.window import Window
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..reports import FAILED, PASSED, Check, equality
+from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
 from .architectures import NAMES, OWN_FIELDS, read_long
 from .flops import affordable_length, layer_mechanisms, model_shape
@@ -82,19 +82,15 @@ class Stock:
     """Heads of other bases whose tensors it can hold."""
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
     """Mechanisms that its layers can compute, with some options."""
-    words: ClassVar[str] = "full attention"
-    """What every layer computes, for a refusal."""
-    takes_globals: ClassVar[bool] = False
-    """Whether its forward pass takes ``global_attention_mask``."""
     note: ClassVar[str] = ""
     """A remark for its users."""
     names: ClassVar[Mapping[str, Any]] = {}
     """Regular expressions for parts of the names of a long model's tensors -> the replacement."""
 
     @property
-    def base(self) -> str:
-        """transformers' model type of the long model's base."""
-        return self.family.base_model_type
+    def words(self) -> str:
+        """What every layer computes, for a refusal."""
+        return "full attention"
 
     @property
     def head(self) -> str:
@@ -119,7 +115,7 @@ class Stock:
     @cached_property
     def reason(self) -> str:
         """Why it does not compute what the long model does, as a sentence that names the layer. Empty if it does."""
-        if self.base not in self.families:
+        if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
         if (full := next(filter(None, map(full_of, self.layers)), None)) is not None:
             return f"No stock architecture has exact_length={full.max_length}; convert with --option exact_length=0."
@@ -129,7 +125,7 @@ class Stock:
             mechanism = self.layers[odd]
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
             return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
-        if self.masked and not self.takes_globals:
+        if self.masked and self.stem != "Longformer":
             return f"A {self.class_name} takes no global_attention_mask; leave --global-attention-mask out."
         base_class = self.family.base_of(self.long_class)
         if base_class != self.class_name and self.head not in self.heads:
@@ -199,8 +195,7 @@ class LongformerStock(Stock):
 
     families = ROBERTAS | {"bert"}
     stem, heads = "Longformer", ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-    computes, takes_globals = (Longformer, Window), True
-    words = "a window of two tokens or more, equally wide on both sides"
+    computes = (Longformer, Window)
     names: ClassVar = {
         r"^cls\.predictions\.transform\.dense\.": "lm_head.dense.",
         r"^cls\.predictions\.transform\.LayerNorm\.": "lm_head.layer_norm.",
@@ -210,28 +205,33 @@ class LongformerStock(Stock):
         r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
     }
 
+    @property
+    def globals(self) -> Any:
+        """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
+        lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
+        return None if lacking else LongformerOptions(**{"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})})
+
+    @property
+    def words(self) -> str:
+        words = "a window of two tokens or more, equally wide on both sides"
+        if self.masked:
+            return words
+        instead = "export with --global-attention-mask and give every call that mask"
+        if self.globals is None:
+            return f"global tokens before the first of three separators in a pair of texts; {instead}"
+        options = f"--option global_tokens={'0' if self.globals.global_tokens else 'none'}"
+        options += " --option global_first_segment=true" * self.globals.global_first_segment
+        return f"{words}, and its head's global tokens; convert with --mechanism longformer {options}, or {instead}"
+
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)
-        return {} if width and (isinstance(mechanism, Longformer) or not self.masked) else None  # a window takes no mask of global tokens
-
-    @cached_property
-    def reason(self) -> str:
-        if (reason := super().reason) or self.masked:
-            return reason
-        instead = "export with --global-attention-mask and give every call that mask."
-        if self.head == "ForQuestionAnswering" and self.base not in ROBERTAS:
-            return f"A {self.class_name} expects three separators in every pair of texts and a model of {self.base!r} has two; {instead}"
-        chosen = HEAD_GLOBALS.get(self.head, {})
-        tokens, first = chosen.get("global_tokens", ()), "global_first_segment" in chosen
-        by_ids = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        for index, mechanism in enumerate(self.layers):
-            o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
-            rule = (tuple(o.global_tokens), o.global_first_segment, o.global_second_segment or any(o.global_token_ids))
-            if rule != (tokens, first, False) or by_ids != [None, None]:
-                options = f"--option global_tokens={'0' if tokens else 'none'}" + " --option global_first_segment=true" * first
-                reason = f"Layer {index} has other global tokens than a {self.class_name} by itself"
-                return f"{reason}; convert with --mechanism longformer {options}, or {instead}"
-        return ""
+        o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
+        if self.masked:  # a window takes no mask of global tokens
+            return {} if width and o is mechanism.options else None
+        rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
+        same = all(getattr(o, name) == getattr(self.globals, name, None) for name in rule)
+        chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
+        return {} if width and same and chosen == [None, None] else None
 
     def values(self) -> dict[str, Any]:
         pad = self.config.pad_token_id or 0
@@ -245,7 +245,7 @@ class LongformerStock(Stock):
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
         state = super().state_dict(long)
-        if self.head == "ForSequenceClassification" and self.base == "bert":
+        if self.head == "ForSequenceClassification" and self.family.base_model_type == "bert":
             state |= {f"classifier.out_proj.{part}": state.pop(f"classifier.{part}") for part in ("weight", "bias")}
         for name, tensor in [*state.items()]:
             state.setdefault(re.sub(r"\.self\.(query|key|value)\.", r".self.\1_global.", name), tensor.clone())
@@ -275,18 +275,15 @@ class BigBirdStock(Stock):
 
     def values(self) -> dict[str, Any]:
         fixed = {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config)}
-        return {**({} if self.base == "big_bird" else fixed), **super().values()}
+        return {**({} if self.family.base_model_type == "big_bird" else fixed), **super().values()}
 
 
 def choose_stock(config: Any, long_class: str, family: Family, masked: bool = False) -> Stock:
     """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
-    model = (config, long_class, family, masked)
-    stocks = [stock(*model) for stock in (Stock, Mistral, LongformerStock, BigBirdStock) if family.base_model_type in stock.families]
-    if not stocks:
-        return Stock(*model)
-    for stock in stocks:
-        if not stock.reason:
-            return stock
+    stocks = [stock(config, long_class, family, masked) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
+    stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
+    if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
+        return choice or stocks[0]
     odd = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
     return next((stock for stock in stocks if isinstance(odd, stock.computes)), stocks[0])
 
@@ -425,9 +422,7 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
         for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
             if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                 module.set_attention_type(module.config.attention_type)
-        difference, outputs = probe.compare(long, stock)
-        detail = f"{', '.join([*(name for name in outputs if '[' not in name), 'all hidden states'])}: largest difference"
-        checks.append(equality(f"equal to the long model at {length} tokens, {probe.name}", detail, difference, {"length": length}))
+        checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
         if stock.can_generate():
             same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
             what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"

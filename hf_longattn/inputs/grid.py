@@ -6,7 +6,6 @@ and at the old size the result has the source's positions.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,17 +22,17 @@ from ..conversion.flops import ModelShape, layer_mechanisms, mechanisms_on
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
-from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
+from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import IMAGE_READER, PILLOW, Example, image_lines
-from .kind import InputKind, register_kind
+from .kind import InputKind
 from .processors import IMAGE_PROCESSOR, ProcessorFile, UserFiles, load_processor, pixels, processed_size, values_of_size
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, InputSize, InputSizes, Words, sizes_between
@@ -53,14 +52,12 @@ def read_size(size: Any) -> tuple[int, ...]:
     Raises:
         GridError: ``size`` is none of these, or has more than two numbers.
     """
-    if isinstance(size, str):
-        if not re.fullmatch(r"\d{1,6}(?:[x×]\d{1,6})*", text := size.strip().lower()):
-            raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+    sizes = size
+    if isinstance(size, str) and re.fullmatch(r"\d{1,6}([x×]\d{1,6})?", text := size.strip().lower()):
         numbers = [int(number) for number in re.split("[x×]", text)]
-        size = numbers if len(numbers) > 1 else numbers[0]
-    sizes = image_size(size)
-    if len(sizes) != 2:
-        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have 2 numbers at most: 1024, or 768x1024.")
+        sizes = numbers if len(numbers) > 1 else numbers[0]
+    if isinstance(sizes, str) or len(sizes := image_size(sizes)) != 2:
+        raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
     return sizes
 
 
@@ -78,7 +75,7 @@ def photographs() -> tuple[Tensor, ...]:
 class Images(UserFiles):
     """A user's images, or scikit-learn's photographs, as inputs of a model."""
 
-    unit, processor_kind, reads = "image", IMAGE_PROCESSOR, "images"
+    processor_kind, reads = IMAGE_PROCESSOR, "images"
     files_in = staticmethod(IMAGE_FILES.files)
     built_in = "scikit-learn's photographs"
     wanted = "; give an image or a folder of images as a Path instead of a text."
@@ -106,14 +103,13 @@ class Images(UserFiles):
         Raises:
             GridError: the processor makes images of another size.
         """
-        place: Any = ProcessorFile.find(self.folder, IMAGE_PROCESSOR)
         value = size.value
-        processor = type(self.required).from_dict(values_of_size(place, self.required, value))
+        processor = type(self.required).from_dict(values_of_size(self.required, value))
         values = [torch.as_tensor(processor(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
         if wrong := next((tuple(each.shape[-2:]) for each in values if tuple(each.shape[-2:]) != value), None):
             raise GridError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {pixels(value)} are needed; set "
-                f"do_resize and size in its {place.file}."
+                "do_resize and size in its file."
             )
         return [self.rule.arguments(self.config, each) for each in values]
 
@@ -122,7 +118,6 @@ class Images(UserFiles):
         return "seeded images"
 
 
-@register_kind
 class GridKind(InputKind):
     """Images, whose patches lie on a grid."""
 
@@ -135,7 +130,7 @@ class GridKind(InputKind):
         settings=("image_size", "search_images"),
         instead={SIZE: "give the size as --image-size 1024", SEARCH: "give images as --search-images FOLDER", PARTS: "give --mechanism"},
         longer="Other multiples of the patch run as well, but were not verified.",
-        diagnosed_with="an image: longattn inspect MODEL photo.jpg",
+        how_to_diagnose="give it an image: longattn inspect MODEL photo.jpg.",
         drawn=True,
         check=check_mechanism_for_grid,
     )
@@ -189,6 +184,16 @@ class GridKind(InputKind):
             )
         if positions == AUTO:
             positions = TILE if sizes.grows and all(map(sizes.fits_tiles, layers)) else INTERPOLATE
+        files = {}
+        if (place := ProcessorFile.find(source.folder, IMAGE_PROCESSOR)) is not None:
+            processor = load_processor(source.folder, IMAGE_PROCESSOR)
+            processed = processed_size(processor)
+            if processed is not None and processed != sizes.old.value and self.rule.interpolates:
+                raise CheckpointError(
+                    f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
+                    f"{IMAGE_SIZE}={config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
+                )
+            files = place.with_values(values_of_size(processor, sizes.new.value)) if sizes.grows else {}
         return plan_sized(
             source,
             architecture,
@@ -198,26 +203,9 @@ class GridKind(InputKind):
             positions=positions,
             fields={"long_image_size": list(sizes.new.value)} if sizes.grows else {},
             warnings=grid_warnings(positions, attention, layers, sizes),
-            files=self._processor_files(source, config, sizes),
+            files=files,
             trained_by=TRAINED_BY,
         )
-
-    def _processor_files(self, source: Any, config: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
-        """The image processor's file for the new size. Empty if the source has none or the file does not change.
-
-        Raises:
-            CheckpointError: the processor makes inputs that the source cannot read, or cannot be set to the new size.
-        """
-        if (place := ProcessorFile.find(source.folder, IMAGE_PROCESSOR)) is None:
-            return {}
-        processor = load_processor(source.folder, IMAGE_PROCESSOR)
-        processed = processed_size(processor)
-        if processed is not None and processed != sizes.old.value and self.rule.interpolates:
-            raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
-                f"{IMAGE_SIZE}={config.image_size}; correct the size in {place.file}, or {IMAGE_SIZE}."
-            )
-        return place.with_values(values_of_size(place, processor, sizes.new.value)) if sizes.grows else {}
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Images:
         return Images(self.rule, config, folder, files, **settings)
@@ -283,11 +271,6 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     for layer in range(layers):
         name, options = attention.for_layer(layer)
         check_mechanism_for_grid(name, dict(options))
-        if not sizes.new.grid.prefix and options.get("prefix_tokens") is not None:
-            raise OptionError(
-                f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
-                "leave it out."
-            )
         prototype(name, options).on_grid(sizes.new.grid, check=True)
     return attention
 
@@ -331,7 +314,7 @@ def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], stat
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
     old, layers = plan.inputs.old, mechanisms_on(new, plan.attention, plan.shape)
     prefix, window = new.grid.prefix, old.grid.sizes
-    apart = all(layer.grid_blocks(new.grid) == window and not _reads_prefix(layer, new.grid) for layer in layers)
+    apart = all(layer.grid_blocks(new.grid) == window and (not prefix or layer.options.prefix_tokens != GLOBAL) for layer in layers)
     if plan.positions != TILE or not plan.kind.rule.adds_positions or not apart:
         why = (
             "positions are not a tiled table, or patches see other windows or tokens before them (--option prefix_tokens=none hides these)"
@@ -341,25 +324,20 @@ def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], stat
     def cells_only(module: Any, args: Any, output: Any) -> Any:
         return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
 
-    cells, expected, measured = states[STATES][:, prefix:].unflatten(1, new.grid.sizes), dict[str, Tensor](), dict[str, Tensor]()
-    hook = base.embeddings.register_forward_hook(cells_only)
-    for place in itertools.product(*(range(after // before) for after, before in zip(new.grid.sizes, window, strict=True))):
-        rows, columns = (slice(number * side, (number + 1) * side) for number, side in zip(place, old.value, strict=True))
-        expected[str(place)] = run_model(base, {PIXELS: inputs[PIXELS][..., rows, columns]})[STATES]
-        rows, columns = (slice(number * side, (number + 1) * side) for number, side in zip(place, window, strict=True))
-        measured[str(place)] = cells[:, rows, columns].flatten(1, 2)
+    hook, images = base.embeddings.register_forward_hook(cells_only), inputs[PIXELS]
+    expected = run_model(base, {PIXELS: _tiles(images, old.value)})[STATES]
     hook.remove()
+    cells = states[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
+    measured = _tiles(cells, window).flatten(2).mT
     detail = (
         f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}: "
         "largest difference"
     )
-    return [equality(CROPS, detail, Difference.of(expected, measured), {"crops": len(expected), new.name: new.number})]
+    return [
+        equality(CROPS, detail, Difference.of({"cells": expected}, {"cells": measured}), {"crops": len(expected), new.name: new.number})
+    ]
 
 
-def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
-    """Whether cells see the prefix tokens before the grid."""
-    if not grid.prefix:
-        return False
-    call = layer.on_grid(Grid((1,) * grid.rank, grid.prefix))
-    q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
-    return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
+def _tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
+    """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
+    return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)

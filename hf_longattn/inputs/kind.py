@@ -1,7 +1,7 @@
 """The contract of an input kind: six questions, and a registry.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. A family's rule names the file. The rest of the
-package asks through the methods of :class:`InputKind` and through its :class:`~.sizes.Words`.
+Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`. A family's rule names the file. The rest of the
+package asks through the methods of this class and through its :class:`~.sizes.Words`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from ..errors import GridError, OptionError, RegistrationError
+from ..errors import GridError, OptionError
 from ..modeling.family.definition import Family, known_family
 from ..modeling.generic import family_in
-from ..names import load_module, module_names
+from ..names import load_module
 from ..reports import Check
 from .examples import Example
 from .sizes import PARTS, SEARCH, SIZE, VERIFICATION, InputSizes, Words
-
-Kind = TypeVar("Kind", bound="type[InputKind]")
 
 SETTINGS = {
     "max_length": ("--max-length counts the tokens of a text", SIZE),
@@ -44,6 +42,9 @@ class InputKind(ABC):
     """
 
     words: ClassVar[Words]
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.__module__.rpartition(".")[2]] = cls
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -139,26 +140,11 @@ _KINDS: dict[str, type[InputKind]] = {}
 """Name of a file of :mod:`hf_longattn.inputs` -> the kind of input that it defines."""
 
 
-def register_kind(kind: Kind) -> Kind:
-    """Class decorator that registers an input kind under the name of its file."""
-    _KINDS[kind.__module__.rpartition(".")[2]] = kind
-    return kind
-
-
 def kind_of(family: Family | None) -> InputKind:
-    """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family.
-
-    Raises:
-        RegistrationError: there is no such file, or it registers no kind.
-    """
+    """The input kind of a family's models, from the file that the family's rule names. Texts for a model without a family."""
     name = "text" if family is None else family.rule.reads
-    if name not in _KINDS and name in module_names("inputs"):
-        load_module("inputs", name)
     if name not in _KINDS:
-        raise RegistrationError(
-            f"A family's rule reads {name!r}, for which there is no kind of input; add the file hf_longattn/inputs/{name}.py with a class "
-            "under @register_kind."
-        )
+        load_module("inputs", name)
     return _KINDS[name](family)  # type: ignore[arg-type]
 
 

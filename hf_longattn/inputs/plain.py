@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..modeling.generic import mark_generic, towers_of
 from ..positions.tables import extend_table, keeps_old_rows
 from ..reports import Check
 from .examples import IMAGE_READER, PILLOW, Example, image_lines
-from .kind import kind_of_model, register_kind
+from .kind import kind_of_model
 from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import SERIES_INPUT, reads_only_text
 from .sizes import AUTO, TEXTS, InputSizes, text_sizes
@@ -55,7 +55,6 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
-@register_kind
 class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms."""
 
@@ -94,12 +93,16 @@ class PlainKind(TextKind):
         warnings = partial(position_warnings, rule, auto=request.positions == AUTO)
         layers = layer_mechanisms(attention, shape, length.new or None)
         texts = text_sizes(length.old, length.new)
+        if series is not None:
+            old, new = series.steps.old, series.steps.new
+            words = {"old_words": f"{old:,} steps, {texts.old_words}", "new_words": f"{new:,} steps, {texts.new_words}"}
+            texts = replace(texts, **words, report={"old_context_length": old, "new_context_length": new})
         trained_here = length.new and reads_only_text(getattr(transformers, architecture.source_class))
         plan = ConversionPlan(
             source=source,
             architecture=architecture,
             config=config,
-            inputs=texts if series is None else series.sizes(texts),
+            inputs=texts,
             positions=rule,
             cast=cast,
             max_shard_size=request.max_shard_size,
@@ -112,7 +115,7 @@ class PlainKind(TextKind):
             tokenizer_length=length.new,
             training=None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"},
             table=None if series is None else series.table,
-            renamed=series.tensors(rule) if series is not None and series.lengthened else None,
+            renamed=partial(series.tensors, rule) if series is not None and series.lengthened else None,
         )
         if "" in chosen:
             return plan
@@ -233,37 +236,27 @@ class Series:
         """Whether the class reads only one length, and the result's is greater than the source's."""
         return self.table is not None and self.steps.grows
 
-    def sizes(self, texts: InputSizes) -> InputSizes:
-        """The sizes in tokens, with the lengths in time steps."""
-        old, new = self.steps.old, self.steps.new
-        words = {"old_words": f"{old:,} steps, {texts.old_words}", "new_words": f"{new:,} steps, {texts.new_words}"}
-        return replace(texts, **words, report={"old_context_length": old, "new_context_length": new})
+    def tensors(self, positions: str, source: Any) -> dict[str, Tensor]:
+        """The result's tensors. A learned position table is extended by the rule ``positions``; otherwise the class computes the table.
 
-    def tensors(self, positions: str) -> Callable[[Any], dict[str, Tensor]]:
-        """A function that makes the result's tensors from the source. A learned position table is extended by the rule ``positions``;
-        otherwise the class computes the table.
-
-        It raises :class:`LengthError` if the shape of another tensor depends on the number of patches.
+        Raises:
+            LengthError: the shape of another tensor depends on the number of patches.
         """
-
-        def at_new_length(source: Any) -> dict[str, Tensor]:
-            config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
-            longer, state = type(source)(config).state_dict(), {}
-            for name, values in source.state_dict().items():
-                if self.table.matches(name):
-                    offset, rows, computed = self.table.offset_rows(config), len(longer[name]), longer[name].to(values.dtype)
-                    state[name] = extend_table(values, rows, offset=offset, strategy=positions) if self.table.learned else computed
-                elif values.shape != longer[name].shape:
-                    raise LengthError(
-                        f"The tensor {name!r} is made for the {self.patches.old} patches of {self.steps.old} steps: a "
-                        f"{type(source).__name__} without pooling_type in its config reads all of them at once. Leave --max-length out, or "
-                        "train one with pooling_type='mean'."
-                    )
-                else:
-                    state[name] = values
-            return state
-
-        return at_new_length
+        config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
+        longer, state = type(source)(config).state_dict(), {}
+        for name, values in source.state_dict().items():
+            if self.table.matches(name):
+                offset, rows, computed = self.table.offset_rows(config), len(longer[name]), longer[name].to(values.dtype)
+                state[name] = extend_table(values, rows, offset=offset, strategy=positions) if self.table.learned else computed
+            elif values.shape != longer[name].shape:
+                raise LengthError(
+                    f"The tensor {name!r} is made for the {self.patches.old} patches of {self.steps.old} steps: a {type(source).__name__} "
+                    "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
+                    "pooling_type='mean'."
+                )
+            else:
+                state[name] = values
+        return state
 
 
 @dataclass(frozen=True)

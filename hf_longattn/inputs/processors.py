@@ -1,10 +1,11 @@
 """The image processor or feature extractor of a checkpoint: a user's files as inputs, the size of outputs, and the file for another size.
 
-In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop).
+The file for another size is the one that transformers writes, with a size in the same form (height and width, or the shortest edge).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,6 @@ from ..files import read_json_object
 from ..loading import load_part
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
-TYPE_FIELDS = ("image_processor_type", "feature_extractor_type")
 
 
 class ProcessorKind(NamedTuple):
@@ -84,7 +84,6 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
 class UserFiles:
     """A user's images or recordings as inputs of a model, made by the model's processor.
 
-    unit: singular noun of an input; the plural has an s.
     processor_kind: the kind of the model's processor.
     files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
     reads, wanted: in error messages, the model's inputs, and what the user must give.
@@ -103,7 +102,6 @@ class UserFiles:
         OptionError: ``files`` is not a path.
     """
 
-    unit: ClassVar[str]
     files_in: ClassVar[Any]
     processor_kind: ClassVar[ProcessorKind]
     reads: ClassVar[str]
@@ -129,10 +127,6 @@ class UserFiles:
             raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.reads}; copy that of its original there.")
         return self.processor
 
-    def too_few(self, pieces: int, wanted: int) -> str:
-        """A note on a choice by fewer inputs than wanted."""
-        return f"There are {pieces} of {wanted} {self.unit}s; more give a surer choice."
-
 
 def processed_size(processor: Any) -> tuple[int, int] | None:
     """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
@@ -141,55 +135,37 @@ def processed_size(processor: Any) -> tuple[int, int] | None:
     return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
 
 
-def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
+def values_of_size(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
     """The values of an image processor's file for outputs of ``size``, (height, width).
 
     Raises:
         CheckpointError: the processor resizes without a crop in a form other than height and width.
     """
-    if size == processed_size(processor):
-        return place.values
-    crop, resized = _sizes(processor)
-    changed: dict[str, Any] = {}
-    if crop:
-        ratios = [new / old for new, old in zip(size, (crop["height"], crop["width"]), strict=True)]
-        changed["crop_size"] = {"height": size[0], "width": size[1]}
-    elif resized.keys() == {"height", "width"}:
-        ratios = [new / old for new, old in zip(size, (resized["height"], resized["width"]), strict=True)]
-    elif resized:
+    (crop, resized), old, changed = _sizes(processor), processed_size(processor), dict[str, Any]()
+    if old is None and resized:
         raise CheckpointError(
-            f"The image processor of {str(place.folder)!r} resizes images by {resized}, which gives none of {pixels(size)}; set size to "
-            f"a height and a width in its {place.file}."
+            f"The image processor resizes images by {resized}, which gives none of {pixels(size)}; set size to a height and a width in its "
+            "file."
         )
-    if resized.keys() == {"height", "width"}:
-        sides = zip((resized["height"], resized["width"]), ratios, strict=True)
-        changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
-    elif resized:  # then the crop fits into the resized image, whichever side is shorter
-        changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
-    return values_with(place, processor, changed)
+    if old is not None:
+        ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
+        if crop:
+            changed["crop_size"] = dict(zip(ratios, size, strict=True))
+        # the crop fits into a resized image, whichever side is shorter
+        changed["size"] = {side: round(number * ratios.get(side, max(ratios.values()))) for side, number in resized.items()}
+    return values_with(processor, {name: value for name, value in changed.items() if value})
 
 
-def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a processor's file with ``fields`` changed."""
-    values, changed = place.values, dict(fields)
-    if not any(values.get(name) for name in TYPE_FIELDS):  # transformers finds the class by model_type, which changed
-        field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
-        changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    return {**values, **changed}
+def values_with(processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a processor's file as transformers writes it, with ``fields`` changed."""
+    return {**json.loads(processor.to_json_string()), **fields}
 
 
-def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """(crop size, size after resizing), each by its sides. Empty if the processor does not crop or resize."""
-    crop = _as_sides(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
-    return crop, _as_sides(processor, "size") if getattr(processor, "do_resize", None) else {}
-
-
-def _as_sides(processor: Any, name: str) -> dict[str, int]:
-    """The size in the processor's attribute ``name``, by its sides. Empty if it is not set."""
-    size = getattr(processor, name, None)
-    if isinstance(size, int):
-        return {"height": size, "width": size}
-    return {} if size is None else {side: number for side, number in dict(size).items() if number is not None}
+def _sizes(processor: Any) -> list[dict[str, int]]:
+    """The crop size and the size after resizing, each by its sides. Empty if the processor does not crop or resize."""
+    steps = (("do_center_crop", "crop_size"), ("do_resize", "size"))
+    sizes = [getattr(processor, name, None) if getattr(processor, done, None) else None for done, name in steps]
+    return [{side: number for side, number in dict(size or {}).items() if number is not None} for size in sizes]
 
 
 def pixels(size: tuple[int, ...]) -> str:

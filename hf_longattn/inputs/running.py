@@ -11,8 +11,6 @@ from torch import Tensor
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
-
-
 SERIES_INPUT = "past_values"
 """The main input of transformers' models of time series."""
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
@@ -26,16 +24,19 @@ def reads_only_text(model_class: Any) -> bool:
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward``. With one start token for the decoder if the model has one."""
-    if DECODER_INPUT not in inspect.signature(type(model).forward).parameters:
+    """The arguments of ``forward``. With one start token for the decoder if the model has one, and the inputs have no tokens for it."""
+    if DECODER_INPUT in inputs or not (
+        model.config.is_encoder_decoder and DECODER_INPUT in inspect.signature(type(model).forward).parameters
+    ):
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
 
 
-def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name."""
-    with torch.set_grad_enabled(gradients):
+def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point tensors that one forward pass returns, by name. The model's random numbers are the same at every call."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
 
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from ..errors import CheckpointError
 from ..modeling.generic import towers_of
-from .running import SERIES_INPUT, floating_tensors
+from .running import SERIES_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2
@@ -134,10 +134,3 @@ def _series(config: Any, random: Generator) -> dict[str, Any]:
         "freq": torch.zeros(1, 1, dtype=torch.long),
         "forecast_context_len": past,  # a result with a longer context does not pad in front of them
     }
-
-
-def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name. The model's random numbers are the same at every call."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return floating_tensors(model(**inputs, return_dict=True))

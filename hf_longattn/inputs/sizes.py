@@ -15,8 +15,8 @@ from ..modeling.family.towers_config import TOWERS
 
 AUTO = "auto"
 """Value of a setting that the conversion chooses itself."""
-
-
+NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
+"""End of the error message for models that ``longattn inspect MODEL INPUT`` cannot read."""
 SIZE, SEARCH, VERIFICATION, PARTS = "size", "search", "verification", "parts"
 """Purposes of settings: keys of :attr:`Words.instead`."""
 
@@ -37,7 +37,7 @@ class Words:
     settings: names in :data:`.kind.SETTINGS` that apply. instead: purpose of a setting that does not -> advice to give this kind's own.
     reads: what a model of this kind reads or does, as a predicate; empty for "reads" with the plural noun.
     longer: a sentence on inputs larger than those for which a model was made.
-    diagnosed_with: the input of ``longattn inspect MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
+    how_to_diagnose: how to diagnose models of this kind, as the end of an error message.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     check: raises :class:`OptionError` for a mechanism (name, options) that cannot read this kind.
     """
@@ -51,19 +51,10 @@ class Words:
     instead: Mapping[str, str] = field(default_factory=dict)
     reads: str = ""
     longer: str = "Longer ones may run, but were not verified."
-    diagnosed_with: str = ""
+    how_to_diagnose: str = NOT_DIAGNOSED
     drawn: bool = False
     timed: bool = False
     check: Callable[[str, dict[str, Any]], None] = refuse_grid
-
-    @property
-    def how_to_diagnose(self) -> str:
-        """How to diagnose models of this kind, as the end of an error message."""
-        return f"give it {self.diagnosed_with}." if self.diagnosed_with else NOT_DIAGNOSED
-
-
-NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
-"""End of the error message for models that ``longattn inspect MODEL INPUT`` cannot read."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_au
 from ..modeling.family.definition import without_head
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .examples import TEXT_TASK, Example
-from .kind import InputKind, register_kind
+from .kind import InputKind
 from .processors import FEATURE_EXTRACTOR, FILE, ProcessorFile, UserFiles, load_processor, values_with
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, VERIFICATION, InputSize, InputSizes, Words, sizes_between
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    unit, processor_kind, reads, built_in = "stretch", FEATURE_EXTRACTOR, "sound", "seeded sounds"
+    processor_kind, reads, built_in = FEATURE_EXTRACTOR, "sound", "seeded sounds"
     files_in = staticmethod(RECORDING_FILES.files)
     wanted = (
         ", by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
@@ -137,15 +137,11 @@ class Sounds(UserFiles):
             )
         return [self.rule.arguments(self.rule.as_input(row)) for row in cut[: self.count]]
 
-    def too_few(self, pieces: int, wanted: int) -> str:
-        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
-
     def describe(self) -> str:
         """Description of the inputs for a report."""
         return f"the recording {self.name}" if self.files else self.built_in
 
 
-@register_kind
 class SoundKind(InputKind):
     """Recordings, as samples or as rows of features."""
 
@@ -163,7 +159,7 @@ class SoundKind(InputKind):
             VERIFICATION: "give a recording as --verify-audio FILE",
             PARTS: "give --mechanism",
         },
-        diagnosed_with="a recording or a folder: longattn inspect MODEL talk.wav",
+        how_to_diagnose="give it a recording or a folder: longattn inspect MODEL talk.wav.",
         timed=True,
         check=check_mechanism_for_audio,
     )
@@ -217,7 +213,7 @@ class SoundKind(InputKind):
             check_mechanism_for_audio(*attention.for_layer(layer))
         files, place = {}, ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
         if sizes.grows and place is not None and (changed := rule.extractor_fields(new)):
-            files = place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))
+            files = place.with_values(values_with(load_processor(source.folder, FEATURE_EXTRACTOR), changed))
         return plan_sized(
             source,
             architecture,
@@ -237,12 +233,10 @@ class SoundKind(InputKind):
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
         """Check that the written feature extractor and tokenizer do what the source's do."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
-        return [self._check_extractor(plan, folder, inputs), *check_tokenizer(plan, folder, transcript)]
-
-    def _check_extractor(self, plan: Any, folder: Path, inputs: Sounds) -> Check:
-        name, rule, new = "feature extractor", self.rule, plan.inputs.new
+        tokenizer, name, rule, new = check_tokenizer(plan, folder, transcript), "feature extractor", self.rule, plan.inputs.new
         if inputs.processor is None:
-            return Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {new.words} as it was trained")
+            detail = f"the source has no feature extractor, so make inputs of {new.words} as it was trained"
+            return [Check(name, SKIPPED, detail), *tokenizer]
         try:
             written = Sounds(rule, plan.config, folder)
             samples = np.random.default_rng(0).standard_normal(int(EXTRACTED_SECONDS * inputs.sampling_rate)).astype(np.float32)
@@ -251,7 +245,7 @@ class SoundKind(InputKind):
             sound = np.resize(samples, round(duration_in * written.sampling_rate))
             duration_out = rule.seconds(rule.as_input(written.extracted(sound, as_called=True)).shape[1])
         except CheckpointError as error:
-            return Check(name, FAILED, str(error).rstrip("."))
+            return [Check(name, FAILED, str(error).rstrip(".")), *tokenizer]
         detail = (
             f"the {type(inputs.processor).__name__} of the result gives {'the same input as' if same else 'another input than'} the "
             f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(duration_in)} becomes an input of "
@@ -259,7 +253,7 @@ class SoundKind(InputKind):
         )
         if not (good := abs(duration_out - duration_in) <= WINDOW_SECONDS):
             detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
-        return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out})
+        return [Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out}), *tokenizer]
 
     def check(
         self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Sounds, given_text: bool = False

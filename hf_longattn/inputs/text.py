@@ -11,7 +11,7 @@ from ..conversion.check import check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
 from ..reports import Check
 from .examples import TEXT_TASK, Example
-from .kind import InputKind, register_kind
+from .kind import InputKind
 from .sizes import TEXTS, InputSizes, text_sizes
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 
@@ -19,7 +19,6 @@ USUAL_LENGTH = 512
 """Maximum tokens of most short models."""
 
 
-@register_kind
 class TextKind(InputKind):
     """Texts, as token ids."""
 

@@ -21,7 +21,7 @@ from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
 from .examples import PILLOW, Example
-from .kind import SETTINGS, InputKind, kind_of, register_kind
+from .kind import SETTINGS, InputKind, kind_of
 from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import run_model
 from .sizes import AUTO, InputSizes, Words, text_part
@@ -47,7 +47,6 @@ class InputsOfTowers(dict[str, Any]):
         return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 
-@register_kind
 class TowersKind(InputKind):
     """One input for each tower."""
 

@@ -162,10 +162,6 @@ class SearchText(TextIds):
         """What ``model`` is called with."""
         return {"input_ids": piece[None].to(model.device)}
 
-    def too_few(self, pieces: int, wanted: int) -> str:
-        """The note on a choice by a short text."""
-        return f"The text is enough for {pieces} of {wanted} pieces; a longer one gives a surer choice."
-
 
 class SearchInputs:
     """Images or recordings, with the methods of :class:`SearchText`.
@@ -182,7 +178,7 @@ class SearchInputs:
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
         kind: Any = plan.kind
         self.user = kind.inputs(plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name)
-        self.name, self.too_few = self.user.name, self.user.too_few
+        self.name = self.user.name
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
     def pieces(self, size: Any, count: int) -> list[dict[str, Tensor]]:

@@ -144,7 +144,7 @@ class Search:
         config = self.config
         pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
         if pieces < config.pieces:
-            self.notes.append(self.text.too_few(pieces, config.pieces))
+            self.notes.append(f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice.")
         self._take_candidates()
         model, budget = self.model, self.budget
         shape = model.original.shape

@@ -100,7 +100,7 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
 
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     values = next(check.values for check in report.checks if check.name == "padding changes nothing")
-    assert {"left", "right"} <= values.keys()
+    assert values["sides"] == ["right", "left"]
     monkeypatch.setattr(checking, "outputs", changed)
     message = r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they must be equal"
     with pytest.raises(CheckpointError, match=message):
@@ -144,7 +144,7 @@ def test_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> Non
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
     check = next(check for check in report.checks if check.name == LOSS)
     assert check.status == "skipped"
-    assert check.detail.startswith("the source has no tokenizer, and a loss needs real text, so this cannot tell")
+    assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
 
 
 def test_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -169,12 +169,13 @@ def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: 
 
 def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
-    found = choose_lengths(plan)
+    text = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
+    found = choose_lengths(plan, text)
     assert (found.covered, found.old, found.new, found.padded) == (9, LENGTH, 4096, 4096)
     monkeypatch.setattr(lengths, "FLOPS_OF_PADDING", 1e6)
-    assert choose_lengths(plan).padded == lengths.SHORTEST_PADDED
+    assert choose_lengths(plan, text).padded == lengths.SHORTEST_PADDED
     monkeypatch.setattr(lengths, "FLOPS_AT_NEW_LENGTH", 1e8)
-    assert LENGTH <= choose_lengths(plan).new < 4096
+    assert LENGTH <= choose_lengths(plan, text).new < 4096
 
 
 def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
@@ -185,9 +186,9 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     plan = plan_conversion(source, **settings)
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     model = GPT2LMHeadModel.from_pretrained(source).eval()
-    assert choose_lengths(plan, text, model).read == 4 * LENGTH
+    assert choose_lengths(plan, text).read == 4 * LENGTH
     monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 5e8)
-    found = choose_lengths(plan, text, model)
+    found = choose_lengths(plan, text)
     assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
     every, fourth = (text_losses(plan, text, replace(found, every=number), model, LENGTH) for number in (1, 4))
     predicted = ~fourth.isnan()

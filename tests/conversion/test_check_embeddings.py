@@ -168,6 +168,6 @@ def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path)
     report = convert_checkpoint(bare, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
     check = next(check for check in report.checks if check.name == EMBEDDINGS)
     assert check.status == "skipped"
-    assert check.detail.startswith("the source has no tokenizer, and embeddings need real text, so this cannot tell")
+    assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
     assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings
     assert report.train_command

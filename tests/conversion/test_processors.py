@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs import tokenizer
 from hf_longattn.inputs.processors import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
@@ -125,13 +126,22 @@ class TestText:
         assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
     def test_verification_fails_if_the_tokenizer_cuts_at_another_length(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tokenizer, "truncated_lengths", lambda *_: {"input_ids": 64})
+        self.cut(monkeypatch, {"input_ids": 64})
         with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
             self.checks(self.page(tmp_path), tmp_path / "long")
         assert not (tmp_path / "long").exists()
-        monkeypatch.setattr(tokenizer, "truncated_lengths", lambda *_: {"input_ids": 120, "bbox": 200})
+        self.cut(monkeypatch, {"input_ids": 120, "bbox": 200})
         with pytest.raises(CheckpointError, match="with truncation a longer text has 120 input_ids and 200 bbox"):
             self.checks(tmp_path / "short", tmp_path / "long")
+
+    def cut(self, monkeypatch: pytest.MonkeyPatch, lengths: dict[str, int]) -> None:
+        """Let truncation give outputs of these lengths."""
+
+        def encoded(*args: Any, truncation: bool = False, **settings: Any) -> Any:
+            outputs = text_encoding(*args, truncation=truncation, **settings)
+            return {name: range(length) for name, length in lengths.items()} if truncation else outputs
+
+        monkeypatch.setattr(tokenizer, "text_encoding", encoded)
 
     def page(self, folder: Path) -> Path:
         """A LayoutLM of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""

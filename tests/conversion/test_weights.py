@@ -158,3 +158,9 @@ def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(checkpo
     save_file({name: value * float("nan") for name, value in tensors.items()}, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         convert_checkpoint(source, tmp_path / "nan", **WINDOW)
+
+
+def test_conversion_refuses_a_config_of_a_far_larger_model_before_it_takes_memory(checkpoint: Checkpoint) -> None:
+    source = checkpoint("BertForMaskedLM")
+    change_config(source, intermediate_size=40_000_000)
+    assert "bytes; is it that of another model?" in refusal(source)

@@ -91,7 +91,7 @@ def test_the_scores_of_images_are_the_masses_of_a_diagnosis(vit: Path, image_fol
     diagnosis = diagnose(vit, photo, candidates=CANDIDATES)
     for row, layer in zip(result.rows, diagnosis.last.layers, strict=True):
         assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.captured.mean(0).tolist(), abs=1e-5)
-    assert result.notes == ("There are 1 of 4 images; more give a surer choice.",)
+    assert result.notes == ("There are 1 of 4 inputs to choose by; more or longer ones give a surer choice.",)
 
 
 @pytest.mark.thorough
