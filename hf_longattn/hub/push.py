@@ -96,6 +96,7 @@ def push_model(
     if not has_weights or not (place / "config.json").exists():
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
         raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
+    check_token(repo_id, token)
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
     name, api = check_login(repo_id, token, private=private), HfApi(token=token)
@@ -121,17 +122,26 @@ def push_model(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
-def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
-    """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
+def check_token(repo_id: str, token: str | bool | None) -> None:
+    """Refuse an upload without a token, before any request.
 
     Raises:
-        HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
+        HubError: no token is given, set in HF_TOKEN, or stored by `hf auth login`; or the token has characters that no token has.
     """
     known = token if isinstance(token, str) else None if token is False else get_token()
     if not known:
         raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
     if not (known.isascii() and known.isprintable() and " " not in known):
         raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
+
+
+def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
+    """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
+
+    Raises:
+        HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
+    """
+    check_token(repo_id, token)
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
         user = api.whoami()["name"]
