@@ -49,10 +49,10 @@ class Probe:
                 tensors = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
             outputs.append({name: part[self.real] if part.shape[:2] == self.real.shape else part for name, part in tensors.items()})
         common = sorted(outputs[0].keys() & outputs[1].keys())
-        length, values = self.real.shape[1], {"length": self.real.shape[1], "tokens": int(self.real.sum()), "outputs": common}
-        what = f"outputs and hidden states of two texts of up to {length} tokens, {self.name}: largest difference from {reference}"
+        values = {"length": self.real.shape[1], "tokens": int(self.real.sum()), "outputs": common}
+        texts = f"outputs and hidden states of two texts of up to {values['length']} tokens, {self.name}"
         difference = Difference.of(*({name: tensors[name] for name in common} for tensors in outputs))
-        return equality(f"{name}, {self.name}", what, difference, values, why)
+        return equality(f"{name}, {self.name}", f"{texts}: largest difference from {reference}", difference, values, why)
 
 
 class Adoption:

@@ -76,8 +76,8 @@ def check_result(
     for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
         prefix = tower_prefix(name)
         lacking = {key.removeprefix(prefix) for key in missing[0] if key.startswith(prefix)}
-        towers = [model.get_submodule(prefix.rstrip(".")) for model in (source, result)]
-        steps.append((f"{name}: ", partial(part.kind.check, part, *towers, lacking, folder, inputs[name], given_text=given_text)))
+        before, after = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
+        steps.append((f"{name}: ", partial(part.kind.check, part, before, after, lacking, folder, inputs[name], given_text=given_text)))
     steps.append(("", partial(plan.kind.check, plan, source, result, missing[0], folder, inputs, given_text=given_text)))
     checks: list[Check] = []
     for done, (prefix, step) in enumerate(steps):
@@ -99,11 +99,10 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     """
     deciding = verdict_check(checks)
     label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
-    sentences = [str(warning).rstrip(".") for warning in plan.warnings]
-    if deciding is not None and label == MEASURED:
-        sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
-    warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
-    return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
+    measured = f"but the result is {READY} ({deciding.name})" if deciding is not None and label == MEASURED else ""
+    warned = [f"{warning.problem}, {measured}" if measured else str(warning).rstrip(".") for warning in plan.warnings]
+    of_outputs = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
+    return [*of_outputs, *(Check(POSITIONS, label, sentence) for sentence in warned)]
 
 
 # Tensors

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..data.english import verification_text
 from ..engines.common.call import UNBOUNDED
 from ..errors import CheckpointError, ExportError, checkpoint_errors
-from ..files import is_generic, is_long, staged_folder
+from ..files import is_long, staged_folder
 from ..hub import origin_of
 from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
 from ..loading import check_complete, load_weights
@@ -331,8 +331,6 @@ def export_native(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
-    if is_generic(source.config):
-        raise ExportError(f"{source.name!r} has the class of another architecture already, with mechanisms.")
     config, class_name, family, _ = read_long(source)
     choice, length = choose_stock(config, class_name, family, global_attention_mask), family.longest(config)
     if choice.reason:
