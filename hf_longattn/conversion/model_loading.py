@@ -115,7 +115,8 @@ def _load(model_class: Any, source: Source, family: Family, **arguments: Any) ->
         needed = f"but its config requires {tuple(expected)}"
         raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {tuple(stored)}, {needed}.")
     new = tuple(f"{name}." for name in (*attached_mechanisms(model), *attached_memory(model)))
-    missing = {name for name in info["missing_keys"] if not name.startswith(new)} - {*tied_weights(model)}
+    missing = {name for name in info["missing_keys"] if not name.startswith(new)}
+    missing -= {name for name, other in tied_weights(model).items() if other not in missing}
     check_complete(missing, model, source.name, family)
     _check_layers(model, info["unexpected_keys"], source.name)
     return model.eval(), missing

@@ -95,6 +95,16 @@ def test_head_without_weights_stays_without_and_hidden_states_are_compared(
     assert not [name for name in written if re.match(r"(qa_outputs|classifier)\.", name)]
 
 
+def test_no_part_of_a_tied_head_without_weights_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The bias of BERT's decoder is tied to that of the head, and both are missing."""
+    source = checkpoint("BertForMaskedLM")
+    tensors = load_file(source / "model.safetensors")
+    body = {name: value for name, value in tensors.items() if not name.startswith("cls.")}
+    save_file(body, source / "model.safetensors", {"format": "pt"})
+    convert_checkpoint(source, tmp_path / "long", **WINDOW)
+    assert load_file(tmp_path / "long" / "model.safetensors").keys() == body.keys()
+
+
 def test_tensors_that_the_class_does_not_read_are_left_out(tmp_path: Path) -> None:
     """Beside a masked language model, a head of next sentences."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
