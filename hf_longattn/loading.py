@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, errors, get_token, snapshot_download
+from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, MODULES, check_encoding, sentence_modules
+from .files import HUB_ID, MODULES, check_config, check_encoding, check_format, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -104,19 +104,6 @@ def only_pickles(name: str) -> str:
 
 
 # Errors of the Hub and of loading, each in one sentence.
-
-
-def check_token(repo_id: str, token: str | bool | None = None) -> None:
-    """Refuse an upload without a token, before slow imports or work.
-
-    Raises:
-        HubError: no token is given, set in HF_TOKEN, or stored by `hf auth login`; or the token has characters that no token has.
-    """
-    known = token if isinstance(token, str) else None if token is False else get_token()
-    if not known:
-        raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
-    if not (known.isascii() and known.isprintable() and " " not in known):
-        raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
 
 
 def redacted(text: str, token: str | bool | None = None) -> str:
@@ -224,6 +211,27 @@ def guarded() -> Iterator[None]:
 
 
 # Configs, tokenizers and processors.
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder, str(folder))
+        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
+    values = read_json_object(folder / "config.json")
+    check_format(values)
+    check_config(values, str(folder))
+    for inner in values.values():
+        _forget_code(inner)
+    return values
+
+
+def _forget_code(values: Any) -> None:
+    """Remove ``auto_map`` from dictionaries in a JSON value."""
+    if isinstance(values, dict):
+        values.pop("auto_map", None)
+    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        _forget_code(inner)
 
 
 def load_config(name: str | Path) -> Any:

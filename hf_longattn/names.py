@@ -99,7 +99,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     ),
     "attentions_collected": ("transformers.utils.output_capturing:_active_collector",),
     "record_outputs": ("transformers.utils.output_capturing:_CAN_RECORD_REGISTRY", "transformers:PreTrainedModel._can_record_outputs"),
-    "initialised": ("transformers.initialization:copy_",),  # skips tensors marked _is_hf_initialized
     "tied_weights": ("transformers:PreTrainedModel._tied_weights_keys",),
     "lazy_mapping": (
         "transformers.models.auto.auto_factory:_LazyAutoMapping._load_attr_from_module",

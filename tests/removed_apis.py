@@ -122,7 +122,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "attention_implementation": lambda: config.attention_implementation(nothing),
         "attentions_collected": backend.attentions_collected,
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
-        "initialised": lambda: None,
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
         "output_frames": lambda: ctc.output_frames(nothing, 1),
@@ -146,8 +145,6 @@ def sentences() -> None:
         getattr(transformers, name)
     importlib.import_module("transformers.utils.output_capturing")
     for name, where in apis.PRIVATE_APIS.items():
-        if name == "initialised":
-            continue
         messages.clear()
         with contextlib.nullcontext() if name in INSTANCES else removed(where[0]):
             try:

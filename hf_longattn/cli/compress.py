@@ -41,9 +41,8 @@ def compress(
     compression_report.json.
     """
     from ..export import CompressionConfig, compress_checkpoint
-    from ..export.compress import PRUNING, check_method
+    from ..export.compress import PRUNING
 
-    check_method(method)
     if method not in PRUNING:
         flags.refuse_typed(context, ("--share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
     config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)

@@ -55,10 +55,6 @@ def convert(
         return
     config.check_mechanisms()
     token = config.token if isinstance(config.token, str) else None
-    if push_to_hub is not None:
-        from ..loading import check_token
-
-        check_token(push_to_hub, token)
     from ..conversion import convert_checkpoint
     from ..errors import HubError
     from ..hub import check_login, push_model

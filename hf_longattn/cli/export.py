@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from ..errors import ExportError, nearest
 from . import options as flags
 from .convert import checks, conversion_report
 from .terminal import Part, progress, say, show
 
 if TYPE_CHECKING:
     from ..export import ExportReport
-
-EXPORT_FORMATS = ("onnx", "torch", "native")
 
 
 def export(
@@ -45,8 +42,6 @@ def export(
     """
     from ..export import export_checkpoint, export_native
 
-    if format not in EXPORT_FORMATS:
-        raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
         flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}

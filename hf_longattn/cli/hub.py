@@ -32,9 +32,6 @@ def push(
     Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
     have arrived are not uploaded again.
     """
-    from ..loading import check_token
-
-    check_token(repo, token)
     from ..hub import push_model
 
     pushed = push_model(

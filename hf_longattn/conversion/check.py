@@ -247,9 +247,9 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, lengths: Leng
     old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if lengths.covered == new:
         return []  # the result is the source at every length
-    name, possible, needed = EMBEDDINGS, len(passages(text, lengths)), 2 * LENGTHS[0]
-    if pooling is None:
-        name, possible, needed = LOSS, lengths.read, lengths.needed
+    name, possible, needed = LOSS, lengths.read, lengths.needed
+    if pooling is not None:
+        name, possible, needed = EMBEDDINGS, len(passages(text, lengths)), 2 * LENGTHS[0]
     predicts = auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None  # not ELECTRA's
     if pooling is None and (not predicts or plan.decoder is not None):  # its decoder predicts its own output
         problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"

@@ -24,9 +24,7 @@ from ..files import (
     SETTINGS_FILE,
     TOKEN_VECTORS,
     TRANSFORMER_SETTINGS,
-    check_config,
     check_files,
-    check_format,
     copy_folder,
     read_json_object,
     sentence_kind,
@@ -34,7 +32,7 @@ from ..files import (
     sentence_values,
     write_json,
 )
-from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, only_pickles, refuse_adapter
+from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, only_pickles, read_config, refuse_adapter
 from ..modeling.family.definition import tower_field
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
@@ -127,6 +125,7 @@ def open_source(
             )
         check_files(root, (), [inner.name for inner in root.iterdir() if inner.is_dir() and not inner.name.startswith(".")])
         folder = root / first["path"]
+    refuse_adapter(folder, name)
     config = read_config(folder)
     if _quantisation(config) is not None and "long_attention" not in config:  # a quantised long checkpoint can be inspected
         refuse_quantised(Source(name, folder, config))
@@ -172,27 +171,6 @@ def fetch_config(model: str | Path, revision: str | None = None, token: str | bo
         folder /= sentence_modules(folder)[0]["path"]
     check_files(folder, ("config.json",))
     return read_config(folder)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
-    refuse_adapter(folder, str(folder))
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
-    values = read_json_object(folder / "config.json")
-    check_format(values)
-    check_config(values, str(folder))
-    for inner in values.values():
-        _forget_code(inner)
-    return values
-
-
-def _forget_code(values: Any) -> None:
-    """Remove ``auto_map`` from dictionaries in a JSON value."""
-    if isinstance(values, dict):
-        values.pop("auto_map", None)
-    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        _forget_code(inner)
 
 
 def refuse_quantised(source: Source) -> None:

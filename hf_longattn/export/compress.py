@@ -197,16 +197,6 @@ PRUNING = ("prune-heads", "prune-ffn")
 """Methods that remove a share of heads or units."""
 
 
-def check_method(name: str) -> None:
-    """Refuse a method that does not exist or was removed.
-
-    Raises:
-        OptionError: there is no such method; the message lists them.
-    """
-    if name not in METHODS:
-        raise OptionError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.{nearest(str(name), METHODS)}")
-
-
 def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Compare the outputs ``found`` with ``expected``.
 
@@ -260,7 +250,8 @@ def compress_checkpoint(
         DestinationExistsError: the destination exists.
     """
     chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
-    check_method(chosen.method)
+    if chosen.method not in METHODS:
+        raise OptionError(f"There is no method {chosen.method!r}; choose one of {', '.join(METHODS)}.{nearest(chosen.method, METHODS)}")
     if chosen.method in QUANTISED:
         check_extra("compress")
     with quiet_libraries():

@@ -108,7 +108,7 @@ def export_checkpoint(
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in GRAPHS:
-        raise ExportError(f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; a stock architecture is written by export_native.")
+        raise ExportError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
     if opset is not None and format != "onnx":
         raise ExportError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
     if format == "onnx":

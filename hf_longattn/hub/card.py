@@ -31,8 +31,6 @@ from ..files import (
     RERANKER,
     TAGS,
     TOKEN_VECTORS,
-    check_config,
-    check_format,
     is_generic,
     is_long,
     named_class,
@@ -44,6 +42,7 @@ from ..files import (
     staged_file,
 )
 from ..inputs.kind import kind_in
+from ..loading import read_config
 from ..mechanisms import mechanism_info
 from ..mechanisms.common.options import EXACT_LENGTH
 from ..mechanisms.common.registry import prototype
@@ -283,14 +282,6 @@ def next_step(step: Mapping[str, Any], name: str) -> str:
     if step.get("command"):
         return shlex.join(word.replace("{model}", name) for word in step["command"])
     return (step.get("advice") or "").replace("{model}", name)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a saved model. :class:`CheckpointError` if there is none, or if transformers did not write it."""
-    values = read_json_object(folder / "config.json")
-    check_format(values)
-    check_config(values, str(folder))
-    return values
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
 from ..files import PREDICTIONS, check_link, read_json, read_text, without_folders
-from ..loading import TOKEN, check_token, translated_errors
-from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_config, read_report
+from ..loading import LOG_IN, TOKEN, read_config, translated_errors
+from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 from .remote_code import write_remote_code
 
 LEFT_OUT = (
@@ -82,7 +82,7 @@ def push_model(
         private: create a private repository. An existing public repository is refused.
         revision: a branch; created from the main branch if it does not exist.
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
-        remote_code: write the file for `trust_remote_code` first, see :func:`hf_longattn.hub.write_remote_code`.
+        remote_code: add the file for `trust_remote_code`, see :func:`hf_longattn.hub.write_remote_code`.
         leave_out: patterns of further files and folders that are not uploaded.
         contents: for the card, if neither the folder nor the repository has one; see :func:`hf_longattn.hub.model_card`.
         commit: more arguments of ``HfApi.create_commit``.
@@ -97,11 +97,12 @@ def push_model(
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
         raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
     check_token(repo_id, token)
-    if remote_code:
-        write_remote_code(place)
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
-    name, api, has_card = check_login(repo_id, token, private=private), HfApi(token=token), (place / "README.md").is_file()
+    name, api = check_login(repo_id, token, private=private), HfApi(token=token)
+    if remote_code:
+        files += write_remote_code(place)
+    has_card = (place / "README.md").is_file()
     changed = public_records(place, files, name) | ({"README.md": card_for_repository(place, name)} if has_card else {})
     with translated_errors(repo_id, token):
         if has_card:
@@ -121,12 +122,26 @@ def push_model(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
+def check_token(repo_id: str, token: str | bool | None) -> None:
+    """Refuse an upload without a token, before any request.
+
+    Raises:
+        HubError: no token is given, set in HF_TOKEN, or stored by `hf auth login`; or the token has characters that no token has.
+    """
+    known = token if isinstance(token, str) else None if token is False else get_token()
+    if not known:
+        raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
+    if not (known.isascii() and known.isprintable() and " " not in known):
+        raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
+
+
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
     """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
+    check_token(repo_id, token)
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
         user = api.whoami()["name"]

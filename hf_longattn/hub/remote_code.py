@@ -16,9 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..errors import CheckpointError
 from ..files import is_generic, write_text
+from ..loading import read_config
 from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
-from .card import read_config
 
 FILE = '''\
 """The classes of this model, from the installed hf_longattn. Written by hf_longattn."""

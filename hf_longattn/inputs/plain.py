@@ -94,7 +94,13 @@ class PlainKind(TextKind):
         layers = layer_mechanisms(attention, shape, length.new or None)
         texts = text_sizes(length.old, length.new)
         if series is not None:
-            texts = replace(texts, report={"old_context_length": series.steps.old, "new_context_length": series.steps.new})
+            steps = series.steps
+            texts = replace(
+                texts,
+                old_words=f"{steps.old:,} steps, {texts.old_words}",
+                new_words=f"{steps.new:,} steps, {texts.new_words}",
+                report={"old_context_length": steps.old, "new_context_length": steps.new},
+            )
         trained_here = length.new and reads_only_text(getattr(transformers, architecture.source_class))
         plan = ConversionPlan(
             source=source,

@@ -26,9 +26,9 @@ from huggingface_hub import ModelCard
 
 import hf_longattn
 from hf_longattn.cli.app import app, main
-from hf_longattn.cli.export import EXPORT_FORMATS
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.export.compress import METHODS
+from hf_longattn.files import GRAPHS
 from tests.cases import every_case
 from tests.trained import tokenizer_of
 
@@ -245,7 +245,7 @@ def writers() -> Iterator[Writer]:
         parameters, name = inspect.signature(one.callback).parameters, one.callback.__name__
         if "destination" not in parameters:
             continue
-        forms = {"format": EXPORT_FORMATS, "method": METHODS}
+        forms = {"format": (*GRAPHS, "native"), "method": METHODS}
         option = next((option for option in forms if option in parameters), None)
         for form in forms[option] if option is not None else [""]:
             title = f"{name} {form}".strip()

@@ -117,7 +117,7 @@ def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(tmp_path: Pa
 def test_export_refuses_formats_tasks_and_models_that_do_not_fit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "graph"
     for arguments, sentence in (
-        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx or torch"),
+        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx, torch or"),
         ({"task": "summary"}, "Unknown task 'summary'; expected one of .*, feature-extraction, .*, translation"),
         ({"task": "fill-mask"}, "has no weights for"),
         ({"task": "translation"}, "has no head for the task"),

@@ -9,8 +9,8 @@ import pytest
 from transformers import FalconH1Config
 
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.sources import read_config
 from hf_longattn.errors import CheckpointError
+from hf_longattn.loading import read_config
 
 
 def test_config_with_infinite_numbers_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
