@@ -208,6 +208,8 @@ def check_texts(
     parts = (source.base_model, result.base_model) if headless else (source, result)
     if plan.architecture.converter is not None:
         checks = compare_adopted(plan, *parts, text, lengths.old)
+        if headless:
+            checks = [replace(check, detail=f"{check.detail} (the source has no weights for its head)") for check in checks]
     else:
         what = "hidden states (the source has no weights for its head)" if headless else "outputs"
         checks = compare_lengths(plan, *parts, text, lengths, what)

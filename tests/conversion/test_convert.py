@@ -185,16 +185,14 @@ def renamed(source: Path, rename: Callable[[str], str]) -> None:
     ],
     ids=["gamma and beta", "no prefix"],
 )
-def test_conversion_understands_tensor_names_of_old_checkpoints_and_writes_todays(
+def test_conversion_understands_tensor_names_of_old_checkpoints(
     name: str, rename: Callable[[str], str], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = checkpoint(name)
-    names = load_file(source / "model.safetensors").keys()
     renamed(source, rename)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert report.passed
     assert tensor_counts(report)["extended"] == 1
-    assert load_file(tmp_path / "long" / "model.safetensors").keys() == names
     assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
 
 

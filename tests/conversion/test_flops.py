@@ -73,10 +73,9 @@ def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
 def test_comparison_of_costs_has_every_mechanism_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
     plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)
-    lengths = plan.inputs.doublings(plan.architecture.source_config)
-    rows = {
-        row.mechanism: row for row in compare_at_sizes(plan.attention, plan.shape, lengths, plan.inputs.kind.mechanisms(plan.shape.causal))
-    }
+    lengths = plan.inputs.doublings()
+    names = list_mechanisms(causal=plan.shape.causal, grid=False)
+    rows = {row.mechanism: row for row in compare_at_sizes(plan.attention, plan.shape, lengths, names)}
     assert tuple(length.tokens for length in lengths) == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
     assert next(iter(rows)) == "as planned"
     assert not [row.refused for row in rows.values() if row.refused]
