@@ -12,7 +12,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from ..data.english import verification_text
 from ..errors import CheckpointError, ExportError
-from ..files import CONVERSION_REPORT, EMBEDDINGS, check_destination, destination_path, ending_cleanly, sentence_kind, staged_folder
+from ..files import (
+    CONVERSION_REPORT,
+    EMBEDDINGS,
+    check_destination,
+    destination_path,
+    ending_cleanly,
+    read_json_object,
+    sentence_kind,
+    staged_folder,
+    write_json,
+)
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
@@ -102,15 +112,17 @@ def _converted(
             f"The config.json of {source.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
             "bytes; is it that of another model?"
         )
-    dtype = "auto" if plan.cast is None else plan.cast
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
-        model, missing = load_as_result(source, architecture, plan.config, dtype, plan.renamed)
+        model, missing = load_as_result(source, architecture, plan.config, plan.cast, plan.renamed)
         if progress is not None:
             progress("write", 0, plan.total_bytes)
         sharding = {} if chosen.max_shard_size is None else {"max_shard_size": chosen.max_shard_size}
         state = {name: value for name, value in model.state_dict().items() if name not in missing}
         model.save_pretrained(stage, state_dict=state, **sharding)
         del model, state
+        dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+        if plan.cast is None and dtype is not None:  # the files may have others, but users load both models alike
+            write_json(stage / "config.json", {**read_json_object(stage / "config.json"), "dtype": dtype})
         files = sorted((path.name for path in stage.iterdir()), key=lambda name: (name.endswith(".json"), name))
         files += add_source_files(
             source, stage, plan.new_length, longer=True, tokenizer_length=plan.tokenizer_length, generated=plan.decoder or plan.lengths,
@@ -119,10 +131,10 @@ def _converted(
         clock["written"] = time.perf_counter()
         checks = []
         if inputs is not None:
-            original, lacking = load_source(source, architecture, "auto")
+            original, lacking = load_source(source, architecture)
             result, absent = load_result(stage, architecture, plan.config)
             given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
-            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
+            checks = check_result(plan, original, result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
             del original, result
         if failed := [check.detail for check in checks if check.status == FAILED]:
             raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import re
 import warnings
@@ -20,7 +21,7 @@ from ..modeling.family.definition import Family, known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from .adopt import decoder_start
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .sources import Source
+from .sources import Source, stored_dtypes
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
@@ -65,7 +66,7 @@ def load_as_result(
     source: Source,
     architecture: Architecture,
     config: Any,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     renamed: Callable[[Any], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Any, set[str]]:
     """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
@@ -73,6 +74,7 @@ def load_as_result(
     New parameters of mechanisms have the same values at every call.
 
     Args:
+        dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
         renamed: makes the result's tensors from the loaded source, where its files have others.
 
     Returns:
@@ -83,15 +85,20 @@ def load_as_result(
     """
     if architecture.converter is not None:
         renamed = architecture.converter.state_dict
-    model_class, arguments = result_class(architecture, config), dict[str, Any](dtype=dtype)
+    stored = stored_dtypes(source) if dtype is None else {}
+    loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
+    model_class, arguments = result_class(architecture, config), dict[str, Any](dtype=loaded)
     if renamed is not None:
-        original, lacking = load_source(source, architecture, dtype)
+        original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
         state = {name: value for name, value in renamed(original).items() if value.data_ptr() not in random}
         model_class, arguments = architecture.model_class, {"dtype": original.dtype, "state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _load(model_class, source, architecture.family, config=config, **arguments)
+        model, missing = _load(model_class, source, architecture.family, config=config, **arguments)
+    for name, value in model.named_parameters():
+        value.data = value.data.to(stored.get(name, value.dtype))
+    return model, missing
 
 
 def _load(model_class: Any, source: Source, family: Family, **arguments: Any) -> tuple[Any, set[str]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
@@ -41,6 +42,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The file of the weights, or of the names of their shards. transformers reads one of them."""
 FLOATING = re.compile(r"B?F\d")
 """The beginning of the names of floating-point types in safetensors files."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Names of floating-point types in safetensors files -> the dtypes."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
@@ -162,6 +165,17 @@ def _check_weights(folder: Path) -> None:
                         f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model floating-point ones; give the checkpoint "
                         "that it was quantised from."
                     )
+
+
+def stored_dtypes(source: Source) -> dict[str, torch.dtype]:
+    """The dtypes of floating-point tensors in the files that transformers reads, by name. Empty for .bin files."""
+    single = source.folder / WEIGHTS[0]
+    files, dtypes = [single] if single.is_file() else source.folder.glob(SAFETENSORS), dict[str, torch.dtype]()
+    for path in files:
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:  # a damaged file is refused by loading
+            named = {name: DTYPES.get(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+            dtypes |= {name: dtype for name, dtype in named.items() if dtype is not None}
+    return dtypes
 
 
 def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:

@@ -141,12 +141,21 @@ def test_shards_of_a_source_are_read_and_a_missing_one_is_a_sentence(checkpoint:
         convert_checkpoint(source, tmp_path / "other", **WINDOW)
 
 
-def test_dtype_of_a_config_that_contradicts_the_file_is_that_of_the_result(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """As from_pretrained reads it; the check rounds the source in the same way."""
+@pytest.mark.parametrize("narrow", [("bert.embeddings.",), ("bert.encoder.", "cls."), ("",), ()], ids=["table", "layers", "all", "none"])
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
+    named: str, narrow: tuple[str, ...], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("BertForMaskedLM")
-    change_config(source, dtype="bfloat16")
+    tensors = load_file(source / "model.safetensors")
+    tensors = {name: value.bfloat16() if name.startswith(narrow) else value for name, value in tensors.items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    change_config(source, dtype=named)
     assert convert_checkpoint(source, tmp_path / "long", **WINDOW).passed
-    assert {value.dtype for value in load_file(tmp_path / "long" / "model.safetensors").values()} == {torch.bfloat16}
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert {name: value.dtype for name, value in written.items()} == {name: value.dtype for name, value in tensors.items()}
+    assert all(torch.equal(written[name][: len(value)], value) for name, value in tensors.items())
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["dtype"] == named
 
 
 def test_experts_of_a_mixture_are_those_of_the_source(tmp_path: Path) -> None:
