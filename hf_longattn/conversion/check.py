@@ -381,8 +381,8 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         return Check(name, SKIPPED, "the base returns no hidden states")
     real = [slice(short), slice(-short, None)]
     difference = Difference.of(
-        {f"{key} {side}": state[0] for side in sides for key, state in unpadded.items()},
-        {f"{key} {side}": state[row, real[row]] for row, side in enumerate(sides) for key, state in padded.items()},
+        {f"{key}, {side}": state[0] for side in sides for key, state in unpadded.items()},
+        {f"{key}, {side}": state[row, real[row]] for row, side in enumerate(sides) for key, state in padded.items()},
     )
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
