@@ -269,13 +269,3 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}.")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
-
-
-OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-"""Names of LayerNorm parameters in the first checkpoints, mapped to the current names."""
-
-
-def current_name(name: str) -> str:
-    """A tensor's name in current models. For some architectures transformers still writes LayerNorm's ``gamma`` and ``beta``."""
-    stem, dot, last = name.rpartition(".")
-    return f"{stem}{dot}{OLD_NAMES.get(last, last) if stem.endswith('LayerNorm') else last}"

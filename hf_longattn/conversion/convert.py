@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.english import verification_text
@@ -131,10 +132,11 @@ def _converted(
         clock["written"] = time.perf_counter()
         checks = []
         if inputs is not None:
-            original, lacking = load_source(source, architecture)
+            # of .bin files, both are rounded as config.json says
+            original, lacking = load_source(source, architecture, "auto" if source.pickled else torch.float32)
             result, absent = load_result(stage, architecture, plan.config)
             given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
-            checks = check_result(plan, original, result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
+            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
             del original, result
         if failed := [check.detail for check in checks if check.status == FAILED]:
             raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")

@@ -55,6 +55,15 @@ def test_pickled_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, 
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
 
 
+def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = pickled(checkpoint("BertForMaskedLM"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS).passed
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+
+
 class Harmful:
     """What must never run."""
 
