@@ -21,7 +21,7 @@ from ..modeling.family.definition import Family, known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from .adopt import decoder_start
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .sources import Source, stored_dtypes
+from .sources import Source
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
@@ -85,7 +85,7 @@ def load_as_result(
     """
     if architecture.converter is not None:
         renamed = architecture.converter.state_dict
-    stored = stored_dtypes(source) if dtype is None else {}
+    stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
     model_class, arguments = result_class(architecture, config), dict[str, Any](dtype=loaded)
     if renamed is not None:
@@ -124,7 +124,7 @@ def _load(model_class: Any, source: Source, family: Family, **arguments: Any) ->
     new = tuple(f"{name}." for name in (*attached_mechanisms(model), *attached_memory(model)))
     missing = {name for name in info["missing_keys"] if not name.startswith(new)}
     missing -= {name for name, other in tied_weights(model).items() if other not in missing}
-    check_complete(missing, model, source.name, family)
+    _check_complete(missing, model, source.name, family)
     _check_layers(model, info["unexpected_keys"], source.name)
     return model.eval(), missing
 
@@ -145,7 +145,7 @@ def load_result(folder: Path, architecture: Architecture, config: Any, *, config
     return model.eval(), without_random_pooler(model, {*info["missing_keys"]})
 
 
-def check_complete(missing: Collection[str], model: Any, file: str, family: Family) -> None:
+def _check_complete(missing: Collection[str], model: Any, file: str, family: Family) -> None:
     """Refuse missing weights, except of a pooler, a computed table or a head. A list of layers must be complete.
 
     Raises:

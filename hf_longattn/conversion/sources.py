@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Source:
     config: its config.json.
     pickled: whether transformers reads the weights from .bin files.
     root: the folder of sentence-transformers whose first module this is; ``None`` for other checkpoints.
+    dtypes: of floating-point tensors by their names in the files; empty for .bin files and for a plan.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source:
     config: dict[str, Any]
     pickled: bool = False
     root: Path | None = None
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -133,20 +135,34 @@ def open_source(
     if _quantisation(config) is not None and "long_attention" not in config:  # a quantised long checkpoint can be inspected
         refuse_quantised(Source(name, folder, config))
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
-    if weights and not pickled:
-        _check_weights(folder)
+    dtypes = _checked_dtypes(folder) if weights and not pickled else {}
     if weights and pickled and not (allow_pickle and any(folder.glob(PICKLED_WEIGHTS))):
         raise CheckpointError(only_pickles(name))
-    return Source(name, folder, config, pickled, root)
+    return Source(name, folder, config, pickled, root, dtypes)
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse what transformers does not check: an index that leads out of its folder or to pickles, pointers of Git LFS, and integers.
+def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
+    """File, name, dtype (such as "F32") and shape of each tensor in the safetensors files of a folder.
+
+    A damaged file is left out; loading refuses it.
+    """
+    for path in folder.glob(SAFETENSORS):
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                part = tensors.get_slice(name)
+                yield path, name, part.get_dtype(), tuple(part.get_shape())
+
+
+def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtypes of floating-point tensors in the files that transformers reads, by name.
+
+    Refuses what transformers does not check: an index that leads out of its folder or to pickles, pointers of Git LFS, and integers.
 
     Raises:
         CheckpointError: there is such a file.
     """
-    if not (folder / WEIGHTS[0]).is_file():
+    single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
+    if not single.is_file():
         shards = read_json_object(folder / WEIGHTS[1]).get("weight_map")
         for file in shards.values() if isinstance(shards, dict) and shards else [None]:
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
@@ -158,23 +174,14 @@ def _check_weights(folder: Path) -> None:
         with open(path, "rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise CheckpointError(f"{str(path)!r} is a pointer of Git LFS and not the weights; type `git lfs pull` in its folder.")
-        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:  # a damaged file is refused by loading
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                if name.endswith("weight") and not FLOATING.match(dtype := tensors.get_slice(name).get_dtype()):
-                    raise CheckpointError(
-                        f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model floating-point ones; give the checkpoint "
-                        "that it was quantised from."
-                    )
-
-
-def stored_dtypes(source: Source) -> dict[str, torch.dtype]:
-    """The dtypes of floating-point tensors in the files that transformers reads, by name. Empty for .bin files."""
-    single = source.folder / WEIGHTS[0]
-    files, dtypes = [single] if single.is_file() else source.folder.glob(SAFETENSORS), dict[str, torch.dtype]()
-    for path in files:
-        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:  # a damaged file is refused by loading
-            named = {name: DTYPES.get(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
-            dtypes |= {name: dtype for name, dtype in named.items() if dtype is not None}
+    for path, name, dtype, _ in tensor_headers(folder):
+        if name.endswith("weight") and not FLOATING.match(dtype):
+            raise CheckpointError(
+                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model floating-point ones; give the checkpoint "
+                "that it was quantised from."
+            )
+        if dtype in DTYPES and (path == single or not single.is_file()):
+            dtypes[name] = DTYPES[dtype]
     return dtypes
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -27,6 +26,7 @@ from transformers.core_model_loading import WeightConverter
 from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
+from ..conversion.sources import tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
@@ -167,12 +167,9 @@ def bf16(source: CompressionInput) -> Compressed:
 def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Bytes of a number, and shape, of each tensor in the safetensors files of a folder, by name."""
     tensors = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                part = opened.get_slice(name)
-                bits = re.search(r"\d+", part.get_dtype())  # F32, BF16, I8, BOOL
-                tensors[name] = (1 if bits is None else int(bits[0]) // 8, tuple(part.get_shape()))
+    for _, name, dtype, shape in tensor_headers(folder):
+        bits = re.search(r"\d+", dtype)  # F32, BF16, I8, BOOL
+        tensors[name] = (1 if bits is None else int(bits[0]) // 8, shape)
     return tensors
 
 
