@@ -239,7 +239,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is no number.
+        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
     """
     file = folder / MODULES
     if not file.is_file():

@@ -33,7 +33,7 @@ logger = logging.getLogger(LOGGER)
 def public_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
     """``__getattr__`` and ``__all__`` of a package, whose modules are imported on first use of their names.
 
-    The names are those that the package's source imports under ``if TYPE_CHECKING``, so that they are listed once.
+    Its source imports these names under ``if TYPE_CHECKING``; they are listed nowhere else.
     """
     tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
     blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]

@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import CONTROL, visible
 
 Part = RenderableType | Mapping[str, str]
-"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or facts as a mapping, of which those without a value are left out."""
+"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of facts. Facts without a value are left out."""
 
 
 class Line(str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..loading import tied_weights
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
+from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.registration import auto_class_name
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
@@ -62,7 +63,7 @@ def check_result(
 
     Args:
         source: a model of the source's class, loaded in fp32; rounded in place if the plan casts. result: loaded from ``folder`` in fp32.
-        missing: names of parameters that the source's files lack, and of those that the written files lack.
+        missing: names of parameters that the source's files lack, and names of those that the written files lack.
         inputs: for running the models. given_text: they are a text of the user's, so more time is spent on measuring.
         progress: called as progress("verify", done, total).
 
@@ -225,10 +226,10 @@ def check_texts(
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     if pooling is not None or lengths.read != lengths.new or not states:
         states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
-    finite = all_finite({name: state for name, state in states.items() if isinstance(state, Tensor)})
+    tensors = {name: state for name, state in states.items() if isinstance(state, Tensor)}
     shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
-    detail = f"hidden states at {lengths.new} tokens{shortened} are {'' if finite else 'not '}finite"
-    checks.append(Check("finite at the new length", PASSED if finite else FAILED, detail, {"length": lengths.new}))
+    what = f"hidden states at {lengths.new} tokens{shortened}"
+    checks.append(check_finite("finite at the new length", what, tensors, {"length": lengths.new}))
     with attending(result, MECHANISMS):
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
     if unmeasured is not None or any(check.status == FAILED for check in checks):
@@ -272,7 +273,7 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, lengths: Leng
 @contextlib.contextmanager
 def attending(model: Any, attention: str) -> Iterator[None]:
     """Run the result with :data:`AS_CONFIGURED`, :data:`BASE`, or any other name for its mechanisms."""
-    implementation = attention_implementation(model.config) or "longattn"
+    implementation = attention_implementation(model.config) or BACKEND
     if attention == BASE:
         model.use_base_attention()
     for mechanism in attached_mechanisms(model).values():
@@ -282,6 +283,12 @@ def attending(model: Any, attention: str) -> Iterator[None]:
         mechanism.ignores_exact_length = False
     if attention == BASE:
         model.set_attn_implementation(implementation)
+
+
+def check_finite(name: str, what: str, outputs: Mapping[str, Tensor], values: dict[str, Any] | None = None) -> Check:
+    """Check that ``outputs`` are finite."""
+    finite = all_finite(outputs)
+    return Check(name, PASSED if finite else FAILED, f"{what} are {'' if finite else 'not '}finite", values or {})
 
 
 def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:

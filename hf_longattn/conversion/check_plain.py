@@ -1,4 +1,4 @@
-"""Compare source and result of a ``--generic`` conversion. With the class's attention, all mechanisms, and one tower's at a time."""
+"""Compare source and result of a ``--generic`` conversion with the class's attention, all mechanisms, and one tower's at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .architectures import attached_mechanisms
-from .check_sizes import check_finite
+from .check import check_finite
 from .plan import ConversionPlan
 
 LONGEST, LOGITS = 4096, 2**26

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..inputs.running import all_finite, run_model
+from ..inputs.running import run_model
 from ..inputs.sizes import InputSize
-from ..modeling.backend import BACKEND
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
-from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..reports import SKIPPED, Check, Difference, equality
+from .check import BASE, attending, check_finite
 from .flops import cost_of, mechanisms_on
 from .plan import ConversionPlan
 
 FLOPS_AT_NEW_SIZE = 4e12
 """Maximum FLOPs of the checks at the new size: about a minute on two cores."""
 STATES = "last_hidden_state"
-
-
-@contextlib.contextmanager
-def base_attention(model: Any) -> Iterator[None]:
-    """Context in which a Long model computes its base's attention."""
-    model.use_base_attention()
-    yield
-    model.set_attn_implementation(BACKEND)
 
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
@@ -78,7 +70,7 @@ def check_sizes(
     if covers(old):
         checks = [compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
     else:
-        with base_attention(result):
+        with attending(result, BASE):
             full = run_model(measured, at_old)
         checks = [
             compare(
@@ -98,7 +90,7 @@ def check_sizes(
         where = f"hidden states at {new.describe()}{shorter}"
         expected = _states(run_model(base, {**at_new, **(resizing or {})}))
         tiled = plan.positions == TILE
-        with base_attention(result), interpolating(result) if tiled else contextlib.nullcontext():
+        with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
             full = _states(run_model(long, at_new))
         whys = [uncovered] * (tiled or not covers(new)) + [f"positions are {plan.positions}d"] * tiled
         interpolated = f" and interpolated positions, the source with {how}" if how else ""
@@ -111,12 +103,6 @@ def check_sizes(
     return [*checks, finite], states, new
 
 
-def check_finite(name: str, what: str, outputs: Mapping[str, Tensor], values: dict[str, Any] | None = None) -> Check:
-    """Check that ``outputs`` are finite."""
-    finite = all_finite(outputs)
-    return Check(name, PASSED if finite else FAILED, f"{what} are {'' if finite else 'not '}finite", values or {})
-
-
 def _states(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The last hidden states if ``outputs`` has them, otherwise all outputs. Without a pooled state that is computed from them."""
+    """The last hidden states if ``outputs`` has them, without a pooled state that is computed from them; otherwise all outputs."""
     return {STATES: outputs[STATES]} if STATES in outputs else dict(outputs)

@@ -16,7 +16,6 @@ from ..errors import CheckpointError, ExportError
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
-    check_destination,
     destination_path,
     ending_cleanly,
     read_json_object,
@@ -82,7 +81,6 @@ def convert_checkpoint(
         choice = plan.native_twin
         if choice is not None and choice.reason:
             raise ExportError(f"The result would have no stock form: {choice.reason}")
-        check_destination(target, *plan.source.protected, overwrite=chosen.overwrite)
         beside = next(folder for folder in target.parents if folder.is_dir())
         with tempfile.TemporaryDirectory(prefix=".longattn-", dir=beside) as folder:
             long, plain = Path(folder) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)

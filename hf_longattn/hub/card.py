@@ -223,17 +223,17 @@ def model_card(
         of_source = inherited_metadata(source_card(origin)) if origin else {}
         of_source.pop("base_model", None)  # the base of the source is not the model's
         metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(readme), of_source))
-        made = f"`{architecture}`"
+        start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
-            made = f"Converted from `{in_one_line(public_name(base))}`"
+            start = f"Converted from `{in_one_line(public_name(base))}`"
         elif converted_from:
-            made = f"Converted from {origin_of(converted_from, Path(source or converted_from).expanduser())}"
+            start = f"Converted from {origin_of(converted_from, Path(source or converted_from).expanduser())}"
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
         data = ModelCardData(**metadata, eval_results=[row.to_metadata(task) for row in rows if not row.system] or eval_results)
         facts: dict[str, Any] = {
-            **{"title": title, "introduction": introduction, "made": made, "plan": plan, "length": length},
+            **{"title": title, "introduction": introduction, "made": start, "plan": plan, "length": length},
             **{"architecture": architecture, "auto": auto, "sentences": sentences, "graph": graph, "ours": ours, "example": example},
             **{"attentions": attentions, "takes_globals": takes_globals, "new_tokens": NEW_TOKENS, "config": config, "report": report},
             **{"rows": rows, "measured": measured.strip(), "training": training.strip(), "line": in_one_line},
@@ -263,9 +263,9 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
     """The limits of a model, each as one or two sentences: the longest input, and when its mechanisms equal full attention."""
     kind, limits = kind_in(config), list[str]()
-    whole = kind.config_of(config)
+    model_config = kind.config_of(config)
     for name, part in kind.parts.items():
-        of_part = getattr(whole, tower_field(name)) if name else whole
+        of_part = getattr(model_config, tower_field(name)) if name else model_config
         longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")

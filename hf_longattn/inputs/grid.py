@@ -31,8 +31,7 @@ from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from .examples import IMAGE_READER, PILLOW, Example, image_lines
-from .kind import InputKind
+from .kind import Example, InputKind
 from .processors import IMAGE_PROCESSOR, ProcessorFile, UserFiles, load_processor, pixels, processed_size, values_of_size
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, InputSize, InputSizes, Words, sizes_between
@@ -44,6 +43,16 @@ PHOTO_SIZE = (427, 640)
 """Height and width of scikit-learn's photographs."""
 TRAINED_BY = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
 """Ending of a class's name -> arguments of ``longattn train`` for its models."""
+IMAGE_READER = ("processor", "AutoImageProcessor")
+PILLOW = "from PIL import Image"
+
+
+def image_lines(height: int, width: int) -> str:
+    """Lines that make an image of this many pixels, with the folder's image processor."""
+    return (
+        f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
+        'inputs = processor(image, return_tensors="pt")'
+    )
 
 
 def read_size(size: Any) -> tuple[int, ...]:

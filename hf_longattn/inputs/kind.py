@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,6 @@ from ..modeling.family.definition import Family, known_family
 from ..modeling.generic import family_in
 from ..names import load_module
 from ..reports import Check
-from .examples import Example
 from .sizes import PARTS, SEARCH, SIZE, VERIFICATION, InputSizes, Words
 
 SETTINGS = {
@@ -33,6 +33,26 @@ SETTINGS = {
     "towers": ("--towers is for models of several towers", PARTS),
 }
 """Setting that only some input kinds use -> (start of the error message for other kinds, key of :attr:`Words.instead` or "")."""
+
+
+TEXT_TASK = "feature-extraction"
+"""The task of a model of texts or sounds without a head."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """The part of a model card's code that only the kind of input knows. ``hub/card.md`` has the rest and runs the model.
+
+    task: the Hub's name for the task of a model without a head. ``None`` if the card of such a model names no task, whatever its head.
+    reader: variable and class name of the tokenizer or processor; ``None`` if the folder has neither.
+    inputs: Python lines that make ``inputs``, for ``model(**inputs)``; empty if the card only loads the model.
+    imports: import lines that ``inputs`` needs, besides those of torch and of transformers.
+    """
+
+    task: str | None
+    reader: tuple[str, str] | None = None
+    inputs: str = ""
+    imports: tuple[str, ...] = ()
 
 
 class InputKind(ABC):

@@ -26,8 +26,8 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic, towers_of
 from ..positions.tables import extend_table, keeps_old_rows
 from ..reports import Check
-from .examples import IMAGE_READER, PILLOW, Example, image_lines
-from .kind import kind_of_model
+from .grid import IMAGE_READER, PILLOW, image_lines
+from .kind import Example, kind_of_model
 from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import SERIES_INPUT, reads_only_text
 from .sizes import AUTO, TEXTS, InputSizes, text_sizes

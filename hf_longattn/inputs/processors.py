@@ -51,11 +51,11 @@ class ProcessorFile(NamedTuple):
         """The place that transformers reads; ``None`` if there is none. A damaged file is refused."""
         values = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
         part = next((name for name in kind.parts if isinstance(values.get(name), dict)), "")
-        if not part and not (folder / FILE).is_file():
-            return None
-        place = cls(folder, kind, part)
-        read_json_object(folder / place.file)  # transformers would refuse a damaged one in other words
-        return place
+        if not part:
+            if not (folder / FILE).is_file():
+                return None
+            read_json_object(folder / FILE)  # transformers would refuse a damaged one in other words
+        return cls(folder, kind, part)
 
     def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The name of the file, and its content with other values of this processor."""

@@ -21,8 +21,7 @@ from ..errors import AudioError, CheckpointError, LengthError, OptionError, Posi
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.definition import without_head
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from .examples import TEXT_TASK, Example
-from .kind import InputKind
+from .kind import TEXT_TASK, Example, InputKind
 from .processors import FEATURE_EXTRACTOR, FILE, ProcessorFile, UserFiles, load_processor, values_with
 from .running import run_model
 from .sizes import AUTO, PARTS, SEARCH, SIZE, VERIFICATION, InputSize, InputSizes, Words, sizes_between

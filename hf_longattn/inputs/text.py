@@ -10,8 +10,7 @@ from typing import Any
 from ..conversion.check import check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
 from ..reports import Check
-from .examples import TEXT_TASK, Example
-from .kind import InputKind
+from .kind import TEXT_TASK, Example, InputKind
 from .sizes import TEXTS, InputSizes, text_sizes
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 

@@ -12,7 +12,8 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..conversion.architectures import NAMES
-from ..conversion.check_sizes import affordable_size, base_attention, check_finite
+from ..conversion.check import BASE, attending, check_finite
+from ..conversion.check_sizes import affordable_size
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import tower_of
 from ..errors import OptionError, PositionError, checkpoint_errors
@@ -20,8 +21,8 @@ from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
-from .examples import PILLOW, Example
-from .kind import SETTINGS, InputKind, kind_of
+from .grid import PILLOW
+from .kind import SETTINGS, Example, InputKind, kind_of
 from .processors import IMAGE_PROCESSOR, ProcessorFile
 from .running import run_model
 from .sizes import AUTO, InputSizes, Words, text_part
@@ -70,7 +71,7 @@ class TowersKind(InputKind):
         return tower_inputs(sizes, max((of_tower for of_tower in sizes if not of_tower.new.name), key=lambda texts: texts.new.tokens))
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        """Plan each tower as a checkpoint of its own. Tensors outside the towers are kept; only their dtype may change."""
+        """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
         cast = parse_dtype(request.dtype)
         plans = {
             name: plan_source(tower_of(source, name, self.parts[name].family.base_model_name), of_tower)
@@ -168,7 +169,7 @@ class TowersKind(InputKind):
         sizes = {name: part.inputs.old if part.inputs.old.name else part.inputs.at(length) for name, part in plan.towers.items()}
         old = {key: value for name, size in sizes.items() for key, value in inputs[name].at(size).items()}
         new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
-        with base_attention(result):
+        with attending(result, BASE):
             difference = Difference.of(run_model(source, old), run_model(result, old))
         read = " and ".join(f"one {plan.towers[name].kind.words.noun} of {size.describe()}" for name, size in sizes.items())
         detail = f"similarity of {read}, with full attention: largest difference from the source"

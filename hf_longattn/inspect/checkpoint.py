@@ -121,28 +121,28 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 def _inspect(source: Source) -> Inspection:
     config, class_name, _, skeleton = read_long(source)
-    whole = {
+    facts = {
         "source": source,
         "class_name": class_name,
         "model_type": config.model_type,
         "parameters": sum(parameter.numel() for parameter in skeleton.parameters()),
     }
     if is_generic(source.config):
-        return _inspect_plain(source, config, skeleton, {**whole, "class_name": type(skeleton).__name__})
+        return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
     kind = kind_in(source.config)
     if kind.apart:
         bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in kind.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
-        return replace(text_part(towers), **whole, towers=towers)
+        return replace(text_part(towers), **facts, towers=towers)
     shape, sizes, attention = model_shape(config, skeleton), kind.sizes(config), config.long_attention
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     costs = tuple(cost_with(size, mechanisms, shape) for size in sizes.steps())
     return Inspection(
-        **whole, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
+        **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
     )
 
 
-def _inspect_plain(source: Source, config: Any, skeleton: Any, whole: dict[str, Any]) -> Inspection:
+def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
 
     def inspect_part(part: PlainPart) -> Inspection:
@@ -166,7 +166,7 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, whole: dict[str, 
     towers = {name: inspect_part(part) for name, part in parts_with_mechanisms(skeleton, attention, lengths).items()}
     return replace(
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
-        **whole,
+        **facts,
         towers=towers,
         text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),

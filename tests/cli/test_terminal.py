@@ -76,7 +76,7 @@ def test_report_keeps_its_colours_and_escapes_those_of_others(
     assert "\x1b]0" not in text
 
 
-def test_report_shows_text_as_it_is_and_wraps_all_but_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_shows_markup_as_text_and_wraps_all_but_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     numbers = table(("", "one", "two"), [("a", "1", "2"), ("b", "3" * 30, "4" * 30)])
     show({}, [{"model": "[bold]bert", "nothing": ""}, "for readers of [red]terminals " * 3, Line("x" * 70), numbers])

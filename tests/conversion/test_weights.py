@@ -131,7 +131,7 @@ def test_shard_size_splits_the_weights_and_auto_classes_load_them(size: str | in
     assert all(torch.equal(parts[name], value) for name, value in whole.items() if "position" not in name)
 
 
-def test_shards_of_a_source_are_read_and_a_missing_one_is_a_sentence(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertModel")
     transformers.BertModel.from_pretrained(source).save_pretrained(source, max_shard_size="400KB")
     (source / "model.safetensors").unlink(missing_ok=True)

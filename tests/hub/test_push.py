@@ -81,7 +81,7 @@ def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, 
     assert card_text.endswith(f"Ask me about {place.name}.\n")
 
 
-def test_push_leaves_a_card_without_its_comment_as_it_is(server: Hub, model: Path) -> None:
+def test_push_changes_no_text_of_a_card_whose_comment_is_gone(server: Hub, model: Path) -> None:
     text = (model / "README.md").read_text()
     (model / "README.md").write_text("\n".join(line for line in text.splitlines() if "<!-- hf_longattn" not in line))
     push_model(model, REPO, token=WRITER)
