@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import checkpoint_errors
+from ..evaluation.flops import layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
@@ -29,7 +30,6 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, 
 from .architectures import attached_mechanisms, attached_memory
 from .check_embeddings import EMBEDDINGS, LENGTHS, check_embeddings, embeddings, passages
 from .check_loss import LOSS, check_loss, text_losses
-from .flops import layer_mechanisms
 from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.check_plain import check_plain
-from ..conversion.flops import LengthCost, ModelShape, cost_with, generic_shape, layer_mechanisms
 from ..conversion.plan import ConversionPlan, parse_dtype
 from ..conversion.plan_positions import StackLength, position_warnings, series_strategy
 from ..errors import LengthError, PositionError
+from ..evaluation.flops import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..modeling.attach.patch_places import packs_images
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -295,11 +295,10 @@ class PlainPart:
         """The cost at each size; empty if no size is known."""
         if not self.inputs.old.tokens:
             return ()
-        layers = layer_mechanisms(self.attention, self.shape, self.inputs.new.tokens)
-        costs = [cost_with(size, layers, self.shape) for size in self.inputs.steps()]
+        costs = costs_of(self.inputs, self.attention, self.shape)
         if self.shape.causal:  # a plain class caches every token
-            costs = [replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs]
-        return tuple(costs)
+            costs = tuple(replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs)
+        return costs
 
 
 def parts_with_mechanisms(skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:
