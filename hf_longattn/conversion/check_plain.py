@@ -16,19 +16,19 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .architectures import attached_mechanisms
-from .check import check_finite
-from .plan import ConversionPlan
+from .check import Comparison, check_finite
 
 LONGEST, LOGITS = 4096, 2**26
 """Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""
 
 
-def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
+def check_plain(comparison: Comparison) -> list[Check]:
     """Check the outputs of a ``--generic`` result. They equal the source's with the class's attention, and are finite with the mechanisms.
 
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
     """
+    plan, source, result = comparison.plan, comparison.source, comparison.result
     plan.round_source(source)
     seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
     expected = run_model(source, seeded)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..inputs.running import run_model
 from ..inputs.sizes import InputSize
-from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import SKIPPED, Check, Difference, equality
-from .check import BASE, attending, check_finite
+from .check import BASE, Comparison, attending, check_finite
 from .flops import cost_of, mechanisms_on
 from .plan import ConversionPlan
 
@@ -32,14 +31,7 @@ def affordable_size(plan: ConversionPlan) -> InputSize:
 
 
 def check_sizes(
-    plan: ConversionPlan,
-    source: Any,
-    result: Any,
-    missing: set[str],
-    inputs: Any,
-    reads_new: bool,
-    resizing: Mapping[str, Any] | None = None,
-    how: str = "",
+    comparison: Comparison, reads_new: bool, resizing: Mapping[str, Any] | None = None, how: str = ""
 ) -> tuple[list[Check], dict[str, Tensor], InputSize]:
     """Compare outputs at the old size, and hidden states at the new one. Rounds the source in place if the plan casts.
 
@@ -50,12 +42,12 @@ def check_sizes(
     Returns:
         The checks, the result's hidden states at the new size, and this size, which is smaller for a large model.
     """
-    plan.round_source(source)
+    plan, inputs, base, long = comparison.plan, comparison.inputs, comparison.base, comparison.long
+    plan.round_source(comparison.source)
     sizes, words = plan.inputs, plan.inputs.words
     old, new = sizes.old, affordable_size(plan)
-    base, long = without_head(source), without_head(result)
-    compared, measured = (base, long) if missing else (source, result)
-    what = f"{'hidden states (the source has no weights for its head)' if missing else 'outputs'} at {old.describe()}"
+    compared, measured = comparison.compared
+    what = f"{comparison.outputs} at {old.describe()}"
     uncovered = f"the mechanism does not cover the {words.noun}"
 
     def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
@@ -70,7 +62,7 @@ def check_sizes(
     if covers(old):
         checks = [compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
     else:
-        with attending(result, BASE):
+        with attending(comparison.result, BASE):
             full = run_model(measured, at_old)
         checks = [
             compare(
@@ -90,7 +82,7 @@ def check_sizes(
         where = f"hidden states at {new.describe()}{shorter}"
         expected = _states(run_model(base, {**at_new, **(resizing or {})}))
         tiled = plan.positions == TILE
-        with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
+        with attending(comparison.result, BASE), interpolating(comparison.result) if tiled else contextlib.nullcontext():
             full = _states(run_model(long, at_new))
         whys = [uncovered] * (tiled or not covers(new)) + [f"positions are {plan.positions}d"] * tiled
         interpolated = f" and interpolated positions, the source with {how}" if how else ""

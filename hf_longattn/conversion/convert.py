@@ -27,7 +27,7 @@ from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import FAILED, NEEDS_TRAINING
-from .check import check_result
+from .check import Comparison, check_result
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import add_source_files, with_report, write_report
@@ -133,8 +133,8 @@ def _converted(
             # of .bin files, both are rounded as config.json says
             original, lacking = load_source(source, architecture, "auto" if source.pickled else torch.float32)
             result, absent = load_result(stage, architecture, plan.config)
-            given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
-            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
+            names, given_text = (frozenset(lacking), frozenset(absent)), chosen.verify_text is not None
+            checks = check_result(Comparison(plan, original.float(), result, stage, inputs, *names, given_text), progress)
             del original, result
         if failed := [check.detail for check in checks if check.status == FAILED]:
             raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")

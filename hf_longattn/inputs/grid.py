@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
 from ..conversion.flops import ModelShape, layer_mechanisms, mechanisms_on
 from ..conversion.plan import ConversionPlan, plan_sized
@@ -27,7 +28,6 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
-from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -239,14 +239,13 @@ class GridKind(InputKind):
         values = {IMAGE_SIZE: None if fixed is None else list(processed)}
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {pixels(processed)}", values)]
 
-    def check(
-        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Images, given_text: bool = False
-    ) -> list[Check]:
+    def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
         resizing = {INTERPOLATE_ARGUMENT: True} if self.rule.interpolates else {}
         how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
-        checks, states, new = check_sizes(plan, source, result, missing, inputs, True, resizing, how)
-        crops = check_crops(plan, without_head(source), inputs.at(new), states, new) if plan.inputs.grows else []
+        checks, states, new = check_sizes(comparison, True, resizing, how)
+        plan, at_new = comparison.plan, comparison.inputs.at(new)
+        crops = check_crops(plan, comparison.base, at_new, states, new) if plan.inputs.grows else []
         return [*checks, *crops]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:

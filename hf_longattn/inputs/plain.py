@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 
 from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
 from ..conversion.check_plain import check_plain
 from ..conversion.flops import LengthCost, ModelShape, cost_with, generic_shape, layer_mechanisms
 from ..conversion.plan import ConversionPlan, parse_dtype
@@ -142,10 +143,8 @@ class PlainKind(TextKind):
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)
         return VerificationText(excerpt(text[0], 0), text[1], load_tokenizer(folder), vocabulary, described="seeded inputs")
 
-    def check(
-        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool = False
-    ) -> list[Check]:
-        return check_plain(plan, source, result)
+    def check(self, comparison: Comparison) -> list[Check]:
+        return check_plain(comparison)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         name = named_class(config, "").removeprefix(GENERIC_CLASS)
