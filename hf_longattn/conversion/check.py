@@ -202,7 +202,7 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
         if name.startswith(prefix := tower_prefix(tower)):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
-    table, rule = plan.architecture.family.table(name) or plan.table, plan.positions
+    table, rule = plan.architecture.family.table(name), plan.positions
     if table is None or not table.matches(name) or (new.shape == old.shape and rule not in DROPPED):
         if not _same_bytes(old, new):
             yield "differs from the source's values"

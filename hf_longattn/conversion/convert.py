@@ -112,7 +112,7 @@ def _converted(
             "bytes; is it that of another model?"
         )
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
-        model, missing = load_as_result(source, architecture, plan.config, plan.cast, plan.renamed)
+        model, missing = load_as_result(source, architecture, plan.config, plan.cast)
         if progress is not None:
             progress("write", 0, plan.total_bytes)
         sharding = {} if chosen.max_shard_size is None else {"max_shard_size": chosen.max_shard_size}

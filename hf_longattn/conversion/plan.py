@@ -21,7 +21,6 @@ from ..mechanisms.common.options import RELATIVE
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import PositionTable
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
@@ -68,8 +67,6 @@ class ConversionPlan(WithTowers):
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
     training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: as its head and texts say
-    table: PositionTable | None = None  # the position table of a model of time series
-    renamed: Callable[[Any], Mapping[str, torch.Tensor]] | None = None  # makes the result's tensors from the loaded source
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
