@@ -253,9 +253,7 @@ def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(tmp_path: Pa
     for first, rows in enumerate(swallowed):
         for name in ("rows.tsv", "rows.tsv.gz"):
             source = write(tmp_path / name, "text\tlabel\n" + "a\tpos\n" * first + rows)
-            with pytest.raises(
-                DataError, match=rf"Row {first + 1} of '.*{name}' has a (cell that runs over tabs and lines|quotation mark)"
-            ):
+            with pytest.raises(DataError, match=rf"Row {first + 1} of '.*{name}' has a (cell that runs over|quotation mark)"):
                 labelled(source)
     for separator, name in ((",", "rows.csv"), ("\t", "rows.tsv")):
         for lines, place in (("a|b\n" * 10_001 + '"c|d\n', "Row 10002"), ('"c|d\n"e|f\n"g|h\n', r"Row \d")):
