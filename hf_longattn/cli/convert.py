@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,8 @@ from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
-    from ..conversion.flops import LengthCost, MechanismCost
-    from ..inputs.sizes import InputSizes
+    from ..evaluation.flops import LengthCost
+    from ..inputs.sizes import InputSize, InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -57,7 +58,6 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     """
     config.check_mechanisms()
     from ..conversion import plan_conversion
-    from ..conversion.flops import compare_at_sizes
 
     plan = plan_conversion(source, None, config, choose=_choose)
     tables, values = {}, {}
@@ -65,9 +65,9 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
         if not (plan.generic and name):
             sizes = part.inputs.doublings()
             numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
-            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.mechanisms(part.shape.causal))
+            rows = _costs_of_mechanisms(part, sizes)
             tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
-            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": [asdict(row) for row in rows]}
+            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": rows}
     show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
@@ -110,8 +110,11 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
         return f"{count / unit:.1f} {name}"
 
+    def shown(size: Any) -> str:
+        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
+
     columns = {
-        inputs.words.units: [cost.shown_size for cost in costs] if inputs.words.units else [],
+        inputs.words.units: [shown(cost.size.value) for cost in costs] if inputs.words.units else [],
         inputs.new.unit: [f"{cost.length:,}" for cost in costs],
         "attention": [flops(cost.attention_flops) for cost in costs],
         "full attention": [flops(cost.full_attention_flops) for cost in costs],
@@ -125,22 +128,63 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
-def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: str) -> Iterator[Part]:
+def _costs_of_mechanisms(plan: ConversionPlan, sizes: Sequence[InputSize]) -> list[dict[str, Any]]:
+    """Operations of the whole model, and bytes of activations and decode cache, for one input of each size.
+
+    The planned attention comes first, then each mechanism with default options in every layer; "refused" says why it needs others.
+    """
+    import torch
+
+    from ..configuration import LongAttentionConfig
+    from ..errors import LongAttentionError
+    from ..evaluation.flops import cost_of, layer_mechanisms
+
+    rows = []
+    for name in ("as planned", *plan.inputs.mechanisms(plan.shape.causal)):
+        costs, refused = [], ""
+        try:
+            attention = LongAttentionConfig(name) if rows else plan.attention
+            for size in sizes:
+                with torch.device("meta"):  # parameters may be large
+                    layers = layer_mechanisms(attention, plan.shape, size.tokens)
+                costs.append(cost_of(size, layers, plan.shape))
+        except LongAttentionError as error:
+            costs, refused = [], str(error)
+        flops = [cost.total_flops for cost in costs]
+        memory = [cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs]
+        rows.append({"mechanism": name, "flops": flops, "bytes": memory, "refused": refused})
+    return rows
+
+
+def _comparison(rows: Sequence[Mapping[str, Any]], headings: Sequence[str], noun: str) -> Iterator[Part]:
     """Each mechanism's cost for one input at up to four sizes; then why others have none."""
-    from ..conversion.flops import matrix_speed
-
     speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
-    counted = [row for row in rows if not row.refused]
-    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
+    counted = [row for row in rows if not row["refused"]]
+    differs = any(row["bytes"] != counted[0]["bytes"] for row in counted)  # not of an encoder, whose widest layer is not attention
 
-    def cell(row: MechanismCost, size: int) -> str:
-        return f"{row.flops[size] / speed:.2g}" + (f" / {decimal(row.bytes[size], precision=0)}" if differs else "")
+    def cell(row: Mapping[str, Any], size: int) -> str:
+        return f"{row['flops'][size] / speed:.2g}" + (f" / {decimal(row['bytes'][size], precision=0)}" if differs else "")
 
     title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = [[row.mechanism, *(cell(row, size) for size in shown)] for row in counted]
+    cells = [[row["mechanism"], *(cell(row, size) for size in shown)] for row in counted]
     columns = ["mechanism", *(headings[size] for size in shown)]
     yield table(columns, cells, f"{title} / memory besides the weights" if differs else title)
-    yield from (f"{row.mechanism}: {row.refused}" for row in rows if row.refused)
+    yield from (f"{row['mechanism']}: {row['refused']}" for row in rows if row["refused"])
+
+
+@cache
+def matrix_speed() -> float:
+    """FLOPs per second of a matrix product here: an upper bound for models."""
+    import torch
+
+    a = torch.ones(1024, 1024)
+    a @ a
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import checkpoint_errors
+from ..evaluation.flops import layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
@@ -29,7 +30,6 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, 
 from .architectures import attached_mechanisms, attached_memory
 from .check_embeddings import EMBEDDINGS, LENGTHS, check_embeddings, embeddings, passages
 from .check_loss import LOSS, check_loss, text_losses
-from .flops import layer_mechanisms
 from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
@@ -202,7 +202,7 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
         if name.startswith(prefix := tower_prefix(tower)):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
-    table, rule = plan.architecture.family.table(name) or plan.table, plan.positions
+    table, rule = plan.architecture.family.table(name), plan.positions
     if table is None or not table.matches(name) or (new.shape == old.shape and rule not in DROPPED):
         if not _same_bytes(old, new):
             yield "differs from the source's values"

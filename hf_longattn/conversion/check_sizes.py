@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..evaluation.flops import layer_mechanisms
 from ..inputs.running import run_model
 from ..inputs.sizes import InputSize
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import SKIPPED, Check, Difference, equality
 from .check import BASE, Comparison, attending, check_finite
-from .flops import cost_of, mechanisms_on
 from .plan import ConversionPlan
 
 FLOPS_AT_NEW_SIZE = 4e12
@@ -25,8 +25,7 @@ STATES = "last_hidden_state"
 def affordable_size(plan: ConversionPlan) -> InputSize:
     """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
     sizes = plan.inputs.steps()
-    costs = [cost_of(size, plan.attention, plan.shape) for size in sizes]
-    few = [2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE for cost in costs]
+    few = [2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE for cost in plan.costs]
     return next((size for size, is_cheap in zip(reversed(sizes), reversed(few), strict=True) if is_cheap), sizes[0])
 
 
@@ -55,7 +54,7 @@ def check_sizes(
         return equality(name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why)
 
     def covers(size: InputSize) -> bool:
-        return all(layer.covers(size.tokens) for layer in mechanisms_on(size, plan.attention, plan.shape))
+        return all(layer.covers(size.tokens) for layer in size.bound(layer_mechanisms(plan.attention, plan.shape, size.tokens)))
 
     at_old, at_new = inputs.at(old), inputs.at(new)
     expected, outputs, states = run_model(compared, at_old), run_model(measured, at_old), _states(run_model(long, at_new))

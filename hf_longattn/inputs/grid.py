@@ -19,11 +19,11 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
-from ..conversion.flops import ModelShape, layer_mechanisms, mechanisms_on
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
 from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
+from ..evaluation.flops import ModelShape, layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
@@ -181,7 +181,7 @@ class GridKind(InputKind):
                 "transformers resizes square ones only; leave --image-size out."
             )
         attention = grid_attention(architecture, request, sizes)
-        shape = ModelShape.of(config, causal=False, matrix_parameters=0, element_bytes=4)
+        shape = ModelShape.of(config, causal=False)
         layers = sizes.new.bound(layer_mechanisms(attention, shape, sizes.new.tokens))
         positions, known = request.positions, (AUTO, TILE, INTERPOLATE)
         if positions not in known:
@@ -319,7 +319,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
 
 def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], states: Mapping[str, Tensor], new: InputSize) -> list[Check]:
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
-    old, layers = plan.inputs.old, mechanisms_on(new, plan.attention, plan.shape)
+    old, layers = plan.inputs.old, new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     prefix, window = new.grid.prefix, old.grid.sizes
     apart = all(
         layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL) for layer in layers
