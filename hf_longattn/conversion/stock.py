@@ -384,7 +384,7 @@ def export_native(
         )
         introduction = (
             f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-            f"`longattn export --format native` from {origin_of(made_from, source.folder)}."
+            f"`longattn export --format native` from {origin_of(made_from)}."
         )
         write_report(stage, source, str(destination), report, NATIVE_REPORT, introduction=introduction, made_from=made_from)
         return report
