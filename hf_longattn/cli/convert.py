@@ -147,7 +147,7 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
-    from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..conversion.folders import POSITIONS, READY, WOULD_TELL, verdict_check
     from ..hub import next_step
 
     plan, path = report.plan, report.destination
