@@ -22,8 +22,8 @@ from hf_longattn.modeling.run.losses import share_of_step
 from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.task import load_task, task_names
 from tests.cases import every_case
-from tests.training import test_options
-from tests.training.test_options import DATA, Runner, is_one_sentence
+from tests.training import test_old_options as test_options
+from tests.training.test_old_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner
 ROWS = 4
