@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RegistrationError, UsageError, nearest
+from ..errors import OptionError, UsageError, nearest
 from ..names import load_module, module_names
 
 
@@ -40,7 +40,7 @@ def task_summary(name: str) -> str:
     """The first line of the docstring of a task's module.
 
     Raises:
-        UsageError, RegistrationError: as :func:`load_task`.
+        UsageError, OptionError: as :func:`load_task`.
     """
     load_task(name)
     return str(load_module("training.tasks", name).__doc__).partition("\n")[0]
@@ -56,18 +56,18 @@ def load_task(name: str) -> Task:
 
     Raises:
         UsageError: there is no such task.
-        RegistrationError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
+        OptionError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
     """
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
+        raise OptionError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
     if not module.__doc__:
-        raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
+        raise OptionError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
     if len(task.arguments) != 3:
-        raise RegistrationError(
+        raise OptionError(
             f"The TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
             "and of the training."
         )
