@@ -49,10 +49,10 @@ def test_step_of_two_processes_is_the_mean_over_all_their_labels(monkeypatch: py
     labels, losses, parts = (3, 1), (1.0, 2.0), []
     for own, other, loss in zip(labels, labels[::-1], losses, strict=True):
         trainer: Any = object.__new__(LongTrainer)
-        trainer.__dict__ |= dict(
-            state=SimpleNamespace(global_step=0, max_steps=1), minutes=Minutes(), args=SimpleNamespace(average_tokens_across_devices=True),
-            accelerator=SimpleNamespace(reduce=lambda count, _, other=other: (count + other) / 2), items_of=lambda batch: batch["labels"],
-        )  # fmt: skip
+        trainer.state, trainer.minutes = SimpleNamespace(global_step=0, max_steps=1), Minutes()
+        trainer.args = SimpleNamespace(average_tokens_across_devices=True)
+        trainer.accelerator = SimpleNamespace(reduce=lambda count, _, other=other: (count + other) / 2)
+        trainer.items_of = lambda batch: batch["labels"]
         monkeypatch.setattr(transformers.Trainer, "get_batch_samples", lambda *_, own=own: ([{"labels": own}], None))
         _, items = LongTrainer.get_batch_samples(trainer, iter(()), 1, torch.device("cpu"))
         parts.append(float(share_of_step(torch.tensor(loss), torch.tensor(own), items)))
