@@ -46,7 +46,7 @@ CONVERSION = (
     ("sources",),
     ("adopt",),
     ("architectures",),
-    ("flops", "model_loading"),
+    ("model_loading",),
     ("plan_positions",),
     ("folders",),
     ("stock",),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,12 @@ from rich.styled import Styled
 
 from ..conversion import ConversionConfig
 from . import options as flags
-from .hub import push_report
 from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
-    from ..conversion.flops import LengthCost, MechanismCost
-    from ..inputs.sizes import InputSizes
+    from ..evaluation.flops import LengthCost
+    from ..inputs.sizes import InputSize, InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -35,54 +34,41 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: ConversionConfig,
     recipe: flags.Recipe = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True, help="The same as `longattn plan`.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Afterwards push DST to this Hub repository, as `longattn push` does.")
-    ] = None,
-    private: flags.Private = False,
     as_json: flags.Json = False,
 ) -> None:
     """Convert a short checkpoint into a long one and check it.
 
     DST appears complete and verified, or not at all.
     """
-    if private and push_to_hub is None:
-        raise typer.BadParameter("requires --push-to-hub.", param_hint="--private")
     if config.verify_text is not None and not config.verify:
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    if dry_run:
-        _show_plan(source, destination, config, as_json)
-        return
     config.check_mechanisms()
-    token = config.token if isinstance(config.token, str) else None
     from ..conversion import convert_checkpoint
-    from ..errors import HubError
-    from ..hub import check_login, push_model
 
-    if push_to_hub is not None:
-        check_login(push_to_hub, token, private=private)
     with progress() as tell:
         report = convert_checkpoint(source, destination, config, choose=_choose, progress=tell)
-    values = {"destination": str(report.destination), **report.to_dict()}
-    if push_to_hub is None or not as_json:
-        show(values, conversion_report(report), as_json=as_json)
-    if push_to_hub is None:
-        return
-    try:
-        pushed = push_model(destination, push_to_hub, private=private, token=token)
-    except HubError as error:
-        again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
-        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
-    show({**values, "push": pushed.to_dict()}, push_report(pushed), as_json=as_json)
+    show({"destination": str(report.destination), **report.to_dict()}, conversion_report(report), as_json=as_json)
 
 
-@flags.takes_settings(ConversionConfig, planned=True)
+@flags.takes_settings(ConversionConfig)
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
-    """Show what a conversion would do.
+    """Show what `longattn convert` with these options would do.
 
     Prints the result, its layers, and what it costs at each length.
     """
-    _show_plan(source, None, config, as_json)
+    config.check_mechanisms()
+    from ..conversion import plan_conversion
+
+    plan = plan_conversion(source, None, config, choose=_choose)
+    tables, values = {}, {}
+    for name, part in plan.parts.items():
+        if not (plan.generic and name):
+            sizes = part.inputs.doublings()
+            numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
+            rows = _costs_of_mechanisms(part, sizes)
+            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
+            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": rows}
+    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
@@ -90,24 +76,6 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
     from ..search import choose_mechanisms
 
     return choose_mechanisms(source, config)
-
-
-def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
-    """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
-    config.check_mechanisms()
-    from ..conversion import plan_conversion
-    from ..conversion.flops import compare_at_sizes
-
-    plan = plan_conversion(source, destination, config, choose=_choose)
-    tables, values = {}, {}
-    for name, part in plan.parts.items():
-        if not (plan.generic and name):
-            sizes = part.inputs.doublings()
-            numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
-            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.mechanisms(part.shape.causal))
-            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
-            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": [asdict(row) for row in rows]}
-    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
 def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
@@ -142,8 +110,11 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
         return f"{count / unit:.1f} {name}"
 
+    def shown(size: Any) -> str:
+        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
+
     columns = {
-        inputs.words.units: [cost.shown_size for cost in costs] if inputs.words.units else [],
+        inputs.words.units: [shown(cost.size.value) for cost in costs] if inputs.words.units else [],
         inputs.new.unit: [f"{cost.length:,}" for cost in costs],
         "attention": [flops(cost.attention_flops) for cost in costs],
         "full attention": [flops(cost.full_attention_flops) for cost in costs],
@@ -157,22 +128,63 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
-def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: str) -> Iterator[Part]:
+def _costs_of_mechanisms(plan: ConversionPlan, sizes: Sequence[InputSize]) -> list[dict[str, Any]]:
+    """Operations of the whole model, and bytes of activations and decode cache, for one input of each size.
+
+    The planned attention comes first, then each mechanism with default options in every layer; "refused" says why it needs others.
+    """
+    import torch
+
+    from ..configuration import LongAttentionConfig
+    from ..errors import LongAttentionError
+    from ..evaluation.flops import cost_of, layer_mechanisms
+
+    rows = []
+    for name in ("as planned", *plan.inputs.mechanisms(plan.shape.causal)):
+        costs, refused = [], ""
+        try:
+            attention = LongAttentionConfig(name) if rows else plan.attention
+            for size in sizes:
+                with torch.device("meta"):  # parameters may be large
+                    layers = layer_mechanisms(attention, plan.shape, size.tokens)
+                costs.append(cost_of(size, layers, plan.shape))
+        except LongAttentionError as error:
+            costs, refused = [], str(error)
+        flops = [cost.total_flops for cost in costs]
+        memory = [cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs]
+        rows.append({"mechanism": name, "flops": flops, "bytes": memory, "refused": refused})
+    return rows
+
+
+def _comparison(rows: Sequence[Mapping[str, Any]], headings: Sequence[str], noun: str) -> Iterator[Part]:
     """Each mechanism's cost for one input at up to four sizes; then why others have none."""
-    from ..conversion.flops import matrix_speed
-
     speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
-    counted = [row for row in rows if not row.refused]
-    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
+    counted = [row for row in rows if not row["refused"]]
+    differs = any(row["bytes"] != counted[0]["bytes"] for row in counted)  # not of an encoder, whose widest layer is not attention
 
-    def cell(row: MechanismCost, size: int) -> str:
-        return f"{row.flops[size] / speed:.2g}" + (f" / {decimal(row.bytes[size], precision=0)}" if differs else "")
+    def cell(row: Mapping[str, Any], size: int) -> str:
+        return f"{row['flops'][size] / speed:.2g}" + (f" / {decimal(row['bytes'][size], precision=0)}" if differs else "")
 
     title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = [[row.mechanism, *(cell(row, size) for size in shown)] for row in counted]
+    cells = [[row["mechanism"], *(cell(row, size) for size in shown)] for row in counted]
     columns = ["mechanism", *(headings[size] for size in shown)]
     yield table(columns, cells, f"{title} / memory besides the weights" if differs else title)
-    yield from (f"{row.mechanism}: {row.refused}" for row in rows if row.refused)
+    yield from (f"{row['mechanism']}: {row['refused']}" for row in rows if row["refused"])
+
+
+@cache
+def matrix_speed() -> float:
+    """FLOPs per second of a matrix product here: an upper bound for models."""
+    import torch
+
+    a = torch.ones(1024, 1024)
+    a @ a
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

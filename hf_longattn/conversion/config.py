@@ -38,7 +38,6 @@ def setting(
     type: Any = str,
     metavar: str | None = None,
     minimum: int | None = None,
-    planned: bool = True,
     secret: bool = False,
 ) -> Any:
     """A dataclass field with the metadata of its help text and its flag.
@@ -52,11 +51,10 @@ def setting(
         type: of one value on the command line; ``list`` for a flag that can be repeated.
         metavar: the form of a value, in the help.
         minimum: the smallest valid number.
-        planned: the plan depends on it, so `longattn plan` has the flag too.
         secret: never written into a report.
     """
     about: dict[str, Any] = {"help": help, "unset": unset, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
-    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "planned": planned, "secret": secret}
+    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "secret": secret}
     return field(default=default, repr=not secret, metadata=about)
 
 
@@ -179,9 +177,7 @@ class ConversionConfig(Settings):
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged")
     max_shard_size: str | int | None = setting(None, "Maximum size of a weight file, for example 5GB.", unset="as transformers saves")
-    allow_pickle: bool = setting(
-        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.", planned=False
-    )
+    allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
         False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
     )
@@ -195,22 +191,19 @@ class ConversionConfig(Settings):
         "Check the written files; a failed check leaves no result.",
         flag="--no-verify",
         flag_help="Do not check the written files.",
-        planned=False,
     )
-    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path, planned=False)
-    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path, planned=False)
+    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
+    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     native: bool = setting(
         False,
         "Write a stock checkpoint instead: an architecture of transformers that computes the same and needs no hf_longattn; refused "
         "where there is none (`longattn plan` says it).",
-        planned=False,
     )
-    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.", planned=False)
+    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
         "Add a file that imports hf_longattn, so that programs which do not import it load the model with trust_remote_code=True; "
         "hf_longattn must be installed there.",
-        planned=False,
     )
     revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.")
     token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from ..data.english import verification_text
 from ..errors import CheckpointError, ExportError
+from ..evaluation.flops import layer_mechanisms
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
@@ -27,9 +28,8 @@ from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import FAILED, NEEDS_TRAINING
-from .check import check_result
+from .check import Comparison, check_result
 from .config import AUTO, ConversionConfig
-from .flops import layer_mechanisms
 from .folders import add_source_files, with_report, write_report
 from .model_loading import load_as_result, load_result, load_source, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
@@ -112,7 +112,7 @@ def _converted(
             "bytes; is it that of another model?"
         )
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
-        model, missing = load_as_result(source, architecture, plan.config, plan.cast, plan.renamed)
+        model, missing = load_as_result(source, architecture, plan.config, plan.cast)
         if progress is not None:
             progress("write", 0, plan.total_bytes)
         sharding = {} if chosen.max_shard_size is None else {"max_shard_size": chosen.max_shard_size}
@@ -133,8 +133,8 @@ def _converted(
             # of .bin files, both are rounded as config.json says
             original, lacking = load_source(source, architecture, "auto" if source.pickled else torch.float32)
             result, absent = load_result(stage, architecture, plan.config)
-            given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
-            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
+            names, given_text = (frozenset(lacking), frozenset(absent)), chosen.verify_text is not None
+            checks = check_result(Comparison(plan, original.float(), result, stage, inputs, *names, given_text), progress)
             del original, result
         if failed := [check.detail for check in checks if check.status == FAILED]:
             raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")

@@ -27,7 +27,6 @@ from ..files import (
     check_destination,
     copy_folder,
     destination_path,
-    give_usual_modes,
     read_json_object,
     write_json,
 )
@@ -152,7 +151,6 @@ def write_report(
         "introduction": introduction,
     }
     write_model_card(stage, **{**contents, **card})
-    give_usual_modes(stage)
 
 
 def open_for_writing(
@@ -199,7 +197,6 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
             written.append(name)
     if (place / MODULES).is_file() and not (folder / MODULES).exists() and _class_of(place) == _class_of(folder):
         written += write_modules(place, folder)
-    give_usual_modes(folder)
     return written
 
 

@@ -7,7 +7,7 @@ import functools
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,6 @@ def load_as_result(
     architecture: Architecture,
     config: Any,
     dtype: torch.dtype | None = torch.float32,
-    renamed: Callable[[Any], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Any, set[str]]:
     """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
 
@@ -75,7 +74,6 @@ def load_as_result(
 
     Args:
         dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
-        renamed: makes the result's tensors from the loaded source, where its files have others.
 
     Returns:
         The model, and the names of parameters of its head that the source lacks.
@@ -83,15 +81,13 @@ def load_as_result(
     Raises:
         CheckpointError: the source does not load, or weights other than the head's are missing.
     """
-    if architecture.converter is not None:
-        renamed = architecture.converter.state_dict
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
     model_class, arguments = result_class(architecture, config), dict[str, Any](dtype=loaded)
-    if renamed is not None:
+    if architecture.converter is not None:
         original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
-        state = {name: value for name, value in renamed(original).items() if value.data_ptr() not in random}
+        state = {name: value for name, value in architecture.converter.state_dict(original).items() if value.data_ptr() not in random}
         model_class, arguments = architecture.model_class, {"dtype": original.dtype, "state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

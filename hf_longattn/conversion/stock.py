@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..data.english import verification_text
 from ..engines.common.call import UNBOUNDED
 from ..errors import CheckpointError, ExportError, checkpoint_errors
+from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
 from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
@@ -47,7 +48,6 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
 from .architectures import NAMES, OWN_FIELDS, read_long
-from .flops import affordable_length, layer_mechanisms, model_shape
 from .folders import add_source_files, open_for_writing, with_report, write_report
 from .model_loading import quiet_libraries, without_random_pooler
 from .report import ConversionReport, StageProgress, versions

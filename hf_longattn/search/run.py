@@ -78,7 +78,7 @@ def search_design(
         result = replace(result, file=str(output))
         head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        write_text(Path(output), head + recipe, overwrite=False)
+        write_text(Path(output), head + recipe)
     return result
 
 

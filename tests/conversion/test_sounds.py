@@ -142,7 +142,7 @@ def test_converted_sound_models_run_in_pipelines(saved: Checkpoint, tmp_path: Pa
 def test_inspection_plan_and_check_of_sound_count_seconds(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved()
     plan = plan_conversion(source, audio_seconds=120)
-    assert [cost.size for cost in plan.costs] == [15, 30, 60, 120]
+    assert [cost.size.value for cost in plan.costs] == [15, 30, 60, 120]
     capsys.readouterr()
     for flags in ((), ("--json",)):
         with pytest.raises(SystemExit) as ended:
