@@ -82,7 +82,7 @@ def commands_of_app() -> dict[str, Any]:
 
 @functools.cache
 def parser_of(task: str, command: str = "train") -> TaskParser:
-    kinds = load_task(task).arguments
+    kinds = load_task(task).ARGUMENTS
     kinds = kinds if command == "train" else evaluation_arguments(kinds)
     return task_parser(kinds, task_summary(task), f"longattn {command} {task}")
 

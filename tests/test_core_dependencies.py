@@ -99,7 +99,7 @@ COMMANDS = [
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
     ("inspect nowhere --plot here.png", "matplotlib"),
-    *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
+    *((f"train {task} --model nowhere", EXTRAS[x][-1]) for task in task_names() for x in getattr(load_task(task), "EXTRAS", ())),
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),
     ("train classify --images --augmentation flip --model nowhere --output out --data nothing", "torchvision"),
     ("train classify --audio --model nowhere --output out --data nothing", "soundfile"),

@@ -41,7 +41,7 @@ from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.modalities import InputProcessors
-from hf_longattn.training.trainer import (
+from hf_longattn.training.old_trainer import (
     CheckBestMetric,
     Clock,
     DivergenceError,

@@ -18,10 +18,9 @@ from hf_longattn.errors import OptionError
 from hf_longattn.hub import write_model_card
 from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.linearise.args import LineariseTrainingArguments
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.old_lm import MLM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.processes import how_to_resume
-from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME, write_trained_card
 
 from ..damage import CONVERT, convert, make_checkpoint

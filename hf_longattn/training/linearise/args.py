@@ -11,7 +11,7 @@ from hf_longattn.errors import OptionError, flag
 from hf_longattn.mechanisms.common.choice_text import read_choice
 from hf_longattn.training.args import ModelArguments, argument, check_choices, check_least, check_positive
 from hf_longattn.training.checkpoints import stage_checkpoints
-from hf_longattn.training.lm import TextTrainingArguments
+from hf_longattn.training.old_lm import TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
 
 STAGES = ("both", "1", "2")

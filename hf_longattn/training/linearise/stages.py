@@ -32,7 +32,7 @@ from hf_longattn.training.linearise.matching import Batch, MatchingModel, matchi
 from hf_longattn.training.linearise.student import as_saved, predicts_tokens, student_source
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
-from hf_longattn.training.lm import load_lm
+from hf_longattn.training.old_lm import load_lm
 from hf_longattn.training.results import counted, error_of, loss_name, scored_part, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import RunSettings, check_rows, forget_model, save_whole, versions, write_trained_card

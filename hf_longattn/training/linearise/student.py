@@ -15,7 +15,7 @@ from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.family.definition import LANGUAGE_MODELS
 from hf_longattn.modeling.inference.pruning import KEPT_HEADS
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
-from hf_longattn.training.lm import TextDataArguments, check_trains, load_lm
+from hf_longattn.training.old_lm import TextDataArguments, check_trains, load_lm
 
 CONVERTED = "converted"
 PREDICT_TOKENS = (*LANGUAGE_MODELS, "ForConditionalGeneration")

@@ -26,8 +26,8 @@ from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
 from hf_longattn.training.linearise.args import KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.matching import Batch, shifted
-from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import frozen_teacher
+from hf_longattn.training.old_lm import load_lm
 
 
 @dataclass(frozen=True)

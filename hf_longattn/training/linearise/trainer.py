@@ -12,7 +12,7 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.training.linearise.teacher import Teacher
-from hf_longattn.training.trainer import LongTrainer, rows_of
+from hf_longattn.training.old_trainer import LongTrainer, rows_of
 
 
 class LineariseTrainer(LongTrainer):

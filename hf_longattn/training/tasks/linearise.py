@@ -35,7 +35,7 @@ from hf_longattn.training.linearise.layers import number_to_restore
 from hf_longattn.training.linearise.stages import Stages, held_out_batches, markdown, read_report
 from hf_longattn.training.linearise.student import CONVERTED, load_student, predicts_tokens
 from hf_longattn.training.linearise.teacher import check_original
-from hf_longattn.training.lm import TextDataArguments, read_documents
+from hf_longattn.training.old_lm import TextDataArguments, read_documents
 from hf_longattn.training.results import sources_in_words
 from hf_longattn.training.task import Task
 from hf_longattn.training.training_args import TaskArguments

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.trainer import LineariseTrainer
-from hf_longattn.training.lm import TextDataArguments
+from hf_longattn.training.old_lm import TextDataArguments
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import linearise
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention

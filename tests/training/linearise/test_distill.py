@@ -34,10 +34,10 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise import student
 from hf_longattn.training.linearise.stages import recovered
+from hf_longattn.training.old_trainer import DivergenceError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
-from hf_longattn.training.trainer import DivergenceError
 from tests.grids import grid, quickly
 from tests.ranks import Ranks, announce
 from tests.training.conftest import written_texts

@@ -17,8 +17,8 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.linearise.teacher import Teacher, check_original, predictions_at
 from hf_longattn.training.loading import frozen_teacher
+from hf_longattn.training.old_trainer import DivergenceError
 from hf_longattn.training.tasks.linearise import linearise_attention
-from hf_longattn.training.trainer import DivergenceError
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens, small_config
 from tests.grids import grid, quickly
 from tests.hub_state import Hub, Repository
