@@ -38,18 +38,18 @@ PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
 logger = logging.get_logger(LOGGER)
 
 
-def read_utterances(args: Any, training: Any) -> tuple[Dataset, Dataset]:
+def read_utterances(args: Any, seed: int) -> tuple[Dataset, Dataset]:
     """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages.
 
     Args:
-        args, training: see :func:`read_rows`. ``args.letter_case`` is one of :data:`CASES`.
+        args, seed: see :func:`read_rows`. ``args.letter_case`` is one of :data:`CASES`.
     """
     case = CASES[args.letter_case]
 
     def in_one_line(data: Dataset) -> Dataset:
         return data.remove_columns("text").add_column("text", [case(" ".join(text.split())) for text in data["text"]])
 
-    train, held_out = each_part(in_one_line, *read_rows(args, training, ROLES))
+    train, held_out = each_part(in_one_line, *read_rows(args, seed, ROLES))
     return train, held_out
 
 

@@ -3,7 +3,6 @@
 Utterances are read whole; utterances of similar length share a batch.
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys
@@ -92,7 +91,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     extractor = load_part(AutoFeatureExtractor, model_args.model)
 
     # Transcripts, and the vocabulary that writes them: the checkpoint's, or a new one, whose padding is CTC's blank.
-    parts = read_utterances(data_args, training_args)
+    parts = read_utterances(data_args, training_args.seed)
     texts = [text for part in parts for text in part["text"]]
     head: dict[str, Any] = {"ctc_loss_reduction": "mean"}  # the loss per label, averaged over utterances
     if data_args.new_vocabulary:

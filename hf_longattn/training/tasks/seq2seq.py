@@ -1,12 +1,10 @@
 """Fine-tune an encoder-decoder to summarise long documents, or to transcribe speech where the model hears."""
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +16,6 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -31,7 +28,7 @@ from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.transcripts import CASES, UtteranceCollator, read_utterances, speech_processor, to_utterances
 from hf_longattn.errors import CheckpointError, OptionError, flag
 from hf_longattn.evaluation import load_metric
-from hf_longattn.files import PREDICTIONS
+from hf_longattn.files import write_text
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import LongTrainingArguments, ModelArguments, argument, batch_size_argument
@@ -88,9 +85,7 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
 ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
-def main(
-    model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
-) -> dict[str, Any]:
+def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
     """Train, and write the model and what it writes for the held-out rows to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
 
@@ -108,10 +103,10 @@ def main(
 
     # Data: tokens or sound, and labels.
     if hears:
-        processor, rows, held_out, collator = utterances(model, tokenizer, target_length, data_args, training_args)
+        processor, rows, held_out, collator = utterances(model, tokenizer, target_length, data_args, training_args.seed)
         references = held_out["text"][:]
     else:
-        data, held = read_rows(data_args, training_args, SUMMARIES)
+        data, held = read_rows(data_args, training_args.seed, SUMMARIES)
         references = held["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
         encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
@@ -129,7 +124,7 @@ def main(
         texts = written(evaluation.predictions)
         if trainer.is_world_process_zero():
             lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
-            Path(training_args.folder, PREDICTIONS).write_text(lines, encoding="utf-8")
+            write_text(training_args.folder / "predictions.txt", lines)
         return metric.compute(predictions=texts, references=references)
 
     trainer = LongSeq2SeqTrainer(
@@ -146,7 +141,7 @@ def main(
 
 
 def utterances(
-    model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
+    model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
 ) -> tuple[Any, Dataset, Dataset, UtteranceCollator]:
     """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
     config: Any = model.config
@@ -162,7 +157,7 @@ def utterances(
         labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds it
         return to_utterances(data, labels, hearing, len, lambda row, _: target_length is None or len(row) <= target_length, limit)
 
-    rows, held_out = each_part(encode, *read_utterances(args, training_args))
+    rows, held_out = each_part(encode, *read_utterances(args, seed))
     return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
 
 
