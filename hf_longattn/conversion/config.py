@@ -6,7 +6,6 @@ Nothing heavy is imported here, since the command line reads the help texts when
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="Settings")
-UNITS = ("", "KB", "MB", "GB", "TB")
-SHARD_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?) ?(?P<unit>[KMGT]B)?")
 AUTO = "auto"
 """The value of ``mechanism`` for which a search chooses one for every layer, as :func:`hf_longattn.search_design` does."""
 
@@ -176,7 +173,6 @@ class ConversionConfig(Settings):
         "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged")
-    max_shard_size: str | int | None = setting(None, "Maximum size of a weight file, for example 5GB.", unset="as transformers saves")
     allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
         False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
@@ -209,8 +205,6 @@ class ConversionConfig(Settings):
     token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
 
     def __post_init__(self) -> None:
-        if self.max_shard_size is not None:
-            shard_bytes(self.max_shard_size)
         for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
             if name in (self.options or {}):
                 raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
@@ -309,19 +303,6 @@ class ConversionConfig(Settings):
         layers = {index: {k: v for k, v in override.items() if k not in options} for index, override in original.layers.items()}
         overrides = {str(index): override for index, override in layers.items() if override}
         return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**overrides, **values.get("layers", {})}})
-
-
-def shard_bytes(size: str | int) -> int:
-    """The size of a weight file in bytes, from bytes or "5GB".
-
-    Raises:
-        OptionError: not a size.
-    """
-    read = SHARD_SIZE.fullmatch(str(size).upper())
-    count = 0 if read is None else int(float(read["number"]) * 1000 ** UNITS.index(read["unit"] or ""))
-    if count < 1:
-        raise OptionError(f"{size!r} is not a shard size; give bytes, or for example 500MB or 5GB.")
-    return count
 
 
 def of_conversion(name: str) -> Any:

@@ -27,6 +27,7 @@ from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
 from .architectures import Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
+from .folders import train_command
 from .model_loading import quiet_libraries
 from .plan_positions import (
     PositionWarning,
@@ -37,7 +38,6 @@ from .plan_positions import (
     stack_lengths,
     with_short_texts,
 )
-from .report import train_command
 from .sources import Source, open_source, scores_pairs
 from .stock import Stock, choose_stock
 
@@ -60,7 +60,6 @@ class ConversionPlan(WithTowers):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     cast: torch.dtype | None = None  # the dtype of the result's weights; None keeps the source's
-    max_shard_size: str | int | None = None
     warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
@@ -309,7 +308,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         inputs=inputs,
         positions=planned.rule,
         cast=cast,
-        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
@@ -360,7 +358,6 @@ def plan_sized(
         config=config,
         positions=positions,
         cast=cast,
-        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change="",
         skeleton=skeleton,

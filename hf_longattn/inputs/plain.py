@@ -100,7 +100,6 @@ class PlainKind(TextKind):
             inputs=texts,
             positions=rule,
             cast=cast,
-            max_shard_size=request.max_shard_size,
             attention=attention,
             position_change=position_change,
             skeleton=skeleton,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
+from ..conversion.folders import versions
 from ..conversion.model_loading import chosen_device, quiet_libraries
-from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..files import check_new_file, write_text

@@ -54,8 +54,6 @@ class LMModelArguments(ModelArguments):
 
     def check(self) -> None:
         super().check()
-        if self.from_scratch and self.use_peft:
-            raise OptionError("--use-peft requires trained weights, which --from-scratch does not load; leave one of the two out.")
 
 
 @dataclass

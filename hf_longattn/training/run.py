@@ -113,17 +113,14 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
         if not args.do_train and (folder / SCORES_NAME).exists():
             raise OptionError(f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them.")
         if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
-            advice = ", or add --overwrite to replace it, or --resume to continue from its latest checkpoint" if args.do_train else ""
-            raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; give another --output{advice}.")
+            advice = "add --overwrite to replace it, --resume to continue from its latest checkpoint, or " if args.do_train else ""
+            raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output.")
     check_writable(folder)
     if args.push_to_hub:
         check_login(str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo))
     if args.disable_tqdm or not args.should_log:
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
-    if args.should_log:
-        start_words = f"resuming from {args.resume_from_checkpoint} the training of" if args.resume_from_checkpoint else "training"
-        print(f"hf_longattn {hf_longattn.__version__}: {start_words if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
     transformers.set_seed(args.seed)
 
 
@@ -151,9 +148,14 @@ def finish(
     """
     args: Any = trainer.args
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
+    data = " ".join(data_args.data)
     for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
         if isinstance(rows, Sized) and not len(rows):
-            raise DataError(f"No row of {' '.join(data_args.data)} is left to {use}; give other data.")
+            source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
+            raise DataError(f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give other data.")
+    if first:
+        how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
+        print(f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
     with sentence_if_full(args.folder):
         if args.do_train:
             if sharded and model_args.lora_rank:

@@ -73,17 +73,12 @@ def load_task(name: str) -> Any:
     return module
 
 
-def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
-    """The model, data and training arguments of a command line. The values of a recipe (``--config``) stand before it.
+def task_parser(task: ModuleType, prog: str) -> Any:
+    """The parser of a task's command line.
 
     Args:
         task: see :func:`load_task`.
-        words: the command line after the task's name.
         prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
-
-    Raises:
-        UsageError: an unknown option, with the nearest known one, or a value of the wrong kind.
-        LongAttentionError: the recipe cannot be read, or a value is refused.
     """
     from transformers import HfArgumentParser  # here, since the list of tasks needs none
 
@@ -102,6 +97,21 @@ def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any,
     parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one: {recipes}' if recipes else ''}.")
     if " evaluate " in prog:
         parser.set_defaults(do_train=False, output_dir=".", split="validation")
+    return parser
+
+
+def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
+    """The model, data and training arguments of a command line. The values of a recipe (``--config``) stand before it.
+
+    Args:
+        task, prog: see :func:`task_parser`.
+        words: the command line after the task's name.
+
+    Raises:
+        UsageError: an unknown option, with the nearest known one, or a value of the wrong kind.
+        LongAttentionError: the recipe cannot be read, or a value is refused.
+    """
+    parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
     words = [*(recipe_words(recipe) if recipe else ()), *words]
     unknown = next(iter(parser.parse_known_args(words)[1]), None)
@@ -109,7 +119,7 @@ def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any,
         raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
     if unknown is not None:
         option = unknown.partition("=")[0].replace("_", "-")
-        options = [name for action in parser._actions for name in action.option_strings if "_" not in name]
+        options = [name for action in parser._actions for name in action.option_strings if "_" not in name and action.dest != "help"]
         raise UsageError(f"There is no option {option}; {prog} --help lists all.{nearest(option, options, 0.6)}")
     model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     return model_args, data_args, training_args

@@ -57,7 +57,6 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "unknown positions": (["--positions", "tiles", "--max-length", "128"], "Did you mean 'tile'"),
     "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
     "unknown dtype": (["--dtype", "float15"], "Did you mean 'float16'"),
-    "unreadable shard size": (["--max-shard-size", "big"], "not a shard size"),
     "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
 }
 

@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.task import load_task, task_names
-from tests.training import test_options
-from tests.training.conftest import FAST
+from hf_longattn.training.task import task_names
+from tests.training import test_old_options as test_options
+from tests.training.conftest import FAST, start_task
 from tests.training.speech import spoken
-from tests.training.test_options import DATA
+from tests.training.test_old_options import DATA
 
 models = test_options.models
 
@@ -32,7 +31,6 @@ ROWS = 2
 """Rows of a batch."""
 FURTHER: dict[str, dict[str, Any]] = {
     "qa": {"stride": 16},
-    "linearise": {"mechanism": "hedgehog", "transfer_steps": 1, "finetune_steps": 1, "overwrite": True},
     "distill": {"method": "tinybert"},
 }
 """What a task is given beside its model and its data."""
@@ -46,7 +44,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
 def settings_of(task: str, models: dict[str, str], folder: Path) -> dict[str, Any]:
     """A model and data in files, of which all rows are trained on; texts fill up to 30 inputs of 16 tokens."""
     data = write(DATA[task][: ROWS * BATCHES], folder / "data.jsonl")
-    given: dict[str, Any] = {"model": models["short" if task == "linearise" else task], **FURTHER.get(task, {})}
+    given: dict[str, Any] = {"model": models[task], **FURTHER.get(task, {})}
     if task == "distill":
         given["teacher"] = models["short"]
     if task == "ctc":
@@ -83,12 +81,11 @@ def trainer_of(name: str, models: dict[str, str], folder: Path, monkeypatch: pyt
 
     folder.mkdir()
     base, changes = OTHERS.get(name, (name, {}))
-    task = load_task(base)
     settings = {**settings_of(base, models, folder), **FAST, "per_device_train_batch_size": ROWS, **changes}
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", stop)
         with pytest.raises(Stopped) as stopped:
-            task.train(*build_arguments(task.arguments, output_dir=str(folder / "out"), **settings))
+            start_task(base, output_dir=str(folder / "out"), **settings)
     return stopped.value.trainer
 
 
