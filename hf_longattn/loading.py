@@ -156,6 +156,11 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
+        if other := re.search(r"configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", str(error)):
+            raise CheckpointError(
+                f"{subject} has a {other[1]}, for which transformers has no {other[2]}; give a model of another architecture, or take "
+                "another task."
+            ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
