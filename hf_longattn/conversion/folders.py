@@ -303,7 +303,7 @@ def open_for_writing(
         The source, and the absolute path of the destination.
 
     Raises:
-        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+        CheckpointError: the source cannot be read, or the destination must not be written.
     """
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token)

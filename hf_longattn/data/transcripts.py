@@ -115,7 +115,7 @@ def to_utterances(
         The rows with ``labels`` and ``length``.
 
     Raises:
-        AudioError: as :func:`read_audio`.
+        InputError: as :func:`read_audio`.
         DataError: no utterance is left.
     """
     lengths, fitting = [], []
@@ -159,7 +159,7 @@ class UtteranceCollator:
         """The batch of rows of :func:`to_utterances`.
 
         Raises:
-            AudioError: an audio file cannot be read.
+            InputError: an audio file cannot be read.
         """
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)

@@ -36,7 +36,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.transcripts import character_tokenizer, check_characters, frames_needed, read_utterances
-from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import ctc
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
@@ -249,13 +249,13 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
     (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
     (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (AudioError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
+        (InputError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
         (DataError, "has the columns a, b, not 'audio' or 'file_name'.*--columns audio=NAME", {"data": [str(tmp_path / "texts.csv")]}),
         (DataError, "not 'sound'; name one with --columns audio=NAME", {"columns": ["audio=sound"]}),
         (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
         (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
-        (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
+        (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
         (DataError, "numbers.jsonl has '1' in the column 'audio', no path", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
