@@ -21,7 +21,8 @@ from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
-from ..data.images import IMAGE_FILES, read_image_file
+from ..data.images import read_image_file
+from ..data.tables import files_of
 from ..errors import CheckpointError, InputError, OptionError, in_a_line, nearest
 from ..evaluation.flops import ModelShape, layer_mechanisms
 from ..mechanisms import Mechanism
@@ -85,7 +86,7 @@ class Images(UserFiles):
     """A user's images, or scikit-learn's photographs, as inputs of a model."""
 
     processor_kind, reads = IMAGE_PROCESSOR, "images"
-    files_in = staticmethod(IMAGE_FILES.files)
+    files_in = staticmethod(partial(files_of, kind="image"))
     built_in = "scikit-learn's photographs"
     wanted = "; give an image or a folder of images as a Path instead of a text."
 

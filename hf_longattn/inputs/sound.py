@@ -16,8 +16,9 @@ from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning
-from ..data.audio import RECORDING_FILES, Samples, read_audio
+from ..data.audio import Samples, read_audio
 from ..data.english import PARAGRAPHS
+from ..data.tables import files_of
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -58,7 +59,7 @@ class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
     processor_kind, reads, built_in = FEATURE_EXTRACTOR, "sound", "seeded sounds"
-    files_in = staticmethod(RECORDING_FILES.files)
+    files_in = staticmethod(partial(files_of, kind="audio"))
     wanted = (
         ", by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
         "--mechanism auto as --search-audio, in Python as a Path."
@@ -82,8 +83,7 @@ class Sounds(UserFiles):
     @cached_property
     def recordings(self) -> list[Samples]:
         """The samples of each recording."""
-        how: dict[str, Any] = {"resample": True, "mono": True, "otherwise": "give another file"}
-        return [read_audio(file, self.sampling_rate, **how) for file in self.files]
+        return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.files]
 
     @cached_property
     def rows(self) -> list[Tensor]:
