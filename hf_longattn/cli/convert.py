@@ -22,7 +22,7 @@ from .terminal import Line, Part, facts, progress, show, table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
-    from ..inputs.sizes import InputSize, InputSizes
+    from ..inputs.kind import InputSize, InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -101,19 +101,18 @@ def _show_plan(source: str, destination: Path | None, config: ConversionConfig, 
     plan = plan_conversion(source, destination, config, choose=_choose)
     tables, values = {}, {}
     for name, part in plan.parts.items():
-        if not (plan.generic and name):
-            sizes = part.inputs.doublings()
-            numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
+        if part.costs and not (plan.generic and name):
+            sizes = [cost.size for cost in part.costs]
             rows = _costs_of_mechanisms(part, sizes)
-            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
-            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": rows}
+            tables[name] = _comparison(rows, [size.words for size in sizes], part.inputs.kind.noun)
+            values[name] = {"lengths": [size.tokens for size in sizes], "mechanisms": rows}
     show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
 
 
 def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
     """What a conversion would do."""
     yield {
-        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})",
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
@@ -146,8 +145,8 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
 
     columns = {
-        inputs.words.units: [shown(cost.size.value) for cost in costs] if inputs.words.units else [],
-        inputs.new.unit: [f"{cost.length:,}" for cost in costs],
+        inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
+        "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [flops(cost.attention_flops) for cost in costs],
         "full attention": [flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
@@ -156,7 +155,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {inputs.words.noun}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.kind.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 

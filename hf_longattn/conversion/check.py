@@ -290,8 +290,8 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, lengths: Leng
     if pooling is None and plan.architecture.converter is not None and new < 2 * old:
         return []  # outputs are compared anyway, and the length grows too little
     problem, would_tell = f"{needed:,} tokens would take too long for a model of this size", f"{READABLE_TEXT}, which allows more time,"
-    if text.tokenizer is None:
-        problem, would_tell = f"{text.why_seeded}, and real text is needed", text.would_be_real
+    if text.why_seeded:
+        problem, would_tell = f"{text.why_seeded}, and real text is needed", "a tokenizer that knows the text"
     elif pooling is None and not plan.shape.causal and text.tokenizer.mask_token_id is None:
         problem, would_tell = "the tokenizer has no mask token", "a tokenizer with the token that the source was trained on"
     elif possible:

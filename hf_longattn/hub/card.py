@@ -270,7 +270,7 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif longest.tokens:
-            limits.append(f"It was made for {part.words.nouns} of up to {longest.words}. {part.words.longer}")
+            limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
     for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
         texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
         limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
