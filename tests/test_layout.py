@@ -42,7 +42,7 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report"),
+    ("config",),
     ("sources",),
     ("adopt",),
     ("architectures",),

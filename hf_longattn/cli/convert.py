@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,7 +15,6 @@ from rich.styled import Styled
 
 from ..conversion import ConversionConfig
 from . import options as flags
-from .hub import push_report
 from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
@@ -36,69 +34,32 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: ConversionConfig,
     recipe: flags.Recipe = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True, help="The same as `longattn plan`.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Afterwards push DST to this Hub repository, as `longattn push` does.")
-    ] = None,
-    private: flags.Private = False,
     as_json: flags.Json = False,
 ) -> None:
     """Convert a short checkpoint into a long one and check it.
 
     DST appears complete and verified, or not at all.
     """
-    if private and push_to_hub is None:
-        raise typer.BadParameter("requires --push-to-hub.", param_hint="--private")
     if config.verify_text is not None and not config.verify:
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    if dry_run:
-        _show_plan(source, destination, config, as_json)
-        return
     config.check_mechanisms()
-    token = config.token if isinstance(config.token, str) else None
     from ..conversion import convert_checkpoint
-    from ..errors import HubError
-    from ..hub import check_login, push_model
 
-    if push_to_hub is not None:
-        check_login(push_to_hub, token, private=private)
     with progress() as tell:
         report = convert_checkpoint(source, destination, config, choose=_choose, progress=tell)
-    values = {"destination": str(report.destination), **report.to_dict()}
-    if push_to_hub is None or not as_json:
-        show(values, conversion_report(report), as_json=as_json)
-    if push_to_hub is None:
-        return
-    try:
-        pushed = push_model(destination, push_to_hub, private=private, token=token)
-    except HubError as error:
-        again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
-        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
-    show({**values, "push": pushed.to_dict()}, push_report(pushed), as_json=as_json)
+    show({"destination": str(report.destination), **report.to_dict()}, conversion_report(report), as_json=as_json)
 
 
-@flags.takes_settings(ConversionConfig, planned=True)
+@flags.takes_settings(ConversionConfig)
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
-    """Show what a conversion would do.
+    """Show what `longattn convert` with these options would do.
 
     Prints the result, its layers, and what it costs at each length.
     """
-    _show_plan(source, None, config, as_json)
-
-
-def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
-    """What ``--mechanism auto`` stands for; imported only where it is needed."""
-    from ..search import choose_mechanisms
-
-    return choose_mechanisms(source, config)
-
-
-def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
-    """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
     config.check_mechanisms()
     from ..conversion import plan_conversion
 
-    plan = plan_conversion(source, destination, config, choose=_choose)
+    plan = plan_conversion(source, None, config, choose=_choose)
     tables, values = {}, {}
     for name, part in plan.parts.items():
         if part.costs and not (plan.generic and name):
@@ -107,6 +68,13 @@ def _show_plan(source: str, destination: Path | None, config: ConversionConfig, 
             tables[name] = _comparison(rows, [size.words for size in sizes], part.inputs.kind.noun)
             values[name] = {"lengths": [size.tokens for size in sizes], "mechanisms": rows}
     show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
+
+
+def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
+    """What ``--mechanism auto`` stands for; imported only where it is needed."""
+    from ..search import choose_mechanisms
+
+    return choose_mechanisms(source, config)
 
 
 def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
@@ -220,7 +188,7 @@ def matrix_speed() -> float:
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
-    from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..conversion.folders import POSITIONS, READY, WOULD_TELL, verdict_check
     from ..hub import next_step
 
     plan, path = report.plan, report.destination

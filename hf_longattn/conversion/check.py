@@ -30,10 +30,10 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, 
 from .architectures import attached_mechanisms, attached_memory
 from .check_embeddings import EMBEDDINGS, LENGTHS, check_embeddings, embeddings, passages
 from .check_loss import LOSS, check_loss, text_losses
+from .folders import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
-from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .sources import tower_prefix
 
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")

@@ -58,7 +58,6 @@ class ConversionPlan(WithTowers):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     cast: torch.dtype | None = None  # the dtype of the result's weights; None keeps the source's
-    max_shard_size: str | int | None = None
     warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
@@ -318,7 +317,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         inputs=inputs,
         positions=planned.rule,
         cast=cast,
-        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,

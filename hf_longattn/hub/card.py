@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..errors import CONTROL, CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_one_line
+from ..errors import CONTROL, CheckpointError, LongAttentionError, checkpoint_errors, in_one_line
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
@@ -366,42 +366,3 @@ def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -
     card = source_card(source, download=True)
     base = inherited_metadata(card).get("base_model") if Path(source).expanduser().exists() else source
     return {**({"base_model": base} if base else {}), **contents, "source": source}
-
-
-class ModelCardMixin:
-    """Mixin that goes before ``Trainer`` in a class's bases. ``push_to_hub`` then adds the training to the model's card. Trainer itself
-    would replace that card.
-
-        class CardTrainer(ModelCardMixin, Trainer): ...
-
-    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded by ``from_pretrained``, unless
-    ``push_to_hub`` is given other values. Results and hyperparameters come from the Trainer's own card.
-    """
-
-    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Write ``README.md`` into the output folder. Takes the arguments of ``Trainer.create_model_card``.
-
-        Raises:
-            HubError: the folder contains no saved model.
-        """
-        folder, source = Path(self.args.output_dir), str(self.model.config.name_or_path)
-        if not self.is_world_process_zero():
-            return
-        if not (folder / "config.json").is_file():
-            raise HubError(f"{str(folder)!r} contains no saved model yet, so its card cannot be written; call trainer.save_model() first.")
-        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
-        trainers = read_card(folder / "README.md")
-        about, _, training = trainers.text.partition("## Training procedure")
-        stated = {name: trainers.data.get(name) for name in ("license", "language", "datasets", "base_model", "tags")}
-        datasets = stated["datasets"] or []
-        start = f"Fine-tuned from `{in_one_line(public_name(source))}`" if source else "Trained"
-        (folder / "README.md").unlink()
-        write_model_card(
-            folder,
-            name=self.hub_model_id or str(folder),
-            introduction=f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer.",
-            training=training,
-            measured="\n".join(re.findall(r"^- .*", about, re.MULTILINE)),
-            eval_results=trainers.data.get("eval_results"),
-            **from_source(source, stated),
-        )

@@ -129,7 +129,6 @@ class PlainKind(TextKind):
                 shape=part.shape,
                 costs=part.costs,
                 cast=cast,
-                max_shard_size=request.max_shard_size,
                 warnings=tuple(warnings),
                 tokenizer_length=length.new,
                 training=None if length.new and reads_only_text(architecture.model_class) else ADVICE,

@@ -89,7 +89,6 @@ class SizedKind(InputKind):
             shape=shape,
             costs=costs_of(sizes, attention, shape),
             cast=cast,
-            max_shard_size=request.max_shard_size,
             warnings=tuple(warnings),
             files=changed_file(source.folder, self.part, processor, changes) if changes else {},
             training={"advice": advice} if task is None else train_command(*task),

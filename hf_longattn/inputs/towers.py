@@ -91,7 +91,6 @@ class TowersKind(InputKind):
             source=source,
             architecture=architecture,
             config=config,
-            max_shard_size=request.max_shard_size,
             attention=texts.attention,
             position_change=" and ".join(plan.position_change for plan in changed),
             short_texts=texts.short_texts,

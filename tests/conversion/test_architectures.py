@@ -284,7 +284,7 @@ class TestLoading:
 def test_generic_conversion_by_command_loads_and_is_inspected(tmp_path: Path) -> None:
     source = saved(DETECTOR, tmp_path / "plain")
     arguments = ["convert", str(source), str(tmp_path / "long"), "--generic", "--mechanism", "window", "--option", "window=8"]
-    planned = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    planned = CliRunner().invoke(app, ["plan", str(source), *arguments[3:]])
     assert planned.exit_code == 0
     assert "any number of tokens" in planned.output
     done = CliRunner().invoke(app, [*arguments, "--json"])

@@ -21,8 +21,8 @@ from hf_longattn.conversion import ConversionPlan, convert, convert_checkpoint, 
 from hf_longattn.conversion import check as checking
 from hf_longattn.conversion.check import BEYOND, Comparison, check_result, labelled
 from hf_longattn.conversion.check_loss import LOSS, check_loss, text_losses
+from hf_longattn.conversion.folders import POSITIONS, decision
 from hf_longattn.conversion.lengths import Lengths, choose_lengths
-from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
