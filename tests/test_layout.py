@@ -53,8 +53,7 @@ CONVERSION = (
     ("plan",),
     ("lengths",),
     ("check_embeddings", "check_loss"),
-    ("check", "check_sizes"),
-    ("check_plain",),
+    ("check",),
     ("convert",),
     ("__init__",),
 )

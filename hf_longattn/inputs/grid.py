@@ -97,7 +97,7 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 class Images(UserFiles):
     """A user's images, or scikit-learn's photographs, as inputs of a model."""
 
-    part, noun, built_in = IMAGE_PROCESSOR, "images", "scikit-learn's photographs"
+    part, noun, flag, built_in = IMAGE_PROCESSOR, "images", "--search-images", "scikit-learn's photographs"
     files_in = staticmethod(IMAGE_FILES.files)
 
     def at(self, size: InputSize) -> dict[str, Any]:

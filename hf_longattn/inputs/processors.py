@@ -25,7 +25,10 @@ def has_processor(folder: Path) -> bool:
 
 def load_processor(folder: Path, part: str) -> Any | None:
     """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
-    if not has_processor(folder):
+    files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
+    for file in files:
+        read_json_object(file)  # transformers would refuse a damaged one in other words
+    if not files:
         return None
     import transformers
 
@@ -44,7 +47,7 @@ class UserFiles:
 
     part: the model's processor, a key of :data:`AUTO_CLASSES`.
     files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
-    noun: plural noun of the files.
+    noun, flag: plural noun of the files, and the flag of a conversion that takes them.
     name: name of the user's file or folder, or of the built-in inputs.
 
     Args:
@@ -63,6 +66,7 @@ class UserFiles:
     files_in: ClassVar[Any]
     part: ClassVar[str]
     noun: ClassVar[str]
+    flag: ClassVar[str]
     built_in: ClassVar[str]
 
     def __init__(
@@ -80,7 +84,8 @@ class UserFiles:
 
     def needed(self) -> OptionError:
         """The error without files, if there are no built-in ones."""
-        return OptionError(f"{self.model!r} reads {self.noun}; give a file or a folder of {self.noun}, in Python as a Path.")
+        what = f"a file or a folder of {self.noun}"
+        return OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
 
     @cached_property
     def required(self) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
+from ..conversion.folders import train_command
 from ..conversion.plan import ConversionPlan, parse_dtype
 from ..conversion.plan_positions import PositionWarning
-from ..conversion.report import train_command
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype

@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    part, noun, built_in = FEATURE_EXTRACTOR, "recordings", "seeded sounds"
+    part, noun, flag, built_in = FEATURE_EXTRACTOR, "recordings", "--search-audio", "seeded sounds"
     files_in = staticmethod(RECORDING_FILES.files)
 
     @cached_property

@@ -61,10 +61,14 @@ class VerificationText:
             ids[:, -1] = self.end
         return {"input_ids": ids}
 
+    @cached_property
+    def special(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before a text, and ids that it puts after it."""
+        return ([], []) if self.why_seeded else special_ids(self.tokenizer)
+
     def passages(self, count: int, length: int) -> Tensor:
         """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
-        ids = self.tokens(count * length).view(count, length)
-        before, after = ([], []) if self.why_seeded else special_ids(self.tokenizer)
+        ids, (before, after) = self.tokens(count * length).view(count, length), self.special
         return between(ids, before, after) if length > len(before) + len(after) else ids
 
     def real_tokens(self) -> int:
