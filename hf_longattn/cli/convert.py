@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ from .terminal import Line, Part, facts, progress, show, table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
-    from ..inputs.kind import InputSize, InputSizes
+    from ..inputs.kind import InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -60,14 +59,8 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     from ..conversion import plan_conversion
 
     plan = plan_conversion(source, None, config, choose=_choose)
-    tables, values = {}, {}
-    for name, part in plan.parts.items():
-        if part.costs and not (plan.generic and name):
-            sizes = [cost.size for cost in part.costs]
-            rows = _costs_of_mechanisms(part, sizes)
-            tables[name] = _comparison(rows, [size.words for size in sizes], part.inputs.kind.noun)
-            values[name] = {"lengths": [size.tokens for size in sizes], "mechanisms": rows}
-    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
+    compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
+    show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
@@ -77,7 +70,7 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
     return choose_mechanisms(source, config)
 
 
-def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
+def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
@@ -99,15 +92,21 @@ def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]
             yield part.config.decoder_attention.table(part.config.decoder_layers)
         yield ""
         yield costs_table(part.costs, part.inputs)
-        yield from comparisons.get(name, ())
+        if name in compared:
+            sizes = compared[name]["sizes"]
+            step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
+            cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
+            title = f"operations of the whole model for one {part.inputs.kind.noun}, by mechanism with its default options"
+            yield table(("mechanism", *sizes[::step]), cells, title)
+
+
+def _flops(count: int) -> str:
+    unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
+    return f"{count / unit:.1f} {name}"
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
-
-    def flops(count: int) -> str:
-        unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
-        return f"{count / unit:.1f} {name}"
 
     def shown(size: Any) -> str:
         return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
@@ -115,10 +114,10 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
     columns = {
         inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
-        "attention": [flops(cost.attention_flops) for cost in costs],
-        "full attention": [flops(cost.full_attention_flops) for cost in costs],
+        "attention": [_flops(cost.attention_flops) for cost in costs],
+        "full attention": [_flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
-        "whole model": [flops(cost.total_flops) for cost in costs],
+        "whole model": [_flops(cost.total_flops) for cost in costs],
         "activations": [decimal(cost.activation_bytes) for cost in costs],
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
@@ -127,63 +126,23 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
-def _costs_of_mechanisms(plan: ConversionPlan, sizes: Sequence[InputSize]) -> list[dict[str, Any]]:
-    """Operations of the whole model, and bytes of activations and decode cache, for one input of each size.
-
-    The planned attention comes first, then each mechanism with default options in every layer; "refused" says why it needs others.
-    """
+def _compare(part: ConversionPlan) -> dict[str, Any]:
+    """Operations of the whole model at each size: with the planned attention, then with each mechanism's default options."""
     import torch
 
     from ..configuration import LongAttentionConfig
     from ..errors import LongAttentionError
     from ..evaluation.flops import cost_of, layer_mechanisms
 
-    rows = []
-    for name in ("as planned", *plan.inputs.mechanisms(plan.shape.causal)):
-        costs, refused = [], ""
-        try:
-            attention = LongAttentionConfig(name) if rows else plan.attention
-            for size in sizes:
-                with torch.device("meta"):  # parameters may be large
-                    layers = layer_mechanisms(attention, plan.shape, size.tokens)
-                costs.append(cost_of(size, layers, plan.shape))
-        except LongAttentionError as error:
-            costs, refused = [], str(error)
-        flops = [cost.total_flops for cost in costs]
-        memory = [cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs]
-        rows.append({"mechanism": name, "flops": flops, "bytes": memory, "refused": refused})
-    return rows
-
-
-def _comparison(rows: Sequence[Mapping[str, Any]], headings: Sequence[str], noun: str) -> Iterator[Part]:
-    """Each mechanism's cost for one input at up to four sizes; then why others have none."""
-    speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
-    counted = [row for row in rows if not row["refused"]]
-    differs = any(row["bytes"] != counted[0]["bytes"] for row in counted)  # not of an encoder, whose widest layer is not attention
-
-    def cell(row: Mapping[str, Any], size: int) -> str:
-        return f"{row['flops'][size] / speed:.2g}" + (f" / {decimal(row['bytes'][size], precision=0)}" if differs else "")
-
-    title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = [[row["mechanism"], *(cell(row, size) for size in shown)] for row in counted]
-    columns = ["mechanism", *(headings[size] for size in shown)]
-    yield table(columns, cells, f"{title} / memory besides the weights" if differs else title)
-    yield from (f"{row['mechanism']}: {row['refused']}" for row in rows if row["refused"])
-
-
-@cache
-def matrix_speed() -> float:
-    """FLOPs per second of a matrix product here: an upper bound for models."""
-    import torch
-
-    a = torch.ones(1024, 1024)
-    a @ a
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+    sizes, rows = [cost.size for cost in part.costs], list[dict[str, Any]]()
+    for name in ("as planned", *part.inputs.mechanisms(part.shape.causal)):
+        attention = LongAttentionConfig(name) if rows else part.attention
+        with suppress(LongAttentionError):  # a mechanism may need options
+            with torch.device("meta"):  # its parameters may be large
+                layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
+            costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]
+            rows.append({"mechanism": name, "flops": [cost.total_flops for cost in costs]})
+    return {"sizes": [size.words for size in sizes], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

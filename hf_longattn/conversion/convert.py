@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.english import verification_text
 from ..errors import CheckpointError, ExportError
@@ -158,19 +157,20 @@ def _write(
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
-    Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
-    sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or images; question-answering
+    Language models train on long text (mlm or clm, by their head). If a mechanism has parameters to learn, language models and sentence
+    encoders first learn softmax attention. Classifiers train on labelled documents or images; question-answering
     models, and encoders without a head, on questions.
     """
     if plan.training is not None:
         return dict(plan.training)
     length = f"texts of up to {plan.new_length} tokens"
     head = plan.architecture.source_class
-    learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
+    learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
-    if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return train_command("linearise", "--stage", "1", *texts, output="trained")
+    if learns and embeds:
+        return train_command("linearise", *texts, output="trained")
     if embeds and plan.positions in DROPPED:
         short = ("--text", "YOUR_TEXTS", "--max-length", str(plan.old_length))
         return train_command("distill", "--method", "hidden", "--teacher", plan.source.name, *short, output="trained")

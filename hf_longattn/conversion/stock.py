@@ -377,7 +377,7 @@ def write_native(
     made_from = source.name if converted is None else converted.plan["source"]
     introduction = (
         f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-        f"`longattn export --format native` from {origin_of(made_from, source.folder)}."
+        f"`longattn export --format native` from {origin_of(made_from)}."
     )
     return complete_result(
         stage,

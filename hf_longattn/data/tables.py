@@ -255,17 +255,19 @@ def _json_rows(files: Sequence[str], flat: Callable[[Any], Iterable[Any]] | None
     """The rows of files of JSON, with every value as JSON."""
     for file in files:
         with _opened(file) as text:
-            rows = (row for value in _json_values(text, file) for row in ([value] if flat is None else flat(value)))
-            for number, row in enumerate(rows, 1):
-                if not isinstance(row, (dict, str)):
-                    raise DataError(f"{file!r} holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}.")
-                cells = {"text": row} if isinstance(row, str) else row
+            for number, value in enumerate(_json_values(text, file), 1):
                 try:
-                    values = {name: None if value is None else json.dumps(value, ensure_ascii=False) for name, value in cells.items()}
-                    "".join(filter(None, (*values, *values.values()))).encode()
+                    for row in [value] if flat is None else flat(value):
+                        if not isinstance(row, (dict, str)):
+                            raise ValueError(f"it holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}")
+                        cells = {"text": row} if isinstance(row, str) else row
+                        values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
+                        "".join(filter(None, (*values, *values.values()))).encode()
+                        yield values
                 except UnicodeEncodeError as error:
                     raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
-                yield values
+                except ValueError as error:
+                    raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
 
 
 def _json_values(text: TextIO, file: str) -> Iterator[Any]:

@@ -300,7 +300,7 @@ def compress_checkpoint(
             files=with_report(stage, REPORT),
             versions=versions(),
         )
-        origin = origin_of(opened.name, opened.folder)
+        origin = origin_of(opened.name)
         introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
         write_report(stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table())
     return report

@@ -163,7 +163,7 @@ def export_checkpoint(
         )  # fmt: skip
         introduction = (
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
-            f"made by `longattn export` from {origin_of(source.name, source.folder)}."
+            f"made by `longattn export` from {origin_of(source.name)}."
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,8 +44,7 @@ from ..files import (
 )
 from ..inputs.kind import kind_in
 from ..loading import read_config
-from ..mechanisms import mechanism_info
-from ..mechanisms.common.options import EXACT_LENGTH
+from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -227,7 +227,7 @@ def model_card(
         if isinstance(base := metadata.get("base_model"), str):
             start = f"Converted from `{in_one_line(public_name(base))}`"
         elif converted_from:
-            start = f"Converted from {origin_of(converted_from, Path(source or converted_from).expanduser())}"
+            start = f"Converted from {origin_of(converted_from)}"
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
@@ -261,7 +261,7 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 
 
 def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
-    """The limits of a model, each as one or two sentences: the longest input, and when its mechanisms equal full attention."""
+    """The limits of a model, each as one or two sentences: the longest input, and up to which length it equals full attention."""
     kind, limits = kind_in(config), list[str]()
     model_config = kind.config_of(config)
     for name, part in kind.parts.items():
@@ -271,9 +271,13 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif longest.tokens:
             limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
-    for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
-        texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
-        limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
+        if name in attentions and longest.grid is None:
+            layers, causal = getattr(of_part, "attending", (1, False))
+            mechanisms = [prototype(*attentions[name].for_layer(layer)) for layer in range(layers)]
+            lengths = range(1, 1 + (longest.tokens or 2**20))
+            exact = bisect_left(lengths, True, key=lambda n: not all(for_length(each, n, causal).covers(n, causal) for each in mechanisms))
+            upto = f"on {part.nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
+            limits.append(f"Its attention equals full attention {upto}." if exact else "Its attention never equals full attention.")
     return [*dict.fromkeys(limits)]
 
 
@@ -292,19 +296,9 @@ def read_report(folder: Path) -> dict[str, Any]:
 # What a card takes over from the card of the model's source.
 
 
-def origin_of(source: str, folder: Path) -> str:
-    """A model's name on the Hub, or "a local folder". The latter with the model that its card names as its base.
-
-    Args:
-        source: the model, as the user typed it.
-        folder: the folder with the model's files. Its name is never published.
-    """
-    if "/" in source and public_name(source) == source:
-        return f"`{in_one_line(source)}`"
-    base = inherited_metadata(source_card(folder)).get("base_model")
-    if isinstance(base, str) and public_name(base) == base:
-        return f"a local folder, which is based on `{in_one_line(base)}`"
-    return "a local folder"
+def origin_of(source: str) -> str:
+    """A model's name on the Hub, or "a local folder", whose name is never published."""
+    return f"`{in_one_line(source)}`" if "/" in source and public_name(source) == source else "a local folder"
 
 
 def source_card(source: str | Path, *, download: bool = False) -> Path | None:

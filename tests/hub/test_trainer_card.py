@@ -93,15 +93,14 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     assert "training_args.bin" not in there
 
 
-@pytest.mark.parametrize("task", ["mlm", "linearise"])
 def test_public_repository_is_refused_before_a_private_training(
-    task: str, server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.add(REPO)
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(TEXT)
     texts = ["--text", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
     line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
-    assert train(task, [*line, "--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo", "True"]) == 1
+    assert train("mlm", [*line, "--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo", "True"]) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
