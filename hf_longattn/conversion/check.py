@@ -291,7 +291,8 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, lengths: Leng
         return []  # outputs are compared anyway, and the length grows too little
     problem, would_tell = f"{needed:,} tokens would take too long for a model of this size", f"{READABLE_TEXT}, which allows more time,"
     if text.why_seeded:
-        problem, would_tell = f"{text.why_seeded}, and real text is needed", "a tokenizer that knows the text"
+        problem = f"{text.why_seeded}, and real text is needed"
+        would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
     elif pooling is None and not plan.shape.causal and text.tokenizer.mask_token_id is None:
         problem, would_tell = "the tokenizer has no mask token", "a tokenizer with the token that the source was trained on"
     elif possible:

@@ -271,7 +271,7 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif longest.tokens:
             limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
-        if name in attentions and longest.grid is None:
+        if name in attentions and not part.drawn:
             layers, causal = getattr(of_part, "attending", (1, False))
             mechanisms = [prototype(*attentions[name].for_layer(layer)) for layer in range(layers)]
             lengths = range(1, 1 + (longest.tokens or 2**20))
