@@ -51,9 +51,8 @@ CONVERSION = (
     ("folders",),
     ("stock",),
     ("plan",),
-    ("lengths",),
-    ("check_embeddings", "check_loss"),
-    ("check",),
+    ("check", "check_purpose"),
+    ("check_texts",),
     ("convert",),
     ("__init__",),
 )
