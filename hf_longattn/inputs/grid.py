@@ -20,7 +20,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
-from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
+from ..errors import CheckpointError, InputError, OptionError, in_a_line, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
@@ -48,14 +48,14 @@ def read_size(size: Any) -> tuple[int, ...]:
     """A size in pixels, (height, width). From a number, text such as "768x1024", or a sequence of numbers.
 
     Raises:
-        GridError: ``size`` is none of these, or has more than two numbers.
+        InputError: ``size`` is none of these, or has more than two numbers.
     """
     sizes = size
     if isinstance(size, str) and re.fullmatch(r"\d{1,6}([x×]\d{1,6})?", text := size.strip().lower()):
         numbers = [int(number) for number in re.split("[x×]", text)]
         sizes = numbers if len(numbers) > 1 else numbers[0]
     if isinstance(sizes, str) or len(sizes := image_size(sizes)) != 2:
-        raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        raise InputError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
     return sizes
 
 
@@ -124,12 +124,12 @@ class Images(UserFiles):
         """The arguments of ``forward`` for each image, processed at ``size``.
 
         Raises:
-            GridError: the processor makes images of another size.
+            InputError: the processor makes images of another size.
         """
         processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
         values = [torch.as_tensor(processor(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
-            raise GridError(
+            raise InputError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {size.words} are needed; set "
                 "do_resize and size in its file."
             )
@@ -179,19 +179,19 @@ class GridKind(SizedKind):
     def requested(self, architecture: Any, request: Any) -> InputSizes:
         config = architecture.source_config
         if self.any_size:
-            raise GridError(
+            raise InputError(
                 f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
                 "it with its Long class, whose config takes long_attention."
             )
         old, read = self.rule.sizes(config)
         sizes = self.between(config, old, read if request.image_size is None else request.image_size, reads_new=True)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
-            raise GridError(
+            raise InputError(
                 f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} are too few, give at "
                 f"least --image-size {'x'.join(map(str, old))}."
             )
         if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
-            raise PositionError(
+            raise OptionError(
                 f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
                 "transformers resizes square ones only; leave --image-size out."
             )
@@ -212,7 +212,7 @@ class GridKind(SizedKind):
     ) -> tuple[str, list[PositionWarning]]:
         rule, known = request.positions, (AUTO, TILE, INTERPOLATE)
         if rule not in known:
-            raise PositionError(
+            raise OptionError(
                 f"{rule!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(rule, known)}"
             )
         if rule == AUTO:

@@ -215,7 +215,7 @@ class InputKind(ABC):
             source, architecture, request: the source, its architecture, and the settings (a ``ConversionConfig``).
 
         Raises:
-            OptionError, LengthError, GridError, PositionError: a setting does not fit the model.
+            OptionError, InputError: a setting does not fit the model.
             CheckpointError: the tokenizer or processor makes inputs that the source cannot read.
         """
 

@@ -15,7 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning
 from ..data.audio import RECORDING_FILES, Samples, read_audio
-from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
+from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -49,10 +49,10 @@ class Sounds(UserFiles):
 
     @cached_property
     def sampling_rate(self) -> int:
-        """Samples per second of the feature extractor. Raises :class:`AudioError` if the model reads samples at another rate."""
+        """Samples per second of the feature extractor. Raises :class:`InputError` if the model reads samples at another rate."""
         rate = int(getattr(self.processor, "sampling_rate", self.rule.sampling_rate))
         if rate != self.rule.sampling_rate and self.rule.features is None:
-            raise AudioError(
+            raise InputError(
                 f"The feature extractor takes {rate:,} samples a second, but the model reads {self.rule.sampling_rate:,}; correct "
                 f"sampling_rate in its {FILE}."
             )
@@ -109,7 +109,7 @@ class Sounds(UserFiles):
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
         cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
         if not cut:
-            raise LengthError(
+            raise InputError(
                 f"The longest recording has {self.longest:,.1f} seconds, but {size.value:,.5g} are needed; give a longer one, or a shorter "
                 "duration."
             )
@@ -148,13 +148,13 @@ class SoundKind(SizedKind):
         old, read = rule.durations(config)
         new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
         if new < old:
-            raise LengthError(
+            raise InputError(
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
                 f"give at least --audio-seconds {old:g}."
             )
         problem = rule.why_train(config, name) if new > old else ""
         if problem and not request.needs_training:
-            raise LengthError(
+            raise InputError(
                 f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
                 "longattn train seq2seq --audio."
@@ -166,7 +166,7 @@ class SoundKind(SizedKind):
     ) -> tuple[str, list[PositionWarning]]:
         name = architecture.source_class
         if request.positions != AUTO:
-            raise PositionError(f"A {name} has no position table or rotary positions; leave --positions out.")
+            raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
         problem = self.rule.why_train(architecture.source_config, name) if sizes.grows else ""
         advice = "train the result by longattn train seq2seq --audio, on sounds of the new duration"
         return str(self.rule.positions), [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []

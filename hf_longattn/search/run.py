@@ -19,7 +19,7 @@ from ..conversion.folders import versions
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.plan import ConversionPlan
 from ..conversion.sources import Source
-from ..errors import LengthError, OptionError, in_a_line
+from ..errors import InputError, OptionError, in_a_line
 from ..files import check_new_file, write_text
 from ..inputs.kind import InputSize
 from ..inputs.sized import affordable_size
@@ -66,9 +66,9 @@ def search_design(
     Returns:
         The result.
     Raises:
-        OptionError, UnknownMechanismError: settings or candidates that do not exist, or a budget that nothing meets.
-        LengthError: the text is too short.
-        DestinationExistsError: ``output`` exists.
+        OptionError: settings or candidates that do not exist, or a budget that nothing meets.
+        InputError: the text is too short.
+        CheckpointError: ``output`` exists.
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
@@ -91,7 +91,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         config: the settings of the conversion.
     Raises:
         OptionError: a budget that nothing meets.
-        LengthError: a text that is too short.
+        InputError: a text that is too short.
         DataError, CheckpointError: no image or recording, or a model without its processor.
     """
     inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)
@@ -109,13 +109,13 @@ def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
     """The size at which mechanisms are compared: the user's ``value``, or the largest that the checkpoint reads in little time.
 
     Raises:
-        LengthError: the checkpoint or the result does not read this size.
+        InputError: the checkpoint or the result does not read this size.
     """
     sizes = plan.inputs
     most = sizes.new if sizes.reads_new else sizes.old
     size = sizes.at(value) if value is not None else affordable_size(plan) if sizes.reads_new else sizes.old
     if not 0 < size.tokens <= most.tokens:
-        raise LengthError(
+        raise InputError(
             f"Mechanisms are compared on {sizes.kind.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; change "
             "--compare-at, or leave it out."
         )
