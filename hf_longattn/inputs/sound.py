@@ -34,6 +34,15 @@ PADDED = 0.9
 """Fraction of a sound that the padding check runs, alone and padded to the whole length."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
+<<<<<<< HEAD
+=======
+TRAINED_BY = {
+    "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
+    "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+    "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
+}
+"""Ending of a class's name -> arguments of ``longattn train`` for its models."""
+>>>>>>> integ
 
 
 def duration(seconds: float) -> str:
@@ -152,12 +161,18 @@ class SoundKind(SizedKind):
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
                 f"give at least --audio-seconds {old:g}."
             )
+<<<<<<< HEAD
         problem = rule.why_train(config, name) if new > old else ""
+=======
+        sizes = self.sizes_of(config, old, new)
+        problem = rule.why_train(config, name) if sizes.grows else ""
+        advice = "train the result by longattn train seq2seq, on sounds of the new duration"
+>>>>>>> integ
         if problem and not request.needs_training:
             raise InputError(
                 f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
-                "longattn train seq2seq --audio."
+                "longattn train seq2seq."
             )
         return self.between(config, old, new, rule.base_reads(config, new))
 
