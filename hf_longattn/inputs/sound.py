@@ -34,15 +34,6 @@ PADDED = 0.9
 """Fraction of a sound that the padding check runs, alone and padded to the whole length."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
-<<<<<<< HEAD
-=======
-TRAINED_BY = {
-    "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
-    "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
-    "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
-}
-"""Ending of a class's name -> arguments of ``longattn train`` for its models."""
->>>>>>> integ
 
 
 def duration(seconds: float) -> str:
@@ -138,7 +129,7 @@ class SoundKind(SizedKind):
     trained_by = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
-        "ForConditionalGeneration": ("seq2seq", "--audio", "--data", "YOUR_RECORDINGS"),
+        "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
     }
 
     def size(self, config: Any, value: Any) -> InputSize:
@@ -161,13 +152,7 @@ class SoundKind(SizedKind):
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
                 f"give at least --audio-seconds {old:g}."
             )
-<<<<<<< HEAD
         problem = rule.why_train(config, name) if new > old else ""
-=======
-        sizes = self.sizes_of(config, old, new)
-        problem = rule.why_train(config, name) if sizes.grows else ""
-        advice = "train the result by longattn train seq2seq, on sounds of the new duration"
->>>>>>> integ
         if problem and not request.needs_training:
             raise InputError(
                 f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
@@ -183,7 +168,7 @@ class SoundKind(SizedKind):
         if request.positions != AUTO:
             raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
         problem = self.rule.why_train(architecture.source_config, name) if sizes.grows else ""
-        advice = "train the result by longattn train seq2seq --audio, on sounds of the new duration"
+        advice = "train the result by longattn train seq2seq, on sounds of the new duration"
         return str(self.rule.positions), [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
