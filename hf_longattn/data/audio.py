@@ -105,7 +105,8 @@ def _from_file(source: str | PathLike[str] | bytes, name: str, otherwise: str) -
         import soundfile
 
     if not isinstance(source, bytes) and not Path(source).is_file():
-        raise InputError(f"{name} is not a file; correct its path, or {otherwise}.")
+        why = "is not a file" if Path(source).exists() else "does not exist"
+        raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
     try:
         with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info

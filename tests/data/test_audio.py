@@ -105,7 +105,7 @@ WHOLE = {form: encoded(tone(2), form=form) for form in ("WAV", "FLAC", "OGG", "M
         ({"bytes": None, "path": None}, "the sound is not a file"),
         (np.zeros((2, 3, 4)), r"an array of float64 with the shape \(2, 3, 4\)"),
         (np.array(["a"]), "an array of"),
-        (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' is not a file; correct its path"),
+        (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' does not exist; correct its path"),
         (Path("/"), "is not a file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
