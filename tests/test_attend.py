@@ -62,11 +62,9 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a module for other heads": (
         lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)), OptionError, "build it with num_heads=4, head_dim=8.",
     ),
-    "causal": (lambda run: run(Q, Q, Q, causal="no"), OptionError, "causal is 'no', but must be True or False."),
     "scaling, not a number": (lambda run: run(Q, Q, Q, scaling=float("nan")), OptionError, "scaling is nan, but"),
     "scaling 0, with which fused kernels give NaN": (lambda run: run(Q, Q, Q, scaling=0), OptionError, "scaling is 0, but"),
     "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
-    "score_mod": (lambda run: run(Q, Q, Q, score_mod=1), OptionError, "score_mod is 1, but must be a function score_mod(score, b, h,"),
     "seed below 0": (lambda run: run(Q, Q, Q, seed=-1), OptionError, "seed is -1, but must be a whole number from 0 to 2147483647;"),
     "an additive mask": (lambda run: run(Q, Q, Q, padding_mask=NEGATIVE), InputError, "an additive mask padding_mask=(mask == 0)."),
     "a mask on another device": (
