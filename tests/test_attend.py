@@ -56,8 +56,8 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "integers": (lambda run: run(Q.int(), Q.int(), Q.int()), OptionError, "convert them to one floating-point dtype."),
     "devices": (lambda run: run(Q.to("meta"), Q, Q), OptionError, "q, k and v are on meta, cpu and cpu; move them to one device."),
     "no mechanism": (lambda run: run(Q, Q, Q, None), OptionError, "is None, but must be a name"),
-    "PyTorch's is_causal": (lambda run: run(Q, Q, Q, is_causal=True), OptionError, "attend has no argument 'is_causal'; write causal"),
-    "PyTorch's attn_mask": (lambda run: run(Q, Q, Q, attn_mask=Q), OptionError, "attend has no argument 'attn_mask'; write padding_mask,"),
+    "PyTorch's is_causal": (lambda run: run(Q, Q, Q, is_causal=True), OptionError, "has no option 'is_causal'"),
+    "PyTorch's attn_mask": (lambda run: run(Q, Q, Q, attn_mask=Q), OptionError, "has no option 'attn_mask'"),
     "scaling, a truth value": (lambda run: run(Q, Q, Q, scaling=True), OptionError, "scaling is True, but must be a finite number above"),
     "a module for other heads": (
         lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)), OptionError, "build it with num_heads=4, head_dim=8.",
