@@ -208,8 +208,10 @@ class LongformerStock(Stock):
             return words
         if o is None:
             return "global tokens before the first of three separators in a pair of texts, or else --global-attention-mask"
-        options = f"global_tokens={'0' if o.global_tokens else 'none'}{', global_first_segment=true' * o.global_first_segment}"
-        return f"{words}, and its head's global tokens ({options}), or else --global-attention-mask and that mask in every call"
+        options = f"--option global_tokens={'0' if o.global_tokens else 'none'}"
+        options += " --option global_first_segment=true" * o.global_first_segment
+        instead = f"convert with --mechanism longformer {options}, or export with --global-attention-mask and give every call that mask"
+        return f"{words}, and its head's global tokens; {instead}"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)
