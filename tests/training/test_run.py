@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
+from hf_longattn.training.run import newest_checkpoint
+from hf_longattn.training.saving import LOG_NAME, describe, measured
 
 from ..permissions import bound_by_permissions
 from .conftest import FAST, checkpoint, start_task
@@ -161,7 +162,7 @@ def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
 
 def test_unknown_metric_for_the_best_model_is_refused(start: Start) -> None:
     given = {"eval_strategy": "steps", "load_best_model_at_end": True, "eval_steps": 2}
-    with pytest.raises(OptionError, match="'eval_acuracy', which is not found in the evaluation metrics. The available .*eval_loss"):
+    with pytest.raises(OptionError, match=r"'eval_acuracy', which is not found in the evaluation metrics. The available .*eval_loss"):
         start(**given, metric_for_best_model="acuracy")
 
 
@@ -185,7 +186,7 @@ def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp
     (result,) = card.data.eval_results
     assert (result.task_type, result.metric_type, result.dataset_name) == ("fill-mask", "loss", "held.txt")
     assert result.metric_value == log["metrics"]["after"]["loss"]
-    assert f"## Training\n\nFine-tuned from `short`: 2 steps on texts (input length 64, packed False). {describe(log)}." in card.text
+    assert f"## Training\n\nFine-tuned from `short`: 2 steps on texts (input length 64). {describe(log)}." in card.text
 
 
 def log_of(rows: dict[str, int], after: dict[str, Any], before: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
