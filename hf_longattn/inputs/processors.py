@@ -60,7 +60,7 @@ class UserFiles:
 
     Raises:
         DataError, InputError: a file is missing or cannot be read.
-        OptionError: ``files`` is not a path.
+        OptionError: ``files`` is no path.
     """
 
     files_in: ClassVar[Any]
@@ -74,18 +74,21 @@ class UserFiles:
     ) -> None:
         self.rule, self.config, self.folder, self.model = rule, config, folder, model
         self.count = count
-        if files is not None and not isinstance(files, Path):
-            raise self.needed()
-        self.name = self.built_in if files is None else files.resolve().name
-        self.files = [] if files is None else list(self.files_in(files))
+        self.name, self.files = self.built_in, list[Path]()
+        if isinstance(files, Path):
+            self.name, self.files = files.resolve().name, list(self.files_in(files))
+        elif files is not None:
+            self.needed()
         if len(self.files) > count:
             self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
         self.processor = processor or load_processor(folder, self.part)
 
-    def needed(self) -> OptionError:
-        """The error without files, if there are no built-in ones."""
-        what = f"a file or a folder of {self.noun}"
-        return OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
+    def needed(self) -> list[Path]:
+        """The files; raises :class:`OptionError` if the user gave none."""
+        if not self.files:
+            what = f"a file or a folder of {self.noun}"
+            raise OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
+        return self.files
 
     @cached_property
     def required(self) -> Any:

@@ -62,13 +62,11 @@ class Sounds(UserFiles):
     def recordings(self) -> list[Samples]:
         """The samples of each recording."""
         how: dict[str, Any] = {"resample": True, "mono": True, "otherwise": "give another file"}
-        return [read_audio(file, self.sampling_rate, **how) for file in self.files]
+        return [read_audio(file, self.sampling_rate, **how) for file in self.needed()]
 
     @cached_property
     def rows(self) -> list[Tensor]:
         """The model's input for each whole recording, ``(1, N, …)``."""
-        if not self.files:
-            raise self.needed()
         return [self.rule.as_input(self.extracted(samples)) for samples in self.recordings]
 
     @property
