@@ -26,7 +26,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, MODULES, check_config, check_format, read_json_object, sentence_modules
+from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -49,12 +49,6 @@ logger = logging.get_logger(LOGGER)
 
 
 # Where a checkpoint is.
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
-    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
 
 
 def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:
@@ -274,12 +268,12 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         return
     steps: list[tuple[Any, dict[str, Any]]] = []
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        for rule in _rules(backend.normalizer, "normalizers"):
-            steps.append((normalizers.Sequence([]), rule))
-            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "normalizers": [rule]}).encode())
-        for rule in _rules(backend.pre_tokenizer, "pretokenizers"):
-            steps.append((pre_tokenizers.Sequence([]), rule))
-            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "pretokenizers": [rule]}).encode())
+        for part, library, key in (
+            (backend.normalizer, normalizers, "normalizers"), (backend.pre_tokenizer, pre_tokenizers, "pretokenizers"),
+        ):  # fmt: skip
+            for rule in _rules(part, key):
+                steps.append((library.Sequence([]), rule))
+                steps[-1][0].__setstate__(json.dumps({"type": "Sequence", key: [rule]}).encode())
         starts = [(SAMPLE, SAMPLE, 0)]
         for place, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):

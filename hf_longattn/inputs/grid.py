@@ -18,7 +18,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning, layers_in_words
-from ..data.images import IMAGE_FILES, read_image_file
+from ..data.images import read_image_file
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
@@ -87,8 +87,7 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 class Images(UserFiles):
     """A user's images as inputs of a model; random ones for comparing models."""
 
-    part, noun, flag, built_in = IMAGE_PROCESSOR, "images", "--search-images", "seeded images"
-    files_in = staticmethod(IMAGE_FILES.files)
+    part, file_kind, noun, flag, built_in = IMAGE_PROCESSOR, "image", "images", "--search-images", "seeded images"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..data.tables import files_of
 from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
 from ..loading import load_part
@@ -46,8 +47,7 @@ class UserFiles:
     """A user's images or recordings as inputs of a model, made by the model's processor.
 
     part: the model's processor, a key of :data:`AUTO_CLASSES`.
-    files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
-    noun, flag: plural noun of the files, and the flag of a conversion that takes them.
+    file_kind, noun: kind of the files, and their plural noun. flag: of a conversion that takes them.
     name: name of the user's file or folder, or of the built-in inputs.
 
     Args:
@@ -63,8 +63,8 @@ class UserFiles:
         OptionError: ``files`` is no path.
     """
 
-    files_in: ClassVar[Any]
     part: ClassVar[str]
+    file_kind: ClassVar[str]
     noun: ClassVar[str]
     flag: ClassVar[str]
     built_in: ClassVar[str]
@@ -76,7 +76,7 @@ class UserFiles:
         self.count = count
         self.name, self.files = self.built_in, list[Path]()
         if isinstance(files, Path):
-            self.name, self.files = files.resolve().name, list(self.files_in(files))
+            self.name, self.files = files.resolve().name, files_of(files, self.file_kind)
         elif files is not None:
             self.needed()
         if len(self.files) > count:
