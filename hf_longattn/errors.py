@@ -6,7 +6,6 @@ import codecs
 import difflib
 import importlib.util
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -82,12 +81,6 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses the request."""
 
 
-UNFIT_TORCHVISION = (
-    "The installed torchvision does not fit the installed torch; install both from one place, for a machine without a GPU by "
-    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu, or remove it by "
-    "pip uninstall torchvision."
-)
-"""The message where torchvision was built for another torch; transformers' image code then fails."""
 EXTRAS = {
     "audio": ("scipy", "soundfile"),
     "compress": ("torchao",),
@@ -207,14 +200,7 @@ def sentence_case(text: str) -> str:
 
 def error_line(error: object) -> str:
     """The one line that every command prints for an error. It begins with "Error: "."""
-    if hides_torchvision() and re.search("'torchvision'|Torchvision library", str(error)):
-        error = UNFIT_TORCHVISION
     return f"Error: {visible(' '.join(str(error).split()))}"
-
-
-def hides_torchvision() -> bool:
-    """Whether this process hides torchvision, which does not fit the installed torch."""
-    return "torchvision" in sys.modules and sys.modules["torchvision"] is None
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -19,7 +19,6 @@ import signal
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import FrameType
@@ -46,14 +45,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Files of a folder: which may be opened.
 
 
-def check_encoding(path: str | Path) -> None:
-    """Refuse a path that is not UTF-8, since reports and cards cannot contain it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(f"The path {str(path)!a} is not valid UTF-8; rename it.") from None
-
-
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
     """Check every file of a source that may be read or copied, without opening it.
 
@@ -63,7 +54,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
         folders: sub-folders, which are checked with everything below them.
 
     Raises:
-        CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
+        CheckpointError: a link that is broken or leads outside, or something that is not a regular file.
     """
     paths = {path for pattern in patterns for path in folder.glob(pattern)}
     for name in folders:
@@ -72,8 +63,6 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
     for path in sorted(paths):
         check_link(path, folder)
         _check_regular(path)
-        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise CheckpointError(f"{str(path)!r} cannot be read; check its permissions.")
 
 
 def check_link(path: Path, folder: Path) -> None:
@@ -267,9 +256,7 @@ def sentence_values(file: Path) -> dict[str, Any]:
 # Build a folder or a file next to its destination, and rename it once it is complete.
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
-"""This machine's name in the names of unfinished folders. On a shared file system, processes of two machines can have the same id."""
-STALE = 24 * 3600
-"""Seconds without a change after which another machine's unfinished folder counts as abandoned."""
+"""This machine's name in the names of unfinished folders: on a shared file system, another machine's are left alone."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to end. By default they end it at once."""
 
@@ -299,8 +286,7 @@ def ending_cleanly() -> Iterator[None]:
 
 
 def destination_path(destination: str | Path) -> Path:
-    """The absolute path of a destination, whose name must be UTF-8; links are not resolved."""
-    check_encoding(destination)
+    """The absolute path of a destination; links are not resolved."""
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
@@ -329,7 +315,6 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 def check_new_file(file: Path) -> None:
     """Refuse a file that exists, or whose folder is missing or not writable."""
-    check_encoding(file)
     if os.path.lexists(file):
         raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():
@@ -362,11 +347,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder next to `destination`, renamed to it when the block succeeds.
+    """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new file.
 
-    It is removed when the block fails or the process is asked to end. Folders of killed runs are removed first; on a shared file system,
-    folders of another machine only after a day without a change. With `overwrite`, an existing destination is renamed aside and the new
-    folder renamed into its place. A run killed between the two renames leaves the old folder aside, and the next run restores it.
+    It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are removed first. With
+    `overwrite`, an existing destination is renamed aside and the new folder renamed into its place. A run killed between the two renames
+    leaves the old folder aside, and the next run restores it.
 
     Raises:
         DestinationExistsError: the destination was created by another process.
@@ -385,7 +370,9 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
                     raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
                 stage.mkdir()
                 yield stage
+                mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read
                 for path in [*stage.rglob("*"), stage]:
+                    path.chmod(mode if path.is_dir() else mode & 0o666)
                     _sync(path)
                 if os.path.lexists(destination):
                     if not overwrite:
@@ -413,36 +400,27 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove folders of killed runs. Restore a destination that a killed run renamed aside and did not replace.
-
-    A folder is abandoned if its process is gone; one of another machine, if nothing in it has changed for a day.
-    """
+    """Remove folders of this machine's killed runs. Restore a destination that one of them renamed aside and did not replace."""
     import psutil
 
-    for leftover in sorted(parent.glob(f".{glob.escape(name)}.*"), reverse=True):  # a replaced folder first
-        use, _, machine_and_process = leftover.name.removeprefix(f".{name}.").partition("-")
-        machine, _, process = machine_and_process.rpartition("-")
-        if use not in ("replaced", "partial") or not process.isdigit():
-            continue
-        running = psutil.pid_exists(int(process)) and int(process) != os.getpid()
-        if machine != MACHINE:
-            running = True
-            with contextlib.suppress(OSError):  # removed by its process meanwhile
-                running = time.time() - max(path.lstat().st_mtime for path in (leftover, *leftover.rglob("*"))) < STALE
-        if use == "replaced" and not running and not (parent / name).exists():
-            os.rename(leftover, parent / name)
-        elif not running:
-            shutil.rmtree(leftover)
+    for use in ("replaced", "partial"):
+        for leftover in parent.glob(f".{glob.escape(name)}.{use}-{MACHINE}-*"):
+            process = int(leftover.name.rpartition("-")[2])
+            if process != os.getpid() and psutil.pid_exists(process):
+                continue
+            if use == "replaced" and not (parent / name).exists():
+                os.rename(leftover, parent / name)
+            else:
+                shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
-def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def staged_file(file: Path) -> Iterator[Path]:
     """A new file next to `file`, renamed to it when the block succeeds.
 
     It has the same extension, and is removed when the block fails. A link is replaced, not its target.
 
     Raises:
-        DestinationExistsError: without `overwrite`, if the file exists.
         CheckpointError: not enough disk space, or no permission.
     """
     ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))  # cut at the start of a character
@@ -450,18 +428,21 @@ def staged_file(file: Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         with ending_cleanly(), disk_errors(stage.parent):
             yield stage
-            if not overwrite and os.path.lexists(file):
-                raise DestinationExistsError(f"{str(file)!r} was created by another process; choose another file.")
             _sync(stage)
             os.replace(stage, file)
     finally:
         stage.unlink(missing_ok=True)
 
 
-def write_text(file: Path, text: str, *, overwrite: bool = True) -> None:
+def write_text(file: Path, text: str) -> None:
     """Write a complete UTF-8 file or nothing, by :func:`staged_file`."""
-    with staged_file(file, overwrite=overwrite) as stage:
+    with staged_file(file) as stage:
         stage.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON. Bytes of a file name that are not UTF-8 become escapes of JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _sync(path: Path) -> None:
@@ -473,24 +454,8 @@ def _sync(path: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files below a folder. Copies have the modes of new files, not those of the source."""
-    target.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_dir():
-            copy_folder(path, target / path.name)
-        else:
-            shutil.copyfile(path, target / path.name)
-
-
-def give_usual_modes(folder: Path) -> None:
-    """Give all files below a folder the mode of a new file. safetensors writes files that only their owner can read."""
-    probe = folder / f".mode-{os.getpid()}"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
-            path.chmod(mode)
+    """Copy the files below a folder, without their modes."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 # Names of local files and folders in cards and reports, without their parent folders.
@@ -501,8 +466,6 @@ _TASK = re.compile(r"[A-Za-z_]\w*=(?:\w+:)?")
 """The prefix of a task's data, NAME= or NAME=KIND:, as in NAME=KIND:DATA."""
 _PATH = re.compile(r"(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\](?![/\\])")
 """The start of a path that cannot be a Hub name."""
-_FILE = re.compile(r"\.(?:jsonl?|csv|tsv|txt|parquet|arrow|gguf|safetensors|bin|pt|onnx|ya?ml|md|zip|gz|bz2|xz|zst)", re.IGNORECASE)
-"""File extensions. A relative path that ends in one is not a Hub name, even if the file no longer exists."""
 _PATH_IN_TEXT = re.compile(rf"(?<![\w./\\~-]){_PATH.pattern}(?:[^\s/\\\"'`,;()\[\]{{}}<>]+[/\\])+(?=[^\s/\\])")
 """The folders of a path in a sentence."""
 
@@ -515,8 +478,8 @@ def public_name(source: str) -> str:
     """
     if (task := _TASK.match(source)) is not None:
         return task[0] + public_name(source[task.end() :])
-    is_path = _PATH.match(source) or _FILE.fullmatch(Path(source).suffix) or os.path.exists(source)
-    is_name = not is_path and HUB_ID.fullmatch(source.partition(":")[0]) is not None
+    is_file = os.path.exists(source) or Path(source).suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
+    is_name = not is_file and HUB_ID.fullmatch(source.partition(":")[0]) is not None
     is_address = "://" in source and not source.startswith("file:")
     return source if not source or is_name or is_address else _last(source)
 
@@ -540,12 +503,4 @@ def without_folders(value: Any, field: str = "") -> Any:
 
 def _last(path: str) -> str:
     parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..", "~")]
-    return parts[-1] if parts else Path(path).expanduser().resolve().name or path
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON to the disk (fsync). Bytes of a file name that are not UTF-8 become escapes of JSON."""
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    return parts[-1] if parts else Path(path).expanduser().resolve().name

@@ -18,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, errors, snapshot_download
-from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
+from huggingface_hub import errors, snapshot_download
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, MODULES, check_config, check_encoding, check_format, read_json_object, sentence_modules
+from .files import HUB_ID, MODULES, check_config, check_format, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
-"""Passed in every call. Models that load inner models do not pass it on; see :func:`guarded`."""
+"""Passed in every call. Models that load inner models do not pass it on; see :func:`loading_errors`."""
 SIDECARS = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
 )  # fmt: skip
@@ -44,7 +43,6 @@ SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
 """Text that rules for all characters change."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
-LOG_IN = "log in with `hf auth login`, or give a token with --token (of a training: --hub-token) or HF_TOKEN"
 logger = logging.get_logger(LOGGER)
 
 
@@ -70,7 +68,6 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
     name, folder = str(model), Path(model).expanduser()
-    check_encoding(name)
     check_name(name)
     if revision is not None and folder.exists():
         raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
@@ -124,48 +121,15 @@ def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[
     except LongAttentionError:
         raise
     except Exception as error:  # an unexpected response can make the client raise anything
-        chain = [*_chain(error)]
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
         local = next((cause for cause in chain if isinstance(cause, OSError) and cause.filename is not None), None)
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
+        reason = in_a_line(next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), error))
         failure = "cannot be uploaded" if kind is HubError else "is not a folder, and it cannot be downloaded"
-        sentence = redacted(" ".join(f"{repo_id!r} {failure}: {_hub_reason(chain)}.".split()), token)
-        shows_token = any(str(cause) != redacted(str(cause), token) for cause in chain)
-        raise kind(sentence) from (None if shows_token else error)
-
-
-def _hub_reason(chain: list[BaseException]) -> str:
-    """Why a request to the Hub failed, and what to do."""
-    hub, error = constants.ENDPOINT, chain[0]
-    response = next((answer for cause in chain if (answer := getattr(cause, "response", None)) is not None), None)
-    status = 0 if response is None else response.status_code
-    said = "" if response is None else str(response.headers.get("x-error-message") or "").rstrip(".")
-
-    def is_a(kind: type[BaseException]) -> bool:
-        return any(isinstance(cause, kind) for cause in chain)
-
-    answers = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)  # which derive from the classes of a broken connection
-    broken = any(isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, answers) for cause in chain)
-    reasons = (
-        (is_a(errors.HFValidationError), "it is not a valid Hub repository id; give NAME or USER/NAME"),
-        (is_a(errors.OfflineModeIsEnabled), "HF_HUB_OFFLINE is set; unset it"),
-        (is_a(errors.GatedRepoError), f"it is gated; accept its conditions on the Hub and {LOG_IN}"),
-        (is_a(errors.RevisionNotFoundError), "the repository has no such revision; omit --revision to use the main branch"),
-        (status == 401 and "Invalid credentials" in said, f"the Hub does not know this token; {LOG_IN}"),
-        (is_a(errors.RepositoryNotFoundError) or status == 404, f"the Hub shows you no such repository; check the name, or {LOG_IN}"),
-        (is_a(errors.LocalTokenNotFoundError) or status == 401, f"it needs a token; {LOG_IN}"),
-        (status == 403, f"the Hub does not allow it with your token; create one that may at {hub}/settings/tokens, or name another"),
-        (status > 0, f"the Hub answered {status} ({said or in_a_line(error)})"),
-        (broken, f"the connection to {hub} broke; run the same command again, which sends no large file twice"),
-        (True, f"{in_a_line(error)} ({type(error).__name__})"),
-    )
-    return next(reason for holds, reason in reasons if holds)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        raise kind(redacted(f"{repo_id!r} {failure}: {reason}.", token)) from None  # the traceback could show the token
 
 
 @contextlib.contextmanager
@@ -176,8 +140,12 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         name: a folder or a Hub repository id.
         what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
     """
+    # transformers asks on standard input whether code may run, and requests a conversion of weights with the user's token: neither is done.
+    variable, seconds = "DISABLE_SAFETENSORS_CONVERSION", dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    before = os.environ.get(variable)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
     try:
-        with guarded(), rust_panics():
+        with rust_panics():
             yield
     except LongAttentionError:
         raise
@@ -191,19 +159,6 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
-
-
-@contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Stop transformers from asking whether code may run, and from requesting a conversion of weights.
-
-    The question would come on standard input. The request would send the user's token to a service of the Hub.
-    """
-    variable, seconds = "DISABLE_SAFETENSORS_CONVERSION", dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    before = os.environ.get(variable)
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
-    try:
-        yield
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
         del os.environ[variable]

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"a document must have at least {LEAST} tokens, not {options.length}")
     try:
         check_new_file(options.output)
-        with staged_file(options.output, overwrite=False) as stage, stage.open("w", encoding="utf-8") as file:
+        with staged_file(options.output) as stage, stage.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair) + "\n" for pair in pairs(options.task, options.length))
     except (LongAttentionError, OSError) as error:
         parser.error(str(error))

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check_new_file(options.output)
-        with staged_file(options.output, overwrite=False) as stage:
+        with staged_file(options.output) as stage:
             save_qa((example(each) for source in options.sources for each in rows(source, options.split)), stage)
     except KeyError as error:
         parser.error(f"this is not Natural Questions: a question has no {error}")

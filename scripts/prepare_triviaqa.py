@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             questions: Any = read_source(options.questions, options.split)
         else:
             questions = rows(json.loads(Path(options.questions).read_text(encoding="utf-8")), options.evidence)
-        with staged_file(options.output, overwrite=False) as stage:
+        with staged_file(options.output) as stage:
             save_qa((example for row in questions for example in examples(row)), stage)
     except KeyError as error:
         parser.error(f"{options.questions} is not TriviaQA: it has no {error}")

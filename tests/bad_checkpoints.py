@@ -113,7 +113,7 @@ TOKENIZERS: Cases = {
     "a link to nowhere": (instead("tokenizer.json", dangling), "link"),
     "a link to itself": (instead("tokenizer.json", loop), "link"),
     "a link to another folder": (instead("tokenizer.json", outside), "outside"),
-    "not readable": (unreadable("tokenizer.json"), "cannot be read"),
+    "not readable": (unreadable("tokenizer.json"), "Permission denied"),
     "settings a list": (write("tokenizer_config.json", "[]"), "tokenizer|JSON object"),
     "settings nested too deeply": (write("tokenizer_config.json", '{"a":' * 100_000), "tokenizer|not valid JSON"),
     "settings name a number": (edit_json("tokenizer_config.json", tokenizer_class=3), "tokenizer"),

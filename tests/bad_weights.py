@@ -118,7 +118,7 @@ WEIGHTS: Cases = {
     "a link to nowhere": (instead("weights", dangling), "link"),
     "a link to itself": (instead("weights", loop), "link"),
     "a link to another folder": (instead("weights", outside), "outside"),
-    "not readable": (unreadable("weights"), "cannot be read"),
+    "not readable": (unreadable("weights"), "Permission denied"),
     "gone": (lambda source: weights(source).unlink(), "has no weights, or |No such file"),
     "only pickles": (only_pickles, "only as pickle"),
     "NaN": (filled(float("nan")), "NaN or infinit"),

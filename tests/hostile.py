@@ -87,10 +87,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "--model {good} --teacher {model} {texts} --method logits --output-dir {out} --max-steps 1 --bf16 false",
     ),
     "train embed": ("{run} --data {data}/pairs.jsonl", "{run} --data {data}/pairs.jsonl --reranker"),
-    "train linearise": (
-        "--model {model} {texts} --mechanism hedgehog --stage 1 --transfer-steps 1 --output-dir {out} --bf16 false",
-        "--model {long} --teacher {model} {texts} --stage 1 --transfer-steps 1 --output-dir {out} --bf16 false",
-    ),
+    "train linearise": ("{run} {texts}",),
     "train mlm": ("{run} {texts}",),
     "train multitask": ("{run} --tasks one=classify:{data}/labels.csv two=tokens:{data}/tags.conll",),
     "train qa": ("{run} --data {data}/questions.json --stride 8",),

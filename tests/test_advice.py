@@ -72,7 +72,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def warnings_of(run: Callable[..., str], words: list[str]) -> list[str]:
     """What a plan warns of for the words of `longattn convert SRC DST …`."""
-    return json.loads(run(*words, "--dry-run", "--json")).get("warnings", [])
+    return json.loads(run("plan", words[1], *words[3:], "--json")).get("warnings", [])
 
 
 # What inspect and search recommend.

@@ -118,7 +118,6 @@ def test_commands_name_a_missing_extra_before_they_read_anything(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("hf_longattn.errors.hides_torchvision", lambda: False)  # it is missing, not hidden as one of another torch
     with pytest.raises(SystemExit, match="1"):
         main(line.split())
     (said,) = capsys.readouterr().err.splitlines()

@@ -42,11 +42,11 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("config", "report"),
+    ("config",),
     ("sources",),
     ("adopt",),
     ("architectures",),
-    ("flops", "model_loading"),
+    ("model_loading",),
     ("plan_positions",),
     ("folders",),
     ("stock",),

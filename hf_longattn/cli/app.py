@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import LongAttentionError, error_line, lacks_memory, rust_panics, shortened
-from . import compress, convert, embed, env, export, hub, inspect, search, train
+from . import compress, convert, embed, export, hub, inspect, search, train
 
 app = typer.Typer(
     name="longattn",
@@ -71,7 +71,6 @@ COMMANDS = (
     inspect.recipes,
     hub.card,
     hub.push,
-    env.env,
 )
 for command in COMMANDS:
     app.command(cls=Command)(command)
@@ -85,8 +84,6 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ["RUST_BACKTRACE"] = "0"  # thousands of characters before the sentence about a tokenizer that fails
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no images works
-        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     try:
         with rust_panics():
             app(arguments, standalone_mode=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +14,11 @@ from rich.styled import Styled
 
 from ..conversion import ConversionConfig
 from . import options as flags
-from .hub import push_report
 from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
-    from ..conversion.flops import LengthCost, MechanismCost
+    from ..evaluation.flops import LengthCost
     from ..inputs.sizes import InputSizes
     from ..reports import Check
 
@@ -35,54 +33,34 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: ConversionConfig,
     recipe: flags.Recipe = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", hidden=True, help="The same as `longattn plan`.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Afterwards push DST to this Hub repository, as `longattn push` does.")
-    ] = None,
-    private: flags.Private = False,
     as_json: flags.Json = False,
 ) -> None:
     """Convert a short checkpoint into a long one and check it.
 
     DST appears complete and verified, or not at all.
     """
-    if private and push_to_hub is None:
-        raise typer.BadParameter("requires --push-to-hub.", param_hint="--private")
     if config.verify_text is not None and not config.verify:
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    if dry_run:
-        _show_plan(source, destination, config, as_json)
-        return
     config.check_mechanisms()
-    token = config.token if isinstance(config.token, str) else None
     from ..conversion import convert_checkpoint
-    from ..errors import HubError
-    from ..hub import check_login, push_model
 
-    if push_to_hub is not None:
-        check_login(push_to_hub, token, private=private)
     with progress() as tell:
         report = convert_checkpoint(source, destination, config, choose=_choose, progress=tell)
-    values = {"destination": str(report.destination), **report.to_dict()}
-    if push_to_hub is None or not as_json:
-        show(values, conversion_report(report), as_json=as_json)
-    if push_to_hub is None:
-        return
-    try:
-        pushed = push_model(destination, push_to_hub, private=private, token=token)
-    except HubError as error:
-        again = f"longattn push {shlex.quote(str(destination))} {push_to_hub}{' --private' if private else ''}"
-        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
-    show({**values, "push": pushed.to_dict()}, push_report(pushed), as_json=as_json)
+    show({"destination": str(report.destination), **report.to_dict()}, conversion_report(report), as_json=as_json)
 
 
-@flags.takes_settings(ConversionConfig, planned=True)
+@flags.takes_settings(ConversionConfig)
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
-    """Show what a conversion would do.
+    """Show what `longattn convert` with these options would do.
 
     Prints the result, its layers, and what it costs at each length.
     """
-    _show_plan(source, None, config, as_json)
+    config.check_mechanisms()
+    from ..conversion import plan_conversion
+
+    plan = plan_conversion(source, None, config, choose=_choose)
+    compared = {name: _compare(part) for name, part in plan.parts.items() if not (plan.generic and name)}
+    show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
@@ -92,25 +70,7 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
     return choose_mechanisms(source, config)
 
 
-def _show_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
-    """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
-    config.check_mechanisms()
-    from ..conversion import plan_conversion
-    from ..conversion.flops import compare_at_sizes
-
-    plan = plan_conversion(source, destination, config, choose=_choose)
-    tables, values = {}, {}
-    for name, part in plan.parts.items():
-        if not (plan.generic and name):
-            sizes = part.inputs.doublings()
-            numbers = {f"{sizes[0].name.removesuffix('s')}s": [size.number for size in sizes]} if sizes[0].name else {}
-            rows = compare_at_sizes(part.attention, part.shape, sizes, part.inputs.mechanisms(part.shape.causal))
-            tables[name] = _comparison(rows, [size.heading for size in sizes], part.inputs.words.noun)
-            values[name] = {"lengths": [size.tokens for size in sizes], **numbers, "mechanisms": [asdict(row) for row in rows]}
-    show({**plan.to_dict(), "comparison": values.get("", values)}, _plan_report(plan, tables), as_json=as_json)
-
-
-def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]) -> Iterator[Part]:
+def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})",
@@ -132,23 +92,32 @@ def _plan_report(plan: ConversionPlan, comparisons: Mapping[str, Iterable[Part]]
             yield part.config.decoder_attention.table(part.config.decoder_layers)
         yield ""
         yield costs_table(part.costs, part.inputs)
-        yield from comparisons.get(name, ())
+        if name in compared:
+            sizes = compared[name]["sizes"]
+            step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
+            cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
+            title = f"operations of the whole model for one {part.inputs.words.noun}, by mechanism with its default options"
+            yield table(("mechanism", *sizes[::step]), cells, title)
+
+
+def _flops(count: int) -> str:
+    unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
+    return f"{count / unit:.1f} {name}"
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
 
-    def flops(count: int) -> str:
-        unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
-        return f"{count / unit:.1f} {name}"
+    def shown(size: Any) -> str:
+        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
 
     columns = {
-        inputs.words.units: [cost.shown_size for cost in costs] if inputs.words.units else [],
+        inputs.words.units: [shown(cost.size.value) for cost in costs] if inputs.words.units else [],
         inputs.new.unit: [f"{cost.length:,}" for cost in costs],
-        "attention": [flops(cost.attention_flops) for cost in costs],
-        "full attention": [flops(cost.full_attention_flops) for cost in costs],
+        "attention": [_flops(cost.attention_flops) for cost in costs],
+        "full attention": [_flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
-        "whole model": [flops(cost.total_flops) for cost in costs],
+        "whole model": [_flops(cost.total_flops) for cost in costs],
         "activations": [decimal(cost.activation_bytes) for cost in costs],
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
@@ -157,27 +126,28 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
-def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], noun: str) -> Iterator[Part]:
-    """Each mechanism's cost for one input at up to four sizes; then why others have none."""
-    from ..conversion.flops import matrix_speed
+def _compare(part: ConversionPlan) -> dict[str, Any]:
+    """Operations of the whole model at each size: with the planned attention, then with each mechanism's default options."""
+    import torch
 
-    speed, shown = matrix_speed(), range(len(headings))[:: 1 if len(headings) < 5 else 2]
-    counted = [row for row in rows if not row.refused]
-    differs = len({row.bytes for row in counted}) > 1  # an encoder has no cache, and its largest activation is not in attention
+    from ..configuration import LongAttentionConfig
+    from ..errors import LongAttentionError
+    from ..evaluation.flops import cost_of, layer_mechanisms
 
-    def cell(row: MechanismCost, size: int) -> str:
-        return f"{row.flops[size] / speed:.2g}" + (f" / {decimal(row.bytes[size], precision=0)}" if differs else "")
-
-    title = f"least seconds for one {noun} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    cells = [[row.mechanism, *(cell(row, size) for size in shown)] for row in counted]
-    columns = ["mechanism", *(headings[size] for size in shown)]
-    yield table(columns, cells, f"{title} / memory besides the weights" if differs else title)
-    yield from (f"{row.mechanism}: {row.refused}" for row in rows if row.refused)
+    sizes, rows = part.inputs.doublings(), list[dict[str, Any]]()
+    for name in ("as planned", *part.inputs.mechanisms(part.shape.causal)):
+        attention = LongAttentionConfig(name) if rows else part.attention
+        with suppress(LongAttentionError):  # a mechanism may need options
+            with torch.device("meta"):  # its parameters may be large
+                layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
+            costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]
+            rows.append({"mechanism": name, "flops": [cost.total_flops for cost in costs]})
+    return {"sizes": [size.heading for size in sizes], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
     """What was written, the checks, and what to do next."""
-    from ..conversion.report import POSITIONS, READY, WOULD_TELL, verdict_check
+    from ..conversion.folders import POSITIONS, READY, WOULD_TELL, verdict_check
     from ..hub import next_step
 
     plan, path = report.plan, report.destination

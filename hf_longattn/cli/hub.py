@@ -56,14 +56,11 @@ def card(
     base_model: Annotated[str | None, typer.Option(help="Hub name of the model that it was made from.")] = None,
     name: Annotated[str | None, typer.Option(help="Name or path by which the card loads it.", show_default="the folder as typed")] = None,
     results: Annotated[Path | None, typer.Option(help="Results: a JSON list of {dataset, metric, value, ...}.")] = None,
-    license: Annotated[str | None, typer.Option(help="License identifier, for example apache-2.0.")] = None,
-    language: Annotated[str | None, typer.Option(help="Language code, for example en.")] = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="Hub name of a data set it was trained on. Repeatable.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag. Repeatable.")] = None,
 ) -> None:
     """Write README.md, the model card.
 
-    It is written from the config, the conversion report and measured results.
+    It is written from the config, the conversion report and measured results. Licence, language, data sets and tags stay as the card has
+    them: edit them in the file.
     """
     from ..errors import LongAttentionError
     from ..files import read_json
@@ -72,8 +69,4 @@ def card(
     rows = [] if results is None else read_json(results)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise LongAttentionError(f"{results} must contain a JSON list of rows with dataset, metric and value.")
-    say(
-        write_model_card(
-            model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
-        )
-    )
+    say(write_model_card(model, base_model=base_model, name=name, results=rows))

@@ -19,7 +19,7 @@ from .convert import costs_table
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
-    from ..conversion.flops import DecodeState
+    from ..evaluation.flops import DecodeState
     from ..inspect import Diagnosis, Inspection, StockInspection
 
 

@@ -18,18 +18,9 @@ from ..training.recipes import read_recipe, recipe_names
 C = TypeVar("C", bound=Callable[..., None])
 
 
-def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[C], C]:
-    """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them.
-
-    Args:
-        kind: of the config.
-        planned: only the settings that a plan depends on.
-    """
-    settings = {
-        flag_of(setting)[2:].replace("-", "_"): setting
-        for setting in fields(kind)
-        if setting.metadata["flag"] != "-" and (setting.metadata["planned"] or not planned)
-    }
+def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
+    """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
+    settings = {flag_of(setting)[2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"}
 
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ..reports import Check as Check
     from .config import ConversionConfig as ConversionConfig
     from .convert import convert_checkpoint as convert_checkpoint
+    from .folders import ConversionReport as ConversionReport
     from .folders import complete_folder as complete_folder
     from .folders import remove_sidecars as remove_sidecars
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion
-    from .report import ConversionReport as ConversionReport
 
 __getattr__, __all__ = public_names(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import checkpoint_errors
+from ..evaluation.flops import layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
@@ -22,17 +23,17 @@ from ..loading import tied_weights
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
+from ..modeling.family.definition import without_head
 from ..modeling.family.registration import auto_class_name
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .architectures import attached_mechanisms, attached_memory
 from .check_embeddings import EMBEDDINGS, LENGTHS, check_embeddings, embeddings, passages
 from .check_loss import LOSS, check_loss, text_losses
-from .flops import layer_mechanisms
+from .folders import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .lengths import Lengths, choose_lengths, covers, decoder_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
-from .report import POSITIONS, READY, SHORT_TEXTS, UNKNOWN, VERDICT, StageProgress, undecided, verdict_check
 from .sources import tower_prefix
 
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
@@ -48,38 +49,79 @@ ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
 
 
-def check_result(
-    plan: ConversionPlan,
-    source: Any,
-    result: Any,
-    missing: tuple[set[str], set[str]],
-    folder: Path,
-    inputs: Any,
-    *,
-    given_text: bool = False,
-    progress: StageProgress | None = None,
-) -> list[Check]:
+@dataclass(frozen=True)
+class Comparison:
+    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+
+    Attributes:
+        plan: of the conversion, or of a tower.
+        source: a model of the source's class. Its values are rounded in place if the plan casts.
+        result: loaded from ``folder``.
+        folder: the result's folder, with its tokenizer or processor.
+        inputs: of the plan's kind of input, for running both models.
+        missing, lacking: names of parameters that the source's and the written files lack.
+        given_text: the inputs are a text of the user's, so more time is spent on measuring.
+    """
+
+    plan: ConversionPlan
+    source: Any
+    result: Any
+    folder: Path
+    inputs: Any
+    missing: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
+    given_text: bool = False
+
+    @property
+    def base(self) -> Any:
+        """The source without its head."""
+        return without_head(self.source)
+
+    @property
+    def long(self) -> Any:
+        """The result without its head."""
+        return without_head(self.result)
+
+    @property
+    def headless(self) -> bool:
+        """Whether the source's files lack weights of its head, so that only hidden states can be compared."""
+        return bool(self.missing - {*tied_weights(self.source)})
+
+    @property
+    def compared(self) -> tuple[Any, Any]:
+        """The parts of source and result whose outputs are compared."""
+        return (self.base, self.long) if self.headless else (self.source, self.result)
+
+    @property
+    def outputs(self) -> str:
+        """The compared outputs, as a noun phrase."""
+        return "hidden states (the source has no weights for its head)" if self.headless else "outputs"
+
+    def tower(self, name: str) -> Comparison:
+        """The comparison of one tower of both models."""
+        prefix = tower_prefix(name)
+        source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
+        missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
+        return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
+
+
+def check_result(comparison: Comparison, progress: StageProgress | None = None) -> list[Check]:
     """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails.
 
     Args:
-        source: a model of the source's class, loaded in fp32; rounded in place if the plan casts. result: loaded from ``folder`` in fp32.
-        missing: names of parameters that the source's files lack, and names of those that the written files lack.
-        inputs: for running the models. given_text: they are a text of the user's, so more time is spent on measuring.
         progress: called as progress("verify", done, total).
 
     Raises:
         CheckpointError: a model does not run.
     """
+    plan = comparison.plan
     steps: list[tuple[str, Callable[[], list[Check]]]] = [
-        ("", partial(check_tensors, plan, source, result, *missing)),
-        ("", partial(plan.kind.processor, plan, folder, inputs)),
+        ("", partial(check_tensors, comparison)),
+        ("", partial(plan.kind.processor, plan, comparison.folder, comparison.inputs)),
     ]
     for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
-        prefix = tower_prefix(name)
-        lacking = {key.removeprefix(prefix) for key in missing[0] if key.startswith(prefix)}
-        before, after = (model.get_submodule(prefix.rstrip(".")) for model in (source, result))
-        steps.append((f"{name}: ", partial(part.kind.check, part, before, after, lacking, folder, inputs[name], given_text=given_text)))
-    steps.append(("", partial(plan.kind.check, plan, source, result, missing[0], folder, inputs, given_text=given_text)))
+        steps.append((f"{name}: ", partial(part.kind.check, comparison.tower(name))))
+    steps.append(("", partial(plan.kind.check, comparison)))
     checks: list[Check] = []
     for done, (prefix, step) in enumerate(steps):
         if progress is not None:
@@ -109,15 +151,13 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 # Tensors
 
 
-def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[str], lacking: set[str]) -> list[Check]:
+def check_tensors(comparison: Comparison) -> list[Check]:
     """Compare every tensor of the result with the source's.
 
     They have the same bytes, rounded if the plan casts. Position tables keep their first rows, or have equal rows if the rule drops them.
     Further tensors belong to mechanisms or memory tokens.
-
-    Args:
-        missing, lacking: names of parameters that the source's and the result's files lack.
     """
+    plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
     adoption, cast, after = plan.architecture.converter, plan.cast, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
@@ -125,9 +165,11 @@ def check_tensors(plan: ConversionPlan, source: Any, result: Any, missing: set[s
     chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
-    new = after.keys() - before.keys() - missing - {*tied_weights(result)}
+    tied = {*tied_weights(result)}
+    new = after.keys() - before.keys() - missing - tied
     attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
-    wrong = [f"{name} is missing" for name in sorted((chosen.keys() - after.keys()) | (lacking - missing - {*tied_weights(result)}))]
+    lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
+    wrong = [f"{name} is missing" for name in sorted(lost)]
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
     for name in chosen.keys() & after.keys():
         value = chosen[name]
@@ -160,7 +202,7 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
         if name.startswith(prefix := tower_prefix(tower)):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
-    table, rule = plan.architecture.family.table(name) or plan.table, plan.positions
+    table, rule = plan.architecture.family.table(name), plan.positions
     if table is None or not table.matches(name) or (new.shape == old.shape and rule not in DROPPED):
         if not _same_bytes(old, new):
             yield "differs from the source's values"
@@ -184,20 +226,14 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 # Outputs of models of texts
 
 
-def check_texts(
-    plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, text: VerificationText, *, given_text: bool = False
-) -> list[Check]:
+def check_texts(comparison: Comparison) -> list[Check]:
     """All checks of outputs of a model of texts.
 
     A loss or embeddings are measured on the source before it is rounded, and on the result only if its outputs pass.
-
-    Args:
-        source: is rounded in place if the plan casts. missing: names of parameters that its files lack.
-        text: the models run on parts of it.
-        given_text: the text is the user's, so more time is spent on measuring.
     """
-    lengths = choose_lengths(plan, text, given_text)
-    pooling = sentence_pooling(folder) if plan.decoder is None else None  # sentence encoders have no decoder
+    plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
+    lengths = choose_lengths(plan, text, comparison.given_text)
+    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
     # function of a model and of the tokens that it reads at once
     measure: Callable[[Any, int], Any] = partial(text_losses, plan, text, lengths)
     if pooling is not None:
@@ -205,15 +241,10 @@ def check_texts(
     unmeasured = why_not_measured(plan, text, lengths, pooling)
     before: Any = measure(source, lengths.chunk) if unmeasured is None else None
     plan.round_source(source)
-    headless = bool(missing - {*tied_weights(source)})
-    parts = (source.base_model, result.base_model) if headless else (source, result)
     if plan.architecture.converter is not None:
-        checks = compare_adopted(plan, *parts, text, lengths.old)
-        if headless:
-            checks = [replace(check, detail=f"{check.detail} (the source has no weights for its head)") for check in checks]
+        checks = compare_adopted(comparison, lengths.old)
     else:
-        what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-        checks = compare_lengths(plan, *parts, text, lengths, what)
+        checks = compare_lengths(comparison, lengths)
     if any(check.status == FAILED for check in checks):
         return checks
 
@@ -235,7 +266,7 @@ def check_texts(
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
     if pooling is None:
-        return [*checks, check_loss(plan, text, lengths, before, after, given_text=given_text)]
+        return [*checks, check_loss(plan, text, lengths, before, after, given_text=comparison.given_text)]
     document = None
     if not lengths.at_once:
         of_document = states if lengths.read == lengths.new else outputs(result.base_model, text.passages(1, lengths.read))
@@ -291,12 +322,9 @@ def check_finite(name: str, what: str, outputs: Mapping[str, Tensor], values: di
     return Check(name, PASSED if finite else FAILED, f"{what} are {'' if finite else 'not '}finite", values or {})
 
 
-def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, lengths: Lengths, what: str) -> list[Check]:
-    """Compare outputs up to the old length: where they must be equal, and by how much others differ.
-
-    Args:
-        what: the compared outputs, as a noun phrase.
-    """
+def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
+    """Compare outputs up to the old length: where they must be equal, and by how much others differ."""
+    plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     old, change = lengths.old, plan.position_change
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
@@ -325,7 +353,7 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
             expected[length] = outputs(source, ids, decoder_tokens=limit)
         with attending(result, attention):
             difference = Difference.of(expected[length], outputs(result, ids, decoder_tokens=limit))
-        detail = f"{what} at {length} tokens, {attention.format(plan.short_texts.length)}: largest difference from the source"
+        detail = f"{comparison.outputs} at {length} tokens, {attention.format(plan.short_texts.length)}: largest difference from the source"
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
         check = equality(name, detail, difference, values, why)
         used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only the check runs it
@@ -333,17 +361,21 @@ def compare_lengths(plan: ConversionPlan, source: Any, result: Any, text: Verifi
     return checks
 
 
-def compare_adopted(plan: ConversionPlan, source: Any, result: Any, text: VerificationText, length: int) -> list[Check]:
+def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     """Compare a Longformer, LED or BigBird with the result, with padding and global tokens."""
+    plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
     takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     why = plan.position_change if plan.attention == architecture.original_attention() else "the attention differs from the source's"
-    return [
-        probe.check("equal to the source", source, result, f"transformers' {adoption.model_type}", why)
+    reference = f"transformers' {adoption.model_type}"
+    checks = [
+        probe.check("equal to the source", source, result, reference, why)
         for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
         if takes_globals or "global_attention_mask" not in probe.inputs
     ]
+    lacks = " (the source has no weights for its head)" * comparison.headless
+    return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:

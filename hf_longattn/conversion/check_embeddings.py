@@ -18,10 +18,10 @@ from torch.nn.functional import normalize
 from ..evaluation.pooling import SentencePooling
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..reports import Check
+from .folders import decision, undecided
 from .lengths import Lengths
 from .model_loading import outputs
 from .plan import ConversionPlan
-from .report import decision, undecided
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)

@@ -18,9 +18,9 @@ from ..data.tokenization import IGNORED
 from ..evaluation.token_loss import NEGLIGIBLE, LossChange, chunk_losses, with_context
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..reports import Check
+from .folders import decision, undecided
 from .lengths import Lengths
 from .plan import ConversionPlan
-from .report import decision, undecided
 
 LOSS = "language-model loss by position"
 READS = 0.1

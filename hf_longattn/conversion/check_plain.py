@@ -16,28 +16,20 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .architectures import attached_mechanisms
-from .check import check_finite
-from .plan import ConversionPlan
+from .check import Comparison, check_finite
 
 LONGEST, LOGITS = 4096, 2**26
 """Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""
 
 
-def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
+def check_plain(comparison: Comparison) -> list[Check]:
     """Check the outputs of a ``--generic`` result. They equal the source's with the class's attention, and are finite with the mechanisms.
-
-    If a position table of time series was extended, the reference is the class at the new length, with the source's weights.
 
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
     """
+    plan, source, result = comparison.plan, comparison.source, comparison.result
     plan.round_source(source)
-    reference, position_change = "the source", plan.position_change
-    if plan.renamed is not None:
-        reference, position_change, state = "the class at that length, with the source's weights", "", plan.renamed(source)
-        config = type(source.config).from_dict({**source.config.to_dict(), "context_length": plan.config.context_length})
-        source = type(source)(config).eval()
-        source.load_state_dict(state, strict=False)
     seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
     expected = run_model(source, seeded)
     outputs, covered = _run_and_note_covers(result, seeded)
@@ -47,7 +39,7 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
     keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
     def compare(name: str, measured: dict[str, Tensor], how: str, change: str, covered: bool = True) -> Check:
-        detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from {reference}"
+        detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from the source"
         why = change or ("" if covered else "the mechanism does not cover the input")
         return equality(name, detail, Difference.of(expected, measured), {}, why)
 
@@ -58,13 +50,13 @@ def check_plain(plan: ConversionPlan, source: Any, result: Any) -> list[Check]:
         measured, covers = _run_and_note_covers(result, seeded)
         tower = plan.towers[name]
         mechanisms = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
-        change, how = position_change or tower.position_change * (plan.renamed is None), f"{mechanisms} in the tower {name} alone"
+        change, how = plan.position_change or tower.position_change, f"{mechanisms} in the tower {name} alone"
         of_towers.append(compare(f"with the mechanism of the tower {name}", measured, how, change, covers and not keeps_windows))
     set_implementation(result, implementation, is_tower=False)
     return [
-        compare("equal with the source's attention", run_model(result, seeded), "the class's attention", position_change),
+        compare("equal with the source's attention", run_model(result, seeded), "the class's attention", plan.position_change),
         *of_towers,
-        compare("with the mechanism", outputs, "long attention", position_change, covered and not keeps_windows),
+        compare("with the mechanism", outputs, "long attention", plan.position_change, covered and not keeps_windows),
         finite,
     ]
 

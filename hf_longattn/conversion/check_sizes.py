@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..evaluation.flops import layer_mechanisms
 from ..inputs.running import run_model
 from ..inputs.sizes import InputSize
-from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import SKIPPED, Check, Difference, equality
-from .check import BASE, attending, check_finite
-from .flops import cost_of, mechanisms_on
+from .check import BASE, Comparison, attending, check_finite
 from .plan import ConversionPlan
 
 FLOPS_AT_NEW_SIZE = 4e12
@@ -26,20 +25,12 @@ STATES = "last_hidden_state"
 def affordable_size(plan: ConversionPlan) -> InputSize:
     """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
     sizes = plan.inputs.steps()
-    costs = [cost_of(size, plan.attention, plan.shape) for size in sizes]
-    few = [2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE for cost in costs]
+    few = [2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE for cost in plan.costs]
     return next((size for size, is_cheap in zip(reversed(sizes), reversed(few), strict=True) if is_cheap), sizes[0])
 
 
 def check_sizes(
-    plan: ConversionPlan,
-    source: Any,
-    result: Any,
-    missing: set[str],
-    inputs: Any,
-    reads_new: bool,
-    resizing: Mapping[str, Any] | None = None,
-    how: str = "",
+    comparison: Comparison, reads_new: bool, resizing: Mapping[str, Any] | None = None, how: str = ""
 ) -> tuple[list[Check], dict[str, Tensor], InputSize]:
     """Compare outputs at the old size, and hidden states at the new one. Rounds the source in place if the plan casts.
 
@@ -50,12 +41,12 @@ def check_sizes(
     Returns:
         The checks, the result's hidden states at the new size, and this size, which is smaller for a large model.
     """
-    plan.round_source(source)
+    plan, inputs, base, long = comparison.plan, comparison.inputs, comparison.base, comparison.long
+    plan.round_source(comparison.source)
     sizes, words = plan.inputs, plan.inputs.words
     old, new = sizes.old, affordable_size(plan)
-    base, long = without_head(source), without_head(result)
-    compared, measured = (base, long) if missing else (source, result)
-    what = f"{'hidden states (the source has no weights for its head)' if missing else 'outputs'} at {old.describe()}"
+    compared, measured = comparison.compared
+    what = f"{comparison.outputs} at {old.describe()}"
     uncovered = f"the mechanism does not cover the {words.noun}"
 
     def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
@@ -63,14 +54,14 @@ def check_sizes(
         return equality(name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why)
 
     def covers(size: InputSize) -> bool:
-        return all(layer.covers(size.tokens) for layer in mechanisms_on(size, plan.attention, plan.shape))
+        return all(layer.covers(size.tokens) for layer in size.bound(layer_mechanisms(plan.attention, plan.shape, size.tokens)))
 
     at_old, at_new = inputs.at(old), inputs.at(new)
     expected, outputs, states = run_model(compared, at_old), run_model(measured, at_old), _states(run_model(long, at_new))
     if covers(old):
         checks = [compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
     else:
-        with attending(result, BASE):
+        with attending(comparison.result, BASE):
             full = run_model(measured, at_old)
         checks = [
             compare(
@@ -90,7 +81,7 @@ def check_sizes(
         where = f"hidden states at {new.describe()}{shorter}"
         expected = _states(run_model(base, {**at_new, **(resizing or {})}))
         tiled = plan.positions == TILE
-        with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
+        with attending(comparison.result, BASE), interpolating(comparison.result) if tiled else contextlib.nullcontext():
             full = _states(run_model(long, at_new))
         whys = [uncovered] * (tiled or not covers(new)) + [f"positions are {plan.positions}d"] * tiled
         interpolated = f" and interpolated positions, the source with {how}" if how else ""

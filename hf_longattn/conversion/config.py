@@ -6,7 +6,6 @@ Nothing heavy is imported here, since the command line reads the help texts when
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="Settings")
-UNITS = ("", "KB", "MB", "GB", "TB")
-SHARD_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?) ?(?P<unit>[KMGT]B)?")
 AUTO = "auto"
 """The value of ``mechanism`` for which a search chooses one for every layer, as :func:`hf_longattn.search_design` does."""
 
@@ -38,7 +35,6 @@ def setting(
     type: Any = str,
     metavar: str | None = None,
     minimum: int | None = None,
-    planned: bool = True,
     secret: bool = False,
 ) -> Any:
     """A dataclass field with the metadata of its help text and its flag.
@@ -52,11 +48,10 @@ def setting(
         type: of one value on the command line; ``list`` for a flag that can be repeated.
         metavar: the form of a value, in the help.
         minimum: the smallest valid number.
-        planned: the plan depends on it, so `longattn plan` has the flag too.
         secret: never written into a report.
     """
     about: dict[str, Any] = {"help": help, "unset": unset, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
-    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "planned": planned, "secret": secret}
+    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "secret": secret}
     return field(default=default, repr=not secret, metadata=about)
 
 
@@ -178,10 +173,7 @@ class ConversionConfig(Settings):
         "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged")
-    max_shard_size: str | int | None = setting(None, "Maximum size of a weight file, for example 5GB.", unset="as transformers saves")
-    allow_pickle: bool = setting(
-        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.", planned=False
-    )
+    allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
         False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
     )
@@ -195,29 +187,24 @@ class ConversionConfig(Settings):
         "Check the written files; a failed check leaves no result.",
         flag="--no-verify",
         flag_help="Do not check the written files.",
-        planned=False,
     )
-    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path, planned=False)
-    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path, planned=False)
+    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
+    verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     native: bool = setting(
         False,
         "Write a stock checkpoint instead: an architecture of transformers that computes the same and needs no hf_longattn; refused "
         "where there is none (`longattn plan` says it).",
-        planned=False,
     )
-    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.", planned=False)
+    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
         "Add a file that imports hf_longattn, so that programs which do not import it load the model with trust_remote_code=True; "
         "hf_longattn must be installed there.",
-        planned=False,
     )
     revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.")
     token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
 
     def __post_init__(self) -> None:
-        if self.max_shard_size is not None:
-            shard_bytes(self.max_shard_size)
         for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
             if name in (self.options or {}):
                 raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
@@ -316,19 +303,6 @@ class ConversionConfig(Settings):
         layers = {index: {k: v for k, v in override.items() if k not in options} for index, override in original.layers.items()}
         overrides = {str(index): override for index, override in layers.items() if override}
         return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**overrides, **values.get("layers", {})}})
-
-
-def shard_bytes(size: str | int) -> int:
-    """The size of a weight file in bytes, from bytes or "5GB".
-
-    Raises:
-        OptionError: not a size.
-    """
-    read = SHARD_SIZE.fullmatch(str(size).upper())
-    count = 0 if read is None else int(float(read["number"]) * 1000 ** UNITS.index(read["unit"] or ""))
-    if count < 1:
-        raise OptionError(f"{size!r} is not a shard size; give bytes, or for example 500MB or 5GB.")
-    return count
 
 
 def of_conversion(name: str) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
+import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.english import verification_text
 from ..errors import CheckpointError, ExportError
+from ..evaluation.flops import layer_mechanisms
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
@@ -26,16 +26,14 @@ from ..files import (
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
-from ..reports import FAILED, NEEDS_TRAINING
-from .check import check_result
+from ..reports import NEEDS_TRAINING, Check
+from .check import Comparison, check_result
 from .config import AUTO, ConversionConfig
-from .flops import layer_mechanisms
-from .folders import add_source_files, with_report, write_report
+from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, train_command
 from .model_loading import load_as_result, load_result, load_source, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
-from .report import WOULD_TELL, ConversionReport, StageProgress, train_command, versions
 from .sources import open_source
-from .stock import export_native
+from .stock import write_native
 
 
 @quiet_libraries()
@@ -68,116 +66,111 @@ def convert_checkpoint(
     """
     chosen = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
-    clock = {"start": time.perf_counter()}
+    start = time.perf_counter()
     text = verification_text(chosen.verify_text)
     with ending_cleanly():
         if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
             plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
         opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
-        clock["planned"] = time.perf_counter()
-        if not chosen.native:
-            return _converted(plan, destination, chosen, text, clock, progress)
-        choice = plan.native_twin
-        if choice is not None and choice.reason:
-            raise ExportError(f"The result would have no stock form: {choice.reason}")
-        beside = next(folder for folder in target.parents if folder.is_dir())
-        with tempfile.TemporaryDirectory(prefix=".longattn-", dir=beside) as folder:
-            long, plain = Path(folder) / target.name, dataclasses.replace(chosen, native=False, overwrite=False)
-            report = _converted(plan, long, plain, text, clock, progress)
-            return export_native(long, target, verify=chosen.verify, overwrite=chosen.overwrite, progress=progress, converted=report)
+        times = [start, time.perf_counter()]
+        if chosen.native and plan.native_twin is not None and plan.native_twin.reason:
+            raise ExportError(f"The result would have no stock form: {plan.native_twin.reason}")
+        stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
+        if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
+            raise CheckpointError(
+                f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
+                "bytes; is it that of another model?"
+            )
+        with staged_folder(target, needed_bytes=(1 + chosen.native) * plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
+            if not chosen.native:
+                return _write(plan, stage, str(destination), chosen, text, times, progress)
+            long = stage / LONG
+            long.mkdir()
+            converted = _write(plan, long, str(destination), chosen, text, times, progress)
+            report = write_native(open_source(long), stage, str(destination), verify=chosen.verify, progress=progress, converted=converted)
+            shutil.rmtree(long)
+            return report
 
 
-def _converted(
+LONG = ".long"
+"""Name of the folder of the long checkpoint from which a stock checkpoint is made."""
+
+
+def _write(
     plan: ConversionPlan,
-    destination: str | Path,
+    stage: Path,
+    name: str,
     chosen: ConversionConfig,
     text: tuple[str, str],
-    clock: dict[str, float],
+    times: Sequence[float],
     progress: StageProgress | None,
 ) -> ConversionReport:
-    """Load the source as the planned result, write it, check what was written, and put the complete folder in place.
+    """Load the source as the planned result, write it into the empty folder ``stage``, and check what was written.
 
     Args:
+        name: of the result, as the user typed it.
         text: the text for verification, and where it is from.
-        clock: the times "start" and "planned"; "convert" in the report includes planning.
+        times: when the conversion began, and when its plan was made.
     """
-    target, source, architecture = destination_path(destination), plan.source, plan.architecture
+    source, architecture = plan.source, plan.architecture
     recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
     inputs = plan.kind.inputs(plan.config, source.folder, text, recording) if chosen.verify else None
-    stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in source.folder.glob(pattern))
-    if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
-        raise CheckpointError(
-            f"The config.json of {source.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
-            "bytes; is it that of another model?"
-        )
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
-        model, missing = load_as_result(source, architecture, plan.config, plan.cast, plan.renamed)
-        if progress is not None:
-            progress("write", 0, plan.total_bytes)
-        sharding = {} if chosen.max_shard_size is None else {"max_shard_size": chosen.max_shard_size}
-        state = {name: value for name, value in model.state_dict().items() if name not in missing}
-        model.save_pretrained(stage, state_dict=state, **sharding)
-        del model, state
-        dtype = source.config.get("dtype") or source.config.get("torch_dtype")
-        if plan.cast is None and dtype is not None:  # the files may have others, but users load both models alike
-            write_json(stage / "config.json", {**read_json_object(stage / "config.json"), "dtype": dtype})
-        files = sorted((path.name for path in stage.iterdir()), key=lambda name: (name.endswith(".json"), name))
-        files += add_source_files(
-            source, stage, plan.new_length, longer=True, tokenizer_length=plan.tokenizer_length, generated=plan.decoder or plan.lengths,
-            changed_files=plan.files,
-        )  # fmt: skip
-        clock["written"] = time.perf_counter()
-        checks = []
-        if inputs is not None:
-            # of .bin files, both are rounded as config.json says
-            original, lacking = load_source(source, architecture, "auto" if source.pickled else torch.float32)
-            result, absent = load_result(stage, architecture, plan.config)
-            given_text, missing_keys = chosen.verify_text is not None, (lacking, absent)
-            checks = check_result(plan, original.float(), result, missing_keys, stage, inputs, given_text=given_text, progress=progress)
-            del original, result
-        if failed := [check.detail for check in checks if check.status == FAILED]:
-            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-        clock["verified"] = time.perf_counter()
-        if chosen.remote_code:
-            write_remote_code(stage)
-        undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
-        report = ConversionReport(
-            destination=target,
-            config=chosen.to_dict(),
-            plan=plan.to_dict(),
-            checks=tuple(checks),
-            text="not verified" if inputs is None else inputs.describe(),
-            files=with_report(files, CONVERSION_REPORT),
-            bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
-            seconds={name: round(clock[end] - clock[start], 3) for name, (start, end) in SPANS.items()},
-            versions=versions(),
-            next_step=training_step(plan) if undecided else None,
-        )
-        write_report(stage, source, str(destination), report, CONVERSION_REPORT)
-        return report
-
-
-SPANS = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
-"""The stages of a report -> the times at which they begin and end."""
+    model, missing = load_as_result(source, architecture, plan.config, plan.cast)
+    if progress is not None:
+        progress("write", 0, plan.total_bytes)
+    model.save_pretrained(stage, state_dict={tensor: value for tensor, value in model.state_dict().items() if tensor not in missing})
+    del model
+    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+    if plan.cast is None and dtype is not None:  # the files may have others, but users load both models alike
+        write_json(stage / "config.json", {**read_json_object(stage / "config.json"), "dtype": dtype})
+    add_source_files(
+        source, stage, plan.new_length, longer=True, tokenizer_length=plan.tokenizer_length, generated=plan.decoder or plan.lengths,
+        changed_files=plan.files,
+    )  # fmt: skip
+    times = [*times, time.perf_counter()]
+    checks: list[Check] = []
+    if inputs is not None:
+        # of .bin files, both are rounded as config.json says
+        original, lacking = load_source(source, architecture, "auto" if source.pickled else torch.float32)
+        result, absent = load_result(stage, architecture, plan.config)
+        names, given_text = (frozenset(lacking), frozenset(absent)), chosen.verify_text is not None
+        checks = check_result(Comparison(plan, original.float(), result, stage, inputs, *names, given_text), progress)
+        del original, result
+    if chosen.remote_code:
+        write_remote_code(stage)
+    undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
+    return complete_result(
+        stage,
+        source,
+        name,
+        CONVERSION_REPORT,
+        checks,
+        times,
+        config=chosen.to_dict(),
+        plan=plan.to_dict(),
+        text="not verified" if inputs is None else inputs.describe(),
+        next_step=training_step(plan) if undecided else None,
+    )
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
-    Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
-    sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or images; question-answering
+    Language models train on long text (mlm or clm, by their head). If a mechanism has parameters to learn, language models and sentence
+    encoders first learn softmax attention. Classifiers train on labelled documents or images; question-answering
     models, and encoders without a head, on questions.
     """
     if plan.training is not None:
         return dict(plan.training)
     length = f"texts of up to {plan.new_length} tokens"
     head = plan.architecture.source_class
-    learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+    traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
+    learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
-    if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return train_command("linearise", "--stage", "1", *texts, output="trained")
+    if learns and embeds:
+        return train_command("linearise", *texts, output="trained")
     if embeds and plan.positions in DROPPED:
         short = ("--text", "YOUR_TEXTS", "--max-length", str(plan.old_length))
         return train_command("distill", "--method", "hidden", "--teacher", plan.source.name, *short, output="trained")

@@ -1,8 +1,8 @@
-"""The folder of a result: weights and config, and the source's other files.
+"""The folder of a result: weights and config, the source's other files, report and card.
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
-licence) and :func:`write_report` (report and card).
+licence) and :func:`write_report` (report and card); conversions call :func:`complete_result`, which refuses a failed check.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import fnmatch
+import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import CheckpointError
 from ..files import (
@@ -27,13 +31,13 @@ from ..files import (
     check_destination,
     copy_folder,
     destination_path,
-    give_usual_modes,
     read_json_object,
     write_json,
 )
-from ..hub import write_model_card
+from ..hub import next_step, write_model_card
 from ..loading import SIDECARS, fetch_model
 from ..modeling.family.registration import model_type_table
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
 from .plan_positions import StackLength
 from .sources import SIDECAR_FOLDERS, Source, open_source, write_modules
 
@@ -52,11 +56,127 @@ ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFas
 """Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
 
 
-class Report(Protocol):
-    """The report of a command about its result."""
+POSITIONS = "positions at the new length"
+"""Name of the checks that repeat the plan's warnings about positions."""
+SHORT_TEXTS = "equal for short texts"
+"""Name of the check of texts that get full attention by the option ``exact_length``."""
+VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
+"""The key in the values of the check that decides whether the result needs training, and its three values."""
+WOULD_TELL = "would_tell"
+"""The key in the values of a check that cannot tell: what would, as a noun phrase."""
+
+StageProgress = Callable[[str, int, int], None]
+"""`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
+
+
+def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
+    """The check that decides whether the result needs training.
+
+    The model's purpose is measured: the loss of a language model (:mod:`.check_loss`), the embeddings of a sentence encoder
+    (:mod:`.check_embeddings`). Other heads cannot be measured without labels (:func:`undecided`).
+
+    Args:
+        values: for the report. Their "tokens" say on how many tokens the result was measured.
+    """
+    verdict = READY if ready else TRAIN
+    return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
+
+
+def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
+    """The check that cannot tell whether the result needs training.
+
+    Args:
+        reason: a clause. would_tell: the input or measurement that would, as a noun phrase.
+        values: what was measured; ``None`` if nothing was.
+    """
+    detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
+    return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
+
+
+def verdict_check(checks: Iterable[Check]) -> Check | None:
+    """The check that decides whether the result needs training, or that cannot tell; ``None`` if there is none."""
+    return next((check for check in checks if VERDICT in check.values), None)
+
+
+def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
+    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's name."""
+    return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """A finished conversion.
+
+    Attributes:
+        destination: the folder that was written.
+        config: settings that are not the default.
+        plan: the plan, as :meth:`ConversionPlan.to_dict` gives it.
+        checks: what was checked, each with a status and a sentence.
+        text: description of the inputs on which the models were run.
+        files: names of the files that were written.
+        bytes_written: total size of the written tensors.
+        seconds: the time of each stage.
+        versions: of this package, Python and the libraries.
+        next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
+    """
+
+    destination: Path
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    checks: tuple[Check, ...]
+    text: str
+    files: tuple[str, ...]
+    bytes_written: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    next_step: dict[str, Any] | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != FAILED for check in self.checks)
+
+    @property
+    def train_command(self) -> str | None:
+        """The command that trains the result, or advice; ``None`` if it is known to need no training."""
+        return None if self.next_step is None else next_step(self.next_step, str(self.destination))
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether the result needs training: "ready to use", "train before use" or "cannot tell". ``None`` without a check of that."""
+        return None if (check := verdict_check(self.checks)) is None else check.values[VERDICT]
+
+    @property
+    def needs_training(self) -> bool:
+        return any(check.status == NEEDS_TRAINING for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
+        """JSON-serialisable form, as in conversion_report.json."""
+        return {
+            "passed": self.passed,
+            "verified": bool(self.checks),
+            "verdict": self.verdict,
+            "needs_training": self.needs_training,
+            "next_step": self.next_step,
+            "train_command": self.train_command,
+            "config": self.config,
+            "plan": self.plan,
+            "text": self.text,
+            "tolerance": TOLERANCE,
+            "checks": [check.to_dict() for check in self.checks],
+            "files": list(self.files),
+            "bytes_written": self.bytes_written,
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }
+
+
+def versions(*further: str) -> dict[str, str]:
+    """Versions of this package, Python, and the installed libraries, with ``further`` libraries added."""
+    from .. import __version__
+
+    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *further)}
+    return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}
 
 
 def add_source_files(
@@ -68,8 +188,8 @@ def add_source_files(
     tokenizer_length: int = 0,
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> list[str]:
-    """Copy what belongs to a model besides weights and config. Returns the names of the files.
+) -> None:
+    """Copy what belongs to a model besides weights and config.
 
     Args:
         source: the checkpoint that the result is made from. The licences are in its card's folder.
@@ -83,7 +203,7 @@ def add_source_files(
     Raises:
         CheckpointError: a copied file is damaged.
     """
-    base_type, written = str(source.config.get("model_type")), []
+    base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
     left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
@@ -101,29 +221,67 @@ def add_source_files(
             write_json(stage / path.name, dict(changed_files[path.name]))
         else:
             shutil.copyfile(path, stage / path.name)
-        written.append(path.name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
             copy_folder(source.folder / name, stage / name)
-            written.append(name)
-    if TOKENIZER_CONFIG not in written and any(name in written for name in TOKENIZER_FILES):
+    if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-        written.append(TOKENIZER_CONFIG)
     if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
         write_json(stage / "config.json", config)
-    return [*written, *([] if source.root is None else write_modules(source.root, stage, max_length, longer=longer))]
+    if source.root is not None:
+        write_modules(source.root, stage, max_length, longer=longer)
 
 
-def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
-    """The names of all files of a result, with its report and its card."""
-    return (*dict.fromkeys(files), report_file, "README.md")
+def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
+    """The names of a result's files, with its report and its card."""
+    return (*sorted(path.name for path in stage.iterdir() if not path.name.startswith(".")), report_file, "README.md")
+
+
+def complete_result(
+    stage: Path,
+    source: Source,
+    name: str,
+    report_file: str,
+    checks: Iterable[Check],
+    times: Sequence[float],
+    *,
+    introduction: str | None = None,
+    made_from: str | None = None,
+    **facts: Any,
+) -> ConversionReport:
+    """Complete a checked result by its report and its card.
+
+    Args:
+        times: when the work began, when its plan was made, and when weights and other files were written.
+        facts: further fields of the report.
+        stage, source, name, report_file, introduction, made_from: as for :func:`write_report`.
+
+    Raises:
+        CheckpointError: a check failed.
+    """
+    checks = tuple(checks)
+    if failed := [check.detail for check in checks if check.status == FAILED]:
+        raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
+    start, planned, written = times
+    seconds = {"plan": planned - start, "convert": written - start, "verify": time.perf_counter() - written}
+    report = ConversionReport(
+        destination=destination_path(name),
+        checks=checks,
+        files=with_report(stage, report_file),
+        bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
+        seconds={stage_name: round(duration, 3) for stage_name, duration in seconds.items()},
+        versions=versions(),
+        **facts,
+    )
+    write_report(stage, source, name, report, report_file, introduction=introduction, made_from=made_from)
+    return report
 
 
 def write_report(
     stage: Path,
     source: Source,
     name: str,
-    report: Report,
+    report: Any,
     report_file: str,
     *,
     introduction: str | None = None,
@@ -136,7 +294,7 @@ def write_report(
         stage: the folder, with all other files.
         source: the checkpoint that the result is made from.
         name: what users type to load the result.
-        report_file: the name of the report's file.
+        report, report_file: an object with ``to_dict``, and the name of its file.
         introduction: the first sentence of the card.
         made_from: what the user calls the source, for the card; the source's name if it is not given.
         card: more arguments of :func:`~hf_longattn.hub.model_card`.
@@ -152,7 +310,6 @@ def write_report(
         "introduction": introduction,
     }
     write_model_card(stage, **{**contents, **card})
-    give_usual_modes(stage)
 
 
 def open_for_writing(
@@ -199,7 +356,6 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
             written.append(name)
     if (place / MODULES).is_file() and not (folder / MODULES).exists() and _class_of(place) == _class_of(folder):
         written += write_modules(place, folder)
-    give_usual_modes(folder)
     return written
 
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from .flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from .plan import ConversionPlan
 
 FLOPS_AT_OLD_LENGTH, FLOPS_AT_NEW_LENGTH = 1e12, 4e12
@@ -116,5 +116,5 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
     """The mechanism of every layer of an encoder-decoder's decoder; empty without a decoder."""
     if plan.decoder is None:
         return []
-    shape = ModelShape.of(plan.config, causal=True, matrix_parameters=0, element_bytes=plan.shape.element_bytes)
+    shape = ModelShape.of(plan.config, causal=True)
     return layer_mechanisms(plan.config.decoder_attention, shape, plan.decoder.new)

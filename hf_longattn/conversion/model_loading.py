@@ -7,7 +7,7 @@ import functools
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..loading import load_weights, tied_weights
-from ..modeling.family.definition import Family, known_family
+from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from .adopt import decoder_start
 from .architectures import Architecture, attached_mechanisms, attached_memory
@@ -58,8 +58,7 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
     arguments = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
     model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
-    model, missing = _load(model_class, source, family, dtype=dtype, **arguments)
-    return model, without_random_pooler(model, missing)
+    return load_checked(model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments)
 
 
 def load_as_result(
@@ -67,7 +66,6 @@ def load_as_result(
     architecture: Architecture,
     config: Any,
     dtype: torch.dtype | None = torch.float32,
-    renamed: Callable[[Any], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Any, set[str]]:
     """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
 
@@ -75,7 +73,6 @@ def load_as_result(
 
     Args:
         dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
-        renamed: makes the result's tensors from the loaded source, where its files have others.
 
     Returns:
         The model, and the names of parameters of its head that the source lacks.
@@ -83,87 +80,89 @@ def load_as_result(
     Raises:
         CheckpointError: the source does not load, or weights other than the head's are missing.
     """
-    if architecture.converter is not None:
-        renamed = architecture.converter.state_dict
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
-    model_class, arguments = result_class(architecture, config), dict[str, Any](dtype=loaded)
-    if renamed is not None:
+    model_class, folder = result_class(architecture, config), source.folder
+    arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
+    if architecture.converter is not None:
         original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
-        state = {name: value for name, value in renamed(original).items() if value.data_ptr() not in random}
-        model_class, arguments = architecture.model_class, {"dtype": original.dtype, "state_dict": state}
+        state = {name: value for name, value in architecture.converter.state_dict(original).items() if value.data_ptr() not in random}
+        model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, missing = _load(model_class, source, architecture.family, config=config, **arguments)
+        model, missing = load_checked(model_class, folder, source.name, headless=True, adds_mechanisms=True, config=config, **arguments)
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
     return model, missing
 
 
-def _load(model_class: Any, source: Source, family: Family, **arguments: Any) -> tuple[Any, set[str]]:
-    """Load a model that must be complete but for its head. Returns it, and the names of the head's parameters that are missing."""
-    folder = None if "state_dict" in arguments else source.folder
-    try:
-        model, info = load_weights(
-            model_class,
-            folder,
-            allow_pickle=source.pickled,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **arguments,
-        )
-    except CheckpointError as error:
-        if isinstance(error.__cause__, pickle.UnpicklingError):
-            raise CheckpointError(f"The .bin files of {source.name!r} hold more than tensors, which is never read.") from error
-        raise
-    for name, stored, expected in sorted(info["mismatched_keys"]):
-        needed = f"but its config requires {tuple(expected)}"
-        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {tuple(stored)}, {needed}.")
-    new = tuple(f"{name}." for name in (*attached_mechanisms(model), *attached_memory(model)))
-    missing = {name for name in info["missing_keys"] if not name.startswith(new)}
-    missing -= {name for name, other in tied_weights(model).items() if other not in missing}
-    _check_complete(missing, model, source.name, family)
-    _check_layers(model, info["unexpected_keys"], source.name)
-    return model.eval(), missing
-
-
-def load_result(folder: Path, architecture: Architecture, config: Any, *, config_instead: Any = None) -> tuple[Any, set[str]]:
+def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[Any, set[str]]:
     """Load the written result with the Auto class of its head, in fp32.
-
-    Args:
-        config_instead: a config to use instead of the folder's.
 
     Returns:
         The model, and the names of parameters that the folder lacks.
     """
-    arguments = {} if config_instead is None else {"config": config_instead}
-    model, info = load_weights(
-        result_class(architecture, config), folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **arguments
-    )
-    return model.eval(), without_random_pooler(model, {*info["missing_keys"]})
+    return load_checked(result_class(architecture, config), folder, str(folder), headless=True, dtype=torch.float32)
 
 
-def _check_complete(missing: Collection[str], model: Any, file: str, family: Family) -> None:
-    """Refuse missing weights, except of a pooler, a computed table or a head. A list of layers must be complete.
+def load_checked(
+    model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """Load a model whose files must have all of its weights, in evaluation mode.
+
+    A pooler that they lack would be random. A model without a head works without it, so it is removed there.
+
+    Args:
+        folder: of the files; ``None`` if ``arguments`` give config and state_dict.
+        name: of the checkpoint in messages.
+        headless: the weights of a head may be missing.
+        adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
+        arguments: of ``from_pretrained``.
+
+    Returns:
+        The model, and the names of the parameters that are missing.
 
     Raises:
-        CheckpointError: other weights are missing.
+        CheckpointError: the files cannot be read, or are of another model.
     """
-    tables = {name: family.table(name) for name in missing}
-    wanted = {*missing} - {*tied_weights(model)} - {name for name, table in tables.items() if table is not None and not table.learned}
-    prefix, there = f"{model.base_model_prefix}.", model.state_dict().keys() - {*missing}
-    in_base = {name for name in wanted if name.startswith(prefix) or model.base_model is model}
-    lost = {name for name in in_base if "pooler" not in name}
+    try:
+        model, info = load_weights(
+            model_class, folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    except CheckpointError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
+        raise
+    for tensor, stored, expected in sorted(info["mismatched_keys"]):
+        needed = f"but its config requires {tuple(expected)}"
+        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, {needed}.")
+    missing = {*info["missing_keys"]}
+    if adds_mechanisms:
+        new = tuple(f"{place}." for place in (*attached_mechanisms(model), *attached_memory(model)))
+        missing = {tensor for tensor in missing if not tensor.startswith(new)}
+    missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
+    wanted = {tensor for tensor in missing if "pooler" not in tensor}
+    if lost := of_body(model, missing) if headless else wanted:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
+    _check_layers(model, info["unexpected_keys"], name)
+    return model.eval(), without_random_pooler(model, missing)
+
+
+def of_body(model: Any, missing: set[str]) -> set[str]:
+    """The missing weights that are not of a head, a pooler or a computed table. A list of layers must be complete, in a head as well."""
+    family = known_family(model.config)
+    tables = {name: family.table(name) for name in missing} if family is not None else {}
+    wanted = missing - {*tied_weights(model)} - {name for name, table in tables.items() if table is not None and not table.learned}
+    prefix, there = f"{model.base_model_prefix}.", model.state_dict().keys() - missing
+    lost = {name for name in wanted if "pooler" not in name and (name.startswith(prefix) or model.base_model is model)}
     for path, module in model.named_modules():  # lists of layers that the file has in part, such as the decoder of a ViT-MAE
         if isinstance(module, nn.ModuleList) and any(name.startswith(f"{path}.") for name in there):
             lost |= {name for name in wanted if name.startswith(f"{path}.")}
-    if lost:
-        raise CheckpointError(
-            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {file!r}, the first is {min(lost)!r};"
-            " is every weight file there, and does its config.json belong to it?"
-        )
+    return lost
 
 
 LAYER = re.compile(r"\.\d+\.")
@@ -218,15 +217,6 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
-
-
-def class_named(name: str) -> Any | None:
-    """The model class of this name in this package or transformers. ``None`` if neither has it."""
-    import hf_longattn
-
-    home = hf_longattn if name.startswith("Long") and hasattr(hf_longattn, name) else transformers
-    model_class: Any = getattr(home, name, None) if name else None
-    return model_class if hasattr(model_class, "from_pretrained") else None
 
 
 @contextlib.contextmanager

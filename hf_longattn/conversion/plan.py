@@ -12,6 +12,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, OptionError, PositionError, nearest
+from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
 from ..inputs.kind import InputKind
 from ..inputs.sizes import InputSizes, WithTowers, text_sizes
@@ -20,14 +21,13 @@ from ..mechanisms.common.options import RELATIVE
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import PositionTable
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
 from .architectures import Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
-from .flops import LengthCost, ModelShape, cost_of, cost_with, layer_mechanisms, model_shape
+from .folders import train_command
 from .model_loading import quiet_libraries
 from .plan_positions import (
     PositionWarning,
@@ -38,7 +38,6 @@ from .plan_positions import (
     stack_lengths,
     with_short_texts,
 )
-from .report import train_command
 from .sources import Source, open_source, scores_pairs
 from .stock import Stock, choose_stock
 
@@ -61,15 +60,12 @@ class ConversionPlan(WithTowers):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     cast: torch.dtype | None = None  # the dtype of the result's weights; None keeps the source's
-    max_shard_size: str | int | None = None
     warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
     training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: as its head and texts say
-    table: PositionTable | None = None  # the position table of a model of time series
-    renamed: Callable[[Any], Mapping[str, torch.Tensor]] | None = None  # makes the result's tensors from the loaded source
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
@@ -302,10 +298,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
-        layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
+        layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
         warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
     inputs = text_sizes(length.old, length.new)
-    costs = tuple(cost_with(size, mechanisms, shape) for size in inputs.steps())
     return ConversionPlan(
         source=opened,
         architecture=architecture,
@@ -313,14 +308,13 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         inputs=inputs,
         positions=planned.rule,
         cast=cast,
-        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
         unchanged_tokens=unchanged,
         skeleton=skeleton,
         shape=shape,
-        costs=costs,
+        costs=costs_of(inputs, attention, shape),
         warnings=tuple(warnings),
         decoder=decoder,
         tokenizer_length=length.new,
@@ -364,12 +358,11 @@ def plan_sized(
         config=config,
         positions=positions,
         cast=cast,
-        max_shard_size=request.max_shard_size,
         attention=attention,
         position_change="",
         skeleton=skeleton,
         shape=shape,
-        costs=tuple(cost_of(size, attention, shape) for size in sizes.steps()),
+        costs=costs_of(sizes, attention, shape),
         warnings=tuple(warnings),
         inputs=sizes,
         files=files,

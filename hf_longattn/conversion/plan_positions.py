@@ -13,11 +13,10 @@ from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window
 from ..positions import tables as table_rules
-from ..positions.distances import RANDOM, TILE, widest_span
+from ..positions.distances import RANDOM, widest_span
 from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
@@ -169,18 +168,6 @@ def plan_positions(
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
     exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not grows)
     return PositionPlan(rule, exact, None, lengths, 0 if exact else table_rules.unchanged_rows(rule, text.old))
-
-
-def series_strategy(positions: str, table: PositionTable) -> str:
-    """The strategy for the position table of a time-series model; "auto" tiles a learned table.
-
-    Raises:
-        PositionError: `positions` is unknown, or does not apply to this table.
-    """
-    if positions in table_rules.DROPPED:
-        raise PositionError(f"{positions!r} does not apply to models of time series, which keep their positions; expected auto.")
-    rule = table_strategy(positions, TILE, learned=table.learned)
-    return table_rules.CENTRED if rule == table_rules.SINUSOIDAL else rule
 
 
 def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from ..data.english import verification_text
 from ..engines.common.call import UNBOUNDED
-from ..errors import CheckpointError, ExportError, checkpoint_errors
+from ..errors import ExportError, checkpoint_errors
+from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
 from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
-from ..loading import check_complete, load_weights
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.exact import full_of
@@ -47,10 +47,8 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
 from .architectures import NAMES, OWN_FIELDS, read_long
-from .flops import affordable_length, layer_mechanisms, model_shape
-from .folders import add_source_files, open_for_writing, with_report, write_report
-from .model_loading import quiet_libraries, without_random_pooler
-from .report import ConversionReport, StageProgress, versions
+from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
+from .model_loading import load_checked, quiet_libraries
 from .sources import Source, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
@@ -299,7 +297,6 @@ def export_native(
     revision: str | None = None,
     token: str | bool | None = None,
     progress: StageProgress | None = None,
-    converted: ConversionReport | None = None,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -315,7 +312,6 @@ def export_native(
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
         progress: called as progress(stage, done, total).
-        converted: the report of the conversion that wrote `model`; its checks come first in the returned report.
 
     Returns:
         The report, which is also in the destination's native_report.json.
@@ -324,82 +320,89 @@ def export_native(
         ExportError: no stock architecture computes the same; the sentence names the layer and the reason.
         LongAttentionError: one sentence; nothing was written.
     """
-    times = [time.perf_counter()]
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
         raise ExportError(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
+    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
+        return write_native(source, stage, str(destination), masked=global_attention_mask, verify=verify, progress=progress)
+
+
+def write_native(
+    source: Source,
+    stage: Path,
+    name: str,
+    *,
+    masked: bool = False,
+    verify: bool = True,
+    progress: StageProgress | None = None,
+    converted: ConversionReport | None = None,
+) -> ConversionReport:
+    """Write the stock checkpoint of a long one into the folder ``stage``.
+
+    Args:
+        name: of the result, as the user typed it.
+        masked, verify, progress: as for :func:`export_native`.
+        converted: the report of the conversion that wrote ``source``; its checks come first in the returned report.
+
+    Raises:
+        ExportError, CheckpointError: as :func:`export_native`.
+    """
+    times = [time.perf_counter()]
     config, class_name, family, _ = read_long(source)
-    choice, length = choose_stock(config, class_name, family, global_attention_mask), family.longest(config)
+    choice, length = choose_stock(config, class_name, family, masked), family.longest(config)
     if choice.reason:
         raise ExportError(f"{source.name!r} has no stock form: {choice.reason}")
     times.append(time.perf_counter())
-    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
-        long = _load(source, family.model_class(class_name), source.folder, dtype="auto")
-        stock_class: Any = getattr(transformers, choice.class_name)
-        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
-            config, tensors = choice.stock_config(), choice.state_dict(long)
-            stock = _load(source, stock_class, None, dtype=long.dtype, config=config, state_dict=tensors)
-        if progress is not None:
-            progress("write", 0, size)
-        stock.save_pretrained(stage)
-        files = sorted(path.name for path in stage.iterdir())
-        files += add_source_files(source, stage, length)
-        times.append(time.perf_counter())
-        checks, text = [*(() if converted is None else converted.checks)], None
-        if verify:
-            english, origin = verification_text(None)
-            text = VerificationText(excerpt(english, length), origin, load_tokenizer(stage), config.vocab_size)
-            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
-                stock = _load(source, stock_class, stage, dtype=torch.float32)
-                checks += _compare(long.float(), stock, choice, text, progress)
-        times.append(time.perf_counter())
-        if failed := [check.detail for check in checks if check.status == FAILED]:
-            raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-        made_from = str(model) if converted is None else converted.plan["source"]
-        report = ConversionReport(
-            destination=target,
-            config={"format": "native", **({"global_attention_mask": True} if global_attention_mask else {})},
-            plan={
-                "source": source.name,
-                "long_class": class_name,
-                "class": choice.class_name,
-                "model_type": stock.config.model_type,
-                "old_length": length,
-                "new_length": length,
-                "positions": "kept",
-                "parameters": stock.num_parameters(),
-                "warnings": [f"{choice.note}."] if choice.note else [],
-            },
-            checks=tuple(checks),
-            text="not verified" if text is None else text.describe(),
-            files=with_report(files, NATIVE_REPORT),
-            bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
-            seconds={name: round(times[number + 1] - times[number], 3) for number, name in enumerate(("plan", "convert", "verify"))},
-            versions=versions(),
-            next_step=None if converted is None else converted.next_step,
-        )
-        introduction = (
-            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-            f"`longattn export --format native` from {origin_of(made_from, source.folder)}."
-        )
-        write_report(stage, source, str(destination), report, NATIVE_REPORT, introduction=introduction, made_from=made_from)
-        return report
-
-
-def _load(source: Source, model_class: Any, folder: Path | None, **arguments: Any) -> Any:
-    """Load a model. Poolers that its files lack would be random, and are left out.
-
-    Raises:
-        CheckpointError: other weights are missing.
-    """
-    model, info = load_weights(model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
-    missing = {name for name in without_random_pooler(model, {*info["missing_keys"]}) if "pooler" not in name}
-    check_complete(model, {**info, "missing_keys": missing}, source.name)
-    return model.eval()
+    long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
+    stock_class: Any = getattr(transformers, choice.class_name)
+    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+        config, tensors = choice.stock_config(), choice.state_dict(long)
+        stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, config=config, state_dict=tensors)
+    if progress is not None:
+        progress("write", 0, sum(tensor.nbytes for tensor in tensors.values()))
+    stock.save_pretrained(stage)
+    add_source_files(source, stage, length)
+    times.append(time.perf_counter())
+    checks, text = [*(() if converted is None else converted.checks)], None
+    if verify:
+        english, origin = verification_text(None)
+        text = VerificationText(excerpt(english, length), origin, load_tokenizer(stage), config.vocab_size)
+        with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+            stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
+            checks += _compare(long.float(), stock, choice, text, progress)
+    made_from = source.name if converted is None else converted.plan["source"]
+    introduction = (
+        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+        f"`longattn export --format native` from {origin_of(made_from)}."
+    )
+    return complete_result(
+        stage,
+        source,
+        name,
+        NATIVE_REPORT,
+        checks,
+        times,
+        introduction=introduction,
+        made_from=made_from,
+        config={"format": "native", **({"global_attention_mask": True} if masked else {})},
+        plan={
+            "source": made_from,
+            "long_class": class_name,
+            "class": choice.class_name,
+            "model_type": stock.config.model_type,
+            "old_length": length,
+            "new_length": length,
+            "positions": "kept",
+            "parameters": stock.num_parameters(),
+            "warnings": [f"{choice.note}."] if choice.note else [],
+        },
+        text="not verified" if text is None else text.describe(),
+        next_step=None if converted is None else converted.next_step,
+    )
 
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:

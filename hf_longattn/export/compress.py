@@ -23,9 +23,8 @@ from torch.nn import functional
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
+from ..conversion.folders import add_source_files, open_for_writing, versions, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.report import versions
 from ..conversion.sources import tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
 from ..evaluation.summaries import plus_minus
@@ -269,7 +268,7 @@ def compress_checkpoint(
         with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, stage, longest_input(inputs.model.config) or 0)]
+        add_source_files(opened, stage, longest_input(inputs.model.config) or 0)
         changed = count_changed(opened.folder, stage, compressed)
         if not changed["tensors"]:
             raise CheckpointError(
@@ -298,10 +297,10 @@ def compress_checkpoint(
             outputs=accuracy(outputs_before, outputs),
             pruned=compressed.pruned,
             text=inputs.text,
-            files=with_report(files, REPORT),
+            files=with_report(stage, REPORT),
             versions=versions(),
         )
-        origin = origin_of(opened.name, opened.folder)
+        origin = origin_of(opened.name)
         introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
         write_report(stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table())
     return report

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
-from ..conversion.model_loading import class_named, outputs, quiet_libraries, without_random_pooler
+import hf_longattn
+
+from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
 from ..conversion.sources import Source, refuse_quantised
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
@@ -87,8 +90,9 @@ class CompressionInput:
         """
         refuse_quantised(source)
         class_name = named_class(source.config, "")
-        model_class = class_named(class_name)
-        if model_class is None:
+        home = hf_longattn if class_name.startswith("Long") and hasattr(hf_longattn, class_name) else transformers
+        model_class: Any = getattr(home, class_name, None) if class_name else None
+        if not hasattr(model_class, "from_pretrained"):
             raise CheckpointError(
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "
                 "architectures to the class that saved it."

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from ..conversion.folders import add_source_files, with_report, write_report
-from ..conversion.model_loading import quiet_libraries, without_random_pooler
-from ..conversion.report import versions
+from ..conversion.folders import add_source_files, versions, with_report, write_report
+from ..conversion.model_loading import load_checked, quiet_libraries
 from ..conversion.sources import Source, open_source, refuse_quantised
 from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
@@ -28,7 +27,6 @@ from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..inspect import inspect_checkpoint
-from ..loading import load_weights, tied_weights
 from ..mechanisms import list_mechanisms
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.family.registration import auto_mapping
@@ -156,16 +154,16 @@ def export_checkpoint(
         heads = [name for name, class_name in family.model_classes.items() if type(loaded).__name__ in (name, class_name)]
         shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
         write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
-        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, stage, max_length)]
+        add_source_files(source, stage, max_length)
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, max_length, used, tuple(checks),
-            with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
+            with_report(stage, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
             text=words.describe(),
         )  # fmt: skip
         introduction = (
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
-            f"made by `longattn export` from {origin_of(source.name, source.folder)}."
+            f"made by `longattn export` from {origin_of(source.name)}."
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
@@ -200,14 +198,13 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
-    missing = without_random_pooler(model, set(info["missing_keys"]))
-    if missing - {*tied_weights(model)}:
+    model, missing = load_checked(model_class, source.folder, source.name, headless=True, dtype=torch.float32)
+    if missing:
         raise ExportError(
             f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
             "export the head that it has, or fine-tune this one first."
         )
-    return model.eval()
+    return model
 
 
 def write_graph(

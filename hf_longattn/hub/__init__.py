@@ -9,7 +9,6 @@ from ..names import public_names
 if TYPE_CHECKING:
     from .card import AUTO_CLASSES as AUTO_CLASSES
     from .card import MeasuredResult as MeasuredResult
-    from .card import ModelCardMixin as ModelCardMixin
     from .card import from_source as from_source
     from .card import model_card as model_card
     from .card import next_step as next_step

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from transformers import AutoConfig
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..errors import CONTROL, CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_one_line
+from ..errors import CONTROL, CheckpointError, LongAttentionError, checkpoint_errors, in_one_line
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
@@ -43,8 +44,7 @@ from ..files import (
 )
 from ..inputs.kind import kind_in
 from ..loading import read_config
-from ..mechanisms import mechanism_info
-from ..mechanisms.common.options import EXACT_LENGTH
+from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -227,7 +227,7 @@ def model_card(
         if isinstance(base := metadata.get("base_model"), str):
             start = f"Converted from `{in_one_line(public_name(base))}`"
         elif converted_from:
-            start = f"Converted from {origin_of(converted_from, Path(source or converted_from).expanduser())}"
+            start = f"Converted from {origin_of(converted_from)}"
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
@@ -261,7 +261,7 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 
 
 def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
-    """The limits of a model, each as one or two sentences: the longest input, and when its mechanisms equal full attention."""
+    """The limits of a model, each as one or two sentences: the longest input, and up to which length it equals full attention."""
     kind, limits = kind_in(config), list[str]()
     model_config = kind.config_of(config)
     for name, part in kind.parts.items():
@@ -271,9 +271,13 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif longest.tokens:
             limits.append(f"It was made for {part.words.nouns} of up to {longest.words}. {part.words.longer}")
-    for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
-        texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
-        limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
+        if name in attentions and longest.grid is None:
+            layers, causal = getattr(of_part, "attending", (1, False))
+            mechanisms = [prototype(*attentions[name].for_layer(layer)) for layer in range(layers)]
+            lengths = range(1, 1 + (longest.tokens or 2**20))
+            exact = bisect_left(lengths, True, key=lambda n: not all(for_length(each, n, causal).covers(n, causal) for each in mechanisms))
+            upto = f"on {part.words.nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
+            limits.append(f"Its attention equals full attention {upto}." if exact else "Its attention never equals full attention.")
     return [*dict.fromkeys(limits)]
 
 
@@ -292,19 +296,9 @@ def read_report(folder: Path) -> dict[str, Any]:
 # What a card takes over from the card of the model's source.
 
 
-def origin_of(source: str, folder: Path) -> str:
-    """A model's name on the Hub, or "a local folder". The latter with the model that its card names as its base.
-
-    Args:
-        source: the model, as the user typed it.
-        folder: the folder with the model's files. Its name is never published.
-    """
-    if "/" in source and public_name(source) == source:
-        return f"`{in_one_line(source)}`"
-    base = inherited_metadata(source_card(folder)).get("base_model")
-    if isinstance(base, str) and public_name(base) == base:
-        return f"a local folder, which is based on `{in_one_line(base)}`"
-    return "a local folder"
+def origin_of(source: str) -> str:
+    """A model's name on the Hub, or "a local folder", whose name is never published."""
+    return f"`{in_one_line(source)}`" if "/" in source and public_name(source) == source else "a local folder"
 
 
 def source_card(source: str | Path, *, download: bool = False) -> Path | None:
@@ -366,42 +360,3 @@ def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -
     card = source_card(source, download=True)
     base = inherited_metadata(card).get("base_model") if Path(source).expanduser().exists() else source
     return {**({"base_model": base} if base else {}), **contents, "source": source}
-
-
-class ModelCardMixin:
-    """Mixin that goes before ``Trainer`` in a class's bases. ``push_to_hub`` then adds the training to the model's card. Trainer itself
-    would replace that card.
-
-        class CardTrainer(ModelCardMixin, Trainer): ...
-
-    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded by ``from_pretrained``, unless
-    ``push_to_hub`` is given other values. Results and hyperparameters come from the Trainer's own card.
-    """
-
-    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Write ``README.md`` into the output folder. Takes the arguments of ``Trainer.create_model_card``.
-
-        Raises:
-            HubError: the folder contains no saved model.
-        """
-        folder, source = Path(self.args.output_dir), str(self.model.config.name_or_path)
-        if not self.is_world_process_zero():
-            return
-        if not (folder / "config.json").is_file():
-            raise HubError(f"{str(folder)!r} contains no saved model yet, so its card cannot be written; call trainer.save_model() first.")
-        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
-        trainers = read_card(folder / "README.md")
-        about, _, training = trainers.text.partition("## Training procedure")
-        stated = {name: trainers.data.get(name) for name in ("license", "language", "datasets", "base_model", "tags")}
-        datasets = stated["datasets"] or []
-        start = f"Fine-tuned from `{in_one_line(public_name(source))}`" if source else "Trained"
-        (folder / "README.md").unlink()
-        write_model_card(
-            folder,
-            name=self.hub_model_id or str(folder),
-            introduction=f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer.",
-            training=training,
-            measured="\n".join(re.findall(r"^- .*", about, re.MULTILINE)),
-            eval_results=trainers.data.get("eval_results"),
-            **from_source(source, stated),
-        )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import json
 import re
@@ -15,11 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
 from ..files import PREDICTIONS, check_link, read_json, read_text, without_folders
-from ..loading import LOG_IN, TOKEN, read_config, translated_errors
+from ..loading import TOKEN, read_config, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 from .remote_code import write_remote_code
 
@@ -32,8 +31,6 @@ Hub token, and predictions quote the data."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
 RECORDS = ("*_report.json", "training_log.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""Byte order marks of UTF-16, the encoding of logs that PowerShell writes."""
 NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
 """The comment in a card with the name by which its code loads the model."""
 EMPTY_CARD = "This model card has been automatically generated"
@@ -96,7 +93,6 @@ def push_model(
     if not has_weights or not (place / "config.json").exists():
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
         raise CheckpointError(f"{str(place)!r} has no {missing}; give the folder of a saved model.")
-    check_token(repo_id, token)
     files, left_out = chosen_files(place, (*LEFT_OUT, *leave_out))
     refuse_tokens(place, files, token)
     name, api = check_login(repo_id, token, private=private), HfApi(token=token)
@@ -122,26 +118,14 @@ def push_model(
     return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
-def check_token(repo_id: str, token: str | bool | None) -> None:
-    """Refuse an upload without a token, before any request.
-
-    Raises:
-        HubError: no token is given, set in HF_TOKEN, or stored by `hf auth login`; or the token has characters that no token has.
-    """
-    known = token if isinstance(token, str) else None if token is False else get_token()
-    if not known:
-        raise HubError(f"{repo_id!r} needs a token; {LOG_IN}.")
-    if not (known.isascii() and known.isprintable() and " " not in known):
-        raise HubError(f"The token has characters that no token has; copy it again from {constants.ENDPOINT}/settings/tokens.")
-
-
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
     """Check whether an upload is possible, before starting the work that produces its files. Returns the repository's whole name.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
-    check_token(repo_id, token)
+    if not (token if isinstance(token, str) else token is not False and get_token()):
+        raise HubError(f"{repo_id!r} needs a token; log in with `hf auth login`, set HF_TOKEN, or add --token (trainings: --hub-token).")
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
         user = api.whoami()["name"]
@@ -185,17 +169,11 @@ def refuse_tokens(place: Path, files: Collection[str], token: str | bool | None)
     """Refuse files, other than weights, that contain the user's token or text that looks like one.
 
     Raises:
-        CheckpointError: a file cannot be read.
         HubError: a file contains a token.
     """
     known = token if isinstance(token, str) else get_token()
     for path in (place / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions.") from error
-        if content[:2] in UTF_16:
-            content = content.decode("utf-16", errors="replace").encode()
+        content = path.read_bytes()
         if (known and known.encode() in content) or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
             raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
-from ..conversion.flops import ModelShape, layer_mechanisms, mechanisms_on
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
 from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
+from ..evaluation.flops import ModelShape, layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.window2d import GLOBAL
-from ..modeling.family.definition import without_head
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -181,7 +181,7 @@ class GridKind(InputKind):
                 "transformers resizes square ones only; leave --image-size out."
             )
         attention = grid_attention(architecture, request, sizes)
-        shape = ModelShape.of(config, causal=False, matrix_parameters=0, element_bytes=4)
+        shape = ModelShape.of(config, causal=False)
         layers = sizes.new.bound(layer_mechanisms(attention, shape, sizes.new.tokens))
         positions, known = request.positions, (AUTO, TILE, INTERPOLATE)
         if positions not in known:
@@ -239,14 +239,13 @@ class GridKind(InputKind):
         values = {IMAGE_SIZE: None if fixed is None else list(processed)}
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {pixels(processed)}", values)]
 
-    def check(
-        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Images, given_text: bool = False
-    ) -> list[Check]:
+    def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
         resizing = {INTERPOLATE_ARGUMENT: True} if self.rule.interpolates else {}
         how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
-        checks, states, new = check_sizes(plan, source, result, missing, inputs, True, resizing, how)
-        crops = check_crops(plan, without_head(source), inputs.at(new), states, new) if plan.inputs.grows else []
+        checks, states, new = check_sizes(comparison, True, resizing, how)
+        plan, at_new = comparison.plan, comparison.inputs.at(new)
+        crops = check_crops(plan, comparison.base, at_new, states, new) if plan.inputs.grows else []
         return [*checks, *crops]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
@@ -320,7 +319,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
 
 def check_crops(plan: ConversionPlan, base: Any, inputs: Mapping[str, Any], states: Mapping[str, Tensor], new: InputSize) -> list[Check]:
     """Compare each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
-    old, layers = plan.inputs.old, mechanisms_on(new, plan.attention, plan.shape)
+    old, layers = plan.inputs.old, new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     prefix, window = new.grid.prefix, old.grid.sizes
     apart = all(
         layer.grid_blocks(new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL) for layer in layers

@@ -116,15 +116,8 @@ class InputKind(ABC):
         return []
 
     @abstractmethod
-    def check(
-        self, plan: Any, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool = False
-    ) -> list[Check]:
-        """Run source and result of a conversion, and compare what they return.
-
-        Args:
-            source, result: the models, in fp32. missing: names of parameters that the source's files lack.
-            folder, inputs: the result's folder, and inputs of :meth:`inputs`. given_text: they are a text of the user's.
-        """
+    def check(self, comparison: Any) -> list[Check]:
+        """Run source and result of a conversion, a :class:`~hf_longattn.conversion.check.Comparison`, and compare what they return."""
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         """The part of a card's code that makes an input of the model in ``folder``.

@@ -1,4 +1,4 @@
-"""Inputs of a class of transformers without a Long class. Only the length of texts and series can change."""
+"""Inputs of a class of transformers without a Long class. Only the length of texts with rotary positions can change."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
 from ..conversion.check_plain import check_plain
-from ..conversion.flops import LengthCost, ModelShape, cost_with, generic_shape, layer_mechanisms
 from ..conversion.plan import ConversionPlan, parse_dtype
-from ..conversion.plan_positions import StackLength, position_warnings, series_strategy
-from ..errors import LengthError, PositionError
+from ..conversion.plan_positions import StackLength, position_warnings
+from ..errors import PositionError
+from ..evaluation.flops import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..modeling.attach.patch_places import packs_images
 from ..modeling.attach.text_globals import TEXT_GLOBAL
-from ..modeling.family.definition import TOWER_CONFIG, PositionTable, tower_field
+from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import mark_generic, towers_of
-from ..positions.tables import extend_table, keeps_old_rows
 from ..reports import Check
 from .grid import IMAGE_READER, PILLOW, image_lines
 from .kind import Example, kind_of_model
 from .processors import IMAGE_PROCESSOR, ProcessorFile
-from .running import SERIES_INPUT, reads_only_text
+from .running import reads_only_text
 from .sizes import AUTO, TEXTS, InputSizes, text_sizes
 from .text import TextKind
 from .tokenizer import VerificationText, excerpt, load_tokenizer
@@ -42,9 +41,10 @@ UNCHANGED = "as they were"
 
 
 def text_length(config: Any) -> int:
-    """Maximum length of a text, in tokens; 0 if the config does not say."""
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return said if isinstance(said, int) else 0
+    """Maximum length of a text, in tokens; 0 if the config does not say, or has no vocabulary, as those of time series."""
+    text = config.get_text_config()
+    said = getattr(text, "max_position_embeddings", None)
+    return said if isinstance(said, int) and hasattr(text, "vocab_size") else 0
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
@@ -78,10 +78,9 @@ class PlainKind(TextKind):
             chosen = {"": with_windows(request.attention() if request.names_attention else None, base)}
         else:
             chosen = {name: with_windows(value, getattr(base, tower_field(name), None)) for name, value in request.towers.items()}
-        series = Series.of(architecture.model_class, base, request.max_length)
         old = text_length(base)
-        length = StackLength(old, old if request.max_length is None else int(request.max_length)) if series is None else series.patches
-        config, rule, position_change = _config(architecture, chosen, request.positions, length, series)
+        length = StackLength(old, old if request.max_length is None else int(request.max_length))
+        config, rule, position_change = _config(architecture, chosen, request.positions, length)
         if request.text_global:
             config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
         if reads_only_text(architecture.model_class):
@@ -93,14 +92,6 @@ class PlainKind(TextKind):
         warnings = partial(position_warnings, rule, auto=request.positions == AUTO)
         layers = layer_mechanisms(attention, shape, length.new or None)
         texts = text_sizes(length.old, length.new)
-        if series is not None:
-            steps = series.steps
-            texts = replace(
-                texts,
-                old_words=f"{steps.old:,} steps, {texts.old_words}",
-                new_words=f"{steps.new:,} steps, {texts.new_words}",
-                report={"old_context_length": steps.old, "new_context_length": steps.new},
-            )
         trained_here = length.new and reads_only_text(getattr(transformers, architecture.source_class))
         plan = ConversionPlan(
             source=source,
@@ -109,7 +100,6 @@ class PlainKind(TextKind):
             inputs=texts,
             positions=rule,
             cast=cast,
-            max_shard_size=request.max_shard_size,
             attention=attention,
             position_change=position_change,
             skeleton=skeleton,
@@ -118,8 +108,6 @@ class PlainKind(TextKind):
             warnings=tuple(warnings(attention, layers, length, causal=shape.causal)),
             tokenizer_length=length.new,
             training=None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"},
-            table=None if series is None else series.table,
-            renamed=partial(series.tensors, rule) if series is not None and series.lengthened else None,
         )
         if "" in chosen:
             return plan
@@ -154,10 +142,8 @@ class PlainKind(TextKind):
         vocabulary = getattr(config.get_text_config(), "vocab_size", 2)
         return VerificationText(excerpt(text[0], 0), text[1], load_tokenizer(folder), vocabulary, described="seeded inputs")
 
-    def check(
-        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Any, given_text: bool = False
-    ) -> list[Check]:
-        return check_plain(plan, source, result)
+    def check(self, comparison: Comparison) -> list[Check]:
+        return check_plain(comparison)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         name = named_class(config, "").removeprefix(GENERIC_CLASS)
@@ -169,20 +155,16 @@ class PlainKind(TextKind):
         return Example(None, IMAGE_READER, image_lines(480, 640), (PILLOW,))
 
 
-def _config(
-    architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength, series: Series | None
-) -> tuple[Any, str, str]:
+def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
     """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
 
     Raises:
-        PositionError, LengthError: the positions cannot change (neither rotary nor an extensible table), or the length is too small.
+        PositionError, LengthError: the positions cannot change (not the rotary ones of texts), or the length is too small.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())
     config.architectures = [architecture.source_class]
     mark_generic(config, chosen.get("", chosen))
-    if series is not None:
-        config.context_length = series.steps.new
     text = config.get_text_config()
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
         length.check_grows()
@@ -192,76 +174,11 @@ def _config(
             raise PositionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
         rope.write(text)
         return config, f"rope:{rope.kind}", "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
-    if series is not None and series.lengthened:
-        rule = series_strategy(positions, series.table)
-        return config, rule, "" if keeps_old_rows(rule) else f"{rule} changes the old positions too"
-    if length.grows or positions != AUTO:
+    if length.new != length.old or positions != AUTO:
         raise PositionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
     return config, UNCHANGED, ""
-
-
-@dataclass(frozen=True)
-class Series:
-    """The lengths of a model of time series. In steps, and in patches, its tokens.
-
-    table: its position table; ``None`` for classes that read any length.
-    """
-
-    steps: StackLength
-    patches: StackLength
-    table: Any
-
-    @classmethod
-    def of(cls, model_class: Any, config: Any, asked: int | None) -> Series | None:
-        """The lengths for a result that reads ``asked`` steps, by default as many as the source. ``None`` for other models.
-
-        Raises:
-            LengthError: ``asked`` is below the source's number of steps, or does not add whole patches.
-        """
-        trained = getattr(config, "context_length", None)
-        if model_class.main_input_name != SERIES_INPUT or not isinstance(trained, int):
-            return None
-        steps = StackLength(trained, trained if asked is None else asked)
-        steps.check_grows("length", "steps")
-        patch = getattr(config, "patch_length", 1)
-        if (steps.new - trained) % patch:
-            nearest = trained + -(-(steps.new - trained) // patch) * patch
-            raise LengthError(f"The source reads patches of {patch} steps, and {steps.new:,} is not a multiple; give {nearest}.")
-        stride = getattr(config, "patch_stride", patch)
-        table = None
-        if config.model_type == "patchtst":
-            learned = config.positional_encoding_type == "random"
-            table = PositionTable(r"positional_encoder\.position_enc$", offset=int(learned and config.use_cls_token), learned=learned)
-        return cls(steps, StackLength(*(int((length - patch) // stride + 1) for length in (trained, steps.new))), table)
-
-    @property
-    def lengthened(self) -> bool:
-        """Whether the class reads only one length, and the result's is greater than the source's."""
-        return self.table is not None and self.steps.grows
-
-    def tensors(self, positions: str, source: Any) -> dict[str, Tensor]:
-        """The result's tensors. A learned position table is extended by the rule ``positions``; otherwise the class computes the table.
-
-        Raises:
-            LengthError: the shape of another tensor depends on the number of patches.
-        """
-        config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
-        longer, state = type(source)(config).state_dict(), {}
-        for name, values in source.state_dict().items():
-            if self.table.matches(name):
-                offset, rows, computed = self.table.offset_rows(config), len(longer[name]), longer[name].to(values.dtype)
-                state[name] = extend_table(values, rows, offset=offset, strategy=positions) if self.table.learned else computed
-            elif values.shape != longer[name].shape:
-                raise LengthError(
-                    f"The tensor {name!r} is made for the {self.patches.old} patches of {self.steps.old} steps: a {type(source).__name__} "
-                    "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
-                    "pooling_type='mean'."
-                )
-            else:
-                state[name] = values
-        return state
 
 
 @dataclass(frozen=True)
@@ -296,11 +213,10 @@ class PlainPart:
         """The cost at each size; empty if no size is known."""
         if not self.inputs.old.tokens:
             return ()
-        layers = layer_mechanisms(self.attention, self.shape, self.inputs.new.tokens)
-        costs = [cost_with(size, layers, self.shape) for size in self.inputs.steps()]
+        costs = costs_of(self.inputs, self.attention, self.shape)
         if self.shape.causal:  # a plain class caches every token
-            costs = [replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs]
-        return tuple(costs)
+            costs = tuple(replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs)
+        return costs
 
 
 def parts_with_mechanisms(skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:

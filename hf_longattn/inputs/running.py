@@ -11,8 +11,6 @@ from torch import Tensor
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
-SERIES_INPUT = "past_values"
-"""The main input of transformers' models of time series."""
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
 """Arguments of ``forward`` for images and sound."""
 

@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 
 from ..errors import CheckpointError
 from ..modeling.generic import towers_of
-from .running import SERIES_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2
@@ -64,7 +63,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         channels = getattr(decoder, "num_channels", None)  # audio decoders have one code per frame and channel (Dia)
         shape = (1, DECODER_TOKENS) if channels is None else (1, DECODER_TOKENS, channels)
         inputs["decoder_input_ids"] = _ids(text if channels is None else decoder, shape, random)
-    if SERIES_INPUT in taken:
+    if "past_values" in taken:
         decodes = "future_time_features" in taken  # such a class needs future values; others take them only for the loss
         names = taken.keys() if decodes else taken.keys() - {"future_values"}
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
@@ -125,12 +124,11 @@ def _series(config: Any, random: Generator) -> dict[str, Any]:
     values = (1, past) if channels is None else (1, past, channels)
     features = getattr(config, "num_time_features", 0)
     return {
-        SERIES_INPUT: torch.randn(values, generator=random),
+        "past_values": torch.randn(values, generator=random),
         "past_observed_mask": torch.ones(values),
         "past_values_padding": torch.zeros(1, past, dtype=torch.long),
         "past_time_features": torch.randn(1, past, features, generator=random),
         "future_time_features": torch.randn(1, future, features, generator=random),
         "future_values": torch.randn(1, future, *values[2:], generator=random),
         "freq": torch.zeros(1, 1, dtype=torch.long),
-        "forecast_context_len": past,  # a result with a longer context does not pad in front of them
     }

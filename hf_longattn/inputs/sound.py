@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..conversion.check import Comparison
 from ..conversion.check_sizes import STATES, check_sizes
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning
@@ -19,7 +20,6 @@ from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.english import PARAGRAPHS
 from ..errors import AudioError, CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
-from ..modeling.family.definition import without_head
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .kind import TEXT_TASK, Example, InputKind
 from .processors import FEATURE_EXTRACTOR, FILE, ProcessorFile, UserFiles, load_processor, values_with
@@ -254,13 +254,12 @@ class SoundKind(InputKind):
             detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
         return [Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out}), *tokenizer]
 
-    def check(
-        self, plan: ConversionPlan, source: Any, result: Any, missing: set[str], folder: Path, inputs: Sounds, given_text: bool = False
-    ) -> list[Check]:
+    def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both durations. Padding must change no frame."""
+        plan = comparison.plan
         reads_new = self.rule.base_reads(plan.architecture.source_config, plan.inputs.new.value)
-        checks, _, new = check_sizes(plan, source, result, missing, inputs, reads_new)
-        return [*checks, check_padding(plan.config, without_head(result), inputs, new)]
+        checks, _, new = check_sizes(comparison, reads_new)
+        return [*checks, check_padding(plan.config, comparison.long, comparison.inputs, new)]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         values, rule = self.config_of(config), self.rule

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..conversion.check import check_texts
+from ..conversion.check import Comparison, check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
 from ..reports import Check
 from .kind import TEXT_TASK, Example, InputKind
@@ -46,17 +46,8 @@ class TextKind(InputKind):
     def processor(self, plan: Any, folder: Path, inputs: VerificationText) -> list[Check]:
         return check_tokenizer(plan, folder, inputs)
 
-    def check(
-        self,
-        plan: ConversionPlan,
-        source: Any,
-        result: Any,
-        missing: set[str],
-        folder: Path,
-        inputs: VerificationText,
-        given_text: bool = False,
-    ) -> list[Check]:
-        return check_texts(plan, source, result, missing, folder, inputs, given_text=given_text)
+    def check(self, comparison: Comparison) -> list[Check]:
+        return check_texts(comparison)
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         """Only the loading of the tokenizer for models of pages, whose words have places."""

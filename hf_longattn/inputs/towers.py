@@ -12,7 +12,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..conversion.architectures import NAMES
-from ..conversion.check import BASE, attending, check_finite
+from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.check_sizes import affordable_size
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import tower_of
@@ -93,7 +93,6 @@ class TowersKind(InputKind):
             source=source,
             architecture=architecture,
             config=config,
-            max_shard_size=request.max_shard_size,
             attention=texts.attention,
             position_change=" and ".join(plan.position_change for plan in changed),
             short_texts=texts.short_texts,
@@ -149,17 +148,9 @@ class TowersKind(InputKind):
     def processor(self, plan: Any, folder: Path, inputs: InputsOfTowers) -> list[Check]:
         return [check for name, part in plan.towers.items() for check in part.kind.processor(part, folder, inputs[name])]
 
-    def check(
-        self,
-        plan: ConversionPlan,
-        source: Any,
-        result: Any,
-        missing: set[str],
-        folder: Path,
-        inputs: InputsOfTowers,
-        given_text: bool = False,
-    ) -> list[Check]:
+    def check(self, comparison: Comparison) -> list[Check]:
         """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
+        plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
         plan.round_source(source)
         length, why = min(plan.old_length, LONGEST_CAPTION), ""
         if plan.position_change and plan.unchanged_tokens <= 1:

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..conversion.architectures import read_long
-from ..conversion.flops import DecodeState, LengthCost, ModelShape, cost_with, decode_states, layer_mechanisms, model_shape
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources import Source, open_source, tower_of
 from ..errors import CheckpointError
+from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
 from ..inputs.kind import kind_in
 from ..inputs.plain import PlainPart, parts_with_mechanisms, text_length, text_tower
@@ -135,8 +135,7 @@ def _inspect(source: Source) -> Inspection:
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
         return replace(text_part(towers), **facts, towers=towers)
     shape, sizes, attention = model_shape(config, skeleton), kind.sizes(config), config.long_attention
-    mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
-    costs = tuple(cost_with(size, mechanisms, shape) for size in sizes.steps())
+    costs = costs_of(sizes, attention, shape)
     return Inspection(
         **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=getattr(config, KEPT_HEADS, None) or {}
     )

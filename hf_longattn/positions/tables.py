@@ -15,7 +15,6 @@
 ``alibi``, ``rotary``  the same, with ALiBi or rotary positions (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
-``centred``      for PatchTST's sinusoids, which are centred and scaled over the whole table: all rows are computed for the new length.
 
 Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
 """
@@ -35,7 +34,7 @@ ALIBI = "alibi"
 """The strategy that discards the table, and the value of the option ``relative`` that takes its place."""
 DROPPED = ("none", ALIBI)
 """Strategies that discard the table: all rows are their mean."""
-SINUSOIDAL, CENTRED = "sinusoidal", "centred"
+SINUSOIDAL = "sinusoidal"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
 """Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's captions."""
@@ -75,11 +74,6 @@ def _sinusoidal(old: Tensor, rows: int) -> Tensor:
     return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
 
-def _centred(old: Tensor, rows: int) -> Tensor:
-    _refuse_others(old, centred_sinusoids(*old.shape))
-    return centred_sinusoids(rows, old.shape[1]).to(old.dtype)
-
-
 def _refuse_others(table: Tensor, computed: Tensor) -> None:
     """Raise :class:`PositionError` if a table differs from the one that its architecture computes."""
     error = float((computed - table.to(torch.float32)).abs().max())
@@ -104,16 +98,6 @@ KNOWN = (*STRATEGIES, STRETCH, *DROPPED)
 def sinusoids(rows: int, width: int) -> Tensor:
     """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
     return sinusoids_at(torch.arange(rows), width).to(torch.float32)
-
-
-def centred_sinusoids(rows: int, width: int) -> Tensor:
-    """``(rows, width)`` fp32: interleaved sines and cosines of :func:`sinusoids`, with mean 0 and standard deviation 0.1 over all rows
-    (PatchTST, Nie et al. 2023)."""
-    halves = sinusoids_at(torch.arange(rows), width)
-    table = torch.empty_like(halves)
-    table[:, 0::2], table[:, 1::2] = halves.split([(width + 1) // 2, width // 2], 1)
-    table -= table.mean()
-    return (table / (10 * table.std())).to(torch.float32)
 
 
 def sinusoids_at(positions: Tensor, width: int) -> Tensor:
@@ -149,13 +133,13 @@ def moves_rows(strategy: str) -> bool:
 
 def keeps_old_rows(strategy: str) -> bool:
     """Whether the old rows, and so the outputs up to the old length, are unchanged."""
-    return not moves_rows(strategy) and strategy not in (*DROPPED, CENTRED)
+    return not moves_rows(strategy) and strategy not in DROPPED
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:
     """The number of positions at the start, out of ``rows``, that an extension leaves unchanged.
     Texts of at most this many tokens have the same outputs."""
-    if strategy in (*DROPPED, CENTRED):
+    if strategy in DROPPED:
         return 0
     kept_rows = stretched_from(strategy)
     return min(rows, kept_rows + 1) if kept_rows is not None else rows if keeps_old_rows(strategy) else 1
@@ -177,7 +161,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         PositionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
     """
     kept_rows = stretched_from(strategy)
-    extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal, CENTRED: _centred}.get(strategy)
+    extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
     if kept_rows is not None:
         extend = partial(_stretch, kept=kept_rows)
     if extend is None and strategy not in DROPPED:

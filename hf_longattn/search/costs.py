@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..attend import run_batch
-from ..conversion.flops import ModelShape, state_bytes
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
+from ..evaluation.flops import ModelShape, state_bytes
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..mechanisms.common.exact import check_form
@@ -118,7 +118,7 @@ class LayerCosts:
             with torch.no_grad():
                 return run_batch(mechanism, q, k, v, call)
 
-        return run, state_bytes([mechanism], shape, self.length) if shape.causal else None
+        return run, state_bytes(mechanism, shape, self.length) if shape.causal else None
 
 
 def _timed(run: Callable[[], Tensor]) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
+from ..conversion.folders import versions
 from ..conversion.model_loading import chosen_device, quiet_libraries
-from ..conversion.report import versions
 from ..conversion.sources import Source
 from ..errors import OptionError, in_a_line
 from ..files import check_new_file, write_text
@@ -78,7 +78,7 @@ def search_design(
         result = replace(result, file=str(output))
         head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        write_text(Path(output), head + recipe, overwrite=False)
+        write_text(Path(output), head + recipe)
     return result
 
 

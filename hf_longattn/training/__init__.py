@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.sources import load_labelled, load_text
     from .args import ModelArguments
-    from .linearise.args import LineariseModelArguments, LineariseTrainingArguments
     from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, finetune_lm
     from .modalities import load_multitask_head
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
     from .tasks.clm import CLMDataArguments, CLMModelArguments
     from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student
     from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
-    from .tasks.linearise import linearise_attention
+    from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments, linearise_attention
     from .tasks.mlm import MLMDataArguments, MLMModelArguments
     from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
     from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model

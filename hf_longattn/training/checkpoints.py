@@ -1,4 +1,4 @@
-"""Find what a run can resume from: the latest complete checkpoint, or a finished part of a distillation."""
+"""Find the latest complete checkpoint, from which a run can resume."""
 
 from __future__ import annotations
 
@@ -15,12 +15,6 @@ from hf_longattn.names import LOGGER
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
 """The file that is written last."""
-CHECKPOINTS = "checkpoints"
-"""The folder of the checkpoints of all stages, in the output of an attention distillation."""
-STAGE_1 = "stage1"
-"""The folder of the model after stage 1, in the output of an attention distillation; it appears whole."""
-DISTILLATION_REPORT = "distillation_report.json"
-"""The last file of an attention distillation."""
 OF_OPTIMIZER = frozenset(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"))
 """Options whose values a resumed run takes from the checkpoint."""
 
@@ -139,41 +133,6 @@ def checkpoints(folder: Path) -> list[Path]:
     """Trainer's checkpoints in ``folder``, complete or not, the latest last."""
     numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
-
-
-def stage_checkpoints(folder: Path, stage: int) -> Path:
-    """The folder of checkpoints of stage 1 or 2; ``folder`` is its output."""
-    return folder / CHECKPOINTS / f"stage{stage}"
-
-
-def newest_of_stage(folder: Path, stage: int) -> str | None:
-    """The latest complete checkpoint of a stage; ``None`` if the stage is complete or must start again from :func:`finished_part`.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is complete, and no part is finished.
-    """
-    if stage == 1 and stage_1_is_complete(folder):
-        return None
-    try:
-        return newest_checkpoint(stage_checkpoints(folder, stage))
-    except CheckpointError as error:
-        part = finished_part(folder)
-        if part is None:
-            raise
-        logger.warning_once(f"Stage {stage} starts again, and {part}. {str(error).partition(';')[0]}.")
-        return None
-
-
-def stage_1_is_complete(folder: Path) -> bool:
-    """Whether an attention distillation in ``folder`` starts at stage 2 when it is resumed."""
-    return (folder / STAGE_1 / DISTILLATION_REPORT).is_file()
-
-
-def finished_part(folder: Path) -> str | None:
-    """The finished part from which a distillation in ``folder`` resumes without a checkpoint, in words; ``None`` if there is none."""
-    if stage_1_is_complete(folder):
-        return f"stage 1 is complete in {folder / STAGE_1}"
-    return None
 
 
 def check_checkpoint(checkpoint: Path) -> str:

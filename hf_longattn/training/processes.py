@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
-from hf_longattn.training.checkpoints import finished_part, newest_checkpoint, stage_1_is_complete, stage_checkpoints
+from hf_longattn.training.checkpoints import newest_checkpoint
 
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
 """gloo's messages about a closed connection."""
@@ -35,13 +35,9 @@ def is_distributed() -> bool:
 
 def how_to_resume(folder: Path) -> str:
     """The saved checkpoint in ``folder``, and the advice to resume."""
-    stages = (2,) if stage_1_is_complete(folder) else (2, 1)
-    for place in (folder, *(stage_checkpoints(folder, stage) for stage in stages)):
-        with suppress(CheckpointError):
-            if (newest := newest_checkpoint(place, resumes=False)) is not None:
-                return f"the latest complete checkpoint is {newest}; run again with --resume"
-    if (part := finished_part(folder)) is not None:
-        return f"{part}; run again with --resume"
+    with suppress(CheckpointError):
+        if (newest := newest_checkpoint(folder, resumes=False)) is not None:
+            return f"the latest complete checkpoint is {newest}; run again with --resume"
     return "no checkpoint had been written, so run again from the beginning, with --overwrite"
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import transformers
 
-from hf_longattn.cli import env, main
-from hf_longattn.errors import UNFIT_TORCHVISION
+from hf_longattn.cli import main
 from tests.cases import every_case
 
 CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "128"]
@@ -61,7 +57,6 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "unknown positions": (["--positions", "tiles", "--max-length", "128"], "Did you mean 'tile'"),
     "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
     "unknown dtype": (["--dtype", "float15"], "Did you mean 'float16'"),
-    "unreadable shard size": (["--max-shard-size", "big"], "not a shard size"),
     "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
 }
 
@@ -150,34 +145,3 @@ def test_option_names_the_flag_of_what_is_no_option(option: str, instead: str, t
         main(["plan", str(tmp_path), "--option", option])
     assert stopped.value.code == 1
     assert instead in capsys.readouterr().err
-
-
-def test_unfit_torchvision_refuses_only_commands_that_need_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    monkeypatch.setattr(env, "torchvision_fits", lambda: False)
-    needing = ["train", "classify", "--images", "--augmentation", "flip", "--model", "m", "--output", str(tmp_path / "o"), "--data", "d"]
-    try:
-        for command, words in ((needing, UNFIT_TORCHVISION), (["plan", str(tmp_path / "none")], "There is no folder")):
-            code, _, printed = run(capsys, *command)
-            assert code == 1
-            assert words in printed
-            assert sys.modules["torchvision"] is None
-    finally:
-        sys.modules.pop("torchvision", None)
-
-
-@pytest.mark.slow
-def test_text_model_is_planned_beside_a_torchvision_that_cannot_be_imported(short: Path, tmp_path: Path) -> None:
-    for file, content in (
-        ("torchvision/__init__.py", 'raise RuntimeError("operator torchvision::nms does not exist")'),
-        ("torchvision-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\nRequires-Dist: torch==0.1\n"),
-    ):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text(content)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-m", "hf_longattn", "plan", str(short), "--max-length", "128"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "LongBertForMaskedLM" in done.stdout

@@ -17,11 +17,12 @@ def run(*arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_card_command_writes_licence_tags_and_results(tmp_path: Path) -> None:
+def test_card_command_writes_results_and_keeps_the_licence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"dataset": "held-out modules", "metric": "loss", "value": 2.5, "unit": "nats", "task": "fill-mask"}]))
-    assert run(tmp_path, "--license", "apache-2.0", "--tag", "code", "--results", results) == 0
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert run(tmp_path, "--results", results) == 0
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.eval_results[0].metric_value == 2.5

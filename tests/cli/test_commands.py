@@ -76,11 +76,9 @@ def test_convert_reports_in_words_and_in_json(
 
 
 @pytest.mark.thorough
-def test_dry_run_and_plan_say_what_would_happen_and_write_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_would_happen_and_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 1024, "--json")
-    dry = json.loads(output(capsys, "convert", source, tmp_path / "long", *flags, "--dry-run"))
     planned = json.loads(output(capsys, "plan", source, *flags))
-    assert dry == planned
     assert list(tmp_path.iterdir()) == []
     assert [cost["length"] for cost in planned["costs"]] == [64, 128, 256, 512, 1024]
     assert planned["costs"][-1]["cache_bytes"] == planned["costs"][-2]["cache_bytes"]
@@ -88,6 +86,20 @@ def test_dry_run_and_plan_say_what_would_happen_and_write_nothing(source: Path, 
     shown = output(capsys, "plan", source, *flags[:-1])
     assert "rope:none" in shown
     assert "64K" in shown
+
+
+@pytest.mark.thorough
+def test_plan_compares_costs_of_every_mechanism_at_1k_to_64k(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = json.loads(output(capsys, "plan", source, "--mechanism", "window", "--option", "window=16", "--json"))["comparison"]
+    assert planned["sizes"] == ["1K", "2K", "4K", "8K", "16K", "32K", "64K"]
+    rows = {row["mechanism"]: row for row in planned["mechanisms"]}
+    assert next(iter(rows)) == "as planned"
+    assert rows["as planned"]["flops"] < rows["window"]["flops"] < rows["full"]["flops"]
+    growth = {mechanism: row["flops"][-1] / row["flops"][-2] for mechanism, row in rows.items()}
+    assert growth["full"] == pytest.approx(4, rel=0.05)
+    for linear in ("window", "linear", "performer"):
+        assert growth[linear] == pytest.approx(2, rel=0.05)
+    assert all(len(row["flops"]) == len(planned["sizes"]) for row in rows.values())
 
 
 def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:

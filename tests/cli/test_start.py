@@ -1,8 +1,7 @@
-"""What a command imports, its help, shell completion, and `longattn env`."""
+"""What a command imports, its help, and shell completion."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -13,8 +12,6 @@ import typer
 from typer.testing import CliRunner
 
 from hf_longattn.cli import app, main
-from hf_longattn.cli.env import describe_environment, installed_version
-from hf_longattn.errors import EXTRAS, UNFIT_TORCHVISION
 from tests.cases import every_case
 
 from ..fresh_processes import run_fresh
@@ -23,7 +20,7 @@ from .imports import list_slow_imports
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-CODES = {"--help": 0, "--version": 0, "recipes": 0, "recipes based": 0, "env": 0, "convert --help": 0}
+CODES = {"--help": 0, "--version": 0, "recipes": 0, "recipes based": 0, "convert --help": 0}
 """Command lines that need nothing slow, such as torch, and their exit codes."""
 
 
@@ -39,7 +36,7 @@ def test_commands_import_nothing_slow_before_it_is_needed(repository: Path, tmp_
     [
         ("mechanisms windw", 1), ("train nothing", 2), ("plan . --mechanism windw", 1), ("plan . --mechanism full --layers 0=windw", 1),
         ("convert . long --mechanism window --option windw=64", 1), ("convert . long --mechanism window --option window=0", 1),
-        ("train mlm --modl x", 2), ("evaluate mlm --learning-rate 1", 2), ("train linearise --mechanism window --option windw=4", 1),
+        ("train mlm --modl x", 2), ("evaluate mlm --learning-rate 1", 2),
     ],
 )  # fmt: skip
 def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,42 +57,3 @@ def test_shell_completes_commands_and_flags() -> None:
     for words, completions in ("longattn con", ["convert"]), ("longattn convert --mech", ["--mechanism"]):
         variables = {"_LONGATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         assert CliRunner().invoke(app, [], prog_name="longattn", env=variables).output.split() == completions
-
-
-@pytest.mark.parametrize(
-    ("torch", "torchvision", "needs", "fits"),
-    [
-        ("2.13.0+cpu", "0.28.0+cpu", ["numpy", "torch==2.13.0"], True),
-        ("2.13.0+cpu", "0.28.0", ["torch==2.13.0"], False),  # of PyPI, which is for CUDA
-        ("2.13.0+cpu", "0.29.0+cpu", ["torch (==2.14.0)"], False),
-        ("2.13.0+cpu", "0.28.0+cpu", None, True),
-        ("2.13.0+cpu", None, None, True),
-        ("2.9.0a0+145a3a7bda.nv25.10", "0.24.0a0+094e7af5", ["torch==2.9.0a0+145a3a7bda.nv25.10"], True),  # NVIDIA's container
-    ],
-)
-def test_env_names_a_torchvision_of_another_torch(
-    torch: str, torchvision: str | None, needs: list[str] | None, fits: bool, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    installed = installed_version
-    versions = {"torch": torch, "torchvision": torchvision}
-    monkeypatch.setattr("hf_longattn.cli.env.installed_version", lambda name: versions[name] if name in versions else installed(name))
-    monkeypatch.setattr("hf_longattn.cli.env.requires", lambda name: needs)
-    with pytest.raises(SystemExit):
-        main(["env"])
-    assert (UNFIT_TORCHVISION in capsys.readouterr().out) is not fits
-
-
-def test_env_says_what_is_installed_and_how_to_install_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    installed = installed_version
-    monkeypatch.setattr("hf_longattn.cli.env.installed_version", lambda name: None if name == "matplotlib" else installed(name))
-    with pytest.raises(SystemExit) as ended:
-        main(["env"])
-    assert not ended.value.code
-    lines = capsys.readouterr().out.splitlines()
-    assert f"- torch: {importlib.metadata.version('torch')}" in lines
-    assert "- plot: matplotlib missing; pip install 'hf-longattn[plot]'" in lines
-    assert {line.partition(":")[0] for line in lines} >= {f"- {extra}" for extra in EXTRAS}
-    with pytest.raises(SystemExit):
-        main(["env", "--json"])
-    assert json.loads(capsys.readouterr().out) == describe_environment()

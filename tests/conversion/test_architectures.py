@@ -18,13 +18,12 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import BackendError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import BackendError, CheckpointError, ExportError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
 from hf_longattn.inputs.seeded import seeded_inputs
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from hf_longattn.positions.tables import extend_table
 from tests.cases import every_case
 from tests.generic import load_generic
 from tests.reports import tensor_counts
@@ -197,75 +196,11 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
     assert not model.config.long_attention.get("layers")
 
 
-@pytest.mark.thorough
-def test_generic_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:
-    source = saved(f"{SERIES}ModelForPrediction", tmp_path / "plain", infer_is_positive=False)
-    full = {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}
-    report = convert_checkpoint(source, tmp_path / "long", generic=True, long_attention=full, max_length=256, positions="rope:none")
-    lengths = {name: report.plan[name] for name in ("old_context_length", "new_context_length", "old_length", "new_length")}
-    assert lengths == {"old_context_length": 128, "new_context_length": 256, "old_length": 16, "new_length": 32}
-    details = {check.name: check.detail for check in report.checks}
-    assert "past_values [1, 128]" in details["equal with the source's attention"]
-    assert "past_values [1, 256]" in details["finite"]
-    assert "extended from series of 128 to 256 steps (16 to 32 tokens; " in (tmp_path / "long" / "README.md").read_text()
-
-    short, long = getattr(transformers, f"{SERIES}ModelForPrediction").from_pretrained(source), load_generic(tmp_path / "long")
-    assert (long.config.context_length, long.config.max_position_embeddings) == (256, 32)
-    series = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
-
-    @torch.no_grad()
-    def forecast(model: Any, values: torch.Tensor) -> torch.Tensor:
-        return model(past_values=values).mean_predictions
-
-    assert torch.allclose(forecast(long, series[:, 128:]), forecast(short, series[:, 128:]), atol=1e-4)  # the steps before it are padding
-    changed = torch.cat([series[:, :64] + 1, series[:, 64:]], 1)
-    assert torch.equal(forecast(short, changed), forecast(short, series))
-    assert not torch.allclose(forecast(long, changed), forecast(long, series), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "class_token", "positions"),
-    [("sincos", False, "auto"), ("sincos", True, "auto"), ("random", False, "auto"), ("random", True, "interpolate")],
-)
-def test_extended_series_model_equals_a_stock_one_of_the_new_length(kind: str, class_token: bool, positions: str, tmp_path: Path) -> None:
-    """Sinusoids are those that the class computes for that length; learned rows are extended as other families' are."""
-    values = {"positional_encoding_type": kind, "use_cls_token": class_token}
-    source = saved(f"{CHANNELS}ForPrediction", tmp_path / "plain", pooling_type="mean", **values)
-    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=256, positions=positions)
-    assert (report.plan["old_length"], report.plan["new_length"], report.plan["new_context_length"]) == (16, 32, 256)
-    assert report.plan["positions"] == {"sincos": "centred", "random": "tile"}[kind] if positions == "auto" else positions
-    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
-
-    stock_class = getattr(transformers, f"{CHANNELS}ForPrediction")
-    short, long = stock_class.from_pretrained(source), load_generic(tmp_path / "long")
-    stock = stock_class(type(short.config)(**{**short.config.to_dict(), "context_length": 256})).eval()
-    name = "model.encoder.positional_encoder.position_enc"
-    weights = short.state_dict()
-    table = weights.pop(name)
-    if kind == "random":
-        prefix = int(class_token)
-        weights[name] = extend_table(table, 32 + prefix, offset=prefix, strategy="tile" if positions == "auto" else positions)
-        torch.testing.assert_close(weights[name][:prefix], table[:prefix])
-    stock.load_state_dict(weights, strict=kind == "random")
-    torch.testing.assert_close(long.state_dict()[name], stock.state_dict()[name], rtol=0, atol=1e-6)
-    series = torch.randn(2, 256, 2, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        forecasts = [model(past_values=series).prediction_outputs for model in (long, stock)]
-    torch.testing.assert_close(*forecasts, rtol=1e-4, atol=1e-5)
-
-
-def test_series_head_that_reads_all_patches_refuses_a_new_length(tmp_path: Path) -> None:
-    source = saved(f"{CHANNELS}ForPrediction", tmp_path / "plain", pooling_type=None)
-    with pytest.raises(LengthError, match=r"'head\.projection\.weight' is made for the 16 patches .* Leave --max-length out"):
-        convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=256)
-
-
 @every_case(
     ("name", "arguments", "error", "sentence"),
     [
-        (f"{SERIES}ModelForPrediction", {"max_length": 64}, LongAttentionError, "takes 128 steps and conversion only extends it"),
-        (f"{SERIES}ModelForPrediction", {"max_length": 250}, LongAttentionError, "patches of 8 steps, and 250 is not a multiple; give 256"),
-        (f"{CHANNELS}ForPrediction", {"max_length": 256, "positions": "none"}, PositionError, "does not apply to models of time series"),
+        (f"{SERIES}ModelForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {SERIES}"),
+        (f"{CHANNELS}ForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {CHANNELS}"),
         (
             DETECTOR,
             {"max_length": 4096},
@@ -349,7 +284,7 @@ class TestLoading:
 def test_generic_conversion_by_command_loads_and_is_inspected(tmp_path: Path) -> None:
     source = saved(DETECTOR, tmp_path / "plain")
     arguments = ["convert", str(source), str(tmp_path / "long"), "--generic", "--mechanism", "window", "--option", "window=8"]
-    planned = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    planned = CliRunner().invoke(app, ["plan", str(source), *arguments[3:]])
     assert planned.exit_code == 0
     assert "any number of tokens" in planned.output
     done = CliRunner().invoke(app, [*arguments, "--json"])

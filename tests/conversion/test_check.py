@@ -19,10 +19,10 @@ from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
 from hf_longattn.conversion import ConversionPlan, convert, convert_checkpoint, folders, lengths, plan_conversion
 from hf_longattn.conversion import check as checking
-from hf_longattn.conversion.check import BEYOND, check_result, labelled
+from hf_longattn.conversion.check import BEYOND, Comparison, check_result, labelled
 from hf_longattn.conversion.check_loss import LOSS, check_loss, text_losses
+from hf_longattn.conversion.folders import POSITIONS, decision
 from hf_longattn.conversion.lengths import Lengths, choose_lengths
-from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
@@ -255,7 +255,9 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
 
     def failed() -> list[str]:
         model, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long", output_loading_info=True)
-        checks = check_result(plan, source.eval(), model.eval(), (set(), {*info["missing_keys"]}), tmp_path / "long", inputs)
+        checks = check_result(
+            Comparison(plan, source.eval(), model.eval(), tmp_path / "long", inputs, lacking=frozenset(info["missing_keys"]))
+        )
         return [check.detail for check in checks if check.status == "failed"]
 
     assert failed() == []

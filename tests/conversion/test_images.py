@@ -223,7 +223,7 @@ def test_rotary_and_relative_positions_of_images_are_tiled_with_windows(tmp_path
 
 def test_plan_of_an_image_model_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
     plan = plan_conversion(saved(), image_size="48x96")
-    assert [cost.size for cost in plan.costs] == [(32, 32), (48, 64), (48, 96)]  # type: ignore[attr-defined]
+    assert [cost.size.value for cost in plan.costs] == [(32, 32), (48, 64), (48, 96)]
     assert (plan.old_length, plan.new_length) == (65, 289)
     cells, windows = 12 * 24, 3 * (8 * 8) ** 2 + 3 * (4 * 8) ** 2
     pairs = windows + 1 + 2 * cells

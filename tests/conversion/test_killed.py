@@ -20,7 +20,7 @@ from hf_longattn.conversion import convert_checkpoint
 from ..fresh_processes import run_fresh
 
 KILLS = 50
-ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 256, "max_shard_size": "500KB", "verify": False}
+ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 256, "verify": False}
 
 
 def run(source: Path, destination: Path, overwrite: bool, begun: Connection) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.conversion.report import ConversionReport
+from hf_longattn.conversion.folders import ConversionReport
 from hf_longattn.reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check
 
 

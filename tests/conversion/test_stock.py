@@ -192,7 +192,7 @@ def test_stock_checkpoint_of_a_model_without_a_head_is_refused(tmp_path: Path) -
     save_long(tmp_path / "long", "llama", WINDOW, "LlamaModel")
     config = json.loads((tmp_path / "long" / "config.json").read_text())
     (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "architectures": ["LongLlamaForSequenceClassification"]}))
-    with pytest.raises(CheckpointError, match="lacks weights of LongLlamaForSequenceClassification: score"):
+    with pytest.raises(CheckpointError, match=r"LongLlamaForSequenceClassification needs are missing in .*'score.weight'"):
         export_native(tmp_path / "long", tmp_path / "stock")
 
 
@@ -234,6 +234,31 @@ def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: 
     ids = AutoTokenizer.from_pretrained(source)("long documents " * 20, return_tensors="pt").input_ids[:, :50]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, torch.load(tmp_path / "logits"), atol=1e-4, rtol=0)
+
+
+def test_convert_native_writes_in_one_hidden_folder_which_the_next_run_removes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source, seen = checkpoint("LlamaForCausalLM"), set[str]()
+    (tmp_path / "results").mkdir()
+    settings: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 128, "native": True}
+
+    class Killed(BaseException):
+        """A process that ends before it can clean up."""
+
+    def look(stage: str, done: int, total: int) -> None:
+        names = {path.name for path in (tmp_path / "results").iterdir()}
+        if seen and stage == "write":  # the second model
+            for name in names:
+                (tmp_path / "results" / name).rename(tmp_path / "results" / f"{name.rpartition('-')[0]}-999999999")
+            raise Killed
+        seen.update(names)
+
+    with pytest.raises(Killed):
+        convert_checkpoint(source, tmp_path / "results" / "stock", **settings, progress=look)
+    assert len(seen) == 1
+    assert next(iter(seen)).startswith(".stock.partial-")
+    report = convert_checkpoint(source, tmp_path / "results" / "stock", **settings)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["stock"]
+    assert sorted(path.name for path in (tmp_path / "results" / "stock").iterdir()) == sorted(report.files)
 
 
 def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

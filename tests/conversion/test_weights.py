@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion.config import shard_bytes
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from tests.cases import every_case
 
@@ -114,21 +113,6 @@ def test_tensors_that_the_class_does_not_read_are_left_out(tmp_path: Path) -> No
     convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW)
     written, expected = load_file(tmp_path / "long" / "model.safetensors"), load_file(tmp_path / "short" / "model.safetensors")
     assert expected.keys() - written.keys() == {name for name in expected if re.search(r"seq_relationship|pooler", name)}
-
-
-@pytest.mark.parametrize("size", ["", "5 bits", "0", 0, "-1GB"])
-def test_conversion_refuses_what_is_no_shard_size(size: str | int) -> None:
-    with pytest.raises(OptionError, match="is not a shard size"):
-        shard_bytes(size)
-
-
-@pytest.mark.parametrize("size", ["400KB", 400_000])
-def test_shard_size_splits_the_weights_and_auto_classes_load_them(size: str | int, built: Callable[[str], Path], tmp_path: Path) -> None:
-    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_shard_size=size)
-    assert len(list((tmp_path / "long").glob("model-*.safetensors"))) > 1
-    whole = transformers.BertModel.from_pretrained(built("BertModel")).state_dict()
-    parts = transformers.AutoModel.from_pretrained(tmp_path / "long").state_dict()
-    assert all(torch.equal(parts[name], value) for name, value in whole.items() if "position" not in name)
 
 
 def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpoint: Checkpoint, tmp_path: Path) -> None:

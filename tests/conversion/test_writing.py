@@ -109,7 +109,7 @@ def test_conversion_copies_files_of_the_model_and_none_of_its_training(checkpoin
     source = checkpoint("LlamaForCausalLM")
     kept = {"chat_template.jinja": "{{ messages }}", "LICENSE": "Apache-2.0", "special_tokens_map.json": "{}"}
     left = {"training_args.bin": "pickle", "optimizer.pt": "pickle", "predictions.txt": "A summary."}
-    of_training = ("trainer_state", "training_log", "eval_results", "distillation_report", "predictions", "nbest_predictions", "null_odds")
+    of_training = ("trainer_state", "training_log", "eval_results", "predictions", "nbest_predictions", "null_odds")
     left |= {f"{name}.json": "{}" for name in of_training}
     for name, text in {**kept, **left, "README.md": "# short"}.items():
         (source / name).write_text(text)

@@ -32,7 +32,6 @@ ROWS = 2
 """Rows of a batch."""
 FURTHER: dict[str, dict[str, Any]] = {
     "qa": {"stride": 16},
-    "linearise": {"mechanism": "hedgehog", "transfer_steps": 1, "finetune_steps": 1, "overwrite": True},
     "distill": {"method": "tinybert"},
 }
 """What a task is given beside its model and its data."""
@@ -46,7 +45,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
 def settings_of(task: str, models: dict[str, str], folder: Path) -> dict[str, Any]:
     """A model and data in files, of which all rows are trained on; texts fill up to 30 inputs of 16 tokens."""
     data = write(DATA[task][: ROWS * BATCHES], folder / "data.jsonl")
-    given: dict[str, Any] = {"model": models["short" if task == "linearise" else task], **FURTHER.get(task, {})}
+    given: dict[str, Any] = {"model": models[task], **FURTHER.get(task, {})}
     if task == "distill":
         given["teacher"] = models["short"]
     if task == "ctc":

@@ -130,8 +130,6 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
         assert (example["kind"], example["gold"], example["answers"]) == ("span", ["Ada"], spans), example
     for example in (*nested[len(answered) :], *flat[2]):
         assert (example["kind"], example["gold"]) == ("none", []), example
-    with pytest.raises(DataError, match=r"1 of 3 questions .* Question 1: It has neither answers nor answer; give an empty list"):
-        read([{**row, **text}, {**row, "answers": spans}, row], tmp_path)
 
 
 def test_is_impossible_must_agree_with_the_answers(tmp_path: Path) -> None:
@@ -186,11 +184,10 @@ def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
 def test_question_with_half_of_a_character_is_refused(tmp_path: Path) -> None:
     row = {"id": "1", "question": "?", "context": "Ada built it.", "answers": ["Ada"]}
     for column in ("context", "question", "title", "id"):
-        bad = {**row, column: "Ada \ud800"}
-        (tmp_path / "rows.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(row)}\n")
-        with pytest.raises(DataError, match=r"1 of 2 questions .* Question .*: It has half of a character"):
+        bad = json.dumps({**row, column: "Ada \ud800"})
+        (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{bad}\n")
+        with pytest.raises(DataError, match=r"Row 2 of .* has half of a character"):
             load_qa(tmp_path / "rows.jsonl")
-        assert load_qa(tmp_path / "rows.jsonl", skip_bad_rows=True)["id"][:] == ["1"]
 
 
 def test_cells_of_a_table_of_questions_are_texts(tmp_path: Path) -> None:
@@ -282,7 +279,7 @@ def test_prepare_triviaqa_makes_a_row_for_each_document_of_a_hub_question(tmp_pa
     }
     empty = {"filename": [], "title": [], "search_context": []}
     Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
-    with pytest.raises(DataError, match=r"has the columns of TriviaQA; .* prepare_triviaqa.py"):
+    with pytest.raises(DataError, match=r"lacks context; .* \(for TriviaQA and Natural Questions, scripts/ of a clone"):
         load_qa(tmp_path / "trivia.parquet")
     prepare_triviaqa.main([str(tmp_path / "trivia.parquet"), str(tmp_path / "trivia.jsonl")])
     first, second, third, *others = load_qa(tmp_path / "trivia.jsonl").to_list()
@@ -427,7 +424,7 @@ def test_prepare_natural_questions_reads_hub_rows_and_released_files(tmp_path: P
     assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
-    with pytest.raises(DataError, match=r"has the columns of Natural Questions; .* prepare_natural_questions.py"):
+    with pytest.raises(DataError, match=r"lacks context and answers; .* \(for TriviaQA and Natural Questions"):
         load_qa(tmp_path / "nq")
 
 
@@ -450,16 +447,16 @@ def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> No
 @every_case(
     ("record", "message"),
     [
-        ({k: v for k, v in RECORD.items() if k != "answers"}, "lacks the column .* it has context, id, question"),
-        ({"text": "a", "label": 1}, "lacks the columns .*; it has label, text"),
+        ({k: v for k, v in RECORD.items() if k != "answers"}, "has the columns context, id, question, and lacks answers"),
+        ({"text": "a", "label": 1}, "has the columns label, text, and lacks context and question and answers"),
         ({**RECORD, "answers": {"text": ["fox"], "answer_start": [5]}}, "is not at character 5"),
         ({**RECORD, "answers": ["wolf"]}, "'wolf' is not in the context"),
         ({**RECORD, "answers": 5}, "as in SQuAD"),
-        ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "yes and no questions"),
+        ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "must be a whole number from 0, .* Give empty lists"),
         ({**RECORD, "question": " "}, "All questions of .* are empty"),
         ({**RECORD, "question": 5}, "question must be one text, not int"),
         ({**HOTPOT, "answer": "wolf"}, "'wolf' is not in the context"),
-        ({**HOTPOT, "context": "text"}, "does not match the schema of HotpotQA"),
+        ({**HOTPOT, "context": "text"}, "It matches no schema"),
     ],
 )
 def test_question_rows_of_a_wrong_schema_are_refused(record: dict, message: str, tmp_path: Path) -> None:
@@ -480,22 +477,22 @@ def test_bad_question_rows_are_counted_shown_and_left_out_on_request(tmp_path: P
 def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for name, contents, message in (
         ("bad.json", "{", "not valid JSON"),
-        ("other.json", "{}", "lacks the columns .*; it has no columns"),
-        ("number.json", "5", "must hold a list of examples"),
+        ("other.json", "{}", "has no rows"),
+        ("number.json", "5", "holds 5, which is no row"),
         (
             "broken.jsonl",
             '{"question": "a"}\n\n{"question": "a"\n',
             "Line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17.$",
         ),
         ("other.parquet", "text", "cannot be read"),
-        ("rows.json", '{"data": 5}', "must hold a list of examples, or SQuAD's JSON"),
+        ("rows.json", '{"data": 5}', "lacks context and question"),
         ("article.json", '{"data": [{"paragraphs": [{"context": "a tree"}]}]}', "SQuAD's shape .*KeyError: 'qas'"),
         ("context.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}', "context must be one text"),
     ):
         (tmp_path / name).write_text(contents)
         with pytest.raises(DataError, match=message):
             load_qa(tmp_path / name)
-    with pytest.raises(DataError, match="was not written by datasets"):
+    with pytest.raises(DataError, match="holds no texts"):
         load_qa(tmp_path)
     data = Dataset.from_list([RECORD])
     DatasetDict({"train": data, "validation": data}).save_to_disk(str(tmp_path / "splits"))

@@ -12,7 +12,7 @@ import transformers
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from hf_longattn.training.adapters import projections
-from hf_longattn.training.linearise.matching import matching
+from hf_longattn.training.tasks.linearise import prepared_layers, transferring
 from tests.reference.small_models import pair, plain_model, tokens
 
 MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}
@@ -48,10 +48,10 @@ def test_learned_mechanisms_of_albert_have_parameters_for_every_layer(tmp_path: 
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
     learning = {name: parameter for name, parameter in model.named_parameters() if ".long_attention." in name}
     assert {name.split(".long_attention.")[1][0] for name in learning} == {"0", "1", "2"}
-    with matching(model) as layers:
-        model(tokens(1, 40))
-        loss = sum(layer.loss for layer in layers.values())
-        loss.backward()
+    base = model.base_model
+    layers = prepared_layers(base)
+    with transferring(base, layers):
+        base(tokens(1, 40))["loss"].backward()
     assert len(layers) == 3
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in learning.values())
     assert len(projections(model)) == 4

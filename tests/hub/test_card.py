@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongGPT2Config
-from hf_longattn.hub import MeasuredResult, model_card, origin_of, write_model_card
+from hf_longattn.hub import MeasuredResult, model_card, write_model_card
 from tests.grids import every_other
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.rule.further)
@@ -155,7 +155,6 @@ def test_card_of_a_plain_model_states_nothing_that_was_not_given(tmp_path: Path)
         (".", "a local folder"),
         ("../bert/", "a local folder"),
         ("bert", "a local folder"),  # as a report has it, which leaves folders out
-        ("based", "a local folder, which is based on `some/bert`"),
         ("some/bert", "`some/bert`"),
     ],
 )
@@ -163,29 +162,27 @@ def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tm
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (tmp_path / "bert").mkdir()
     monkeypatch.chdir(tmp_path / "bert")
-    Path("based").mkdir()
-    Path("based", "README.md").write_text("---\nbase_model: some/bert\n---\n")
     plan = {"source": typed, "old_length": 32, "new_length": 64, "positions": "tile"}
     assert f"Converted from {shown}, extended" in write_model_card(folder, report={"plan": plan}).read_text()
 
 
 @pytest.mark.parametrize(
-    ("typed", "files", "shown"),
+    ("options", "sentence"),
     [
-        ("me/long", {}, "`me/long`"),
-        ("here", {"README.md": "---\nbase_model: some/bert\n---\n"}, "a local folder, which is based on `some/bert`"),
-        ("here", {"README.md": "---\nbase_model: /home/me/bert\n---\n"}, "a local folder"),
-        ("here", {}, "a local folder"),
+        ({"mechanism": "window", "window": 16}, "equals full attention on texts of up to 9 tokens."),
+        ({"mechanism": "window", "window": 16, "exact_length": 12}, "equals full attention on texts of up to 12 tokens."),
+        (
+            {"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}},
+            "equals full attention on texts of up to 5 tokens.",
+        ),
+        ({"mechanism": "full"}, "equals full attention at every length."),
+        ({"mechanism": "linear"}, "never equals full attention."),
     ],
-)  # fmt: skip
-def test_origin_of_a_model_is_never_the_name_of_a_folder(
-    typed: str, files: dict[str, str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("here").mkdir()
-    for name, text in files.items():
-        Path("here", name).write_text(text)
-    assert origin_of(typed, tmp_path / "here") == shown
+)
+def test_card_says_up_to_which_length_the_model_equals_full_attention(options: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    config = {"model_type": "long_bert", "architectures": ["LongBertModel"], "max_position_embeddings": 64, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "long_attention": options}))
+    assert f"- Its attention {sentence}\n" in write_model_card(tmp_path).read_text()
 
 
 def test_card_says_that_a_conversion_was_not_verified(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_no_output_or_file_of_convert_and_push_holds_a_token(converted: Callable
     done = run_fresh(use_tokens, converted("bert").with_name("source"), tmp_path, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     parts = re.split(f"^{MARK} (.*)$", done.stderr, flags=re.MULTILINE)
-    assert parts[1::2] == ["0", "0", "1"]
+    assert parts[1::2] == ["0", "0", "0", "1"]
     assert "curl" in parts[2], "the libraries were not asked to be loud"
     contents = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert (tmp_path / "sent-5").exists()

@@ -1,4 +1,4 @@
-"""Numbers of tokens, and excerpts of a user's files."""
+"""Excerpts of a user's files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
-from transformers import PatchTSTConfig, PatchTSTModel
-from transformers.models.patchtst.modeling_patchtst import PatchTSTPatchify
 
-from hf_longattn.inputs.plain import Series
 from hf_longattn.inputs.sound import Sounds
-
-
-@pytest.mark.parametrize("stride", [4, 8, 12])
-def test_patches_of_a_series_are_those_of_transformers(stride: int) -> None:
-    """Patches may overlap, and leave steps out."""
-    config = PatchTSTConfig(context_length=128, patch_length=8, patch_stride=stride)
-    series = Series.of(PatchTSTModel, config, None)
-    assert series is not None
-    assert series.patches.old == PatchTSTPatchify(config).num_patches
 
 
 def test_excerpts_take_every_recording_before_a_second_of_any() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn.conversion.flops import ModelShape
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.flops import ModelShape
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import costs
 from hf_longattn.search.costs import LayerCost, LayerCosts

@@ -251,7 +251,7 @@ FEW_STEPS = {
     "--max-minutes 60": "",
     TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
-SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
+TWO_STEPS = {TEXTS: TEXTS + " --max-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
 
 MEMORY = """
 import hf_longattn
@@ -324,7 +324,7 @@ page(
         slow=True,
     ),
 )
-page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
+page("docs/how-to/linearise.md", Setting(instead=TWO_STEPS, before=MEMORY, slow=True))
 page(
     "docs/how-to/positions.md",
     Setting(

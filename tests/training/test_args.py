@@ -16,13 +16,12 @@ from hf_longattn.training.lm import LM
 from hf_longattn.training.parsing import build_arguments, parse_arguments
 from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.tasks.classify import CLASSIFICATION
-from hf_longattn.training.tasks.linearise import LINEARISE
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments
 from hf_longattn.training.training_args import ENDLESS, TaskArguments
 from hf_longattn.training.training_loop import prepare_run
 from tests.cases import every_case
 
-TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
+TASKS = (QA, CLASSIFICATION, LM)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 
 
@@ -191,18 +190,6 @@ def test_impossible_total_batch_size_is_refused(changes: dict[str, Any], sentenc
         QATrainingArguments(**{"output_dir": "o", "total_batch_size": 32, "use_cpu": True, **changes})
 
 
-def test_total_batch_size_holds_for_both_stages_of_linearise() -> None:
-    args = LINEARISE[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
-    assert [args.stage_args(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]
-
-
-def test_gradient_checkpointing_is_for_stage_2_of_linearise_only() -> None:
-    args = LINEARISE[2](output_dir="o", gradient_checkpointing=True, use_cpu=True)
-    for name in ("gradient_checkpointing", "activation_checkpointing"):
-        if hasattr(args, name):  # the second since transformers 5.23
-            assert [getattr(args.stage_args(stage), name) for stage in (1, 2)] == [False, True]
-
-
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -220,8 +207,7 @@ def test_wrong_usage_of_a_training_command_is_one_sentence(line: list[str], sent
 @pytest.mark.parametrize(
     ("task", "line", "sentence"),
     [
-        ("distill", "--mechanism hedgehog", "There is no option --mechanism; `longattn train linearise` has it"),
-        ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits; .*longattn train linearise"),
+        ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         ("linearise", "--method tinybert", "There is no option --method; `longattn train distill` has it"),
     ],

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.segments import SegmentStream
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import to_documents
@@ -74,7 +75,15 @@ def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixt
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     encoder, decoder = (checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm"))
-    return {**dict.fromkeys(ROWS, encoder), "clm": decoder, "seq2seq": bart(folder, tokenizer), "ctc": speech_checkpoint(folder / "ctc")}
+    convert_checkpoint(encoder, folder / "hedgehog", mechanism="hedgehog", verify=False)
+    linearise = str(folder / "hedgehog")
+    return {
+        **dict.fromkeys(ROWS, encoder),
+        "clm": decoder,
+        "linearise": linearise,
+        "seq2seq": bart(folder, tokenizer),
+        "ctc": speech_checkpoint(folder / "ctc"),
+    }
 
 
 @pytest.fixture
@@ -85,7 +94,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
         flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
         if name == "ctc":
             spoken(tmp_path, 1)
-        needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", models[name]]}.get(name, [])
+        needed = ["--method", "logits", "--teacher", models[name]] if name == "distill" else []
         file = source if isinstance(source, str) else written(source, tmp_path)
         sources = [f"one=classify:{file}", f"two=classify:{file}"] if name == "multitask" else [file]
         return refusal(name, ["--model", models[name], flag, *sources, *needed, *more], tmp_path, capsys)
@@ -108,7 +117,7 @@ def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path:
     for task in task_names():
         flag = "--text" if task in ("mlm", "clm", "linearise", "distill") else "--tasks" if task == "multitask" else "--data"
         sources = [f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else [data]
-        needed = {"linearise": ["--mechanism", "hedgehog"], "distill": ["--method", "logits", "--teacher", "none"]}.get(task, [])
+        needed = ["--method", "logits", "--teacher", "none"] if task == "distill" else []
         validation = f"{'two=' * (task == 'multitask')}{tmp_path / 'none.jsonl'}"
         line = ["--model", str(tmp_path / "no model"), flag, *sources, *needed, "--validation", validation]
         said = refusal(task, line, tmp_path, capsys)
@@ -130,8 +139,7 @@ def test_data_without_a_token_to_predict_are_refused_before_training(task: str, 
     other = tmp_path / "other"
     other.mkdir()
     bad, good = written(rows, other), [ROWS[task]] * 4
-    unmeasured = [] if task == "linearise" else ["--no-eval-on-start"]
-    assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, *unmeasured)
+    assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, "--no-eval-on-start")
     said = sentence(task, bad, "--validation", written(good, tmp_path))
     assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said
     assert "(held out) is left to evaluate on" in sentence(task, rows)

@@ -35,7 +35,6 @@ CASES = {
     "mlm": ["--packing false"],  # packed rows are masked by the tokens of a batch
     "embed": ["--reranker"],  # embeddings are contrasted with the others of a batch, which accumulation does not change
     "distill": ["--method tinybert", "--method logits"],
-    "linearise": ["--finetune-loss lm", "--finetune-loss mixed"],
 }
 """What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they are."""
 
@@ -135,13 +134,11 @@ def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: di
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
-        stage = f" {self.stage}" if task == "linearise" else ""
         smoothed = [0.0] if "label_smoothing_factor" in load_task(task).arguments[2].without_effect else [0.0, 0.3]
         for factor in smoothed:
             self.label_smoother = LabelSmoother(factor) if factor else None
-            found.update({f"{case}{stage} {factor} {name}": value for name, value in differences(self, train)})
-        if stage != " 1":
-            raise Stop
+            found.update({f"{case} {factor} {name}": value for name, value in differences(self, train)})
+        raise Stop
 
     monkeypatch.setattr(LongTrainer, "train", compare)
     for number, case in enumerate(CASES.get(task, [""])):
@@ -206,10 +203,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
 def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    line = "--transfer-learning-rate 1e30" if task == "linearise" else "--learning-rate 1e30 --no-eval-on-start"
-    code, run = runner(task, line)
+    code, run = runner(task, "--learning-rate 1e30 --no-eval-on-start")
     assert code == 1, run.said
-    is_one_sentence(
-        run.said, r"The (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --(transfer-)?learning.rate"
-    )
+    is_one_sentence(run.said, r"The (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --learning.rate")
     assert not [path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".md") and path.parent == run.folder]

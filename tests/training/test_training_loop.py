@@ -16,11 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.checkpoints import stage_checkpoints
-from hf_longattn.training.linearise.args import LineariseTrainingArguments
 from hf_longattn.training.lm import finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME, write_trained_card
 
@@ -123,14 +120,6 @@ def test_ctrl_c_in_training_says_how_to_resume(start: Start, texts: str, tmp_pat
     assert any(line.endswith(f"training {tmp_path}/short, steps of 8 inputs (8 passes of 1)") for line in lines)
     assert lines[-1] == f"Stopped: the latest complete checkpoint is {tmp_path}/out/checkpoint-2; run again with --resume."
     assert train("mlm", [*line, "--resume"]) == 0
-
-
-def test_how_to_resume_finds_the_checkpoints_of_linearise_stages(tmp_path: Path, start: Start) -> None:
-    start("run", save_total_limit=1)
-    args = LineariseTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
-    assert how_to_resume(args.folder).startswith("no checkpoint had been written")
-    shutil.copytree(tmp_path / "run" / "checkpoint-4", stage_checkpoints(args.folder, 1) / "checkpoint-4")
-    assert how_to_resume(args.folder).endswith("stage1/checkpoint-4; run again with --resume")
 
 
 def test_trained_card_takes_licence_language_and_base_from_its_model(tmp_path: Path) -> None:

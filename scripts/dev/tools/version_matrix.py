@@ -57,7 +57,7 @@ assert hidden.shape == (1, 256, 32) and type(model).__name__ == "LongBertModel",
 """
 COMMANDS = (
     "longattn --help",
-    "longattn env",
+    "longattn --version",
     "longattn convert bert bert-256 --mechanism longformer --option window=32 --max-length 256",
     "longattn inspect bert-256",
     "longattn train mlm --model bert-256 --text texts --max-steps 1 --output trained --bf16 false --use-cpu true",

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
-from ..errors import LongAttentionError
-from ..inputs.sizes import InputSize
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.layout import full_pairs
@@ -25,8 +21,6 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
 from ..modeling.family.definition import known_family
 
-Result = TypeVar("Result")
-
 PROBE_LENGTH = 45 << 16
 """Length in tokens at which growth of the decode cache is measured: beyond windows, a multiple of most block and segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
@@ -34,10 +28,7 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 @dataclass(frozen=True)
 class LengthCost:
-    """Cost of one input: a row in a table of costs.
-
-    size, size_name: the size in pixels along each axis, or in seconds, and its name in reports; ``None`` and empty for a text.
-    """
+    """Cost of one input: a row in a table of costs. size: an ``InputSize``; ``None`` for a text."""
 
     length: int
     attention_flops: int
@@ -46,21 +37,15 @@ class LengthCost:
     activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
     cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
     size: Any = None
-    size_name: str = ""
 
     @property
     def total_flops(self) -> int:
         return self.attention_flops + self.other_flops
 
-    @property
-    def shown_size(self) -> str:
-        """The size as text in a table."""
-        return "×".join(map(str, self.size)) if isinstance(self.size, tuple) else f"{self.size:,g}"
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        values = {name: value for name, value in vars(self).items() if name not in ("size", "size_name")}
-        return {**values, self.size_name: self.size} if self.size_name else values
+        values = {name: value for name, value in vars(self).items() if name != "size"}
+        return {**values, self.size.cost_name: self.size.value} if self.size is not None and self.size.cost_name else values
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim * self.element_bytes
 
     @classmethod
-    def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
+    def of(cls, config: Any, *, causal: bool, matrix_parameters: int = 0, element_bytes: int = 4, cross_layers: int = 0) -> ModelShape:
         """The shape from a transformers config. Of an encoder-decoder, the decoder's if `causal`, else the encoder's."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
@@ -115,28 +100,13 @@ class DecodeState:
 
 
 def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> list[DecodeState]:
-    """The decode cache of every layer after ``length`` tokens."""
-    return _of_each(mechanisms, lambda mechanism: DecodeState(_bytes(mechanism, shape, length), _growth(mechanism, shape)))
+    """The decode cache of every layer after ``length`` tokens of one sequence."""
+    layers = list(mechanisms)
+    states = {layer: DecodeState(state_bytes(layer, shape, length), _growth(layer, shape)) for layer in set(layers)}
+    return [states[layer] for layer in layers]
 
 
-def state_bytes(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> int:
-    """Total bytes of all layers' decode caches after ``length`` tokens of one sequence."""
-    return sum(_of_each(mechanisms, lambda mechanism: _bytes(mechanism, shape, length)))
-
-
-def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result]) -> list[Result]:
-    """``find(mechanism)`` for every layer, computed once for layers with equal options."""
-    known: dict[object, Result] = {}
-    results = []
-    for mechanism in mechanisms:
-        key = (mechanism.name, mechanism.options)
-        if key not in known:
-            known[key] = find(mechanism)
-        results.append(known[key])
-    return results
-
-
-def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
+def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.traits.recursion is not None:
         return 0  # every step reads the whole text
@@ -149,17 +119,15 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     if mechanism.kept(none, none) is None:
         return length * shape.token_bytes
     positions = torch.arange(length)[None]
-    positions_by_length = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
-    return (
-        max(length if positions_kept is None else int(positions_kept.sum()) for positions_kept in positions_by_length) * shape.token_bytes
-    )
+    retained = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
 
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Average bytes that a further token adds once windows and segments are full."""
     if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
         return 0
-    near, far = (_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
+    near, far = (state_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
     return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
@@ -247,7 +215,8 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     pairs = {layer: for_length(layer, length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
-        cache = state_bytes(layers, shape, length)
+        bytes_of = {layer: state_bytes(layer, shape, length) for layer in pairs}
+        cache = sum(bytes_of[layer] for layer in layers)
     elif shape.cross_layers:
         cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(
@@ -267,74 +236,12 @@ def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mecha
     return length
 
 
-def mechanisms_on(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
-    """The mechanism of every layer for inputs of this size."""
-    return size.bound(layer_mechanisms(attention, shape, size.tokens))
+def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
+    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.sizes.InputSize`, with one of ``mechanisms`` per layer."""
+    return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 
-def cost_of(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input that is not a text."""
-    return cost_with(size, layer_mechanisms(attention, shape, size.tokens), shape)
-
-
-def cost_with(size: InputSize, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of this size, with one of ``mechanisms`` per layer."""
-    layers, named = size.bound(mechanisms), {"size": size.value, "size_name": size.cost_name} if size.cost_name else {}
-    return replace(cost_at(size.tokens, shape, layers), **named)
-
-
-@dataclass(frozen=True)
-class MechanismCost:
-    """The cost of a model with one mechanism in every layer, at several lengths. For one sequence.
-
-    mechanism: its name, or "as planned" for the plan's attention.
-    flops: of the whole model.
-    bytes: of the widest layer's activations, plus the decode cache.
-    refused: the error message if the mechanism needs further options; else empty.
-    """
-
-    mechanism: str
-    flops: tuple[int, ...] = ()
-    bytes: tuple[int, ...] = ()
-    refused: str = ""
-
-
-def compare_at_sizes(
-    attention: LongAttentionConfig, shape: ModelShape, sizes: Sequence[InputSize], names: Sequence[str]
-) -> list[MechanismCost]:
-    """Costs of the planned attention, then of each mechanism in ``names`` with default options. Counted from shapes."""
-
-    def count(chosen: LongAttentionConfig) -> list[LengthCost]:
-        costs = []
-        for size in sizes:
-            with torch.device("meta"):  # parameters may be large
-                layers = layer_mechanisms(chosen, shape, size.tokens)
-            costs.append(cost_with(size, layers, shape))
-        return costs
-
-    default = _cost("as planned", lambda: attention, count)
-    return [default, *(_cost(name, partial(LongAttentionConfig, name), count) for name in names)]
-
-
-def _cost(
-    name: str, attention: Callable[[], LongAttentionConfig], count: Callable[[LongAttentionConfig], list[LengthCost]]
-) -> MechanismCost:
-    try:
-        costs = count(attention())
-    except LongAttentionError as error:
-        return MechanismCost(name, refused=str(error))
-    flops = tuple(cost.total_flops for cost in costs)
-    return MechanismCost(name, flops, tuple(cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs))
-
-
-@cache
-def matrix_speed(size: int = 1024, rounds: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """FLOPs per second of a matrix product here, the best of ``rounds``: an upper bound for models."""
-    a = torch.ones(size, size, dtype=dtype)
-    a @ a
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
+    """The cost at each step of :class:`~hf_longattn.inputs.sizes.InputSizes`."""
+    mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
+    return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
-from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, model_shape
+from hf_longattn.evaluation.flops import DecodeState, ModelShape, decode_states, model_shape
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
@@ -67,21 +63,3 @@ def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:
         return model_shape(config, model).matrix_parameters
 
     assert matrices(5) - matrices(2) == 3 * (4 * 32 * 32 + 2 * 32 * 48)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
-def test_comparison_of_costs_has_every_mechanism_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
-    plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)
-    lengths = plan.inputs.doublings()
-    names = list_mechanisms(causal=plan.shape.causal, grid=False)
-    rows = {row.mechanism: row for row in compare_at_sizes(plan.attention, plan.shape, lengths, names)}
-    assert tuple(length.tokens for length in lengths) == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-    assert next(iter(rows)) == "as planned"
-    assert not [row.refused for row in rows.values() if row.refused]
-    assert rows["as planned"].flops < rows["window"].flops < rows["full"].flops
-    growth = {mechanism: row.flops[-1] / row.flops[-2] for mechanism, row in rows.items()}
-    assert growth["full"] == pytest.approx(4, rel=0.05)
-    for linear in ("window", "linear", "performer"):
-        assert growth[linear] == pytest.approx(2, rel=0.05)
-    assert all(len(row.bytes) == len(lengths) for row in rows.values())

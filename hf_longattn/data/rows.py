@@ -1,0 +1,422 @@
+"""Rows for a task: the columns that it needs, as texts, labels, scores, words or files, and which rows are held out.
+
+A task's data arguments have ``roles``, with the columns that are recognised for each: ``{"text": ("text",), "label": ("label",)}``. In
+``named`` are the columns that the user names by ``--columns ROLE=NAME``. The rows have a column for each role.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Value, concatenate_datasets
+from pyarrow.compute import struct_field
+from transformers.utils import logging
+
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tables import CELL, located, read_table
+from hf_longattn.errors import OptionError, nearest
+from hf_longattn.names import LOGGER
+
+logger = logging.get_logger(LOGGER)
+Changed = TypeVar("Changed")
+Roles = Mapping[str, Sequence[str]]
+"""Role -> names of columns that are recognised; the first existing one is taken."""
+OPTIONAL = ("question", "negative", "score")
+"""Roles that data may lack."""
+VALUES = {
+    "label": "name or whole number", "score": "number", "words": "list of texts and numbers", "tags": "list of names or whole numbers",
+    "image": "image", "audio": "audio file",
+}  # fmt: skip
+"""Role -> what a cell of its column holds. Other roles are texts."""
+TYPES = {"score": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
+"""Role -> the type of its column. Other columns are texts, or files."""
+FILES = {"image": Image, "audio": Audio}
+"""Role of files -> the feature of ``datasets`` for a column with such files."""
+LARGEST_TEXT = 16_000_000
+"""Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
+TENTH = 10
+"""One row in this many of every source is held out."""
+MOST_HELD_OUT = 1000
+"""Maximum number of held-out documents per source of a language model. Untuned."""
+
+
+class RowArguments(Protocol):
+    """Data arguments of a task. ``named`` are the columns of ``--columns`` by role. ``scored_rows`` is set here: the rows to evaluate on,
+    ``n``, and how many of them are ``trained`` on, too."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]]
+    named: dict[str, str]
+    only_scores: bool
+    data: list[str]
+    split: str
+    validation: str
+    max_train_samples: int | None
+    max_eval_samples: int | None
+    scored_rows: dict[str, int]
+
+
+def read_rows(args: RowArguments, seed: int, roles: Roles | None = None, *, classes: str = "") -> tuple[Dataset, Dataset]:
+    """Training rows and held-out rows with a column for each role; see :func:`rows_of` and :func:`split_rows`.
+
+    Args:
+        roles: default: ``args.roles``.
+
+    Raises:
+        DataError: a source that cannot be read, a missing column, or a row without a value of its kind.
+        OptionError: too few rows to hold some back.
+    """
+    roles = args.roles if roles is None else roles
+    return split_rows(args, seed, lambda source, split: rows_of(source, split, roles, args.named), classes=classes)
+
+
+def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
+    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
+
+    Raises:
+        DataError, OptionError: as :func:`read_rows`.
+    """
+    templates = [(text, template_columns(text)) for text in getattr(args, "template", [])]
+
+    def read(source: str, split: str) -> Dataset:
+        return written_rows(source, split, templates) if templates else rows_of(source, split, {"text": args.roles["text"]}, args.named)
+
+    return split_rows(args, seed, read, most=MOST_HELD_OUT, shuffle=True)
+
+
+def split_rows(
+    args: RowArguments,
+    seed: int,
+    read: Callable[[str, str], Dataset],
+    *,
+    unit: str = "",
+    classes: str = "",
+    most: int | None = None,
+    shuffle: bool = False,
+) -> tuple[Dataset, Dataset]:
+    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
+    ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
+
+    Args:
+        read: reads a split of a source.
+        unit, classes, most: see :func:`split_held_out`.
+        shuffle: draw the order of rows that are not split by the seed, too.
+
+    Raises:
+        DataError: sources with different columns.
+        OptionError: too few rows to hold some back.
+    """
+
+    def joined(parts: Sequence[Dataset]) -> Dataset:
+        data = concatenate_datasets(parts)
+        return data.select(_order(len(data), seed)) if shuffle else data
+
+    parts = [read(source, args.split) for source in args.data]
+    for source, part in zip(args.data, parts, strict=True):
+        if set(part.column_names) != set(parts[0].column_names):
+            columns = [", ".join(each.column_names) for each in (parts[0], part)]
+            raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {source} has {columns[1]}; give data of one shape.")
+    if args.only_scores:
+        train = held_out = _drawn(joined(parts), args.max_eval_samples, seed)
+    else:
+        if args.validation:
+            train, held_out = joined(parts), joined([read(args.validation, "validation")])
+        else:
+            train, held_out = split_held_out(parts, seed, unit=unit, classes=classes, most=most)
+        if not len(held_out):
+            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {unit}"
+            raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
+        train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+    args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
+    return train, held_out
+
+
+def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
+    """``change(part)`` for each part. A part that is given twice is converted once."""
+    changed = {part: change(part) for part in dict.fromkeys(parts)}
+    return [changed[part] for part in parts]
+
+
+def split_held_out(
+    parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "", classes: str = ""
+) -> tuple[Dataset, Dataset]:
+    """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
+
+    A source of two units or more gives at least one; if none has two, the last one drawn is held out.
+
+    Args:
+        parts: the rows of each source, with the same columns.
+        most: units of a source that are held out at most; ``None`` = no limit.
+        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
+        classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
+    """
+    ends = list(accumulate(map(len, parts)))
+    data = concatenate_datasets(parts)
+    order = _order(len(data), seed)
+    values = data[unit][:] if unit else range(len(data))
+    units: dict[tuple[int, Any], list[int]] = {}
+    for row in order:
+        units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
+    labels = data[classes][:] if classes else [None] * len(data)
+    class_of = {key: (key[0], labels[rows[0]]) for key, rows in units.items()}
+    sizes, drawn_of_class, quantile = Counter(class_of.values()), Counter[Any](), {}
+    for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
+        quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
+        drawn_of_class[group] += 1
+    of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
+    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
+    held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
+    chosen = set(held_out)
+    return data.select([row for row in order if row not in chosen]), data.select(held_out)
+
+
+def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
+    if count is None or count >= len(data):
+        return data
+    return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
+
+
+def _order(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+# ---- columns
+
+
+def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str) -> dict[str, str]:
+    """Role -> column of the data.
+
+    Raises:
+        DataError: a column is missing, and its role is not optional.
+    """
+    chosen = {}
+    for role, names in roles.items():
+        wanted = [named[role]] if role in named else list(names)
+        column = next((name for name in wanted if name in present), None)
+        if column is not None:
+            chosen[role] = column
+        elif role in named or role not in OPTIONAL:
+            raise DataError(f"{source} has {_missing(present, wanted, role)}")
+    return chosen
+
+
+def _missing(present: Sequence[str], wanted: Sequence[str], role: str) -> str:
+    """Which column is missing, and what to do."""
+    if len(present) == 1 and (separator := next((character for character in ";\t|" if character in present[0]), None)):
+        return f"a single column, {present[0]!r}; separate its columns by commas, not by {separator!r}."
+    others = f"the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
+    folder = ", or put the files of each label into a folder with its name" if role == "label" and len(present) == 1 else ""
+    return f"{others}; name one with --columns {role}=NAME{folder}.{nearest(wanted[0], present, least=0.6)}"
+
+
+def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
+    """The rows of a source with a column for each role: texts, names of labels, numbers, lists of words or tags, files.
+
+    Rows in which a text is empty are left out, with a warning. Rows of files have a ``name`` for messages.
+
+    Raises:
+        DataError: a missing column, or a row without a value of its kind.
+    """
+    file = next((role for role in roles if role in FILES), None)
+    source = located(source, split, file or "text")
+    data = read_table(source, split, kind=file or "text")
+    columns = chosen_columns(data.column_names, roles, named, source)
+    parts = [] if file is None else [_files(data.select_columns([columns[file]]), file, columns[file], source)]
+    values = {role: (column, _class_names(data.features[column])) for role, column in columns.items() if role != file}
+
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {role: _value(row[column], role, names, column, f"Row {number + 1} of {source}") for role, (column, names) in values.items()}
+
+    if values:
+        data = data.select_columns([column for column, _ in values.values()])
+        features = Features({role: TYPES.get(role, Value("string")) for role in values})
+        parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
+    return with_texts(concatenate_datasets(parts, axis=1), [role for role in values if role not in VALUES], source)
+
+
+def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
+    """Rows without an empty text; others are left out, with a warning.
+
+    Raises:
+        DataError: no row is left.
+    """
+    filled = [number for number, row in enumerate(rows.select_columns([*texts])) if all(row[role].strip() for role in texts)]
+    if not filled:
+        raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column with --columns.")
+    if len(filled) < len(rows):
+        logger.warning(f"{len(rows) - len(filled):,} of {len(rows):,} rows of {source} have no {' or '.join(texts)} and are left out.")
+        rows = rows.select(filled)
+    return rows
+
+
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """The names of classes that a column has numbers of; ``None`` for other columns."""
+    while isinstance(feature, List):
+        feature = feature.feature
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:
+    """A value as its role needs it; "" for a missing text.
+
+    Raises:
+        DataError: it is missing, or no such value.
+    """
+    what = VALUES.get(role, "text")
+    if value is None or value == "" or value != value or (names is not None and value == -1):
+        if what == "text":
+            return ""
+        raise DataError(f"{where} has no {role} in the column {column!r}; leave such rows out.")
+    converted: Any = value if isinstance(value, str) else None
+    if role == "label":
+        converted = _label(value, names)
+    elif role == "score":
+        converted = as_number(value)
+    elif what.startswith("list"):
+        cells = [_label(each, names) for each in value] if isinstance(value, list) else [None]
+        converted = None if None in cells else cells
+    if converted is None:
+        raise DataError(f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; name another with --columns {role}=NAME.")
+    if what == "text" and len(converted) > LARGEST_TEXT:
+        raise DataError(f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it.")
+    return converted
+
+
+def _label(value: Any, names: Sequence[str] | None) -> str | None:
+    """The name of a label: a text as it stands, a whole number, true or false, or the name of a class; ``None`` for anything else."""
+    if names is not None:
+        return names[value] if value is not None and 0 <= value < len(names) else None
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    return str(value) if isinstance(value, (str, int)) else None
+
+
+def as_number(value: Any) -> float | None:
+    """The finite number that a value of JSON or a cell of a table holds, also as text; ``None`` for anything else."""
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
+    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``.
+
+    Raises:
+        DataError: the column has another type, or a row has no file.
+    """
+    feature, where = data.features[column], f"of {source}"
+    kind = getattr(feature, "dtype", "")
+    if isinstance(feature, Json) or "string" in kind:  # paths relative to the table
+        folder, paths = Path(source).resolve().parent, data[column][:]
+        if wrong := next((path for path in paths if path is not None and not isinstance(path, str)), None):
+            raise DataError(f"{source} has {str(wrong)!r:.60} in the column {column!r}, no path; name another with --columns {role}=NAME.")
+        cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
+        data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
+    elif isinstance(feature, (FILES[role], dict)) or "binary" in kind:
+        data = data.rename_columns({} if column == role else {column: role})
+        data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
+    else:
+        raise DataError(
+            f"The column {column!r} {where} holds no {VALUES[role]}s or paths of them; name another with --columns {role}=NAME."
+        )
+    stored = data.with_format("arrow")[:][role]
+    names = []
+    for number, (path, is_missing) in enumerate(
+        zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
+    ):
+        if is_missing:
+            raise DataError(f"Row {number} {where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+        names.append(path if path and Path(path).is_absolute() else f"row {number} {where}")
+    return data.add_column("name", names)
+
+
+# ---- texts of several columns
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a format string names.
+
+    Raises:
+        OptionError: the template is not a format string, or names no column.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
+    if not names or not all(name.isidentifier() for name in names):
+        raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
+    return list(dict.fromkeys(names))
+
+
+def written_rows(source: str, split: str, templates: Sequence[tuple[str, list[str]]]) -> Dataset:
+    """Texts in the column ``text``. Each row takes the first template whose columns all have a value.
+
+    Raises:
+        DataError: a missing column, a format that does not suit a value, or no text.
+    """
+    data = read_table(source, split)
+    for name in dict.fromkeys(name for _, names in templates for name in names):
+        if name not in data.column_names:
+            close = nearest(name, data.column_names)
+            raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {name!r}, which --template names.{close}")
+
+    def written(row: dict[str, Any]) -> dict[str, str]:
+        filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
+        template = next(filled, "")
+        try:
+            return {"text": template.format_map(row)}
+        except (ValueError, TypeError) as error:
+            message = f"The template {template!r} does not suit {source} ({error}); leave out the format after a colon."
+            raise DataError(message) from error
+
+    return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
+
+
+# ---- rows that are trained on and scored, too
+
+NAMES_OF_ROWS = ("id", "name", "title")
+"""Columns that name a row and do not say what it contains."""
+FIRST_BYTES = 4096
+"""Bytes of an image or audio file that are compared, besides its size."""
+
+
+def trained_rows(train: Dataset, scored: Dataset) -> int:
+    """The number of ``scored`` rows whose content is also in ``train``, whatever their files and ids are."""
+    columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
+    contents = list(_contents(scored, columns))
+    trained = set(contents).intersection(_contents(train, columns))
+    return sum(content in trained for content in contents)
+
+
+def _contents(data: Dataset, columns: list[str]) -> Iterator[int]:
+    """A hash of each row."""
+    for batch in data.select_columns(columns).with_format("arrow").iter(100):
+        yield from (hash(_content(row)) for row in batch.to_pylist())
+
+
+def _content(value: Any) -> Hashable:
+    if isinstance(value, list):
+        return tuple(map(_content, value))
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"bytes", "path"}:
+        return tuple((name, _content(part)) for name, part in value.items())
+    if value["bytes"] is not None:  # a file in the table
+        return len(value["bytes"]), value["bytes"][:FIRST_BYTES]
+    if not Path(value["path"]).is_file():
+        return str(value["path"])
+    with open(value["path"], "rb") as file:
+        return Path(value["path"]).stat().st_size, file.read(FIRST_BYTES)

@@ -1,0 +1,486 @@
+"""Rows of files, folders and the Hub with explicit types, bad data in a sentence, and which rows are held out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from hf_longattn.data import rows as rows_module
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.data.rows import read_texts, rows_of, split_held_out
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tables import read_hub, read_table
+from hf_longattn.data.words import read_words
+from hf_longattn.errors import OptionError
+from tests.cases import every_case
+
+CARD = """---
+configs:
+- config_name: first
+  data_files: first.jsonl
+- config_name: second.part
+  data_files: second.jsonl
+---
+"""
+
+
+TEXTS = {"text": ("text",)}
+LABELLED = {**TEXTS, "label": ("label",)}
+PAIRS = {"anchor": ("anchor", "sentence1"), "positive": ("positive", "sentence2"), "negative": ("negative",), "score": ("score",)}
+
+
+def arguments(*data: str, **changes: Any) -> Any:
+    """The data arguments of a task."""
+    values = {
+        "data": list(data), "named": {}, "roles": TEXTS, "split": "train", "validation": "", "template": [], "only_scores": False,
+        "max_train_samples": None, "max_eval_samples": None,
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+def texts_of(source: str) -> Dataset:
+    return rows_of(source, "train", TEXTS, {})
+
+
+def labelled(source: str) -> Dataset:
+    return rows_of(source, "train", LABELLED, {})
+
+
+def pairs(source: str) -> Dataset:
+    return rows_of(source, "train", PAIRS, {})
+
+
+def written(source: str, *template: str) -> list[str]:
+    """All texts of a template."""
+    return read_texts(arguments(source, template=list(template), only_scores=True), 0)[0]["text"][:]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> str:
+    (tmp_path / "README.md").write_text(CARD)
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    return str(tmp_path)
+
+
+def test_dataset_subset_is_named_after_a_colon(repository: str) -> None:
+    assert read_hub(f"{repository}:second.part")["train"]["text"] == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("subset", "sentence"),
+    [
+        ("", "has the subsets first, second.part; name one, for example .*:first.$"),
+        (":secondpart", "has the subsets first, second.part, not 'secondpart'. Did you mean 'second.part'"),
+    ],
+)
+def test_missing_or_wrong_dataset_subset_is_refused_with_the_names(repository: str, subset: str, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        read_hub(repository + subset)
+
+
+def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
+    rows = [
+        {"task": "Add", "input": "1 2", "result": 3},
+        {"task": "Greet", "input": "", "result": 4},
+        {"task": None, "input": "x", "result": 5},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = written(str(path), "{task} {input}: {result}", "{{{task}}}: {result}")
+    assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
+
+
+def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
+    for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
+        with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
+            written(write(tmp_path / name, content), "{text:.2f}")
+    mixed = write(tmp_path / "mixed.jsonl", '{"text": "5"}\n{"text": 5}\n{"text": 5.25}\n')
+    assert sorted(written(mixed, "{text}")) == ["5", "5", "5.25"]
+    assert written(write(tmp_path / "number.jsonl", '{"text": 5.25}'), "{text:.1f} m") == ["5.2 m"]
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "sentence"),
+    [
+        ("{tsak}", DataError, "has the columns task, not 'tsak', which --template names. Did you mean 'task'"),
+        ("{task", OptionError, "is not a format string"),
+        ("task", OptionError, "must name columns in braces"),
+        ("{task.real} {0}", OptionError, "must name columns in braces"),
+        ("{}", OptionError, "must name columns in braces"),
+    ],
+)
+def test_wrong_templates_are_refused(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
+    with pytest.raises(kind, match=sentence):
+        written(str(tmp_path / "rows.jsonl"), template)
+
+
+def write(file: Path, text: str) -> str:
+    """Write a text file, compressed if its name says so, and return its name."""
+    with gzip.open(file, "wt") if file.suffix == ".gz" else file.open("w") as opened:
+        opened.write(text)
+    return str(file)
+
+
+MISSING = ("None", "null", "NA", "nan", "NaN", "N/A", "NULL", "n/a", "<NA>", "#N/A", "-nan")
+"""Texts that pandas takes for missing values."""
+CODES = ("001", "010", "1.0", "1e3", "1_000", "true", "True", "2024-01-01", "0x1F", " 1", "+1", "9" * 30)
+"""Texts that readers take for numbers, truth values or dates."""
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
+def test_csv_cells_are_texts_as_they_stand_and_only_empty_ones_are_missing(ending: str, tmp_path: Path) -> None:
+    between = "\t" if ending == ".tsv" else ","
+    for cells in (MISSING, CODES, ("001", "010"), ("1", "2")):
+        lines = ["text,label,summary,anchor,positive", *(",".join([cell] * 5) for cell in cells)]
+        source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), "\n".join(lines).replace(",", between) + "\n")
+        assert labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
+        assert texts_of(source)["text"][:] == list(cells)
+        assert sorted(written(source, "{text} {label}")) == sorted(f"{cell} {cell}" for cell in cells)
+        assert rows_of(source, "train", {"summary": ("summary",)}, {})["summary"][:] == list(cells)
+        assert pairs(source).to_list() == [{"anchor": cell, "positive": cell} for cell in cells]
+    source = write(tmp_path / f"gap{ending}", f"text{between}label\na{between}\n")
+    with pytest.raises(DataError, match=r"Row 1 of .* has no label"):
+        labelled(source)
+    source = write(tmp_path / f"texts{ending}", f"text{between}label\n{between}a\nb{between}a\n")
+    assert labelled(source)["text"][:] == ["b"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz"])
+def test_json_values_keep_their_texts(ending: str, tmp_path: Path) -> None:
+    """Also dates, for which pyarrow's reader takes texts, and rows that look like a log of an agent."""
+    for cells in (MISSING, CODES, ("2024-01-01", "2024-01-02"), ("2024-01-01T00:00:00Z",)):
+        rows = [{"text": cell, "label": cell, "type": "user", "message": {"content": cell}} for cell in cells]
+        content = json.dumps(rows, indent=1) if ending == ".json" else "\n".join(map(json.dumps, rows))
+        source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), content)
+        assert labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
+        assert read_table(source)["message"][0] == {"content": cells[0]}
+    numbers = write(tmp_path / f"numbers{ending}", '{"id": 1180591620717411303424, "n": 9007199254740993}\n{"id": 5, "n": 1}')
+    assert read_table(numbers).to_list() == [{"id": str(2**70), "n": 2**53 + 1}, {"id": 5, "n": 1}]
+
+
+def test_column_with_a_word_after_many_numbers_keeps_all_values(tmp_path: Path) -> None:
+    """datasets reads 10,000 rows of CSV or 10 MB of JSON at a time."""
+    cells = [*map(str, range(10_500)), "word"]
+    table = write(tmp_path / "rows.csv", "text,label\n" + "".join(f"{cell},{cell}\n" for cell in cells))
+    assert labelled(table)["label"][:] == cells
+    values = [*range(110), "word"]
+    lines = write(tmp_path / "rows.jsonl", "".join(json.dumps({"text": "a" * 100_000, "n": value}) + "\n" for value in values))
+    assert read_table(lines)["n"][:] == values
+
+
+def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
+    """Numbers and truth values of JSON and Parquet, categories of pandas, and classes with names."""
+    texts = ["a", "b", "c"]
+
+    def parquet(name: str, labels: Any, **features: Any) -> str:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / name)
+        return str(tmp_path / name)
+
+    named = Dataset.from_dict({"text": texts, "label": [0, 1, 0]}).cast_column("label", ClassLabel(names=["007", "None"]))
+    named.to_parquet(str(tmp_path / "named.parquet"))
+    named.save_to_disk(str(tmp_path / "saved"))
+    numbered, truths = ["1", "10", "0"], ["true", "false", "true"]
+    sources = {
+        write(tmp_path / "a.csv", "text,label\na,1\nb,10\nc,0\n"): numbered,
+        write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 10}\n{"text": "c", "label": 0}'): numbered,
+        write(tmp_path / "c.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 10.0}, {"text": "c", "label": 0}]'): numbered,
+        parquet("d.parquet", [1, 10, 0]): numbered,
+        parquet("e.parquet", pyarrow.array(["1", "10", "0"]).dictionary_encode()): numbered,
+        parquet("f.parquet", pyarrow.array(["1", "10", "0"], pyarrow.large_string())): numbered,
+        parquet("g.parquet", pyarrow.array(["1", "10", "0"], pyarrow.string_view())): numbered,
+        write(tmp_path / "h.csv", "text,label\na,true\nb,false\nc,true\n"): truths,
+        write(tmp_path / "i.jsonl", "".join(f'{{"text": "a", "label": {value}}}\n' for value in truths)): truths,
+        parquet("j.parquet", [True, False, True]): truths,
+        str(tmp_path / "named.parquet"): ["007", "None", "007"],
+        str(tmp_path / "saved"): ["007", "None", "007"],
+    }
+    for source, labels in sources.items():
+        assert labelled(source)["label"][:] == labels, source
+    for values in ([1, None, 0], [1.0, float("nan"), 0.0]):
+        with pytest.raises(DataError, match=r"Row 2 of .* has no label"):
+            labelled(parquet("gap.parquet", values))
+
+
+def test_hub_tables_are_read_like_files_with_the_features_of_the_card(tmp_path: Path) -> None:
+    for name, files in {"csv": ["a [1].csv", "b.csv"], "json": ["a.jsonl", "b.json"]}.items():
+        (tmp_path / name).mkdir()
+        for file, label in zip(files, ("010", "None"), strict=True):
+            row = {"text": "NA", "label": label, "day": "2024-01-01"}
+            content = json.dumps([row]) if name == "json" else "\n".join(map(",".join, (row, row.values())))
+            write(tmp_path / name / file, content)
+        data = read_hub(str(tmp_path / name))["train"]
+        assert sorted(data["label"]) == ["010", "None"]
+        assert {*data["text"], *data["day"]} == {"NA", "2024-01-01"}
+    features = "[{name: text, dtype: string}, {name: label, dtype: {class_label: {names: {'0': 'no', '1': 'yes'}}}}]"
+    (tmp_path / "csv" / "README.md").write_text(
+        f"---\nconfigs: [{{config_name: default, data_files: b.csv}}]\ndataset_info: {{features: {features}}}\n---\n"
+    )
+    write(tmp_path / "csv" / "b.csv", "text,label\nNone,1\n")
+    data = read_hub(str(tmp_path / "csv"))["train"]
+    assert data.features["label"].names == ["no", "yes"]
+    assert data.to_list() == [{"text": "None", "label": 1}]
+
+
+def test_scores_of_pairs_must_be_numbers(tmp_path: Path) -> None:
+    scored = pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n")).to_list()
+    assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]
+    for score in ("high", "nan", "inf", ""):
+        with pytest.raises(DataError, match=r"Row 1 of .* (has '.*' in the column 'score', no number|has no score)"):
+            pairs(write(tmp_path / "a.csv", f"sentence1,sentence2,score\na,b,{score}\n"))
+
+
+def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
+    for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", "a,b,\nc,d,\n"):
+        with pytest.raises(DataError, match=r"Row \d of .* has more cells than columns; put texts with separators into double quotes"):
+            labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
+
+
+def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    swallowed = ('"quoted start\tpos\nsecond\tneg\n4th"\tneg\n', '"start\tpos\n"next" one\tneg\n')
+    for first, rows in enumerate(swallowed):
+        for name in ("rows.tsv", "rows.tsv.gz"):
+            source = write(tmp_path / name, "text\tlabel\n" + "a\tpos\n" * first + rows)
+            with pytest.raises(DataError, match=rf"Row {first + 1} of '.*{name}' has a (cell that runs over|quotation mark)"):
+                labelled(source)
+    for separator, name in ((",", "rows.csv"), ("\t", "rows.tsv")):
+        for lines, place in (("a|b\n" * 10_001 + '"c|d\n', "Row 10002"), ('"c|d\n"e|f\n"g|h\n', r"Row \d")):
+            source = write(tmp_path / name, ("text|label\n" + lines).replace("|", separator))
+            with pytest.raises(DataError, match=rf"{place} of .*{name}' has a quotation mark that is not closed or not doubled"):
+                labelled(source)
+        with pytest.raises(DataError, match=r"The header of .* has a quotation mark"):
+            labelled(write(tmp_path / name, '"text|label\na|b\n'.replace("|", separator)))
+        quoted = 'text|label\n"a ""b"" c"|x\n"two\nlines"|y\na "mark" within|x\n'.replace("|", separator)
+        assert read_table(write(tmp_path / name, quoted))["text"] == ['a "b" c', "two\nlines", 'a "mark" within']
+    assert not caplog.records
+
+
+def test_tables_with_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name, header in (("a.csv", "text,text,label"), ("b.csv", '\ufeff"text",label,text'), ("c.tsv.gz", "text\tlabel\ttext")):
+        with pytest.raises(DataError, match=rf"The header of '.*{name}' names the column 'text' more than once"):
+            labelled(write(tmp_path / name, header + "\n" + re.sub("[a-z]+", "a", header) + "\n"))
+    for header in ("text,text.1,label", "text,,,label", "text,NA,label,nan"):
+        assert read_table(write(tmp_path / "rows.csv", f"{header}\n{header}\n"))["label"] == ["label"]
+
+
+@every_case("read", [labelled, load_qa, texts_of])
+def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
+    for name in ("rows.csv", "rows", "rows.jsonl.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name}' is a pipe or a device, not a regular file"):
+            read(str(tmp_path / name))
+    with pytest.raises(DataError, match="'/dev/zero' is a pipe or a device"):
+        read("/dev/zero")
+    for name in ("rows.zip", "rows.csv.zip", "rows.parquet.gz", "rows.csv.bz2", "rows.xlsx", "plain"):
+        (tmp_path / name).write_text("PK")
+        with pytest.raises(DataError, match=r"is of no format that is read: .txt, .jsonl.*; unpack an archive"):
+            read(str(tmp_path / name))
+    for content in (b"no gzip", gzip.compress(b"text,label\n" + b"a,b\n" * 500)[:-12]):
+        (tmp_path / "bad.csv.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"is not a whole .gz file"):
+            read(str(tmp_path / "bad.csv.gz"))
+    (tmp_path / "latin.csv.gz").write_bytes(gzip.compress("text,label\nü,a\n".encode("latin-1")))
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        read(str(tmp_path / "latin.csv.gz"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "empty.parquet")
+    for source in (write(tmp_path / "blank.csv", "\n\n"), write(tmp_path / "none.json", "[]"), str(tmp_path / "empty.parquet")):
+        with pytest.raises(DataError, match=r"has no rows|contains no questions|empty.parquet' cannot be read"):
+            read(source)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@every_case("read", [read_table, load_qa])
+@every_case(
+    ("name", "damage"),
+    [
+        ("train/data-00000-of-00001.arrow", Path.unlink),
+        ("train/data-00000-of-00001.arrow", cut),
+        ("train/state.json", cut),
+        ("train/state.json", lambda file: file.write_text("[]")),
+        ("train/dataset_info.json", Path.unlink),
+        ("dataset_dict.json", cut),
+        ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
+    ],
+)
+def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
+    DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
+    damage(tmp_path / "saved" / name)
+    with pytest.raises(DataError, match="saved' is damaged; write it again with save_to_disk"):
+        read(str(tmp_path / "saved"))
+
+
+def numbered(*sizes: int) -> list[Dataset]:
+    """Sources whose rows are numbered from 0, 1000, 2000 …"""
+    return [Dataset.from_dict({"row": list(range(1000 * place, 1000 * place + size))}) for place, size in enumerate(sizes)]
+
+
+def saved(parts: list[Dataset], folder: Path) -> list[str]:
+    names = [str(folder / f"source{place}") for place in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        part.save_to_disk(name)
+    return names
+
+
+def test_split_holds_out_a_tenth_of_each_class() -> None:
+    for sizes, held in (([30, 30], [3, 3]), ([50, 10], [5, 1]), ([58, 1, 1], [6, 0, 0]), ([2, 1], [1, 0]), ([40, 40, 20], [4, 4, 2])):
+        labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+        data = Dataset.from_dict({"label": labels, "row": list(range(len(labels)))})
+        chosen = []
+        for seed in range(5):
+            train, held_out = split_held_out([data], seed, classes="label")
+            assert [held_out["label"][:].count(str(number)) for number in range(len(sizes))] == held
+            assert sorted([*train["row"], *held_out["row"]]) == data["row"][:]
+            chosen.append(sorted(held_out["row"]))
+        assert any(rows != chosen[0] for rows in chosen)
+    rows = Dataset.from_dict({"id": [str(number // 2) for number in range(80)], "kind": ["span", "span", "none", "none"] * 20})
+    _, held_out = split_held_out([rows, rows], 0, unit="id", classes="kind")  # of both sources, both rows of a question
+    assert [held_out["kind"][:].count(kind) for kind in ("span", "none")] == [8, 8]
+
+
+def test_split_holds_out_a_random_tenth_of_every_source() -> None:
+    parts = numbered(100, 40, 5, 1)
+    train, held_out = split_held_out(parts, seed=0)
+    assert sorted([*train["row"], *held_out["row"]]) == sorted(row for part in parts for row in part["row"])
+    assert [sum(row // 1000 == place for row in held_out["row"]) for place in range(4)] == [10, 4, 1, 0]
+    assert sorted(row for row in held_out["row"] if row < 1000) != list(range(90, 100)), "not the last rows"
+    assert split_held_out(parts, seed=0)[1]["row"] == held_out["row"]
+    assert split_held_out(parts, seed=1)[1]["row"] != held_out["row"]
+
+
+@pytest.mark.parametrize(("sizes", "held"), [((1, 1, 1), 1), ((2,), 1), ((1,), 0)])
+def test_split_of_few_rows_holds_out_one(sizes: tuple[int, ...], held: int) -> None:
+    assert [len(part) for part in split_held_out(numbered(*sizes), seed=0)] == [sum(sizes) - held, held]
+
+
+def test_split_holds_out_at_most_the_given_number_of_rows() -> None:
+    assert [len(part) for part in split_held_out(numbered(100, 100), seed=0, most=3)] == [194, 6]
+
+
+def test_split_keeps_the_rows_of_a_unit_together_within_each_source() -> None:
+    ids = [str(number // 3) for number in range(60)]
+    parts = [Dataset.from_dict({"id": ids, "row": list(range(start, start + 60))}) for start in (0, 60)]
+    train, held_out = split_held_out(parts, seed=0, unit="id")
+    assert sorted([*train["row"], *held_out["row"]]) == list(range(120))
+    of_rows = [{(row // 60, row % 60 // 3) for row in part["row"]} for part in (train, held_out)]
+    assert not of_rows[0] & of_rows[1]
+    assert [sum(source == place for source, _ in of_rows[1]) for place in (0, 1)] == [2, 2]
+    assert not len(split_held_out([parts[0].select(range(3))], seed=0, unit="id")[1])
+
+
+def test_validation_texts_are_used_whole(tmp_path: Path) -> None:
+    """As many as the training documents' hundredth were used once."""
+    files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
+    for file, count in zip(files, (300, 200), strict=True):
+        file.write_text("".join(json.dumps({"text": f"{file.stem} {number}"}) + "\n" for number in range(count)))
+    train, held_out = read_texts(arguments(str(files[0]), validation=str(files[1])), 0)
+    assert (len(train), len(held_out)) == (300, 200)
+    train, held_out = read_texts(arguments(*map(str, files)), 0)
+    assert [sum(text.startswith(name) for text in held_out["text"]) for name in ("train", "held")] == [30, 20]
+
+
+def contents(ending: str) -> str:
+    """A file with the ending that has "Grüße" in it."""
+    row = {"text": "Grüße", "question": "Wer?", "context": "Grüße", "answer": "Grüße"}
+    tables = {".csv": ",", ".tsv": "\t"}
+    if ending in tables:
+        return "\n".join(tables[ending].join(cells) for cells in (row, row.values())) + "\n"
+    return {".json": json.dumps([row], ensure_ascii=False), ".jsonl": json.dumps(row, ensure_ascii=False), ".conll": "Grüße O\n"}.get(
+        ending, "Grüße"
+    )
+
+
+def words_of(source: str) -> str:
+    return read_words(source, "train", None, "tags")["words"][0][0]
+
+
+READERS = [
+    *((ending, lambda source: read_table(source)["text"][0]) for ending in (".txt", ".csv", ".tsv", ".json", ".jsonl")),
+    *((ending, lambda source: load_qa(source)["gold"][0][0]) for ending in (".csv", ".tsv", ".json", ".jsonl")),
+    (".conll", words_of),
+]
+
+
+@every_case(("ending", "read"), READERS)
+def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
+    """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
+    for name in ("a [1] *b ü?", "PLAIN"):
+        path = tmp_path / (name + (ending.upper() if name.isupper() else ending))
+        path.write_text(contents(ending), encoding="utf-8-sig")
+        assert read(str(path)) == "Grüße", path
+    path.write_text(contents(ending), encoding="latin-1")
+    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv -f LATIN1"):
+        read(str(path))
+    path.write_text(contents(ending), encoding="utf-16")
+    with pytest.raises(DataError, match=r"PLAIN.* is not UTF-8 text .*iconv -f UTF-16"):
+        read(str(path))
+
+
+def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "LARGEST_TEXT", 1_000_000)
+    long, rows = "ü" * 1_500_000, ["a", "b"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long)))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},a\n" for text in (long, *rows)))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "book.txt").write_text(long)
+    Dataset.from_dict({"text": [*rows, long]}).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_dict({"text": [*rows, long]}).to_parquet(str(tmp_path / "rows.parquet"))
+    places = {"rows.jsonl": 3, "rows.csv": 1, "folder": 1, "folder/book.txt": 1, "saved": 3, "rows.parquet": 3}
+    for name, place in places.items():
+        with pytest.raises(DataError, match=f"^Row {place} of .*{name} has a text of 1,500,000 characters, but at most 1,000,000 are"):
+            texts_of(str(tmp_path / name))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long[:500_000]}))
+    assert len(texts_of(str(tmp_path / "rows.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str, tmp_path: Path) -> None:
+    """pyarrow's reader ends the process at 100,000 levels."""
+    for depth in (5000, 100_000):
+        deep = f'{{"question": "?", "context": "a", "answer": "a", "text": "a", "x": {opening * depth}1{closing * depth}}}'
+        write(tmp_path / name, f'{{"question": "?", "text": "b"}}\n{deep}\n')
+        for read in (labelled, load_qa, texts_of):
+            with pytest.raises(DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"):
+                read(str(tmp_path / name))
+    write(tmp_path / name, f'{{"text": "a", "x": {opening * 120}1{closing * 120}}}\n{{"text": "b"}}\n')
+    assert sorted(texts_of(str(tmp_path / name))["text"]) == ["a", "b"], "a column that nobody reads may be deep"
+
+
+def test_csv_with_other_separators_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "semicolons.csv"
+    table.write_text("text;label\ngood;1\n")
+    with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'\.$"):
+        labelled(str(table))
+
+
+def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "my [texts]"
+    folder.mkdir()
+    names = ["a.txt", "b [draft].txt", "c d.txt", "ü*.txt", "CAPITALS.TXT"]
+    for name in names:
+        (folder / name).write_text(name, encoding="utf-8")
+    (folder / "of a folder.txt").mkdir()
+    assert sorted(texts_of(str(folder))["text"]) == sorted(names)
+    (folder / "e.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"e\.txt' is not UTF-8 text"):
+        texts_of(str(folder))
+    (folder / "e.txt").unlink()
+    (folder / "d.txt").symlink_to("missing.txt")
+    with pytest.raises(DataError, match=r"d\.txt' is a link to nothing"):
+        texts_of(str(folder))

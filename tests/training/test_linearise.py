@@ -1,0 +1,272 @@
+"""Attention transfer: the original's states, each layer's distance from softmax attention as it is defined, and what a training changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn import attend, reference_attend
+from hf_longattn.cli.train import train
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.convert import training_step
+from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
+from hf_longattn.training.tasks.linearise import AttentionTransfer, prepared_layers, transferring
+from tests.cases import every_case
+from tests.grids import quickly
+from tests.modeling.test_sliding_window import CASES
+from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
+from tests.training.conftest import checkpoint
+
+LENGTH = 96
+FAST = "--batch-size 4 --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True --threads 1 --logging-steps 1 --max-length 64"
+
+
+def softmax(heads: int, width: int) -> Mechanism:
+    return build_mechanism("full", num_heads=heads, head_dim=width)
+
+
+@pytest.fixture(params=["mlm", "clm", "llama"])
+def model(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    short = checkpoint(request.param, tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="hedgehog", max_length=LENGTH, verify=False)
+    loader: Any = AutoModelForMaskedLM if request.param == "mlm" else AutoModelForCausalLM
+    return loader.from_pretrained(tmp_path / "long", use_cache=False).eval()  # Trainer trains without a cache
+
+
+@contextmanager
+def with_transfers(model: PreTrainedModel) -> Iterator[list[Any]]:
+    """The layers of a model with a head, which keeps its outputs."""
+    layers = prepared_layers(model.base_model)
+    for site, _, replacement in layers:
+        site.put(replacement)
+    yield layers
+    for site, mechanism, _ in layers:
+        site.put(mechanism)
+
+
+def padded(model: PreTrainedModel, side: str = "right") -> dict[str, Tensor]:
+    ids = torch.randint(5, model.config.vocab_size, (2, LENGTH))
+    mask = torch.ones_like(ids)
+    mask[1, LENGTH - 30 :] = 0
+    return {"input_ids": ids, "attention_mask": mask if side == "right" else mask.flip(1)}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_attention_transfer_gives_the_states_of_the_original(model: PreTrainedModel, side: str) -> None:
+    batch = padded(model, side)
+    ids = batch["input_ids"]
+    batch["position_ids"] = model.running_base.own_positions(batch, ids.shape, ids.device)  # the original alone would count padding
+    with torch.no_grad():
+        with with_transfers(model):
+            found = model(**batch).logits
+        model.use_base_attention("sdpa")
+        expected = model(**batch).logits
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["mistral", "gemma2", "smollm3"])
+def test_attention_transfer_imitates_the_windows_of_the_base(base: str) -> None:
+    plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
+    layers = {layer: {"mechanism": "adaptive_span", "max_span": 16} for layer in range(plain.config.num_hidden_layers)}
+    model = long_like(plain, base, {"mechanism": "full", "layers": layers}, **CASES[base])
+    model.config.use_cache = False
+    ids = tokens(2, 100)
+    with torch.no_grad():
+        expected = plain(ids).logits
+        assert (model(ids).logits - expected).abs().max() > 1e-3
+        with with_transfers(model):
+            torch.testing.assert_close(model(ids).logits, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_attention_transfer_gives_gradients_to_mechanisms_from_their_own_layer_alone(model: PreTrainedModel) -> None:
+    batch = padded(model)
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    base = model.base_model
+    layers = prepared_layers(base)
+    with transferring(base, layers):
+        base(**batch)["loss"].backward()
+        summed = {name: p.grad.clone() for name, p in base.named_parameters() if p.grad is not None}
+        assert all(".long_attention.student." in name for name in summed)
+        base.zero_grad()
+        base(**batch)
+        layers[1][2].loss.backward()
+        alone = {name: p.grad for name, p in base.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert 0 < len(alone) < len(summed)
+    assert all(torch.equal(summed[name], gradient) for name, gradient in alone.items())
+    assert [module for module in model.modules() if isinstance(module, Mechanism)] == mechanisms
+    assert {name for name, p in base.named_parameters() if p.requires_grad} == {
+        name for name, _ in base.named_parameters() if ".long_attention." in name
+    }
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_distance_from_softmax_attention_is_its_definition_over_real_tokens(causal: bool) -> None:
+    student = build_mechanism("hedgehog", num_heads=4, head_dim=8)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter)
+    layer = AttentionTransfer(student, softmax(4, 8))
+    q, k, v = torch.randn(2, 4, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, 13:] = False
+    arguments = {"causal": causal, "padding_mask": mask}
+    target = attend(q, k, v, layer, **arguments)
+    full = build_mechanism("full", num_heads=4, head_dim=8)
+    torch.testing.assert_close(target, attend(q, k, v, full, **arguments))
+
+    shares = []
+    wanted, given = reference_attend(q, k, v, full, **arguments), reference_attend(q, k, v, student, **arguments)
+    for b, length in enumerate((20, 13)):
+        squared = (wanted - given)[b, :, :length].square().mean()
+        shares.append(squared / wanted[b, :, :length].square().mean())
+    torch.testing.assert_close(layer.distances.double(), torch.stack(shares), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer.loss.double(), torch.stack(shares).mean(), atol=1e-5, rtol=1e-5)
+    first = layer.loss.clone()
+    for tensor in (q, k, v):
+        tensor[1, :, 13:] = 7.0
+    attend(q, k, v, layer, **arguments)
+    torch.testing.assert_close(layer.loss, first)
+
+
+def test_distance_of_softmax_attention_is_zero() -> None:
+    layer = AttentionTransfer(build_mechanism("window", num_heads=2, head_dim=8, window=64), softmax(2, 8))
+    attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
+    assert float(layer.distances.max()) < 1e-10
+
+
+@every_case("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains and name != "recurrent_memory"])
+def test_attention_transfer_trains_every_mechanism_with_parameters(name: str) -> None:
+    cls = mechanism_class(name)
+    student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
+    layer = AttentionTransfer(student, softmax(4, 16)).train()
+    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.traits.takes_hidden_states else {}
+    attend(*torch.randn(3, 2, 4, 96, 16), mechanism=layer, causal=student.causal is True, **hidden)
+    layer.loss.backward()
+    gradients = [p.grad for p in student.parameters() if p.requires_grad and p.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    assert any(bool(gradient.abs().max() > 0) for gradient in gradients)
+
+
+@pytest.fixture
+def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+    """Converts a tiny checkpoint that has something to attend to."""
+
+    def convert(kind: str = "mlm", mechanism: str = "hedgehog", **options: Any) -> str:
+        short, long = tmp_path / kind, tmp_path / f"{kind}-{mechanism}"
+        weights = load_file(Path(checkpoint(kind, short, tokenizer), "model.safetensors"))
+        sharpened = {name: tensor * (8.0 if "attn" in name or "attention" in name else 1.0) for name, tensor in weights.items()}
+        save_file(sharpened, short / "model.safetensors", metadata={"format": "pt"})
+        convert_checkpoint(short, long, mechanism=mechanism, max_length=128, verify=False, **options)
+        return str(long)
+
+    return convert
+
+
+def linearised(model: str, texts: str, output: Path, line: str = "") -> dict[str, Any]:
+    """The log of a run."""
+    assert train("linearise", ["--model", model, "--text", texts, *FAST.split(), *line.split(), "--output", str(output)]) == 0
+    log: dict[str, Any] = json.loads((output / "training_log.json").read_text())
+    return log
+
+
+@pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm",)))
+def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
+    kind: str, converted: Callable[..., str], texts: str, tmp_path: Path
+) -> None:
+    long = converted(kind)
+    log = linearised(long, texts, tmp_path / "out", "--max-steps 20 --learning-rate 3e-2")
+    first, last = (entry for entry in log["history"] if "eval_loss" in entry)
+    assert all(last[f"eval_layer_{layer}"] < first[f"eval_layer_{layer}"] for layer in (0, 1))
+    assert last["eval_distance"] == pytest.approx((last["eval_layer_0"] + last["eval_layer_1"]) / 2)
+    before, after = (load_file(Path(folder, "model.safetensors")) for folder in (long, tmp_path / "out"))
+    assert set(after) == set(before)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if ".long_attention." in name
+    }
+    configs = [json.loads(Path(folder, "config.json").read_text()) for folder in (long, tmp_path / "out")]
+    assert all(configs[0][name] == configs[1][name] for name in ("architectures", "long_attention"))
+
+
+def test_linearise_leaves_layers_without_parameters_as_they_are(converted: Callable[..., str], texts: str, tmp_path: Path) -> None:
+    long = converted(layers={1: {"mechanism": "window", "window": 8}})
+    log = linearised(long, texts, tmp_path / "out", "--max-steps 2")
+    assert [name for name in log["history"][0] if name.startswith("eval_layer")] == ["eval_layer_0"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["long_attention"] == {"mechanism": "hedgehog", "layers": {"1": {"mechanism": "window", "window": 8}}}
+
+
+def test_linearise_keeps_a_sentence_encoder(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Without a head, and with the other modules of sentence-transformers."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
+    words = BertModel(BertConfig(**small, max_position_embeddings=64))
+    for parameter in words.parameters():
+        torch.nn.init.normal_(parameter)
+    words.save_pretrained(tmp_path / "words")
+    tokenizer.save_pretrained(tmp_path / "words")
+    modules = [Transformer(str(tmp_path / "words"), max_seq_length=32), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, prompts={"query": "Q: "}).save(str(tmp_path / "encoder"))
+    commands = {}
+    for mechanism in ("hedgehog", "linear"):
+        commands[mechanism] = training_step(plan_conversion(tmp_path / "encoder", mechanism=mechanism, max_length=128))["command"][2]
+        convert_checkpoint(tmp_path / "encoder", tmp_path / mechanism, mechanism=mechanism, max_length=128, verify=False)
+    assert commands == {"hedgehog": "linearise", "linear": "embed"}
+    linearised(str(tmp_path / "hedgehog"), texts, tmp_path / "out", "--max-steps 2")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hedgehog", "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert (set(after), changed) == (set(before), {name for name in before if ".long_attention." in name})
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LongBertModel"]
+    model, theirs = (SentenceTransformer(str(tmp_path / folder), device="cpu") for folder in ("out", "hedgehog"))
+    assert (model.max_seq_length, model.prompts) == (theirs.max_seq_length, theirs.prompts)
+    assert [type(module) for module in model] == [type(module) for module in theirs]
+    assert np.isfinite(model.encode("some words " * 20)).all()
+
+
+def test_linearise_refuses_models_without_anything_to_learn(
+    converted: Callable[..., str], texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = (
+        (converted(mechanism="linear"), "The model has linear, without parameters that could learn; convert it"),
+        (str(tmp_path / "mlm"), "mlm' has no mechanism; type longattn convert"),
+        (converted("clm", "recurrent_memory", segment_length=48), "The model has recurrent_memory, without parameters"),
+    )
+    for model, words in cases:
+        assert train("linearise", ["--model", model, "--text", texts, *FAST.split(), "--output", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["hedgehog", "hybrid"])
+def test_linearise_in_two_processes_equals_one(
+    mechanism: str, converted: Callable[..., str], repository: Path, texts: str, tmp_path: Path
+) -> None:
+    script = [str(repository / "scripts" / "train.py"), "linearise", "--model", converted("clm", mechanism), "--text", texts]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), *script]
+    for output, command, size in (("one", [sys.executable, *script], "4"), ("two", launch, "2")):
+        arguments = [*FAST.split(), "--batch-size", size, "--max-steps", "4", "--use-cpu", "--output", str(tmp_path / output)]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two_processes = (load_file(tmp_path / output / "model.safetensors") for output in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two_processes[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
