@@ -16,8 +16,9 @@ import typer
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError, UsageError
 from hf_longattn.training.evaluation import evaluation_arguments
-from hf_longattn.training.parsing import TaskParser, task_parser
-from hf_longattn.training.task import evaluated_tasks, load_task, task_names, task_summary
+from hf_longattn.training.parsing import task_parser
+from hf_longattn.training.task import Task, evaluated_tasks, load_task, task_names, task_summary
+from hf_longattn.training.task import task_parser as new_task_parser
 from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,8 +82,10 @@ def commands_of_app() -> dict[str, Any]:
 
 
 @functools.cache
-def parser_of(task: str, command: str = "train") -> TaskParser:
-    kinds = load_task(task).arguments
+def parser_of(task: str, command: str = "train") -> Any:
+    if not isinstance(moved := load_task(task), Task):
+        return new_task_parser(moved, f"longattn {command} {task}")
+    kinds = load_task(task).ARGUMENTS
     kinds = kinds if command == "train" else evaluation_arguments(kinds)
     return task_parser(kinds, task_summary(task), f"longattn {command} {task}")
 

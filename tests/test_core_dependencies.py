@@ -86,7 +86,7 @@ def test_imports_without_extras_name_the_extra_to_install(tmp_path: Path, reposi
         from hf_longattn.inspect.drawing import draw_patterns
         from hf_longattn.training import ModelArguments
         draw = lambda: draw_patterns({}, length=8, causal=True, file=Path("a.png"))
-        for call in (draw, lambda: ModelArguments(model="short", use_peft=True)):
+        for call in (draw, lambda: ModelArguments(model="short", lora_rank=8)):
             try:
                 call()
             except MissingExtraError as error:
@@ -99,7 +99,7 @@ COMMANDS = [
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
     ("inspect nowhere --plot here.png", "matplotlib"),
-    *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
+    *((f"train {task} --model nowhere", EXTRAS[x][-1]) for task in task_names() for x in getattr(load_task(task), "EXTRAS", ())),
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),
     ("train classify --images --augmentation flip --model nowhere --output out --data nothing", "torchvision"),
     ("train classify --audio --model nowhere --output out --data nothing", "soundfile"),
@@ -107,7 +107,7 @@ COMMANDS = [
     ("train multitask --model nowhere --output out --tasks a=tokens:nothing b=classify:nothing", "seqeval"),
     ("train seq2seq --model nowhere --output out --data nothing", "rouge_score"),
     ("train ctc --model nowhere --output out --data nothing", "jiwer"),
-    ("train mlm --model nowhere --output out --text nothing --use-peft", "peft"),
+    ("train mlm --model nowhere --output out --data nothing --lora-rank 8", "peft"),
 ]
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 

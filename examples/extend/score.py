@@ -14,9 +14,9 @@ from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import DataError, as_number, check_column, read_source, train_test_split
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument
 from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

@@ -13,39 +13,33 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import LongAttentionError, UsageError, check_extra, error_line
+from ..errors import LongAttentionError, UsageError, check_extra, error_line, nearest
 from ..training.task import Task, evaluated_tasks, load_task, task_names, task_summary
 from .terminal import say
 
 
-def find_task(command: str, name: str) -> tuple[Task, str]:
-    """A task of `longattn train` or `longattn evaluate`, with its summary.
-
-    Raises:
-        UsageError: there is no such task, or it evaluates nothing.
-    """
-    task = load_task(name)
-    if command == "train":
-        return task, task_summary(name)
-    if not task.evaluation:
-        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.")
-    from ..training.evaluation import for_evaluation
-
-    return for_evaluation(task), task.evaluation
-
-
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
+    words, prog = sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}"
     try:
-        task, summary = find_task(command, name)
-        for extra in task.extras:
+        task = load_task(name)
+        for extra in getattr(task, "EXTRAS", ()):
             check_extra(extra)
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 2 if isinstance(error, UsageError) else 1
-    from ..training.training_loop import run_task
+    if isinstance(task, Task):
+        from ..training.evaluation import for_evaluation
+        from ..training.training_loop import run_task as run_old_task
 
-    return run_task(task, sys.argv[1:] if arguments is None else arguments, summary, f"longattn {command} {name}")
+        if command == "evaluate" and not task.evaluation:
+            say(f"Error: {name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.", stderr=True)
+            return 2
+        summary = task_summary(name) if command == "train" else task.evaluation
+        return run_old_task(for_evaluation(task) if command == "evaluate" else task, words, summary, prog)
+    from ..training.run import run_task
+
+    return run_task(task, words, prog)
 
 
 evaluate = partial(train, command="evaluate")
@@ -63,16 +57,14 @@ class TaskGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The tasks that the command runs."""
-        return task_names() if self.name == "train" else list(evaluated_tasks())
+        return task_names() if self.name == "train" else evaluated_tasks()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a task, or wrong usage where there is none."""
-        try:
-            _, summary = find_task(str(self.name), cmd_name)
-        except UsageError as error:
-            ctx.fail(str(error))
+        if cmd_name not in self.list_commands(ctx):
+            ctx.fail(f"There is no task {cmd_name!r}; the tasks are {', '.join(task_names())}.{nearest(cmd_name, task_names())}")
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-        return TaskCommand(cmd_name, help=summary, context_settings=settings)
+        return TaskCommand(cmd_name, help=task_summary(cmd_name), context_settings=settings)
 
 
 app = typer.Typer(cls=TaskGroup, no_args_is_help=True, rich_markup_mode=None)

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from ..data.lengths import longest_input
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.sources import load_labelled, load_text
-    from .args import ModelArguments
-    from .lm import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, finetune_lm
+    from .arguments import DataArguments, LongTrainingArguments, ModelArguments
+    from .lm import LMDataArguments, TextDataArguments, TextTrainingArguments, train_lm
     from .modalities import load_multitask_head
+    from .run import begin, finish, run_task
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
-    from .tasks.clm import CLMDataArguments, CLMModelArguments
     from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student
     from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
     from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments, linearise_attention
-    from .tasks.mlm import MLMDataArguments, MLMModelArguments
     from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
     from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
+    from .trainer import LongTrainer
 
 __getattr__, __all__ = public_names(__name__)

@@ -123,7 +123,7 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
 def tasks_with(option: str) -> str:
     """ "`longattn train distill` has it", of the tasks that have an option, "--temperature" or "temperature"; "" without any."""
     name = option.lstrip("-").replace("-", "_")
-    tasks = [task for task in task_names() if any(name == f.name for kind in load_task(task).arguments for f in fields(kind) if f.init)]
+    tasks = [task for task in task_names() if any(name == f.name for kind in load_task(task).ARGUMENTS for f in fields(kind) if f.init)]
     commands = ", ".join(f"`longattn train {task}`" for task in tasks)
     return f"{commands} {'has' if len(tasks) == 1 else 'have'} it" if tasks else ""
 

@@ -14,6 +14,7 @@ entries, ``# Name: text`` (:data:`ENTRIES`), with further lines indented:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -73,6 +74,30 @@ def recipe_names(command: str = "") -> str:
     """The ready recipes of a command, for a help text or a message. Without a command, all but those of ``accelerate launch``."""
     commands = {name: recipe.command for name, recipe in ready_recipes().items()}
     return ", ".join(name for name, other in commands.items() if other == command or (not command and other != "accelerate launch"))
+
+
+def recipe_words(recipe: str) -> list[str]:
+    """The values of a recipe as words of a command line: a YAML file, or one of :func:`ready_recipes` by name.
+
+    Raises:
+        LongAttentionError: it does not exist, or is not a YAML mapping.
+    """
+    import yaml
+
+    path = Path(recipe) if Path(recipe).suffix or recipe not in ready_recipes() else ready_recipes()[recipe].path
+    try:
+        text = read_text(path)
+        values, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # a `no` or a 1e-5 as it is written
+        words = []
+        for name, value in written.items():
+            cells = value if isinstance(value, list) else [json.dumps(values[name]) if isinstance(value, dict) else value]
+            words += [f"--{name}", *map(str, cells)]
+    except (CheckpointError, yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
+        raise LongAttentionError(
+            f"The recipe {recipe!r} cannot be read; give a YAML file with names and values, for example `learning_rate: 3.0e-5`, or one "
+            f"of {recipe_names()}.{nearest(recipe, ready_recipes())}"
+        ) from error
+    return words
 
 
 def read_recipe(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.old_trainer import LongTrainer
 
 
 class SegmentTrainer(LongTrainer):

@@ -1,34 +1,45 @@
 """The tasks of `longattn train`: one file in ``training/tasks/`` each. Its name is the task's name, the first line of its docstring the
-summary, and its ``TASK`` the rest. Command line, scripts, recipes, documents and tests use this; tasks are imported on first use."""
+summary; it has ``ARGUMENTS``, three dataclasses, and ``main``, which takes them. Tasks are imported on first use."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 
-from ..errors import RegistrationError, UsageError, nearest
+from ..errors import RegistrationError, UsageError, nearest, sentence_case
 from ..names import load_module, module_names
+from .recipes import recipe_names, recipe_words
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of `longattn train`: the ``TASK`` of its module.
-
-    Args:
-        arguments: the classes of its model, data and training arguments.
-        train: takes these arguments, trains and returns the log.
-        result: formats a log for printing.
-        evaluation: one sentence on the scores of `longattn evaluate`; "" if the task cannot evaluate. If it can, ``train`` with
-            ``only_scores`` set in the training arguments computes the scores without training.
-        extras: the package's extras that the task needs.
-    """
+    """The ``TASK`` of a task that has not moved to :mod:`hf_longattn.training.run` yet."""
 
     arguments: tuple[type[Any], type[Any], type[Any]]
     train: Callable[[Any, Any, Any], dict[str, Any]]
     result: Callable[[dict[str, Any]], str]
     evaluation: str = ""
     extras: tuple[str, ...] = ()
+
+    @property
+    def ARGUMENTS(self) -> tuple[type[Any], type[Any], type[Any]]:
+        """As a task's module has them."""
+        return self.arguments
+
+    @property
+    def EXTRAS(self) -> tuple[str, ...]:
+        """As a task's module has them."""
+        return self.extras
+
+
+def evaluated_tasks() -> list[str]:
+    """The tasks of `longattn evaluate`."""
+    return [name for name in task_names() if getattr(load_task(name), "evaluation", "new")]
 
 
 def task_names() -> list[str]:
@@ -37,38 +48,78 @@ def task_names() -> list[str]:
 
 
 def task_summary(name: str) -> str:
-    """The first line of the docstring of a task's module.
-
-    Raises:
-        UsageError, RegistrationError: as :func:`load_task`.
-    """
-    load_task(name)
-    return str(load_module("training.tasks", name).__doc__).partition("\n")[0]
+    """The first line of the docstring of a task's file, which is not imported."""
+    source = Path(__file__).with_name("tasks") / f"{name}.py"
+    return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
-def evaluated_tasks() -> dict[str, str]:
-    """Name of each task of `longattn evaluate` -> its ``evaluation``."""
-    return {name: summary for name in task_names() if (summary := load_task(name).evaluation)}
-
-
-def load_task(name: str) -> Task:
+def load_task(name: str) -> Any:
     """Import a task.
 
     Raises:
         UsageError: there is no such task.
-        RegistrationError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
+        RegistrationError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
     """
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)
-    task = getattr(module, "TASK", None)
-    if not isinstance(task, Task):
-        raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
-    if not module.__doc__:
-        raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
-    if len(task.arguments) != 3:
+    if isinstance(old := getattr(module, "TASK", None), Task) and module.__doc__:
+        return old
+    if not module.__doc__ or not hasattr(module, "main") or len(getattr(module, "ARGUMENTS", ())) != 3:
         raise RegistrationError(
-            f"The TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
-            "and of the training."
+            f"{module.__file__} is no task; it needs a docstring, ARGUMENTS, which are the classes of its model, data and training "
+            "arguments, and main, which takes these arguments."
         )
-    return task
+    return module
+
+
+def task_parser(task: ModuleType, prog: str) -> Any:
+    """The parser of a task's command line.
+
+    Args:
+        task: see :func:`load_task`.
+        prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
+    """
+    from transformers import HfArgumentParser  # here, since the list of tasks needs none
+
+    class Parser(HfArgumentParser):
+        """transformers' parser, whose errors are one sentence."""
+
+        def error(self, message: str) -> NoReturn:
+            named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
+            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{sentence_case(message)}.")
+
+    summary = str(task.__doc__).partition("\n")[0]
+    recipes = recipe_names(prog.removeprefix("longattn "))
+    parser = Parser(
+        task.ARGUMENTS, prog=prog, description=summary, usage="%(prog)s --model MODEL --data DATA … [OPTION …]", allow_abbrev=False
+    )
+    parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one: {recipes}' if recipes else ''}.")
+    if " evaluate " in prog:
+        parser.set_defaults(do_train=False, output_dir=".", split="validation")
+    return parser
+
+
+def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
+    """The model, data and training arguments of a command line. The values of a recipe (``--config``) stand before it.
+
+    Args:
+        task, prog: see :func:`task_parser`.
+        words: the command line after the task's name.
+
+    Raises:
+        UsageError: an unknown option, with the nearest known one, or a value of the wrong kind.
+        LongAttentionError: the recipe cannot be read, or a value is refused.
+    """
+    parser = task_parser(task, prog)
+    recipe = parser.parse_known_args(words)[0].config
+    words = [*(recipe_words(recipe) if recipe else ()), *words]
+    unknown = next(iter(parser.parse_known_args(words)[1]), None)
+    if unknown is not None and not unknown.startswith("-"):
+        raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
+    if unknown is not None:
+        option = unknown.partition("=")[0].replace("_", "-")
+        options = [name for action in parser._actions for name in action.option_strings if "_" not in name and action.dest != "help"]
+        raise UsageError(f"There is no option {option}; {prog} --help lists all.{nearest(option, options, 0.6)}")
+    model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    return model_args, data_args, training_args

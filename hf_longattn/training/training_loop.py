@@ -32,11 +32,11 @@ from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.training.adapters import low_rank_updates, transformers_model
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same_model, checkpoint_to_resume, checkpoints, place_or_name
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
 from hf_longattn.training.results import measured, sources_in_words
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"

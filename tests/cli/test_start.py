@@ -36,7 +36,7 @@ def test_commands_import_nothing_slow_before_it_is_needed(repository: Path, tmp_
     [
         ("mechanisms windw", 1), ("train nothing", 2), ("plan . --mechanism windw", 1), ("plan . --mechanism full --layers 0=windw", 1),
         ("convert . long --mechanism window --option windw=64", 1), ("convert . long --mechanism window --option window=0", 1),
-        ("train mlm --modl x", 2), ("evaluate mlm --learning-rate 1", 2),
+        ("train mlm --modl x", 2), ("evaluate mlm --modl x", 2),
     ],
 )  # fmt: skip
 def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,9 +49,8 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForSequenceClassification,
 )
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.old_lm import CLM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.clm import CLM
 from tests.training.conftest import FAST, checkpoint
 
 SIZES = {

@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.task import load_task, task_names
-from tests.training import test_options
-from tests.training.conftest import FAST
+from hf_longattn.training.task import task_names
+from tests.training import test_old_options as test_options
+from tests.training.conftest import FAST, start_task
 from tests.training.speech import spoken
-from tests.training.test_options import DATA
+from tests.training.test_old_options import DATA
 
 models = test_options.models
 
@@ -82,12 +81,11 @@ def trainer_of(name: str, models: dict[str, str], folder: Path, monkeypatch: pyt
 
     folder.mkdir()
     base, changes = OTHERS.get(name, (name, {}))
-    task = load_task(base)
     settings = {**settings_of(base, models, folder), **FAST, "per_device_train_batch_size": ROWS, **changes}
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", stop)
         with pytest.raises(Stopped) as stopped:
-            task.train(*build_arguments(task.arguments, output_dir=str(folder / "out"), **settings))
+            start_task(base, output_dir=str(folder / "out"), **settings)
     return stopped.value.trainer
 
 

@@ -31,7 +31,7 @@ from hf_longattn.data.sources import (
 )
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
-from hf_longattn.training.lm import TextDataArguments, read_documents
+from hf_longattn.training.old_lm import TextDataArguments, read_documents
 from tests.cases import every_case
 
 CARD = """---

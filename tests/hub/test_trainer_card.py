@@ -15,9 +15,9 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import HubError
 from hf_longattn.hub import write_model_card
 from hf_longattn.hub.push import push_loaded
-from hf_longattn.training.lm import LM, finetune_lm
+from hf_longattn.training.old_lm import LM, finetune_lm
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.trainer import LongTrainer
 
 from ..hub_state import Hub
 from .conftest import TEXT

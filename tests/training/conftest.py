@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.task import Task, load_task
 from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {
@@ -83,3 +86,16 @@ def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> s
         LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def start_task(name: str, **values: Any) -> dict[str, Any]:
+    """Run a task with arguments by their names, and return its log."""
+    task = load_task(name)
+    if isinstance(task, Task):
+        return task.train(*build_arguments(task.arguments, **values))
+    values = {{"text": "data"}.get(name, name): value for name, value in values.items() if name not in ("threads", "validation_split")}
+    kinds = [{each.name for each in fields(kind) if each.init} for kind in task.ARGUMENTS]
+    assert values.keys() <= set().union(*kinds), values
+    parts = [{name: values[name] for name in values.keys() & names} for names in kinds]
+    log: dict[str, Any] = task.main(*(kind(**part) for kind, part in zip(task.ARGUMENTS, parts, strict=True)))
+    return log

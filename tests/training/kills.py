@@ -17,7 +17,7 @@ from transformers import TrainerState
 
 from hf_longattn.cli.train import train
 from hf_longattn.data.sources import DataError
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.old_trainer import LongTrainer
 
 POINTS = ("half model", "no optimizer", "half optimizer", "no state", "half state", "half deleted")
 """In the order in which a save reaches them: the last one is the deletion of an older checkpoint."""

@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_longattn.cli.train import train as run_task
 from hf_longattn.errors import OptionError, flag
-from hf_longattn.training.lm import LM
+from hf_longattn.training.old_lm import LM
 from hf_longattn.training.parsing import build_arguments, parse_arguments
 from hf_longattn.training.task import load_task, task_names
 from hf_longattn.training.tasks.classify import CLASSIFICATION
@@ -40,7 +40,7 @@ def test_help_lists_every_training_argument_of_transformers_in_groups(capsys: py
 
 def test_tasks_have_at_most_85_options_beside_those_of_transformers() -> None:
     """A ceiling that only falls: a new option takes the place of another one."""
-    kinds = [kind for task in task_names() for kind in load_task(task).arguments]
+    kinds = [kind for task in task_names() for kind in load_task(task).ARGUMENTS]
     own = {field.name for kind in kinds for field in dataclasses.fields(kind) if field.init}
     assert len(own - {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}) <= 85
 

@@ -20,9 +20,9 @@ from hf_longattn.training.checkpoints import (
     damage,
     newest_checkpoint,
 )
+from hf_longattn.training.old_trainer import Processes
 from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.classify import ClassificationDataArguments
-from hf_longattn.training.trainer import Processes
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import RunSettings
 from tests.cases import every_case

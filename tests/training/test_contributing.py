@@ -14,7 +14,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import RegistrationError, UsageError
 from hf_longattn.training.task import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
-from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
+from tests.training.test_old_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
@@ -64,15 +64,9 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     assert json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"] == 2
 
 
-def test_task_file_without_task_docstring_or_three_argument_classes_is_refused(folder: Path) -> None:
+def test_task_file_without_docstring_arguments_or_main_is_refused(folder: Path) -> None:
     (folder / "empty.py").write_text('"""Nothing."""\n')
-    with pytest.raises(RegistrationError, match=r"empty.py has no TASK; add TASK = Task\("):
+    with pytest.raises(RegistrationError, match=r"empty.py is no task; it needs a docstring, ARGUMENTS"):
         load_task("empty")
-    (folder / "silent.py").write_text("from hf_longattn.training.task import Task\nTASK = Task((dict, dict, dict), dict, str)\n")
-    with pytest.raises(RegistrationError, match=r"silent.py has no docstring; its first line"):
-        load_task("silent")
-    (folder / "pair.py").write_text('"""Two."""\nfrom hf_longattn.training.task import Task\nTASK = Task((dict, dict), dict, str)\n')
-    with pytest.raises(RegistrationError, match=r"pair.py has 2 classes of arguments; give three"):
-        load_task("pair")
     with pytest.raises(UsageError, match=r"There is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
         load_task("clasify")

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.task import task_names
 from hf_longattn.training.training_loop import holds_model
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.shared_code import kind_of_family
+from tests.training.conftest import start_task
 
 WORDS = "the tree is a file of lines"
 SHAPE = Shape(tokens=256, vocabulary=300)
@@ -172,11 +172,11 @@ def test_every_task_trains_every_family_with_the_defaults(
     task: str, base: str, tmp_path: Path, data: Path, tokenizers: dict[bool, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, arguments = TASKS[task]
-    name, trained, model = class_with_head(table, base), load_task(task.split()[0]), str(tmp_path / "model")
+    name, model = class_with_head(table, base), str(tmp_path / "model")
     assert name is not None
     small_checkpoint(tmp_path / "model", base, name, tokenizers[is_decoder(base)], HEDGEHOG if task == "linearise" else WINDOW)
     monkeypatch.chdir(data)
     teacher = {"teacher": model} if "teacher" in arguments else {}
-    log = trained.train(*build_arguments(trained.arguments, **{**arguments, **teacher}, model=model, output_dir=str(tmp_path / "out")))
+    log = start_task(task.split()[0], **{**arguments, **teacher}, model=model, output_dir=str(tmp_path / "out"))
     assert log["versions"]
     assert holds_model(tmp_path / "out")

@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import CheckpointError
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.old_lm import MLM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.mlm import MLM
 from tests.training.conftest import FAST, checkpoint
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classification import rows, table

@@ -13,10 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training.lm import LM, finetune_lm, load_lm
+from hf_longattn.training.old_lm import CLM, LM, MLM, finetune_lm, load_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.clm import CLM
-from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint

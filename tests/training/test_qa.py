@@ -126,7 +126,7 @@ def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, dat
 @pytest.mark.thorough
 def test_qa_card_counts_inputs_and_minutes_of_sessions(checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()  # half a minute each
-    monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 30.0 * next(looks)))
+    monkeypatch.setattr("hf_longattn.training.old_trainer.time", SimpleNamespace(monotonic=lambda: 30.0 * next(looks)))
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_length": 96, "stride": 16}
     first = finetune_qa(*build_arguments(QA, **given, max_steps=2, save_steps=1, **FAST))
     inputs = len(to_features(load_qa(data), load_qa_model(checkpoint)[1], QAEncodingConfig(96, 16)))

@@ -17,10 +17,10 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.lengths import input_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.old_trainer import Throughput
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.results import held_out_in_words, loss_in_words, loss_name, measured, score_in_words
 from hf_longattn.training.tasks.classify import CLASSIFICATION, describe_classification_result, finetune_classification
-from hf_longattn.training.trainer import Throughput
 from tests.grids import grid
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table

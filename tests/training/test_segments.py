@@ -21,7 +21,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.tokenization import IGNORED, to_documents
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.lm import LM, finetune_lm
+from hf_longattn.training.old_lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from tests.ranks import free_port

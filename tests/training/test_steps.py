@@ -19,11 +19,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.run.losses import share_of_step
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.task import load_task, task_names
-from hf_longattn.training.trainer import LongTrainer
 from tests.cases import every_case
-from tests.training import test_options
-from tests.training.test_options import DATA, Runner, is_one_sentence
+from tests.training import test_old_options as test_options
+from tests.training.test_old_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner
 ROWS = 4
@@ -126,7 +126,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
 @pytest.mark.thorough
 @every_case("task", task_names(), of=3)
 def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:
         without_dropout(Path(path))
@@ -134,7 +134,7 @@ def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: di
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
-        smoothed = [0.0] if "label_smoothing_factor" in load_task(task).arguments[2].without_effect else [0.0, 0.3]
+        smoothed = [0.0] if "label_smoothing_factor" in getattr(load_task(task).ARGUMENTS[2], "without_effect", ()) else [0.0, 0.3]
         for factor in smoothed:
             self.label_smoother = LabelSmoother(factor) if factor else None
             found.update({f"{case} {factor} {name}": value for name, value in differences(self, train)})
@@ -201,7 +201,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
 @pytest.mark.thorough
 @every_case("task", task_names(), of=4)
 def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, runner: Runner) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     code, run = runner(task, "--learning-rate 1e30 --no-eval-on-start")
     assert code == 1, run.said

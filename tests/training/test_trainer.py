@@ -37,11 +37,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.engines.cpu import onednn
 from hf_longattn.errors import OptionError
-from hf_longattn.training import trainer as trainer_module
+from hf_longattn.training import old_trainer as trainer_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.modalities import InputProcessors
-from hf_longattn.training.trainer import (
+from hf_longattn.training.old_trainer import (
     CheckBestMetric,
     Clock,
     DivergenceError,

@@ -16,9 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.old_lm import MLM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME, write_trained_card
 
 from ..damage import CONVERT, convert, make_checkpoint
@@ -117,8 +116,7 @@ def test_ctrl_c_in_training_says_how_to_resume(start: Start, texts: str, tmp_pat
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.endswith(f"training {tmp_path}/short, steps of 8 inputs (8 passes of 1)") for line in lines)
-    assert lines[-1] == f"Stopped: the latest complete checkpoint is {tmp_path}/out/checkpoint-2; run again with --resume."
+    assert lines[-1] == f"Stopped; run again with --resume, from {tmp_path}/out/checkpoint-2."
     assert train("mlm", [*line, "--resume"]) == 0
 
 

@@ -40,9 +40,9 @@ from hf_longattn.loading import load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
+from hf_longattn.training.old_trainer import LongTrainer, highest
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

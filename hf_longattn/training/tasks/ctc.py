@@ -34,9 +34,9 @@ from hf_longattn.names import missing
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import config_with_head, load_head
+from hf_longattn.training.old_trainer import LongTrainer, highest
 from hf_longattn.training.results import held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

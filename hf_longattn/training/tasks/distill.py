@@ -25,11 +25,11 @@ from hf_longattn.files import public_name
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import ModelArguments, argument, check_positive
-from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm, read_documents
 from hf_longattn.training.loading import frozen_teacher
+from hf_longattn.training.old_lm import TextDataArguments, TextTrainingArguments, load_lm, read_documents
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 PARTS = ("embeddings", "hidden", "attention", "logits")

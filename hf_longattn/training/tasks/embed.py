@@ -28,9 +28,9 @@ from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.names import LOGGER
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
+from hf_longattn.training.old_trainer import MeasuringTrainer
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

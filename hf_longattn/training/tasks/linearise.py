@@ -29,11 +29,11 @@ from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.run.losses import auxiliary_loss
 from hf_longattn.training.args import ModelArguments, argument
-from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, read_documents
 from hf_longattn.training.loading import check_reads_text
+from hf_longattn.training.old_lm import TextDataArguments, TextTrainingArguments, read_documents
+from hf_longattn.training.old_trainer import LongTrainer, rows_of
 from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer, rows_of
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 TINY = 1e-12

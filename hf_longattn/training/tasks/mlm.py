@@ -1,24 +1,16 @@
-"""Continue training an encoder on long text."""
+"""Continue training an encoder on long text.
 
-from __future__ import annotations
+It learns to predict masked tokens.
+"""
 
-from dataclasses import dataclass, field
+import sys
+from functools import partial
 
-from hf_longattn.training.lm import LMDataArguments, LMModelArguments, TextTrainingArguments, describe_lm_result, finetune_lm
-from hf_longattn.training.task import Task
+from hf_longattn.training.lm import ARGUMENTS as ARGUMENTS
+from hf_longattn.training.lm import train_lm
+from hf_longattn.training.run import run_task
 
+main = partial(train_lm, "mlm")
 
-@dataclass
-class MLMModelArguments(LMModelArguments):
-    """An encoder, which predicts masked tokens."""
-
-    objective: str = field(default="mlm", init=False)
-
-
-@dataclass
-class MLMDataArguments(LMDataArguments):
-    """Text for masked-token prediction."""
-
-
-MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
-TASK = Task(arguments=MLM, train=finetune_lm, result=describe_lm_result, evaluation="Score the predictions of masked tokens.")
+if __name__ == "__main__":
+    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

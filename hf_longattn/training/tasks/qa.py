@@ -45,6 +45,7 @@ from hf_longattn.modeling.attach.token_globals import carry_question, takes_glob
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
 from hf_longattn.training.loading import SPAN_LABELS, check_reads_text, load_start
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.results import (
     HELD_OUT,
     compared_losses,
@@ -59,7 +60,6 @@ from hf_longattn.training.results import (
     steps_of,
 )
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

@@ -38,9 +38,9 @@ from hf_longattn.loading import call_tokenizer, load_part
 from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

@@ -28,9 +28,9 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import is_iob1
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_classifier, load_start
+from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 

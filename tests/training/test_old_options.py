@@ -30,8 +30,8 @@ from hf_longattn.files import PREDICTIONS
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.task import evaluated_tasks, load_task, task_names
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.old_trainer import LongTrainer
+from hf_longattn.training.task import Task, evaluated_tasks, load_task, task_names
 from hf_longattn.training.training_args import LongTrainingArguments
 from tests.grids import grid, quickly
 from tests.training.conftest import checkpoint
@@ -274,6 +274,11 @@ TOGETHER = (
 """Options whose effects can be seen in one run."""
 
 
+def old_task_names() -> list[str]:
+    """The tasks that have not moved to the new core."""
+    return [name for name in task_names() if isinstance(load_task(name), Task)]
+
+
 def one_line(names: Iterable[str]) -> str:
     """What is typed for all these options at once; they agree on what several of them give."""
     values: dict[str, str] = {}
@@ -349,7 +354,7 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_text("".join(json.dumps(row) + "\n" for row in rows or DATA[task]))
         words = line.split()
         source = {"text": [str(path)], "tasks": [f"one=classify:{path}", f"two=classify:{path}"], "data": [str(path)]}
-        data_args = load_task(task).arguments[1]
+        data_args = load_task(task).ARGUMENTS[1]
         flag = next(name for name in source if name in {each.name for each in dataclasses.fields(data_args)})
         typed = ["--model", models[task], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
         if task == "ctc":  # recordings are kept whole
@@ -359,7 +364,7 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
             del typed[(place := typed.index("--gradient-accumulation-steps")) : place + 2]
         typed += ["--max-steps", "2", "--learning-rate", "1e-3", *FITTING.get(task, [])]
         typed += ["--method", "logits", "--teacher", models["short"]] if task == "distill" else []
-        known = {each.name for kind in load_task(task).arguments for each in dataclasses.fields(kind)}
+        known = {each.name for kind in load_task(task).ARGUMENTS for each in dataclasses.fields(kind)}
         if "--packing" in words and "packing" not in known:
             place = words.index("--packing")
             del words[place : place + 2]
@@ -387,7 +392,7 @@ def refusal(task: str, option: str) -> str | None:
 def cells() -> Iterator[Any]:
     """Every task with every option; the quick tests have half of them, in turn; of those in :data:`TOGETHER` none."""
     seen_together = {name for names in TOGETHER for name in names}
-    for number, task in enumerate(task_names()):
+    for number, task in enumerate(old_task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
             waits = name in seen_together or (number + place) % (2 * option.shared)
             slow = waits if refusal(task, name) is None else (number + place) % 2
@@ -424,7 +429,7 @@ def trained_with(options: Sequence[str], task: str, runner: Runner, request: pyt
 def test_each_option_of_each_task_works_or_is_refused(
     task: str, option: str, runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
 ) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     if (words := refusal(task, option)) is not None:
         code, run = runner(task, OPTIONS[option].line)
@@ -438,7 +443,7 @@ def test_each_option_of_each_task_works_or_is_refused(
 
 def lines_with_tasks() -> Iterator[Any]:
     """Every other task with one of the lines, in turn."""
-    for number, task in enumerate(task_names()):
+    for number, task in enumerate(old_task_names()):
         for place, options in enumerate(TOGETHER):
             yield pytest.param(
                 task,
@@ -453,7 +458,7 @@ def lines_with_tasks() -> Iterator[Any]:
 def test_options_of_one_run_all_have_their_effect(
     task: str, options: Sequence[str], runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
 ) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     accepted = [name for name in options if refusal(task, name) is None]
     if not accepted:
@@ -467,11 +472,11 @@ def test_options_of_one_run_all_have_their_effect(
             raise AssertionError(f"{name} has not its effect") from error
 
 
-@pytest.mark.parametrize("task", quickly(task_names(), [*task_names()][::4]))
+@pytest.mark.parametrize("task", quickly(old_task_names(), old_task_names()[::4]))
 def test_every_task_resumes_its_run_and_refuses_that_of_another_model(
     task: str, runner: Runner, models: dict[str, str], tmp_path: Path
 ) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     assert runner(task, "--save-strategy steps --save-steps 1")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
@@ -494,9 +499,11 @@ def test_every_task_resumes_its_run_and_refuses_that_of_another_model(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 4 == 1))
+@pytest.mark.parametrize(
+    "task", grid([(task,) for task in evaluated_tasks() if task in old_task_names()], lambda task: [*task_names()].index(task) % 4 == 1)
+)
 def test_evaluate_gives_scores_of_end_of_training(task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     data = tmp_path / "data.jsonl"
     source = {"multitask": ["--tasks", f"one=classify:{data}", f"two=classify:{data}"], "mlm": ["--text", data], "clm": ["--text", data]}
@@ -549,7 +556,7 @@ def numbers_of(log: dict[str, Any]) -> dict[str, float]:
     "task",
     [
         pytest.param(task, id=task, marks=[pytest.mark.slow] if number % 4 else [])
-        for number, task in enumerate(task_names())
+        for number, task in enumerate(old_task_names())
         if task not in OPTIONS["use_peft, from a checkpoint"].refused
     ],
 )
@@ -566,7 +573,7 @@ def test_lora_updates_resume_from_a_checkpoint_to_the_same_weights(task: str, ru
 
 
 @pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
-@pytest.mark.parametrize("task", [task for task in task_names() if not load_task(task).arguments[2].shards])
+@pytest.mark.parametrize("task", [task for task in old_task_names() if not getattr(load_task(task).ARGUMENTS[2], "shards", True)])
 def test_unsplittable_tasks_refuse_fsdp_and_deepspeed(task: str, launched: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `accelerate launch` says it."""
     monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
@@ -580,13 +587,13 @@ COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", old_task_names())
 def test_every_task_takes_the_names_of_its_columns(task: str, runner: Runner) -> None:
-    fields = [each for each in dataclasses.fields(load_task(task).arguments[1]) if each.name.endswith("column")]
+    fields = [each for each in dataclasses.fields(load_task(task).ARGUMENTS[1]) if each.name.endswith("column")]
     assert bool(fields) != (task in COLUMNS)
     if not fields:
         return
-    if "sentence" in load_task(task).extras:
+    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
         pytest.importorskip("sentence_transformers")
     usual = {each.name: str(each.default or "") or each.name.removesuffix("_column") for each in fields if isinstance(each.default, str)}
     usual |= {each.name: each.name.removesuffix("_column") for each in fields if each.name not in usual}

@@ -1,0 +1,186 @@
+"""The arguments of every task: its model, its data, and transformers' ``TrainingArguments`` with a few more.
+
+``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses what it extends or whose defaults it changes.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
+from hf_longattn.errors import OptionError, check_extra, flag, in_a_line
+
+ENDLESS = 1_000_000
+"""Optimiser steps of a run that only the clock ends."""
+
+
+def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
+    """A field with its help text."""
+    if isinstance(default, list):
+        return HfArg(default_factory=lambda: list(default), help=help, aliases=aliases)
+    return HfArg(default=default, help=help, aliases=aliases)
+
+
+def batch_size_argument(default: int) -> Any:
+    """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
+    return argument(default, "Inputs per forward pass and process.", ["--batch-size"])
+
+
+def check_least(arguments: Any, **minima: float) -> None:
+    """Refuse numbers below their minimum. ``None`` is accepted."""
+    for name, least in minima.items():
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
+
+
+def changed(arguments: Any) -> dict[str, Any]:
+    """The values that differ from their defaults, without secrets, for logs and cards."""
+    settings = {}
+    for field in fields(arguments):
+        if field.init and not field.name.endswith("_token"):
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            value = getattr(arguments, field.name)
+            if value != default:
+                settings[field.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
+    return settings
+
+
+@dataclass
+class ModelArguments:
+    """The checkpoint to start from.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    lora_rank: int = argument(
+        0, "Train LoRA updates of this rank of the attention projections, new heads and the mechanisms' parameters, in place of all "
+        "weights; 0 = all weights. The updates are merged into the saved model. Learning rates are some ten times higher, about 2e-4."
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise OptionError("No model given; add --model with a checkpoint folder or a Hub name.")
+        check_least(self, lora_rank=0)
+        if self.lora_rank:
+            check_extra("peft")
+
+
+@dataclass
+class DataArguments:
+    """The data to train on and to evaluate on.
+
+    Attributes:
+        roles: role -> the columns that are recognised for it, the first one first. ``--columns`` names others.
+        named: role -> the column that ``--columns`` names.
+        only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
+        scored_rows: set by the split of the data: the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    _argument_group_name: ClassVar[str] = "data"
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {}
+    validation_split: ClassVar[str] = "validation"
+
+    data: list[str] = argument(
+        [], "Files, folders or names on the Hub (NAME:SUBSET), one or several: .jsonl, .json, .csv, .tsv, .parquet or .txt files, folders "
+        "of files, folders written by datasets."
+    )  # fmt: skip
+    columns: list[str] = argument([], "Names of columns, ROLE=NAME, where they are not the usual ones; a wrong role lists the roles.")
+    split: str = argument("train", "Split to read, if the data have several.")
+    validation: str = argument("", "Data to evaluate on; default: a tenth of every source of --data, chosen by --seed.")
+    max_length: int | None = argument(None, "Tokens of an input; default: the model's maximum.")
+    max_train_samples: int | None = argument(None, "Rows to train on at most, in the order of --seed; default: all.")
+    max_eval_samples: int | None = argument(None, "Rows to evaluate on at most, in the order of --seed; default: all.")
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
+        check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1)
+        self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
+        if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
+            raise OptionError(
+                f"--columns takes ROLE=NAME, with a role of {', '.join(self.roles) or 'none'}, not {' '.join(self.columns)!r}."
+            )
+        self.only_scores = False
+        self.scored_rows: dict[str, int] = {}
+
+
+@dataclass
+class LongTrainingArguments(TrainingArguments):
+    """All of ``TrainingArguments`` with a time limit and a number of tokens per batch.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
+    num_train_epochs: float = argument(3.0, "Epochs, unless --max-steps or --max-minutes is given.", ["--epochs"])
+    per_device_train_batch_size: int = batch_size_argument(8)
+    per_device_eval_batch_size: int = argument(0, "Inputs per forward pass and process in evaluation; 0 = as --batch-size.")
+    max_minutes: float | None = argument(
+        None, "Stop after this many minutes, with a linear schedule that ends by then. The evaluation before the first step counts."
+    )
+    tokens_per_batch: int = argument(
+        0, "Tokens of a training batch, in place of a number of rows: their sum where batches are packed, else rows × longest; 0 = off."
+    )
+    overwrite: bool = argument(False, "Replace the results of an earlier run in --output, and delete its checkpoints.")
+    resume: bool = argument(False, "Resume from the latest complete checkpoint in --output.")
+    do_train: bool = argument(True, "Train; without, as `longattn evaluate` does, the model is only scored.")
+    eval_on_start: bool = argument(True, "Evaluate before the first step as well, to compare with.")
+    bf16: bool = argument(True, "Train under bfloat16 autocast, except on a processor that has no bfloat16.")
+    warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
+    weight_decay: float = argument(0.01, "AdamW's weight decay.")
+    logging_steps: float = argument(0.05, "Steps between log entries; a number below 1 is a fraction of the run.")
+    save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
+    hub_strategy: str = argument("end", "When --push-to-hub uploads: end, the complete model. Checkpoints stay on the disk.")
+
+    def __post_init__(self) -> None:
+        self.settings = changed(self)
+        if not self.output_dir:
+            raise OptionError("No output folder given; add --output with the folder to write to.")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
+        check_least(self, gradient_accumulation_steps=1, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0)
+        if self.hub_strategy != "end":
+            raise OptionError(f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete.")
+        if self.max_minutes is not None:
+            if self.max_minutes <= 0:
+                raise OptionError(f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step.")
+            if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
+                raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
+            if self.max_steps <= 0:
+                self.max_steps = ENDLESS
+                self.logging_steps = 20 if self.logging_steps < 1 else self.logging_steps
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
+            self.bf16 = False
+        self.remove_unused_columns = False  # collators choose the model's inputs
+        self.logging_nan_inf_filter = False  # a training with such a loss ends
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise OptionError(f"{in_a_line(error)}.") from error
+
+    @property
+    def folder(self) -> Path:
+        """``output_dir`` as a path."""
+        return Path(str(self.output_dir))

@@ -1,0 +1,367 @@
+"""The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
+
+A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
+
+    @dataclass
+    class ReviewArguments(DataArguments):
+        roles: ClassVar = {"text": ("text", "document"), "label": ("label",)}  # for --columns text=body
+
+    ARGUMENTS = (ModelArguments, ReviewArguments, LongTrainingArguments)
+
+    def main(model_args: ModelArguments, data_args: ReviewArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
+        begin(model_args, data_args, training_args)
+        tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
+        train, held_out = train_test_split(data_args, read, training_args.seed)  # read(source, split), with data_args.named
+        model = load_model(AutoModelForX, model_args.model, complete=not training_args.do_train)
+        trainer = LongTrainer(model, training_args, DataCollatorWithPadding(tokenizer), train, held_out, tokenizer,
+                              compute_metrics=lambda prediction: means_in_percent(["accuracy"], ...))
+        return finish(trainer, model_args, data_args, input_length=length)
+
+    if __name__ == "__main__":
+        sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
+
+``compute_metrics`` (or ``measure=``) returns scores by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows; names
+in :data:`METRICS` are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads. Other keyword arguments of :func:`finish` go
+into the log and the card. With ``training_args.do_train`` off, :func:`finish` only scores (`longattn evaluate`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+import hf_longattn
+from hf_longattn.data.sources import DataError, check_exists
+from hf_longattn.errors import (
+    CheckpointError,
+    LongAttentionError,
+    OptionError,
+    UsageError,
+    error_line,
+    in_a_line,
+    in_one_line,
+    rust_panics,
+    visible,
+)
+from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.files import check_writable, public_name, write_text
+from hf_longattn.hub import MeasuredResult, check_login, from_source, push_model, write_model_card
+from hf_longattn.loading import load_weights
+from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
+from hf_longattn.training.lora import low_rank_updates
+from hf_longattn.training.task import parse_task
+from hf_longattn.training.trainer import LongTrainer
+
+LOG_NAME, SCORES_NAME, STATE = "training_log.json", "scores.json", "trainer_state.json"
+"""The last file of a training, the file of an evaluation, and the last file of a checkpoint."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C."""
+MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
+"""Files that a run without ``--overwrite`` does not replace."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
+"""Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
+METRICS = {
+    "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
+    "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
+    "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
+    "cer": "character error rate",
+}  # fmt: skip
+"""Scores in per cent, by their names in a log."""
+
+
+def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
+    """Refuse an output with another model before anything slow, find the checkpoint to resume from, and set the seed.
+
+    Raises:
+        DataError: there is no such file to evaluate on.
+        OptionError: the output is the folder of the model, or holds a model, checkpoints or scores.
+        CheckpointError: the output cannot be written, or no checkpoint can be resumed.
+        HubError: ``push_to_hub`` without access.
+    """
+    args, folder = training_args, training_args.folder
+    data_args.only_scores = not args.do_train
+    check_exists(data_args.validation)
+    if folder.exists() and folder.resolve() == Path(model_args.model).resolve():
+        raise OptionError(f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output.")
+    if args.do_train and (args.resume or args.resume_from_checkpoint):
+        start = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else newest_checkpoint(folder)
+        if start is None or not is_complete(start):
+            raise CheckpointError(f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out.")
+        args.resume_from_checkpoint, args.eval_on_start = str(start), False
+    elif not args.overwrite:
+        if not args.do_train and (folder / SCORES_NAME).exists():
+            raise OptionError(f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them.")
+        if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
+            advice = "add --overwrite to replace it, --resume to continue from its latest checkpoint, or " if args.do_train else ""
+            raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output.")
+    check_writable(folder)
+    if args.push_to_hub:
+        check_login(str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo))
+    if args.disable_tqdm or not args.should_log:
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+    transformers.set_seed(args.seed)
+
+
+def finish(
+    trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments, *, hub_task: str | None = None, **facts: Any
+) -> dict[str, Any]:
+    """Train or resume, evaluate, and save model, tokenizer, log and card; push them with ``push_to_hub``.
+
+    The log is written last and in one step: a folder with a log holds a finished training. Without ``do_train``, evaluate and save the
+    scores alone.
+
+    Args:
+        trainer: its arguments are a :class:`LongTrainingArguments`.
+        model_args, data_args: of the run.
+        hub_task: the Hub's name of the measured task, if it differs from the head's.
+        facts: more entries of the log, of values for JSON. Numbers are in the card, too.
+
+    Returns:
+        The log: settings, versions, ``metrics`` before and after, the facts and Trainer's history.
+
+    Raises:
+        CheckpointError: the disk became full.
+        DataError: there are no rows to train on, or none to evaluate on.
+        OptionError: LoRA with sharded weights, or a metric for the best model that no evaluation has.
+    """
+    args: Any = trainer.args
+    sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
+    data = " ".join(data_args.data)
+    for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
+        if isinstance(rows, Sized) and not len(rows):
+            source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
+            raise DataError(f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give other data.")
+    if first:
+        how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
+        print(f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
+    with sentence_if_full(args.folder):
+        if args.do_train:
+            if sharded and model_args.lora_rank:
+                raise OptionError("Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out.")
+            if args.overwrite and not args.resume_from_checkpoint and first:
+                for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
+                    shutil.rmtree(old)
+            trainer.accelerator.wait_for_everyone()
+            with low_rank_updates(trainer.model, model_args.lora_rank):
+                if args.resume_from_checkpoint and not sharded:
+                    load_renamed(trainer.model, Path(args.resume_from_checkpoint))
+                try:
+                    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+                except KeyError as error:
+                    if "metric_for_best_model" not in str(error):
+                        raise
+                    raise OptionError(f"{in_a_line(error).partition('. Consider')[0]}.") from error
+                if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
+                    load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
+        history = trainer.state.log_history
+        before = next((entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {})
+        metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
+        settings = {**changed(model_args), **changed(data_args), **args.settings}
+        versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}
+        log = {"settings": settings, "versions": versions, "scored_rows": data_args.scored_rows, "metrics": metrics, **facts}
+        log["history"] = trainer.state.log_history
+        if args.do_train:
+            save(trainer, model_args, log, hub_task)
+        elif first:
+            args.folder.mkdir(parents=True, exist_ok=True)
+            write_text(args.folder / SCORES_NAME, json.dumps(log, indent=1))
+    trainer.accelerator.wait_for_everyone()
+    return log
+
+
+def save(trainer: LongTrainer, model_args: ModelArguments, log: dict[str, Any], hub_task: str | None) -> None:
+    """Save model, tokenizer, the source's other files, card and log, and push them."""
+    from hf_longattn.conversion import complete_folder, remove_sidecars
+
+    args: Any = trainer.args
+    if trainer.is_world_process_zero() and (args.folder / LOG_NAME).is_file():  # another model is replaced
+        (args.folder / LOG_NAME).unlink()
+        remove_sidecars(args.folder, None)
+    tokenizer = getattr(getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None)
+    if tokenizer is not None:  # of the last batch
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    trainer.save_model(str(args.folder), _internal_call=True)
+    if not trainer.is_world_process_zero():
+        return
+    (args.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs
+    complete_folder(args.folder, model_args.model)
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    facts = [f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if isinstance(value, int)]
+    trained = f"{steps:,} steps on {_names(log['settings'].get('data', ()))}{' (' if facts else ''}{', '.join(facts)}{')' if facts else ''}"
+    contents = from_source(model_args.model)
+    if name := getattr(trainer, "hub_model_id", None):
+        contents["name"] = name
+    write_model_card(
+        args.folder, training=f"Fine-tuned from `{in_one_line(public_name(model_args.model))}`: {trained}. {describe(log)}.",
+        results=measured(log, hub_task), measured="", eval_results=None, **contents,
+    )  # fmt: skip
+    write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
+    if args.push_to_hub:
+        push_model(
+            args.folder, str(trainer.hub_model_id), revision=args.hub_revision, token=args.hub_token, private=bool(args.hub_private_repo)
+        )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The latest complete checkpoint in ``folder``; ``None`` without any."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
+    return max(found, key=lambda path: int(path.name[11:]), default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its state, which is the file that Trainer writes last."""
+    try:
+        return "global_step" in json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def load_renamed(model: Any, folder: Path) -> None:
+    """Load a checkpoint whose weights have other names than the model's parameters, as ``from_pretrained`` does; Trainer does not.
+
+    transformers saves a ViT, a mixture of experts and others under older names.
+    """
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    if isinstance(model, PreTrainedModel) and not names <= set(model.state_dict()):
+        model.load_state_dict(load_weights(type(model), folder, config=model.config, dtype=model.dtype).state_dict())
+
+
+@contextmanager
+def sentence_if_full(folder: Path) -> Iterator[None]:
+    """Turn a full disk into a sentence. safetensors and torch raise it without an errno.
+
+    Raises:
+        CheckpointError: the disk became full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in FULL and not any(words in str(cause) for words in FULL_WORDS):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise CheckpointError(f"The disk of {str(folder)!r} is full; free space, and {how_to_resume(folder)}.") from error
+
+
+def how_to_resume(folder: Path) -> str:
+    """The advice after a run that ended early."""
+    newest = newest_checkpoint(folder)
+    return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
+
+
+# ---- scores in words and tables
+
+
+def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of a Trainer evaluation, without its prefix and its times."""
+    named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+    return {name: value for name, value in named.items() if name in ("loss", "loss_se", "n") or metric_of(name.removesuffix("_se"))}
+
+
+def metric_of(name: str) -> str | None:
+    """The key of :data:`METRICS` that a score's name is or ends with; ``None`` for other scores."""
+    return max((key for key in METRICS if name == key or name.endswith(f"_{key}")), key=len, default=None)
+
+
+def shown(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the scores to report: those in per cent, or the loss where there is none."""
+    names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
+    return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
+
+
+def describe(log: Mapping[str, Any]) -> str:
+    """The metrics of a log in words: "held out (100 rows): accuracy 50.0 % before, 91.2 ± 2.8 % after"."""
+    before, after, rows = log["metrics"]["before"], log["metrics"]["after"], log["scored_rows"]
+    parts = []
+    for name in shown(after):
+        key = metric_of(name)
+        head, digits, unit = (name[: -len(key)].replace("_", " "), 1, " %") if key else ("", 3, "")
+        text = f"{head}{METRICS[key] if key else 'loss'} "
+        if before.get(name) is not None:
+            text += f"{before[name]:.{digits}f}{unit} before, "
+        parts.append(f"{text}{plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}{' after' if name in before else ''}")
+    where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
+    trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
+    return f"{where} ({int(after.get('n', 0)):,} rows{trained}): {'; '.join(parts) or 'no score'}"
+
+
+def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
+    """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
+    after, settings, results = log["metrics"]["after"], log["settings"], []
+    validation, rows = settings.get("validation"), log["scored_rows"]
+    part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
+    data = _names([validation]) if validation else f"{_names(settings.get('data', ()))} ({part})"
+    for name in shown(after):
+        key = metric_of(name)
+        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", "nats", "")
+        more: dict[str, Any] = {"n": after.get("n"), "standard_error": after.get(f"{name}_se"), "system": f"head {head}" if head else ""}
+        results.append(MeasuredResult(data, metric, after[name], unit, task=task, metric_type=key or "loss", **more))
+    return results
+
+
+def _names(sources: Any) -> str:
+    """Names on the Hub, and files and folders without their parents."""
+    return ", ".join(in_one_line(public_name(source)) for source in sources)
+
+
+# ---- the command
+
+
+def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
+    """Run a training or an evaluation from a command line. Of several processes only the first one prints.
+
+    Args:
+        task: a module with ``ARGUMENTS`` and ``main``; see above.
+        words: the command line.
+        prog: the command in messages and help, "longattn train qa".
+
+    Returns:
+        The exit code: 0, or with one sentence on stderr 1 (refused or failed), 2 (wrong usage) or 130 (interrupted).
+    """
+    first, folder, code = int(os.environ.get("RANK", "0")) == 0, None, 0
+    try:
+        model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
+        folder = training_args.folder
+        with rust_panics():
+            log = task.main(model_args, data_args, training_args)
+        if first:
+            written = folder if training_args.do_train else folder / SCORES_NAME
+            print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)
+    except LongAttentionError as error:
+        code = 2 if isinstance(error, UsageError) else 1
+        print(error_line(error), file=sys.stderr)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        if first:
+            print(visible(f"Stopped; {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
+    if code and torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)  # destroying a process group without its other processes may hang
+    return code

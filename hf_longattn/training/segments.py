@@ -1,0 +1,99 @@
+"""Training on documents that are read segment by segment: each row's memory is carried from batch to batch and saved with checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.segments import SegmentCollator, SegmentStream
+from hf_longattn.data.tokenization import to_documents
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.training.arguments import LongTrainingArguments
+from hf_longattn.training.trainer import LongTrainer
+
+
+def segment_trainer(
+    model: PreTrainedModel, args: LongTrainingArguments, tokenizer: PreTrainedTokenizerBase, masks: RepeatableMasks, train: Dataset,
+    held_out: Dataset, length: int,
+) -> SegmentTrainer:  # fmt: skip
+    """The trainer of a model on documents in segments of ``length`` tokens.
+
+    Raises:
+        OptionError: with checkpointed activations.
+    """
+    if args.gradient_checkpointing or getattr(args, "activation_checkpointing", None):
+        raise OptionError("--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out.")
+    if args.max_steps < 0:
+        args.max_steps = 1000  # a stream never ends
+    args.accelerator_config.dispatch_batches = False  # every process reads the stream itself, and keeps its rows
+    rows, padding = args.per_device_train_batch_size * args.world_size, {"pad_token_id": tokenizer.pad_token_id}
+    stream = SegmentStream(to_documents(train, tokenizer), length, rows, shuffle=True, seed=args.seed, epochs=None, **padding)
+    scored = SegmentStream(to_documents(held_out, tokenizer), length, args.per_device_eval_batch_size, **padding)
+    return SegmentTrainer(model, args, SegmentCollator(masks if masks.mlm else None), stream, scored, tokenizer)
+
+
+class SegmentTrainer(LongTrainer):
+    """Trains a Long model on a :class:`SegmentStream`: gradients stay within a batch, the memory carries over.
+
+    The stream must have batch size × processes rows. An evaluation reads the whole evaluation stream in every process.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, measure=self.held_out_loss, **kwargs)
+        self.memory: Any = None
+
+    def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        if self.memory is None:
+            self.memory = self.accelerator.unwrap_model(model).new_memory()
+        loss, outputs = super().mean_loss(model, {**inputs, "memory": self.memory})
+        self.memory = outputs["memory"]
+        return loss, outputs
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; the memory is resumed with the data."""
+        self.memory = None
+        if resume_from_checkpoint is not None:
+            file = self.memory_file(Path(resume_from_checkpoint))
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{str(file.parent)!r} has no {file.name}: it was not written by a training in segments with "
+                    f"{self.args.process_index + 1} or more processes; start again, or resume with as many processes as before."
+                )
+            self.memory = self.accelerator.unwrap_model(self.model).new_memory()
+            self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def held_out_loss(self) -> dict[str, float]:
+        """The mean loss of all tokens of the evaluation stream."""
+        stream: Any = self.eval_dataset
+        model = self.accelerator.unwrap_model(self.model)
+        memory, total, count = model.new_memory(), 0.0, 0
+        with evaluating(model), torch.no_grad(), self.compute_loss_context_manager():
+            for batch in DataLoader(stream, batch_size=stream.rows, collate_fn=self.data_collator.for_evaluation()):
+                batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                outputs = model(**batch, memory=memory)
+                memory = outputs["memory"]
+                if items := int(self.items_of(batch)):
+                    total, count = total + float(outputs["loss"]) * items, count + items
+        return {"loss": total / max(1, count)}
+
+    def memory_file(self, checkpoint: Path) -> Path:
+        """This process's file in a checkpoint."""
+        return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
+            save_file(tensors, self.memory_file(Path(output_dir)))
