@@ -51,10 +51,8 @@ CONVERSION = (
     ("folders",),
     ("stock",),
     ("plan",),
-    ("lengths",),
-    ("check_embeddings", "check_loss"),
-    ("check", "check_sizes"),
-    ("check_plain",),
+    ("check", "check_purpose"),
+    ("check_plain", "check_sizes", "check_texts"),
     ("convert",),
     ("__init__",),
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..data.english import verification_text
-from ..errors import CheckpointError, ExportError
+from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
 from ..files import (
     CONVERSION_REPORT,
@@ -75,7 +75,7 @@ def convert_checkpoint(
         plan = plan_conversion(opened, target, chosen, choose=choose)
         times = [start, time.perf_counter()]
         if chosen.native and plan.native_twin is not None and plan.native_twin.reason:
-            raise ExportError(f"The result would have no stock form: {plan.native_twin.reason}")
+            raise CheckpointError(f"The result would have no stock form: {plan.native_twin.reason}")
         stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
         if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
             raise CheckpointError(

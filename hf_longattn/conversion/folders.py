@@ -37,7 +37,7 @@ from ..files import (
 from ..hub import next_step, write_model_card
 from ..loading import SIDECARS, fetch_model
 from ..modeling.family.registration import model_type_table
-from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, TOLERANCE, Check
+from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan_positions import StackLength
 from .sources import SIDECAR_FOLDERS, Source, open_source, write_modules
 
@@ -67,30 +67,6 @@ WOULD_TELL = "would_tell"
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
-
-
-def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
-    """The check that decides whether the result needs training.
-
-    The model's purpose is measured: the loss of a language model (:mod:`.check_loss`), the embeddings of a sentence encoder
-    (:mod:`.check_embeddings`). Other heads cannot be measured without labels (:func:`undecided`).
-
-    Args:
-        values: for the report. Their "tokens" say on how many tokens the result was measured.
-    """
-    verdict = READY if ready else TRAIN
-    return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
-
-
-def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
-    """The check that cannot tell whether the result needs training.
-
-    Args:
-        reason: a clause. would_tell: the input or measurement that would, as a noun phrase.
-        values: what was measured; ``None`` if nothing was.
-    """
-    detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
-    return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
 
 
 def verdict_check(checks: Iterable[Check]) -> Check | None:
@@ -327,7 +303,7 @@ def open_for_writing(
         The source, and the absolute path of the destination.
 
     Raises:
-        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+        CheckpointError: the source cannot be read, or the destination must not be written.
     """
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, OptionError, PositionError, nearest
+from ..errors import CheckpointError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
 from ..inputs.kind import InputKind
@@ -385,13 +385,13 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
 
     Raises:
-        PositionError: ``attention`` has other relative positions.
+        OptionError: ``attention`` has other relative positions.
         OptionError: a mechanism has no scores to which the positions could be added.
     """
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
-        raise PositionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
+        raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
     return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -15,18 +15,20 @@ from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
-    DataCollatorWithFlattening,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.backend import BACKEND
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.documents import refusal_of_documents
+
+if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
+    from transformers import TrainingArguments
 
 GLOBALS = "global_attention_mask"
 
@@ -71,6 +73,12 @@ class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
     """transformers' collator, without lengths."""
 
 
+NOT_INPUTS = ("length", "document", "answer_cut")
+"""Columns that group, score or name rows, and are no inputs of a model."""
+TARGETS = ("starts", "ends")
+"""Columns of targets with any number of tokens for each row; padded with -1."""
+
+
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
     """``(B, length)`` of rows of numbers.
 
@@ -85,31 +93,33 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
+def _taken_apart(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The rows without columns that are no inputs, and the batch's :data:`TARGETS`."""
+    rows = [{name: value for name, value in row.items() if name not in NOT_INPUTS} for row in features]
+    targets = {name: [row.pop(name) for row in rows] for name in TARGETS if name in rows[0]}
+    return rows, {name: pad_rows(values, -1, max(map(len, values))) for name, values in targets.items()}
+
+
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global.
+    """Padded batches: transformers' ``DataCollatorWithPadding`` for rows that may also have ``labels`` of tokens (padded with -100),
+    targets of questions (``starts``, ``ends``), or a ``global_attention_mask``, 1 = global.
 
-    A tokenizer pads its own columns and fails on other columns of lists. Padding is never global. Models whose config says which tokens are
-    global (question answering) need no such column.
+    Padding is never global. Models whose config says which tokens are global (question answering) need no such column.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """A padded batch.
 
         Raises:
-            KeyError: some rows have the column and others do not.
+            KeyError: some rows have a column and others do not.
         """
-        rows = [dict(feature) for feature in features]
-        marks = [row.pop(GLOBALS) for row in rows] if GLOBALS in rows[0] else None
+        rows, targets = _taken_apart(features)
+        fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
+        lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
-        if marks is not None:
-            left = self.tokenizer.padding_side == "left"
-            batch[GLOBALS] = pad_rows(marks, 0, batch["input_ids"].shape[1], left=left)
-        return batch
-
-
-class TokenCollator(DropLengthsMixin, DataCollatorForTokenClassification):
-    """transformers' collator, without lengths."""
+        size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
+        return {**batch, **targets, **{name: pad_rows(values, fills[name], **size) for name, values in lists.items()}}
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -123,27 +133,39 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {**batch, "documents": torch.repeat_interleave(torch.arange(len(rows)), lengths)[None]}
 
 
-class DataCollatorWithPacking(DataCollatorWithFlattening):
-    """transformers' ``DataCollatorWithFlattening`` for Long models. It gives ``documents (1, T)`` in place of ``position_ids``, since each
-    family counts positions in its way (RoBERTa from 2). The other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
+class DataCollatorWithPacking:
+    """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
+
+    It gives ``documents (1, T)`` in place of ``position_ids``, since each family counts positions in its way (RoBERTa from 2). Other
+    columns of ``(T,)`` (labels of tokens, token_type_ids, global_attention_mask) are concatenated. Where the targets are of documents
+    (a class, the ``starts`` and ``ends`` of answers), there are ``lengths (B,)``.
 
     Args:
         shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
             token (token classification, masked tokens).
     """
 
-    def __init__(self, *, shifted: bool = False) -> None:
-        super().__init__(return_position_ids=False)
-        self.shifted, self.pack = shifted, True
+    pack = True
 
-    def __call__(self, features: list[dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
-        batch: dict[str, Any] = packed(rows)
+    def __init__(self, *, shifted: bool = False) -> None:
+        self.shifted = shifted
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The packed batch."""
+        rows, targets = _taken_apart(features)
+        if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
+            targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
+        if targets:
+            targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch = packed(rows)
         if self.shifted:
-            labels = batch.get("labels", batch["input_ids"]).clone()
             starts = torch.nn.functional.pad(batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True)
-            batch["labels"] = labels.masked_fill(starts, self.separator_id)
-        return batch
+            batch["labels"] = batch.get("labels", batch["input_ids"]).masked_fill(starts, IGNORED)
+        return {**batch, **targets}
+
+
+class TokenCollator(DropLengthsMixin, DataCollatorForTokenClassification):
+    """transformers' collator, without lengths."""
 
 
 class DocumentCollator(DataCollatorWithPadding):
@@ -154,14 +176,9 @@ class DocumentCollator(DataCollatorWithPadding):
         self.pack = pack
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
-        if not self.pack:
-            return dict(super().__call__(rows))
-        lengths = {
-            "labels": torch.tensor([row.pop("labels") for row in rows]),
-            "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
-        }
-        return {**packed(rows), **lengths}
+        collator: Any = DataCollatorWithPacking() if self.pack else DataCollatorWithGlobals(self.tokenizer)
+        batch: dict[str, Any] = collator(features)
+        return batch
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import packed, pad_rows
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.run.losses import IGNORED_LABEL
 
@@ -42,14 +42,14 @@ def qa_inputs(
         ``offsets``, see :data:`Offset`; ``example``, its number; ``length`` in tokens.
 
     Raises:
-        LengthError: ``length`` leaves no more tokens than the stride for the document beside the question.
+        InputError: ``length`` leaves no more tokens than the stride for the document beside the question.
     """
     questions = [question.lstrip() for question in examples["question"]]
     as_text = {"split_special_tokens": True, "verbose": False}
     beside = max(map(len, call_tokenizer(tokenizer, questions, [""] * len(questions), **as_text)["input_ids"]))
     if (left := max(0, length - beside)) <= (stride or 0):
         advice = f", not more than the stride {stride}; lower --stride" if left else "; shorten the question"
-        raise LengthError(
+        raise InputError(
             f"--max-length {length} leaves {left} tokens for the document beside the question{advice}, or raise --max-length if the model "
             "takes longer inputs."
         )

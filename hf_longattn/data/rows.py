@@ -29,17 +29,19 @@ logger = logging.get_logger(LOGGER)
 Changed = TypeVar("Changed")
 Roles = Mapping[str, Sequence[str]]
 """Role -> names of columns that are recognised; the first existing one is taken."""
-OPTIONAL = ("question", "negative", "score")
+OPTIONAL = ("question", "negative", "score", "id")
 """Roles that data may lack."""
 VALUES = {
     "label": "name or whole number", "score": "number", "words": "list of texts and numbers", "tags": "list of names or whole numbers",
-    "image": "image", "audio": "audio file",
+    "image": "image", "audio": "audio file", "id": "text or whole number",
 }  # fmt: skip
 """Role -> what a cell of its column holds. Other roles are texts."""
 TYPES = {"score": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
 """Role -> the type of its column. Other columns are texts, or files."""
 FILES = {"image": Image, "audio": Audio}
 """Role of files -> the feature of ``datasets`` for a column with such files."""
+COLUMNS = "--columns {role}=NAME"
+"""The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
 TENTH = 10
@@ -192,7 +194,7 @@ def _order(count: int, seed: int) -> list[int]:
 # ---- columns
 
 
-def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str) -> dict[str, str]:
+def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
     """Role -> column of the data.
 
     Raises:
@@ -205,23 +207,27 @@ def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str
         if column is not None:
             chosen[role] = column
         elif role in named or role not in OPTIONAL:
-            raise DataError(f"{source} has {_missing(present, wanted, role)}")
+            raise DataError(f"{source} has {_missing(present, wanted, role, option.format(role=role))}")
     return chosen
 
 
-def _missing(present: Sequence[str], wanted: Sequence[str], role: str) -> str:
+def _missing(present: Sequence[str], wanted: Sequence[str], role: str, option: str) -> str:
     """Which column is missing, and what to do."""
     if len(present) == 1 and (separator := next((character for character in ";\t|" if character in present[0]), None)):
         return f"a single column, {present[0]!r}; separate its columns by commas, not by {separator!r}."
     others = f"the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
     folder = ", or put the files of each label into a folder with its name" if role == "label" and len(present) == 1 else ""
-    return f"{others}; name one with --columns {role}=NAME{folder}.{nearest(wanted[0], present, least=0.6)}"
+    return f"{others}; name one with {option}{folder}.{nearest(wanted[0], present, least=0.6)}"
 
 
-def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
+def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, leave_out: bool = True, option: str = COLUMNS) -> Dataset:
     """The rows of a source with a column for each role: texts, names of labels, numbers, lists of words or tags, files.
 
-    Rows in which a text is empty are left out, with a warning. Rows of files have a ``name`` for messages.
+    Rows of files have a ``name`` for messages.
+
+    Args:
+        leave_out: leave out rows in which a text is empty, with a warning.
+        option: names the column of a role, in messages.
 
     Raises:
         DataError: a missing column, or a row without a value of its kind.
@@ -229,7 +235,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> 
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")
     data = read_table(source, split, kind=file or "text")
-    columns = chosen_columns(data.column_names, roles, named, source)
+    columns = chosen_columns(data.column_names, roles, named, source, option)
     parts = [] if file is None else [_files(data.select_columns([columns[file]]), file, columns[file], source)]
     values = {role: (column, _class_names(data.features[column])) for role, column in columns.items() if role != file}
 
@@ -240,7 +246,8 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> 
         data = data.select_columns([column for column, _ in values.values()])
         features = Features({role: TYPES.get(role, Value("string")) for role in values})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
-    return with_texts(concatenate_datasets(parts, axis=1), [role for role in values if role not in VALUES], source)
+    texts = [role for role in values if role not in VALUES and leave_out]
+    return with_texts(concatenate_datasets(parts, axis=1), texts, source)
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
@@ -249,13 +256,14 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
     Raises:
         DataError: no row is left.
     """
-    filled = [number for number, row in enumerate(rows.select_columns([*texts])) if all(row[role].strip() for role in texts)]
-    if not filled:
-        raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column with --columns.")
+    if not texts:
+        return rows
+    filled = rows.filter(lambda row: all(row[role].strip() for role in texts))
+    if not len(filled):
+        raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column.")
     if len(filled) < len(rows):
         logger.warning(f"{len(rows) - len(filled):,} of {len(rows):,} rows of {source} have no {' or '.join(texts)} and are left out.")
-        rows = rows.select(filled)
-    return rows
+    return filled
 
 
 def _class_names(feature: Any) -> Sequence[str] | None:
@@ -276,16 +284,18 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
         if what == "text":
             return ""
         raise DataError(f"{where} has no {role} in the column {column!r}; leave such rows out.")
-    converted: Any = value if isinstance(value, str) else None
+    converted: Any = value if what == "text" and isinstance(value, str) else None
     if role == "label":
         converted = _label(value, names)
+    elif role == "id":
+        converted = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
     elif role == "score":
         converted = as_number(value)
-    elif what.startswith("list"):
-        cells = [_label(each, names) for each in value] if isinstance(value, list) else [None]
-        converted = None if None in cells else cells
+    elif what.startswith("list") and isinstance(value, list):
+        cells = [str(each) if role == "words" and isinstance(each, float) else _label(each, names) for each in value]
+        converted = None if None in cells or (role == "tags" and "" in cells) else cells
     if converted is None:
-        raise DataError(f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; name another with --columns {role}=NAME.")
+        raise DataError(f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; correct it, or name another column.")
     if what == "text" and len(converted) > LARGEST_TEXT:
         raise DataError(f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it.")
     return converted
@@ -322,16 +332,14 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     if isinstance(feature, Json) or "string" in kind:  # paths relative to the table
         folder, paths = Path(source).resolve().parent, data[column][:]
         if wrong := next((path for path in paths if path is not None and not isinstance(path, str)), None):
-            raise DataError(f"{source} has {str(wrong)!r:.60} in the column {column!r}, no path; name another with --columns {role}=NAME.")
+            raise DataError(f"{source} has {str(wrong)!r:.60} in the column {column!r}, no path; correct it, or name another column.")
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     elif isinstance(feature, (FILES[role], dict)) or "binary" in kind:
         data = data.rename_columns({} if column == role else {column: role})
         data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
     else:
-        raise DataError(
-            f"The column {column!r} {where} holds no {VALUES[role]}s or paths of them; name another with --columns {role}=NAME."
-        )
+        raise DataError(f"The column {column!r} {where} holds no {VALUES[role]}s or paths of them; correct it, or name another column.")
     stored = data.with_format("arrow")[:][role]
     names = []
     for number, (path, is_missing) in enumerate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.data.rows import Roles, rows_of
 from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import encoding_sentence
@@ -26,6 +27,32 @@ PART = re.compile(r"\d+[-.]\d+")
 """CoNLL-U's number of a range of words (1-2), or of an empty node (1.1)."""
 IOB_TAG = re.compile("O|[BIESLU]-.+")
 """A tag of a named entity, or of none."""
+
+
+ROLES = {"words": WORDS, "tags": ("ner_tags", "tags")}
+"""Columns that are recognised."""
+
+
+def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
+    """Documents with the columns ``words`` and ``tags``, lists of texts of the same length. Documents without words are left out.
+
+    Args:
+        source: a CoNLL file (see :func:`read_conll`), or as for :func:`.rows.rows_of`.
+
+    Raises:
+        DataError: the source cannot be read, lacks a column, or has no words or missing tags.
+    """
+    if Path(source).suffix.lower() in CONLL:
+        return read_conll(Path(source))
+    data = rows_of(source, split, roles, named)
+    for number, row in enumerate(data, 1):
+        words, tags = map(len, (row["words"], row["tags"]))
+        if words != tags:
+            raise DataError(f"Row {number} of {source} has {words} words and {tags} tags; give a tag for every word.")
+    data = data.filter(lambda row: bool(row["words"]))
+    if not len(data):
+        raise DataError(f"There are no words in {source}; give other data.")
+    return data
 
 
 def read_words(source: str, split: str, words_column: str | None, tags_column: str) -> Dataset:

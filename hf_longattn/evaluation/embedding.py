@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,14 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, Json, Value
+from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers.utils import logging
 
 from ..data.batching import processes
-from ..data.sources import DataError, check_column, is_plain_text, read_source
-from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra, shortened
+from ..data.rows import rows_of
+from ..data.sources import DataError
+from ..errors import CheckpointError, OptionError, needs_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
@@ -91,7 +91,7 @@ def embed_documents(
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
-        documents: see :func:`..data.sources.read_source`.
+        documents: see :func:`..data.tables.read_table`.
         output: a folder, new or of a stopped run with the same arguments.
         vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
             than the model are read in windows.
@@ -105,7 +105,7 @@ def embed_documents(
     Raises:
         DataError: documents without text, duplicate ids, or queries longer than the model.
         CheckpointError: vectors of passages from a model that does not average its token states.
-        DestinationExistsError: the folder holds other vectors.
+        CheckpointError: the folder holds other vectors.
     """
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
@@ -141,42 +141,18 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     Raises:
         DataError: a missing column, a document without text, or a missing, duplicate or unsuitable id.
     """
-    data = read_source(source, split)
-    check_column(data, text_column, source, "--text-column", text=True)
-    column = id_column or ("id" if "id" in data.column_names and not is_plain_text(source) else "")
-    if column:
-        check_column(data, column, source, "--id-column")
-    ids = read_ids(data, column, source) if column else list(map(str, range(len(data))))
-    texts = data.select_columns([text_column]).rename_columns({} if text_column == "text" else {text_column: "text"})
-    data = texts.add_column("id", ids, feature=Value("string"))
+    named = {"text": text_column, **({"id": id_column} if id_column else {})}
+    data = rows_of(source, split, {"text": (), "id": ("id",)}, named, leave_out=False, option="--{role}-column")
+    if "id" not in data.column_names:
+        data = data.add_column("id", list(map(str, range(len(data)))))
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
             raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
         seen.add(row["id"])
-        if not (row["text"] or "").strip():
+        if not row["text"].strip():
             raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
-
-
-def read_ids(data: Dataset, column: str, source: str) -> list[str]:
-    """The ids of a column as texts, as they stand in the source.
-
-    Raises:
-        DataError: a row without an id, or ids that are neither texts nor whole numbers.
-    """
-    is_json, ids = isinstance(data.features[column], Json), []
-    for row, value in enumerate(data.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 1):
-        if is_json and value is not None:
-            with suppress(ValueError):  # datasets keeps some texts without quotes
-                value = json.loads(value)
-        if value is None or value == "":
-            raise DataError(f"Row {row} of {source} has no id in the column {column!r}; give it one, or name another --id-column.")
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            here = f"Row {row} of {source} has {shortened(repr(value), 60)} in the column {column!r}"
-            raise DataError(f"{here}, but an id is a text or a whole number; write ids as texts (in JSON, in quotes).")
-        ids.append(str(value))
-    return ids
 
 
 def check_queries(network: Any, queries: Sequence[str]) -> None:
@@ -196,13 +172,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that it is of a stopped run with these settings.
 
     Raises:
-        DestinationExistsError: it is not.
+        CheckpointError: it is not.
     """
     file = folder / SETTINGS
     if not file.is_file():
         check_writable(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
+            raise CheckpointError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return
@@ -211,7 +187,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if other is not None:
         what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
         held = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
-        raise DestinationExistsError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
+        raise CheckpointError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
 
 
 Row = tuple[int, int, Tensor]
@@ -306,7 +282,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     Temporary files lie in the folder of the steps, which is removed at the end.
 
     Raises:
-        DestinationExistsError: another process is writing the file.
+        CheckpointError: another process is writing the file.
     """
     steps = file.with_suffix(".steps")
     if file.is_file():
@@ -317,7 +293,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     try:
         lock = FileLock(steps / ".lock", timeout=0).acquire()
     except Timeout as error:
-        raise DestinationExistsError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
+        raise CheckpointError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
     files = []
     with lock:
         for first in range(rows.start, rows.stop, STEP):

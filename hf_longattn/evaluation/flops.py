@@ -229,10 +229,10 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
-def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float) -> int:
-    """``length``, halved down to 64 tokens while a forward pass takes more than ``limit`` FLOPs."""
-    while length > 64 and cost_at(length, shape, mechanisms).total_flops > limit:
-        length = max(64, length // 2)
+def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float, least: int = 64) -> int:
+    """``length``, halved down to ``least`` tokens while a forward pass takes more than ``limit`` FLOPs."""
+    while length > least and cost_at(length, shape, mechanisms).total_flops > limit:
+        length = max(least, length // 2)
     return length
 
 

@@ -67,7 +67,7 @@ class QAReader:
 
         Raises:
             OptionError: an example has no ``question`` or no ``context``.
-            LengthError: a question leaves no room for the document.
+            InputError: a question leaves no room for the document.
         """
         answers: list[Answer] = []
         for first in range(0, len(examples), EXAMPLES_AT_ONCE):

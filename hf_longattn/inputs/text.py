@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..conversion.check import Comparison, check_texts
+from ..conversion.check import Comparison
+from ..conversion.check_texts import check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
 from ..reports import Check
 from .kind import TEXT_TASK, Example, InputKind

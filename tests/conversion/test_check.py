@@ -17,12 +17,11 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQu
 
 from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.conversion import ConversionPlan, convert, convert_checkpoint, folders, lengths, plan_conversion
-from hf_longattn.conversion import check as checking
-from hf_longattn.conversion.check import BEYOND, Comparison, check_result, labelled
-from hf_longattn.conversion.check_loss import LOSS, check_loss, text_losses
-from hf_longattn.conversion.folders import POSITIONS, decision
-from hf_longattn.conversion.lengths import Lengths, choose_lengths
+from hf_longattn.conversion import check_purpose, check_texts, convert, convert_checkpoint, folders, plan_conversion
+from hf_longattn.conversion.check import Comparison, check_result, labelled
+from hf_longattn.conversion.check_purpose import LanguageLoss, choose_lengths, decision
+from hf_longattn.conversion.check_texts import BEYOND
+from hf_longattn.conversion.folders import POSITIONS
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
@@ -37,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("own_registry")
 
 Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
-Measured = tuple[ConversionPlan, VerificationText, Lengths]
+LOSS = LanguageLoss.name
 
 
 def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None:
@@ -91,7 +90,7 @@ def test_verification_finds_numbers_that_are_not_finite(built: Built, tmp_path: 
 def test_verification_finds_a_model_changed_by_padding_on_one_side(
     side: str, end: int, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = checking.outputs
+    run = check_texts.outputs
 
     def changed(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
         found = run(model, ids, **arguments)
@@ -101,7 +100,7 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     values = next(check.values for check in report.checks if check.name == "padding changes nothing")
     assert values["sides"] == ["right", "left"]
-    monkeypatch.setattr(checking, "outputs", changed)
+    monkeypatch.setattr(check_texts, "outputs", changed)
     message = r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they must be equal"
     with pytest.raises(CheckpointError, match=message):
         convert_checkpoint(built("BertForMaskedLM"), tmp_path / "wrong", mechanism="window", window=16, max_length=256)
@@ -109,13 +108,13 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
 
 
 def test_verification_skips_padding_for_a_base_without_hidden_states(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = checking.outputs
+    run = check_texts.outputs
 
     def pooled(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
         returned = run(model, ids, **arguments)
         return {name: value for name, value in returned.items() if not name.endswith("last_hidden_state")}
 
-    monkeypatch.setattr(checking, "outputs", pooled)
+    monkeypatch.setattr(check_texts, "outputs", pooled)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     checks = {check.name: check for check in report.checks}
     assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == ("passed", "skipped")
@@ -172,9 +171,9 @@ def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeyp
     text = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
     found = choose_lengths(plan, text)
     assert (found.covered, found.old, found.new, found.padded) == (9, LENGTH, 4096, 4096)
-    monkeypatch.setattr(lengths, "FLOPS_OF_PADDING", 1e6)
-    assert choose_lengths(plan, text).padded == lengths.SHORTEST_PADDED
-    monkeypatch.setattr(lengths, "FLOPS_AT_NEW_LENGTH", 1e8)
+    monkeypatch.setattr(check_purpose, "PADDED", 1e6)
+    assert choose_lengths(plan, text).padded == check_purpose.SHORTEST_PADDED
+    monkeypatch.setattr(check_purpose, "LONGEST", 2.5e7)
     assert LENGTH <= choose_lengths(plan, text).new < 4096
 
 
@@ -187,10 +186,10 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     model = GPT2LMHeadModel.from_pretrained(source).eval()
     assert choose_lengths(plan, text).read == 4 * LENGTH
-    monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 5e8)
+    monkeypatch.setattr(check_purpose, "MEASUREMENT", 5e8)
     found = choose_lengths(plan, text)
     assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
-    every, fourth = (text_losses(plan, text, replace(found, every=number), model, LENGTH) for number in (1, 4))
+    every, fourth = (LanguageLoss(plan, text, replace(found, every=number)).measure(model, LENGTH) for number in (1, 4))
     predicted = ~fourth.isnan()
     assert predicted.nonzero().flatten().tolist() == [*range(4, LENGTH, 4)]
     torch.testing.assert_close(fourth[predicted], every[predicted])
@@ -205,11 +204,12 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
 
     ids = text.tokens(found.read)[0]
     chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
-    equal = check_loss(plan, text, found, chance / 2, chance / 2)
+    loss = LanguageLoss(plan, text, found)
+    equal = loss.judge(chance / 2, chance / 2)
     assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == ("cannot tell", True)
-    assert check_loss(plan, text, found, chance / 2, chance / 2 + 1).values["verdict"] == "train before use"
+    assert loss.judge(chance / 2, chance / 2 + 1).values["verdict"] == "train before use"
     same_length = plan_conversion(source, **{**settings, "max_length": LENGTH})
-    assert check_loss(same_length, text, found, chance / 2, chance / 2).values["verdict"] == "ready to use"
+    assert LanguageLoss(same_length, text, found).judge(chance / 2, chance / 2).values["verdict"] == "ready to use"
 
 
 def spoiled(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -337,35 +337,35 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     noise: float,
     verdict: str,
     says: str,
-    measured: Measured,
+    measured: LanguageLoss,
 ) -> None:
     """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and ``change``."""
-    plan, text, found = measured
-    ids = text.tokens(found.read)[0]
+    text = measured.text
+    ids = text.tokens(measured.lengths.read)[0]
     chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
     drawn = torch.randn(2, len(chance), generator=torch.Generator().manual_seed(0))
     source = share * chance + spread * (drawn[0] - drawn[0].mean())
     result = source + change + noise * (drawn[1] - drawn[1].mean())
-    check = check_loss(plan, text, found, source, result)
+    check = measured.judge(source, result)
     assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
 
 
 @pytest.fixture(scope="module")
-def measured(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def measured(built: Built, tmp_path_factory: pytest.TempPathFactory) -> LanguageLoss:
     source = Path(shutil.copytree(built("BertForMaskedLM"), tmp_path_factory.mktemp("losses") / "source"))
     tokenizer_of("bert", LENGTH).save_pretrained(source)
     plan = plan_conversion(source, mechanism="full", max_length=4 * LENGTH)
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     found = choose_lengths(plan, text)
     assert (found.read, found.chunk, found.every) == (4 * LENGTH, LENGTH, 1)
-    return plan, text, found
+    return LanguageLoss(plan, text, found)
 
 
-def test_loss_of_too_few_predicted_tokens_decides_nothing(measured: Measured) -> None:
-    plan, text, found = measured
+def test_loss_of_too_few_predicted_tokens_decides_nothing(measured: LanguageLoss) -> None:
+    read = measured.lengths.read
     for predicted in (0, 1, 9):
-        losses = torch.ones(found.read).masked_fill(torch.arange(found.read) >= predicted, float("nan"))
-        check = check_loss(plan, text, found, losses, losses)
+        losses = torch.ones(read).masked_fill(torch.arange(read) >= predicted, float("nan"))
+        check = measured.judge(losses, losses)
         assert (check.values["verdict"], "--verify-text FILE" in check.detail) == ("cannot tell", True)
 
 

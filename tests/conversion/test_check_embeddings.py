@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import ConversionReport, check_embeddings, convert_checkpoint, lengths, plan_conversion
-from hf_longattn.conversion.check_embeddings import EMBEDDINGS, PASSAGES
+from hf_longattn.conversion import ConversionReport, check_purpose, convert_checkpoint, plan_conversion
+from hf_longattn.conversion.check_purpose import Embeddings, choose_lengths
 from hf_longattn.data.english import verification_text
 from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
@@ -60,7 +60,7 @@ def verification_of(folder: Path) -> VerificationText:
 
 
 def measured(report: ConversionReport) -> dict[str, Any]:
-    return next(check.values for check in report.checks if check.name == EMBEDDINGS)
+    return next(check.values for check in report.checks if check.name == Embeddings.name)
 
 
 def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
 
 def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all short passages have the source's."""
-    monkeypatch.setattr(check_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
+    monkeypatch.setattr(check_purpose, "mean_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)
     assert measured(report)["document"]["cosine"] == 0.5
     assert report.needs_training
@@ -107,7 +107,7 @@ def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(positions: st
     assert report.verdict == "cannot tell"
     assert report.needs_training == (positions == "random")
     assert measured(report)["different_passages"] > 0.95
-    assert "--verify-text FILE" in next(check.detail for check in report.checks if check.name == EMBEDDINGS)
+    assert "--verify-text FILE" in next(check.detail for check in report.checks if check.name == Embeddings.name)
 
 
 @pytest.mark.thorough
@@ -127,12 +127,11 @@ def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
 ) -> None:
     """Its positions are old, so it hides what new ones cost."""
     plan, text = plan_conversion(encoder, mechanism="full", max_length=NEW), verification_of(encoder)
-    found, pooling = lengths.choose_lengths(plan, text), SentencePooling(modes, normalize=True)
-    model, sizes, pooled = transformers.BertModel.from_pretrained(encoder), list[int](), check_embeddings.pooled
-    result = check_embeddings.embeddings(pooling, text, found, model, found.read)
-    source = check_embeddings.embeddings(pooling, text, found, model, found.chunk)
-    monkeypatch.setattr(check_embeddings, "pooled", lambda pooling, states: sizes.append(states.shape[1]) or pooled(pooling, states))
-    check_embeddings.check_embeddings(plan, text, found, pooling, source, result, torch.randn(1, NEW, 32))
+    pooling, sizes, pooled = SentencePooling(modes, normalize=True), list[int](), Embeddings.pooled
+    check, model = Embeddings(plan, text, choose_lengths(plan, text), pooling), transformers.BertModel.from_pretrained(encoder)
+    result, source = (check.measure(model, chunk) for chunk in (check.lengths.read, check.lengths.chunk))
+    monkeypatch.setattr(Embeddings, "pooled", lambda check, states: sizes.append(states.shape[1]) or pooled(check, states))
+    check.judge(source, result, torch.randn(1, NEW, 32))
     assert sizes == [compared * LENGTH]
 
 
@@ -140,7 +139,7 @@ def test_short_passages_alone_do_not_make_a_longer_encoder_ready(encoder: Path, 
     """A document is measured for any growth; if it cannot be, the report says what would tell."""
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
-    monkeypatch.setattr(lengths, "FLOPS_OF_MEASUREMENT", 1)
+    monkeypatch.setattr(check_purpose, "MEASUREMENT", 1)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
     assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
     (tmp_path / "short.txt").write_text(verification_text(None)[0][:300])
@@ -155,7 +154,9 @@ def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder
     values = measured(convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW))
     tokenizer = load_tokenizer(encoder)
     assert tokenizer is not None
-    ids = VerificationText(*verification_text(None), tokenizer, 30522).tokens(PASSAGES * LENGTH).view(PASSAGES, LENGTH).clone()
+    ids = (
+        VerificationText(*verification_text(None), tokenizer, 30522).tokens(Embeddings.most * LENGTH).view(Embeddings.most, LENGTH).clone()
+    )
     ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
     with torch.no_grad():
         means = [transformers.AutoModel.from_pretrained(folder)(ids)[0].mean(1) for folder in (encoder, tmp_path / "long")]
@@ -166,7 +167,7 @@ def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder
 def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(encoder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab.txt"))
     report = convert_checkpoint(bare, tmp_path / "long", mechanism="window", window=16, max_length=NEW)
-    check = next(check for check in report.checks if check.name == EMBEDDINGS)
+    check = next(check for check in report.checks if check.name == Embeddings.name)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
     assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings

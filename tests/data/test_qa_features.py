@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.documents import to_documents
 from hf_longattn.data.qa_features import QACollator, answer_tokens, qa_inputs
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES
 
@@ -31,10 +31,10 @@ def record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def test_question_without_room_for_the_document_is_refused(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
+    with pytest.raises(InputError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
         inputs_of(record, tokenizer, 40, stride=64)
     for stride in (None, 0, 64):
-        with pytest.raises(LengthError, match="leaves 0 tokens for the document beside the question; shorten the question, or raise"):
+        with pytest.raises(InputError, match="leaves 0 tokens for the document beside the question; shorten the question, or raise"):
             inputs_of({**record, "question": "why " * 50}, tokenizer, 40, stride=stride)
 
 
