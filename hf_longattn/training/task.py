@@ -11,11 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-<<<<<<< HEAD
-from ..errors import OptionError, UsageError, nearest
-=======
 from ..errors import OptionError, UsageError, nearest, sentence_case
->>>>>>> integ
 from ..names import load_module, module_names
 from .recipes import recipe_names, recipe_words
 
@@ -52,19 +48,9 @@ def task_names() -> list[str]:
 
 
 def task_summary(name: str) -> str:
-<<<<<<< HEAD
-    """The first line of the docstring of a task's module.
-
-    Raises:
-        UsageError, OptionError: as :func:`load_task`.
-    """
-    load_task(name)
-    return str(load_module("training.tasks", name).__doc__).partition("\n")[0]
-=======
     """The first line of the docstring of a task's file, which is not imported."""
     source = Path(__file__).with_name("tasks") / f"{name}.py"
     return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
->>>>>>> integ
 
 
 def load_task(name: str) -> Any:
@@ -72,33 +58,17 @@ def load_task(name: str) -> Any:
 
     Raises:
         UsageError: there is no such task.
-<<<<<<< HEAD
-        OptionError: its module has no ``TASK`` or no docstring, or the ``TASK`` does not have three classes of arguments.
-=======
         OptionError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
->>>>>>> integ
     """
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)
-<<<<<<< HEAD
-    task = getattr(module, "TASK", None)
-    if not isinstance(task, Task):
-        raise OptionError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
-    if not module.__doc__:
-        raise OptionError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
-    if len(task.arguments) != 3:
-        raise OptionError(
-            f"The TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
-            "and of the training."
-=======
     if isinstance(old := getattr(module, "TASK", None), Task) and module.__doc__:
         return old
     if not module.__doc__ or not hasattr(module, "main") or len(getattr(module, "ARGUMENTS", ())) != 3:
         raise OptionError(
             f"{module.__file__} is no task; it needs a docstring, ARGUMENTS, which are the classes of its model, data and training "
             "arguments, and main, which takes these arguments."
->>>>>>> integ
         )
     return module
 
