@@ -227,5 +227,3 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     count = min(count, len(values))
     chosen = np.argpartition(-values, count - 1)[:count]
     return chosen[np.argsort(-values[chosen], kind="stable")]
-
-

@@ -12,9 +12,7 @@ from hf_longattn.errors import listed
 from hf_longattn.loading import load_config, load_model
 
 
-def load_classifier(
-    loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any
-) -> tuple[PreTrainedModel, list[str]]:
+def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a head for classes in float32, and the names of its classes in order; see :func:`class_names`.
 
     Args:

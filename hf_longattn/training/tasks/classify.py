@@ -1,6 +1,5 @@
 """Fine-tune to classify long documents, images or audio files, whichever the model reads."""
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys
@@ -100,9 +99,7 @@ def main(
         by_length.update(scores.pop("buckets"))
         return scores
 
-    trainer = ClassificationTrainer(
-        model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs
-    )
+    trainer = ClassificationTrainer(model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
 
 
@@ -173,8 +170,15 @@ def audio_inputs(
     train, held_out = each_part(partial(with_lengths, hearing=hearing), *parts)
     if most := hearing.most_samples:
         cut = sum(length > most for rows in {train, held_out} for length in rows["length"])
-        logger.warning(f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut.")
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": RecordingCollator(hearing, names)}
+        logger.warning(
+            f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
+        )
+    return {
+        "train_dataset": train,
+        "eval_dataset": held_out,
+        "processing_class": extractor,
+        "data_collator": RecordingCollator(hearing, names),
+    }
 
 
 class ClassificationTrainer(LongTrainer):

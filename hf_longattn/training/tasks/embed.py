@@ -5,7 +5,6 @@ Pairs that belong together are contrasted with the other pairs of a batch (multi
 gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys

@@ -41,12 +41,12 @@ from hf_longattn.training.args import DataArguments, ModelArguments, argument, b
 from hf_longattn.training.evaluation import evaluation_class
 from hf_longattn.training.loading import labels_of
 from hf_longattn.training.modalities import Start, load_multimodal_start
-from hf_longattn.training.old_trainer import MeasuringTrainer, rows_of
-from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
-from hf_longattn.training.task import Task
 from hf_longattn.training.old_classify import NO_LENGTH, ClassificationDataArguments, read_labelled
 from hf_longattn.training.old_qa import QADataArguments, read_questions
 from hf_longattn.training.old_tokens import TokenDataArguments, read_tagged, tag_scores
+from hf_longattn.training.old_trainer import MeasuringTrainer, rows_of
+from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
+from hf_longattn.training.task import Task
 from hf_longattn.training.tasks.qa import span_loss
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import check_rows, prepare_run, save_run, train

@@ -4,7 +4,6 @@ Documents longer than the model are read in overlapping windows; in a window wit
 as in BERT's SQuAD 2 fine-tuning. With several right spans, the loss is over all of them together (Clark & Gardner 2018).
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys

@@ -4,7 +4,6 @@ Named entities, for example. Documents longer than the model are read in overlap
 has most context.
 """
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, EvalPrediction
 
