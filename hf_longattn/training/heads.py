@@ -70,6 +70,6 @@ def check_classes(sources: str, trained: Sequence[str], validation: str, scored:
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
     if validation and (new := set(scored) - set(trained)):
         raise DataError(
-            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same labels in both, or leave such "
+            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in both, or leave such "
             "rows out."
         )

@@ -80,8 +80,8 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
     if model_args.lora_rank:
         if training_args.resume_from_checkpoint or training_args.load_best_model_at_end:
             raise OptionError(
-                "Sentence-transformers' trainers do not load checkpoints with LoRA updates, so that none are written; leave --lora-rank out, "
-                "or --resume and --load-best-model-at-end."
+                "Sentence-transformers' trainers do not load checkpoints with LoRA updates, so none are written; leave --lora-rank out, or "
+                "--resume and --load-best-model-at-end."
             )
         training_args.save_strategy = SaveStrategy.NO
     pairs, held_out = read_rows(data_args, training_args.seed)

@@ -20,7 +20,7 @@ from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, ch
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, split_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import read_words, tag_names, to_windows
+from hf_longattn.data.words import tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import is_iob1
@@ -35,7 +35,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags",)}
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -92,9 +92,9 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Training and evaluation documents with the columns ``words`` and ``tags`` (names).
 
     Raises:
-        DataError: as :func:`read_words`; a single tag, or a kind of entity in ``--validation`` only.
+        DataError: as :func:`tagged_rows`; a single tag, or a kind of entity in ``--validation`` only.
     """
-    train, held_out = split_rows(args, seed, partial(read_words, named=args.named))
+    train, held_out = split_rows(args, seed, partial(tagged_rows, roles=args.roles, named=args.named))
     if not args.only_scores:
         kinds, held_kinds = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
         check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", held_kinds)

@@ -2,9 +2,9 @@
 
     python -m scripts.dev.studies.varied_windows --model first --data second.jsonl --output second
 
-In every step, document tokens see the question and 64 or 128 tokens on either side, or everything. Without this, a model connects two places
-by attention between distant tokens, which the conversion removes. Question and document are placed at random rows of the position table, so
-that all rows are trained.
+In every step, document tokens see the question and 64 or 128 tokens on either side, or everything. Without this, a model connects two
+places by attention between distant tokens, which the conversion removes. Question and document are placed at random rows of the position
+table, so that all rows are trained.
 """
 
 from __future__ import annotations
