@@ -25,7 +25,6 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
-from .architectures import Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .folders import train_command
 from .model_loading import quiet_libraries
@@ -38,7 +37,7 @@ from .plan_positions import (
     stack_lengths,
     with_short_texts,
 )
-from .sources import Source, open_source, scores_pairs
+from .sources import Architecture, Source, find_architecture, open_source, scores_pairs
 from .stock import Stock, choose_stock
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -234,7 +233,7 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
 
 def _architecture(opened: Source, request: ConversionConfig) -> Architecture:
     """The architecture of a source, if all settings are for it."""
-    architecture = generic_architecture(opened) if request.generic else find_architecture(opened)
+    architecture = find_architecture(opened, request.generic)
     architecture.kind.check_settings(architecture, request)
     return architecture
 

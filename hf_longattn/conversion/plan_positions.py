@@ -18,9 +18,8 @@ from ..modeling.family.sliding_window import keeps_window
 from ..positions import tables as table_rules
 from ..positions.distances import RANDOM, widest_span
 from ..positions.rope import RopePlan
-from .architectures import Architecture
 from .config import ConversionConfig
-from .sources import Source
+from .sources import Architecture, Source
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,9 @@ from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
-from .architectures import NAMES, OWN_FIELDS, read_long
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
 from .model_loading import load_checked, quiet_libraries
-from .sources import Source, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, Source, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from ..configuration import LongAttentionConfig
-from ..conversion.architectures import NAMES
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.check_sizes import affordable_size
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
-from ..conversion.sources import tower_of
+from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field

@@ -14,7 +14,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError, UsageError
 from hf_longattn.training.task import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
-from tests.training.test_old_options import LINE as OPTIONS_OF_ALL_TASKS
+from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
