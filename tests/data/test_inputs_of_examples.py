@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 
 from hf_longattn.data.documents import to_documents, to_summaries
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
-from hf_longattn.data.qa_features import QAEncodingConfig, to_features
+from hf_longattn.data.qa_features import qa_rows
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
@@ -256,7 +256,7 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
     records = [
         {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
     ]
-    found = to_features(Dataset.from_list(records), tokenizer, QAEncodingConfig(length, stride))
+    found = qa_rows(Dataset.from_list(records), tokenizer, length, stride)
     expected = [feature for row in rows for feature in run_qa(row, tokenizer, length, stride)]
     assert found["input_ids"][:] == [ids for ids, _, _ in expected]
     assert found["starts"][:] == [[start] for _, start, _ in expected]
