@@ -1,15 +1,13 @@
-"""One backbone for several heads: of texts alone, or of texts, images and sound; and the checkpoints of `longattn train multitask`."""
+"""The backbone and heads of `longattn train multitask`: of texts alone, or of texts, images and sound."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -21,16 +19,16 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
     Speech2TextFeatureExtractor,
+    ViTImageProcessor,
 )
 from transformers.utils import logging
 
 from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
-from hf_longattn.inputs.processors import FILE, PROCESSOR_FILE
+from hf_longattn.inputs.processors import PROCESSOR_FILE
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.names import LOGGER
-from hf_longattn.training.tasks.qa import span_loss
 
 logger = logging.get_logger(LOGGER)
 LOADERS: dict[str, Any] = {
@@ -75,66 +73,6 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     return model
 
 
-class MultiTaskModel(nn.Module):
-    """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
-    ``heads.NAME.``.
-
-    Args:
-        models: the task's name -> the model with its head. The backbone of one of them replaces those of the others.
-        kinds: the task's name -> its kind, of :data:`LOADERS`.
-
-    Raises:
-        OptionError: the backbones are of several classes.
-    """
-
-    def __init__(self, models: Mapping[str, PreTrainedModel], kinds: Mapping[str, str]) -> None:
-        super().__init__()
-        largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
-        prefix, backbone = largest.base_model_prefix, largest.base_model
-        if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
-            classes = ", ".join(type(model).__name__ for model in models.values())
-            raise OptionError(f"The heads {classes} have no backbone in common, which multitask needs; train a model for each task.")
-        self.config = largest.config
-        self.add_module(prefix, backbone)
-        self.heads = nn.ModuleDict()
-        for name, model in models.items():
-            setattr(model, prefix, backbone)
-            self.heads[name] = nn.ModuleDict({child: module for child, module in model.named_children() if module is not backbone})
-        self.models, self.kinds = dict(models), dict(kinds)  # not registered as modules, since each holds the backbone
-
-    def train(self, mode: bool = True) -> MultiTaskModel:
-        for model in self.models.values():
-            model.training = mode
-        return super().train(mode)
-
-    def __getattr__(self, name: str) -> Any:
-        """What Trainer asks of a model of transformers: its embeddings, and checkpointing of activations. Any of the models has them."""
-        if name in ("get_input_embeddings", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
-            return getattr(next(iter(self.models.values())), name)
-        return super().__getattr__(name)
-
-    def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
-        """The outputs of a task's head, with its loss."""
-        if self.kinds[task] != "qa":
-            return self.models[task](labels=labels, **inputs)
-        outputs = self.models[task](**inputs)
-        if labels is not None:
-            outputs.loss = span_loss(outputs, labels)
-        return outputs
-
-    def saved_config(self) -> Any:
-        """The backbone's config with an entry for each head, for :func:`load_multitask_head`."""
-        self.config.multitask_heads = {
-            name: {
-                "kind": self.kinds[name],
-                "labels": [str(label) for _, label in sorted(model.config.id2label.items())],
-                **{key: value for key in HEAD_FIELDS if (value := getattr(model.config, key, None)) is not None},
-            }
-            for name, model in self.models.items()
-        }
-        return self.config
-
-
 @dataclass(frozen=True)
 class InputProcessors:
     """The processors of a model of several modalities; ``None`` = it does not read such inputs."""
@@ -159,7 +97,7 @@ class Backbone:
     name: the checkpoint.
     processors: of the inputs.
     model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
-    heads: those of the checkpoint, see :meth:`MultiTaskModel.saved_config`.
+    heads: those of the checkpoint, see :meth:`~hf_longattn.training.mixed.MultiTaskModel.saved_config`.
     complete: new heads are refused, since nothing is trained.
     """
 
@@ -231,10 +169,7 @@ def load_backbone(name: str, kinds: Collection[str], image_size: int | None = No
     if "images" in kinds and image_processor is None and not complete:
         side = image_size or IMAGE_SIZE
         new["images"] = ImageInput((side, side), PATCH)
-        values = {"image_processor_type": "ViTImageProcessor", "size": {"height": side, "width": side}}
-        with tempfile.TemporaryDirectory() as folder:  # transformers chooses the class for the libraries that are installed
-            Path(folder, FILE).write_text(json.dumps(values), encoding="utf-8")
-            image_processor = load_part(AutoImageProcessor, folder, local_files_only=True)
+        image_processor = ViTImageProcessor(size={"height": side, "width": side})
     if "audio" in kinds and extractor is None and not complete:
         new["sound"] = AudioInput(MEL_BINS)
         # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.

@@ -4,24 +4,21 @@ A batch is of one task, drawn by the sizes of the tasks' data. The result is one
 (:func:`~hf_longattn.training.modalities.load_multitask_head`).
 """
 
+# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
-from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, EpochSampler, TokenCollator
+from hf_longattn.data.batching import DocumentCollator, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
 from hf_longattn.data.lengths import input_length
@@ -35,23 +32,13 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_reader import best_answers
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
-from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.modalities import Backbone, MultiTaskModel, load_backbone
+from hf_longattn.training.mixed import MixedCollator, MultiTaskModel, MultiTaskTrainer
+from hf_longattn.training.modalities import Backbone, load_backbone
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
-from hf_longattn.training.trainer import LongTrainer, highest, rows_of
-
-
-@dataclass
-class MultiTaskModelArguments(ModelArguments):
-    """The checkpoint to start from, of texts, or of texts, images and sound."""
-
-    image_size: int | None = argument(
-        None, "Sides of the images in pixels, for a model of texts that is to read images in patches of 16 x 16; default: 224."
-    )
 
 
 @dataclass
@@ -70,6 +57,9 @@ class MultiTaskDataArguments(DataArguments):
     columns: list[str] = argument([], "Names of columns, NAME.ROLE=COLUMN, where they are not the usual ones: topic.label=stars.")
     validation: list[str] = argument(  # type: ignore[assignment]
         [], "NAME=DATA for each task that is evaluated on other data; default: a tenth of its own."
+    )
+    image_size: int | None = argument(
+        None, "Sides of the images in pixels, for a model of texts that is to read images in patches of 16 x 16; default: 224."
     )
 
     def __post_init__(self) -> None:
@@ -109,23 +99,23 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch:
-            raise OptionError("--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead.")
+            raise OptionError(
+                "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
+            )
         if self.load_best_model_at_end:
             self.metric_for_best_model = self.metric_for_best_model or "mean"
         super().__post_init__()
         self.label_names, self.ddp_find_unused_parameters = ["labels"], True
 
 
-ARGUMENTS = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
+ARGUMENTS = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 
-def main(
-    model_args: MultiTaskModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments
-) -> dict[str, Any]:
+def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     kinds = {name: kind for name, (kind, _) in data_args.parts.items()}
-    backbone = load_backbone(model_args.model, kinds.values(), model_args.image_size, complete=not training_args.do_train)
+    backbone = load_backbone(model_args.model, kinds.values(), data_args.image_size, complete=not training_args.do_train)
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
@@ -133,20 +123,37 @@ def main(
         tasks[name] = prepare(name, kind, backbone, args, training_args.seed)
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
-    model = MultiTaskModel({name: task.model for name, task in tasks.items()}, kinds)
-    trainer = MultiTaskTrainer(model, training_args, tasks, backbone)
+    trainer = MultiTaskTrainer(
+        MultiTaskModel({name: task.model for name, task in tasks.items()}, kinds),
+        training_args,
+        MixedCollator({name: task.collator for name, task in tasks.items()}),
+        ConcatDataset([task.rows for task in tasks.values()]),
+        {name: task.held_out for name, task in tasks.items()},
+        backbone.processors.tokenizer if backbone.model is None else backbone.processors,
+    )
+    trainer.tasks = tasks
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
 @dataclass
 class PreparedTask:
-    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions."""
+    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions.
 
+    Raises:
+        DataError: there are no rows.
+    """
+
+    name: str
     model: PreTrainedModel
     rows: Dataset
     held_out: Dataset
     collator: Any
     scores: Callable[[EvalPrediction], dict[str, float]]
+
+    def __post_init__(self) -> None:
+        if not len(self.rows) or not len(self.held_out):
+            raise DataError(f"The task {self.name!r} has no rows left to train on, or none to evaluate on; give other data.")
+        self.rows, self.held_out = (part.add_column("task", [self.name] * len(part)) for part in (self.rows, self.held_out))
 
 
 def prepare_classes(name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, seed: int) -> PreparedTask:
@@ -171,7 +178,7 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
         results = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
         return {metric: score for metric, score in results.items() if metric != "buckets"}
 
-    return PreparedTask(model, *parts, collator, scores)
+    return PreparedTask(name, model, *parts, collator, scores)
 
 
 def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, seed: int) -> PreparedTask:
@@ -183,7 +190,7 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
     rows, held_out = each_part(encode, texts, held_texts)
     inputs = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
     return PreparedTask(
-        model, *inputs, TokenCollator(tokenizer), lambda prediction: tag_scores(prediction.predictions, held_out, held_texts, names)
+        name, model, *inputs, TokenCollator(tokenizer), lambda prediction: tag_scores(prediction.predictions, held_out, held_texts, names)
     )
 
 
@@ -209,7 +216,7 @@ def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArgu
         return {metric: results[metric] for metric in ("exact_match", "exact_match_se", "f1", "f1_se") if metric in results}
 
     rows = held_out if args.only_scores else encode(answerable(examples))
-    return PreparedTask(model, rows, held_out, QACollator(tokenizer), scores)
+    return PreparedTask(name, model, rows, held_out, QACollator(tokenizer), scores)
 
 
 KINDS: dict[str, tuple[Any, Callable[..., PreparedTask]]] = {
@@ -220,114 +227,6 @@ KINDS: dict[str, tuple[Any, Callable[..., PreparedTask]]] = {
     "audio": (ClassificationDataArguments, prepare_classes),
 }
 """Kind of task -> its data arguments, and the function that prepares it."""
-
-
-class MixedCollator(EpochAwareCollator):
-    """Batches of one task, made by that task's collator. All collators have the same epoch."""
-
-    def __init__(self, collators: Mapping[str, Any]) -> None:
-        self.count_epochs()
-        self.collators = collators
-        for collator in collators.values():
-            if isinstance(collator, EpochAwareCollator):
-                collator.shared_epoch = self.shared_epoch
-
-    def for_evaluation(self) -> MixedCollator:
-        copies = {name: each.for_evaluation() for name, each in self.collators.items() if isinstance(each, EpochAwareCollator)}
-        return MixedCollator({**self.collators, **copies})
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        name = rows[0]["task"]
-        return {"task": name, **self.collators[name]([{key: value for key, value in row.items() if key != "task"} for row in rows])}
-
-
-class TaskBatches(EpochSampler):
-    """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn in proportion to the
-    square root of its size (T5, section 3.5.2, with a temperature of 2), by seed and epoch; a task's rows come in turn."""
-
-    def __init__(self, sizes: Mapping[str, int], batch_size: int, seed: int, processes: int = 1) -> None:
-        self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
-        count = sum(-(-size // batch_size) for size in sizes.values())
-        self.count = -(-count // processes) * processes
-        self.batch_size, self.drop_last = None, False
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        def endless(name: str, start: int) -> Iterator[int]:
-            choose = random.Random(f"{self.seed}:{self.epoch}:{name}")
-            while True:
-                yield from (start + number for number in choose.sample(range(self.sizes[name]), self.sizes[name]))
-
-        streams = {name: endless(name, start) for name, start in zip(self.sizes, accumulate(self.sizes.values(), initial=0), strict=False)}
-        weights = [size**0.5 for size in self.sizes.values()]
-        for name in random.Random(f"{self.seed}:{self.epoch}").choices(list(self.sizes), weights, k=self.count):
-            yield [next(streams[name]) for _ in range(min(self.size, self.sizes[name]))]
-
-
-class MultiTaskTrainer(LongTrainer):
-    """Trains on batches of one task each, evaluates every task on its own rows, and saves the heads in the config."""
-
-    def __init__(
-        self, model: MultiTaskModel, args: MultiTaskTrainingArguments, tasks: Mapping[str, PreparedTask], backbone: Backbone
-    ) -> None:
-        for name, task in tasks.items():
-            if not len(task.rows) or not len(task.held_out):
-                raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
-        train, held_out = (
-            {name: rows.add_column("task", [name] * len(rows)) for name, task in tasks.items() for rows in (getattr(task, part),)}
-            for part in ("rows", "held_out")
-        )
-        collator = MixedCollator({name: task.collator for name, task in tasks.items()})
-        processing = backbone.processors if backbone.model is not None else backbone.processors.tokenizer
-        super().__init__(model, args, collator, ConcatDataset(list(train.values())), held_out, processing)
-        self.tasks, self.sizes = tasks, {name: len(rows) for name, rows in train.items()}
-
-    def get_train_dataloader(self) -> Any:
-        args = self.args
-        self.accelerator.even_batches = False  # there are as many batches for every process
-        loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        batches = TaskBatches(self.sizes, args.train_batch_size, args.seed, args.world_size)
-        return self.accelerator.prepare(
-            DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)  # type: ignore[arg-type]
-        )
-
-    def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The number of labels by task ``(tasks,)``: 0 for every task but the batch's."""
-        count = label_count(type(self.tasks[inputs["task"]].model).__name__, inputs)
-        count = torch.as_tensor(rows_of(inputs) if count is None else count)
-        return torch.stack([count if name == inputs["task"] else torch.zeros_like(count) for name in self.tasks])
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """As LongTrainer's. Tasks count by their batches, and labels within a task count equally."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if items is None:
-            return batches, None
-        drawn = torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device)
-        mean: Any = self.accelerator.reduce(drawn.float(), "mean") if self.args.average_tokens_across_devices else drawn
-        return batches, items * mean.sum() / torch.where(mean > 0, mean, 1)
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``: F1, or else accuracy."""
-        metrics, main_scores = {f"{metric_key_prefix}_n": 0}, []
-        for name, task in self.tasks.items():
-            self.compute_metrics = task.scores
-            self.preprocess_logits_for_metrics = highest if not isinstance(task.collator, QACollator) else lambda logits, labels: logits[:2]
-            output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            metrics |= output.metrics
-            metrics[f"{metric_key_prefix}_n"] += output.num_samples
-            scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
-            main_scores.append(scores.get("f1", scores.get("accuracy")))
-        metrics[f"{metric_key_prefix}_mean"] = sum(main_scores) / len(main_scores)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if self.is_world_process_zero():
-            self.accelerator.unwrap_model(self.model).saved_config().save_pretrained(output_dir or self.args.output_dir)
 
 
 if __name__ == "__main__":
