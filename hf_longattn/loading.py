@@ -156,6 +156,10 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
+        if (wanted := re.search(r"Unrecognized configuration class .*: (AutoModel\w+)", str(error))) is not None:
+            raise CheckpointError(
+                f"{subject} is of an architecture without the head that this task needs ({wanted[1]}); give a model of another one."
+            ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error

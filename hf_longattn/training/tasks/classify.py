@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import (
     AutoFeatureExtractor,
@@ -21,15 +21,17 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
+from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, read_rows
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
@@ -58,6 +60,10 @@ class ClassificationDataArguments(DataArguments):
         "", "Random changes of images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_augmentation(self.augmentation)
+
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
@@ -79,13 +85,15 @@ def main(
     """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        role, head, inputs_of = "image", AutoModelForImageClassification, image_inputs
-    elif model_type in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES:
-        role, head, inputs_of = "audio", AutoModelForAudioClassification, audio_inputs
-    else:
-        role, head, inputs_of = "text", AutoModelForSequenceClassification, text_inputs
-    parts = read_labelled(data_args, role, training_args.seed)
+    kinds = [kind for kind in KINDS if model_type in kind[0]] or KINDS[:1]
+    for kind in kinds:  # a model of texts, images and sound reads what the data hold
+        try:
+            parts = read_labelled(data_args, kind[2], training_args.seed)
+            break
+        except DataError:
+            if kind is kinds[-1]:
+                raise
+    _, head, _, inputs_of = kind
     fields = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
@@ -143,8 +151,13 @@ def text_inputs(
 def image_inputs(
     model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
 ) -> dict[str, Any]:
-    """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation."""
+    """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
+
+    Every image is read once, so that a damaged one is refused before the training.
+    """
     args.train_sampling_strategy = "random"
+    for row in concatenate_datasets([*dict.fromkeys(parts)]):
+        read_image(row["image"], row["name"])
     processor = load_part(AutoImageProcessor, model.name_or_path, "processor")
     size = checked_size(model, processor, parts[0][0])
     collator = ImageCollator(processor, names, augmentation_of(data_args.augmentation, size), args.seed)
@@ -191,6 +204,13 @@ class ClassificationTrainer(LongTrainer):
         with first_tokens(self.accelerator.unwrap_model(model), inputs["lengths"]):
             return super().mean_loss(model, model_inputs)
 
+
+KINDS: Any = (
+    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification, "text", text_inputs),
+    (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification, "image", image_inputs),
+    (MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoModelForAudioClassification, "audio", audio_inputs),
+)
+"""What models read: their types, the class that loads them, the role of their column, and the function that makes their inputs."""
 
 if __name__ == "__main__":
     sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
