@@ -21,10 +21,12 @@ import torch
 from huggingface_hub import errors, snapshot_download
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, MODULES, check_config, check_format, read_json_object, sentence_modules
+from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -47,12 +49,6 @@ logger = logging.get_logger(LOGGER)
 
 
 # Where a checkpoint is.
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
-    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
 
 
 def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:
@@ -156,9 +152,10 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        if (wanted := re.search(r"Unrecognized configuration class .*: (AutoModel\w+)", str(error))) is not None:
+        if other := re.search(r"configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", str(error)):
             raise CheckpointError(
-                f"{subject} is of an architecture without the head that this task needs ({wanted[1]}); give a model of another one."
+                f"{subject} has a {other[1]}, for which transformers has no {other[2]}; give a model of another architecture, or take "
+                "another task."
             ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
@@ -217,6 +214,8 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
     """The tokenizer of a text model with this config, for training and batches; see :func:`fit_tokenizer`."""
+    if config.model_type in IMAGE_PROCESSOR_MAPPING_NAMES and config.model_type not in TOKENIZER_MAPPING_NAMES:
+        raise CheckpointError(f"{str(name)!r} ({config.model_type}) has no tokenizer, since it reads images; give a model of texts.")
     tokenizer = load_part(AutoTokenizer, name)
     fit_tokenizer(tokenizer, config, name)
     return tokenizer

@@ -12,6 +12,7 @@ import typer
 from ..conversion import ConversionConfig
 from ..conversion.config import Settings
 from ..errors import OptionError
+from ..files import check_name
 from ..mechanisms.common.choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
 from ..training.recipes import read_recipe, recipe_names
 
@@ -20,7 +21,9 @@ C = TypeVar("C", bound=Callable[..., None])
 
 def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
     """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
-    settings = {flag_of(setting)[2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"}
+    settings = {
+        flag_of(setting).partition("/")[0][2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"
+    }
 
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:
@@ -31,8 +34,6 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                     chosen[setting.name] = read(value) if read and value is not None else value
                 except OptionError as error:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
-            if "verify" in chosen:
-                chosen["verify"] = not chosen["verify"]  # the flag is --no-verify
             command(**values, config=kind(**chosen))
 
         parameters: list[inspect.Parameter] = []
@@ -42,9 +43,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                 continue
             for name, setting in settings.items():
                 value_type, default = setting.metadata["type"], setting.default
-                if value_type is bool:
-                    default = False
-                elif default is None:
+                if default is None:
                     value_type = (list[str] if value_type is list else value_type) | None
                 annotated = {"default": default, "annotation": Annotated[value_type, option(setting)]}
                 parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **annotated))
@@ -56,7 +55,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
 
 
 def flag_of(setting: Field[Any]) -> str:
-    """The flag of a setting: ``--no-verify`` of ``verify``."""
+    """The flag of a setting."""
     return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
 
 
@@ -64,7 +63,7 @@ def option(setting: Field[Any]) -> Any:
     """The option of a setting, with its help."""
     about = setting.metadata
     if about["type"] is bool:
-        return typer.Option(flag_of(setting), help=about["flag_help"])
+        return typer.Option(flag_of(setting), help=about["help"])
     return typer.Option(
         flag_of(setting), help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True
     )
@@ -93,17 +92,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
 """Settings whose text stands for a mapping -> what reads it."""
 
 
-def check_model(name: str) -> str:
-    """Refuse a folder that does not exist before anything slow is imported."""
-    from ..loading import check_name
-
-    check_name(name)
-    return name
-
-
 def model_argument(what: str, metavar: str = "MODEL") -> Any:
     """The argument of a model, with its help."""
-    return typer.Argument(metavar=metavar, callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+    return typer.Argument(metavar=metavar, callback=check_name, help=f"{what}: a folder or a Hub repository id.", show_default=False)
 
 
 def refuse_typed(context: typer.Context, flags: tuple[str, ...], sentence: str) -> None:

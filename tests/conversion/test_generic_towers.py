@@ -91,7 +91,7 @@ def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> 
     ("settings", "sentence"),
     [
         ({"towers": {"audio": WINDOW}}, "has no tower 'audio'; its towers are "),
-        ({"towers": {"text": WINDOW}, "mechanism": "full"}, "--towers gives each tower its mechanism"),
+        ({"towers": {"text": WINDOW}, "mechanism": "full"}, "--towers and --mechanism full exclude each other"),
         ({"towers": {"text": {"mechanism": "windw"}}}, "windw"),
         ({"towers": {"text": {"mechanism": "window", "widow": 4}}}, "widow"),
         ({"towers": {"text": WINDOW}, "max_length": 4096}, "cannot change the positions of a SiglipModel"),
@@ -107,7 +107,7 @@ def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, A
 def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
     config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="but a BertModel reads text; give --mechanism"):
+    with pytest.raises(OptionError, match="but a BertModel reads texts; leave it out"):
         plan_conversion(tmp_path, towers={"text": WINDOW})
 
 

@@ -179,7 +179,7 @@ def audio_inputs(
             f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
-    hearing = Hearing(extractor, resample=True, mono=True)
+    hearing = Hearing(extractor)
     train, held_out = each_part(partial(with_lengths, hearing=hearing), *parts)
     if most := hearing.most_samples:
         cut = sum(length > most for rows in {train, held_out} for length in rows["length"])
