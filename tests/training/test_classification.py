@@ -18,7 +18,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.modeling.attach.token_globals import token_rule
 from hf_longattn.training.heads import class_names
-from hf_longattn.training.run import LOG_NAME
+from hf_longattn.training.saving import LOG_NAME
 from hf_longattn.training.tasks import classify
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from tests.grids import quickly

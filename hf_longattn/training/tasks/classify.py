@@ -181,8 +181,9 @@ def audio_inputs(
         )
     hearing = Hearing(extractor)
     train, held_out = each_part(partial(with_lengths, hearing=hearing), *parts)
-    if most := hearing.most_samples:
-        cut = sum(length > most for rows in {train, held_out} for length in rows["length"])
+    most = hearing.most_samples
+    cut = sum(length > most for rows in {train, held_out} for length in rows["length"]) if most else 0
+    if cut and most:
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )
