@@ -124,7 +124,7 @@ class TaskBatches(EpochSampler):
 
 
 class MultiTaskTrainer(LongTrainer):
-    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads in the config.
+    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config.
 
     tasks: the task's name -> its model, ``rows``, ``scores`` (of predictions) and ``collator``; set after the construction.
     """

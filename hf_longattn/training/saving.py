@@ -58,7 +58,8 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     complete_folder(folder, source)
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
-    trained = f"{steps:,} steps on {names_of(log['settings'].get('data') or log['settings'].get('tasks', ()))}{facts and f' ({facts})'}. {describe(log)}."
+    sources = log["settings"].get("data") or log["settings"].get("tasks", ())
+    trained = f"{steps:,} steps on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
     contents = {"training": f"Fine-tuned from `{in_one_line(public_name(source))}`: {trained}", "results": measured(log, hub_task)}
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
     write_model_card(folder, **contents, measured="", eval_results=None, **from_source(source), **repository)
@@ -90,7 +91,8 @@ def complete_folder(folder: Path, source: str) -> None:
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a Trainer evaluation, without its prefix and its times."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    return {name: value for name, value in named.items() if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se"))}
+    names = (name for name in named if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se")))
+    return {name: named[name] for name in names}
 
 
 def metric_of(name: str) -> str | None:

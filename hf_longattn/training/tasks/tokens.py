@@ -96,8 +96,8 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """
     train, held_out = split_rows(args, seed, partial(tagged_rows, roles=args.roles, named=args.named))
     if not args.only_scores:
-        kinds, held_kinds = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
-        check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", held_kinds)
+        kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
+        check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", [*{*scored} - {"O"}])
     return train, held_out
 
 
