@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data.batching import DataCollatorWithGlobals, DataCollatorWithPacking
     from ..data.lengths import longest_input
     from ..data.qa_schemas import load_qa, save_qa
-    from ..data.sources import load_labelled, load_text
+    from ..data.rows import read_rows, read_texts
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments
     from .lm import LMDataArguments, TextDataArguments, TextTrainingArguments, train_lm
     from .modalities import load_multitask_head

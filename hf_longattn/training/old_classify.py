@@ -27,13 +27,22 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
-from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, with_lengths
+from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.files import FileKind, load_labelled_files
-from hf_longattn.data.images import EXTRA, IMAGE_FILES, ImageCollator, augmentation_of, check_augmentation, checked_size, count_transparent
+from hf_longattn.data.images import EXTRA, ImageCollator, augmentation_of, check_augmentation, checked_size
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
+from hf_longattn.data.old import (
+    IMAGE_FILES,
+    RECORDING_FILES,
+    DataError,
+    FileKind,
+    count_transparent,
+    each_part,
+    load_labelled,
+    load_labelled_files,
+    train_test_split,
+)
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, listed, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part

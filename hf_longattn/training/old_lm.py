@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.old import all_scored, each_part, limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.sources import all_scored, each_part, limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, new_model

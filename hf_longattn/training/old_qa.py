@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from datasets import Dataset
 
+from hf_longattn.data.old import train_test_split
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import train_test_split
 from hf_longattn.training.args import LabelledDataArguments, argument
 
 

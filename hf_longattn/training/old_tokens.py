@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, chosen_packing
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import DataError, each_part, train_test_split
+from hf_longattn.data.old import DataError, each_part, read_words, train_test_split
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import IOB_TAG, read_words, tag_names, to_windows
+from hf_longattn.data.words import IOB_TAG, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.entities import is_iob1
