@@ -237,15 +237,14 @@ def recipes(
         for command, group in groupby(sorted(ready.values(), key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
             about.append(Styled(command, "bold"))
             for recipe in group:
-                score = f"\nPublished: {recipe.entries['score']}" if "score" in recipe.entries else ""
-                about.append({f"  {recipe.name:<28}": recipe.entries["title"] + score})
+                about.append({f"  {recipe.name:<28}": recipe.title})
             about.append("")
         about.append("The commands of each, its values and their source: longattn recipes NAME")
-        listed = [{"name": recipe.name, "command": recipe.command, **recipe.entries} for recipe in ready.values()]
+        listed = [{"name": recipe.name, "command": recipe.command, "title": recipe.title} for recipe in ready.values()]
         show({"recipes": listed}, about, as_json=as_json)
         return
     if name not in ready:
         raise LongAttentionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
     recipe = ready[name]
-    values = {"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)}
+    values = {"name": name, "command": recipe.command, "title": recipe.title, "values": read_recipe(name)}
     show(values, [Line(read_text(recipe.path).removesuffix("\n"))], as_json=as_json)

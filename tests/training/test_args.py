@@ -208,7 +208,6 @@ def test_wrong_usage_of_a_training_command_is_one_sentence(line: list[str], sent
     ("task", "line", "sentence"),
     [
         ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits"),
-        ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         ("linearise", "--method tinybert", "There is no option --method; `longattn train distill` has it"),
     ],
 )
