@@ -167,9 +167,9 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
         parts = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
     elif kind == "images":
         size = checked_size(model, processors.image_processor, parts[0][0])
-        collator = ImageCollator(processors.image_processor, names, augmentation_of("", size), seed)
+        collator = ImageCollator(processors.image_processor, names, augmentation_of(args.augmentation, size), seed)
     else:
-        hearing = Hearing(processors.feature_extractor, resample=True, mono=True)
+        hearing = Hearing(processors.feature_extractor)
         collator = RecordingCollator(hearing, names)
         parts = each_part(partial(with_lengths, hearing=hearing), *parts)
 
