@@ -129,7 +129,7 @@ def image_example(task: str | None, height: int, width: int) -> Example:
 class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
 
-    noun, nouns, units, drawn = "image", "images", "pixels", True
+    noun, units, drawn = "image", "pixels", True
     settings = ("image_size", "search_images")
     part, field = IMAGE_PROCESSOR, "long_image_size"
     trained_by = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
@@ -140,8 +140,7 @@ class GridKind(SizedKind):
         return InputSize(value, grid.length, pixels(value), IMAGE_SIZE, grid)
 
     def sizes(self, config: Any) -> InputSizes:
-        old, new = self.rule.sizes(config)
-        return self.between(config, old, new, reads_new=True)
+        return self.between(config, *self.rule.sizes(config), reads_new=True)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_grid(name, options)

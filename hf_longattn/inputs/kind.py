@@ -131,13 +131,12 @@ class Example:
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    noun, nouns, units: for messages and tables: an input, several of them, and what a size counts besides tokens.
+    noun, units: for messages and tables: an input, and what a size counts besides tokens.
     settings: names in :data:`SETTINGS` that apply. reads: what models do, as a predicate, if not "reads" with the plural noun.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     """
 
     noun: ClassVar[str]
-    nouns: str
     units: ClassVar[str] = ""
     settings: Sequence[str] = ()
     reads: ClassVar[str] = ""
@@ -150,6 +149,11 @@ class InputKind(ABC):
     def __init__(self, family: Family) -> None:
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
+
+    @property
+    def nouns(self) -> str:
+        """The plural of the noun."""
+        return f"{self.noun}s"
 
     @property
     def parts(self) -> Mapping[str, InputKind]:

@@ -119,7 +119,7 @@ class Sounds(UserFiles):
 class SoundKind(SizedKind):
     """Recordings, as samples or as rows of features."""
 
-    noun, nouns, units, timed = "sound", "sounds", "seconds", True
+    noun, units, timed = "sound", "seconds", True
     settings = ("audio_seconds", "search_audio", "verify_audio")
     part, field = FEATURE_EXTRACTOR, "long_audio_seconds"
     trained_by = {

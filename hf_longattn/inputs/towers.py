@@ -76,19 +76,24 @@ class TowersKind(InputKind):
         texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
         changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
-        return replace(
-            texts,
+        return ConversionPlan(
             source=source,
             architecture=architecture,
             config=config,
-            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+            attention=texts.attention,
             position_change=" and ".join(plan.position_change for plan in changed),
+            short_texts=texts.short_texts,
             unchanged_tokens=min((plan.unchanged_tokens for plan in changed), default=0),
             skeleton=architecture.skeleton(config),
+            shape=texts.shape,
             costs=(),
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
+            inputs=texts.inputs,
+            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+            cast=cast,
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
             towers=plans,
+            tokenizer_length=texts.tokenizer_length,
             training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"},
         )
 

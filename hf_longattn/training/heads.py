@@ -26,10 +26,13 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
         CheckpointError: it cannot be loaded, or lacks weights.
         DataError: a complete model does not know a label.
     """
-    classes = load_config(name).id2label
+    model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
+    classes = (load_config(name) if model is None else model.config).id2label
     names = class_names(labels, [str(classes[number]) for number in sorted(classes)], only_known=complete)
-    numbered = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
-    return load_model(loader, name, complete=complete, ignore_mismatched_sizes=True, **numbered, **config), names
+    if model is None:
+        numbered = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
+        model = load_model(loader, name, ignore_mismatched_sizes=True, **numbered, **config)
+    return model, names
 
 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:

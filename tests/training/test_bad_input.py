@@ -44,7 +44,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "clm": [({"text": 5}, "not text")],
     "seq2seq": [({"summary": 5}, "no text"), ({"summary": ""}, "no document and summary")],
     "embed": [({"positive": ""}, "must be a text"), ({"score": "high"}, "must be a number")],
-    "multitask": [({"label": None}, "a class is a name or a whole number")],
+    "multitask": [({"label": None}, "has no label in the column")],
     "linearise": [({"text": 5}, "not text")],
     "distill": [({"text": 5}, "not text")],
     "ctc": [({"text": 5}, "no text"), ({"text": ""}, "no text"), ({"audio": "none.wav"}, "none.wav does not exist")],
