@@ -166,7 +166,7 @@ def check_refusals(
     (tmp_path / "broken.jsonl").write_text('{"a": 1\n')
     for file, words in (
         ("none.jsonl", "does not exist"),
-        ("empty.jsonl", "is empty|contains no questions"),
+        ("empty.jsonl", "is empty|has no rows|contains no questions"),
         ("header.csv", "has no rows|no text|no questions|no pairs|there are|no row|no words|nothing to learn"),
         ("broken.jsonl", "cannot be read|not valid JSON"),
     ):

@@ -85,8 +85,8 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, to
         ({"tasks": ["a=classify:x", "b=token:y"]}, "Did you mean 'tokens'"),
         ({"tasks": ["a=classify:x", "b"]}, "A task is NAME=KIND:DATA"),
         ({"tasks": ["a=classify:x"], "columns": ["a.colour=red"]}, "--columns takes ROLE=NAME, with a role of text, question, image"),
-        ({"tasks": ["names=classify:x"], "columns": ["name.label=red"]}, "one of names, not 'name'. Did you mean 'names'"),
-        ({"tasks": ["names=classify:x"], "validation": ["name=y"]}, "one of names, not 'name'. Did you mean 'names'"),
+        ({"tasks": ["names=classify:x"], "columns": ["name.label=red"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
+        ({"tasks": ["names=classify:x"], "validation": ["name=y"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
     ],
 )
 def test_wrong_tasks_options_are_refused(options: dict[str, list[str]], words: str) -> None:

@@ -83,7 +83,7 @@ class MultiTaskDataArguments(DataArguments):
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
         if unknown := [*validation, *(task for task, _ in columns if task not in self.parts)]:
             raise OptionError(
-                f"--columns and --validation begin with the name of a task, one of {', '.join(self.parts)}, not {unknown[0]!r}."
+                f"--columns takes NAME.ROLE=COLUMN, and --validation takes NAME=DATA, with a NAME of {', '.join(self.parts)}, not {unknown[0]!r}."
                 f"{nearest(unknown[0], self.parts)}"
             )
 
