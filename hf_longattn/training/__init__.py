@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student
     from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments
     from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments, linearise_attention
-    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
+    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments
     from .tasks.qa import QADataArguments, QATrainingArguments, load_qa_model
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments
     from .tasks.tokens import TokenDataArguments, TokenTrainingArguments

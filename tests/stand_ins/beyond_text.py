@@ -40,7 +40,7 @@ page(
     "docs/how-to/multitask.md",
     Setting(
         instead={
-            "--image-size 224 224": "--image-size 64 64 --max-steps 3 --max-length 128",
+            "--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128",
         },
         slow=True,
     ),
