@@ -87,7 +87,7 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 class Images(UserFiles):
     """A user's images as inputs of a model; random ones for comparing models."""
 
-    part, file_kind, noun, flag, built_in = IMAGE_PROCESSOR, "image", "images", "--search-images", "seeded images"
+    part, file_kind, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""
@@ -130,7 +130,7 @@ class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
 
     noun, nouns, units, drawn = "image", "images", "pixels", True
-    settings = ("image_size", "search_images")
+    settings = ("image_size",)
     part, field = IMAGE_PROCESSOR, "long_image_size"
     trained_by = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
 

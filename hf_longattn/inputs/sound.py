@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    part, file_kind, noun, flag, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "--search-audio", "seeded sounds"
+    part, file_kind, noun, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "seeded sounds"
 
     @cached_property
     def sampling_rate(self) -> int:
@@ -116,7 +116,7 @@ class SoundKind(SizedKind):
     """Recordings, as samples or as rows of features."""
 
     noun, nouns, units, timed = "sound", "sounds", "seconds", True
-    settings = ("audio_seconds", "search_audio", "verify_audio")
+    settings = ("audio_seconds", "verify_audio")
     part, field = FEATURE_EXTRACTOR, "long_audio_seconds"
     trained_by = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),

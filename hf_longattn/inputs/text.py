@@ -24,7 +24,7 @@ class TextKind(InputKind):
     """Texts, as token ids."""
 
     noun, nouns = "text", "texts"
-    settings: Sequence[str] = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text")
+    settings: Sequence[str] = ("max_length", "max_decoder_length", "decoder_long_attention", "verify_text")
 
     def size(self, config: Any, value: Any) -> InputSize:
         return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")
