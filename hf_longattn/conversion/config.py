@@ -120,7 +120,7 @@ class ConversionConfig(Settings):
     search_images: str | Path | None = setting(
         None,
         "With --mechanism auto: an image, or a folder of images, by which mechanisms of a model of images are chosen.",
-        unset="scikit-learn's photographs",
+        unset="none, and required there",
         type=Path,
     )
     search_audio: str | Path | None = setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning
 from ..data.audio import Samples, read_audio
-from ..data.tables import files_of
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
@@ -45,8 +44,7 @@ def duration(seconds: float) -> str:
 class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
-    part, noun, flag, built_in = FEATURE_EXTRACTOR, "recordings", "--search-audio", "seeded sounds"
-    files_in = staticmethod(partial(files_of, kind="audio"))
+    part, file_kind, noun, flag, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "--search-audio", "seeded sounds"
 
     @cached_property
     def sampling_rate(self) -> int:
@@ -62,13 +60,11 @@ class Sounds(UserFiles):
     @cached_property
     def recordings(self) -> list[Samples]:
         """The samples of each recording."""
-        return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.files]
+        return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.needed()]
 
     @cached_property
     def rows(self) -> list[Tensor]:
         """The model's input for each whole recording, ``(1, N, …)``."""
-        if not self.files:
-            raise self.needed()
         return [self.rule.as_input(self.extracted(samples)) for samples in self.recordings]
 
     @property

@@ -19,7 +19,7 @@ from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
-from .kind import AUTO, SETTINGS, Example, InputKind, InputSize, InputSizes, kind_of, text_part
+from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
 from .processors import has_processor
 from .running import run_model
 from .sized import affordable_size
@@ -53,20 +53,9 @@ class TowersKind(InputKind):
     def settings(self) -> Sequence[str]:  # type: ignore[override]
         return ("towers", *(name for kind in self.parts.values() for name in kind.settings))
 
-    def text(self, config: Any) -> tuple[InputKind, Any]:
-        """The kind and the config of the tower that reads texts."""
-        name = next(name for name, kind in self.parts.items() if not kind.units)
-        return self.parts[name], getattr(config, tower_field(name))
-
-    def size(self, config: Any, value: Any) -> InputSize:
-        """The size of a text."""
-        kind, of_tower = self.text(config)
-        return kind.size(of_tower, value)
-
     def sizes(self, config: Any) -> InputSizes:
         """The sizes of texts."""
-        kind, of_tower = self.text(config)
-        return kind.sizes(of_tower)
+        return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.parts.items() if not kind.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
@@ -84,7 +73,8 @@ class TowersKind(InputKind):
         config.architectures = [architecture.long_class]
         if cast is not None:
             config.dtype = cast
-        texts, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
+        texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
+        changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
         return ConversionPlan(
             source=source,

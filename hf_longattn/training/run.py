@@ -11,7 +11,7 @@ A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``,
     def main(model_args: ModelArguments, data_args: ReviewArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
         begin(model_args, data_args, training_args)
         tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
-        train, held_out = train_test_split(data_args, read, training_args.seed)  # read(source, split), with data_args.named
+        train, held_out = read_rows(data_args, training_args.seed)  # with the columns text and label
         model = load_model(AutoModelForX, model_args.model, complete=not training_args.do_train)
         trainer = LongTrainer(model, training_args, DataCollatorWithPadding(tokenizer), train, held_out, tokenizer,
                               compute_metrics=lambda prediction: means_in_percent(["accuracy"], ...))

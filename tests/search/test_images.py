@@ -79,11 +79,9 @@ def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path,
     assert model.config.long_image_size == [64, 64]
 
 
-def test_auto_without_images_takes_photographs(vit: Path) -> None:
-    pytest.importorskip("sklearn")
-    plan = plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
-    assert plan.choice is not None
-    assert plan.choice["images"] == "scikit-learn's photographs"
+def test_auto_without_images_asks_for_them(vit: Path) -> None:
+    with pytest.raises(OptionError, match="reads images; give a file or a folder of images"):
+        plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
 
 
 def test_the_scores_of_images_are_the_masses_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path: Path) -> None:
