@@ -125,10 +125,7 @@ def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = 
     name, start = "tokenizer", text[:20_000]
     if tokenizer is None:
         return [Check(name, SKIPPED, "the source has no tokenizer")]
-    try:
-        written = load_tokenizer(result)
-    except CheckpointError as error:
-        return [Check(name, FAILED, str(error).rstrip("."))]
+    written = load_tokenizer(result)
     if written is None or token_ids(written, start) != token_ids(tokenizer, start):
         classes = " and ".join(type(each).__name__ for each in (tokenizer, written))
         advice = (
