@@ -87,7 +87,7 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 class Images(UserFiles):
     """A user's images as inputs of a model; random ones for comparing models."""
 
-    part, file_kind, noun, flag, built_in = IMAGE_PROCESSOR, "image", "images", "--search-images", "seeded images"
+    part, file_kind, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""
@@ -129,8 +129,8 @@ def image_example(task: str | None, height: int, width: int) -> Example:
 class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
 
-    noun, units, drawn = "image", "pixels", True
-    settings = ("image_size", "search_images")
+    noun, nouns, units, drawn = "image", "images", "pixels", True
+    settings = ("image_size",)
     part, field = IMAGE_PROCESSOR, "long_image_size"
     trained_by = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
 
@@ -140,7 +140,8 @@ class GridKind(SizedKind):
         return InputSize(value, grid.length, pixels(value), IMAGE_SIZE, grid)
 
     def sizes(self, config: Any) -> InputSizes:
-        return self.between(config, *self.rule.sizes(config), reads_new=True)
+        old, new = self.rule.sizes(config)
+        return self.between(config, old, new, reads_new=True)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_grid(name, options)

@@ -32,9 +32,6 @@ SETTINGS = {
     "audio_seconds": "--audio-seconds is the length of sounds",
     "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
     "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
-    "search_text": "--search-text is a text",
-    "search_images": "--search-images are images",
-    "search_audio": "--search-audio is a recording",
     "verify_text": "--verify-text is a text",
     "verify_audio": "--verify-audio is a recording",
     "towers": "--towers is for models of several towers",
@@ -131,12 +128,13 @@ class Example:
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    noun, units: for messages and tables: an input, and what a size counts besides tokens.
+    noun, nouns, units: for messages and tables: an input, several of them, and what a size counts besides tokens.
     settings: names in :data:`SETTINGS` that apply. reads: what models do, as a predicate, if not "reads" with the plural noun.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     """
 
     noun: ClassVar[str]
+    nouns: str
     units: ClassVar[str] = ""
     settings: Sequence[str] = ()
     reads: ClassVar[str] = ""
@@ -149,11 +147,6 @@ class InputKind(ABC):
     def __init__(self, family: Family) -> None:
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
-
-    @property
-    def nouns(self) -> str:
-        """The plural of the noun."""
-        return f"{self.noun}s"
 
     @property
     def parts(self) -> Mapping[str, InputKind]:

@@ -82,7 +82,7 @@ class PlainPart:
 class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms."""
 
-    noun = "input"
+    noun, nouns = "input", "inputs"
     settings = ("max_length", "towers")
     reads = "keeps its other sizes with --generic"
 

@@ -47,7 +47,7 @@ class UserFiles:
     """A user's images or recordings as inputs of a model, made by the model's processor.
 
     part: the model's processor, a key of :data:`AUTO_CLASSES`.
-    file_kind, noun: kind of the files, and their plural noun. flag: of a conversion that takes them.
+    file_kind, noun: kind of the files, and their plural noun.
     name: name of the user's file or folder, or of the built-in inputs.
 
     Args:
@@ -66,7 +66,6 @@ class UserFiles:
     part: ClassVar[str]
     file_kind: ClassVar[str]
     noun: ClassVar[str]
-    flag: ClassVar[str]
     built_in: ClassVar[str]
 
     def __init__(
@@ -87,7 +86,9 @@ class UserFiles:
         """The files; raises :class:`OptionError` if the user gave none."""
         if not self.files:
             what = f"a file or a folder of {self.noun}"
-            raise OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
+            raise OptionError(
+                f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as --search-input), in Python as a Path."
+            )
         return self.files
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
-from ..modeling.family.definition import tower_field
+from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
 from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
@@ -41,17 +41,14 @@ class TowersKind(InputKind):
 
     noun = "input"
 
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.nouns = " and ".join(kind.nouns for kind in self.parts.values())
+        self.settings = ("towers", *(name for kind in self.parts.values() for name in kind.settings))
+
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:
         return {name: kind_of(tower) for name, tower in self.family.towers.items()}
-
-    @property
-    def nouns(self) -> str:
-        return " and ".join(kind.nouns for kind in self.parts.values())
-
-    @property
-    def settings(self) -> Sequence[str]:  # type: ignore[override]
-        return ("towers", *(name for kind in self.parts.values() for name in kind.settings))
 
     def sizes(self, config: Any) -> InputSizes:
         """The sizes of texts."""
@@ -76,24 +73,19 @@ class TowersKind(InputKind):
         texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
         changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
-        return ConversionPlan(
+        return replace(
+            texts,
             source=source,
             architecture=architecture,
             config=config,
-            attention=texts.attention,
+            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
             position_change=" and ".join(plan.position_change for plan in changed),
-            short_texts=texts.short_texts,
             unchanged_tokens=min((plan.unchanged_tokens for plan in changed), default=0),
             skeleton=architecture.skeleton(config),
-            shape=texts.shape,
             costs=(),
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
-            inputs=texts.inputs,
-            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
-            cast=cast,
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
             towers=plans,
-            tokenizer_length=texts.tokenizer_length,
             training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"},
         )
 

@@ -247,7 +247,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "positions": "alibi"}, OptionError, "does not apply to the positions of images"),
     ({"max_length": 4096}, OptionError, "counts the tokens of a text, but a ViTForImageClassification reads images; leave it out"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
-    ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "--search-text is a text, but a ViT"),
     ({"image_size": 64, "mechanism": "auto", "window": 7}, OptionError, "--mechanism auto and --option exclude each other"),
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),

@@ -38,6 +38,7 @@ from transformers import (
 
 from hf_longattn.cli import main
 from hf_longattn.training.recipes import read_recipe, ready_recipes
+from tests.test_recipes import commands as commands_of
 
 TRAININGS = [name for name, recipe in ready_recipes().items() if recipe.command.startswith("train")]
 
@@ -241,7 +242,7 @@ QUICK = ("longformer-triviaqa", "prolong-64k")
 def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, values = ready_recipes()[name], read_recipe(name)
-    commands = recipe.entries["commands"].splitlines()
+    commands = commands_of(recipe)
     source = shlex.split(commands[0])[2]
     save_checkpoint(source, tokenizer)
     named = values.get("data", values.get("text"))
