@@ -83,8 +83,8 @@ class MultiTaskDataArguments(DataArguments):
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
         if unknown := [*validation, *(task for task, _ in columns if task not in self.parts)]:
             raise OptionError(
-                f"--columns takes NAME.ROLE=COLUMN, and --validation takes NAME=DATA, with a NAME of {', '.join(self.parts)}, not {unknown[0]!r}."
-                f"{nearest(unknown[0], self.parts)}"
+                f"--columns takes NAME.ROLE=COLUMN, and --validation takes NAME=DATA, with a NAME of {', '.join(self.parts)}, not "
+                f"{unknown[0]!r}.{nearest(unknown[0], self.parts)}"
             )
 
 
