@@ -167,12 +167,12 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     head = plan.architecture.source_class
     traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
     learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
-    texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
+    texts = ("--data", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
     if learns and embeds:
         return train_command("linearise", *texts, output="trained")
     if embeds and plan.positions in DROPPED:
-        short = ("--text", "YOUR_TEXTS", "--max-length", str(plan.old_length))
+        short = ("--data", "YOUR_TEXTS", "--max-length", str(plan.old_length))
         return train_command("distill", "--method", "hidden", "--teacher", plan.source.name, *short, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else train_command(*hint, output="trained")

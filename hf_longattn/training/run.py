@@ -85,7 +85,7 @@ METRICS = {
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
     "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
-    "cer": "character error rate",
+    "cer": "character error rate", "attention_error": "squared error of attention",
 }  # fmt: skip
 """Scores in per cent, by their names in a log."""
 
@@ -320,7 +320,7 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     data = _names([validation]) if validation else f"{_names(settings.get('data', ()))} ({part})"
     for name in shown(after):
         key = metric_of(name)
-        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", "nats", "")
+        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
         more: dict[str, Any] = {"n": after.get("n"), "standard_error": after.get(f"{name}_se"), "system": f"head {head}" if head else ""}
         results.append(MeasuredResult(data, metric, after[name], unit, task=task, metric_type=key or "loss", **more))
     return results

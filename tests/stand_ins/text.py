@@ -251,7 +251,7 @@ FEW_STEPS = {
     "--max-minutes 60": "",
     TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
-TWO_STEPS = {TEXTS: TEXTS + " --max-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
+TWO_STEPS = {"--data my_texts/": "--data my_texts/ --max-steps 2 --max-length 256 --max-train-samples 3 --max-eval-samples 2"}
 
 MEMORY = """
 import hf_longattn

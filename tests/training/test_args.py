@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -202,22 +201,6 @@ def test_impossible_total_batch_size_is_refused(changes: dict[str, Any], sentenc
 def test_wrong_usage_of_a_training_command_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_task("mlm", ["--text", "t", "--output", "o", "--model", "m", *line]) == 2
     assert capsys.readouterr().err.splitlines() == [sentence]
-
-
-@pytest.mark.parametrize(
-    ("task", "line", "sentence"),
-    [
-        ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits"),
-        ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
-        ("linearise", "--method tinybert", "There is no option --method; `longattn train distill` has it"),
-    ],
-)
-def test_distill_and_linearise_name_the_other_command_for_its_options(
-    task: str, line: str, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_task(task, ["--text", "t", "--output", "o", "--model", "m", *line.split()]) > 0
-    (said,) = capsys.readouterr().err.splitlines()
-    assert re.search(sentence, said), said
 
 
 @pytest.mark.parametrize(("words", "warns"), [("", False), ("--no-bf16", False), ("--bf16 false", False), ("--bf16", True)])
