@@ -23,7 +23,7 @@ from .engines.common.score_terms import ScoreMod
 from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .engines.documents import documents_from, shape_in_words
-from .errors import GridError, LengthError, MaskError, OptionError
+from .errors import InputError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.exact import by_length, check_form, full_of
 from .mechanisms.common.options import LARGEST, SEED
@@ -85,8 +85,8 @@ def attend(
         ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are finite but meaningless.
         Values in padding, even NaN, do not affect the outputs of real tokens or their gradients.
     Raises:
-        UnknownMechanismError, OptionError: an unknown mechanism or option, or an invalid value.
-        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
+        OptionError: an unknown mechanism or option, or an invalid value.
+        InputError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
@@ -187,12 +187,12 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
                 f"sink_scores {shape_in_words(sinks)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
             )
     if call.global_mask is not None and not mechanism.traits.takes_globals:
-        raise MaskError(
+        raise InputError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
             "'longformer'."
         )
     if call.grid is not None and not (mechanism.reads_grid or call.term.grid_bias is not None):
-        raise GridError(
+        raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
             "order='hilbert'."
         )
@@ -202,11 +202,11 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
-        raise LengthError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
+        raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise :class:`LengthError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
     if (
@@ -218,12 +218,12 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         or not k.shape[1]
         or q.shape[1] % k.shape[1]
     ):
-        raise LengthError(
+        raise InputError(
             "Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, "
             f"but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
     if q.shape[2] > k.shape[2]:
-        raise LengthError(
+        raise InputError(
             f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: "
             "pass at least as many keys as queries."
         )
@@ -276,21 +276,21 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
     Args:
         refuse_zeros: whether a float mask of zeros only is an error. It could be an additive mask, in which 0 means visible.
     Raises:
-        MaskError: a wrong shape or device, or floats other than 0 and 1. The check of floats synchronises with the device.
+        InputError: a wrong shape or device, or floats other than 0 and 1. The check of floats synchronises with the device.
     """
     if mask is None:
         return None
     expected = (k.shape[0], k.shape[2])
     if not isinstance(mask, Tensor) or tuple(mask.shape) != expected:
-        raise MaskError(
+        raise InputError(
             f"{name} {shape_in_words(mask)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
         )
     if mask.device != k.device:
-        raise MaskError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
+        raise InputError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
     if mask.is_floating_point():
         chosen = mask == 1
         if in_graph() or not bool((chosen | (mask == 0)).all()) or (refuse_zeros and mask.numel() and not bool(chosen.any())):
-            raise MaskError(
+            raise InputError(
                 f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for the chosen tokens, "
                 f"or for an additive mask {name}=(mask == 0)."
             )

@@ -33,7 +33,7 @@ class LongAttentionConfig:
         options: of the default mechanism.
 
     Raises:
-        UnknownMechanismError, OptionError: for unknown names (the nearest valid one is offered) and impossible values.
+        OptionError: for unknown names (the nearest valid one is offered) and impossible values.
     """
 
     def __init__(self, /, mechanism: str | None = None, layers: Layers | None = None, **options: Any) -> None:

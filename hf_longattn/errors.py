@@ -17,56 +17,20 @@ class LongAttentionError(ValueError):
         return visible(super().__str__())
 
 
-class UnknownMechanismError(LongAttentionError):
-    """A mechanism name that is not registered."""
-
-
 class OptionError(LongAttentionError):
-    """An option that is unknown, or has the wrong type or an invalid value."""
+    """An option or name that is unknown, taken, of the wrong type, invalid, or impossible for the model."""
 
 
 class UsageError(OptionError):
     """A command line that cannot be parsed: exit code 2."""
 
 
-class MaskError(LongAttentionError):
-    """A padding or global mask with the wrong shape or dtype."""
-
-
-class LengthError(LongAttentionError):
-    """A sequence length that a model or mechanism does not support."""
-
-
-class GridError(LongAttentionError):
-    """A grid that is missing, or that does not fit its input or the mechanism."""
-
-
-class AudioError(LongAttentionError):
-    """Sound that cannot be read or does not fit the model: another sampling rate, several channels, silence."""
-
-
-class PositionError(LongAttentionError):
-    """A position table or rotary setting that cannot be extended as requested."""
-
-
-class MemoryMismatchError(LongAttentionError):
-    """A memory of earlier segments that does not match the input, or a model that does not support one."""
+class InputError(LongAttentionError):
+    """A mask, length, grid, sound or memory that does not fit the model or the mechanism."""
 
 
 class CheckpointError(LongAttentionError):
-    """A checkpoint that is missing, incomplete, damaged, unsafe or of an unsupported architecture."""
-
-
-class DestinationExistsError(LongAttentionError):
-    """The destination exists already."""
-
-
-class ExportError(LongAttentionError):
-    """A model that cannot be written as a graph, or a graph that differs from its model."""
-
-
-class RegistrationError(LongAttentionError):
-    """A mechanism, family or source that cannot be registered: a missing method, or a name that is taken."""
+    """A checkpoint that is missing, incomplete, damaged, unsafe or unsupported, or a file that cannot be written."""
 
 
 class BackendError(LongAttentionError):

@@ -26,7 +26,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, DestinationExistsError, LongAttentionError, encoding_sentence, in_a_line
+from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line
 
 CONVERSION_REPORT = "conversion_report.json"
 """File name of the report on how a checkpoint was converted."""
@@ -294,7 +294,7 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     """Refuse a destination that must not be written.
 
     Raises:
-        DestinationExistsError: it exists, and `overwrite` is off or it is neither an empty nor a checkpoint folder.
+        CheckpointError: it exists, and `overwrite` is off or it is neither an empty nor a checkpoint folder.
         CheckpointError: it is a source, contains one, or lies within one.
     """
     resolved = Path(os.path.realpath(destination))  # Path.resolve raises for a link to itself
@@ -305,10 +305,10 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     if not os.path.lexists(destination):
         return
     if not overwrite:
-        raise DestinationExistsError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
+        raise CheckpointError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
     replaceable = destination.is_dir() and not destination.is_symlink()
     if not replaceable or (any(destination.iterdir()) and not (destination / "config.json").is_file()):
-        raise DestinationExistsError(
+        raise CheckpointError(
             f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another folder."
         )
 
@@ -316,7 +316,7 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 def check_new_file(file: Path) -> None:
     """Refuse a file that exists, or whose folder is missing or not writable."""
     if os.path.lexists(file):
-        raise DestinationExistsError(f"{str(file)!r} already exists; choose another file.")
+        raise CheckpointError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():
         raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
     check_writable(file.parent)
@@ -354,7 +354,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
     leaves the old folder aside, and the next run restores it.
 
     Raises:
-        DestinationExistsError: the destination was created by another process.
+        CheckpointError: the destination was created by another process.
         CheckpointError: not enough disk space, before or while writing, or no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
@@ -376,7 +376,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
                     _sync(path)
                 if os.path.lexists(destination):
                     if not overwrite:
-                        raise DestinationExistsError(
+                        raise CheckpointError(
                             f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
                         )
                     os.rename(destination, aside)

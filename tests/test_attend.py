@@ -11,13 +11,9 @@ from hf_longattn.attend import prepare
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.errors import (
-    GridError,
-    LengthError,
+    InputError,
     LongAttentionError,
-    MaskError,
     OptionError,
-    RegistrationError,
-    UnknownMechanismError,
 )
 from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
@@ -29,18 +25,18 @@ Q = torch.randn(2, 4, 10, 8)
 @every_case(
     ("call", "error", "says"),
     [
-        (lambda: attend(Q, Q, Q, "widow"), UnknownMechanismError, "Did you mean 'window'"),
-        (lambda: attend(Q, Q, Q, "window:window=4"), UnknownMechanismError, "give 'window' and 'window=4' apart"),
+        (lambda: attend(Q, Q, Q, "widow"), OptionError, "Did you mean 'window'"),
+        (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' apart"),
         (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "its options are: window"),
-        (lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)), MaskError, r"must be \(batch, key length\) = \(2, 10\)"),
-        (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), MaskError, r"global_mask has shape \(10,\)"),
-        (lambda: attend(Q, Q[:, :, :5], Q[:, :, :5]), LengthError, "10 queries for 5 keys"),
-        (lambda: attend(Q, Q[:, :3], Q[:, :3]), LengthError, "H_kv dividing H"),
+        (lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)), InputError, r"must be \(batch, key length\) = \(2, 10\)"),
+        (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), InputError, r"global_mask has shape \(10,\)"),
+        (lambda: attend(Q, Q[:, :, :5], Q[:, :, :5]), InputError, "10 queries for 5 keys"),
+        (lambda: attend(Q, Q[:, :3], Q[:, :3]), InputError, "H_kv dividing H"),
         (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
         (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
         (
             lambda: build_mechanism("full", num_heads=4, head_dim=8).weights(torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)),
-            LengthError,
+            InputError,
             "at most 4096",
         ),
     ],
@@ -54,12 +50,12 @@ HALF = Q.half()
 NEGATIVE = torch.zeros(2, 10).index_fill(1, torch.tensor([8, 9]), float("-inf"))
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "q is a list": (lambda run: run([1.0], Q, Q), OptionError, "q, k and v are list, Tensor and Tensor, but must be tensors."),
-    "k and v of two lengths": (lambda run: run(Q, Q, Q[:, :, :9]), LengthError, "k (2, 4, 10, 8), v (2, 4, 9, 8)."),
-    "another batch": (lambda run: run(Q, Q[:1], Q[:1]), LengthError, "k (1, 4, 10, 8), v (1, 4, 10, 8)."),
+    "k and v of two lengths": (lambda run: run(Q, Q, Q[:, :, :9]), InputError, "k (2, 4, 10, 8), v (2, 4, 9, 8)."),
+    "another batch": (lambda run: run(Q, Q[:1], Q[:1]), InputError, "k (1, 4, 10, 8), v (1, 4, 10, 8)."),
     "dtypes": (lambda run: run(Q, HALF, HALF), OptionError, "torch.float16 and torch.float16; convert them to one floating-point dtype."),
     "integers": (lambda run: run(Q.int(), Q.int(), Q.int()), OptionError, "convert them to one floating-point dtype."),
     "devices": (lambda run: run(Q.to("meta"), Q, Q), OptionError, "q, k and v are on meta, cpu and cpu; move them to one device."),
-    "no mechanism": (lambda run: run(Q, Q, Q, None), UnknownMechanismError, "is None, but must be a name"),
+    "no mechanism": (lambda run: run(Q, Q, Q, None), OptionError, "is None, but must be a name"),
     "PyTorch's is_causal": (lambda run: run(Q, Q, Q, is_causal=True), OptionError, "attend has no argument 'is_causal'; write causal"),
     "PyTorch's attn_mask": (lambda run: run(Q, Q, Q, attn_mask=Q), OptionError, "attend has no argument 'attn_mask'; write padding_mask,"),
     "scaling, a truth value": (lambda run: run(Q, Q, Q, scaling=True), OptionError, "scaling is True, but must be a finite number above"),
@@ -72,22 +68,22 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
     "score_mod": (lambda run: run(Q, Q, Q, score_mod=1), OptionError, "score_mod is 1, but must be a function score_mod(score, b, h,"),
     "seed below 0": (lambda run: run(Q, Q, Q, seed=-1), OptionError, "seed is -1, but must be a whole number from 0 to 2147483647;"),
-    "an additive mask": (lambda run: run(Q, Q, Q, padding_mask=NEGATIVE), MaskError, "an additive mask padding_mask=(mask == 0)."),
+    "an additive mask": (lambda run: run(Q, Q, Q, padding_mask=NEGATIVE), InputError, "an additive mask padding_mask=(mask == 0)."),
     "a mask on another device": (
-        lambda run: run(Q, Q, Q, padding_mask=torch.ones(2, 10, device="meta")), MaskError, "is on meta and k on cpu; move them",
+        lambda run: run(Q, Q, Q, padding_mask=torch.ones(2, 10, device="meta")), InputError, "is on meta and k on cpu; move them",
     ),
-    "a list as mask": (lambda run: run(Q, Q, Q, padding_mask=[True]), MaskError, "padding_mask is a list, but must be (batch, key length)"),
-    "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), MaskError, "but is a list for a batch of 2;"),
+    "a list as mask": (lambda run: run(Q, Q, Q, padding_mask=[True]), InputError, "padding_mask is a list, but must be"),
+    "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), InputError, "but is a list for a batch of 2;"),
     "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
     "a list of hidden states that are taken": (
         lambda run: run(Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=[1]),
-        LengthError, "hidden_states is a list, but must be",
+        InputError, "hidden_states is a list, but must be",
     ),
     "hidden states of a width": (
         lambda run: run(
             Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=torch.ones(2, 10, 9)
         ),
-        LengthError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
+        InputError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
     ),
 }  # fmt: skip
 
@@ -183,7 +179,7 @@ def test_attend_refuses_globals_and_grids_that_a_mechanism_does_not_take(argumen
         usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).traits.needs_grid else None}
         try:
             attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).sample)
-        except (MaskError, GridError) as error:
+        except InputError as error:
             refused[name] = str(error)
     assert set(refused) == {name for name, taken in takes.items() if not taken}
     assert all(f"Mechanism {name!r}" in sentence and f"leave {argument} out" in sentence for name, sentence in refused.items())
@@ -193,7 +189,7 @@ def test_register_mechanism_takes_a_class_of_a_user_and_refuses_a_taken_name() -
     from hf_longattn.mechanisms.common.registry import _REGISTRY
     from hf_longattn.mechanisms.window import Window
 
-    with pytest.raises(RegistrationError, match=r"the mechanism 'window': .*window\.py:\d+ and .*test_attend\.py:\d+"):
+    with pytest.raises(OptionError, match=r"the mechanism 'window': .*window\.py:\d+ and .*test_attend\.py:\d+"):
 
         @register_mechanism("window")
         class Other(Window):

@@ -12,7 +12,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.attend import attend, reference_attend
-from hf_longattn.errors import BackendError, LengthError, MaskError
+from hf_longattn.errors import BackendError, InputError
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
 from hf_longattn.modeling import backend
@@ -161,7 +161,7 @@ def test_mask_of_one_row_with_weights_changes_the_scores() -> None:
     out, _ = longattn_attention_forward(module("full"), q, k, v, weighing)
     scores = q @ k.mT * 8**-0.5 + weighing
     assert torch.allclose(out.transpose(1, 2), scores.softmax(-1) @ v, atol=1e-5)
-    with pytest.raises(MaskError, match="four-dimensional attention_mask was given, but mechanism 'linear' has no scores"):
+    with pytest.raises(InputError, match="four-dimensional attention_mask was given, but mechanism 'linear' has no scores"):
         longattn_attention_forward(module("linear"), q, k, v, weighing)
 
 
@@ -192,7 +192,7 @@ def test_attention_function_refuses_weights_of_a_long_text() -> None:
     q, k, v = (torch.randn(1, 1, 5000, 2) for _ in range(3))
     attention = nn.Module()
     attention.long_attention = build_mechanism("window", num_heads=1, head_dim=2, window=8)
-    with pytest.raises(LengthError, match="5000 tokens"):
+    with pytest.raises(InputError, match="5000 tokens"):
         longattn_attention_forward(attention, q, k, v, None, output_attentions=True)
 
 
@@ -207,7 +207,7 @@ def test_attention_function_refuses_weights_of_a_long_text() -> None:
     ],
 )
 def test_attention_function_refuses_masks_of_wrong_shapes(arguments: dict[str, torch.Tensor], match: str) -> None:
-    with pytest.raises(MaskError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as caught:
         longattn_attention_forward(module(window=8), *qkv(), **{"attention_mask": None, **arguments})
     assert "\n" not in str(caught.value)
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, 
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from hf_longattn import enable_long_attention
-from hf_longattn.errors import BackendError, MaskError
+from hf_longattn.errors import BackendError, InputError
 from hf_longattn.memory.cache_argument import CACHE
 from hf_longattn.modeling import backend, declared
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
@@ -264,9 +264,9 @@ def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, 
 
 
 def test_masks_that_may_mean_either_kind_are_refused() -> None:
-    with pytest.raises(MaskError, match=r"dtype torch\.int64, but must be"):
+    with pytest.raises(InputError, match=r"dtype torch\.int64, but must be"):
         attend(torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.long))
-    with pytest.raises(MaskError, match=r"attention_mask has shape \(2, 24, 24\), but must be \(batch, tokens\)"):
+    with pytest.raises(InputError, match=r"attention_mask has shape \(2, 24, 24\), but must be \(batch, tokens\)"):
         declare("causal", real=torch.ones(2, LENGTH, LENGTH))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_longattn import build_mechanism
 from hf_longattn.engines.documents import documents_in_mask, hidden_pairs, only_hides
-from hf_longattn.errors import MaskError
+from hf_longattn.errors import InputError
 from hf_longattn.modeling.backend import longattn_attention_forward
 from tests.cases import every_case
 
@@ -106,7 +106,7 @@ def test_masks_that_hide_documents_too_little_are_exact_or_refused(mechanism: st
     if mechanism in ("window", "top_k"):  # patterns of distances and contents
         assert attended(mechanism, additive, True).isfinite().all()
     else:
-        with pytest.raises(MaskError, match="too little to hide them"):
+        with pytest.raises(InputError, match="too little to hide them"):
             attended(mechanism, additive, True)
     if mechanism == "window":
         q, k, v = torch.randn(3, 2, 4, LENGTH, 8, generator=torch.Generator().manual_seed(0)) * 2
@@ -118,7 +118,7 @@ def test_masks_that_hide_documents_too_little_are_exact_or_refused(mechanism: st
 
 def test_masks_of_wrong_dtype_or_shape_are_refused() -> None:
     for mask in (torch.ones(2, 1, LENGTH, LENGTH).long(), torch.zeros(2, 3, LENGTH, LENGTH), torch.zeros(3, 1, LENGTH, LENGTH)):
-        with pytest.raises(MaskError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"):
+        with pytest.raises(InputError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"):
             attended("window", mask, False)
 
 
@@ -140,7 +140,7 @@ def test_a_mask_that_shows_later_keys_is_refused_in_a_causal_layer(mechanism: st
     prefix[:, :10] = True
     for seen in (prefix, torch.ones(LENGTH, LENGTH, dtype=torch.bool)):
         mask = (seen if fill is None else torch.zeros(LENGTH, LENGTH).masked_fill(~seen, fill))[None, None]
-        with pytest.raises(MaskError, match="shows later keys to earlier queries, but this layer is causal"):
+        with pytest.raises(InputError, match="shows later keys to earlier queries, but this layer is causal"):
             attended(mechanism, mask, True)
     assert attended("window", mask, False).isfinite().all()
 

@@ -43,9 +43,8 @@ PEERS = LAYER["conversion"]
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
     ("config",),
-    ("sources",),
     ("adopt",),
-    ("architectures",),
+    ("sources",),
     ("model_loading",),
     ("plan_positions",),
     ("folders",),
@@ -175,7 +174,6 @@ BY_NAME = {
     "modeling/classes.py": "transformers' package of a family",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",
-    "conversion/architectures.py": "transformers' package of a model type",
 }
 """Files that import modules whose names they compute, and which ones."""
 LOADER = "load_module"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.errors import CheckpointError, DestinationExistsError
+from hf_longattn.errors import CheckpointError
 from hf_longattn.files import ENDING, MACHINE, check_destination, check_new_file, staged_file, staged_folder, write_text
 
 from .permissions import bound_by_permissions
@@ -95,7 +95,7 @@ def test_overwritten_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Pa
 
 
 def test_staged_folder_does_not_replace_a_destination_that_appears_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(DestinationExistsError, match="was created by another process"), staged_folder(tmp_path / "long"):
+    with pytest.raises(CheckpointError, match="was created by another process"), staged_folder(tmp_path / "long"):
         checkpoint_folder(tmp_path / "long", "theirs")
     assert (tmp_path / "long" / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["long"]
@@ -142,11 +142,11 @@ def test_check_destination_refuses_other_folders_links_and_overlaps_with_the_sou
     (tmp_path / "photos" / "one.png").touch()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(other)
-    with pytest.raises(DestinationExistsError, match="add --overwrite"):
+    with pytest.raises(CheckpointError, match="add --overwrite"):
         check_destination(other, source, overwrite=False)
     check_destination(other, source, overwrite=True)
     for name in ("photos", "file", "link"):
-        with pytest.raises(DestinationExistsError, match="not a checkpoint folder"):
+        with pytest.raises(CheckpointError, match="not a checkpoint folder"):
             check_destination(tmp_path / name, source, overwrite=True)
     for overlapping in (source, tmp_path, source / "long"):
         with pytest.raises(CheckpointError, match="overlap"):
@@ -160,7 +160,7 @@ def test_links_to_themselves_are_refused_as_destination_and_as_parent(overwrite:
     (tmp_path / "there").symlink_to("back")
     (tmp_path / "back").symlink_to("there")
     for name in ("self", "there"):
-        with pytest.raises(DestinationExistsError):
+        with pytest.raises(CheckpointError):
             check_destination(tmp_path / name, source, overwrite=overwrite)
         with pytest.raises(CheckpointError), staged_folder(tmp_path / name / "long"):
             pytest.fail("written")
@@ -169,10 +169,10 @@ def test_links_to_themselves_are_refused_as_destination_and_as_parent(overwrite:
 
 def test_errors_name_the_destination_and_not_the_staged_folder(tmp_path: Path) -> None:
     with (
-        pytest.raises(DestinationExistsError, match=re.escape(f"The tokenizer of '{tmp_path}/long' cannot be loaded")),
+        pytest.raises(CheckpointError, match=re.escape(f"The tokenizer of '{tmp_path}/long' cannot be loaded")),
         staged_folder(tmp_path / "long") as stage,
     ):
-        raise DestinationExistsError(f"The tokenizer of {str(stage)!r} cannot be loaded")
+        raise CheckpointError(f"The tokenizer of {str(stage)!r} cannot be loaded")
 
 
 def test_staged_folder_does_not_overwrite_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_write_text_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
 
 def test_check_new_file_needs_a_folder_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
-    with pytest.raises(DestinationExistsError, match="choose another file"):
+    with pytest.raises(CheckpointError, match="choose another file"):
         check_new_file(tmp_path / "old")
     with pytest.raises(CheckpointError, match="make it, or choose another file"):
         check_new_file(tmp_path / "none" / "file")

@@ -21,10 +21,9 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
-from .architectures import attached_mechanisms, attached_memory
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, verdict_check
+from .model_loading import attached_mechanisms, attached_memory
 from .plan import ConversionPlan
-from .sources import tower_prefix
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
@@ -82,7 +81,7 @@ class Comparison:
 
     def tower(self, name: str) -> Comparison:
         """The comparison of one tower of both models."""
-        prefix = tower_prefix(name)
+        prefix = f"{name}_model."
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
         return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
@@ -182,7 +181,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
     """What is wrong with the written tensor ``new``, whose values should be ``old`` or made of them."""
     for tower, part in ({} if plan.generic else plan.towers).items():
-        if name.startswith(prefix := tower_prefix(tower)):
+        if name.startswith(prefix := f"{tower}_model."):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
     table, rule = plan.architecture.family.table(name), plan.positions

@@ -15,8 +15,8 @@ from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
 from ..reports import Check, Difference, equality
-from .architectures import attached_mechanisms
 from .check import Comparison, check_finite
+from .model_loading import attached_mechanisms
 
 LONGEST, LOGITS = 4096, 2**26
 """Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""

@@ -261,7 +261,7 @@ class ConversionConfig(Settings):
         """Refuse unknown mechanisms and options before the source is opened.
 
         Raises:
-            UnknownMechanismError, OptionError: with the nearest valid name.
+            OptionError: with the nearest valid name.
         """
         from ..mechanisms import check_options
 
@@ -287,7 +287,7 @@ class ConversionConfig(Settings):
 
         Raises:
             OptionError: a whole configuration was given together with a mechanism, options or layers.
-            UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
+            OptionError: from the configuration itself, with the nearest valid name.
         """
         from ..configuration import LongAttentionConfig
 

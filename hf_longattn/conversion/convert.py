@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from ..data.english import verification_text
-from ..errors import CheckpointError, ExportError
+from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
+    RERANKER,
+    TOKEN_VECTORS,
     destination_path,
     ending_cleanly,
     read_json_object,
@@ -75,7 +77,7 @@ def convert_checkpoint(
         plan = plan_conversion(opened, target, chosen, choose=choose)
         times = [start, time.perf_counter()]
         if chosen.native and plan.native_twin is not None and plan.native_twin.reason:
-            raise ExportError(f"The result would have no stock form: {plan.native_twin.reason}")
+            raise CheckpointError(f"The result would have no stock form: {plan.native_twin.reason}")
         stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
         if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
             raise CheckpointError(
@@ -154,6 +156,10 @@ def _write(
     )
 
 
+SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
+"""Models of sentence-transformers that `longattn train embed` trains -> its options."""
+
+
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
@@ -163,28 +169,26 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """
     if plan.training is not None:
         return dict(plan.training)
-    length = f"texts of up to {plan.new_length} tokens"
-    head = plan.architecture.source_class
+    head, kind = plan.architecture.source_class, sentence_kind(plan.source.card_folder)
     traits = [mechanism.traits for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
     learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
-    texts = ("--data", "YOUR_TEXTS", "--max-length", str(plan.new_length))
-    embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
-    if learns and embeds:
-        return train_command("linearise", *texts, output="trained")
-    if embeds and plan.positions in DROPPED:
-        short = ("--data", "YOUR_TEXTS", "--max-length", str(plan.old_length))
-        return train_command("distill", "--method", "hidden", "--teacher", plan.source.name, *short, output="trained")
-    if hint := plan.source.training_hint(plan.new_length):
-        return {"advice": hint} if isinstance(hint, str) else train_command(*hint, output="trained")
+    length = ("--max-length", str(plan.new_length))
+    if learns and kind == EMBEDDINGS:
+        return train_command("linearise", "--data", "YOUR_TEXTS", *length)
+    if kind == EMBEDDINGS and plan.positions in DROPPED:
+        teacher = ("--method", "hidden", "--teacher", plan.source.name)
+        return train_command("distill", *teacher, "--data", "YOUR_TEXTS", "--max-length", str(plan.old_length))
+    if kind in SENTENCE_MODELS:
+        return train_command("embed", *SENTENCE_MODELS[kind], "--data", "YOUR_PAIRS.jsonl", *length)
+    if kind is not None:
+        return {"advice": f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {plan.new_length} tokens"}
     if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:
-        task = "linearise" if learns else "clm" if plan.shape.causal else "mlm"
-        return train_command(task, *texts, output="trained")
+        return train_command("linearise" if learns else "clm" if plan.shape.causal else "mlm", "--data", "YOUR_TEXTS", *length)
     if head.endswith("ForConditionalGeneration"):
-        return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
+        return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", *length)
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens")):
         if head.endswith(ending):
-            return train_command(task, "--data", "YOUR_TEXTS", output="trained")
+            return train_command(task, "--data", "YOUR_TEXTS")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        data = ("--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length))
-        return train_command("qa", *data, output="qa")
-    return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}
+        return train_command("qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", *length, output="qa")
+    return {"advice": f"fine-tune {{model}} with transformers' Trainer on texts of up to {plan.new_length} tokens"}

@@ -24,6 +24,7 @@ from ..errors import CheckpointError
 from ..files import (
     MODULES,
     PREDICTIONS,
+    SENTENCE_LIMIT,
     SETTINGS_FILE,
     TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
@@ -32,6 +33,8 @@ from ..files import (
     copy_folder,
     destination_path,
     read_json_object,
+    sentence_modules,
+    sentence_values,
     write_json,
 )
 from ..hub import next_step, write_model_card
@@ -39,7 +42,7 @@ from ..loading import SIDECARS, fetch_model
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan_positions import StackLength
-from .sources import SIDECAR_FOLDERS, Source, open_source, write_modules
+from .sources import SIDECAR_FOLDERS, Source, open_source
 
 LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
@@ -208,6 +211,33 @@ def add_source_files(
         write_modules(source.root, stage, max_length, longer=longer)
 
 
+def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> list[str]:
+    """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
+
+    Args:
+        max_length: maximum tokens that the result takes; 0 leaves ``max_seq_length`` as it is.
+        longer: ``max_seq_length`` becomes ``max_length``; otherwise the smaller of the two.
+    """
+    written = [MODULES]
+    modules = sentence_modules(root)
+    transformer = root / modules[0]["path"]
+    write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
+    for settings in sorted(transformer.glob(TRANSFORMER_SETTINGS)):
+        values = sentence_values(settings)
+        if (limit := values.get(SENTENCE_LIMIT)) is not None and max_length:
+            values[SENTENCE_LIMIT] = max_length if longer else min(limit, max_length)
+        write_json(folder / settings.name, values)
+        written.append(settings.name)
+    if (root / SETTINGS_FILE).is_file():
+        shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
+        written.append(SETTINGS_FILE)
+    for module in modules[1:]:
+        if module["path"] and (root / module["path"]).is_dir():
+            copy_folder(root / module["path"], folder / module["path"])
+            written.append(module["path"])
+    return written
+
+
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
     """The names of a result's files, with its report and its card."""
     return (*sorted(path.name for path in stage.iterdir() if not path.name.startswith(".")), report_file, "README.md")
@@ -303,7 +333,7 @@ def open_for_writing(
         The source, and the absolute path of the destination.
 
     Raises:
-        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+        CheckpointError: the source cannot be read, or the destination must not be written.
     """
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token)

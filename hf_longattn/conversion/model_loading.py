@@ -17,17 +17,28 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..loading import load_weights, tied_weights
+from ..mechanisms import Mechanism
+from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_class_name, quiet_torchao
 from .adopt import decoder_start
-from .architectures import Architecture, attached_mechanisms, attached_memory
-from .sources import Source
+from .sources import Architecture, Source
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
     """The class that loads a result with this config. The Auto class of its head, or else its own class."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
+
+
+def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
+    """Module name -> mechanism, in layer order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+
+
+def attached_memory(model: nn.Module) -> dict[str, MemoryTokens]:
+    """Module name -> memory tokens."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MemoryTokens)}
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, OptionError, PositionError, nearest
+from ..errors import CheckpointError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
 from ..inputs.kind import InputKind
@@ -25,7 +25,6 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
-from .architectures import Architecture, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .folders import train_command
 from .model_loading import quiet_libraries
@@ -38,7 +37,7 @@ from .plan_positions import (
     stack_lengths,
     with_short_texts,
 )
-from .sources import Source, open_source, scores_pairs
+from .sources import Architecture, Source, find_architecture, open_source, scores_pairs
 from .stock import Stock, choose_stock
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -234,7 +233,7 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
 
 def _architecture(opened: Source, request: ConversionConfig) -> Architecture:
     """The architecture of a source, if all settings are for it."""
-    architecture = generic_architecture(opened) if request.generic else find_architecture(opened)
+    architecture = find_architecture(opened, request.generic)
     architecture.kind.check_settings(architecture, request)
     return architecture
 
@@ -385,13 +384,13 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
 
     Raises:
-        PositionError: ``attention`` has other relative positions.
+        OptionError: ``attention`` has other relative positions.
         OptionError: a mechanism has no scores to which the positions could be added.
     """
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
-        raise PositionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
+        raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
     return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)
 

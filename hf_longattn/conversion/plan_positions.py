@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
+from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice, write_numbers
 from ..mechanisms.common.exact import why_not_in_full
@@ -18,9 +18,8 @@ from ..modeling.family.sliding_window import keeps_window
 from ..positions import tables as table_rules
 from ..positions.distances import RANDOM, widest_span
 from ..positions.rope import RopePlan
-from .architectures import Architecture
 from .config import ConversionConfig
-from .sources import Source
+from .sources import Architecture, Source
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class StackLength:
         return self.new != self.old
 
     def check_grows(self, what: str = "length", unit: str = "tokens") -> None:
-        """Raise :class:`LengthError` if the result reads fewer tokens than the source."""
+        """Raise :class:`InputError` if the result reads fewer tokens than the source."""
         if self.new < self.old:
-            raise LengthError(
+            raise InputError(
                 f"The source takes {self.old} {unit} and conversion only extends it: a maximum {what} of {self.new} is too small, give at "
                 f"least {self.old}."
             )
@@ -69,7 +68,7 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
     Raises:
         CheckpointError: the config's padding id leaves no positions.
-        LengthError: a length is shorter than the source's, or a decoder length was requested and the model is not an encoder-decoder.
+        InputError: a length is shorter than the source's, or a decoder length was requested and the model is not an encoder-decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -90,7 +89,7 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
         return text, stack(True, request.max_decoder_length, follows, "decoder length")
     if request.max_decoder_length is not None:
-        raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
+        raise InputError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
 
 
@@ -133,7 +132,7 @@ def plan_positions(
     """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>".
 
     Raises:
-        PositionError: `positions` is unknown, or does not apply to the source's kind of positions.
+        OptionError: `positions` is unknown, or does not apply to the source's kind of positions.
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
@@ -141,7 +140,7 @@ def plan_positions(
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope, {})
     if family.relative:
         if positions != "auto":
-            raise PositionError(
+            raise OptionError(
                 f"{positions!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
                 "length; expected auto."
             )
@@ -149,7 +148,7 @@ def plan_positions(
         return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
     if family.no_positions:
         if positions != "auto":
-            raise PositionError(f"{positions!r} does not apply: a {architecture.source_class} has no positions; leave --positions out.")
+            raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} has no positions; leave --positions out.")
         return PositionPlan("absent", True, None, {"max_position_embeddings": text.new})
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
@@ -158,7 +157,7 @@ def plan_positions(
     if family.rotary(base):
         lengths = lengths or {"max_position_embeddings": text.new}
         if positions not in ("auto", "rope:none"):
-            raise PositionError(
+            raise OptionError(
                 f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
                 " expected auto or rope:none."
             )
@@ -178,9 +177,7 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     known = table_rules.KNOWN if learned else table_rules.DROPPED
     if positions != "auto" and not (table_rules.extends_learned(positions) if learned else positions == table_rules.SINUSOIDAL):
         kind = "a learned position table" if learned else "sinusoidal positions, which are computed"
-        raise PositionError(
-            f"{positions!r} does not apply to {kind}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}"
-        )
+        raise OptionError(f"{positions!r} does not apply to {kind}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}")
     if not learned:
         return table_rules.SINUSOIDAL
     rule = unasked if positions == "auto" else positions

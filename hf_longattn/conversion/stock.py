@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..data.english import verification_text
 from ..engines.common.call import UNBOUNDED
-from ..errors import ExportError, checkpoint_errors
+from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
@@ -46,10 +46,9 @@ from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
-from .architectures import NAMES, OWN_FIELDS, read_long
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
 from .model_loading import load_checked, quiet_libraries
-from .sources import Source, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, Source, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -317,12 +316,12 @@ def export_native(
         The report, which is also in the destination's native_report.json.
 
     Raises:
-        ExportError: no stock architecture computes the same; the sentence names the layer and the reason.
+        CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
         LongAttentionError: one sentence; nothing was written.
     """
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
-        raise ExportError(
+        raise CheckpointError(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
@@ -349,13 +348,13 @@ def write_native(
         converted: the report of the conversion that wrote ``source``; its checks come first in the returned report.
 
     Raises:
-        ExportError, CheckpointError: as :func:`export_native`.
+        CheckpointError: as :func:`export_native`.
     """
     times = [time.perf_counter()]
     config, class_name, family, _ = read_long(source)
     choice, length = choose_stock(config, class_name, family, masked), family.longest(config)
     if choice.reason:
-        raise ExportError(f"{source.name!r} has no stock form: {choice.reason}")
+        raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
     times.append(time.perf_counter())
     long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
     stock_class: Any = getattr(transformers, choice.class_name)

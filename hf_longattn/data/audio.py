@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_longattn.data.files import FileKind
-from hf_longattn.errors import AudioError, in_a_line, needs_extra
+from hf_longattn.errors import InputError, in_a_line, needs_extra
 from hf_longattn.files import AUDIO_SUFFIXES
 
 EXTRA = "audio"
@@ -70,7 +70,7 @@ def read_audio(
 
     Raises:
         MissingExtraError: soundfile, or scipy for resampling, is not installed.
-        AudioError: the sound is missing, empty, damaged, cut, not finite or silent, or has another sampling rate or several channels. See
+        InputError: the sound is missing, empty, damaged, cut, not finite or silent, or has another sampling rate or several channels. See
             ``resample``, ``mono`` and ``silence``.
     """
     if not name:
@@ -82,7 +82,7 @@ def read_audio(
     if rate == sampling_rate:
         return samples
     if not resample:
-        raise AudioError(
+        raise InputError(
             f"{name} has {rate:,} samples a second, but the model reads {sampling_rate:,}; resample it (in Python resample=True, on the "
             f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)."
         )
@@ -106,16 +106,16 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
     """Refuse samples (N,) that no model can hear anything in.
 
     Raises:
-        AudioError: there are no samples, some are not finite, or all are equal and ``silence`` is False.
+        InputError: there are no samples, some are not finite, or all are equal and ``silence`` is False.
     """
     if not samples.size:
-        raise AudioError(f"{name} holds no samples; {otherwise}.")
+        raise InputError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
     if not finite.all():
         second = int(np.argmin(finite)) / rate
-        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
+        raise InputError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
     if not silence and samples.min() == samples.max():
-        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
+        raise InputError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Hearing:
         """The samples of a row with ``audio`` and ``name``.
 
         Raises:
-            AudioError: as :func:`read_audio`.
+            InputError: as :func:`read_audio`.
         """
         return read_audio(row["audio"], self.sampling_rate, name=row["name"], resample=self.resample, mono=self.mono)
 
@@ -164,7 +164,7 @@ class Hearing:
         """The arguments of a model for rows with ``audio`` and ``name``, padded after the sound.
 
         Raises:
-            AudioError: as :func:`read_audio`.
+            InputError: as :func:`read_audio`.
         """
         return self.inputs([self.samples(row) for row in rows])
 
@@ -179,7 +179,7 @@ def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
     """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training.
 
     Raises:
-        AudioError: as :func:`read_audio`.
+        InputError: as :func:`read_audio`.
     """
     return data.add_column("length", [len(hearing.samples(row)) for row in data.select_columns(["audio", "name"])])
 
@@ -199,7 +199,7 @@ class RecordingCollator:
         """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
-            AudioError: an audio file cannot be read.
+            InputError: an audio file cannot be read.
         """
         labels = torch.tensor([self.numbers[row["label"]] for row in features])
         return {**self.hearing.batch(features), "labels": labels}
@@ -212,7 +212,7 @@ def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tu
             return _from_array(source["array"], name), int(source.get("sampling_rate") or sampling_rate)
         content, path = source.get("bytes"), source.get("path")
         if content is None and not path:
-            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}.")
+            raise InputError(f"{name} has neither bytes nor a path nor an array; {otherwise}.")
         return _from_file(Path(str(path)) if content is None else content, name, otherwise)
     if isinstance(source, (str, PathLike)):
         return _from_file(Path(source), name, otherwise)
@@ -226,7 +226,7 @@ def _from_array(values: Any, name: str) -> NDArray[Any]:
     if array.dtype.kind == "i":
         array = array / -float(np.iinfo(array.dtype).min)
     if array.dtype.kind != "f" or array.ndim not in (1, 2):
-        raise AudioError(
+        raise InputError(
             f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
             "(samples, channels)."
         )
@@ -240,9 +240,9 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
 
     if isinstance(source, Path) and not source.is_file():
         why = "is not a file" if source.exists() else "does not exist"
-        raise AudioError(f"{name} {why}; correct its path, or {otherwise}.")
+        raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
     if not (source.stat().st_size if isinstance(source, Path) else source):
-        raise AudioError(f"{name} is empty; {otherwise}.")
+        raise InputError(f"{name} is empty; {otherwise}.")
     try:
         with soundfile.SoundFile(source if isinstance(source, Path) else BytesIO(source)) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info
@@ -251,12 +251,12 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
                 blocks.append(block)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = in_a_line(error).rpartition(">: ")[2]
-        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
+        raise InputError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
     count, sizes = len(samples), CUT_DATA.search(notes)
     total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
-        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
+        raise InputError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
     return samples, rate
 
 
@@ -264,13 +264,13 @@ def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
     """Samples (N,) of (N,) or (N, channels).
 
     Raises:
-        AudioError: there are several channels, and their mean is not wanted.
+        InputError: there are several channels, and their mean is not wanted.
     """
     if samples.ndim == 1:
         return samples
     channels = samples.shape[1]
     if channels > 1 and not mono:
-        raise AudioError(
+        raise InputError(
             f"{name} has {channels} channels, and a model hears one; mix them (in Python mono=True, on the command line --mono, or "
             "ffmpeg -i FILE -ac 1 OUT.wav)."
         )

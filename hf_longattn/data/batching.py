@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -18,7 +18,6 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 
 from hf_longattn.data.tokenization import IGNORED
@@ -27,6 +26,9 @@ from hf_longattn.modeling.backend import BACKEND
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.modeling.run.documents import refusal_of_documents
+
+if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
+    from transformers import TrainingArguments
 
 GLOBALS = "global_attention_mask"
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, packed, pad_rows
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.names import LOGGER
 
@@ -109,7 +109,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
         One feature, or with ``encoding.stride`` as many windows as the document needs.
 
     Raises:
-        LengthError: ``encoding.max_length`` leaves no more tokens than the stride for the document beside the question.
+        InputError: ``encoding.max_length`` leaves no more tokens than the stride for the document beside the question.
     """
     question = cut_question(example["question"].lstrip(), tokenizer, encoding.max_question_tokens)
     as_text = {"split_special_tokens": True, "verbose": False}
@@ -117,7 +117,7 @@ def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, en
     left = encoding.max_length - beside
     if left <= (encoding.stride or 0):
         stride = f", not more than the stride {encoding.stride}; lower --stride" if left > 0 else "; lower --max-question-tokens"
-        raise LengthError(
+        raise InputError(
             f"--max-length {encoding.max_length} leaves {max(0, left)} tokens for the document beside the question{stride}, "
             "or raise --max-length if the model takes longer inputs."
         )
@@ -207,7 +207,7 @@ def training_features(
     ``long_documents="truncate"``, questions whose answers are cut off are left out.
 
     Raises:
-        LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
+        InputError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
         DataError: nothing is left.
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
@@ -218,7 +218,7 @@ def training_features(
         rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])
     rows = rows.remove_columns("answer_cut")
     if long_documents == "refuse" and len(rows) > len(used):
-        raise LengthError(
+        raise InputError(
             f"{len(rows) - len(used):,} more inputs than questions: documents are longer than {encoding.max_length} tokens; give "
             "--long-documents windows to read them in overlapping windows, or convert the model to a greater length."
         )

@@ -208,7 +208,7 @@ def to_utterances(
         "transcript" (its labels do not fit).
 
     Raises:
-        AudioError: as :func:`read_audio`.
+        InputError: as :func:`read_audio`.
     """
     lengths, seconds, keep = [], [], []
     left_out: dict[str, list[str]] = {"seconds": [], "transcript": []}
@@ -240,7 +240,7 @@ class UtteranceCollator:
         """The batch of rows of :func:`to_utterances`.
 
         Raises:
-            AudioError: an audio file cannot be read.
+            InputError: an audio file cannot be read.
         """
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import MaskError
+from ..errors import InputError
 from .common.batch import Batch, in_graph
 
 HIDDEN = 1000.0
@@ -25,15 +25,15 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
         cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
         shape: ``(B, N)``.
     Raises:
-        MaskError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
+        InputError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
     """
     if documents is None and cu_seqlens is None:
         return None
     if documents is not None and cu_seqlens is not None:
-        raise MaskError("documents and cu_seqlens say the same thing; pass one of them.")
+        raise InputError("documents and cu_seqlens say the same thing; pass one of them.")
     if documents is not None:
         if not isinstance(documents, Tensor) or tuple(documents.shape) != shape or documents.is_floating_point():
-            raise MaskError(
+            raise InputError(
                 f"documents {shape_in_words(documents)}, but must be integers "
                 f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
             )
@@ -43,7 +43,7 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     fits = isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == batch == 1 < len(cu_seqlens) and not cu_seqlens.is_floating_point()
     ends = cu_seqlens.tolist() if fits and not in_graph() else None
     if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
-        raise MaskError(
+        raise InputError(
             f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
             f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
             "for several rows pass documents (batch, tokens)."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, RegistrationError, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.names import module_names
 
 
@@ -28,7 +28,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
 
     Raises:
         LongAttentionError: unknown name.
-        RegistrationError: the module of that name has no metric in it.
+        OptionError: the module of that name has no metric in it.
     """
     metrics = list_metrics()
     if name not in metrics:
@@ -37,7 +37,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
 
     metric = import_main_class(f"{__name__}.metrics.{name}")
     if metric is None:
-        raise RegistrationError(
+        raise OptionError(
             f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and has all "
             "that its base asks for; write one in that file, as docs/extending.md shows."
         )

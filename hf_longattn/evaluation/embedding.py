@@ -28,7 +28,7 @@ from transformers.utils import logging
 from ..data.batching import processes
 from ..data.rows import rows_of
 from ..data.sources import DataError
-from ..errors import CheckpointError, DestinationExistsError, OptionError, needs_extra
+from ..errors import CheckpointError, OptionError, needs_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
@@ -105,7 +105,7 @@ def embed_documents(
     Raises:
         DataError: documents without text, duplicate ids, or queries longer than the model.
         CheckpointError: vectors of passages from a model that does not average its token states.
-        DestinationExistsError: the folder holds other vectors.
+        CheckpointError: the folder holds other vectors.
     """
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
@@ -172,13 +172,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that it is of a stopped run with these settings.
 
     Raises:
-        DestinationExistsError: it is not.
+        CheckpointError: it is not.
     """
     file = folder / SETTINGS
     if not file.is_file():
         check_writable(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise DestinationExistsError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
+            raise CheckpointError(f"{str(folder)!r} holds files that are no vectors of this command; give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return
@@ -187,7 +187,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if other is not None:
         what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
         held = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
-        raise DestinationExistsError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
+        raise CheckpointError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
 
 
 Row = tuple[int, int, Tensor]
@@ -282,7 +282,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     Temporary files lie in the folder of the steps, which is removed at the end.
 
     Raises:
-        DestinationExistsError: another process is writing the file.
+        CheckpointError: another process is writing the file.
     """
     steps = file.with_suffix(".steps")
     if file.is_file():
@@ -293,7 +293,7 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
     try:
         lock = FileLock(steps / ".lock", timeout=0).acquire()
     except Timeout as error:
-        raise DestinationExistsError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
+        raise CheckpointError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
     files = []
     with lock:
         for first in range(rows.start, rows.stop, STEP):

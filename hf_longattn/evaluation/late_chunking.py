@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
-from ..errors import CheckpointError, LengthError, LongAttentionError
+from ..errors import CheckpointError, InputError, LongAttentionError
 from ..loading import call_tokenizer
 from ..modeling.family.validation import known_length
 from ..modeling.inference.optimize import evaluating
@@ -73,7 +73,7 @@ def late_chunks(
     Returns:
         For each document its passages, in the order of ``spans``.
     Raises:
-        LengthError: a window that is too short for its overlap.
+        InputError: a window that is too short for its overlap.
         LongAttentionError: a slow tokenizer, spans that are not in their document, or a passage without a token.
     """
     texts = [documents] if isinstance(documents, str) else list(documents)
@@ -192,7 +192,7 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, ov
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
     fixed = len(before) + len(after)
     if longest is not None and longest - fixed < min(count, overlap + 1):
-        raise LengthError(
+        raise InputError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
             "give a smaller overlap or a shorter prompt, or convert the model to a greater length."
         )

@@ -241,9 +241,9 @@ def compress_checkpoint(
     Raises:
         OptionError: unknown or impossible settings.
         CheckpointError: the source cannot be loaded or is quantised already, no tensor changed, or the result computes something else.
-        LengthError: the text is shorter than ``length``.
+        InputError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
-        DestinationExistsError: the destination exists.
+        CheckpointError: the destination exists.
     """
     chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
     if chosen.method not in METHODS:

@@ -20,7 +20,7 @@ from ..conversion.sources import Source, refuse_quantised
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
-from ..errors import CheckpointError, LengthError, OptionError
+from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.summaries import mean_and_error
 from ..files import named_class
 from ..inputs.tokenizer import load_tokenizer, token_ids
@@ -86,7 +86,7 @@ class CompressionInput:
 
         Raises:
             CheckpointError: the source cannot be loaded, or is quantised already.
-            LengthError: the text is too short.
+            InputError: the text is too short.
         """
         refuse_quantised(source)
         class_name = named_class(source.config, "")
@@ -112,7 +112,7 @@ class CompressionInput:
         else:
             ids = torch.tensor([token_ids(tokenizer, text)])
         if ids.shape[1] < MIN_TOKENS:
-            raise LengthError(
+            raise InputError(
                 f"The text {origin!r} has {ids.shape[1]} tokens, but at least {MIN_TOKENS} are needed; give a longer one with --text."
             )
         dtype = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), torch.float32)
@@ -131,16 +131,16 @@ class CompressionInput:
         """Number of tokens of the long inputs.
 
         Raises:
-            LengthError: the configured length is longer than the model or the text.
+            InputError: the configured length is longer than the model or the text.
         """
         longest = longest_input(self.model.config) or LONG_LENGTH
         tokens, length = self.ids.shape[1], self.config.length
         if length is None:
             return min(LONG_LENGTH, longest, tokens)
         if length > longest:
-            raise LengthError(f"--length is {length}, but the model takes {longest} tokens; give at most {longest}.")
+            raise InputError(f"--length is {length}, but the model takes {longest} tokens; give at most {longest}.")
         if length > tokens:
-            raise LengthError(
+            raise InputError(
                 f"--length is {length}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length."
             )
         return length

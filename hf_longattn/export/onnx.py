@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import add_source_files, versions, with_report, write_report
-from ..conversion.model_loading import load_checked, quiet_libraries
-from ..conversion.sources import Source, open_source, refuse_quantised
+from ..conversion.model_loading import attached_mechanisms, load_checked, quiet_libraries
+from ..conversion.sources import NAMES, OWN_FIELDS, Source, open_source, refuse_quantised
 from ..data.english import verification_text
-from ..errors import EXTRAS, ExportError, check_extra, in_one_line, nearest
+from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import sentence_pooling, write_for_servers
 from ..files import GRAPHS, check_destination, destination_path, staged_folder, write_json
 from ..hub import AUTO_CLASSES, origin_of
@@ -102,13 +101,13 @@ def export_checkpoint(
 
     Raises:
         MissingExtraError: a package that the format needs is not installed.
-        ExportError: the model cannot be exported, or the graph differs from the model.
-        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
+        CheckpointError: the model cannot be exported, or the graph differs from the model.
+        CheckpointError: the source cannot be read, or the destination must not be written.
     """
     if format not in GRAPHS:
-        raise ExportError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
+        raise CheckpointError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
     if opset is not None and format != "onnx":
-        raise ExportError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
+        raise CheckpointError(f"opset is ONNX's; give format='onnx' (--format onnx), not {format!r}, or leave opset out.")
     if format == "onnx":
         check_extra("onnx")
     target = destination_path(destination)
@@ -116,24 +115,24 @@ def export_checkpoint(
     source, max_length = inspection.source, inspection.max_length
     check_destination(target, *source.protected, overwrite=overwrite)
     if inspection.apart:
-        raise ExportError(
+        raise CheckpointError(
             f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.apart)}; save one "
             f"apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
         )
     family: Any = family_in(source.config)
     if not reads_only_text(family.model_class(inspection.class_name)):
-        raise ExportError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")
+        raise CheckpointError(f"A graph reads a text, and a {inspection.class_name} reads other inputs; run it in PyTorch.")
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # now with its weights
     say = progress or (lambda sentence: None)
     say(f"reading {in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)}")
     loaded = _load(source, inspection.class_name, task)
     if getattr(loaded.config, "is_encoder_decoder", False):
-        raise ExportError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
+        raise CheckpointError(f"A {type(loaded).__name__} has an encoder and a decoder, and a graph has one of them; run it in PyTorch.")
     refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if not mechanism.traits.exports})
     if refused:
         good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).traits.exports)
-        raise ExportError(
+        raise CheckpointError(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
@@ -147,7 +146,7 @@ def export_checkpoint(
         say(f"comparing {GRAPHS[format]} with the model")
         checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))
         if failed := [check for check in checks if check.status == FAILED]:
-            raise ExportError(
+            raise CheckpointError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
         plain = {name: value for name, value in with_base_windows(loaded.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
@@ -178,7 +177,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
         names.append("token_type_ids")
     if global_attention_mask:
         if not any(mechanism.traits.takes_globals for mechanism in attached_mechanisms(model).values()):
-            raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
+            raise CheckpointError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
     return (*names, *page_inputs(model))
 
@@ -192,15 +191,15 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     model_class = family.model_class(class_name)
     if task is not None:
         if task not in AUTO_CLASSES:
-            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
+            raise CheckpointError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
         heads = auto_mapping(getattr(transformers, AUTO_CLASSES[task]))
         if family.config_class not in heads:
-            raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
+            raise CheckpointError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
     model, missing = load_checked(model_class, source.folder, source.name, headless=True, dtype=torch.float32)
     if missing:
-        raise ExportError(
+        raise CheckpointError(
             f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
             "export the head that it has, or fine-tune this one first."
         )
@@ -216,7 +215,7 @@ def write_graph(
         The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
 
     Raises:
-        ExportError: PyTorch cannot write this model as one graph.
+        CheckpointError: PyTorch cannot write this model as one graph.
     """
     with torch.no_grad(), _hushed():
         try:
@@ -239,11 +238,13 @@ def write_graph(
         except Exception as error:  # tracing, translation and checks raise any type of error
             failed = f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)})"
             if any(type(module).__name__.endswith("Experts") for module in graph.model.modules()):
-                raise ExportError(
+                raise CheckpointError(
                     f"{failed}: transformers loops over the experts that the tokens chose, whatever the mechanism; run the model itself, "
                     "or write one with windows for serving engines with --format native."
                 ) from error
-            raise ExportError(f"{failed}; run the model itself, or export one with another mechanism, for example longformer.") from error
+            raise CheckpointError(
+                f"{failed}; run the model itself, or export one with another mechanism, for example longformer."
+            ) from error
         assert onnx is not None
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]

@@ -20,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import LongAttentionConfig
-from ..errors import AudioError
+from ..errors import InputError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, Convolution
@@ -68,7 +68,7 @@ class WhisperRule(AudioRule):
         if sound is None:
             return
         if sound.dim() != 3 or sound.shape[1] != config.num_mel_bins:
-            raise AudioError(
+            raise InputError(
                 f"{self.input} has shape {tuple(sound.shape)}, but must be (batch, {config.num_mel_bins} mel bins, rows) as the model's "
                 "feature extractor makes it."
             )

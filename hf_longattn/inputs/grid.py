@@ -22,7 +22,7 @@ from ..conversion.check_sizes import STATES, check_sizes
 from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import IMAGE_FILES, read_image_file
-from ..errors import CheckpointError, GridError, OptionError, PositionError, in_a_line, nearest
+from ..errors import CheckpointError, InputError, OptionError, in_a_line, nearest
 from ..evaluation.flops import ModelShape, layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
@@ -59,14 +59,14 @@ def read_size(size: Any) -> tuple[int, ...]:
     """A size in pixels, (height, width). From a number, text such as "768x1024", or a sequence of numbers.
 
     Raises:
-        GridError: ``size`` is none of these, or has more than two numbers.
+        InputError: ``size`` is none of these, or has more than two numbers.
     """
     sizes = size
     if isinstance(size, str) and re.fullmatch(r"\d{1,6}([x×]\d{1,6})?", text := size.strip().lower()):
         numbers = [int(number) for number in re.split("[x×]", text)]
         sizes = numbers if len(numbers) > 1 else numbers[0]
     if isinstance(sizes, str) or len(sizes := image_size(sizes)) != 2:
-        raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        raise InputError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
     return sizes
 
 
@@ -110,13 +110,13 @@ class Images(UserFiles):
         """The arguments of ``forward`` for each image, processed at ``size``.
 
         Raises:
-            GridError: the processor makes images of another size.
+            InputError: the processor makes images of another size.
         """
         value = size.value
         processor = type(self.required).from_dict(values_of_size(self.required, value))
         values = [torch.as_tensor(processor(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
         if wrong := next((tuple(each.shape[-2:]) for each in values if tuple(each.shape[-2:]) != value), None):
-            raise GridError(
+            raise InputError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {pixels(value)} are needed; set "
                 "do_resize and size in its file."
             )
@@ -171,12 +171,12 @@ class GridKind(InputKind):
         new = read if request.image_size is None else read_size(request.image_size)
         sizes = sizes_between(self.words, partial(self._size, config), old, new)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
-            raise GridError(
+            raise InputError(
                 f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} are too few, give at "
                 f"least --image-size {'x'.join(map(str, old))}."
             )
         if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
-            raise PositionError(
+            raise OptionError(
                 f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
                 "transformers resizes square ones only; leave --image-size out."
             )
@@ -185,7 +185,7 @@ class GridKind(InputKind):
         layers = sizes.new.bound(layer_mechanisms(attention, shape, sizes.new.tokens))
         positions, known = request.positions, (AUTO, TILE, INTERPOLATE)
         if positions not in known:
-            raise PositionError(
+            raise OptionError(
                 f"{positions!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(positions, known)}"
             )
         if positions == AUTO:
@@ -262,7 +262,7 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
     gives ``window``.
 
     Raises:
-        OptionError, GridError: a layer's mechanism is for texts, or its options do not fit the grid.
+        OptionError, InputError: a layer's mechanism is for texts, or its options do not fit the grid.
     """
     kind: Any = architecture.family.config_class
     default, sides = kind.default_mechanism, sizes.old.grid.sizes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import GridError, OptionError
+from ..errors import InputError, OptionError
 from ..modeling.family.definition import Family, known_family
 from ..modeling.generic import family_in
 from ..names import load_module
@@ -97,7 +97,7 @@ class InputKind(ABC):
             source, architecture, request: the source, its architecture, and the settings (a ``ConversionConfig``).
 
         Raises:
-            OptionError, LengthError, GridError, PositionError: a setting does not fit the model.
+            OptionError, InputError: a setting does not fit the model.
             CheckpointError: the tokenizer or processor makes inputs that the source cannot read.
         """
 
@@ -136,14 +136,14 @@ class InputKind(ABC):
 
         Raises:
             OptionError: a setting applies only to other kinds of input.
-            GridError: the model has no size to convert.
+            InputError: the model has no size to convert.
         """
         for name, (reason, purpose) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.words.settings:
                 reads, advice = self.words.reads or f"reads {self.words.nouns}", self.words.instead.get(purpose, "leave it out")
                 raise OptionError(f"{reason}, but a {architecture.source_class} {reads}; {advice}.")
         if self.any_size:
-            raise GridError(
+            raise InputError(
                 f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load it "
                 f"with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
             )

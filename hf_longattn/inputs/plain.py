@@ -15,7 +15,7 @@ from ..conversion.check import Comparison
 from ..conversion.check_plain import check_plain
 from ..conversion.plan import ConversionPlan, parse_dtype
 from ..conversion.plan_positions import StackLength, position_warnings
-from ..errors import PositionError
+from ..errors import OptionError
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..modeling.attach.patch_places import packs_images
@@ -159,7 +159,7 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
     """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
 
     Raises:
-        PositionError, LengthError: the positions cannot change (not the rotary ones of texts), or the length is too small.
+        OptionError, InputError: the positions cannot change (not the rotary ones of texts), or the length is too small.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())
@@ -171,11 +171,11 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
         reading = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
         rope = plan_rotary(text, reading, positions, length.old, length.new)
         if rope.relative:
-            raise PositionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
+            raise OptionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
         rope.write(text)
         return config, f"rope:{rope.kind}", "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
     if length.new != length.old or positions != AUTO:
-        raise PositionError(
+        raise OptionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
     return config, UNCHANGED, ""

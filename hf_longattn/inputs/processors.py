@@ -92,7 +92,7 @@ class UserFiles:
         processor: the model's processor; by default loaded from ``folder``.
 
     Raises:
-        DataError, AudioError: a file is missing or cannot be read.
+        DataError, InputError: a file is missing or cannot be read.
         OptionError: ``files`` is not a path.
     """
 

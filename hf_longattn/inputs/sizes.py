@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import LengthError, OptionError
+from ..errors import InputError, OptionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.locality import needs_training_by
 from ..mechanisms.common.registry import prototype
@@ -150,11 +150,11 @@ class InputSizes:
         """The size at which a search compares mechanisms: the user's ``value``, or a default for ``None``.
 
         Raises:
-            LengthError: the checkpoint or the result does not read this size.
+            InputError: the checkpoint or the result does not read this size.
         """
         size, most = self.compared if value is None else self.at(value), self.largest_compared
         if not 0 < size.tokens <= most.tokens:
-            raise LengthError(
+            raise InputError(
                 f"Mechanisms are compared on {self.words.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; "
                 "change --compare-at, or leave it out."
             )

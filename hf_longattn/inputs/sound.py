@@ -18,7 +18,7 @@ from ..conversion.plan import ConversionPlan, plan_sized
 from ..conversion.plan_positions import PositionWarning
 from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.english import PARAGRAPHS
-from ..errors import AudioError, CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors
+from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .kind import TEXT_TASK, Example, InputKind
@@ -69,11 +69,11 @@ class Sounds(UserFiles):
         """Samples per second of the feature extractor.
 
         Raises:
-            AudioError: the model reads samples at another rate.
+            InputError: the model reads samples at another rate.
         """
         rate = int(getattr(self.processor, "sampling_rate", self.rule.sampling_rate))
         if rate != self.rule.sampling_rate and self.rule.features is None:
-            raise AudioError(
+            raise InputError(
                 f"The feature extractor takes {rate:,} samples a second, but the model reads {self.rule.sampling_rate:,}; correct "
                 f"sampling_rate in its {FILE}."
             )
@@ -130,7 +130,7 @@ class Sounds(UserFiles):
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
         cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
         if not cut:
-            raise LengthError(
+            raise InputError(
                 f"The longest recording has {self.longest:,.1f} seconds, but {size.value:,.5g} are needed; give a longer one, or a shorter "
                 "duration."
             )
@@ -185,14 +185,14 @@ class SoundKind(InputKind):
         )
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        """As in :class:`InputKind`. Also raises :class:`LengthError` for a duration at which an untrained result is of no use."""
+        """As in :class:`InputKind`. Also raises :class:`InputError` for a duration at which an untrained result is of no use."""
         config, rule, name = architecture.source_config, self.rule, architecture.source_class
         if request.positions != AUTO:
-            raise PositionError(f"A {name} has no position table or rotary positions; leave --positions out.")
+            raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
         old, read = rule.durations(config)
         new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
         if new < old:
-            raise LengthError(
+            raise InputError(
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
                 f"give at least --audio-seconds {old:g}."
             )
@@ -200,7 +200,7 @@ class SoundKind(InputKind):
         problem = rule.why_train(config, name) if sizes.grows else ""
         advice = "train the result by longattn train seq2seq --audio, on sounds of the new duration"
         if problem and not request.needs_training:
-            raise LengthError(
+            raise InputError(
                 f"A {name} of {sizes.new.words} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
                 "longattn train seq2seq --audio."

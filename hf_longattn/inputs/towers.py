@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from ..configuration import LongAttentionConfig
-from ..conversion.architectures import NAMES
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.check_sizes import affordable_size
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
-from ..conversion.sources import tower_of
-from ..errors import OptionError, PositionError, checkpoint_errors
+from ..conversion.sources import NAMES, tower_of
+from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
 from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
@@ -115,7 +114,7 @@ class TowersKind(InputKind):
 
         Raises:
             OptionError: there is no such tower, or a mechanism is for all towers.
-            PositionError: ``positions`` is one rule instead of a rule per tower.
+            OptionError: ``positions`` is one rule instead of a rule per tower.
         """
         names, model_class, chosen = [*self.parts], architecture.source_class, request.towers or {}
         if request.names_attention:
@@ -129,7 +128,7 @@ class TowersKind(InputKind):
             rules = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
             if "" in rules.values():
                 example = ",".join(f"{name}=RULE" for name in names)
-                raise PositionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
+                raise OptionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
             check_towers(rules, names, model_class)
         requests = {}
         for name, kind in self.parts.items():

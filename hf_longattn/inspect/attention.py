@@ -20,7 +20,7 @@ from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.sources import open_source, refuse_quantised
 from ..engines.common.grid import Grid
-from ..errors import BackendError, LengthError, OptionError
+from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long
 from ..inputs.kind import InputKind, kind_of, kind_of_model
 from ..inputs.sound import duration
@@ -160,11 +160,11 @@ def diagnose(
     Returns:
         The diagnosis.
     Raises:
-        LengthError: the input or the model ends before a length.
+        InputError: the input or the model ends before a length.
         CheckpointError: the text is empty, or the checkpoint cannot be loaded, is quantised or has no processor.
-        DataError, AudioError: a file cannot be read.
+        DataError, InputError: a file cannot be read.
         BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something else.
-        OptionError, UnknownMechanismError, GridError: a candidate or setting does not exist, or an image's size does not fit.
+        OptionError, InputError: a candidate or setting does not exist, or an image's size does not fit.
     """
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
@@ -232,10 +232,10 @@ def _read_text(
     """One text at each length.
 
     Raises:
-        LengthError: a length is too small, or beyond the model's positions or the text.
+        InputError: a length is too small, or beyond the model's positions or the text.
     """
     if asked is not None and min(asked) < SHORTEST:
-        raise LengthError(f"Lengths start at {SHORTEST} tokens, not {min(asked):g}; give for example --lengths 512,2K.")
+        raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(asked):g}; give for example --lengths 512,2K.")
     if tokenizer is None and loaded.folder is not None:
         tokenizer = load_tokenizer(loaded.folder, network.config)
     stack = watched_stack(network)
@@ -245,7 +245,7 @@ def _read_text(
     else:
         lengths = [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
     if limit is not None and lengths[-1] > limit:
-        raise LengthError(
+        raise InputError(
             f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first (longattn convert), or "
             f"give lengths of at most {limit}."
         )
@@ -265,7 +265,7 @@ def _read_sounds(
     """Excerpts of recordings of each duration.
 
     Raises:
-        LengthError: a duration exceeds the model's maximum or the recordings.
+        InputError: a duration exceeds the model's maximum or the recordings.
         CheckpointError: the model has no feature extractor.
     """
     rule, config, settings = kind.rule, network.config, {"count": STRETCHES, "model": loaded.name, "processor": extractor}
@@ -278,7 +278,7 @@ def _read_sounds(
     if asked is not None:
         durations = sorted({audio_seconds(seconds, "--lengths") for seconds in asked})
         if durations[-1] > limit:
-            raise LengthError(
+            raise InputError(
                 f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; convert it first "
                 "(longattn convert --audio-seconds), or give less."
             )
@@ -338,7 +338,7 @@ def captured_mass(
         queries: number of measured queries.
         seed: for the choice of queries.
     Raises:
-        BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
+        BackendError, OptionError: as :func:`diagnose`.
     """
     chosen, reasons = read_candidates(candidates), dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)

@@ -50,7 +50,7 @@ class Candidate:
 
     @classmethod
     def read(cls, text: str) -> Candidate:
-        """Read ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
+        """Read ``window:window=512``; raises :class:`OptionError`."""
         values = read_choice(text)
         name = mechanism_class(values.pop("mechanism")).name
         check_options(name, values)
@@ -87,7 +87,7 @@ def candidates_for(words: Words | None, asked: Sequence[str | Candidate] | None,
 
     Raises:
         OptionError: a mechanism that was asked for does not support these inputs.
-        UnknownMechanismError: it does not exist.
+        OptionError: it does not exist.
     """
     if words is None or not (words.drawn or words.timed):
         return usual_candidates(causal) if asked is None else read_candidates(asked)

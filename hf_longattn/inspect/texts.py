@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.english import text_of
 from ..data.tokenization import special_ids
-from ..errors import CheckpointError, LengthError, OptionError
+from ..errors import CheckpointError, InputError, OptionError
 from ..inputs.tokenizer import excerpt, token_ids
 
 DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"
@@ -40,7 +40,7 @@ class TextIds:
         self.described = f"text {self.name!r}" if isinstance(text, Path) else "text"
         if isinstance(text, Tensor):
             if text.dim() != 1:
-                raise LengthError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
+                raise InputError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
             self.ids: list[int] = text.tolist()
         else:
             full_text = _read(text)
@@ -70,10 +70,10 @@ class TextIds:
         """The first tokens of the text between the special tokens, ``(length,)``.
 
         Raises:
-            LengthError: there are fewer tokens.
+            InputError: there are fewer tokens.
         """
         if self.tokens < length:
-            raise LengthError(
+            raise InputError(
                 f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
                 f"{self.tokens}."
             )

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
-from ..errors import BackendError, LengthError
+from ..errors import BackendError, InputError
 from ..inputs.kind import kind_of_model
 from ..inputs.plain import text_tower
 from ..inputs.sizes import NOT_DIAGNOSED
@@ -130,7 +130,7 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
 
     Raises:
         BackendError: the model does not read images on one grid of patches.
-        GridError: the image's size does not fit.
+        InputError: the image's size does not fit.
     """
     stack = watched_layers(model)
     rule = grid_rule(stack)
@@ -144,7 +144,7 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
     Raises:
         BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
-        GridError: the image's size does not fit.
+        InputError: the image's size does not fit.
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
@@ -180,7 +180,7 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
             if order is not None and isinstance(grid, Grid):
                 q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
-                raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
+                raise InputError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
             (name, options), within = own.for_layer(site.layer), None
             if name != "full":
                 keeps = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])

@@ -24,7 +24,7 @@ from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
-from ..errors import LengthError
+from ..errors import InputError
 from .common.base import Mechanism
 from .common.layout import full_pairs, tokens_of
 from .common.options import Options, option
@@ -85,7 +85,7 @@ class BlockTopK(Mechanism):
 
     def accept(self, q_len: int, kv_len: int) -> None:
         if self.options.per == "query_block" and q_len != kv_len:
-            raise LengthError(
+            raise InputError(
                 f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' selects keys for whole "
                 "blocks of queries; pass all queries, or use per='query'."
             )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..errors import LengthError, OptionError
+from ..errors import InputError, OptionError
 from .common.base import Mechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -124,7 +124,7 @@ class Linformer(Mechanism):
 
     def _check_length(self, length: int) -> None:
         if self.options.projection == "linear" and length > self.longest:
-            raise LengthError(
+            raise InputError(
                 f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for {self.longest}; "
                 f"shorten it, or build the mechanism with max_length={length} or projection='pooling'."
             )

@@ -24,7 +24,7 @@ from ..engines.common.batch import cached_on
 from ..engines.common.call import AttentionCall, MaskMod, Pattern
 from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
-from ..errors import LengthError, MaskError, OptionError
+from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
@@ -105,7 +105,7 @@ class Longformer(SparseMechanism):
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         if call.global_mask is None and self.traits.token_rule is not None:
-            raise MaskError(
+            raise InputError(
                 "With these options, token ids decide which tokens are global, but attention receives no ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."
             )
@@ -147,7 +147,7 @@ class Longformer(SparseMechanism):
         """Mask ``(B, N)`` of the queries with separate projections. ``None`` if this call needs no such projections.
 
         Raises:
-            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
+            InputError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
         """
         if not self.options.separate_global:
             return None
@@ -155,7 +155,7 @@ class Longformer(SparseMechanism):
         if q_len == k.shape[2]:
             return torch.zeros_like(call.real(k)) if tokens is None else tokens
         if tokens is not None and not torch.compiler.is_compiling() and bool(tokens[:, -q_len:].any()):
-            raise LengthError(
+            raise InputError(
                 f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs the hidden states "
                 "of all tokens, and a cache keeps keys and values only; pass the whole text in one call, or leave new tokens non-global."
             )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..engines.common.batch import of_any_length
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import dense_attention, repeat_heads
-from ..errors import LengthError, OptionError
+from ..errors import InputError, OptionError
 from .common.base import Mechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -123,7 +123,7 @@ class Nystrom(Mechanism):
 
     def _check_lengths(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] != k.shape[2]:
-            raise LengthError(
+            raise InputError(
                 f"Mechanism 'nystrom' averages the queries of a whole text, but {q.shape[2]} queries came with {k.shape[2]} keys; "
                 "give as many queries as keys, or use mechanism='linformer'."
             )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, products, repeat_heads
-from ..errors import LengthError, OptionError
+from ..errors import InputError, OptionError
 from .common.base import Mechanism, reset
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -103,7 +103,7 @@ class Synthesizer(Mechanism):
 
     def _check_length(self, length: int) -> None:
         if self.limit is not None and length > self.limit:
-            raise LengthError(
+            raise InputError(
                 f"The input has {length} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten it, or build the "
                 f"mechanism for longer inputs (max_length={length})."
             )

@@ -38,7 +38,7 @@ from ..engines.common.score_terms import ScoreMod, ScoreTerm
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
-from ..errors import GridError, LengthError, OptionError
+from ..errors import InputError, OptionError
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.ordered import KeysOrWeights
@@ -156,11 +156,11 @@ class Window2d(MaskedMechanism):
         """The grid of a call, or the grid bound by :meth:`on_grid`.
 
         Raises:
-            GridError: there is no grid, or its number of tokens is not ``tokens``.
+            InputError: there is no grid, or its number of tokens is not ``tokens``.
         """
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
-            raise GridError(
+            raise InputError(
                 f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another mechanism "
                 "(`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number of tokens before it, prefix=1."
             )
@@ -172,10 +172,10 @@ class Window2d(MaskedMechanism):
         """:meth:`grid_of` for queries and keys.
 
         Raises:
-            LengthError: there are not as many queries as keys, so that they cannot be the tokens of the grid.
+            InputError: there are not as many queries as keys, so that they cannot be the tokens of the grid.
         """
         if q.shape[2] != k.shape[2]:
-            raise LengthError(
+            raise InputError(
                 f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with {k.shape[2]} keys; give "
                 "as many queries as keys."
             )
@@ -320,10 +320,10 @@ class Window2d(MaskedMechanism):
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def check_grid(self, grid: Grid) -> None:
-        """Raise :class:`GridError` if these options make no sense on ``grid``."""
+        """Raise :class:`InputError` if these options make no sense on ``grid``."""
         window = grid.per_axis(self.options.window, "window")
         if any(size > axis for size, axis in zip(window, grid.sizes, strict=True)) and self.covers_grid(grid):
-            raise GridError(
+            raise InputError(
                 f"A window of {' × '.join(map(str, window))} cells is larger than the grid of {' × '.join(map(str, grid.sizes))}, so that "
                 "every token sees every token; choose a smaller window, or the mechanism 'full'."
             )

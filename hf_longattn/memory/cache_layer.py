@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..engines.common.batch import first_real
 from ..engines.common.call import AttentionCall
-from ..errors import BackendError, LengthError, MaskError
+from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism
 from ..names import TESTED
 
@@ -78,8 +78,8 @@ class AttentionCacheLayer(DynamicLayer):
         self._all_started = bool((self.starts != NOT_STARTED).all())
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: the layer does not hold what earlier tokens see."""
-        raise LengthError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
+        """Raise :class:`InputError`: the layer does not hold what earlier tokens see."""
+        raise InputError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
 
     def restart(self, rows: Tensor) -> None:
         """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
@@ -126,9 +126,9 @@ def unread_cache(name: str) -> BackendError:
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:
-    """Raise :class:`MaskError` if the call has a score term, because the cache has dropped keys."""
+    """Raise :class:`InputError` if the call has a score term, because the cache has dropped keys."""
     if call.score_mod is not None:
-        raise MaskError(
+        raise InputError(
             "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
             "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
         )

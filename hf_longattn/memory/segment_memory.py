@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
-from ..errors import MemoryMismatchError
+from ..errors import InputError
 from .cache_argument import CACHE
 
 
@@ -29,15 +29,15 @@ class SegmentMemory(ABC):
         """A copy for one call on ``batch_size`` rows. Rows in which ``reset (B,)`` is True are empty.
 
         Raises:
-            MemoryMismatchError: the batch size differs from the previous call, or ``reset`` has another shape.
+            InputError: the batch size differs from the previous call, or ``reset`` has another shape.
         """
         if self.batch_size not in (None, batch_size):
-            raise MemoryMismatchError(
+            raise InputError(
                 f"The memory is of a batch of {self.batch_size}, but the input has {batch_size} rows; "
                 "pass as many rows as before, or start again with memory=model.new_memory()."
             )
         if reset is not None and reset.shape != (batch_size,):
-            raise MemoryMismatchError(f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row.")
+            raise InputError(f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row.")
         following = self._copy()
         following.batch_size = batch_size
         if reset is not None and self.batch_size is not None:
@@ -147,7 +147,7 @@ class CacheMemory(SegmentMemory):
     def close(self) -> None:
         """Drop gradients, and columns that no layer holds. Refuses a model that wrote no cache."""
         if not any(layer.is_initialized for layer in self.cache.layers):
-            raise MemoryMismatchError("This model hands no cache to its layers, so it remembers nothing; use a decoder without its head.")
+            raise InputError("This model hands no cache to its layers, so it remembers nothing; use a decoder without its head.")
         for layer in self.cache.layers:
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):

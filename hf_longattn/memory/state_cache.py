@@ -11,7 +11,7 @@ from transformers.cache_utils import StaticLayer
 
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.sequences import advanced
-from ..errors import LengthError
+from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
 from ..names import BACKEND, warn_missing
 from .cache_layer import NOT_STARTED, AttentionCacheLayer, compact, refuse_restricted_pairs, unread_cache
@@ -77,7 +77,7 @@ class StateLayer(AttentionCacheLayer):
         if call.key_mask is not None:
             call = call.with_mask(call.key_mask[:, before : self.seen])
         if weights_wanted and before:
-            raise LengthError(
+            raise InputError(
                 f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
                 "pass use_cache=False or output_attentions=False."
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
-from ..errors import LengthError
+from ..errors import InputError
 from ..mechanisms.common.decoding import NO_TOKEN, Columns
 
 
@@ -44,8 +44,8 @@ class ReservedLayer(CacheLayerMixin):
         self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
-        raise LengthError(
+        """Raise :class:`InputError`: transformers' graphs hold the number of tokens in a static cache."""
+        raise InputError(
             "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
         )
 

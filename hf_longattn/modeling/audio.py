@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ..engines.common.batch import in_graph
-from ..errors import MaskError
+from ..errors import InputError
 from .attach.token_globals import check_globals
 from .backend import COLLECT_WEIGHTS
 from .family.audio_rule import AudioRule
@@ -24,7 +24,7 @@ class LongAudioMixin(LongAttentionMixin):
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         refuse_text_arguments(self, arguments)
         if GLOBAL_MASK in arguments and not self.family.rule.hands_keywords_down:
-            raise MaskError(
+            raise InputError(
                 f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
                 "the mechanism's option, for example global_tokens=0."
             )

@@ -41,7 +41,7 @@ from ..engines.documents import (
     shape_in_words,
     shows_later_keys,
 )
-from ..errors import BackendError, LengthError, MaskError
+from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.decoding import Columns
 from ..mechanisms.common.exact import for_length
@@ -113,7 +113,7 @@ def longattn_mask(
     if isinstance(attention_mask, DeclaredMask):  # made by ``generate`` for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
-        raise MaskError(
+        raise InputError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
             "or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
@@ -186,13 +186,13 @@ def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor
     """The padding mask ``(B, width)`` of a static cache with ``total`` tokens, False in empty slots.
 
     Raises:
-        LengthError: the text is longer than the cache.
+        InputError: the text is longer than the cache.
     """
     filled = torch.arange(width, device=total.device) < total
     if attention_mask is None:
         return filled.expand(batch, -1)
     if attention_mask.shape[1] > width:
-        raise LengthError(
+        raise InputError(
             f"The text has {attention_mask.shape[1]} tokens, but its static cache has room for {width}; "
             f"make it with StaticCache(config=model.config, max_cache_len={attention_mask.shape[1]}) or more."
         )
@@ -231,7 +231,7 @@ def longattn_attention_forward(
 
     Raises:
         BackendError: the module asks for something that is not computed, lacks the mechanism of its model, or is causal without a mask.
-        MaskError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
+        InputError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
     """
     projected = kwargs.get(PROJECT_ONLY)
     if projected is not None:
@@ -298,12 +298,12 @@ def longattn_attention_forward(
     if score_mod is not None and not mechanism.traits.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
-        raise MaskError(
+        raise InputError(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
     if dense_mask is not None and in_graph() and not causal and for_length(mechanism, 0) is not for_length(mechanism, key.shape[2]):
-        raise MaskError(
+        raise InputError(
             "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
             "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
         )
@@ -629,10 +629,10 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def _check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`MaskError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
+    """Raise :class:`InputError` if a four-dimensional mask has integers, which may be meant as either kind, or does not fit ``query``."""
     batch, heads = query.shape[:2]
     if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
-        raise MaskError(
+        raise InputError(
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
             f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
@@ -672,13 +672,13 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
     kv_len = key.shape[2]
     if mask.dim() == 4:
         if mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
-            raise MaskError(
+            raise InputError(
                 f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, "
                 f"but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
             )
         return key, value, None, mask if mask.shape[3] == kv_len else mask[..., mask.shape[3] - kv_len :]
     if mask.dim() != 2:
-        raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
     batch = _batch(mask, kv_len)
     if mask.shape[1] < kv_len:  # a static cache returns its reserved slots as well
         return key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]], batch, None
@@ -695,7 +695,7 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None`` without these.
 
     Raises:
-        MaskError: the numbers or offsets do not fit the tokens.
+        InputError: the numbers or offsets do not fit the tokens.
     """
     documents = kwargs.get("documents")
     documents = kwargs.get("seq_idx") if documents is None else documents
@@ -716,11 +716,11 @@ def _with_documents(
     """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
 
     Raises:
-        MaskError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
+        InputError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
     """
     if dense_mask is not None and not in_graph():
         if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
-            raise MaskError(
+            raise InputError(
                 "The four-dimensional attention_mask shows later keys to earlier queries, but this layer is causal and hides them; hide "
                 "them in the mask, too, or load the model without mechanisms."
             )
@@ -731,9 +731,9 @@ def _with_documents(
                 return masked, None
         if mechanism is not None and not takes_masked_documents(mechanism, shape[1], causal):
             if documents is not None:
-                raise MaskError(packing_refused(mechanism))
+                raise InputError(packing_refused(mechanism))
             if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
-                raise MaskError(
+                raise InputError(
                     "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by too little to hide them "
                     f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
                     "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
@@ -773,7 +773,7 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)
     fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
     if not fits or (seen is not None and global_mask.shape[1] != seen):
-        raise MaskError(
+        raise InputError(
             f"global_attention_mask has shape {tuple(global_mask.shape)}, "
             f"but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
         )

@@ -291,7 +291,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
     Raises:
         BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
-        UnknownMechanismError, OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
+        OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
     if isinstance(getattr(model, "config", None), LongConfig):
         raise BackendError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
-from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..errors import InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.exact import full_of
@@ -232,7 +232,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """The base's ``from_pretrained``. The position table of a short checkpoint is extended to the config's length.
 
         Raises:
-            PositionError: the config is shorter than the checkpoint.
+            OptionError: the config is shorter than the checkpoint.
         """
         check_tables(cls.family, pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -300,10 +300,10 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """The outputs of the wrapper ``forward``, called with the memory's contents.
 
         Raises:
-            MemoryMismatchError: ``reset`` was given without a memory.
+            InputError: ``reset`` was given without a memory.
         """
         if memory is None:
-            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
+            raise InputError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
         return run_with_memory(self, forward, arguments, memory, reset)
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
@@ -318,7 +318,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 rotary positions continue, and positions of a table, which is finite, restart.
 
         Raises:
-            MemoryMismatchError: the model is an encoder without memory tokens, or runs another attention implementation.
+            InputError: the model is an encoder without memory tokens, or runs another attention implementation.
         """
         return new_memory(self, positions)
 
@@ -380,7 +380,7 @@ class LongGenerationMixin(_Base):
             )
         if getattr(self.running_base, "runs_in_segments", False):  # every step reads the whole text: segments have no cache
             if inputs_embeds is not None:
-                raise MemoryMismatchError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
+                raise InputError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
             kept = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
             return {**super().prepare_inputs_for_generation(input_ids, **kept), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
@@ -476,7 +476,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         """Refuse inputs that this model cannot run. Adds documents, their positions, and a mask to ``arguments``.
 
         Raises:
-            MaskError, LengthError: masks or documents do not fit, or the text is too long.
+            InputError: masks or documents do not fit, or the text is too long.
         """
         runs = self.runs_mechanisms
         if runs and arguments.get("global_attention_mask") is not None:
@@ -487,7 +487,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if runs:
             find_documents(self, arguments)
         elif arguments.pop("documents", None) is not None:
-            raise MaskError(
+            raise InputError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
@@ -576,11 +576,11 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
     """Remove arguments for texts from ``keywords`` if they are ``None``.
 
     Raises:
-        MaskError: one of them has a value.
+        InputError: one of them has a value.
     """
     for name in names:
         if keywords.pop(name, None) is not None:
-            raise MaskError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
+            raise InputError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
 
 
 def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:

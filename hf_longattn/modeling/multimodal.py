@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from ..engines.common.grid import Grid
-from ..errors import AudioError, BackendError, GridError, OptionError
+from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
@@ -44,7 +44,7 @@ class ImageInput:
     channels: number of channels of a pixel.
 
     Raises:
-        GridError: the size is not a multiple of the patch.
+        InputError: the size is not a multiple of the patch.
     """
 
     size: tuple[int, int]
@@ -54,7 +54,7 @@ class ImageInput:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
         if len(self.size) != 2 or min(*self.size, self.patch, self.channels) < 1 or any(side % self.patch for side in self.size):
-            raise GridError(
+            raise InputError(
                 f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
                 "height and a width that are multiples of the patch, for example 224 224 and 16."
             )
@@ -187,11 +187,11 @@ class PatchEmbedder(Embedder):
         """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
 
         Raises:
-            GridError: the images have another size.
+            InputError: the images have another size.
         """
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
-            raise GridError(
+            raise InputError(
                 f"The images are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads {' × '.join(map(str, expected))} "
                 "(colours, height, width); resize them with the model's image processor."
             )
@@ -216,10 +216,10 @@ class FrameEmbedder(Embedder):
         Padding is set to zero before every convolution, so that no token sees it.
 
         Raises:
-            AudioError: frames have another number of features.
+            InputError: frames have another number of features.
         """
         if features.dim() != 3 or features.shape[2] != self.sound.features:
-            raise AudioError(
+            raise InputError(
                 f"The audio features have the shape {tuple(features.shape)}, but this model reads (batch, frames, "
                 f"{self.sound.features}); make them with the model's feature extractor."
             )
@@ -252,7 +252,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
 
     Raises:
         BackendError: the backbone reads no embeddings, or has mechanisms on a grid.
-        GridError: images have more patches than the backbone has positions.
+        InputError: images have more patches than the backbone has positions.
     """
 
     def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
@@ -267,7 +267,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         images, self.image_embedder, self.audio_embedder = config.images, embedders.get("images"), embedders.get("sound")
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
-            raise GridError(
+            raise InputError(
                 f"Images of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are {images.grid.cells + 1:,} "
                 f"tokens, but the backbone reads {self.longest:,}; give larger patches, or convert it with --max-length "
                 f"{images.grid.cells + 1}."
@@ -325,7 +325,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         Raises:
             OptionError: there is no input, or there are several kinds.
             BackendError: the model has no embedder for this input.
-            GridError, AudioError: the input has another shape, or more tokens than the backbone reads.
+            InputError: the input has another shape, or more tokens than the backbone reads.
         """
         inputs = {TEXTS: input_ids, IMAGES: pixel_values, SOUND: input_features}
         names = [name for name, value in inputs.items() if value is not None]
@@ -349,7 +349,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         assert features is not None
         embeddings, mask = self._embedder("audio")(features, mask)
         if self.longest is not None and embeddings.shape[1] > self.longest:
-            raise AudioError(
+            raise InputError(
                 f"Audio of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads {self.longest:,}; "
                 f"cut it, or convert the backbone with --max-length {embeddings.shape[1]}."
             )

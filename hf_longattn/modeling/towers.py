@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..errors import LongAttentionError, MaskError
+from ..errors import InputError, LongAttentionError
 from ..files import TAGS
 from ..names import BACKEND
 from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
@@ -31,7 +31,7 @@ class LongTowersMixin(LongAttentionMixin):
         """Refuse arguments for texts, because the base hands its keywords to every tower. Every tower needs its input."""
         for name in REFUSED_ARGUMENTS:
             if arguments.pop(name, None) is not None:
-                raise MaskError(
+                raise InputError(
                     f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
                     f"{name}=...) and get_image_features instead."
                 )
@@ -91,7 +91,7 @@ class LongTowersMixin(LongAttentionMixin):
         """The base's ``from_pretrained``. Position tables of a short checkpoint are extended to the length of each tower's config.
 
         Raises:
-            PositionError: a tower's config is shorter than the checkpoint.
+            OptionError: a tower's config is shorter than the checkpoint.
         """
         for name, family in cls.family.towers.items():
             config = getattr(kwargs.get("config"), tower_field(name), None)

@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.errors import CheckpointError, PositionError, nearest
+from hf_longattn.errors import CheckpointError, OptionError, nearest
 from hf_longattn.files import read_json
 from hf_longattn.positions.relative import read_relative, settings_in
 from hf_longattn.positions.tables import DROPPED
@@ -89,7 +89,7 @@ def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> 
     both_factors = _read_factors(value) or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
     missing = [key for key in ("short_factor", "long_factor") if not isinstance(both_factors.get(key), list)]
     if missing:
-        raise PositionError(
+        raise OptionError(
             f"rope:longrope needs factors found by a search, but {' and '.join(missing)} are missing;"
             " write both lists to a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
         )
@@ -102,7 +102,7 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     _, given = settings_in(f"self_extend:{value}")
     window = given.get("window", old_length // 4)
     if window >= old_length:
-        raise PositionError(
+        raise OptionError(
             f"rope:self-extend leaves distances below window={window} as they are, which is all that the source was trained for "
             f"({old_length} tokens); type a window of less, or leave it out."
         )
@@ -113,7 +113,7 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     fitting = next(group for group in count(1) if furthest(group) < old_length)
     group = given.get("group", fitting)
     if group > 0 and furthest(group) >= old_length:
-        raise PositionError(
+        raise OptionError(
             f"rope:self-extend with window={window} and group={group} gives distances of up to {furthest(group)} at {new_length} tokens, "
             f"but the source was trained for distances below {old_length}; type group={fitting} or more."
         )
@@ -152,10 +152,10 @@ def rope_parameters(
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: ``positions`` is unknown or its value is invalid; the length would shrink; or the source is scaled in another way.
+        OptionError: ``positions`` is unknown or its value is invalid; the length would shrink; or the source is scaled in another way.
     """
     if new_length < old_length:
-        raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
+        raise OptionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
     if used in ("longrope", "yarn", "llama3"):  # transformers derives what is missing from the maximum length, which changes
@@ -169,12 +169,12 @@ def rope_parameters(
     kind, _, value = rest.partition(":")
     if prefix != "rope" or kind not in ROPE_KINDS:
         choices = [f"rope:{name}" for name in ROPE_KINDS]
-        raise PositionError(
+        raise OptionError(
             f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
             f"{nearest(positions, choices)}{RELATIVE_ADVICE if positions in DROPPED else ''}"
         )
     if kind not in KEEPS_PARAMETERS and used not in ("default", kind):
-        raise PositionError(
+        raise OptionError(
             f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
             " type --positions rope:none to keep its scaling."
         )
@@ -186,12 +186,12 @@ def rope_parameters(
 
 
 def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
-    """Raise PositionError unless longrope's lists have one positive number per frequency."""
+    """Raise OptionError unless longrope's lists have one positive number per frequency."""
     for name in ("short_factor", "long_factor"):
         factors = parameters.get(name, [1.0] * (frequencies or 0))
         count = len(factors) if frequencies is None else frequencies
         if len(factors) != count or not all(isinstance(factor, int | float) and factor > 0 for factor in factors):
-            raise PositionError(
+            raise OptionError(
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
                 " supply the factors found for this model."
             )
@@ -204,7 +204,7 @@ def _base_of(value: str) -> float:
     except ValueError:
         base = 0.0
     if not 0 < base < float("inf"):
-        raise PositionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
+        raise OptionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
     return base
 
 
@@ -214,7 +214,7 @@ def _read_factors(file: str) -> Parameters:
     try:
         factors = read_json(Path(file))
     except CheckpointError as error:
-        raise PositionError(f"Cannot read the rotary factors from '{file}': {error}") from error
+        raise OptionError(f"Cannot read the rotary factors from '{file}': {error}") from error
     if not isinstance(factors, dict):
-        raise PositionError(f"'{file}' must hold a JSON object with short_factor and long_factor.")
+        raise OptionError(f"'{file}' must hold a JSON object with short_factor and long_factor.")
     return factors

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_longattn.errors import PositionError, nearest
+from hf_longattn.errors import OptionError, nearest
 
 ALIBI = "alibi"
 """The strategy that discards the table, and the value of the option ``relative`` that takes its place."""
@@ -53,7 +53,7 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
 def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
     if len(old) < kept + 2:
         instead = f"keep fewer with stretch:{len(old) - 2}" if len(old) > 2 else f"choose {INTERPOLATE} instead"
-        raise PositionError(
+        raise OptionError(
             f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}."
         )
     at = torch.arange(rows - kept, dtype=torch.float64) * (len(old) - kept) / (rows - kept)
@@ -75,10 +75,10 @@ def _sinusoidal(old: Tensor, rows: int) -> Tensor:
 
 
 def _refuse_others(table: Tensor, computed: Tensor) -> None:
-    """Raise :class:`PositionError` if a table differs from the one that its architecture computes."""
+    """Raise :class:`OptionError` if a table differs from the one that its architecture computes."""
     error = float((computed - table.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
-        raise PositionError(
+        raise OptionError(
             f"The source's position table differs by up to {error:.1e} from the sinusoids that its architecture computes, so it cannot be "
             "extended; was it trained with modified code?"
         )
@@ -111,13 +111,13 @@ def stretched_from(strategy: str) -> int | None:
     """The number of rows that ``stretch`` or ``stretch:ROWS`` leaves unchanged; ``None`` for any other strategy.
 
     Raises:
-        PositionError: the text after the colon is not a number of rows.
+        OptionError: the text after the colon is not a number of rows.
     """
     name, colon, count = strategy.partition(":")
     if name != STRETCH:
         return None
     if colon and not (count.isdecimal() and int(count) > 0):
-        raise PositionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{KEPT_ROWS}.")
+        raise OptionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{KEPT_ROWS}.")
     return int(count) if colon else KEPT_ROWS
 
 
@@ -158,21 +158,21 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
-        PositionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
+        OptionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
     """
     kept_rows = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
     if kept_rows is not None:
         extend = partial(_stretch, kept=kept_rows)
     if extend is None and strategy not in DROPPED:
-        raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}")
+        raise OptionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}")
     if weight.ndim != 2:
-        raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
+        raise OptionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
     old_rows = weight.shape[0]
     if not 0 <= offset < old_rows:
-        raise PositionError(f"A position table of {old_rows} rows cannot start with {offset} special rows.")
+        raise OptionError(f"A position table of {old_rows} rows cannot start with {offset} special rows.")
     if new_rows < old_rows:
-        raise PositionError(
+        raise OptionError(
             f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were requested;"
             f" give a maximum length of at least {old_rows - offset}."
         )

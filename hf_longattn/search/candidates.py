@@ -44,7 +44,7 @@ def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
 
     Raises:
         OptionError: there is none, or an option that does not exist.
-        UnknownMechanismError: a mechanism that does not exist.
+        OptionError: a mechanism that does not exist.
     """
     candidates = candidates_from(texts)
     if not candidates:

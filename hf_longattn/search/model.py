@@ -19,7 +19,7 @@ from ..conversion.plan import ConversionPlan
 from ..conversion.sources import Source, open_source
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
-from ..errors import CheckpointError, LengthError
+from ..errors import CheckpointError, InputError
 from ..files import is_generic, is_long
 from ..inputs.kind import kind_in
 from ..inputs.running import with_decoder_input
@@ -143,12 +143,12 @@ class SearchText(TextIds):
         """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
 
         Raises:
-            LengthError: the text is shorter than one.
+            InputError: the text is shorter than one.
         """
         body = length - len(self.prefix) - len(self.suffix)
         starts = range(0, len(self.ids) - body + 1, body) if body > 0 else ()
         if not starts:
-            raise LengthError(
+            raise InputError(
                 f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a longer text."
             )
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
@@ -172,7 +172,7 @@ class SearchInputs:
         count: most inputs to read.
 
     Raises:
-        DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.processors.UserFiles`.
+        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.processors.UserFiles`.
     """
 
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
@@ -185,8 +185,8 @@ class SearchInputs:
         """Up to ``count`` inputs of this size, each as arguments of ``forward`` for one of them.
 
         Raises:
-            LengthError, DataError: no recording is so long.
-            GridError: the processor makes inputs of another size.
+            InputError, DataError: no recording is so long.
+            InputError: the processor makes inputs of another size.
         """
         if size not in self._pieces:
             self._pieces[size] = self.user.pieces(size)

@@ -65,9 +65,9 @@ def search_design(
     Returns:
         The result.
     Raises:
-        OptionError, UnknownMechanismError: settings or candidates that do not exist, or a budget that nothing meets.
-        LengthError: the text is too short.
-        DestinationExistsError: ``output`` exists.
+        OptionError: settings or candidates that do not exist, or a budget that nothing meets.
+        InputError: the text is too short.
+        CheckpointError: ``output`` exists.
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
@@ -90,7 +90,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         config: the settings of the conversion.
     Raises:
         OptionError: a budget that nothing meets.
-        LengthError: a text that is too short.
+        InputError: a text that is too short.
         DataError, CheckpointError: no image or recording, or a model without its processor.
     """
     inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)

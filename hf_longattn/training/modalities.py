@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing
-from hf_longattn.errors import AudioError, CheckpointError, OptionError, listed, nearest
+from hf_longattn.errors import CheckpointError, InputError, OptionError, listed, nearest
 from hf_longattn.inputs.processors import FILE, PROCESSOR_FILE
 from hf_longattn.loading import load_config, load_model, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
@@ -177,13 +177,13 @@ class Start:
         """Refuse an audio file of more tokens than the backbone reads, before the training.
 
         Raises:
-            AudioError: the audio file is too long for the backbone.
+            InputError: the audio file is too long for the backbone.
         """
         assert self.model is not None
         frames = hearing.length(hearing.samples(row))
         tokens, longest = self.model.config.sound.tokens(frames), self.model.longest
         if longest is not None and tokens > longest:
-            raise AudioError(
+            raise InputError(
                 f"{row['name']} is {tokens:,} tokens of frames, but the backbone reads {longest:,}; leave it out, or convert the backbone "
                 f"with --max-length {tokens}."
             )
@@ -233,7 +233,7 @@ def load_multimodal_start(
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or has no heads.
         OptionError: a task lacks an embedder, or a new embedder has no task or exists already.
-        BackendError, GridError: the checkpoint is no such backbone, or too short for the images.
+        BackendError, InputError: the checkpoint is no such backbone, or too short for the images.
     """
     for kind, option, wanted in (("images", "--image-size", images is not None), ("audio", "--mel-bins", mel_bins > 0)):
         if wanted and kind not in kinds:

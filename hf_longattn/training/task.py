@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ..errors import RegistrationError, UsageError, nearest, sentence_case
+from ..errors import OptionError, UsageError, nearest, sentence_case
 from ..names import load_module, module_names
 from .recipes import recipe_names, recipe_words
 
@@ -58,7 +58,7 @@ def load_task(name: str) -> Any:
 
     Raises:
         UsageError: there is no such task.
-        RegistrationError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
+        OptionError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
     """
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
@@ -66,7 +66,7 @@ def load_task(name: str) -> Any:
     if isinstance(old := getattr(module, "TASK", None), Task) and module.__doc__:
         return old
     if not module.__doc__ or not hasattr(module, "main") or len(getattr(module, "ARGUMENTS", ())) != 3:
-        raise RegistrationError(
+        raise OptionError(
             f"{module.__file__} is no task; it needs a docstring, ARGUMENTS, which are the classes of its model, data and training "
             "arguments, and main, which takes these arguments."
         )

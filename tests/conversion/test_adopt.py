@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.adopt import ADOPTIONS
-from hf_longattn.errors import CheckpointError, MaskError
+from hf_longattn.errors import CheckpointError, InputError
 from tests.cases import every_case
 
 LENGTH = 192
@@ -164,7 +164,7 @@ def test_big_bird_with_blocks_of_each_text_ignores_padding(saved: Saved, tmp_pat
 def test_big_bird_refuses_two_questions_in_a_row(saved: Saved) -> None:
     """The head takes its logits out of the answers, so that a second one in the row would keep them."""
     model = hf_longattn.LongBigBirdForQuestionAnswering.from_pretrained(saved("BigBird", "ForQuestionAnswering"))
-    with pytest.raises(MaskError, match="cannot tell its attention where each starts; give each document its own row"):
+    with pytest.raises(InputError, match="cannot tell its attention where each starts; give each document its own row"):
         model(torch.arange(5, 25)[None], documents=torch.tensor([[1] * 10 + [2] * 10]))
 
 

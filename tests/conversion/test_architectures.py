@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import BackendError, CheckpointError, ExportError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
 from hf_longattn.inputs.seeded import seeded_inputs
 from hf_longattn.inspect import inspect_checkpoint
@@ -199,12 +199,12 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
 @every_case(
     ("name", "arguments", "error", "sentence"),
     [
-        (f"{SERIES}ModelForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {SERIES}"),
-        (f"{CHANNELS}ForPrediction", {"max_length": 256}, PositionError, f"cannot change the positions of a {CHANNELS}"),
+        (f"{SERIES}ModelForPrediction", {"max_length": 256}, OptionError, f"cannot change the positions of a {SERIES}"),
+        (f"{CHANNELS}ForPrediction", {"max_length": 256}, OptionError, f"cannot change the positions of a {CHANNELS}"),
         (
             DETECTOR,
             {"max_length": 4096},
-            PositionError,
+            OptionError,
             f"cannot change the positions of a {DETECTOR}",
         ),
         (DETECTOR, {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
@@ -316,7 +316,7 @@ def test_export_and_compress_take_a_generic_folder(tmp_path: Path) -> None:
     compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16", length=48, documents=1)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert (model.dtype, {site.mechanism.name for site in attention_sites(model)}) == (torch.bfloat16, {"window"})
-    with pytest.raises(ExportError, match="has no stock form: A LongGenericArceeForCausalLM has none"):
+    with pytest.raises(CheckpointError, match="has no stock form: A LongGenericArceeForCausalLM has none"):
         export_native(tmp_path / "long", tmp_path / "stock")
 
 

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, LengthError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, InputError, OptionError
 from hf_longattn.inspect import inspect_checkpoint
 from tests.reports import tensor_counts
 
@@ -76,7 +76,7 @@ def test_decoder_alone_is_converted_and_refuses_settings_of_two_stacks(built: Bu
     assert not config["is_encoder_decoder"]
     assert inspect_checkpoint(tmp_path / "long").max_length == 200
     for flag in ({"max_decoder_length": 200}, {"decoder_long_attention": WINDOW}):
-        with pytest.raises((LengthError, OptionError), match="is not an encoder-decoder"):
+        with pytest.raises((InputError, OptionError), match="is not an encoder-decoder"):
             plan_conversion(built("BartForCausalLM"), **flag)
 
 
@@ -90,7 +90,7 @@ def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_pat
     )
     assert torch.equal(tables(tmp_path / "long")["encoder"], expected.encoder.embed_positions.weight)
     assert torch.equal(tables(tmp_path / "long")["decoder"], tables(built(PEGASUS))["decoder"])
-    with pytest.raises(PositionError, match="sinusoidal positions"):
+    with pytest.raises(OptionError, match="sinusoidal positions"):
         plan_conversion(built(PEGASUS), max_length=200, positions="tile")
 
 
@@ -119,9 +119,9 @@ def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Calla
 def test_conversion_of_two_stacks_refuses_wrong_lengths_layers_and_tables(
     built: Built, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(LengthError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
+    with pytest.raises(InputError, match=r"a maximum decoder length of 10 is too small, give at least 64"):
         plan_conversion(built(BART), max_decoder_length=10)
-    with pytest.raises(LengthError, match=r"a maximum length of 10 is too small"):
+    with pytest.raises(InputError, match=r"a maximum length of 10 is too small"):
         plan_conversion(built(BART), max_length=10)
     with pytest.raises(OptionError, match="layer 7"):
         plan_conversion(built(BART), decoder_long_attention={**WINDOW, "layers": {7: {"window": 3}}})

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, GridError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.grid import CROPS
 from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, load_processor, processed_size, values_of_size
@@ -100,7 +100,7 @@ def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tm
 
 def test_plan_refuses_an_image_size_for_siglip2(tmp_path: Path) -> None:
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "short")
-    with pytest.raises(GridError, match=r"load it with hf_longattn\.LongSiglip2VisionModel"):
+    with pytest.raises(InputError, match=r"load it with hf_longattn\.LongSiglip2VisionModel"):
         plan_conversion(tmp_path / "short", image_size=64)
 
 
@@ -233,18 +233,18 @@ def test_plan_of_an_image_model_counts_pairs_on_the_grid(saved: Checkpoint) -> N
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
-    ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
-    ({"image_size": 16}, GridError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
-    ({"image_size": "64 by 64"}, GridError, "must be pixels, or height and width"),
-    ({"image_size": "64x64x64"}, GridError, "must be pixels, or height and width"),
-    ({"image_size": -64}, GridError, "must be pixels"),
-    ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, GridError, "larger than the grid of 16 × 16.*'full'"),
-    ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, GridError, "has 3 numbers"),
+    ({"image_size": 30}, InputError, "not a multiple of the patch's 4"),
+    ({"image_size": 16}, InputError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
+    ({"image_size": "64 by 64"}, InputError, "must be pixels, or height and width"),
+    ({"image_size": "64x64x64"}, InputError, "must be pixels, or height and width"),
+    ({"image_size": -64}, InputError, "must be pixels"),
+    ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, InputError, "larger than the grid of 16 × 16.*'full'"),
+    ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, InputError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
     ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
-    ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),
-    ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of images"),
+    ({"image_size": 64, "positions": "rope:yarn"}, OptionError, "expected one of auto, tile, interpolate"),
+    ({"image_size": 64, "positions": "alibi"}, OptionError, "does not apply to the positions of images"),
     ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
     ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "give images as --search-images FOLDER"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import CheckpointError, LengthError
+from hf_longattn.errors import CheckpointError, InputError
 from hf_longattn.inputs.kind import kind_in
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
@@ -115,7 +115,7 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
     assert logits(long, inputs).isfinite().all()
     if not rotary:
         too_long = torch.cat([inputs["input_ids"][:1], torch.full((1, 1), 5)], 1)
-        with pytest.raises(LengthError, match=f"needs {NEW + 1} positions, but this model has {NEW};"):
+        with pytest.raises(InputError, match=f"needs {NEW + 1} positions, but this model has {NEW};"):
             long(too_long)
         logits(long, {"input_ids": torch.cat([inputs["input_ids"], torch.full((3, 7), pad)], 1),
                       "attention_mask": torch.cat([inputs["attention_mask"], torch.zeros(3, 7, dtype=torch.long)], 1)})  # fmt: skip

@@ -15,7 +15,7 @@ import transformers
 import hf_longattn
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, DestinationExistsError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family.definition import family_of
 from hf_longattn.positions.tables import DROPPED
 from tests.cases import every_case
@@ -60,7 +60,7 @@ def test_plan_takes_a_whole_attention_config_instead_of_options(built: Built) ->
 
 
 def test_plan_refuses_a_destination_that_exists(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(DestinationExistsError):
+    with pytest.raises(CheckpointError):
         plan_conversion(built("BertModel"), tmp_path)
 
 
@@ -184,15 +184,15 @@ def test_plan_puts_alibi_into_every_layer(built: Callable[[str], Path]) -> None:
 
 def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str], Path]) -> None:
     bert, llama = built("BertForMaskedLM"), built("LlamaForCausalLM")
-    with pytest.raises(PositionError, match=r"does not fit a model with rotary positions.*--option relative=alibi"):
+    with pytest.raises(OptionError, match=r"does not fit a model with rotary positions.*--option relative=alibi"):
         plan_conversion(llama, mechanism="window", positions="alibi")
-    with pytest.raises(PositionError, match=r"contradicts relative='shaw'; give positions='none'"):
+    with pytest.raises(OptionError, match=r"contradicts relative='shaw'; give positions='none'"):
         plan_conversion(bert, mechanism="window", relative="shaw", positions="alibi")
     with pytest.raises(OptionError, match="has no scores that relative positions could be added to"):
         plan_conversion(bert, mechanism="linear", positions="alibi")
-    with pytest.raises(PositionError, match=r"expected auto or one of .*none, alibi.*Did you mean 'alibi'"):
+    with pytest.raises(OptionError, match=r"expected auto or one of .*none, alibi.*Did you mean 'alibi'"):
         plan_conversion(bert, mechanism="window", positions="alibbi")
-    with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi"):
+    with pytest.raises(OptionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi"):
         plan_conversion(built("PegasusForConditionalGeneration"), positions="tile")
 
 

@@ -17,7 +17,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, pip
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import AudioError, CheckpointError, LengthError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import inspect_checkpoint
 from tests.reports import tensor_counts
@@ -188,8 +188,8 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     ),
     ({"image_size": 64}, OptionError, "--image-size is the size of images, but a Wav2Vec2ForCTC reads sound"),
     ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sound; give a recording as --verify-audio FILE"),
-    ({"positions": "tile"}, PositionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
-    ({"audio_seconds": 5}, LengthError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
+    ({"positions": "tile"}, OptionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
+    ({"audio_seconds": 5}, InputError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
     (
         {"mechanism": "auto", "search_text": "x"},
@@ -225,7 +225,7 @@ def test_plan_of_a_text_model_refuses_settings_of_sounds(tmp_path: Path) -> None
 class TestDamage:
     def test_conversion_refuses_a_file_that_is_no_recording(self, saved: Checkpoint, tmp_path: Path) -> None:
         (tmp_path / "talk.wav").write_bytes(b"RIFF")
-        with pytest.raises(AudioError, match=r"talk\.wav"):
+        with pytest.raises(InputError, match=r"talk\.wav"):
             convert_checkpoint(saved(), tmp_path / "long", verify_audio=tmp_path / "talk.wav")
         assert not (tmp_path / "long").exists()
 
@@ -238,7 +238,7 @@ class TestDamage:
     def test_conversion_refuses_a_feature_extractor_of_another_rate(self, saved: Checkpoint, tmp_path: Path) -> None:
         folder = saved(processor=False)
         transformers.Wav2Vec2FeatureExtractor(sampling_rate=8_000).save_pretrained(folder)
-        with pytest.raises(AudioError, match="takes 8,000 samples a second, but the model reads 16,000; correct sampling_rate"):
+        with pytest.raises(InputError, match="takes 8,000 samples a second, but the model reads 16,000; correct sampling_rate"):
             convert_checkpoint(folder, tmp_path / "long")
 
     def test_conversion_refuses_a_feature_extractor_of_another_model(self, saved: Checkpoint, tmp_path: Path) -> None:

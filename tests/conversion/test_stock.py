@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from hf_longattn import convert_checkpoint, export_native, plan_conversion
 from hf_longattn.cli.app import main
 from hf_longattn.conversion.stock import LongformerStock, choose_stock
-from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LongAttentionError
+from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.files import FORMAT_FIELD
 from hf_longattn.mechanisms import list_mechanisms
@@ -147,7 +147,7 @@ def test_every_base_and_mechanism_has_a_stock_architecture_or_a_reason(base: str
 
 def test_global_tokens_of_a_stock_checkpoint_can_be_left_to_the_caller(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "roberta", {**FIRST, "separate_global": True})
-    with pytest.raises(ExportError, match=r"has no stock form: Layer 0 has .*its head's global tokens.*--global-attention-mask"):
+    with pytest.raises(CheckpointError, match=r"has no stock form: Layer 0 has .*its head's global tokens.*--global-attention-mask"):
         export_native(tmp_path / "long", tmp_path / "stock")
     assert not (tmp_path / "stock").exists()
     report = export_native(tmp_path / "long", tmp_path / "stock", global_attention_mask=True)
@@ -155,7 +155,7 @@ def test_global_tokens_of_a_stock_checkpoint_can_be_left_to_the_caller(tmp_path:
     assert report.checks
     assert all("global tokens" in check.name for check in report.checks)
     save_long(tmp_path / "full", "roberta", FULL)
-    with pytest.raises(ExportError, match="takes no global_attention_mask; leave --global-attention-mask out"):
+    with pytest.raises(CheckpointError, match="takes no global_attention_mask; leave --global-attention-mask out"):
         export_native(tmp_path / "full", tmp_path / "other", global_attention_mask=True)
 
 
@@ -169,7 +169,7 @@ def test_refusal_for_global_tokens_names_options_that_a_stock_architecture_has(
     arguments += ["--max-length", "100", "--no-verify", "--overwrite"]
     with pytest.raises(SystemExit):
         main([*arguments, "--mechanism", "longformer"])
-    with pytest.raises(ExportError) as refused:
+    with pytest.raises(CheckpointError) as refused:
         export_native(tmp_path / "long", tmp_path / "stock", verify=False)
     advised = re.search(r"convert with (--mechanism .+), or export", str(refused.value))
     assert advised is not None, str(refused.value)
@@ -263,11 +263,11 @@ def test_convert_native_writes_in_one_hidden_folder_which_the_next_run_removes(c
 
 def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
-    with pytest.raises(ExportError, match="The result would have no stock form: Layer 0 has 'lsh'"):
+    with pytest.raises(CheckpointError, match="The result would have no stock form: Layer 0 has 'lsh'"):
         convert_checkpoint(source, tmp_path / "stock", mechanism="lsh", native=True)
     assert not (tmp_path / "stock").exists()
     (tmp_path / "stock").mkdir()
-    with pytest.raises(DestinationExistsError):
+    with pytest.raises(CheckpointError):
         convert_checkpoint(source, tmp_path / "stock", mechanism="window", native=True)
     with pytest.raises(LongAttentionError, match="--native writes a stock architecture, to which --remote-code does not apply"):
         convert_checkpoint(source, tmp_path / "other", mechanism="window", native=True, remote_code=True)

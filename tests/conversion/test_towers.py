@@ -14,7 +14,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint, export_checkpoint, plan_conversion
 from hf_longattn.cli import main
-from hf_longattn.errors import ExportError, LongAttentionError
+from hf_longattn.errors import CheckpointError, LongAttentionError
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cases import every_case
 from tests.grids import quickly
@@ -131,7 +131,7 @@ def test_plan_convert_and_inspect_print_both_towers(
     run(["inspect", str(tmp_path / "long")])
     assert {"LongCLIPModel,", "LongCLIPTextModel,", "LongCLIPVisionModel,"} <= set(capsys.readouterr().out.replace("(", " ").split())
     with pytest.raises(
-        ExportError, match=r"has the towers text and vision; save one apart: hf_longattn\.LongCLIPTextModel\.from_pretrained"
+        CheckpointError, match=r"has the towers text and vision; save one apart: hf_longattn\.LongCLIPTextModel\.from_pretrained"
     ):
         export_checkpoint(tmp_path / "long", tmp_path / "graph")
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from hf_longattn.data.audio import RECORDING_FILES, read_audio
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import AudioError, MissingExtraError
+from hf_longattn.errors import InputError, MissingExtraError
 from tests.cases import every_case
 
 RATE = 16_000
@@ -64,19 +64,19 @@ def test_read_audio_scales_whole_numbers_as_in_a_file(kind: Any) -> None:
 @pytest.mark.thorough
 def test_read_audio_refuses_or_resamples_another_sampling_rate() -> None:
     sound = encoded(tone(1, 44_100), 44_100)
-    with pytest.raises(AudioError, match=r"44,100 samples a second, but the model reads 16,000; resample it \(.* --resample, or ffmpeg"):
+    with pytest.raises(InputError, match=r"44,100 samples a second, but the model reads 16,000; resample it \(.* --resample, or ffmpeg"):
         read_audio(sound, RATE)
     heard = read_audio(sound, RATE, resample=True)
     assert len(heard) == RATE
     assert abs(np.abs(np.fft.rfft(heard)).argmax() - 440) <= 1
-    with pytest.raises(AudioError, match="8,000 samples a second"):
+    with pytest.raises(InputError, match="8,000 samples a second"):
         read_audio({"array": tone(1, 8_000), "sampling_rate": 8_000}, RATE)
 
 
 def test_read_audio_refuses_or_mixes_several_channels() -> None:
     left, right = tone(pitch=300), tone(pitch=500)
     for source in (encoded(np.stack([left, right], 1), subtype="FLOAT"), np.stack([left, right], 1), np.stack([left, right])):
-        with pytest.raises(AudioError, match=r"the sound has 2 channels, .* --mono"):
+        with pytest.raises(InputError, match=r"the sound has 2 channels, .* --mono"):
             read_audio(source, RATE)
         assert_allclose(read_audio(source, RATE, mono=True), (left + right) / 2, atol=1e-7)
     assert_array_equal(read_audio(left[None], RATE), left)
@@ -119,7 +119,7 @@ WHOLE = {form: encoded(tone(2), form=form) for form in ("WAV", "FLAC", "OGG", "M
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_read_audio_refuses_damaged_silent_and_infinite_sound(source: Any, sentence: str) -> None:
-    with pytest.raises(AudioError, match=sentence) as error:
+    with pytest.raises(InputError, match=sentence) as error:
         read_audio(source, RATE)
     assert "\n" not in str(error.value)
 
@@ -136,7 +136,7 @@ def test_read_audio_allocates_nothing_for_a_header_that_lies() -> None:
     """A FLAC of half a second whose header tells of weeks is cut, not allocated."""
     sound = bytearray(encoded(tone(), form="FLAC"))
     sound[21] |= 0x0F  # the upper four bits of 36 that count the samples
-    with pytest.raises(AudioError):
+    with pytest.raises(InputError):
         read_audio(bytes(sound), RATE)
 
 

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.training.task import task_names
-from tests.training import test_old_options as test_options
+from tests.training import test_options
 from tests.training.conftest import FAST, start_task
 from tests.training.speech import spoken
-from tests.training.test_old_options import DATA
+from tests.training.test_options import DATA
 
 models = test_options.models
 

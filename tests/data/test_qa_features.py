@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.data import qa_features
 from hf_longattn.data.documents import to_documents
 from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES
 
@@ -25,10 +25,10 @@ def text_of(record: dict, feature: object, first: int, last: int) -> str:
 
 
 def test_question_without_room_for_the_document_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
+    with pytest.raises(InputError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
         encode_qa(record, tokenizer, QAEncodingConfig(40, stride=64))
     for stride in (None, 0, 64):
-        with pytest.raises(LengthError, match="leaves 0 tokens for the document beside the question; lower --max-question-tokens, or"):
+        with pytest.raises(InputError, match="leaves 0 tokens for the document beside the question; lower --max-question-tokens, or"):
             encode_qa({**record, "question": "why " * 50}, tokenizer, QAEncodingConfig(40, stride=stride))
 
 

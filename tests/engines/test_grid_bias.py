@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
-from hf_longattn.errors import GridError
+from hf_longattn.errors import InputError
 from tests.cases import every_case
 
 HEADS, DIM = 2, 4
@@ -100,9 +100,9 @@ def test_a_grid_bias_reads_the_grid_of_each_sequence() -> None:
 
 def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:
     q = torch.randn(1, HEADS, 300, DIM)
-    with pytest.raises(GridError, match=r"must be \(heads, 9\), or \(heads, 12\) with entries for prefix tokens"):
+    with pytest.raises(InputError, match=r"must be \(heads, 9\), or \(heads, 12\) with entries for prefix tokens"):
         GridBias(torch.zeros(HEADS, 10), (2, 2))
-    with pytest.raises(GridError, match="pass grid= with 2 sizes"):
+    with pytest.raises(InputError, match="pass grid= with 2 sizes"):
         attend(q, q, q, "window", score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))
-    with pytest.raises(GridError, match="on another grid"):
+    with pytest.raises(InputError, match="on another grid"):
         attend(q, q, q, "window2d", window=4, grid=(300,), score_mod=GridBias(torch.zeros(HEADS, 9), (2, 2)))

@@ -15,7 +15,7 @@ from hf_longattn import list_mechanisms
 from .pretended_h100 import results
 
 pytestmark = pytest.mark.slow
-REFUSED = {"nystrom": "LengthError: Mechanism 'nystrom' averages the queries of a whole text"}
+REFUSED = {"nystrom": "InputError: Mechanism 'nystrom' averages the queries of a whole text"}
 """What mechanisms refuse on every device."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertTokenizerFast, PreTrainedModel
 
 import hf_longattn.families as families
-from hf_longattn.errors import LengthError, LongAttentionError
+from hf_longattn.errors import InputError, LongAttentionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from tests.reference.small_models import long_config
 from tests.trained import tokenizer_of
@@ -148,7 +148,7 @@ def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(model: PreTrai
             late_chunks(model, tokenizer, DOCUMENT, **arguments)  # type: ignore[arg-type]
     with pytest.raises(LongAttentionError, match=r"A passage is \(start, end\) in characters, .*; not 0"):
         late_chunks(model, tokenizer, [DOCUMENT], spans=[(0, 5)])
-    with pytest.raises(LengthError, match="too short for an overlap"):
+    with pytest.raises(InputError, match="too short for an overlap"):
         late_chunks(model, tokenizer, DOCUMENT, max_length=100, overlap=98)
     assert late_chunks(model, tokenizer, "") == [[]]
     assert late_chunks(model, tokenizer, []) == []

@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
-from hf_longattn.errors import CheckpointError, DestinationExistsError, ExportError, LengthError, MissingExtraError, OptionError
+from hf_longattn.errors import CheckpointError, InputError, MissingExtraError, OptionError
 from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import METHODS, REPORT, accuracy
 from hf_longattn.export.compression_input import CompressionInput
@@ -264,7 +264,7 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
     assert report.text == "text.txt"
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "small", dtype="auto").dtype == torch.bfloat16
     assert (tmp_path / "small" / "tokenizer.json").is_file()
-    with pytest.raises(LengthError, match="--length is 400, but the text has 300 tokens; give a longer text"):
+    with pytest.raises(InputError, match="--length is 400, but the text has 300 tokens; give a longer text"):
         compress_checkpoint(source, tmp_path / "other", method="bf16", text=text, length=400)
 
 
@@ -286,7 +286,7 @@ def test_compression_does_not_count_rows_of_roberta_that_are_no_positions(tmp_pa
     report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
     assert list(report.measured["after"]["loss"]) == ["64"]
     compress_checkpoint(tmp_path / "roberta", tmp_path / "ffn", method="prune-ffn", documents=2)
-    with pytest.raises(LengthError, match="--length is 66, but the model takes 64 tokens"):
+    with pytest.raises(InputError, match="--length is 66, but the model takes 64 tokens"):
         compress_checkpoint(tmp_path / "roberta", tmp_path / "other", method="bf16", length=66)
 
 
@@ -304,12 +304,12 @@ def test_compression_refuses_methods_shares_lengths_and_sources_that_do_not_fit(
     ):
         with pytest.raises(OptionError, match=message):
             compress_checkpoint(source, target, **{**QUICK, **settings})
-    with pytest.raises(LengthError, match="--length is 4096, but the model takes 512 tokens"):
+    with pytest.raises(InputError, match="--length is 4096, but the model takes 512 tokens"):
         compress_checkpoint(source, target, method="bf16", length=4096)
     compress_checkpoint(source, target, method="int8", **QUICK)
     with pytest.raises(CheckpointError, match="which can only be loaded; give the checkpoint that it was quantised from"):
         compress_checkpoint(target, tmp_path / "other", method="bf16")
-    with pytest.raises(DestinationExistsError, match="already exists"):
+    with pytest.raises(CheckpointError, match="already exists"):
         compress_checkpoint(source, target, method="bf16")
     with pytest.raises(CheckpointError, match=r"There is no folder .*; give a checkpoint folder or a Hub repository id"):
         compress_checkpoint(tmp_path / "nowhere", tmp_path / "other", method="bf16")
@@ -464,7 +464,7 @@ def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
     with pytest.raises(OptionError, match=r"reads pixel_values, and compressions are measured on texts; load it and call model\.optimize"):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
-    with pytest.raises(ExportError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"):
+    with pytest.raises(CheckpointError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"):
         export_checkpoint(tmp_path / "long", tmp_path / "small", format="torch")
     assert not (tmp_path / "small").exists()
 

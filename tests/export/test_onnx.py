@@ -17,7 +17,7 @@ import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn import reports as checks
 from hf_longattn.cli import main
-from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
+from hf_longattn.errors import CheckpointError, MissingExtraError
 from hf_longattn.export import graphs
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.reference.small_models import padding, tokens
@@ -122,14 +122,14 @@ def test_export_refuses_formats_tasks_and_models_that_do_not_fit(small: Path, tm
         ({"task": "fill-mask"}, "has no weights for"),
         ({"task": "translation"}, "has no head for the task"),
     ):
-        with pytest.raises(ExportError, match=sentence):
+        with pytest.raises(CheckpointError, match=sentence):
             export_checkpoint(small, target, **arguments)
-    with pytest.raises(ExportError, match="No layer of this model takes global tokens"):
+    with pytest.raises(CheckpointError, match="No layer of this model takes global tokens"):
         export_checkpoint(saved(tmp_path / "plain", "full"), target, global_attention_mask=True)
-    with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
+    with pytest.raises(CheckpointError, match="data-dependent control flow and cannot be exported"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
     monkeypatch.setattr(checks, "TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="differs from the model"):
+    with pytest.raises(CheckpointError, match="differs from the model"):
         export_checkpoint(tmp_path / "plain", target, format="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs the packages 'onnx', .* type pip install 'hf-longattn\[onnx\]'"):
@@ -149,7 +149,7 @@ def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path
     pytest.importorskip("onnxruntime")
     source = saved(tmp_path / "long", mechanism)
     if not mechanism_class(mechanism).traits.exports:
-        with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
+        with pytest.raises(CheckpointError, match="data-dependent control flow and cannot be exported"):
             export_checkpoint(source, tmp_path / "graph")
         return
     assert all(check.status == "passed" for check in export_checkpoint(source, tmp_path / "graph").checks)
@@ -161,7 +161,7 @@ def test_export_refuses_an_encoder_decoder(tmp_path: Path) -> None:
         encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, long_attention={"mechanism": "window", "window": 32},
     )  # fmt: skip
     families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
-    with pytest.raises(ExportError, match="A LongBartForConditionalGeneration has an encoder and a decoder"):
+    with pytest.raises(CheckpointError, match="A LongBartForConditionalGeneration has an encoder and a decoder"):
         export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
 
 
@@ -228,7 +228,7 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(tmp_path
     report = json.loads(capsys.readouterr().out)
     assert report["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert report["class_name"] == "LongBertModel"
-    with pytest.raises(DestinationExistsError, match="--overwrite"):
+    with pytest.raises(CheckpointError, match="--overwrite"):
         export_checkpoint(encoder, tmp_path / "graph", format="torch")
     assert json.loads((tmp_path / "graph" / "sentence_bert_config.json").read_text())["max_seq_length"] == LENGTH // 2
     program = torch.export.load(tmp_path / "graph" / "model.pt2").module()

@@ -16,7 +16,7 @@ import hf_longattn.families as families
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import dense_attention
 from hf_longattn.engines.common.paths import PathChoice, observe
-from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import padding, tokens
@@ -135,7 +135,7 @@ def test_tokens_of_deberta_are_global_by_option_as_by_mask() -> None:
 
 def test_deberta_refuses_global_tokens_that_no_layer_takes() -> None:
     model, ids = model_of(WINDOW, "ForTokenClassification"), tokens(2, LENGTH)
-    with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
+    with pytest.raises(InputError, match="no layer of this model takes global tokens"):
         model(ids, global_attention_mask=global_mask())
     with pytest.raises(OptionError, match="has none that can be found"):
         model_of({**LONGFORMER, "separate_global": True})

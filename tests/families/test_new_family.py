@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 from transformers.models.bert.configuration_bert import BertConfig
 
-from hf_longattn.errors import RegistrationError
+from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.attention_sites import attention_projections, own_projections
 from hf_longattn.modeling.family import definition as families
 from hf_longattn.modeling.family.config import LongConfig
@@ -100,21 +100,21 @@ class OddConfig(BertConfig):
 
 class TestANewFamilyRefuses:
     def test_a_config_without_a_model_type(self) -> None:
-        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"):
+        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"):
             Family(config_class(None), TABLE)
 
     def test_a_config_that_is_not_a_long_one(self) -> None:
-        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"):
+        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"):
             Family(BertConfig, TABLE)
 
     def test_neither_tables_nor_rotary_positions(self) -> None:
-        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*rope=True"):
+        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*rope=True"):
             Family(config_class())
 
     def test_a_model_type_that_is_taken(self) -> None:
         assert families.FAMILIES["bert"].base_model_type == "bert"
         with pytest.raises(
-            RegistrationError,
+            OptionError,
             match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type 'long_bert'",
         ):
             Family(config_class(), TABLE)
@@ -131,7 +131,7 @@ class TestANewFamilyRefuses:
         module = ModuleType("bert")
         vars(module).update(content, __file__="families/bert.py")
         monkeypatch.setattr(families, "load_module", lambda *_: module)
-        with pytest.raises(RegistrationError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"):
+        with pytest.raises(OptionError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"):
             families.FAMILIES["bert"]
 
 

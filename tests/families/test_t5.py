@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import hf_longattn
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, reference_attend
-from hf_longattn.errors import OptionError, PositionError
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
 from tests.cases import every_case
@@ -166,7 +166,7 @@ class TestT5(EncoderDecoderContract):
         with torch.no_grad():
             outputs = model(**inputs_of(name, 390))
         assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, Tensor))
-        with pytest.raises(PositionError, match="are terms of its scores, which hold at any length; expected auto"):
+        with pytest.raises(OptionError, match="are terms of its scores, which hold at any length; expected auto"):
             plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from hf_longattn import families
-from hf_longattn.errors import LengthError, LongAttentionError, MaskError, OptionError, PositionError
+from hf_longattn.errors import InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TOWER_FAMILIES, Shape, small_towers_config
 
@@ -152,12 +152,14 @@ def test_a_tower_that_does_not_exist_is_refused(long_attention: dict[str, Any], 
 def test_towers_refuse_lengths_and_masks_that_do_not_fit(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     model = long_model(base, tmp_path)
-    with pytest.raises(LengthError, match=rf"needs {NEW + 1} positions, but this model has {NEW}"):
+    with pytest.raises(InputError, match=rf"needs {NEW + 1} positions, but this model has {NEW}"):
         model(input_ids=captions(NEW + 1), **seeded_images(base))
     marks = torch.ones(3, KEPT, dtype=torch.long)
-    with pytest.raises(MaskError, match=r"global_attention_mask is for texts, and Long\w+ hands it to every tower; call get_text_features"):
+    with pytest.raises(
+        InputError, match=r"global_attention_mask is for texts, and Long\w+ hands it to every tower; call get_text_features"
+    ):
         model(input_ids=captions(KEPT), **seeded_images(base), global_attention_mask=marks)
-    with pytest.raises(PositionError, match=rf"has {TRAINED} positions and the config asks for {TRAINED - 1}"):
+    with pytest.raises(OptionError, match=rf"has {TRAINED} positions and the config asks for {TRAINED - 1}"):
         long_model(base, tmp_path, length=TRAINED - 1)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_longattn import explain
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import AudioError, LengthError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
@@ -155,7 +155,7 @@ class TestWhisperRefuses:
         save(tmp_path, WhisperForAudioClassification)
         model = of(WhisperForAudioClassification, tmp_path)
         with pytest.raises(
-            AudioError, match=r"input_features has shape .*, but must be \(batch, 16 mel bins, rows\) as the model's feature"
+            InputError, match=r"input_features has shape .*, but must be \(batch, 16 mel bins, rows\) as the model's feature"
         ):
             model(torch.randn(shape))
 
@@ -197,7 +197,7 @@ class TestConversionOfWhisper:
                 assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
                 assert "so transcripts are of no use; train the result by longattn train seq2seq --audio" in str(warning)
             advice = r"leave --audio-seconds out, .* chunk_length_s=1\), or convert it with --needs-training"
-            with pytest.raises(LengthError, match=advice) if writes else contextlib.nullcontext():
+            with pytest.raises(InputError, match=advice) if writes else contextlib.nullcontext():
                 assert not plan_conversion(tmp_path / "short", audio_seconds=2).warnings
 
     def test_a_pipeline_classifies_sounds_of_the_new_duration(self, tmp_path: Path) -> None:

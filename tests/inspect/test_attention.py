@@ -15,7 +15,7 @@ import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint
 from hf_longattn.cli.inspect import diagnosis_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError, UnknownMechanismError
+from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
 from hf_longattn.inspect import Diagnosis, captured_mass, diagnose, layer_attention
 from hf_longattn.inspect.candidates import Candidate, usual_candidates
 from hf_longattn.mechanisms import list_mechanisms
@@ -110,12 +110,12 @@ def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: 
 
 
 REFUSED = {
-    "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 are needed"),
+    "a text that is too short": ({"lengths": [128], "text": "three short words"}, InputError, "has .* tokens, but 128 are needed"),
     "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
     "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
-    "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*convert it first"),
-    "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
-    "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
+    "a length beyond the model": ({"lengths": [512]}, InputError, "ends at 256 tokens.*convert it first"),
+    "a length that is too small": ({"lengths": [3]}, InputError, "start at 16"),
+    "an unknown mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
     "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),
     "a file's name as the text": ({"text": __file__}, OptionError, r"give Path\("),
     "no queries": ({"queries": 0}, OptionError, "at least 1 query"),

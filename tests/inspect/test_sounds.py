@@ -11,7 +11,7 @@ from transformers import AutoFeatureExtractor, BertConfig, BertModel
 
 from hf_longattn.cli import main
 from hf_longattn.data.audio import read_audio
-from hf_longattn.errors import BackendError, CheckpointError, LengthError
+from hf_longattn.errors import BackendError, CheckpointError, InputError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import diagnose
 from tests.cases import every_case
@@ -72,7 +72,7 @@ def test_a_long_model_of_sound_and_its_checkpoint_have_the_same_attention(talk: 
 def test_longer_sounds_than_the_checkpoint_reads_are_refused(tmp_path: Path) -> None:
     with_extractor("whisper", "WhisperModel", tmp_path, max_source_positions=100)
     talk = recording(tmp_path / "talk.wav", 3.5)
-    with pytest.raises(LengthError, match=r"reads up to 2 seconds, but 3 seconds were given; convert it first"):
+    with pytest.raises(InputError, match=r"reads up to 2 seconds, but 3 seconds were given; convert it first"):
         diagnose(tmp_path, talk, lengths=[1, 3], candidates=["window:window=32"])
     assert [row.length for row in diagnose(tmp_path, talk, candidates=["window:window=32"], queries=8).lengths] == [100]
 

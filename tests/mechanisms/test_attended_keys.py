@@ -10,7 +10,7 @@ import torch
 from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import GridError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
@@ -128,5 +128,5 @@ def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name
     if reading.dtype == torch.bool:
         reading = softmax_over(scores[:, :, rows], reading.expand(weights.shape))
     torch.testing.assert_close(reading, weights, atol=1e-12, rtol=0)
-    with pytest.raises(GridError):
+    with pytest.raises(InputError):
         keys_or_weights(mechanism, q, k, AttentionCall(causal=False))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
 
@@ -56,7 +56,7 @@ def test_block_top_k_per_query_block_refuses_causal_calls_and_some_queries() -> 
     together = {"block_size": 16, "num_blocks": 2, "per": "query_block"}
     with pytest.raises(OptionError, match="exists only with causal=False"):
         attend(q, k, v, "block_top_k", causal=True, **together)
-    with pytest.raises(LengthError, match="selects keys for whole blocks of queries"):
+    with pytest.raises(InputError, match="selects keys for whole blocks of queries"):
         attend(q[:, :, -5:], k, v, "block_top_k", **together)
 
 

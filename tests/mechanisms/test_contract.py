@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
 from tests.cases import every_case
@@ -221,7 +221,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
     if not mechanism_class(name).traits.takes_fewer_queries:
-        with pytest.raises(LengthError, match=f"{q_len} queries"):
+        with pytest.raises(InputError, match=f"{q_len} queries"):
             attend(q[:, :, -q_len:], k, v, name, causal=causal, **place(name, 600), **small_options(name))
         return
     whole = attend(q, k, v, name, causal=causal, **small_options(name))

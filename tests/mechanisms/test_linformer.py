@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, reference_attend
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.linformer import SHARINGS
 from tests.cases import every_case
 from tests.mechanisms.definition import assert_equals_its_definition
@@ -62,5 +62,5 @@ def test_linformer_pooling_and_convolution_take_any_length() -> None:
 
 
 def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
-    with pytest.raises(LengthError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"):
+    with pytest.raises(InputError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"):
         attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)

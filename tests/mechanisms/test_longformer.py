@@ -15,7 +15,7 @@ from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common.global_rows import index_of_globals
-from hf_longattn.errors import LengthError, MaskError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.token_rules import TokenRule
 from tests.cases import every_case
@@ -119,9 +119,9 @@ def test_longformer_refuses_calls_and_options_without_what_global_tokens_need() 
     with pytest.raises(OptionError, match="hidden states, which this call does not have"):
         attend(q, k, v, "longformer", separate_global=True)
     marked = torch.ones(2, 40, dtype=torch.bool)
-    with pytest.raises(LengthError, match="needs the hidden states of all tokens"):
+    with pytest.raises(InputError, match="needs the hidden states of all tokens"):
         attend(q[:, :, -4:], k, v, separate(), causal=True, hidden_states=torch.randn(2, 4, WIDTH), global_mask=marked)
-    with pytest.raises(MaskError, match="pass the global tokens as a mask"):
+    with pytest.raises(InputError, match="pass the global tokens as a mask"):
         attend(q, k, v, "longformer", global_token_ids=(3,))
     for options in ({"global_token_ids": (-1,)}, {"separator_token_id": -5}):
         with pytest.raises(OptionError, match="token ids count from 0"):
@@ -174,7 +174,7 @@ def test_global_token_rules_of_a_model_equal_the_same_mask() -> None:
     with torch.no_grad():
         by_rule, by_mask = (model(ids, attention_mask=mask, **given)[0] for given in ({}, {"global_attention_mask": marks}))
     assert torch.equal(by_rule, by_mask)
-    with pytest.raises(MaskError, match="inputs_embeds came without input_ids"):
+    with pytest.raises(InputError, match="inputs_embeds came without input_ids"):
         model(inputs_embeds=torch.randn(1, 5, 32))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import GridError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.ordered import token_order
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
@@ -141,7 +141,7 @@ def test_ordered_mechanisms_read_the_grid_of_each_sequence() -> None:
     ids=str,
 )
 def test_orders_and_grids_that_do_not_fit_a_call_are_refused(name: str, options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(GridError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         attend(*qkv(12), name, **options)
 
 

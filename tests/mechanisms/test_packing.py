@@ -13,7 +13,7 @@ from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attentio
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.documents import documents_from, documents_in_mask
-from hf_longattn.errors import MaskError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.traits import needs_whole_batch
@@ -144,7 +144,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> None:
     arguments, message = BAD[case]
     x = torch.randn(arguments.pop("rows", 1) if "rows" in arguments else 1, 2, 6, 8)
-    with pytest.raises(MaskError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         attend(x, x, x, "window", window=4, **arguments)
     assert "\n" not in str(caught.value)
 
@@ -262,7 +262,7 @@ def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> N
     batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(features)
     batch.pop("labels")
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
-    with pytest.raises(MaskError, match="with a cache nothing keeps them apart; pass use_cache=False"):
+    with pytest.raises(InputError, match="with a cache nothing keeps them apart; pass use_cache=False"):
         model(**batch, use_cache=True)
 
 
@@ -284,17 +284,17 @@ def test_a_model_by_enable_long_attention_keeps_documents_apart() -> None:
 
 def test_models_refuse_packed_rows_and_masks_that_they_cannot_keep_apart() -> None:
     memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
-    with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document its own row"):
+    with pytest.raises(InputError, match="runs in segments with memory tokens; give each document its own row"):
         memory(tokens(1, LENGTH), **packed("position_ids", True))
     causal = torch.ones(60, 60, dtype=torch.bool).tril()
     without_a_pair, prefix = causal.clone(), causal.clone()
     without_a_pair[40, 3], prefix[:, :10] = False, True
     linear = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"})
     for mask, sentence in ((without_a_pair, "A four-dimensional attention_mask was given, but mechanism"), (prefix, "shows later keys")):
-        with pytest.raises(MaskError, match=sentence):
+        with pytest.raises(InputError, match=sentence):
             linear(tokens(1, 60), attention_mask=mask[None, None], use_cache=False)
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
-    with pytest.raises(MaskError, match="documents must ascend"):
+    with pytest.raises(InputError, match="documents must ascend"):
         model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
 
 

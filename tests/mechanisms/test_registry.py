@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
-from hf_longattn.errors import OptionError, RegistrationError
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.window import Window, WindowOptions
 from hf_longattn.names import module_names
@@ -75,7 +75,7 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
     (tmp_path / "theirs.py").write_text(HEAD + "\n" + code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
-    with pytest.raises(RegistrationError) as refused:
+    with pytest.raises(OptionError) as refused:
         importlib.import_module("theirs")
     assert re.search(sentence, str(refused.value)), refused.value
     assert set(registry.list_mechanisms()) == known
@@ -110,5 +110,5 @@ def test_options_that_a_mechanisms_module_does_not_define_are_refused() -> None:
 def test_the_file_of_a_mechanism_has_the_name_of_the_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module_names("mechanisms") == list_mechanisms()
     monkeypatch.setattr(registry, "module_names", lambda package: ["common"])
-    with pytest.raises(RegistrationError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
+    with pytest.raises(OptionError, match=r"registers no mechanism 'common'; give the file the name of its mechanism"):
         registry._discover.__wrapped__()

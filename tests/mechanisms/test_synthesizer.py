@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
@@ -79,7 +79,7 @@ def test_synthesizer_refuses_a_missing_length_and_longer_texts() -> None:
         build_mechanism("synthesizer", num_heads=2, head_dim=4)
     module = build_mechanism("synthesizer", num_heads=2, head_dim=4, max_length=16)
     x = torch.randn(1, 2, 17, 4)
-    with pytest.raises(LengthError, match=r"The input has 17 tokens.*parameters for 16.*max_length=17"):
+    with pytest.raises(InputError, match=r"The input has 17 tokens.*parameters for 16.*max_length=17"):
         attend(x, x, x, module)
     free = build_mechanism("synthesizer", num_heads=2, head_dim=4, variant="dot_product")
     assert attend(x, x, x, free).shape == x.shape

@@ -17,7 +17,7 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
-from hf_longattn.errors import GridError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.window2d import Window2d
 from tests.cases import every_case
 from tests.grids import pairwise
@@ -202,7 +202,7 @@ def test_window2d_compiles_to_one_graph(padded: bool) -> None:
 )
 def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell | None, words: str) -> None:
     q = torch.randn(1, HEADS, 600, DIM)
-    with pytest.raises(GridError) as refused:
+    with pytest.raises(InputError) as refused:
         attend(q, q, q, built({"window": window}), grid=sizes)
     assert words in str(refused.value)
 

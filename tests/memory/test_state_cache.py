@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from hf_longattn import attend
 from hf_longattn.engines.common.call import AttentionCall
-from hf_longattn.errors import LengthError, MaskError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
@@ -48,7 +48,7 @@ def test_a_cached_state_is_copied_and_moved_but_not_cropped() -> None:
     for name, tensor in layer.state.items():
         assert torch.equal(tensor, twin.state[name])
     assert not cache.is_croppable
-    with pytest.raises(LengthError, match="Tokens of this cache cannot be removed"):
+    with pytest.raises(InputError, match="Tokens of this cache cannot be removed"):
         layer.crop(-3)
 
 
@@ -56,11 +56,11 @@ def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
     longer, ids = model("gpt2"), tokens(2, 20)
     cache = DynamicCache(config=longer.config)
     longer(ids, past_key_values=cache)
-    with pytest.raises(LengthError, match="keeps a state in place of the earlier keys"):
+    with pytest.raises(InputError, match="keeps a state in place of the earlier keys"):
         longer(ids[:, :1], past_key_values=cache, output_attentions=True)
-    with pytest.raises(MaskError, match="four-dimensional"):
+    with pytest.raises(InputError, match="four-dimensional"):
         longer(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool))
-    with pytest.raises(MaskError, match="four-dimensional"):
+    with pytest.raises(InputError, match="four-dimensional"):
         longer(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool), use_cache=False)
     q = torch.randn(1, 2, 5, 4)
     with pytest.raises(OptionError, match="no scores"):
@@ -71,5 +71,5 @@ def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
     )
     with pytest.raises(OptionError, match="not from a state"):
         full.advance(q, q, q, None, AttentionCall.of())
-    with pytest.raises(MaskError, match=r"a cap on the scores \(softcap\) was given together with a cache"):
+    with pytest.raises(InputError, match=r"a cap on the scores \(softcap\) was given together with a cache"):
         cache.layers[0].attend(full, q, q, q, capped, False)

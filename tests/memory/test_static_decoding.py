@@ -11,7 +11,7 @@ from transformers import CompileConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 
 from hf_longattn import enable_long_attention, list_mechanisms
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
 from hf_longattn.modeling import backend
 from tests.cases import every_case
@@ -191,5 +191,5 @@ def test_a_text_longer_than_its_static_cache_is_refused() -> None:
     cache = StaticCache(config=model.config, max_cache_len=40)
     with torch.no_grad():
         model(tokens(1, 38), past_key_values=cache)
-        with pytest.raises(LengthError, match="max_cache_len=41"):
+        with pytest.raises(InputError, match="max_cache_len=41"):
             model(tokens(1, 3), attention_mask=torch.ones(1, 41), past_key_values=cache)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from tests.reference.small_models import tokens
 
 FULL = {"mechanism": "full"}
@@ -96,9 +96,9 @@ class EncoderDecoderContract(ABC):
             through = model(**inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global)
         assert (without.encoder_last_hidden_state - given.encoder_last_hidden_state).abs().max() > 1e-3
         assert torch.equal(without[self.answer], through[self.answer])
-        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
+        with pytest.raises(InputError, match="no layer of this model takes global tokens"):
             self.long_like(plain, base, WINDOW)(**inputs, global_attention_mask=is_global)
-        with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 39\)"):
+        with pytest.raises(InputError, match=r"global_attention_mask has shape \(2, 39\)"):
             model(**inputs, global_attention_mask=is_global[:, 1:])
 
     def test_a_long_decoder_sees_its_window_alone(self, base: str) -> None:

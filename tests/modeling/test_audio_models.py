@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_longattn.errors import AudioError, MaskError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
 from tests.cases import every_case
@@ -254,31 +254,31 @@ def row_of(samples: int) -> Tensor:
 
 SOUND = torch.zeros(1, 16_000)
 REFUSED: dict[str, tuple[dict[str, Tensor], type[Exception], str]] = {
-    "too short": ({"input_values": SOUND[:, :399]}, AudioError, r"has 399 samples, but a frame takes 400 \(0.025 s\)"),
+    "too short": ({"input_values": SOUND[:, :399]}, InputError, r"has 399 samples, but a frame takes 400 \(0.025 s\)"),
     "stereo": (
         {"input_values": torch.zeros(1, 2, 16_000)},
-        AudioError,
+        InputError,
         r"shape \(1, 2, 16000\), but must be \(batch, samples\); mix stereo down to one channel",
     ),
     "integers": (
         {"input_values": SOUND.to(torch.int16)},
-        AudioError,
+        InputError,
         "input_values are int16 numbers; give floats as the model's feature extractor does",
     ),
     "a mask of frames": (
         {"input_values": SOUND, "attention_mask": torch.ones(1, 49)},
-        MaskError,
+        InputError,
         r"has shape \(1, 49\), but must be \(batch, samples\) = \(1, 16000\)",
     ),
     "padding before the sound": (
         {"input_values": SOUND, "attention_mask": before_the_sound()},
-        MaskError,
+        InputError,
         'padding before sound, but padding must come after it; pad with padding_side="right"',
     ),
     **{
         f"a row of {samples} samples": (
             {"input_values": SOUND.expand(2, -1), "attention_mask": row_of(samples)},
-            AudioError,
+            InputError,
             f"sound of the batch has {samples} samples, but a frame takes 400",
         )
         for samples in (0, 300)
@@ -286,7 +286,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], type[Exception], str]] = {
     **{
         name: (
             {"input_values": SOUND, name: torch.zeros(1, 49)},
-            MaskError,
+            InputError,
             f"{name} is for texts, but LongWav2Vec2ForCTC reads input_values; leave {name} out",
         )
         for name in TEXT_ARGUMENTS
@@ -306,7 +306,7 @@ def test_wav2vec2_refuses_sounds_masks_and_arguments_that_do_not_fit(tmp_path: P
 def test_hubert_refuses_global_frames_that_its_layers_do_not_get(tmp_path: Path) -> None:
     saved("hubert", "HubertForCTC", tmp_path)
     model = long_model("hubert", "HubertForCTC", tmp_path, long_attention={"mechanism": "longformer"})
-    with pytest.raises(MaskError, match=r"does not hand global_attention_mask down to its layers.*global_tokens=0"):
+    with pytest.raises(InputError, match=r"does not hand global_attention_mask down to its layers.*global_tokens=0"):
         model(SOUND, global_attention_mask=torch.ones(1, 49))
 
 

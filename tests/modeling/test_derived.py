@@ -15,7 +15,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import hf_longattn.families
-from hf_longattn.errors import CheckpointError, PositionError
+from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FACTS_FILE, FAMILIES, stored_facts
 from scripts.dev.tools import check_derived
@@ -151,5 +151,5 @@ def test_rotary_positions_of_a_fixed_table_are_not_scaled(tmp_path: Path) -> Non
     assert model.config.max_position_embeddings == 2048
     with torch.no_grad():
         assert model(tokens(1, 2000)).logits.isfinite().all()
-    with pytest.raises(PositionError, match="transformers cannot scale the rotary positions of a GPTJForCausalLM"):
+    with pytest.raises(OptionError, match="transformers cannot scale the rotary positions of a GPTJForCausalLM"):
         hf_longattn.plan_conversion(tmp_path / "short", **settings, positions="rope:yarn")

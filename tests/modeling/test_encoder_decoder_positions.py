@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import hf_longattn.families as families
-from hf_longattn.errors import LengthError, PositionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.positions.tables import extend_table, sinusoids
 from tests.modeling.encoder_decoder_contract import WINDOW
 from tests.modeling.two_stacks import BASES, COVERING, GENERATING, ROWS, inputs_of, long_config, on_the_fly, plain_model
@@ -51,11 +51,11 @@ def test_a_decoder_may_have_another_length_than_the_encoder(base: str, tmp_path:
     model = on_the_fly(tmp_path, base, max_position_embeddings=200, max_decoder_position_embeddings=150, long_attention=COVERING)
     with torch.no_grad():
         assert model(tokens(1, 200), decoder_input_ids=tokens(1, 150)).logits.isfinite().all()
-    with pytest.raises(LengthError, match=r"needs 201 positions, but this model has 200.*--max-length 201"):
+    with pytest.raises(InputError, match=r"needs 201 positions, but this model has 200.*--max-length 201"):
         model(tokens(1, 201), decoder_input_ids=tokens(1, 5))
-    with pytest.raises(LengthError, match=r"needs 151 positions, but this decoder has 150.*--max-decoder-length 151"):
+    with pytest.raises(InputError, match=r"needs 151 positions, but this decoder has 150.*--max-decoder-length 151"):
         model(tokens(1, 20), decoder_input_ids=tokens(1, 151))
-    with pytest.raises(LengthError, match="this model has 200"):
+    with pytest.raises(InputError, match="this model has 200"):
         model.generate(tokens(1, 201), max_new_tokens=3)
 
 
@@ -80,7 +80,7 @@ def test_barts_two_special_rows_are_kept_once(strategy: str, tmp_path: Path) -> 
     old, new = plain.model.encoder.embed_positions.weight, model.model.encoder.embed_positions.weight
     assert torch.equal(new, extend_table(old, 302, offset=2, strategy=strategy))
     assert torch.equal(model.model.decoder.embed_positions.weight, plain.model.decoder.embed_positions.weight)
-    with pytest.raises(PositionError, match=r"96 positions and the config asks for 50.*max_decoder_position_embeddings=96"):
+    with pytest.raises(OptionError, match=r"96 positions and the config asks for 50.*max_decoder_position_embeddings=96"):
         on_the_fly(tmp_path, "bart", max_decoder_position_embeddings=50, long_attention=COVERING)
 
 
@@ -92,5 +92,5 @@ def test_sinusoids_of_a_longer_pegasus_are_computed(tmp_path: Path) -> None:
     assert torch.equal(model.model.encoder.embed_positions.weight, expected)
     assert torch.equal(sinusoids(300, 64), expected)
     assert not model.model.encoder.embed_positions.weight.requires_grad
-    with pytest.raises(PositionError, match=r"differs by up to .* from the sinusoids"):
+    with pytest.raises(OptionError, match=r"differs by up to .* from the sinusoids"):
         extend_table(torch.randn(10, 64), 20, offset=0, strategy="sinusoidal")

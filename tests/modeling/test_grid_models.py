@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, pipeline
 from transformers.models.auto import modeling_auto
 
-from hf_longattn.errors import GridError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import tiled_positions
 from tests.cases import every_case
@@ -273,13 +273,13 @@ class TestRefusals:
     def test_vit_refuses_a_size_that_is_no_multiple_of_the_patch(self, tmp_path: Path) -> None:
         saved("vit", "ViTForImageClassification", tmp_path)
         model = long_model("vit", "ViTForImageClassification", tmp_path)
-        with pytest.raises(GridError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
+        with pytest.raises(InputError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
             model(torch.randn(1, 3, 30, 32))
 
     def test_masked_image_modeling_refuses_an_image_that_is_no_square(self, tmp_path: Path) -> None:
         saved("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
-        with pytest.raises(GridError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
+        with pytest.raises(InputError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
             model(torch.randn(1, 3, 32, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])
@@ -306,5 +306,5 @@ def test_siglip_2_reads_images_of_one_size_without_padding(tmp_path: Path) -> No
         # The base computes the weights of its interpolation in float32, since transformers 5.24 by a formula of its own.
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
-        with pytest.raises(GridError, match="A sequence has 48 tokens, but its grid has 40"):
+        with pytest.raises(InputError, match="A sequence has 48 tokens, but its grid has 40"):
             model(pixel_values=inputs["pixel_values"], spatial_shapes=(5, 8))

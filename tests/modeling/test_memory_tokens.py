@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention
-from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
+from hf_longattn.errors import BackendError, InputError, OptionError
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import (
@@ -179,7 +179,7 @@ def test_generation_with_memory_tokens_equals_that_without_a_cache(base: str, op
     ids, mask = tokens(3, 90), padding(3, 90, left=True)
     arguments = {"attention_mask": mask, "max_new_tokens": 34, "do_sample": False, "eos_token_id": None}
     assert torch.equal(longer.generate(ids, **arguments), longer.generate(ids, use_cache=False, **arguments))
-    with pytest.raises(MemoryMismatchError, match="generates after input_ids"):
+    with pytest.raises(InputError, match="generates after input_ids"):
         longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)
 
 
@@ -187,11 +187,11 @@ def test_memory_tokens_refuse_inputs_options_and_models_that_do_not_fit() -> Non
     _, longer = pair("gpt2")
     ids = tokens(2, 100)
     memory = longer(ids, memory=longer.new_memory()).memory
-    with pytest.raises(MemoryMismatchError, match="batch of 2, but the input has 3 rows"):
+    with pytest.raises(InputError, match="batch of 2, but the input has 3 rows"):
         longer(tokens(3, 100), memory=memory)
-    with pytest.raises(MemoryMismatchError, match="another kind of model"):
+    with pytest.raises(InputError, match="another kind of model"):
         long_like(plain_model("gpt2"), "gpt2", {"mechanism": "full"})(ids, memory=memory)
-    with pytest.raises(MemoryMismatchError, match="there is no cache; pass use_cache=False"):
+    with pytest.raises(InputError, match="there is no cache; pass use_cache=False"):
         longer(ids, use_cache=True)
     with pytest.raises(OptionError, match="Attentions were asked for"):
         longer(ids, output_attentions=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hf_longattn.families as families
-from hf_longattn.errors import MaskError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import predicts_tokens
@@ -80,7 +80,7 @@ class TestEveryBase:
         assert torch.equal(out.last_hidden_state, again.last_hidden_state)
 
     def test_a_global_mask_of_the_wrong_shape_is_refused(self, base: str) -> None:
-        with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 29\), but must be .* \(2, 30\)"):
+        with pytest.raises(InputError, match=r"global_attention_mask has shape \(2, 29\), but must be .* \(2, 30\)"):
             long_model(base)(tokens(2, 30), global_attention_mask=torch.zeros(2, 29))
 
     @pytest.mark.thorough

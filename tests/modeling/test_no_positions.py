@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_longattn
-from hf_longattn.errors import MaskError, PositionError
+from hf_longattn.errors import InputError, OptionError
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.derived import WITHOUT_POSITIONS
 from tests.cases import every_case
@@ -45,7 +45,7 @@ def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str
 
 def test_positions_are_refused_for_models_without_them(tmp_path: Path) -> None:
     short("jamba", tmp_path / "short")
-    with pytest.raises(PositionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
+    with pytest.raises(OptionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
         hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
 
 
@@ -72,5 +72,5 @@ def test_packed_documents_are_refused_for_recurrent_layers(tmp_path: Path) -> No
     )
     long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
     ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
-    with pytest.raises(MaskError, match="recurrent layers of this model read across their borders; give each document its own row"):
+    with pytest.raises(InputError, match="recurrent layers of this model read across their borders; give each document its own row"):
         long(ids, documents=documents)

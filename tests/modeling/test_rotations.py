@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hf_longattn.families as families
-from hf_longattn.errors import PositionError
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from tests.cases import every_case
 from tests.reference.small_models import BASES, long_model, plain_config
@@ -45,5 +45,5 @@ def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str
 
 @every_case("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
 def test_self_extend_is_refused_for_bases_that_do_not_rotate_every_layer(base: str) -> None:
-    with pytest.raises(PositionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
+    with pytest.raises(OptionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import list_mechanisms
-from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory.cache_argument import CACHE
 from tests.cases import every_case
@@ -79,7 +79,7 @@ def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() 
     longer = model("gpt2")
     beyond, _ = segment_by_segment(longer, tokens(1, 700), 100, None)  # the table has 512 rows
     assert beyond.isfinite().all()
-    with pytest.raises(LengthError, match="positions"):
+    with pytest.raises(InputError, match="positions"):
         segment_by_segment(longer, tokens(1, 700), 100, "continue")
 
 
@@ -156,32 +156,32 @@ def test_the_memory_is_a_field_of_the_output() -> None:
 def test_a_memory_refuses_batches_masks_and_models_that_do_not_fit() -> None:
     longer, ids = model("gpt2"), tokens(2, 32)
     memory = longer(ids, memory=longer.new_memory()).memory
-    with pytest.raises(MemoryMismatchError, match="batch of 2, but the input has 3 rows"):
+    with pytest.raises(InputError, match="batch of 2, but the input has 3 rows"):
         longer(tokens(3, 32), memory=memory)
-    with pytest.raises(MemoryMismatchError, match="one flag for each row"):
+    with pytest.raises(InputError, match="one flag for each row"):
         longer(ids, memory=memory, memory_reset=torch.zeros(3))
-    with pytest.raises(MemoryMismatchError, match="without a memory"):
+    with pytest.raises(InputError, match="without a memory"):
         longer(ids, memory_reset=torch.zeros(2))
-    with pytest.raises(MemoryMismatchError, match=f"Both memory and {CACHE}"):
+    with pytest.raises(InputError, match=f"Both memory and {CACHE}"):
         longer(ids, memory=memory, past_key_values=longer(ids, use_cache=True).past_key_values)
-    with pytest.raises(MemoryMismatchError, match="is a list"):
+    with pytest.raises(InputError, match="is a list"):
         longer(ids, memory=[])
-    with pytest.raises(MaskError, match="that of the new tokens"):
+    with pytest.raises(InputError, match="that of the new tokens"):
         longer(ids, memory=memory, attention_mask=torch.ones(2, 64))
     with pytest.raises(OptionError, match="positions is 'absolute'"):
         longer.new_memory("absolute")
-    with pytest.raises(MemoryMismatchError, match="is no decoder"):
+    with pytest.raises(InputError, match="is no decoder"):
         long_like(plain_model("bert"), "bert", {"mechanism": "window"}).new_memory()
     longer.transformer.gradient_checkpointing = True
-    with pytest.raises(MemoryMismatchError, match="Gradient checkpointing"):
+    with pytest.raises(InputError, match="Gradient checkpointing"):
         longer.train()(ids, memory=memory)
     longer.use_base_attention("sdpa")
-    with pytest.raises(MemoryMismatchError, match="'sdpa', which has no memory"):
+    with pytest.raises(InputError, match="'sdpa', which has no memory"):
         longer.new_memory()
 
 
 def test_a_memory_is_refused_where_layers_get_no_cache() -> None:
     """It would read every segment as if it were the first, without a word."""
     model = long_model("clip_text_model", "CLIPTextModel", {"mechanism": "window", "window": 8})
-    with pytest.raises(MemoryMismatchError, match="remembers nothing; use a decoder without its head"):
+    with pytest.raises(InputError, match="remembers nothing; use a decoder without its head"):
         model(tokens(1, 8), memory=model.new_memory())

@@ -13,7 +13,7 @@ from transformers import AutoConfig, CwmConfig, DynamicCache, LlamaConfig, Llama
 
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError, MaskError, OptionError
+from hf_longattn.errors import CheckpointError, InputError, OptionError
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
@@ -160,7 +160,7 @@ class TestCappedScores:
         plain = plain_model("gemma2", attn_logit_softcapping=None)
         long_like(plain, "gemma2", {"mechanism": "hedgehog"}, attn_logit_softcapping=None)
         enabled = families.enable_long_attention(plain_model("gemma2"), {"mechanism": "hedgehog"})
-        with pytest.raises(MaskError, match="A cap on the scores was given, but mechanism 'hedgehog' has no"):
+        with pytest.raises(InputError, match="A cap on the scores was given, but mechanism 'hedgehog' has no"):
             enabled(tokens(1, 10))
 
     @pytest.mark.thorough

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_longattn import enable_long_attention, list_mechanisms
-from hf_longattn.errors import MaskError
+from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.token_rules import TokenRule
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
@@ -185,9 +185,9 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
             outs = [model(ids, global_attention_mask=given).last_hidden_state for given in (mask, 0 * mask)]
             assert torch.equal(*outs) == covered, name
         else:
-            with pytest.raises(MaskError, match=f"no layer of this model takes global tokens .its mechanism is '{name}'"):
+            with pytest.raises(InputError, match=f"no layer of this model takes global tokens .its mechanism is '{name}'"):
                 model(ids, global_attention_mask=mask)
-            with pytest.raises(MaskError, match="no layer of this model takes global tokens"):  # as long as what the window covers
+            with pytest.raises(InputError, match="no layer of this model takes global tokens"):  # as long as what the window covers
                 model(ids, global_attention_mask=mask[:, :1])
     mixed = built({"mechanism": "window", "window": 4, "layers": {1: {"mechanism": "longformer", "window": 4}}})
     assert mixed(ids, global_attention_mask=mask).last_hidden_state.shape[:2] == ids.shape

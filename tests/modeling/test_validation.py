@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import hf_longattn.families as families
-from hf_longattn.errors import LengthError, PositionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.modeling.family.validation import known_length
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
@@ -23,11 +23,11 @@ def test_a_text_longer_than_the_position_table_is_refused(base: str, name: str, 
     model = getattr(families, name)(long_config(base, WINDOW)).eval()
     with torch.no_grad():
         model(tokens(1, limit))
-        with pytest.raises(LengthError, match=f"needs {limit + 1} positions, but this model has {limit}") as caught:
+        with pytest.raises(InputError, match=f"needs {limit + 1} positions, but this model has {limit}") as caught:
             model(tokens(1, limit + 1))
         assert "\n" not in str(caught.value)
         assert f"truncation=True, max_length={limit}" in str(caught.value)
-        with pytest.raises(LengthError):
+        with pytest.raises(InputError):
             model(inputs_embeds=torch.zeros(1, limit + 1, 64))
 
 
@@ -40,13 +40,13 @@ def test_padding_of_roberta_and_mpnet_takes_no_position(base: str, pad: int, fil
     with torch.no_grad():
         out = model(padded, attention_mask=(padded != filled).long()).last_hidden_state
         assert torch.allclose(out[:, :length], model(ids).last_hidden_state, atol=1e-5)
-    with pytest.raises(LengthError, match=f"needs {length + 1} positions, but this model has {length};"):
+    with pytest.raises(InputError, match=f"needs {length + 1} positions, but this model has {length};"):
         model(torch.cat([padded, ids[:, :1]], 1))
 
 
 def test_generation_beyond_the_position_table_is_refused() -> None:
     model = families.LongGPT2LMHeadModel(long_config("gpt2", WINDOW)).eval()
-    with pytest.raises(LengthError, match="this model has 512"):
+    with pytest.raises(InputError, match="this model has 512"):
         model.generate(tokens(1, 500), max_new_tokens=20, do_sample=False, eos_token_id=None)
     left_padded, mask = torch.cat([torch.full((1, 30), 3), tokens(1, 490)], 1), (torch.arange(520) >= 30).long()[None]
     model.generate(left_padded, attention_mask=mask, max_new_tokens=5, do_sample=False, eos_token_id=None)
@@ -61,7 +61,7 @@ def test_rotary_positions_have_no_end() -> None:
 def test_a_config_shorter_than_the_checkpoint_is_refused(tmp_path: Path) -> None:
     plain_model("bert").save_pretrained(tmp_path)
     config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=256)
-    with pytest.raises(PositionError, match="has 512 positions and the config asks for 256"):
+    with pytest.raises(OptionError, match="has 512 positions and the config asks for 256"):
         families.LongBertModel.from_pretrained(tmp_path, config=config)
 
 

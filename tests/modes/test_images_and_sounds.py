@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.errors import MaskError, MemoryMismatchError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config
@@ -82,7 +82,7 @@ def test_rows_of_images_and_sounds_are_those_alone_in_every_way_of_calling(base:
 @pytest.mark.thorough
 @every_case("base", BASES)
 def test_images_and_sounds_have_no_memory(base: str) -> None:
-    with pytest.raises(MemoryMismatchError, match="a memory holds past tokens only"):
+    with pytest.raises(InputError, match="a memory holds past tokens only"):
         built(base).new_memory()
 
 
@@ -98,6 +98,6 @@ def test_images_refuse_segments(base: str) -> None:
 def test_images_refuse_arguments_of_texts(base: str) -> None:
     model, inputs = built(base), grid_models.inputs_of(base)
     for name in REFUSED_ARGUMENTS:
-        with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {model.main_input_name}; leave {name} out"):
+        with pytest.raises(InputError, match=f"{name} is for texts, but Long.* reads {model.main_input_name}; leave {name} out"):
             model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
     model(**inputs, **dict.fromkeys(REFUSED_ARGUMENTS))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.errors import MaskError
+from hf_longattn.errors import InputError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens
 from tests.reference.small_models import checkpoint_activations
@@ -264,7 +264,7 @@ def compiled(call: Call) -> Call:
             return call(torch.compile(model, dynamic=True, backend="aot_eager"), arguments)
         except RuntimeError as error:
             if str(error).startswith("Several documents are packed into one row"):  # an assertion of the graph has PyTorch's type
-                raise MaskError(str(error)) from error
+                raise InputError(str(error)) from error
             raise
 
     return run

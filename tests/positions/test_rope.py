@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from hf_longattn.errors import PositionError
+from hf_longattn.errors import OptionError
 from hf_longattn.positions.rope import rope_parameters
 from tests.cases import every_case
 
@@ -58,7 +58,7 @@ def test_a_rope_base_replaces_the_old_one() -> None:
 
 @every_case("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
 def test_a_rope_base_is_a_positive_number(value: str) -> None:
-    with pytest.raises(PositionError, match="rope:base:8000000"):
+    with pytest.raises(OptionError, match="rope:base:8000000"):
         rope_parameters(f"rope:base{value}", PLAIN, old_length=64, new_length=256)
 
 
@@ -95,12 +95,12 @@ def test_longrope_reads_its_factors_from_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_rope_refuses_rules_files_and_scalings_that_do_not_fit(positions: str, old: dict, sentence: str) -> None:
-    with pytest.raises(PositionError, match=sentence):
+    with pytest.raises(OptionError, match=sentence):
         rope_parameters(positions, old, old_length=64, new_length=256)
 
 
 def test_rope_refuses_a_shorter_length() -> None:
-    with pytest.raises(PositionError, match="can only grow"):
+    with pytest.raises(OptionError, match="can only grow"):
         rope_parameters("auto", PLAIN, old_length=64, new_length=32)
 
 

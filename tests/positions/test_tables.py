@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn.errors import PositionError
+from hf_longattn.errors import OptionError
 from hf_longattn.positions.tables import STRATEGIES, extend_table, keeps_old_rows, unchanged_rows
 from tests.cases import every_case
 
@@ -93,5 +93,5 @@ def test_every_strategy_for_position_tables_keeps_dtype_and_source(strategy: str
     ],
 )
 def test_position_tables_that_cannot_be_extended_are_refused(arguments: dict, sentence: str) -> None:
-    with pytest.raises(PositionError, match=sentence):
+    with pytest.raises(OptionError, match=sentence):
         extend_table(table(10), **arguments)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longattn import LongLlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import PositionError
+from hf_longattn.errors import OptionError
 from tests.cases import every_case
 from tests.reference.small_models import tokens
 
@@ -73,5 +73,5 @@ def test_scaled_rope_differs_from_plain_beyond_the_old_length(source: Path, kind
 def test_longrope_factors_that_do_not_fit_are_refused(source: Path, wrong: list[Any]) -> None:
     file = source.parent / "wrong.json"
     file.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": wrong}))
-    with pytest.raises(PositionError, match=r"long_factor must be a list of 8 positive numbers, one for each rotary frequency"):
+    with pytest.raises(OptionError, match=r"long_factor must be a list of 8 positive numbers, one for each rotary frequency"):
         convert_checkpoint(source, source.parent / "long", mechanism="full", max_length=NEW, positions=f"rope:longrope:{file}")

@@ -16,7 +16,7 @@ from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.data.sources import DataError
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.errors import BackendError, CheckpointError, GridError, LengthError, LongAttentionError, OptionError
+from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
@@ -163,9 +163,9 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "give an image or a folder of images"),
     ({"text": Path("missing")}, DataError, "does not exist; give an image, or a folder"),
     ({"length": 512}, OptionError, "give the size as --image-size 1024"),
-    ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
-    ({"compare_at": 96}, LengthError, "images of up to 64 × 64 pixels"),
-    ({"compare_at": 33}, GridError, "not a multiple of the patch's 4"),
+    ({"image_size": 30}, InputError, "not a multiple of the patch's 4"),
+    ({"compare_at": 96}, InputError, "images of up to 64 × 64 pixels"),
+    ({"compare_at": 33}, InputError, "not a multiple of the patch's 4"),
     ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
     ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "for example --candidate window2d:window=8"),
 ]

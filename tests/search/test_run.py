@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 
 import hf_longattn
 from hf_longattn.cli import main
-from hf_longattn.errors import DestinationExistsError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import search_design
 from hf_longattn.search.costs import LayerCost, LayerCosts
@@ -181,13 +181,13 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
     "no setting": ({"peices": 3}, OptionError, "'peices' is not a setting of a search; expected one of .* 'pieces'"),
-    "a mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
+    "a mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
     "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
     "no candidate": ({"candidates": []}, OptionError, "There is no candidate"),
     "segments": ({"candidates": ["recurrent_memory"]}, OptionError, "reads a text segment by segment"),
     "a device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
-    "too long a comparison": ({"compare_at": 65}, LengthError, "compared on texts of up to 64 tokens"),
-    "too short a result": ({"length": 32}, LengthError, "The source takes 64 tokens"),
+    "too long a comparison": ({"compare_at": 65}, InputError, "compared on texts of up to 64 tokens"),
+    "too short a result": ({"length": 32}, InputError, "The source takes 64 tokens"),
 }
 
 
@@ -202,7 +202,7 @@ def test_a_search_refuses_settings_that_do_not_fit(case: str, encoder: Path, tex
 def test_a_search_refuses_texts_that_are_too_short_or_missing(encoder: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("A few words.", encoding="utf-8")
-    with pytest.raises(LengthError, match=r"has \d+ tokens, but the search reads 64 at once; give a longer text"):
+    with pytest.raises(InputError, match=r"has \d+ tokens, but the search reads 64 at once; give a longer text"):
         search_design(encoder, short, tmp_path / "design.yaml", length=128)
     assert not (tmp_path / "design.yaml").exists()
     with pytest.raises(LongAttentionError, match=r"The text .* cannot be read"):
@@ -212,6 +212,6 @@ def test_a_search_refuses_texts_that_are_too_short_or_missing(encoder: Path, tmp
 def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path: Path) -> None:
     """Before anything is measured."""
     (tmp_path / "design.yaml").write_text("mine")
-    with pytest.raises(DestinationExistsError, match=r"design\.yaml' already exists; choose another file"):
+    with pytest.raises(CheckpointError, match=r"design\.yaml' already exists; choose another file"):
         search_design(encoder, text, tmp_path / "design.yaml", length=128, candidates=CANDIDATES)
     assert (tmp_path / "design.yaml").read_text() == "mine"

@@ -11,7 +11,7 @@ import pytest
 import hf_longattn
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import unsuitable, usual_candidates
@@ -83,9 +83,9 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": Path("missing")}, DataError, "does not exist; give an audio file, or a folder"),
     ({"length": 512}, OptionError, "give its duration as --audio-seconds 600"),
     ({"image_size": 512}, OptionError, "give its duration as --audio-seconds 600"),
-    ({"audio_seconds": 3}, LengthError, "3 seconds are too few"),
-    ({}, LengthError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
-    ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the checkpoint reads, not of 16"),
+    ({"audio_seconds": 3}, InputError, "3 seconds are too few"),
+    ({}, InputError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
+    ({"compare_at": 16}, InputError, "on sounds of up to 15 seconds, which the checkpoint reads, not of 16"),
     ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads an image's patches"),
 ]
 

@@ -23,7 +23,7 @@ from hf_longattn.training.task import task_names
 from hf_longattn.training.training_loop import check_rows
 from tests.training.conftest import checkpoint
 from tests.training.speech import speech_checkpoint, spoken
-from tests.training.test_old_options import DATA
+from tests.training.test_options import DATA
 from tests.training.test_seq2seq import bart
 
 pytestmark = pytest.mark.usefixtures("families_hidden")

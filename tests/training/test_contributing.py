@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 import hf_longattn.training.tasks
 from hf_longattn.cli.train import train
-from hf_longattn.errors import RegistrationError, UsageError
+from hf_longattn.errors import OptionError, UsageError
 from hf_longattn.training.task import load_task, task_names, task_summary
 from tests.training.conftest import checkpoint
-from tests.training.test_old_options import LINE as OPTIONS_OF_ALL_TASKS
+from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
@@ -66,7 +66,7 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
 
 def test_task_file_without_docstring_arguments_or_main_is_refused(folder: Path) -> None:
     (folder / "empty.py").write_text('"""Nothing."""\n')
-    with pytest.raises(RegistrationError, match=r"empty.py is no task; it needs a docstring, ARGUMENTS"):
+    with pytest.raises(OptionError, match=r"empty.py is no task; it needs a docstring, ARGUMENTS"):
         load_task("empty")
     with pytest.raises(UsageError, match=r"There is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
         load_task("clasify")

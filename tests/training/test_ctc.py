@@ -41,7 +41,7 @@ from hf_longattn.data.transcripts import (
     load_transcribed,
     without_unknown,
 )
-from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels, output_frames
@@ -255,8 +255,8 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
     (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
     (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (AudioError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
-        (AudioError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
+        (InputError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
+        (InputError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
         (DataError, "bad.wav has no transcript", {"data": folder("empty", speech("ab"), text="")}),
         (
@@ -268,7 +268,7 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
         (DataError, "not 'sound'; name one with --audio-column", {"audio_column": "sound"}),
         (DataError, "Row 2 of .*gap.csv has no audio file", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
-        (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
+        (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
         (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.jsonl")]}),
         (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),

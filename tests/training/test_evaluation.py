@@ -39,7 +39,8 @@ from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classification import WORDS, rows, table
 from tests.training.test_multitask import three_tasks
-from tests.training.test_old_options import DATA, numbers_of
+from tests.training.test_old_options import numbers_of
+from tests.training.test_options import DATA
 from tests.training.test_processes import ROOT, free_port
 
 USUAL = ["--no-bf16", "--disable-tqdm", "True"]

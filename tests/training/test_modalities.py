@@ -25,7 +25,7 @@ from transformers import (
 from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import Hearing
-from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError, flag
+from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError, flag
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
@@ -241,7 +241,7 @@ def test_recordings_that_do_not_fit_the_backbone_are_refused(backbone: str, task
             (folder / name).mkdir(parents=True)
             for number in range(6):
                 soundfile.write(folder / name / f"{number}.wav", tone(pitch, number, seconds, rate), rate)
-        with pytest.raises(AudioError, match=words):
+        with pytest.raises(InputError, match=words):
             finetune_multitask(*settings(backbone, tmp_path / "out", [*lines(tasks)[:2], f"tone=audio:{folder}"]))
     for name, colour in COLOURS.items():
         (tmp_path / "photos" / name).mkdir(parents=True)

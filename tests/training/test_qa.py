@@ -31,7 +31,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
 from hf_longattn.data.qa_features import QACollator, QAEncodingConfig, encode_qa, to_features
 from hf_longattn.data.qa_schemas import load_qa, save_qa
-from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.evaluation import evaluation_arguments
@@ -379,9 +379,9 @@ def test_qa_reads_long_documents_in_windows_cuts_or_refuses_them(checkpoint: str
     for length, shared in ((64, 16), (128, 32), (384, 96), (512, 128), (4096, 128)):
         assert QADataArguments(data=[data]).shared_tokens(length) == shared
     assert run(max_length=64)["features"] > run(max_length=128)["features"] > 16
-    with pytest.raises(LengthError, match=r"--max-length 128 leaves 119 tokens .* not more than the stride 128; lower --stride"):
+    with pytest.raises(InputError, match=r"--max-length 128 leaves 119 tokens .* not more than the stride 128; lower --stride"):
         run(max_length=128, stride=128)
-    with pytest.raises(LengthError, match="give --long-documents windows"):
+    with pytest.raises(InputError, match="give --long-documents windows"):
         run(long_documents="refuse")
     with pytest.raises(OptionError, match="--stride has no effect with --long-documents truncate"):
         run(long_documents="truncate", stride=32)

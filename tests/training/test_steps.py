@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.run.losses import share_of_step
-from hf_longattn.training.old_trainer import LongTrainer
 from hf_longattn.training.task import load_task, task_names
+from hf_longattn.training.trainer import LongTrainer, Minutes
 from tests.cases import every_case
-from tests.training import test_old_options as test_options
-from tests.training.test_old_options import DATA, Runner, is_one_sentence
+from tests.training import test_options
+from tests.training.test_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner
 ROWS = 4
@@ -43,22 +44,17 @@ class Stop(Exception):
     """Ends a command whose trainer was compared."""
 
 
-class TwoProcesses:
-    """An accelerator of two processes, of which the other one has ``other`` labels."""
-
-    def __init__(self, other: int) -> None:
-        self.other = other
-
-    def reduce(self, count: Tensor, reduction: str) -> Tensor:
-        return (count + self.other) / (2 if reduction == "mean" else 1)
-
-
-def test_step_of_two_processes_is_the_mean_over_all_their_labels() -> None:
+def test_step_of_two_processes_is_the_mean_over_all_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are averaged over the processes, so that of three labels and of one count as the four together."""
     labels, losses, parts = (3, 1), (1.0, 2.0), []
     for own, other, loss in zip(labels, labels[::-1], losses, strict=True):
-        trainer: Any = SimpleNamespace(accelerator=TwoProcesses(other), args=SimpleNamespace(average_tokens_across_devices=True))
-        items = LongTrainer.over_processes(trainer, torch.tensor(own))
+        trainer: Any = object.__new__(LongTrainer)
+        trainer.state, trainer.minutes = SimpleNamespace(global_step=0, max_steps=1), Minutes()
+        trainer.args = SimpleNamespace(average_tokens_across_devices=True)
+        trainer.accelerator = SimpleNamespace(reduce=lambda count, _, other=other: (count + other) / 2)
+        trainer.items_of = lambda batch: batch["labels"]
+        monkeypatch.setattr(transformers.Trainer, "get_batch_samples", lambda *_, own=own: ([{"labels": own}], None))
+        _, items = LongTrainer.get_batch_samples(trainer, iter(()), 1, torch.device("cpu"))
         parts.append(float(share_of_step(torch.tensor(loss), torch.tensor(own), items)))
     assert sum(parts) / 2 == pytest.approx((3 * 1.0 + 1 * 2.0) / 4)
 
@@ -126,11 +122,11 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
 @pytest.mark.thorough
 @every_case("task", task_names(), of=3)
 def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
+    if task == "embed":
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:
         without_dropout(Path(path))
-    train, found = LongTrainer.train, {}
+    train, found = transformers.Trainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -140,7 +136,7 @@ def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: di
             found.update({f"{case} {factor} {name}": value for name, value in differences(self, train)})
         raise Stop
 
-    monkeypatch.setattr(LongTrainer, "train", compare)
+    monkeypatch.setattr(transformers.Trainer, "train", compare)
     for number, case in enumerate(CASES.get(task, [""])):
         with pytest.raises(Stop):
             runner(task, f"--batch-size {ROWS} {case}", output=str(number))
@@ -169,7 +165,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
 ) -> None:
     """Two batches of tags, with many and few labels, and one of classes: tags count by two thirds."""
     without_dropout(Path(models["multitask"]))
-    train, found = LongTrainer.train, {}
+    train, found = transformers.Trainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -190,7 +186,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
         found["gradient"], found["loss"] = far(mixed, (2 * gradient + other) / 3), abs(3 * loss / (2 * tag_loss + class_loss) - 1)
         raise Stop
 
-    monkeypatch.setattr(LongTrainer, "train", compare)
+    monkeypatch.setattr(transformers.Trainer, "train", compare)
     rows = [{**row, **tagged} for row, tagged in zip(DATA["classify"], DATA["tokens"], strict=True)]
     data = tmp_path / "data.jsonl"
     with pytest.raises(Stop):
@@ -201,7 +197,7 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
 @pytest.mark.thorough
 @every_case("task", task_names(), of=4)
 def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, runner: Runner) -> None:
-    if "sentence" in getattr(load_task(task), "EXTRAS", ()):
+    if task == "embed":
         pytest.importorskip("sentence_transformers")
     code, run = runner(task, "--learning-rate 1e30 --no-eval-on-start")
     assert code == 1, run.said

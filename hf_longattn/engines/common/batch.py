@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
-from ...errors import MaskError
+from ...errors import InputError
 
 Derived = TypeVar("Derived")
 Place = tuple[int, int, int]
@@ -260,7 +260,7 @@ def _borders(mask: Tensor | None, documents: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_ascending(descending: bool) -> None:
     if descending:
-        raise MaskError(
+        raise InputError(
             "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
             "number the documents in the order of their tokens."
         )

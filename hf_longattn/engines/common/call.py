@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import GridError
+from ...errors import InputError
 from .batch import Batch, DocumentLabels, all_finite, in_graph, no_fused_kernels
 from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
@@ -218,12 +218,12 @@ class AttentionCall:
         """The grid that all rows share.
 
         Raises:
-            GridError: the grids differ.
+            InputError: the grids differ.
         """
         if not isinstance(self.grid, tuple):
             return self.grid
         if len(set(self.grid)) != 1:
-            raise GridError(
+            raise InputError(
                 f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows run "
                 "together; pass padding_mask or documents to tell the sequences apart, and run without torch.compile."
             )

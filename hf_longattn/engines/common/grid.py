@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from ...errors import GridError, OptionError
+from ...errors import InputError, OptionError
 
 ORDERS = ("raster", "columns", "hilbert")
 """Named orders of tokens. ``tiles:8x8``, with any sizes, is another order."""
@@ -38,7 +38,7 @@ class Grid:
         numbers = (*self.sizes, self.prefix)
         integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)  # an exported graph's numbers are not int
         if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
-            raise GridError(
+            raise InputError(
                 f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
                 "and the prefix at least 0; for example Grid((64, 64), prefix=1)."
             )
@@ -63,9 +63,9 @@ class Grid:
         return self.prefix + self.cells
 
     def check(self, tokens: Any) -> None:
-        """Raise :class:`GridError` unless the grid has this many tokens."""
+        """Raise :class:`InputError` unless the grid has this many tokens."""
         if tokens != self.length:
-            raise GridError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
+            raise InputError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
 
     def places(self, positions: Any) -> tuple[Any, ...]:
         """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative first coordinate."""
@@ -79,10 +79,10 @@ class Grid:
         """``values`` with one entry for each axis. A single value serves all axes.
 
         Raises:
-            GridError: there are several values, but not one for each axis.
+            InputError: there are several values, but not one for each axis.
         """
         if len(values) not in (1, self.rank):
-            raise GridError(
+            raise InputError(
                 f"Option {name!r} has {len(values)} numbers, {'+'.join(map(str, values))}, but the grid has {self.rank} axes "
                 f"({self}); give one number, or one for each axis."
             )
@@ -93,13 +93,13 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
-        GridError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
+        InputError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
     """
     if grid is None:
-        raise GridError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
+        raise InputError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
     if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
         if prefix:
-            raise GridError(
+            raise InputError(
                 f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), prefix={prefix})."
             )
         if isinstance(grid, Grid):
@@ -108,7 +108,7 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
             return tuple(entry for entry in grid if isinstance(entry, Grid))
     elif isinstance(grid, Sequence) and not isinstance(grid, str):
         return Grid(tuple(grid), prefix)  # type: ignore[arg-type]
-    raise GridError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
+    raise InputError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
 
 
 def check_order(order: Any) -> str:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import GridError
+from ...errors import InputError
 from .batch import graph_property
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
@@ -354,7 +354,7 @@ class GridBias(ScoreTerm):
     def __post_init__(self) -> None:
         distances = math.prod(self._distances)
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
-            raise GridError(
+            raise InputError(
                 f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
                 f"(heads, {distances}), or (heads, {distances + PREFIX_PAIRS}) with entries for prefix tokens."
             )
@@ -378,14 +378,14 @@ class GridBias(ScoreTerm):
         """The grid of the call.
 
         Raises:
-            GridError: the call has none.
+            InputError: the call has none.
         """
         if self.grid is None:
             raise self._refusal()
         return self.grid
 
-    def _refusal(self) -> GridError:
-        return GridError(
+    def _refusal(self) -> InputError:
+        return InputError(
             f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
             f"{'without a grid' if self.grid is None else f'on another grid, {self.grid}'}; pass grid= with {len(self.sizes)} sizes."
         )
@@ -394,7 +394,7 @@ class GridBias(ScoreTerm):
         """This bias bound to the grid of a call.
 
         Raises:
-            GridError: the grid has another rank.
+            InputError: the grid has another rank.
         """
         bound = self if grid == self.grid else dataclasses.replace(self, grid=grid)
         if grid.rank != len(self.sizes):

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import GridError, MaskError
+from ...errors import InputError
 from .batch import Batch, SequenceSpan, first_real, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
 from .grid import Grid
@@ -89,12 +89,12 @@ def attend_per_sequence(
     Returns:
         Outputs at padding are finite but meaningless.
     Raises:
-        MaskError: documents in a graph.
+        InputError: documents in a graph.
     """
     batch = call.batch
     assert batch is not None
     if batch.documents is not None and in_graph():
-        raise MaskError(
+        raise InputError(
             "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
             "torch.compile, or give each document its own row with padding."
         )
@@ -193,11 +193,11 @@ def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:
     """The grid of every sequence.
 
     Raises:
-        GridError: there are not as many grids as sequences.
+        InputError: there are not as many grids as sequences.
     """
     grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
     if len(grids) != len(batch.sequences):
-        raise GridError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+        raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
     return grids
 
 

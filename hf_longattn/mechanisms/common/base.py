@@ -27,7 +27,7 @@ from ...engines.common.call import AttentionCall, State, clear_padding
 from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.common.sequences import weights_per_sequence
-from ...errors import LengthError, OptionError
+from ...errors import InputError, OptionError
 from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
 from .decoding import AttendStep
@@ -168,10 +168,10 @@ class Mechanism(nn.Module, ABC):
         Rows and columns of padding are zeros, unless ``traits.ignores_padding`` is False. Queries of cross-attention are never padding.
 
         Raises:
-            LengthError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
+            InputError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
         """
         if k.shape[2] > DENSE_LIMIT:
-            raise LengthError(
+            raise InputError(
                 f"Attention weights were requested for {k.shape[2]} tokens, but are returned for at most {DENSE_LIMIT}; "
                 "pass shorter inputs or output_attentions=False."
             )
@@ -238,7 +238,7 @@ class Mechanism(nn.Module, ABC):
     def on_grid(self, grid: Grid | None, check: bool = False, layer: int | None = None) -> Mechanism:
         """The mechanism bound to ``grid``, or the mechanism itself if it does not depend on a grid, or tokens are on none.
 
-        check: whether to raise :class:`GridError` if its options make no sense on ``grid``.
+        check: whether to raise :class:`InputError` if its options make no sense on ``grid``.
         layer: number of its layer, by which some mechanisms shift their windows.
         """
         return self

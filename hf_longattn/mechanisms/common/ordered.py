@@ -19,7 +19,7 @@ from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid, check_order
 from ...engines.common.score_terms import remapped
-from ...errors import GridError
+from ...errors import InputError
 from .exact import for_length
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
@@ -90,7 +90,7 @@ def _hilbert(sizes: Sequence[int]) -> Tensor:
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
     """A function that runs ``run`` on the tokens of ``call.grid`` in ``order``.
 
-    It raises :class:`GridError` if a call has no grid, has fewer queries than keys, or is causal.
+    It raises :class:`InputError` if a call has no grid, has fewer queries than keys, or is causal.
     """
 
     def ordered(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -145,9 +145,9 @@ class _Reordered(NamedTuple):
 def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordered:
     grid, length = call.one_grid(), k.shape[2]
     if grid is None:
-        raise GridError(f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' out.")
+        raise InputError(f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' out.")
     if q.shape[2] != length or call.causal:
-        raise GridError(
+        raise InputError(
             f"order={order} is for whole images, in which every token may see all others, but this call "
             f"{'is causal' if call.causal else 'has fewer queries than keys'}; leave the option 'order' out."
         )

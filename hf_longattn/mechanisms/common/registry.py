@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...engines.common.grid import Grid
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, nearest
+from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_kind
 from .base import Mechanism, reset
@@ -79,7 +79,7 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
 
     Raises:
-        RegistrationError: the class lacks a method, an option lacks a help text, or the name is taken. The message has file and line.
+        OptionError: the class lacks a method, an option lacks a help text, or the name is taken. The message has file and line.
     """
 
     def register(cls: M) -> M:
@@ -102,46 +102,44 @@ def defined_at(value: Any) -> str:
 
 
 def _check_class(name: str, cls: Any) -> None:
-    """Raise :class:`RegistrationError` for a class without a method, a taken name, a trait set as an attribute, or undescribed options."""
+    """Raise :class:`OptionError` for a class without a method, a taken name, a trait set as an attribute, or undescribed options."""
     here, known = f"Mechanism {name!r} of {defined_at(cls)}", _REGISTRY.get(name)
     if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise RegistrationError(f"{here} is not a class derived from Mechanism; derive it from one.")
+        raise OptionError(f"{here} is not a class derived from Mechanism; derive it from one.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
         methods = ", ".join(f"{method}()" for method in missing)
-        raise RegistrationError(
-            f"{here} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
-        )
+        raise OptionError(f"{here} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes.")
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{defined_at(known)} and {defined_at(cls)}"
-        raise RegistrationError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
+        raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
     attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
     for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
         if misplaced := sorted(attributes.intersection(fields)):
             change = "but" if holder == "traits" else "_replace"
-            raise RegistrationError(
+            raise OptionError(
                 f"{here} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write {holder} = Mechanism.{holder}.{change}"
                 f"({misplaced[0]}=...)."
             )
     options = cls.options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise RegistrationError(
+        raise OptionError(
             f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from Options; write "
             "@dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
         )
     undecorated = sorted(set(inspect.get_annotations(options)) - set(options.__dataclass_fields__))
     if undecorated:
-        raise RegistrationError(
+        raise OptionError(
             f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; decorate the class with "
             "@dataclasses.dataclass(frozen=True)."
         )
     if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
-        raise RegistrationError(
+        raise OptionError(
             f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of build_mechanism or attend, "
             "which would take it; choose another name."
         )
     if bare := next((info.name for info in options.infos() if not info.help), None):
-        raise RegistrationError(
+        raise OptionError(
             f"Option {bare!r} of mechanism {name!r} at {defined_at(options)} has no help text; "
             f'write {bare} = option(default, "what it means", "its unit").'
         )
@@ -153,29 +151,25 @@ def _discover() -> None:
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
         if name not in _REGISTRY:
-            raise RegistrationError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
+            raise OptionError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
 
 
 def mechanism_class(name: str) -> type[Mechanism]:
     """The class registered under ``name``.
 
     Raises:
-        UnknownMechanismError: no mechanism has this name; the message has the nearest one.
+        OptionError: no mechanism has this name; the message has the nearest one.
     """
     _discover()
     if not isinstance(name, str):
-        raise UnknownMechanismError(
-            f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
-        )
+        raise OptionError(f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism.")
     if name not in _REGISTRY:
         if name in COMPOSED:
-            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+            raise OptionError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
         plain, _, options = name.partition(":")
         if plain in _REGISTRY:
-            raise UnknownMechanismError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
-        raise UnknownMechanismError(
-            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
-        )
+            raise OptionError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
+        raise OptionError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}")
     return _REGISTRY[name]
 
 
@@ -201,7 +195,7 @@ def mechanism_info(name: str) -> MechanismInfo:
     """Summary, paper, cost, options … of one mechanism.
 
     Raises:
-        UnknownMechanismError: no mechanism has this name; the message has the nearest name.
+        OptionError: no mechanism has this name; the message has the nearest name.
     """
     cls = mechanism_class(name)
     one_pass = not cls.traits.needs_grid and cls.causal is not True and prototype(name, {}).traits.recursion is None
@@ -309,7 +303,7 @@ def build_mechanism(
         options: the mechanism's own options, see :func:`mechanism_info`.
 
     Raises:
-        UnknownMechanismError, OptionError: a name or value is invalid; the message has the nearest valid name.
+        OptionError: a name or value is invalid; the message has the nearest valid name.
     """
     if max_length is not None and MAX_LENGTH in options_of(name):
         options[MAX_LENGTH], max_length = max_length, None

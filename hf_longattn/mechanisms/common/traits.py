@@ -47,7 +47,7 @@ class Traits:
     takes_score_mod: whether a term can be added to its scores (``score_mod``, a position bias, a dense mask).
     moves_positions: whether ``forward`` calls ``SelfExtend.attention``, for relative positions that depend on more than distances.
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
-    takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
+    takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises InputError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
     ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
     takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import RUNNING_GRID, Grid
-from ...errors import GridError
+from ...errors import InputError
 from ..backend import GRID
 from ..family.config import runs_mechanisms
 from ..family.definition import known_family
@@ -52,7 +52,7 @@ class PatchPlaces:
             The offsets for all layers; the indices that bring each sequence into raster order, or ``None``; and each sequence's grid.
 
         Raises:
-            GridError: the patches of a sequence are not a rectangle.
+            InputError: the patches of a sequence are not a rectangle.
         """
         borders = tuple(offsets.tolist())
         if borders not in self._known:
@@ -148,7 +148,7 @@ def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
     sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
     cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
     if any(0 in size for size in cells):
-        raise GridError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
+        raise InputError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
     coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
     return PatchPlaces(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from ...errors import PositionError
+from ...errors import OptionError
 from ...positions.relative import Rotation
 from .attention_sites import AttentionSite
 
@@ -46,7 +46,7 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     """How ``model`` rotates the queries and keys of a layer.
 
     Raises:
-        PositionError: it does not rotate the first features of every layer's heads, as far as its code says.
+        OptionError: it does not rotate the first features of every layer's heads, as far as its code says.
     """
     planes = _planes(site.module)
     kinds = getattr(getattr(site.module, "config", None), "layer_types", None)
@@ -55,7 +55,7 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     near = (child for owner in reversed(path) for child in (owner, *owner.children()))
     frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
     if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
-        raise PositionError(
+        raise OptionError(
             f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
             "leave relative positions that move rotary ones (self_extend) out."
         )

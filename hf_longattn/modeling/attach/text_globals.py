@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from ...errors import MaskError, OptionError
+from ...errors import InputError, OptionError
 from ...memory.cache_argument import CACHE
 from .attention_sites import Call
 from .token_globals import takes_globals
@@ -61,7 +61,7 @@ def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         return None
     ids = arguments_by_name(model, args, kwargs).get(IDS)
     if not isinstance(ids, Tensor):
-        raise MaskError(
+        raise InputError(
             "Text tokens are global here, but inputs_embeds came without input_ids, which say what is text; pass input_ids as well, or "
             "global_attention_mask (batch, tokens)."
         )
@@ -78,7 +78,7 @@ def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: 
     if seen:
         known = getattr(cache, TEXT_TOKENS, None)
         if known is None or known.shape[1] < seen or len(known) != len(tokens):
-            raise MaskError(
+            raise InputError(
                 "Text tokens are global here, but which tokens of the cache are text is not known, since another model or batch filled it; "
                 "start with an empty cache."
             )

@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.utils import logging
 
 from ...engines.common.batch import Batch, in_graph
-from ...errors import MaskError, OptionError, checkpoint_errors
+from ...errors import InputError, OptionError, checkpoint_errors
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.token_rules import TokenRule
@@ -70,10 +70,10 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes. Unless a layer sees the whole input anyway.
+    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes. Unless a layer sees the whole input anyway.
 
     Raises:
-        MaskError: the message names the mechanisms.
+        InputError: the message names the mechanisms.
     """
     mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
     if mask is None:
@@ -81,7 +81,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
     if not any(mechanism.traits.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
-        raise MaskError(
+        raise InputError(
             f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
             "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
         )
@@ -129,17 +129,17 @@ def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: T
     """The ``global_attention_mask (B, N)`` of a forward pass that has none. Found separately in each of the packed ``documents (B, N)``.
 
     Raises:
-        MaskError: ids are unknown, for the input or for tokens in the cache.
+        InputError: ids are unknown, for the input or for tokens in the cache.
     """
     ids = arguments.get("input_ids")
     if not isinstance(ids, Tensor):
-        raise MaskError(
+        raise InputError(
             "Tokens are global by their ids here, but inputs_embeds came without input_ids; "
             "pass global_attention_mask (batch, tokens) with 1 for global tokens."
         )
     past = next((value for value in arguments.values() if isinstance(value, Cache)), None)
     if past is not None and not torch.compiler.is_compiling() and int(past.get_seq_length()) > 0:
-        raise MaskError(
+        raise InputError(
             "Tokens are global by their ids here, but the ids of the tokens in the cache are not known; "
             "pass global_attention_mask (batch, tokens seen so far) with 1 for global tokens."
         )

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from ...errors import PositionError
+from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
@@ -66,7 +66,7 @@ class ExtendPositions(Unchanged):
 
 
 def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
-    """Raise :class:`PositionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
+    """Raise :class:`OptionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
     config = kwargs.get("config")
     learned = [table for table in family.position_tables if table.learned]
     if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
@@ -84,7 +84,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
                 before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
             rows = getattr(before, table.field)
         if rows > getattr(config, table.field):
-            raise PositionError(
+            raise OptionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
                 f"but a position table can only grow; give {table.field}={rows} or more."
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import AudioError, MaskError
+from ...errors import InputError
 from .definition import without_head
 from .input_rule import InputRule
 
@@ -215,22 +215,22 @@ the attention of {base} instead.
             values: whether the values of a mask can be read (not in a graph).
 
         Raises:
-            AudioError: the shape or type is wrong, or the sound is too short for one frame.
-            MaskError: the mask does not fit, or has padding before the sound.
+            InputError: the shape or type is wrong, or the sound is too short for one frame.
+            InputError: the mask does not fit, or has padding before the sound.
         """
         sound = arguments.get(self.input)
         if sound is None:
             return
         axes = "(batch, samples)" if self.features is None else "(batch, rows, features)"
         if sound.dim() != (2 if self.features is None else 3):
-            raise AudioError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
+            raise InputError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
         if not sound.is_floating_point():
-            raise AudioError(
+            raise InputError(
                 f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's feature extractor does."
             )
         length, least = sound.shape[1], self.length_of(config, 1)
         if length < least:
-            raise AudioError(
+            raise InputError(
                 f"The sound has {length} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
                 "pad it with zeros."
             )
@@ -238,7 +238,7 @@ the attention of {base} instead.
         if mask is None:
             return
         if mask.shape != sound.shape[:2]:
-            raise MaskError(
+            raise InputError(
                 f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {self.unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
                 "take it from the feature extractor with return_attention_mask=True."
             )
@@ -246,9 +246,9 @@ the attention of {base} instead.
             return
         real = mask != 0
         if bool((real[:, 1:] > real[:, :-1]).any()):
-            raise MaskError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
+            raise InputError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
         if bool((shortest := real.sum(1).min()) < least):
-            raise AudioError(
+            raise InputError(
                 f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
-from ...errors import BackendError, OptionError, PositionError
+from ...errors import BackendError, OptionError
 from ...files import FORMAT, FORMAT_FIELD, check_format
 from ...names import BACKEND, LOGGER, missing
 from .rotary import plan_rotary
@@ -263,7 +263,7 @@ class LongConfig(_Base):
         try:
             plan = plan_rotary(self, self.long_attention, "auto", old, new)
             outcome = "" if plan.exact else f"are scaled by {plan.kind}, as in a conversion"
-        except PositionError:
+        except OptionError:
             plan = plan_rotary(self, self.long_attention, "rope:none", old, new)
             outcome = "stay scaled as in the base"
         plan.write(self)

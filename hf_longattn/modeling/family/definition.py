@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RegistrationError
+from ...errors import OptionError
 from ...names import load_module, module_names
 from .input_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
@@ -116,15 +116,15 @@ class Family:
         """Register the family, and let its module make the Long classes.
 
         Raises:
-            RegistrationError: the entry is incomplete, or another file has registered the same model type.
+            OptionError: the entry is incomplete, or another file has registered the same model type.
         """
         caller = traceback.extract_stack(limit=3)[0]
         where = f"{caller.filename}:{caller.lineno}"
         if problem := self._problem():
-            raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
+            raise OptionError(f"The family at {where} cannot be registered: {problem}")
         registered = _REGISTERED.setdefault(self.base_model_type, (where, self))
         if registered[0].rpartition(":")[0] != caller.filename:
-            raise RegistrationError(
+            raise OptionError(
                 f"The family at {where} cannot be registered: {registered[0]} already has the model type "
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
@@ -392,9 +392,9 @@ class _Families(Mapping[str, Family]):
         family = getattr(module, "FAMILY", None)
         if not isinstance(family, Family) or "__getattr__" not in vars(module):
             lacking = "import of Family from hf_longattn.modeling.classes" if isinstance(family, Family) else "FAMILY = Family(...)"
-            raise RegistrationError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
+            raise OptionError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
         if family.base_model_type != base_model_type:
-            raise RegistrationError(
+            raise OptionError(
                 f"{module.__file__}:1 is named after the model type {base_model_type!r}, but its FAMILY is that of "
                 f"{family.base_model_type!r}; rename the file to {module_name(family.base_model_type)}.py."
             )

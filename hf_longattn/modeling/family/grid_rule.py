@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...engines.common.grid import Grid
-from ...errors import GridError
+from ...errors import InputError
 from .input_rule import InputRule
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class GridRule(InputRule):
         """Size of a patch along each axis, in pixels.
 
         Raises:
-            GridError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
+            InputError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
         """
         size = config.patch_size
         sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise GridError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
+            raise InputError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
         return sides
 
     def describe(self, size: tuple[int, ...]) -> str:
@@ -102,26 +102,26 @@ class GridRule(InputRule):
         """The grid of an input of this many pixels along each axis.
 
         Raises:
-            GridError: an axis is not a multiple of the patch.
+            InputError: an axis is not a multiple of the patch.
         """
         patch = self.patch(config)
         for axis, pixels, side in zip(("height", "width"), size, patch, strict=True):
             if pixels % side or not pixels:
                 nearest = max(side, round(pixels / side) * side)
-                raise GridError(
+                raise InputError(
                     f"The {axis} of an input is {pixels} pixels, which is not a multiple of the patch's {side}; "
                     f"resize it, for example to {nearest}."
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`GridError` for an image that the base's class ``head`` does not read."""
+        """Raise :class:`InputError` for an image that the base's class ``head`` does not read."""
         pixels = arguments.get(PIXELS)
         if pixels is None or head not in self.square:
             return
         height, width = pixels.shape[-2:]
         if height != width:
-            raise GridError(
+            raise InputError(
                 f"{head} puts the patches of an image together to a square, but this one has {height} × {width} pixels; "
                 f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model without this head."
             )
@@ -147,9 +147,9 @@ def image_size(size: Any) -> tuple[int, ...]:
     """A size in pixels as a tuple, the height first. Given as one number or several.
 
     Raises:
-        GridError: ``size`` is neither.
+        InputError: ``size`` is neither.
     """
     sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
-        raise GridError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
+        raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
     return sizes

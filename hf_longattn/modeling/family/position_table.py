@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import LengthError
+from ...errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ class PositionTable:
         return re.search(self.pattern, name) is not None
 
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`LengthError` if this forward pass needs more positions, including tokens in the cache.
+        """Raise :class:`InputError` if this forward pass needs more positions, including tokens in the cache.
 
         Padding that takes no position does not count: by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if they are given.
         """
@@ -99,13 +99,13 @@ class PositionTable:
         self._refuse_beyond(needed, limit)
 
     def check_positions(self, config: Any, position_ids: Tensor) -> None:
-        """Raise :class:`LengthError` if ``position_ids`` exceed the table. Needed for caches that do not hold all past tokens."""
+        """Raise :class:`InputError` if ``position_ids`` exceed the table. Needed for caches that do not hold all past tokens."""
         self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
 
     def _refuse_beyond(self, needed: int, limit: int) -> None:
         if needed > limit:
             whose, flag = ("decoder", "--max-decoder-length") if self.decoder else ("model", "--max-length")
-            raise LengthError(
+            raise InputError(
                 f"The input needs {needed} positions, but this {whose} has {limit}; "
                 f"cut it with tokenizer(..., truncation=True, max_length={limit}), or convert the checkpoint with a longer maximum length "
                 f"(longattn convert SRC DST {flag} {needed})."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...configuration import LongAttentionConfig
-from ...errors import PositionError
+from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.locality import keys_per_query
 from ...mechanisms.common.registry import prototype
@@ -24,7 +24,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         positions: "auto" or "rope:<kind>".
 
     Raises:
-        PositionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of distant tokens, and
+        OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of distant tokens, and
             no layer has full attention, or another layer sees beyond the old length.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
@@ -59,12 +59,12 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
 
 
 def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
-    """Raise PositionError unless some layers have full attention, and the others see no further than the old length."""
+    """Raise OptionError unless some layers have full attention, and the others see no further than the old length."""
     others = [mechanism for mechanism in mechanisms if not mechanism.traits.moves_positions]
     far = next((mechanism for mechanism in others if (reach := keys_per_query(mechanism)) is None or reach > old_length), None)
     if far is not None or len(others) == len(mechanisms):
         problem = "no layer has that" if far is None else f"mechanism {far.name!r} sees beyond the {old_length} tokens of the source"
-        raise PositionError(
+        raise OptionError(
             f"rope:{planned.kind} moves the positions of distant tokens in full attention, but {problem}; "
             "choose mechanism='full' for such layers, or other positions."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...engines.common.batch import for_one_pass, in_graph
 from ...engines.documents import positions_in
-from ...errors import MaskError
+from ...errors import InputError
 from ...mechanisms.common.base import Mechanism
 from ...memory.cache_argument import CACHE
 from ...names import warn_missing
@@ -37,7 +37,7 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
     shape = (tokens.shape[0], tokens.shape[1])
     documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
     if (documents is not None or _begins_anew(model, arguments)) and seen_before(arguments):
-        raise MaskError(WITH_A_CACHE)
+        raise InputError(WITH_A_CACHE)
     if documents is None:
         restarts = _restarts(arguments, shape)
         if restarts is None:
@@ -53,7 +53,7 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
     if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
         return
     if (refusal := refusal_of_documents(model, arguments)) is not None:
-        raise MaskError(refusal)
+        raise InputError(refusal)
     arguments["documents"] = for_one_pass(documents)
     if positions is None and model.takes_positions:
         arguments["position_ids"] = positions_in(documents) + model.first_position_id
@@ -147,21 +147,21 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     """Refuse global tokens and packed documents that a model does not pass to its layers. One document per row is accepted.
 
     Raises:
-        MaskError: global tokens or several documents in a row were given.
+        InputError: global tokens or several documents in a row were given.
     """
     if arguments.get("global_attention_mask") is not None and not (model.marks_globals or model.hands_globals_down):
-        raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
+        raise InputError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):
         return
     if seen_before(arguments):
-        raise MaskError(WITH_A_CACHE)
+        raise InputError(WITH_A_CACHE)
     of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
     rows = tokens.flatten(0, 1) if of_choices else tokens
     numbers = {name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()}
     documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
-        raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
+        raise InputError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
         arguments.pop(name, None)
 

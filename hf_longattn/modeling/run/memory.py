@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import MaskError, MemoryMismatchError, OptionError
+from ...errors import InputError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
 from ...memory.cache_argument import CACHE
 from ..attach.attention_sites import attention_sites
@@ -28,7 +28,7 @@ POSITION_COUNTS = ("continue", "restart")
 def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
     if not runs_mechanisms(model):
-        raise MemoryMismatchError(
+        raise InputError(
             f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
             f"choose model.set_attn_implementation({BACKEND!r})."
         )
@@ -37,7 +37,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
             raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
         return TokenMemory()
     if model.config.is_encoder_decoder or not all(site.causal and not site.cross for site in attention_sites(model)):
-        raise MemoryMismatchError(
+        raise InputError(
             f"{type(model).__name__} is no decoder without cross-attention, and a memory holds past tokens only; "
             "use a decoder such as GPT-2 or Llama, or memory tokens (recurrent_memory) in an encoder."
         )
@@ -54,13 +54,13 @@ def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str
         reset: ``(B,)``, rows that start a new document.
     """
     if not isinstance(memory, SegmentMemory):
-        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+        raise InputError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
-        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
+        raise InputError("The memory is from another kind of model; start with memory=model.new_memory().")
     if arguments.get(CACHE) is not None:
-        raise MemoryMismatchError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
+        raise InputError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
     if arguments.get("position_ids") is not None:
-        raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
+        raise InputError("position_ids were given with a memory, which counts positions by itself; leave them out.")
     tokens = input_of(arguments)
     if tokens is None:
         raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
@@ -70,7 +70,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], arguments: dict[str
         added[TOKEN_MEMORY_ARGUMENT] = following
     elif isinstance(following, CacheMemory):
         if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise MemoryMismatchError(
+            raise InputError(
                 "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with "
                 "one."
             )
@@ -112,7 +112,7 @@ def _real(mask: Any, tokens: Tensor) -> Tensor:
     if mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if mask.shape != tokens.shape[:2]:
-        raise MaskError(
+        raise InputError(
             f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
         )
     return mask.bool()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines.common.batch import first_real, in_graph, roll_left
-from ...errors import BackendError, MaskError, MemoryMismatchError, OptionError
+from ...errors import BackendError, InputError, OptionError
 from ...memory.cache_argument import CACHE
 from ..attach.attention_sites import attention_sites
 
@@ -39,7 +39,7 @@ def check_segment_counts(model: Any, count: int) -> None:
     most = torch.tensor([count, -count], device=model.device)
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
     if (least := -int(most[1])) != int(most[0]):
-        raise MemoryMismatchError(
+        raise InputError(
             f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but processes with shares "
             "of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one length, or use DistributedDataParallel."
         )
@@ -64,7 +64,7 @@ class Text:
 
         Raises:
             OptionError: attentions are requested.
-            MaskError: the mask is not a padding mask.
+            InputError: the mask is not a padding mask.
         """
         further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
         ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
@@ -80,7 +80,7 @@ class Text:
             embeddings = model.get_input_embeddings()(ids)
         batch, length = embeddings.shape[:2]
         if mask is not None and mask.shape != (batch, length):
-            raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
         along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.further) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
@@ -115,12 +115,10 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
     In an encoder, the first token's outputs come from the row's last segment.
 
     Raises:
-        MemoryMismatchError: a decode cache is given or requested, or processes have different numbers of segments.
+        InputError: a decode cache is given or requested, or processes have different numbers of segments.
     """
     if arguments.get(CACHE) is not None or arguments.get("use_cache"):
-        raise MemoryMismatchError(
-            "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
-        )
+        raise InputError("A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False.")
     text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
     causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
     start = first_real(text.real)

@@ -283,7 +283,7 @@ class Recordings(Files):
         """The feature extractor's inputs of whole audio files. Files of similar length share a batch.
 
         Raises:
-            AudioError: an audio file cannot be read.
+            InputError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
         """
         hearing = Hearing(processor, args.resample, args.mono)

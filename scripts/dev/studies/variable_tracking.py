@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from scripts.dev.studies import corpus
 
 MARKER = "# lookup"
@@ -100,7 +100,7 @@ def make_document(filler: Filler, tokens: int, rng: random.Random, tokenizer: Pr
         tokenizer: measures.
 
     Raises:
-        LengthError: no stretch of the source text fits with the inserted lines.
+        InputError: no stretch of the source text fits with the inserted lines.
     """
     gap = 512 if tokens >= 1024 else 0
     names = rng.sample(NAMES, LINES + 1)  # one more than needed, as in the stored results
@@ -126,7 +126,7 @@ def make_document(filler: Filler, tokens: int, rng: random.Random, tokenizer: Pr
             break
         budget = max(0, budget - excess - (8 if excess > 0 else 0))
     else:
-        raise LengthError(f"found no stretch of source text that fills {tokens} tokens with {LINES} lookup lines")
+        raise InputError(f"found no stretch of source text that fills {tokens} tokens with {LINES} lookup lines")
     return [
         {
             "context": context,

@@ -13,7 +13,7 @@ import evaluate
 import pytest
 
 import hf_longattn.evaluation.metrics as metrics
-from hf_longattn.errors import RegistrationError
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import list_metrics, load_metric
 from tests.cases import every_case
 
@@ -75,7 +75,7 @@ def test_metric_file_without_a_metric_or_an_example_is_refused(dropped: Path) ->
     for content in ("", unfinished):
         sys.modules.pop(f"{metrics.__name__}.empty", None)
         (dropped / "empty.py").write_text(content, encoding="utf-8")
-        with pytest.raises(RegistrationError, match=r"'empty' .* no class that derives from evaluate\.Metric and has all that its base"):
+        with pytest.raises(OptionError, match=r"'empty' .* no class that derives from evaluate\.Metric and has all that its base"):
             load_metric("empty")
     with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(predictions, references, score\)"):
         example_of("empty")

@@ -9,7 +9,7 @@ import re
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.errors import LengthError
+from hf_longattn.errors import InputError
 from scripts.dev.studies import corpus
 from scripts.dev.studies.variable_tracking import MARKER, Filler, build_variable_tracking, make_document
 
@@ -60,5 +60,5 @@ def test_lookup_set_has_each_length_and_hop(tokenizer: PreTrainedTokenizerBase, 
 
 
 def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match="found no stretch of source text that fills 30 tokens"):
+    with pytest.raises(InputError, match="found no stretch of source text that fills 30 tokens"):
         make_document(filler, 30, random.Random(0), tokenizer)
