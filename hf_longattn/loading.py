@@ -21,6 +21,8 @@ import torch
 from huggingface_hub import errors, snapshot_download
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
@@ -156,6 +158,11 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
+        if other := re.search(r"configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", str(error)):
+            raise CheckpointError(
+                f"{subject} has a {other[1]}, for which transformers has no {other[2]}; give a model of another architecture, or take "
+                "another task."
+            ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
@@ -213,6 +220,8 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
     """The tokenizer of a text model with this config, for training and batches; see :func:`fit_tokenizer`."""
+    if config.model_type in IMAGE_PROCESSOR_MAPPING_NAMES and config.model_type not in TOKENIZER_MAPPING_NAMES:
+        raise CheckpointError(f"{str(name)!r} ({config.model_type}) has no tokenizer, since it reads images; give a model of texts.")
     tokenizer = load_part(AutoTokenizer, name)
     fit_tokenizer(tokenizer, config, name)
     return tokenizer

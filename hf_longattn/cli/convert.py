@@ -41,7 +41,6 @@ def convert(
     """
     if config.verify_text is not None and not config.verify:
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
-    config.check_mechanisms()
     from ..conversion import convert_checkpoint
 
     with progress() as tell:
@@ -55,7 +54,6 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
 
     Prints the result, its layers, and what it costs at each length.
     """
-    config.check_mechanisms()
     from ..conversion import plan_conversion
 
     plan = plan_conversion(source, None, config, choose=_choose)

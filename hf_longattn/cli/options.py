@@ -20,7 +20,9 @@ C = TypeVar("C", bound=Callable[..., None])
 
 def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
     """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
-    settings = {flag_of(setting)[2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"}
+    settings = {
+        flag_of(setting).partition("/")[0][2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"
+    }
 
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:
@@ -31,8 +33,6 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                     chosen[setting.name] = read(value) if read and value is not None else value
                 except OptionError as error:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
-            if "verify" in chosen:
-                chosen["verify"] = not chosen["verify"]  # the flag is --no-verify
             command(**values, config=kind(**chosen))
 
         parameters: list[inspect.Parameter] = []
@@ -42,9 +42,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                 continue
             for name, setting in settings.items():
                 value_type, default = setting.metadata["type"], setting.default
-                if value_type is bool:
-                    default = False
-                elif default is None:
+                if default is None:
                     value_type = (list[str] if value_type is list else value_type) | None
                 annotated = {"default": default, "annotation": Annotated[value_type, option(setting)]}
                 parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **annotated))
@@ -56,7 +54,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
 
 
 def flag_of(setting: Field[Any]) -> str:
-    """The flag of a setting: ``--no-verify`` of ``verify``."""
+    """The flag of a setting."""
     return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
 
 
@@ -64,7 +62,7 @@ def option(setting: Field[Any]) -> Any:
     """The option of a setting, with its help."""
     about = setting.metadata
     if about["type"] is bool:
-        return typer.Option(flag_of(setting), help=about["flag_help"])
+        return typer.Option(flag_of(setting), help=about["help"])
     return typer.Option(
         flag_of(setting), help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True
     )

@@ -6,13 +6,14 @@ Nothing heavy is imported here, since the command line reads the help texts when
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import OptionError, nearest
-from ..mechanisms.common.choice_text import IN_TURN
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ def setting(
     *,
     unset: str = "",
     flag: str = "",
-    flag_help: str = "",
     type: Any = str,
     metavar: str | None = None,
     minimum: int | None = None,
@@ -44,15 +44,13 @@ def setting(
         help: its meaning, in a sentence.
         unset: what the default ``None`` or ``"auto"`` means.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
-        flag_help: help of a flag with the opposite meaning, such as --no-verify.
         type: of one value on the command line; ``list`` for a flag that can be repeated.
         metavar: the form of a value, in the help.
         minimum: the smallest valid number.
         secret: never written into a report.
     """
-    about: dict[str, Any] = {"help": help, "unset": unset, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
-    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "secret": secret}
-    return field(default=default, repr=not secret, metadata=about)
+    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar, "minimum": minimum}
+    return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
 
 
 @dataclass(frozen=True)
@@ -63,34 +61,37 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
-        values = {}
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if value != setting.default and not setting.metadata["secret"]:
-                value = value.to_dict() if hasattr(value, "to_dict") else value
-                values[setting.name] = Path(value).name if setting.metadata["type"] is Path else _plain(value)
-        return values
+
+        def plain(value: Any) -> Any:
+            return value.to_dict() if hasattr(value, "to_dict") else str(value).removeprefix("torch.")
+
+        values = {entry: getattr(self, entry.name) for entry in fields(self) if entry.repr and getattr(self, entry.name) != entry.default}
+        files = {entry.name: Path(value).name if entry.metadata["type"] is Path else value for entry, value in values.items()}
+        return dict(json.loads(json.dumps(files, default=plain)))
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
-        """``config`` itself, or a config made from keywords.
+        """``config`` itself, or a config made from keywords. Other keywords are options of a mechanism, if it has any (``window=512``).
 
         Raises:
-            OptionError: both are given, or a keyword is not a setting.
+            OptionError: both are given, an option is given twice, or a keyword is not a setting.
         """
+        if config is not None:
+            if values:
+                first = next(iter(values))
+                raise OptionError(f"{first!r} was given together with a config; put it into the config (dataclasses.replace).")
+            return config
         known = [entry.name for entry in fields(cls)]
-        if wrong := next((name for name in values if name not in known), None):
+        chosen, further = ({name: values[name] for name in values if (name in known) is is_field} for is_field in (True, False))
+        if not further:
+            return cls(**chosen)
+        if "options" not in known:
+            wrong = next(iter(further))
             raise OptionError(f"{wrong!r} is not a setting of a {cls.noun}; expected one of {', '.join(known)}.{nearest(wrong, known)}")
-        return cls(**values) if config is None else _alone(config, values)
-
-
-def _plain(value: Any) -> Any:
-    """A JSON-serialisable form of a value."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
+        options = dict(chosen.get("options") or {})
+        if twice := sorted(options.keys() & further.keys()):
+            raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
+        return cls(**{**chosen, "options": {**options, **further}})
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,7 @@ class ConversionConfig(Settings):
         "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; AutoModel loads the "
         "result after `import hf_longattn`.",
     )
-    verify: bool = setting(
-        True,
-        "Check the written files; a failed check leaves no result.",
-        flag="--no-verify",
-        flag_help="Do not check the written files.",
-    )
+    verify: bool = setting(True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify")
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     native: bool = setting(
@@ -205,73 +201,29 @@ class ConversionConfig(Settings):
     token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
 
     def __post_init__(self) -> None:
-        for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
-            if name in (self.options or {}):
-                raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
-        if self.layers is not None and "layers" in (self.options or {}):
-            raise OptionError("The option 'layers' was given twice; give it once.")
-        if self.mechanism == AUTO:
-            contradicting = [name for name in ("options", "layers", "long_attention", "towers") if getattr(self, name)]
-            if contradicting or self.generic:
-                raise OptionError(
-                    "--mechanism auto chooses mechanisms and options itself, to which "
-                    f"{contradicting[0] if contradicting else 'generic'} does not apply; leave it out, or name a mechanism."
-                )
+        if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
+            raise OptionError(f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument {min(wrong)}).")
+        exclusive = {"generic": ("native", "remote_code"), "native": ("remote_code",), "towers": ("mechanism", "options", "layers")}
+        if self.mechanism == AUTO:  # chooses mechanisms and options itself
+            exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
         elif any(value is not None for value in (self.budget, self.search_text, self.search_images, self.search_audio)):
             raise OptionError(
                 "--budget, --search-text, --search-images and --search-audio are for --mechanism auto; add it, or leave them out."
             )
-        if self.towers is not None and self.names_attention:
-            raise OptionError(
-                "--towers gives each tower its mechanism, so --mechanism, --option and --layers do not apply; leave them out, or --towers."
-            )
+        flags = {"mechanism": f"--mechanism {self.mechanism}", "options": "--option", "remote_code": "--remote-code"}
+        for name, others in exclusive.items():
+            if getattr(self, name) and (other := next((other for other in others if getattr(self, other)), "")):
+                first, second = (flags.get(setting, f"--{setting}") for setting in (name, other))
+                raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
         if self.text_global and not (self.generic and "text" in (self.towers or {})):
             raise OptionError(
                 "--text-global is for the language model of a plain class that reads images; add --generic and --towers text=longformer, "
                 "or leave it out."
             )
-        if self.generic and self.remote_code:
-            raise OptionError("--remote-code writes a file that imports Long classes, and --generic makes none; leave one of them out.")
-        if self.native and (self.generic or self.remote_code):
-            flag = "--generic" if self.generic else "--remote-code"
-            raise OptionError(f"--native writes a stock architecture, to which {flag} does not apply; leave one of them out.")
-
-    @classmethod
-    def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
-        """``config`` itself, or a config made from keywords. Keywords that are not fields are mechanism options (``window=512``).
-
-        Raises:
-            OptionError: both are given, or an option is given twice.
-        """
-        if config is not None:
-            return _alone(config, values)
-        known = {entry.name for entry in fields(cls)}
-        options = {name: value for name, value in values.items() if name not in known}
-        listed_options = dict(values.get("options") or {})
-        if twice := sorted(listed_options.keys() & options.keys()):
-            raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
-        chosen = {name: value for name, value in values.items() if name in known}
-        return cls(**{**chosen, "options": {**listed_options, **options} or None})
 
     def without_search(self) -> ConversionConfig:
         """The settings without ``mechanism="auto"`` and the settings of its search."""
         return replace(self, mechanism=None, budget=None, search_text=None, search_images=None, search_audio=None)
-
-    def check_mechanisms(self) -> None:
-        """Refuse unknown mechanisms and options before the source is opened.
-
-        Raises:
-            OptionError: with the nearest valid name.
-        """
-        from ..mechanisms import check_options
-
-        if self.mechanism not in (None, AUTO):
-            check_options(str(self.mechanism), dict(self.options or {}))
-        layers = self.layers or {}
-        numbered = [choice for where, choice in layers.items() if where != IN_TURN]
-        for choice in (*layers.get(IN_TURN, ()), *numbered, self.decoder_long_attention, *(self.towers or {}).values()):
-            if isinstance(choice, Mapping) and "mechanism" in choice:
-                check_options(choice["mechanism"], {name: value for name, value in choice.items() if name != "mechanism"})
 
     @property
     def names_attention(self) -> bool:
@@ -307,24 +259,14 @@ class ConversionConfig(Settings):
 
 def of_conversion(name: str) -> Any:
     """A copy of a field of :class:`ConversionConfig`."""
-    entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
-    return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
-
-
-def _alone(config: S, values: Mapping[str, Any]) -> S:
-    """Return the config; raise ``OptionError`` if keywords were given as well."""
-    if values:
-        raise OptionError(f"{next(iter(values))!r} was given together with a config; put it into the config (dataclasses.replace).")
-    return config
+    return copy(ConversionConfig.__dataclass_fields__[name])
 
 
 def documented(config: type[Settings], summary: str) -> None:
     """Set the docstring of a config: every setting with its meaning, default and unit."""
-    lines = []
-    for entry in fields(config):
-        about = entry.metadata
-        default = about["unset"] or repr(entry.default)
-        lines.append(f"    {entry.name}: {about['help']} Default: {default}.")
+    lines = [
+        f"    {entry.name}: {entry.metadata['help']} Default: {entry.metadata['unset'] or repr(entry.default)}." for entry in fields(config)
+    ]
     config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 
 

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.sources import DataError, check_column, read_source
 from hf_longattn.loading import call_tokenizer
 
 
@@ -46,23 +45,6 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
         }
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
-
-
-def read_summaries(source: str, split: str, text_column: str, summary_column: str) -> Dataset:
-    """Texts in the columns document and summary; rows in which one is empty are left out.
-
-    Raises:
-        DataError: a missing column, or nothing to read.
-    """
-    data = read_source(source, split)
-    columns = {"document": text_column, "summary": summary_column}
-    for column, option in ((text_column, "--text-column"), (summary_column, "--summary-column")):
-        check_column(data, column, source, option, text=True)
-    data = data.filter(lambda row: all((row[name] or "").strip() for name in columns.values()))
-    if not len(data):
-        raise DataError(f"No row of {source} has both a text in {text_column!r} and one in {summary_column!r}; name other columns.")
-    features = Features(dict.fromkeys(columns, Value("string")))
-    return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names, features=features)
 
 
 def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int) -> Dataset:

@@ -136,7 +136,7 @@ def split_rows(
             count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {unit}"
             raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
-    args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
+        args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
 
 

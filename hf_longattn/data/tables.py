@@ -198,6 +198,8 @@ def _generated(rows: Callable[..., Iterator[dict[str, Any]]], files: Sequence[st
         return Dataset.from_generator(rows, features=Features(features), gen_kwargs={"files": tuple(files), "stamp": stamp, **options})
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
+    except ValueError as error:  # datasets reads no split without rows
+        raise DataError(f"{files[0]} has no rows; give other data.") from error
 
 
 @contextmanager

@@ -44,7 +44,7 @@ SHOWN_SECONDS = 30
 TRAINED_BY = {
     "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
     "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
-    "ForConditionalGeneration": ("seq2seq", "--audio", "--data", "YOUR_RECORDINGS"),
+    "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
 }
 """Ending of a class's name -> arguments of ``longattn train`` for its models."""
 
@@ -198,12 +198,12 @@ class SoundKind(InputKind):
             )
         sizes = self.sizes_of(config, old, new)
         problem = rule.why_train(config, name) if sizes.grows else ""
-        advice = "train the result by longattn train seq2seq --audio, on sounds of the new duration"
+        advice = "train the result by longattn train seq2seq, on sounds of the new duration"
         if problem and not request.needs_training:
             raise InputError(
                 f"A {name} of {sizes.new.words} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
                 f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
-                "longattn train seq2seq --audio."
+                "longattn train seq2seq."
             )
         kind: Any = self.family.config_class
         attention: LongAttentionConfig = request.attention() if request.names_attention else kind.default_attention()

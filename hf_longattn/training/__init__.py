@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments
     from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
     from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
-    from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
+    from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments
     from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
     from .trainer import LongTrainer
 

@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
@@ -134,8 +132,6 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     """
     config = load_config(name)
     kind = config.model_type
-    if kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads images; take a model of texts.")
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
     predicts_masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if objective == "auto":

@@ -138,7 +138,7 @@ def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pyt
 
 @pytest.mark.parametrize(
     ("option", "instead"),
-    [("mechanism=window", "use --mechanism (in"), ("long_attention=window", "use --mechanism, --option and --layers (in")],
+    [("mechanism=window", "use --mechanism (in"), ("layers=window", "use --layers (in")],
 )
 def test_option_names_the_flag_of_what_is_no_option(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

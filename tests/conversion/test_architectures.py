@@ -207,7 +207,7 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
             OptionError,
             f"cannot change the positions of a {DETECTOR}",
         ),
-        (DETECTOR, {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
+        (DETECTOR, {"remote_code": True}, OptionError, "--generic and --remote-code exclude each other"),
         (
             DETECTOR,
             {"max_decoder_length": 9},

@@ -91,7 +91,7 @@ def test_generic_towers_are_planned_and_converted_by_command(tmp_path: Path) -> 
     ("settings", "sentence"),
     [
         ({"towers": {"audio": WINDOW}}, "has no tower 'audio'; its towers are "),
-        ({"towers": {"text": WINDOW}, "mechanism": "full"}, "--towers gives each tower its mechanism"),
+        ({"towers": {"text": WINDOW}, "mechanism": "full"}, "--towers and --mechanism full exclude each other"),
         ({"towers": {"text": {"mechanism": "windw"}}}, "windw"),
         ({"towers": {"text": {"mechanism": "window", "widow": 4}}}, "widow"),
         ({"towers": {"text": WINDOW}, "max_length": 4096}, "cannot change the positions of a SiglipModel"),

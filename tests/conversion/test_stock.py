@@ -269,7 +269,7 @@ def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path]
     (tmp_path / "stock").mkdir()
     with pytest.raises(CheckpointError):
         convert_checkpoint(source, tmp_path / "stock", mechanism="window", native=True)
-    with pytest.raises(LongAttentionError, match="--native writes a stock architecture, to which --remote-code does not apply"):
+    with pytest.raises(LongAttentionError, match="--native and --remote-code exclude each other"):
         convert_checkpoint(source, tmp_path / "other", mechanism="window", native=True, remote_code=True)
 
 

@@ -17,7 +17,6 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_longattn.data import sources
-from hf_longattn.data.documents import read_summaries
 from hf_longattn.data.pairs import read_pairs
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import (
@@ -122,12 +121,11 @@ CODES = ("001", "010", "1.0", "1e3", "1_000", "true", "True", "2024-01-01", "0x1
 def test_csv_cells_are_texts_as_they_stand_and_only_empty_ones_are_missing(ending: str, tmp_path: Path) -> None:
     between = "\t" if ending == ".tsv" else ","
     for cells in (MISSING, CODES, ("001", "010"), ("1", "2")):
-        lines = ["text,label,summary,anchor,positive", *(",".join([cell] * 5) for cell in cells)]
+        lines = ["text,label,anchor,positive", *(",".join([cell] * 4) for cell in cells)]
         source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), "\n".join(lines).replace(",", between) + "\n")
         assert load_labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
         assert read_texts([source])[0]["text"][:] == list(cells)
         assert read_texts([source], template=["{text} {label}"])[0]["text"][0] == f"{cells[0]} {cells[0]}"
-        assert read_summaries(source, "train", "text", "summary")["summary"][:] == list(cells)
         assert read_pairs(source, "train").to_list() == [{"anchor": cell, "positive": cell} for cell in cells]
     source = write(tmp_path / f"gap{ending}", f"text{between}label\na{between}\n")
     with pytest.raises(DataError, match=r"Row 1 of .* has no label"):

@@ -56,9 +56,9 @@ def test_plan_and_convert_print_the_reason_of_auto(encoder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"mechanism": "auto", "window": 8}, "to which options does not apply"),
-        ({"mechanism": "auto", "layers": {0: "full"}}, "to which layers does not apply"),
-        ({"mechanism": "auto", "generic": True}, "to which generic does not apply"),
+        ({"mechanism": "auto", "window": 8}, "--mechanism auto and --option exclude each other"),
+        ({"mechanism": "auto", "layers": {0: "full"}}, "--mechanism auto and --layers exclude each other"),
+        ({"mechanism": "auto", "generic": True}, "--mechanism auto and --generic exclude each other"),
         ({"budget": "0.5"}, "are for --mechanism auto"),
         ({"mechanism": "auto", "budget": "0.0001"}, "No design meets the budget"),
         ({"mechanism": "auto", "budget": "cheap"}, "give a number above 0"),

@@ -42,12 +42,12 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "lists")],
     "mlm": [({"text": 5}, "not text")],
     "clm": [({"text": 5}, "not text")],
-    "seq2seq": [({"summary": 5}, "not text"), ({"summary": ""}, "both a text")],
+    "seq2seq": [({"summary": 5}, "no text"), ({"summary": ""}, "no document and summary")],
     "embed": [({"positive": ""}, "must be a text"), ({"score": "high"}, "must be a number")],
     "multitask": [({"label": None}, "a class is a name or a whole number")],
     "linearise": [({"text": 5}, "not text")],
     "distill": [({"text": 5}, "not text")],
-    "ctc": [({"text": 5}, "not text"), ({"text": ""}, "has no transcript"), ({"audio": "none.wav"}, "none.wav does not exist")],
+    "ctc": [({"text": 5}, "no text"), ({"text": ""}, "no text"), ({"audio": "none.wav"}, "none.wav does not exist")],
 }
 """Values that a column must not hold, and a part of the sentence."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,13 @@ from hf_longattn import LongWav2Vec2ForCTC
 from hf_longattn.cli.train import train
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.sources import DataError
-from hf_longattn.data.transcripts import (
-    UtteranceCollator,
-    character_tokenizer,
-    frames_needed,
-    knows,
-    load_transcribed,
-    without_unknown,
-)
+from hf_longattn.data.transcripts import character_tokenizer, check_characters, frames_needed, read_utterances
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks import ctc
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
-from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels, output_frames
-from tests.training.conftest import FAST, checkpoint
+from hf_longattn.training.tasks.ctc import CTCDataArguments, output_frames
+from tests.training.conftest import FAST, checkpoint, start_task
 from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 
 
@@ -68,10 +64,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"ctc": model, "headless": str(folder / "headless"), "long": long_speech_checkpoint(folder / "long")}
 
 
-def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
-    """The arguments of a run; ``data`` is a folder or a list of sources."""
+def start(model: str, output: Path, data: Any, **changes: Any) -> Any:
+    """Run the task; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
-    return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+    return start_task("ctc", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+
+
+@pytest.fixture
+def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """As :func:`start`, but returns the Trainer before its first step."""
+    monkeypatch.setattr(ctc, "finish", lambda trainer, *_, **__: trainer)
+    return start
 
 
 @pytest.mark.thorough
@@ -86,9 +89,9 @@ def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: 
     for part in (extractor, tokenizer):
         part.save_pretrained(tmp_path / "model")
     run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "validation": str(recordings)}
-    log = finetune_ctc(*settings(str(tmp_path / "model"), tmp_path / "out", recordings, **run))
-    assert log["utterances"] == {"train": 24, "held_out": 24}
-    assert log["held_out"]["after"]["loss"] < 0.7 * log["held_out"]["before"]["loss"]
+    log = start(str(tmp_path / "model"), tmp_path / "out", recordings, **run)
+    assert log["utterances"] == log["scored_rows"]["n"] == 24
+    assert log["metrics"]["after"]["loss"] < 0.7 * log["metrics"]["before"]["loss"]
     trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(trained) is type(model)
     inputs = processor([speech("ab ba", 99)], sampling_rate=RATE, return_tensors="pt")
@@ -98,24 +101,23 @@ def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: 
 @pytest.mark.thorough
 def test_ctc_model_learns_to_transcribe(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "freeze_feature_encoder": False}
-    log = finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, validation=str(recordings), **run))
-    assert log["utterances"] == {"train": 24, "held_out": 24}
-    assert log["seconds"]["longest"] == pytest.approx(11 * SECONDS)
-    assert log["held_out"]["after"]["loss"] < 0.5 * log["held_out"]["before"]["loss"]
-    assert log["held_out"]["after"]["cer"] < 20 < log["held_out"]["before"]["cer"]
+    log = start(models["long"], tmp_path / "out", recordings, validation=str(recordings), **run)
+    assert log["utterances"] == log["scored_rows"]["n"] == 24
+    assert log["metrics"]["after"]["loss"] < 0.5 * log["metrics"]["before"]["loss"]
+    assert log["metrics"]["after"]["cer"] < 20 < log["metrics"]["before"]["cer"]
     trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
     assert isinstance(trained, LongWav2Vec2ForCTC)
     inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
     assert set(processor.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "with `longattn train ctc` on 24 utterances of" in card
+    assert "utterances 24" in card
     assert "type: wer" in card
 
 
 def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no vocabulary; add --new-vocabulary"):
-        finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings))
-    log = finetune_ctc(*settings(models["headless"], tmp_path / "out", recordings, new_vocabulary=True))
+        start(models["headless"], tmp_path / "out", recordings)
+    log = start(models["headless"], tmp_path / "out", recordings, new_vocabulary=True)
     model, processor = AutoModelForCTC.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
     assert log["vocabulary"] == model.config.vocab_size == 5
     assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4}
@@ -125,7 +127,7 @@ def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(recordings: Path,
 @pytest.mark.thorough
 def test_ctc_lora_changes_attention_and_the_head_alone(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained in full."""
-    finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, use_peft=True, lora_rank=2, learning_rate=1e-2))
+    start(models["long"], tmp_path / "out", recordings, lora_rank=2, learning_rate=1e-2)
     before, after = (AutoModelForCTC.from_pretrained(folder).state_dict() for folder in (models["long"], tmp_path / "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
@@ -134,21 +136,21 @@ def test_ctc_lora_changes_attention_and_the_head_alone(recordings: Path, models:
 
 
 def test_ctc_command_prints_error_rates_and_utterances_left_out(
-    recordings: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recordings: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "speech").mkdir()
     for number, text in enumerate(sentences(8)):
         soundfile.write(tmp_path / "speech" / f"{number}.flac", speech(text, number), RATE)
         (tmp_path / "speech" / f"{number}.txt").write_text(text if number else "ab" * 200)
-    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings), "--validation-split", "train"]
-    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1", "--max-seconds", "0.5"]
+    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings)]
+    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--max-seconds", "0.5"]
     assert train("ctc", line) == 0
     said = capsys.readouterr().err
     assert "word error rate" in said
-    assert "utterances)" in said
-    assert "too short for their transcripts, which CTC cannot write in their frames: 1 utterance, the first" in said
-    assert "0.flac" in said
-    assert "left out, since they are longer than max_seconds" in said
+    assert re.search(
+        r"1 of 8 utterances have longer transcripts than the model can write, and are left out; the first is .*0\.flac", caplog.text
+    )
+    assert "of 24 utterances are longer than 0.5 seconds, and are left out" in caplog.text
 
 
 @pytest.mark.thorough
@@ -172,24 +174,25 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
         (tmp_path / "pairs" / file.with_suffix(".txt").name).write_text(f" {text.replace(' ', chr(10))}\n")
     sources = [recordings, tmp_path / "parts", recordings / "table.csv", tmp_path / "manifest.jsonl", tmp_path / "saved"]
     for source in [*sources, tmp_path / "data.parquet", tmp_path / "pairs"]:
-        rows = load_transcribed(str(source))
+        args = CTCDataArguments(data=[str(source)])
+        args.only_scores = True
+        rows, _ = read_utterances(args, 0)
         assert rows["text"][:] == texts, source
         for row, file in zip(rows, files, strict=True):
             expected = soundfile.read(file, dtype="float32")[0]
             np.testing.assert_array_equal(Hearing(Wav2Vec2FeatureExtractor()).samples(row), expected)
-    named = load_transcribed(str(tmp_path / "manifest.jsonl"), audio_column="audio_filepath", text_column="text")
-    assert named["text"][:] == texts
     (recordings / "table.csv").unlink()
 
 
-def test_ctc_batches_are_what_the_processor_of_transformers_makes(recordings: Path, models: dict[str, str]) -> None:
+def test_ctc_batches_are_what_the_processor_of_transformers_makes(
+    recordings: Path, models: dict[str, str], tmp_path: Path, trainer_of: Callable[..., Any]
+) -> None:
     """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's length is that of its
     logits."""
     processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"]).eval()
-    hearing = Hearing(processor.feature_extractor)
-    rows, left_out = frame_labels(load_transcribed(str(recordings)), processor.tokenizer, hearing, model)
-    assert left_out == {"seconds": [], "transcript": []}
-    batch = UtteranceCollator(hearing)([rows[0], rows[3]])
+    trainer = trainer_of(models["ctc"], tmp_path / "out", recordings, validation=str(recordings))
+    rows = trainer.train_dataset
+    batch = trainer.data_collator([rows[0], rows[3]])
     sounds = [soundfile.read(rows[number]["audio"]["path"], dtype="float32")[0] for number in (0, 3)]
     expected = processor(sounds, sampling_rate=RATE, padding=True, return_tensors="pt")
     torch.testing.assert_close(batch["input_values"], expected["input_values"], rtol=0, atol=0)
@@ -200,35 +203,26 @@ def test_ctc_batches_are_what_the_processor_of_transformers_makes(recordings: Pa
     assert processor.tokenizer.decode([label for label in batch["labels"][1] if label >= 0], group_tokens=False) == rows[3]["text"]
 
 
-def test_transcripts_longer_than_ctc_can_write_are_left_out(models: dict[str, str], tmp_path: Path) -> None:
+def test_transcripts_longer_than_ctc_can_write_are_left_out(models: dict[str, str], tmp_path: Path, trainer_of: Callable[..., Any]) -> None:
     assert frames_needed([3, 3, 4]) == 4
     assert frames_needed([]) == 0
-    processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"])
-    soundfile.write(tmp_path / "short.wav", speech("a"), RATE)
-    frames = output_frames(model, len(speech("a")))
-    hearing, kept = Hearing(processor.feature_extractor), []
-    for letters in (frames // 2, frames // 2 + 1, frames):
-        (tmp_path / "short.txt").write_text("a" * letters)
-        rows, left_out = frame_labels(load_transcribed(str(tmp_path)), processor.tokenizer, hearing, model)
-        kept.append(len(rows))
-        assert len(left_out["transcript"]) == 1 - len(rows)
-        if len(rows):
-            assert torch.isfinite(model(**UtteranceCollator(hearing)([rows[0]])).loss)
-    assert kept[0] == 1
-    assert kept[-1] == 0
+    frames = output_frames(AutoModelForCTC.from_pretrained(models["ctc"]), len(speech("a")))
+    texts = ["a" * (frames // 2), "a" * (frames // 2 + 1), "a" * frames, "ab" * (frames // 2)]
+    for number, text in enumerate(texts):
+        soundfile.write(tmp_path / f"{number}.wav", speech("a"), RATE)
+        (tmp_path / f"{number}.txt").write_text(text)
+    trainer = trainer_of(models["ctc"], tmp_path / "out", tmp_path, validation=str(tmp_path))
+    assert set(trainer.train_dataset["text"]) == {texts[0], texts[3]}
+    assert torch.isfinite(trainer.model(**trainer.data_collator(list(trainer.train_dataset))).loss)
 
 
-def test_characters_outside_the_vocabulary_are_refused_or_dropped(models: dict[str, str]) -> None:
+def test_characters_outside_the_vocabulary_are_refused(models: dict[str, str]) -> None:
     tokenizer = AutoProcessor.from_pretrained(models["ctc"]).tokenizer
-    assert [knows(tokenizer, character) for character in "ab cA"] == [True, True, True, False, False]
-    assert without_unknown(["ab ba"], tokenizer, "refuse") == ["ab ba"]
-    with pytest.raises(DataError, match=r"lacks: '!' 'c' \(first in 'ab c'\); add --unknown-characters drop"):
-        without_unknown(["ab", "ab c", "a!"], tokenizer, "refuse")
-    with pytest.raises(DataError, match=r"lacks: 'A' 'B' .*; add --letter-case lower.$"):
-        without_unknown(["AB"], tokenizer, "refuse")
-    assert without_unknown(["ab, c ba!"], tokenizer, "drop") == ["ab ba"]
-    with pytest.raises(DataError, match="'cd' has no character of the vocabulary"):
-        without_unknown(["cd"], tokenizer, "drop")
+    check_characters(["ab ba"], tokenizer)
+    with pytest.raises(DataError, match=r"lacks: '!' 'c' \(first in 'ab c'\); leave them out of the data, or add --new-vocabulary\.$"):
+        check_characters(["ab", "ab c", "a!"], tokenizer)
+    with pytest.raises(DataError, match=r"lacks: 'A' 'B' .*; add --letter-case lower\.$"):
+        check_characters(["AB"], tokenizer)
     with pytest.raises(DataError, match="is the space between words"):
         character_tokenizer(["a|b"])
 
@@ -255,30 +249,21 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
     (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
     (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (InputError, "bad.wav.* has 8,000 samples a second.*--resample", {"data": folder("rate", speech("ab"), 8000)}),
         (InputError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
-        (DataError, "bad.wav has no transcript", {"data": folder("empty", speech("ab"), text="")}),
-        (
-            DataError,
-            "1 of its 4 audio files have no transcript.*write bad.txt",
-            {"data": folder("bare", speech("ab"), text=None)},
-        ),
-        (DataError, "columns a, b, and none of them is called audio, file_name.*--audio-column", {"data": [str(tmp_path / "texts.csv")]}),
-        (DataError, "not 'sound'; name one with --audio-column", {"audio_column": "sound"}),
-        (DataError, "Row 2 of .*gap.csv has no audio file", {"data": [str(tmp_path / "gap.csv")]}),
-        (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
+        (DataError, "has the columns a, b, not 'audio' or 'file_name'.*--columns audio=NAME", {"data": [str(tmp_path / "texts.csv")]}),
+        (DataError, "not 'sound'; name one with --columns audio=NAME", {"columns": ["audio=sound"]}),
+        (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
+        (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
         (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.jsonl")]}),
-        (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
-        (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
-        (OptionError, "--max-seconds must be above 0", {"max_seconds": 0.0}),
-        (OptionError, "--unknown-characters must be one of refuse, drop", {"unknown_characters": "keep"}),
-        (OptionError, "no effect with --new-vocabulary", {"unknown_characters": "drop", "new_vocabulary": True}),
+        (DataError, "numbers.jsonl has '1' in the column 'audio', no path", {"data": [str(tmp_path / "numbers.jsonl")]}),
+        (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
+        (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
+        (OptionError, "--letter-case must be lower or upper", {"letter_case": "keep"}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words) as refused:
-            finetune_ctc(*settings(**{"model": models["ctc"], "output": tmp_path / "o", "data": recordings, **changes}))
+            start(**{"model": models["ctc"], "output": tmp_path / "o", "data": recordings, **changes})
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "o").exists()
 

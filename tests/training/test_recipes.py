@@ -218,7 +218,7 @@ LENGTHS = {
     "train classify": "--max-length 128 --max-steps 2 --save-steps 0",
     "train mlm": "--max-length 256 --max-steps 2 --save-strategy no",
     "train clm": "--max-length 128 --max-steps 2 --save-strategy no --max-eval-samples 2",
-    "train seq2seq": "--max-length 128 --max-summary-length 8 --generation-num-beams 2 --max-steps 2 --save-steps 0",
+    "train seq2seq": "--max-length 128 --max-target-length 8 --generation-num-beams 2 --max-steps 2 --save-strategy no",
     "train linearise": "--max-length 128 --max-steps 2 --save-strategy no --max-eval-samples 2",
 }
 """Overrides of a training."""

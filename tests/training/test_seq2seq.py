@@ -17,12 +17,12 @@ from transformers.trainer_pt_utils import LabelSmoother
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.lengths import decoder_length
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import seq2seq
-from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, write_in_one_language
+from hf_longattn.training.tasks.seq2seq import write_in_one_language
 from tests.trained import tokenizer_of
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 STACKS: dict[str, Any] = {
     "vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
@@ -59,10 +59,9 @@ def pairs(folder: Path, count: int = 20) -> str:
 @pytest.mark.thorough
 def test_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [pairs(tmp_path)]}
-    settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_summary_length": 12, "generation_num_beams": 2}
-    log = finetune_seq2seq(*build_arguments(SEQ2SEQ, **given, **settings, per_device_train_batch_size=4))
-    before, after = log["held_out"]["before"], log["held_out"]["after"]
-    assert log["input_length"] == 128
+    settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_target_length": 12, "generation_num_beams": 2}
+    log = start_task("seq2seq", **given, **settings, per_device_train_batch_size=4)
+    before, after = log["metrics"]["before"], log["metrics"]["after"]
     assert after["loss"] < before["loss"]
     assert after["rouge1"] > max(40.0, before["rouge1"])
     assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 2
@@ -100,23 +99,23 @@ def test_seq2seq_label_smoothing_is_its_definition_for_every_class(architecture:
     assert outputs.logits.shape == (2, 9, 99)
 
 
-def test_summaries_are_at_most_as_long_as_the_decoder_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_summaries_are_at_most_as_long_as_the_decoder_reads(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By default; what an option asks for beyond that is refused. The decoder here reads 64 tokens, and 256 are the default."""
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
+    monkeypatch.setattr(seq2seq, "finish", lambda trainer, *_, **__: trainer)
     for folder in (model, str(tmp_path / "short")):
-        for option, value in (("max_summary_length", 65), ("generation_max_length", 256)):
-            given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], option: value}
+        given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
+        for option, value in (("max_target_length", 65), ("generation_max_length", 256)):
             with pytest.raises(
                 OptionError, match=rf"--{option.replace('_', '-')} {value} exceeds the 64 tokens that the decoder reads; give"
             ):
-                finetune_seq2seq(*build_arguments(SEQ2SEQ, **given))
-        args = build_arguments(SEQ2SEQ, model=folder, output_dir=str(tmp_path / "out"), data=[data])
-        inputs = seq2seq.summary_inputs(*args)
-        assert args[2].generation_max_length == 64
-        assert max(map(len, inputs.train["labels"])) <= 64
-    exact = build_arguments(SEQ2SEQ, model=model, output_dir=str(tmp_path / "out"), data=[data], max_summary_length=64)
-    seq2seq.summary_inputs(*exact)
-    assert exact[2].generation_max_length == 64
+                start_task("seq2seq", **given, **{option: value})
+        for limit in (None, 64):
+            trainer: Any = start_task("seq2seq", **given, max_target_length=limit)
+            assert trainer.args.generation_max_length == 64
+            assert max(map(len, trainer.train_dataset["labels"])) <= 64
 
 
 def test_decoder_length_is_that_of_the_decoder_positions() -> None:
@@ -154,21 +153,25 @@ def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrain
     monkeypatch.setattr(seq2seq, "load_metric", lambda name: SimpleNamespace(compute=compute))
     source = str(tmp_path / "rows.jsonl")
     given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [source], "validation": source}
-    finetune_seq2seq(*build_arguments(SEQ2SEQ, **given, **FAST, max_steps=1, max_summary_length=4, generation_num_beams=1))
+    start_task("seq2seq", **given, **FAST, max_steps=1, max_target_length=4, generation_num_beams=1)
     assert scored == [[row["summary"] for row in rows]] * 2
 
 
 def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
     cases = [
-        (OptionError, "name two columns", {"summary_column": "document"}),
+        (DataError, "has the columns document, summary, not 'text'; name one with --columns document=NAME", {"columns": ["document=text"]}),
         (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
-        (OptionError, "--max-summary-length must be at least 2", {"max_summary_length": 1}),
-        (CheckpointError, "no head for writing text", {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)}),
+        (OptionError, "--language has no effect on a model that reads texts", {"language": "en"}),
+        (
+            CheckpointError,
+            "has a BertConfig, for which .* no AutoModelForSeq2SeqLM;",
+            {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)},
+        ),
     ]
     for error, words, more in cases:
         with pytest.raises(error, match=words):
-            finetune_seq2seq(*build_arguments(SEQ2SEQ, **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more}))
+            start_task("seq2seq", **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more})
 
 
 @pytest.mark.parametrize("language", ["en_XX", "de_DE"])

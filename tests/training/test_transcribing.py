@@ -1,4 +1,4 @@
-"""`longattn train seq2seq --audio` and `longattn evaluate`: a Whisper is fed what transformers' example prepares, learns, and is scored."""
+"""Speech by `longattn train seq2seq`: a Whisper is fed what transformers' example prepares, learns, and is scored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from hf_longattn import LongWhisperForConditionalGeneration
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, utterance_inputs
-from tests.training.conftest import FAST
+from hf_longattn.training.tasks import seq2seq
+from tests.training.conftest import FAST, start_task
 from tests.training.speech import RATE, sentences, speech, speech_checkpoint
-from tests.training.test_seq2seq import bart
 from tests.whisper import whisper_checkpoint
 
 
@@ -41,9 +39,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return whisper_checkpoint(tmp_path_factory.mktemp("whisper"))
 
 
-def settings(model: str, output: Path, data: Path, **changes: Any) -> Any:
-    values = {"audio": True, "max_steps": 2, "per_device_train_batch_size": 4, "validation": str(data), **FAST, **changes}
-    return build_arguments(SEQ2SEQ, **{"model": model, "output_dir": str(output), "data": [str(data)], **values})
+def start(model: str, output: Path, data: Path, **changes: Any) -> Any:
+    """Run the task on all of the data, and evaluate on them."""
+    values = {"max_steps": 2, "per_device_train_batch_size": 4, "validation": str(data), **FAST, **changes}
+    return start_task("seq2seq", **{"model": model, "output_dir": str(output), "data": [str(data)], **values})
 
 
 def as_the_example_prepares(folder: str, sounds: Sequence[np.ndarray[Any, Any]], texts: Sequence[str], mask: bool) -> dict[str, Tensor]:
@@ -61,13 +60,16 @@ def as_the_example_prepares(folder: str, sounds: Sequence[np.ndarray[Any, Any]],
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_whisper_batches_are_what_the_example_of_transformers_prepares(augment: bool, recordings: Path, tmp_path: Path) -> None:
+def test_whisper_batches_are_what_the_example_of_transformers_prepares(
+    augment: bool, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """With SpecAugment also the mask of the padding, as the example's ``forward_attention_mask``."""
     folder = whisper_checkpoint(tmp_path / "model", apply_spec_augment=augment)
-    inputs = utterance_inputs(*settings(folder, tmp_path / "out", recordings))
-    assert inputs.log["left_out"] == {"seconds": [str(recordings / "12.wav")], "transcript": []}
-    rows = [inputs.train[number] for number in (0, 3)]
-    batch = inputs.collator(rows)
+    monkeypatch.setattr(seq2seq, "finish", lambda trainer, *_, **__: trainer)
+    trainer = start(folder, tmp_path / "out", recordings)
+    assert f"1 of 13 utterances are longer than 1 seconds, and are left out; the first is {recordings / '12.wav'}." in caplog.text
+    rows = [trainer.train_dataset[number] for number in (0, 3)]
+    batch = trainer.data_collator(rows)
     files = [Path(row["audio"]["path"]) for row in rows]
     sounds = [soundfile.read(file, dtype="float32")[0] for file in files]
     expected = as_the_example_prepares(folder, sounds, [file.with_suffix(".txt").read_text() for file in files], augment)
@@ -82,9 +84,9 @@ def test_whisper_learns_to_transcribe_with_scores(model: str, recordings: Path, 
     settings_of_window = {"mechanism": "window", "window": 8, "audio_seconds": 2, "needs_training": True, "verify": False}
     convert_checkpoint(model, tmp_path / "long", **settings_of_window)
     run = {"max_steps": 40, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 13}
-    log = finetune_seq2seq(*settings(str(tmp_path / "long"), tmp_path / "out", recordings, **run))
-    assert log["utterances"] == {"train": 13, "held_out": 13}
-    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    log = start(str(tmp_path / "long"), tmp_path / "out", recordings, **run)
+    assert log["rows"] == log["scored_rows"]["n"] == 13
+    before, after = log["metrics"]["before"], log["metrics"]["after"]
     assert after["loss"] < 0.5 * before["loss"]
     assert after["cer"] < 0.7 * before["cer"]
     assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 13
@@ -94,35 +96,37 @@ def test_whisper_learns_to_transcribe_with_scores(model: str, recordings: Path, 
     said = pipeline("automatic-speech-recognition", model=trained, **parts)({"raw": speech("ab ba", 99), "sampling_rate": RATE})["text"]
     assert set(said) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "with `longattn train seq2seq --audio` on 1" in card
     assert "type: wer" in card
     capsys.readouterr()
-    line = ["--audio", "--model", str(tmp_path / "out"), "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1"]
+    line = ["--model", str(tmp_path / "out"), "--data", str(recordings), "--output", str(tmp_path / "scores")]
     assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train", "--per-device-eval-batch-size", "13"]) == 0
     shown = capsys.readouterr().err
-    assert "scored: word error rate" in shown
-    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["held_out"]["after"]
+    assert "scored (13 rows): word error rate" in shown
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["metrics"]["after"]
     assert scores["wer"] == pytest.approx(after["wer"])
     assert scores["loss"] == pytest.approx(after["loss"], rel=1e-4)
 
 
 def test_evaluate_ctc_scores_a_model(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = speech_checkpoint(tmp_path / "ctc")
-    line = ["--model", folder, "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1", "--split", "train"]
+    line = ["--model", folder, "--data", str(recordings), "--output", str(tmp_path / "scores"), "--split", "train"]
     assert evaluate("ctc", line) == 0
-    assert "scored: word error rate" in capsys.readouterr().err
+    assert "scored (13 rows): word error rate" in capsys.readouterr().err
 
 
-def test_transcribing_refuses_models_and_options_that_do_not_fit(model: str, recordings: Path, tmp_path: Path, tokenizer: Any) -> None:
+def test_transcribing_refuses_models_and_options_that_do_not_fit(model: str, recordings: Path, tmp_path: Path) -> None:
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (OptionError, "--language en is for a multilingual Whisper", {"language": "en"}),
-        (OptionError, "--summary-column is an option for texts; leave it out, or leave --audio out", {"summary_column": "x"}),
-        (OptionError, "--mono is an option for audio files; leave it out, or add --audio", {"audio": False, "mono": True}),
-        (CheckpointError, r"\(whisper\) has no head for writing text from text; it hears audio files: add --audio", {"audio": False}),
-        (CheckpointError, "by CTC: type longattn train ctc", {"model": speech_checkpoint(tmp_path / "ctc")}),
-        (CheckpointError, "it reads texts: leave --audio out", {"model": bart(tmp_path, tokenizer)}),
+        (OptionError, "--prefix has no effect on a model that hears sound", {"prefix": "summarize: "}),
+        (OptionError, "--letter-case must be lower or upper", {"letter_case": "title"}),
+        (OptionError, "--max-target-length 41 exceeds the 40 tokens", {"max_target_length": 41}),
+        (
+            CheckpointError,
+            "has a Wav2Vec2Config, for which .* no AutoModelForSeq2SeqLM",
+            {"model": speech_checkpoint(tmp_path / "ctc")},
+        ),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words):
-            finetune_seq2seq(*settings(**{"model": model, "output": tmp_path / "o", "data": recordings, **changes}))
+            start(**{"model": model, "output": tmp_path / "o", "data": recordings, **changes})
         assert not (tmp_path / "o").exists()
