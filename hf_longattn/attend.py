@@ -119,9 +119,7 @@ def prepare(
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     _check_tensors(q, k, v)
-    _check_values(causal, scaling, dropout_p, score_mod, seed)
-    for name in FOREIGN_ARGUMENTS.keys() & options.keys():
-        raise OptionError(f"attend has no argument {name!r}; write {FOREIGN_ARGUMENTS[name]}.")
+    _check_values(scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -152,17 +150,6 @@ def prepare(
     return module, call
 
 
-FOREIGN_ARGUMENTS = {
-    "attn_mask": "padding_mask, (batch, key length) with True for real tokens",
-    "attention_mask": "padding_mask, (batch, key length) with 1 for real tokens",
-    "key_padding_mask": "padding_mask, (batch, key length) with True for real tokens, the reverse of key_padding_mask",
-    "is_causal": "causal",
-    "scale": "scaling",
-    "dropout": "dropout_p",
-    "s_aux": "sink_scores, (heads,)",
-    "sinks": "sink_scores, (heads,)",
-}
-"""Argument of PyTorch's or transformers' attention -> the equivalent argument of :func:`attend`, for the error message."""
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
 """Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
@@ -234,16 +221,12 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise OptionError(f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype.")
 
 
-def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, seed: Any) -> None:
+def _check_values(scaling: Any, dropout_p: Any, seed: Any) -> None:
     """Raise :class:`OptionError` for an invalid value."""
-    if not isinstance(causal, bool):
-        raise OptionError(f"causal is {causal!r}, but must be True or False.")
     if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
         raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
     if isinstance(dropout_p, bool) or not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
         raise OptionError(f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1.")
-    if score_mod is not None and not callable(score_mod):
-        raise OptionError(f"score_mod is {score_mod!r}, but must be a function score_mod(score, b, h, q_idx, kv_idx).")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST:
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 

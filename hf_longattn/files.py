@@ -45,6 +45,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Files of a folder: which may be opened.
 
 
+def check_name(name: str) -> str:
+    """A model's name, refused if it is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
+    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
+    return name
+
+
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
     """Check every file of a source that may be read or copied, without opening it.
 
@@ -458,16 +465,7 @@ def copy_folder(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
-# Names of local files and folders in cards and reports, without their parent folders.
-
-SOURCES = frozenset(("source", "model", "data", "tasks", "task_file", "validation", "teacher", "baseline", "output_dir", "destination"))
-"""Fields of reports and logs that name a file, a folder or a Hub repository."""
-_TASK = re.compile(r"[A-Za-z_]\w*=(?:\w+:)?")
-"""The prefix of a task's data, NAME= or NAME=KIND:, as in NAME=KIND:DATA."""
-_PATH = re.compile(r"(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\](?![/\\])")
-"""The start of a path that cannot be a Hub name."""
-_PATH_IN_TEXT = re.compile(rf"(?<![\w./\\~-]){_PATH.pattern}(?:[^\s/\\\"'`,;()\[\]{{}}<>]+[/\\])+(?=[^\s/\\])")
-"""The folders of a path in a sentence."""
+# Names of local files and folders in cards, without their parent folders.
 
 
 def public_name(source: str) -> str:
@@ -476,31 +474,11 @@ def public_name(source: str) -> str:
     Args:
         source: as the user typed it, also as NAME=KIND:DATA.
     """
-    if (task := _TASK.match(source)) is not None:
+    if (task := re.match(r"[A-Za-z_]\w*=(?:\w+:)?", source)) is not None:
         return task[0] + public_name(source[task.end() :])
     is_file = os.path.exists(source) or Path(source).suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
     is_name = not is_file and HUB_ID.fullmatch(source.partition(":")[0]) is not None
-    is_address = "://" in source and not source.startswith("file:")
-    return source if not source or is_name or is_address else _last(source)
-
-
-def without_folders(value: Any, field: str = "") -> Any:
-    """A JSON value of a report or log, with every path reduced to its last name.
-
-    Args:
-        field: the name of its field. Relative paths are recognised in fields of :data:`SOURCES` only.
-    """
-    if isinstance(value, Mapping):
-        return {without_folders(str(name)): without_folders(entry, str(name)) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(entry, "data" if field == "text" else field) for entry in value]  # a list in a field "text" names files
-    if not isinstance(value, str):
-        return value
-    if field in SOURCES:
-        return public_name(value)
-    return _last(value) if _PATH.match(value) else _PATH_IN_TEXT.sub("", value)  # a text that starts like a path is one, even with spaces
-
-
-def _last(path: str) -> str:
-    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..", "~")]
-    return parts[-1] if parts else Path(path).expanduser().resolve().name
+    if not source or is_name or ("://" in source and not source.startswith("file:")):
+        return source
+    parts = [part for part in re.split(r"[/\\]", source) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else Path(source).expanduser().resolve().name

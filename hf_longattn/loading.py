@@ -26,7 +26,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import HUB_ID, MODULES, check_config, check_format, read_json_object, sentence_modules
+from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -49,12 +49,6 @@ logger = logging.get_logger(LOGGER)
 
 
 # Where a checkpoint is.
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
-    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
 
 
 def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:

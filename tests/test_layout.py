@@ -51,7 +51,7 @@ CONVERSION = (
     ("stock",),
     ("plan",),
     ("check", "check_purpose"),
-    ("check_plain", "check_sizes", "check_texts"),
+    ("check_texts",),
     ("convert",),
     ("__init__",),
 )

@@ -19,7 +19,7 @@ from .terminal import Line, Part, facts, progress, show, table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
-    from ..inputs.sizes import InputSizes
+    from ..inputs.kind import InputSizes
     from ..reports import Check
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
@@ -57,7 +57,7 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     from ..conversion import plan_conversion
 
     plan = plan_conversion(source, None, config, choose=_choose)
-    compared = {name: _compare(part) for name, part in plan.parts.items() if not (plan.generic and name)}
+    compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
@@ -70,12 +70,13 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
+    stock = plan.native_twin
     yield {
-        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.inputs.old_words})",
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "stock form": "" if plan.native_twin is None else plan.native_twin.describe(),
+        "stock form": "" if stock is None else f"none: {stock.reason}" if stock.reason else f"{stock.class_name} of transformers",
         "towers as in their class": ", ".join(plan.other_towers),
         "global tokens": "all of texts, none of images" if plan.text_global else "",
     }
@@ -94,7 +95,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
             sizes = compared[name]["sizes"]
             step = 1 if len(sizes) < 5 else 2  # four columns fit a terminal
             cells = [[row["mechanism"], *map(_flops, row["flops"][::step])] for row in compared[name]["mechanisms"]]
-            title = f"operations of the whole model for one {part.inputs.words.noun}, by mechanism with its default options"
+            title = f"operations of the whole model for one {part.inputs.kind.noun}, by mechanism with its default options"
             yield table(("mechanism", *sizes[::step]), cells, title)
 
 
@@ -110,8 +111,8 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
 
     columns = {
-        inputs.words.units: [shown(cost.size.value) for cost in costs] if inputs.words.units else [],
-        inputs.new.unit: [f"{cost.length:,}" for cost in costs],
+        inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
+        "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
@@ -120,7 +121,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {inputs.words.noun}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.kind.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 
@@ -132,7 +133,7 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     from ..errors import LongAttentionError
     from ..evaluation.flops import cost_of, layer_mechanisms
 
-    sizes, rows = part.inputs.doublings(), list[dict[str, Any]]()
+    sizes, rows = [cost.size for cost in part.costs], list[dict[str, Any]]()
     for name in ("as planned", *part.inputs.mechanisms(part.shape.causal)):
         attention = LongAttentionConfig(name) if rows else part.attention
         with suppress(LongAttentionError):  # a mechanism may need options
@@ -140,7 +141,7 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
                 layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
             costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]
             rows.append({"mechanism": name, "flops": [cost.total_flops for cost in costs]})
-    return {"sizes": [size.heading for size in sizes], "mechanisms": rows}
+    return {"sizes": [size.words for size in sizes], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

@@ -12,6 +12,7 @@ import typer
 from ..conversion import ConversionConfig
 from ..conversion.config import Settings
 from ..errors import OptionError
+from ..files import check_name
 from ..mechanisms.common.choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
 from ..training.recipes import read_recipe, recipe_names
 
@@ -91,17 +92,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
 """Settings whose text stands for a mapping -> what reads it."""
 
 
-def check_model(name: str) -> str:
-    """Refuse a folder that does not exist before anything slow is imported."""
-    from ..loading import check_name
-
-    check_name(name)
-    return name
-
-
 def model_argument(what: str, metavar: str = "MODEL") -> Any:
     """The argument of a model, with its help."""
-    return typer.Argument(metavar=metavar, callback=check_model, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+    return typer.Argument(metavar=metavar, callback=check_name, help=f"{what}: a folder or a Hub repository id.", show_default=False)
 
 
 def refuse_typed(context: typer.Context, flags: tuple[str, ...], sentence: str) -> None:

@@ -172,7 +172,7 @@ class LanguageLoss:
     given_text: bool = False
 
     name = "language-model loss by position"
-    reads = 0.1
+    least_gain = 0.1
     """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
 
     @property
@@ -235,7 +235,7 @@ class LanguageLoss:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
         detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}; chance, from token frequencies alone, {gain.after:.3f}"
         values |= {"change": change.to_dict(), "chance": gain.after}
-        if not (gain.worse and gain.change >= self.reads * gain.after):
+        if not (gain.worse and gain.change >= self.least_gain * gain.after):
             return undecided(self.name, f"{detail}: the source does not predict this text much better than chance", READABLE_TEXT, values)
         if change.worse:
             return decision(self.name, False, f"{detail}: the result is worse", values)

@@ -97,8 +97,9 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
         if text.tokenizer is not None and not plan.shape.causal and text.tokenizer.mask_token_id is None:
             would_tell = "a tokenizer with the token that the source was trained on"
             return [undecided(purpose.name, "the tokenizer has no mask token", would_tell)]
-    if text.tokenizer is None:
-        return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", text.would_be_real)]
+    if text.why_seeded:
+        would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
+        return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]
     if purpose.possible:
         return None
     if text.real_tokens() < needed:

@@ -131,23 +131,10 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
-        return {
-            "passed": self.passed,
-            "verified": bool(self.checks),
-            "verdict": self.verdict,
-            "needs_training": self.needs_training,
-            "next_step": self.next_step,
-            "train_command": self.train_command,
-            "config": self.config,
-            "plan": self.plan,
-            "text": self.text,
-            "tolerance": TOLERANCE,
-            "checks": [check.to_dict() for check in self.checks],
-            "files": list(self.files),
-            "bytes_written": self.bytes_written,
-            "seconds": self.seconds,
-            "versions": self.versions,
-        }
+        judged = {name: getattr(self, name) for name in ("passed", "verdict", "needs_training", "train_command")}
+        values = {name: value for name, value in vars(self).items() if name != "destination"}
+        checks = [check.to_dict() for check in self.checks]
+        return {**judged, "verified": bool(checks), "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
 
 
 def versions(*further: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,8 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
-from ..inputs.kind import InputKind
-from ..inputs.sizes import InputSizes, WithTowers, text_sizes
+from ..inputs.kind import InputKind, InputSizes, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms.common.options import RELATIVE
 from ..mechanisms.common.registry import mechanism_class
@@ -26,7 +25,6 @@ from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
 from .config import AUTO, ConversionConfig
-from .folders import train_command
 from .model_loading import quiet_libraries
 from .plan_positions import (
     PositionWarning,
@@ -93,7 +91,12 @@ class ConversionPlan(WithTowers):
     @property
     def new_input(self) -> str:
         """The result's maximum input as text."""
-        return self.inputs.new_words
+        return " and ".join(str(part.inputs.new) for part in self.parts.values())
+
+    @property
+    def old_input(self) -> str:
+        """The source's maximum input as text."""
+        return " and ".join(str(part.inputs.old) for part in self.parts.values())
 
     @property
     def parameters(self) -> int:
@@ -130,10 +133,16 @@ class ConversionPlan(WithTowers):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        decoder, words = None, self.inputs
+        decoder, attention = None, self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
+        sizes = {
+            f"{when}_{name}": value
+            for part in self.parts.values()
+            for when, size in (("old", part.inputs.old), ("new", part.inputs.new))
+            for name, value in size.values.items()
+        }
         if self.decoder is not None:
-            attention = self.config.decoder_attention.to_dict()
-            decoder = {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
+            of_decoder = self.config.decoder_attention.to_dict()
+            decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
@@ -141,12 +150,12 @@ class ConversionPlan(WithTowers):
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
-            "long_attention": {**self.long_attention(), **({TEXT_GLOBAL: True} if self.text_global else {})},
+            "long_attention": {**attention, **({TEXT_GLOBAL: True} if self.text_global else {})},
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
-            "input": words.new_words if words.old_words == words.new_words else f"{words.old_words} → {words.new_words}",
-            **words.report,
+            "input": self.new_input if self.old_input == self.new_input else f"{self.old_input} → {self.new_input}",
+            **sizes,
             **({} if decoder is None else {"decoder": decoder}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),
@@ -155,7 +164,7 @@ class ConversionPlan(WithTowers):
             "parameters": self.parameters,
             "result_bytes": self.total_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
-            **self.report_of_towers(),
+            **self.by_tower(lambda tower: tower.to_dict()),
         }
 
 
@@ -234,7 +243,7 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
 def _architecture(opened: Source, request: ConversionConfig) -> Architecture:
     """The architecture of a source, if all settings are for it."""
     architecture = find_architecture(opened, request.generic)
-    architecture.kind.check_settings(architecture, request)
+    architecture.kind.check_settings(architecture.source_class, request)
     return architecture
 
 
@@ -299,7 +308,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
         warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
-    inputs = text_sizes(length.old, length.new)
+    inputs = architecture.kind.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
@@ -317,55 +326,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         warnings=tuple(warnings),
         decoder=decoder,
         tokenizer_length=length.new,
-    )
-
-
-def plan_sized(
-    opened: Source,
-    architecture: Architecture,
-    request: ConversionConfig,
-    sizes: InputSizes,
-    attention: LongAttentionConfig,
-    *,
-    positions: str,
-    fields: Mapping[str, Any],
-    warnings: Sequence[PositionWarning],
-    files: Mapping[str, Mapping[str, Any]],
-    trained_by: Mapping[str, tuple[str, ...]],
-) -> ConversionPlan:
-    """Plan a model whose inputs are not texts. Source tensors keep their shapes, and their values unless they are cast.
-
-    Args:
-        sizes, attention: the sizes of source and result, and the mechanisms of the layers.
-        positions: the rule for positions.
-        fields: fields of the result's config with the size for which it was converted.
-        warnings: reasons against using the result without training.
-        files: name of each processor file to change -> its new contents.
-        trained_by: ending of a class's name -> arguments of ``longattn train`` for models of the class.
-    """
-    cast = parse_dtype(request.dtype)
-    config = architecture.long_config(attention, fields, None, positions)
-    if cast is not None:
-        config.dtype = cast
-    skeleton = architecture.skeleton(config)
-    shape = model_shape(config, skeleton)
-    task = next((words for ending, words in trained_by.items() if architecture.source_class.endswith(ending)), None)
-    advice = f"fine-tune {{model}} with transformers' Trainer on {sizes.words.nouns} of {sizes.new.words}"
-    return ConversionPlan(
-        source=opened,
-        architecture=architecture,
-        config=config,
-        positions=positions,
-        cast=cast,
-        attention=attention,
-        position_change="",
-        skeleton=skeleton,
-        shape=shape,
-        costs=costs_of(sizes, attention, shape),
-        warnings=tuple(warnings),
-        inputs=sizes,
-        files=files,
-        training={"advice": advice} if task is None else train_command(*task),
     )
 
 

@@ -75,8 +75,12 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
         config = architecture.source_config
         table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
         rows = architecture.family.base_length(config, table)
-        if table is not None and table.offset == "padding":
-            _check_padding(source, architecture, rows)
+        pad = getattr(config, "pad_token_id", None)
+        if table is not None and table.offset == "padding" and (pad is None or not -1 <= pad < rows - 1):
+            raise CheckpointError(
+                f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, "
+                f"and max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
+            )
         old = rows - (0 if table is None else table.config_value(0, config))
         if old < 1:
             raise CheckpointError(f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1.")
@@ -91,16 +95,6 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
     if request.max_decoder_length is not None:
         raise InputError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
     return text, None
-
-
-def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:
-    """Refuse a padding id that leaves no positions in a table of ``rows``. Positions are counted from the row after it."""
-    pad = architecture.source_config.pad_token_id
-    if pad is None or not -1 <= pad < rows - 1:
-        raise CheckpointError(
-            f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, and "
-            f"max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
-        )
 
 
 @dataclass(frozen=True)
@@ -138,30 +132,23 @@ def plan_positions(
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope, {})
-    if family.relative:
-        if positions != "auto":
-            raise OptionError(
-                f"{positions!r} does not apply: the positions of a {architecture.source_class} are terms of its scores, which hold at any "
-                "length; expected auto."
-            )
-        of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
-        return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
-    if family.no_positions:
-        if positions != "auto":
-            raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} has no positions; leave --positions out.")
-        return PositionPlan("absent", True, None, {"max_position_embeddings": text.new})
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
-    }
-    if family.rotary(base):
-        lengths = lengths or {"max_position_embeddings": text.new}
-        if positions not in ("auto", "rope:none"):
-            raise OptionError(
-                f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
-                " expected auto or rope:none."
-            )
-        return PositionPlan("rope:none", True, None, lengths)
+    } or {"max_position_embeddings": text.new}
+    rule = why = ""
+    if family.relative:
+        rule, why = "relative", "has positions as terms of its scores, which hold at any length"
+        of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
+        lengths = {"max_position_embeddings": text.new, **of_decoder}
+    elif family.no_positions:
+        rule, why = "absent", "has no positions"
+    elif family.rotary(base):
+        rule, why = "rope:none", "has rotary positions that transformers cannot scale"
+    if why:
+        if positions not in ("auto", rule):
+            raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
+        return PositionPlan(rule, True, None, lengths)
     unasked = family.config_class.default_extension
     rule = table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
@@ -259,23 +246,13 @@ class ShortTexts:
         return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
 
 
-def why_off(mechanism: Mechanism) -> str:
-    """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
-    reason = why_not_in_full(mechanism)
-    if mechanism.traits.trains:
-        reason = "has parameters of its own, which need training"
-    elif not mechanism.traits.takes_score_mod:
-        reason = "is not full attention over fewer keys"
-    return f"{mechanism.name!r} {reason}" if reason else ""
-
-
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
 ) -> tuple[LongAttentionConfig, ShortTexts]:
     """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
 
-    It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects (:func:`why_off`).
-    Layers that keep a window of the source, or are full attention for such texts anyway, are left out.
+    It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects. Layers that keep a
+    window of the source, or are full attention for such texts anyway, are left out.
 
     Args:
         windows: the window width of each layer in the source; ``None`` for a layer without a window.
@@ -285,17 +262,31 @@ def with_short_texts(
     Raises:
         OptionError: ``exact_length`` is more tokens than the source reads.
     """
-    choices = [attention.options, *attention.turns, *attention.layers.values()]
-    reason = change
+
+    def objection(mechanism: Mechanism) -> str:
+        """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
+        reason = why_not_in_full(mechanism)
+        if mechanism.traits.trains:
+            reason = "has parameters of its own, which need training"
+        elif not mechanism.traits.takes_score_mod:
+            reason = "is not full attention over fewer keys"
+        return f"{mechanism.name!r} {reason}" if reason else ""
+
+    def without_windows() -> list[Mechanism]:
+        """The mechanism of every layer that keeps no window of the source."""
+        numbers = (number for number, width in enumerate(windows) if not keeps_window(attention, number, width))
+        return [prototype(*attention.for_layer(number)) for number in numbers]
+
+    choices, reason = [attention.options, *attention.turns, *attention.layers.values()], change
     if unasked and length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
-        lacking = [layer for layer in _without_windows(attention, windows) if not layer.covers(length.old)]
-        reason = next(filter(None, map(why_off, lacking)), "")
+        lacking = [layer for layer in without_windows() if not layer.covers(length.old)]
+        reason = next(filter(None, map(objection, lacking)), "")
         if lacking and not reason:
             names, kept = {layer.name for layer in lacking}, [keeps_window(attention, *layer) for layer in enumerate(windows)]
             attention = attention.with_option(
                 EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or not kept[layer])
             )
-    layers = _without_windows(attention, windows)
+    layers = without_windows()
     longest = max((layer.options.exact_length or 0 for layer in layers), default=0)
     if not longest:
         return attention, ShortTexts(0, reason)
@@ -306,9 +297,3 @@ def with_short_texts(
     replaced = len(layers) > windows.count(None)
     shortest = min(layer.options.exact_length for layer in layers if layer.options.exact_length)
     return attention, ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
-
-
-def _without_windows(attention: LongAttentionConfig, windows: Sequence[int | None]) -> list[Mechanism]:
-    """The mechanism of every layer that keeps no window of the source."""
-    numbers = (number for number, width in enumerate(windows) if not keeps_window(attention, number, width))
-    return [prototype(*attention.for_layer(number)) for number in numbers]

@@ -79,15 +79,12 @@ class Stock:
     """Heads of other bases whose tensors it can hold."""
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
     """Mechanisms that its layers can compute, with some options."""
+    words: ClassVar[str] = "full attention"
+    """What every layer computes, for a refusal."""
     note: ClassVar[str] = ""
     """A remark for its users."""
     names: ClassVar[Mapping[str, Any]] = {}
     """Regular expressions for parts of the names of a long model's tensors -> the replacement."""
-
-    @property
-    def words(self) -> str:
-        """What every layer computes, for a refusal."""
-        return "full attention"
 
     @property
     def head(self) -> str:
@@ -156,10 +153,6 @@ class Stock:
             state[name] = values
         return state
 
-    def describe(self) -> str:
-        """The architecture or the reason as text, for a table."""
-        return f"none: {self.reason}" if self.reason else f"{self.class_name} of transformers{f' ({self.note})' * bool(self.note)}"
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         if self.reason:
@@ -209,16 +202,16 @@ class LongformerStock(Stock):
         return None if lacking else LongformerOptions(**{"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})})
 
     @property
-    def words(self) -> str:
-        words = "a window of two tokens or more, equally wide on both sides"
+    def words(self) -> str:  # type: ignore[override]
+        o, words = self.globals, "a window of two tokens or more, equally wide on both sides"
         if self.masked:
             return words
-        instead = "export with --global-attention-mask and give every call that mask"
-        if self.globals is None:
-            return f"global tokens before the first of three separators in a pair of texts; {instead}"
-        options = f"--option global_tokens={'0' if self.globals.global_tokens else 'none'}"
-        options += " --option global_first_segment=true" * self.globals.global_first_segment
-        return f"{words}, and its head's global tokens; convert with --mechanism longformer {options}, or {instead}"
+        if o is None:
+            return "global tokens before the first of three separators in a pair of texts, or else --global-attention-mask"
+        options = f"--option global_tokens={'0' if o.global_tokens else 'none'}"
+        options += " --option global_first_segment=true" * o.global_first_segment
+        instead = f"convert with --mechanism longformer {options}, or export with --global-attention-mask and give every call that mask"
+        return f"{words}, and its head's global tokens; {instead}"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line, needs_extra
 from hf_longattn.names import LOGGER
 
 if TYPE_CHECKING:
@@ -57,29 +57,18 @@ def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it o
     """
     with needs_extra(EXTRA):
         from PIL import Image as Pillow
-        from PIL import ImageOps, UnidentifiedImageError
+        from PIL import ImageOps
 
-    content, path = image.get("bytes"), image.get("path")
-    if content is None and not (path and Path(path).is_file()):
-        why = "is not a file" if path and Path(path).exists() else "does not exist"
-        raise DataError(f"The image {name} {why}; correct its path (in a table: relative to the table), or {otherwise}.")
-    if not (Path(str(path)).stat().st_size if content is None else content):
-        raise DataError(f"The image {name} is empty; {otherwise}.")
+    content = image.get("bytes")
     try:
         with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            opened = Pillow.open(str(path) if content is None else BytesIO(content))
-        with opened:
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
-    except Pillow.DecompressionBombError as error:
-        pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
-        raise DataError(f"The image {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}.") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not an image, or of a format that Pillow does not read; save it as PNG, or {otherwise}.") from error
+            with Pillow.open(str(image["path"]) if content is None else BytesIO(content)) as opened:
+                opened.load()
+                upright = ImageOps.exif_transpose(opened)
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"The image {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first}).") from error
+        reason = f"{type(error).__name__}: {in_a_line(error)}"
+        raise DataError(f"The image {name} cannot be read ({reason}); correct its path, save it as PNG, or {otherwise}.") from error
     return _in_rgb(upright, name)
 
 

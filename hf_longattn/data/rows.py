@@ -11,10 +11,10 @@ import random
 import string
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
@@ -46,29 +46,19 @@ LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
 TENTH = 10
 """One row in this many of every source is held out."""
+NAMES_OF_ROWS = ("id", "name", "title")
+"""Columns that name a row and do not say what it contains."""
+FIRST_BYTES = 4096
+"""Bytes of an image or audio file that are compared, besides its size."""
 MOST_HELD_OUT = 1000
 """Maximum number of held-out documents per source of a language model. Untuned."""
 
 
-class RowArguments(Protocol):
-    """Data arguments of a task. ``named`` are the columns of ``--columns`` by role. ``scored_rows`` is set here: the rows to evaluate on,
-    ``n``, and how many of them are ``trained`` on, too."""
-
-    roles: ClassVar[dict[str, tuple[str, ...]]]
-    named: dict[str, str]
-    only_scores: bool
-    data: list[str]
-    split: str
-    validation: str
-    max_train_samples: int | None
-    max_eval_samples: int | None
-    scored_rows: dict[str, int]
-
-
-def read_rows(args: RowArguments, seed: int, roles: Roles | None = None, *, classes: str = "") -> tuple[Dataset, Dataset]:
+def read_rows(args: Any, seed: int, roles: Roles | None = None, *, classes: str = "") -> tuple[Dataset, Dataset]:
     """Training rows and held-out rows with a column for each role; see :func:`rows_of` and :func:`split_rows`.
 
     Args:
+        args: the task's data arguments.
         roles: default: ``args.roles``.
 
     Raises:
@@ -94,7 +84,7 @@ def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def split_rows(
-    args: RowArguments,
+    args: Any,
     seed: int,
     read: Callable[[str, str], Dataset],
     *,
@@ -207,17 +197,13 @@ def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str
         if column is not None:
             chosen[role] = column
         elif role in named or role not in OPTIONAL:
-            raise DataError(f"{source} has {_missing(present, wanted, role, option.format(role=role))}")
+            others = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
+            if len(present) == 1 and (separator := next((character for character in ";\t|" if character in present[0]), None)):
+                raise DataError(f"{others}; separate its columns by commas, not by {separator!r}.")
+            folder = ", or put the files of each label into a folder with its name" if role == "label" and len(present) == 1 else ""
+            close = nearest(wanted[0] if wanted else role, present, least=0.6)
+            raise DataError(f"{others}; name one with {option.format(role=role)}{folder}.{close}")
     return chosen
-
-
-def _missing(present: Sequence[str], wanted: Sequence[str], role: str, option: str) -> str:
-    """Which column is missing, and what to do."""
-    if len(present) == 1 and (separator := next((character for character in ";\t|" if character in present[0]), None)):
-        return f"a single column, {present[0]!r}; separate its columns by commas, not by {separator!r}."
-    others = f"the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
-    folder = ", or put the files of each label into a folder with its name" if role == "label" and len(present) == 1 else ""
-    return f"{others}; name one with {option}{folder}.{nearest(wanted[0], present, least=0.6)}"
 
 
 def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, leave_out: bool = True, option: str = COLUMNS) -> Dataset:
@@ -395,36 +381,24 @@ def written_rows(source: str, split: str, templates: Sequence[tuple[str, list[st
 
 # ---- rows that are trained on and scored, too
 
-NAMES_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-FIRST_BYTES = 4096
-"""Bytes of an image or audio file that are compared, besides its size."""
-
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
     """The number of ``scored`` rows whose content is also in ``train``, whatever their files and ids are."""
     columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
-    contents = list(_contents(scored, columns))
-    trained = set(contents).intersection(_contents(train, columns))
-    return sum(content in trained for content in contents)
+    trained = set(map(_content, train.select_columns(columns)))
+    return sum(_content(row) in trained for row in scored.select_columns(columns))
 
 
-def _contents(data: Dataset, columns: list[str]) -> Iterator[int]:
-    """A hash of each row."""
-    for batch in data.select_columns(columns).with_format("arrow").iter(100):
-        yield from (hash(_content(row)) for row in batch.to_pylist())
-
-
-def _content(value: Any) -> Hashable:
-    if isinstance(value, list):
-        return tuple(map(_content, value))
-    if not isinstance(value, dict):
-        return value
-    if set(value) != {"bytes", "path"}:
-        return tuple((name, _content(part)) for name, part in value.items())
-    if value["bytes"] is not None:  # a file in the table
-        return len(value["bytes"]), value["bytes"][:FIRST_BYTES]
-    if not Path(value["path"]).is_file():
-        return str(value["path"])
-    with open(value["path"], "rb") as file:
-        return Path(value["path"]).stat().st_size, file.read(FIRST_BYTES)
+def _content(row: Mapping[str, Any]) -> int:
+    """A hash of a row, with the size and the first bytes of files."""
+    values = []
+    for value in row.values():
+        if isinstance(value, dict) and set(value) == set(CELL):
+            content, path = value["bytes"], Path(value["path"] or "")
+            if content is None and path.is_file():
+                with path.open("rb") as file:
+                    value = path.stat().st_size, file.read(FIRST_BYTES)
+            elif content is not None:
+                value = len(content), content[:FIRST_BYTES]
+        values.append(value)
+    return hash(repr(values))

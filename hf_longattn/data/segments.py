@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
-from datasets import IterableDataset as StreamedDataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,8 +20,6 @@ from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
-SHUFFLE_BUFFER = 1000
-"""Buffer size, in documents, for shuffling a stream."""
 Sample = dict[str, Tensor]
 
 
@@ -31,8 +27,7 @@ class SegmentStream(IterableDataset):
     """Segments of tokenised documents, in the order of the rows of a batch.
 
     Args:
-        documents: mappings with ``input_ids`` that can be iterated repeatedly: a list, or a ``datasets`` dataset, streamed or not (see
-            :func:`.tokenization.to_documents`).
+        documents: rows with ``input_ids``; see :func:`.tokenization.to_documents`.
         length: tokens of a segment; shorter ones are padded on the right.
         rows: batch size × processes.
         pad_token_id: the padding.
@@ -41,14 +36,11 @@ class SegmentStream(IterableDataset):
 
     Each sample has ``input_ids, attention_mask, labels (length,)``, ``memory_reset ()``, 1 where a document begins, and ``epoch ()``.
     With n worker processes, each makes every n-th batch.
-
-    Raises:
-        OptionError: a length or number of rows that is too small, or no documents.
     """
 
     def __init__(
         self,
-        documents: Iterable[Any],
+        documents: Sequence[Any] | Any,
         length: int,
         rows: int,
         *,
@@ -57,10 +49,6 @@ class SegmentStream(IterableDataset):
         seed: int = 0,
         epochs: int | None = 1,
     ) -> None:
-        if length < 2:
-            raise OptionError(f"A segment must have at least 2 tokens, not {length}; for example 512.")
-        if rows < 1:
-            raise OptionError(f"There must be at least 1 row, not {rows}: the batch size times the number of processes.")
         self.documents, self.length, self.rows = documents, length, rows
         self.pad_token_id, self.shuffle, self.seed, self.epochs = pad_token_id, shuffle, seed, epochs
 
@@ -88,27 +76,22 @@ class SegmentStream(IterableDataset):
             yield [self._sample([], True) if sample is None else sample for sample in batch]
 
     def _documents(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield the number of the epoch and the tokens of a document."""
+        """Yield the number of the epoch and the tokens of a document.
+
+        Raises:
+            OptionError: no document has two tokens.
+        """
         for number in itertools.count() if self.epochs is None else range(self.epochs):
-            has_document = False
-            for document in self._ordered(number):
-                ids = list(document["input_ids"])
+            order, has_document = list(range(len(self.documents))), False
+            if self.shuffle:
+                random.Random(f"{self.seed}:{number}").shuffle(order)
+            for place in order:
+                ids = list(self.documents[place]["input_ids"])
                 if len(ids) > 1:
                     has_document = True
                     yield number, ids
             if not has_document:
                 raise OptionError("There is no document of two tokens or more to read; check the text and its column.")
-
-    def _ordered(self, number: int) -> Iterable[Any]:
-        if not self.shuffle:
-            return self.documents
-        generator = random.Random(f"{self.seed}:{number}")
-        if isinstance(self.documents, StreamedDataset):
-            return self.documents.shuffle(seed=generator.getrandbits(63), buffer_size=SHUFFLE_BUFFER)
-        listed: Any = self.documents if isinstance(self.documents, Dataset) else list(self.documents)
-        order = list(range(len(listed)))
-        generator.shuffle(order)
-        return (listed[index] for index in order)
 
     def _segments(self, number: int, ids: list[int]) -> Iterator[Sample]:
         for first in range(0, len(ids), self.length):

@@ -14,7 +14,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,12 +26,10 @@ from datasets import (
     Features,
     Json,
     Value,
-    get_dataset_config_names,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_longattn import __version__
@@ -85,20 +84,19 @@ def read_table(
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
-    path = Path(source)
+    path, ending = Path(source), format_of(source)
     check_exists(source)
-    if path.is_dir() and saved_by_datasets(path):
-        try:
-            data = load_from_disk(source)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {in_a_line(error)}"
-            raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({reason}).") from error
-    elif path.is_dir():
+    if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, kind)
-    elif path.exists():
-        data = _read_file(source, flat)
+    elif path.exists() and not path.is_dir() and not path.is_file():
+        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
+    elif path.is_file() and ending not in FORMATS:
+        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz), {', '.join(CONLL)} (words with tags)"
+        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
+    elif path.is_file() and ending != ".parquet":
+        data = _dataset([source], ending, flat=flat)
     else:
-        data = read_hub(source)
+        data = _read_saved(source)
     if isinstance(data, DatasetDict):
         split = next(iter(data)) if split is None and len(data) == 1 else split
         if split not in data:
@@ -107,6 +105,33 @@ def read_table(
     if not len(data):
         raise DataError(f"{source} has no rows; give other data.")
     return data
+
+
+def _read_saved(source: str) -> Dataset | DatasetDict:
+    """A Parquet file, a folder written by ``datasets``, or a dataset on the Hub: ``hotpotqa/hotpot_qa:distractor``."""
+    name, _, subset = source.partition(":")
+    try:
+        if Path(source).is_dir():
+            return load_from_disk(source)
+        return Dataset.from_parquet(glob.escape(source)) if Path(source).is_file() else read_hub(name, subset or None)
+    except LongAttentionError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        what = "is damaged; write it again" if Path(source).exists() else (
+            f"is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed; give NAME or NAME:SUBSET"
+        )  # fmt: skip
+        raise DataError(f"{source!r} {what} ({type(cause).__name__}: {in_a_line(cause)}).") from error
+
+
+def read_hub(name: str, subset: str | None = None) -> DatasetDict:
+    """The splits of a dataset on the Hub."""
+    builder = load_dataset_builder(name, subset)
+    if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types, for each part anew
+        manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
+        files = {split: manager.download([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
+        return DatasetDict({split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()})
+    return load_dataset(name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}))
 
 
 def files_of(path: Path, kind: str) -> list[Path]:
@@ -146,67 +171,54 @@ def _read_folder(root: Path, kind: str) -> Dataset:
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if kind == "text":
-        features = dict.fromkeys(("text", *columns), Value("string"))
-        return _generated(_texts, [*map(str, files)], features, labels=tuple(labels) if columns else None)
+        return _dataset([*map(str, files)], ".txt", labels=labels if columns else None)
     columns[kind] = [{"path": str(file), "bytes": None} for file in files]
-    transcripts = [file.with_suffix(".txt") if kind == "audio" else None for file in files]
-    if any(text and text.is_file() for text in transcripts):
-        columns["text"] = [next(_texts([str(text)]))["text"] if text and text.is_file() else None for text in transcripts]
+    transcripts = [file.with_suffix(".txt") for file in files]
+    if kind == "audio" and any(text.is_file() for text in transcripts):
+        columns["text"] = [next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts]
     return Dataset.from_dict(columns, features=Features({name: CELL if name == kind else Value("string") for name in columns}))
 
 
-def _read_file(source: str, flat: Callable[[Any], Iterable[Any]] | None) -> Dataset:
-    path, ending = Path(source), format_of(source)
-    if not path.is_file():
-        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
-    if ending not in FORMATS:
-        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz), {', '.join(CONLL)} (words with tags)"
-        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
-    if not path.stat().st_size:
-        raise DataError(f"Data file {source!r} is empty; give one with rows.")
-    if ending == ".txt":
-        return _generated(_texts, [source], {"text": Value("string")})
-    if ending == ".parquet":
-        try:
-            return Dataset.from_parquet(glob.escape(source))
-        except Exception as error:
-            reason = in_a_line(error.__cause__ or error)
-            raise DataError(f"The file {source!r} cannot be read ({type(error.__cause__ or error).__name__}: {reason}).") from error
-    return _read_rows([source], ending, "\t" if ending == ".tsv" else ",", flat)
+def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
+    """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
 
-
-def _read_rows(files: Sequence[str], ending: str, separator: str, flat: Callable[[Any], Iterable[Any]] | None = None) -> Dataset:
-    """The rows of files of CSV or JSON."""
-    if ending.startswith(".json"):
-        names = dict.fromkeys(name for row in _json_rows(files, flat) for name in row)
-        if not names:
-            raise DataError(f"{files[0]} has no rows; give other data.")
-        return _generated(_json_rows, files, dict.fromkeys(names, Json()), flat=flat)
-    with _opened(files[0], newline="") as text:
-        header = next(filter(None, csv.reader(text, delimiter=separator)), [])
-    if not header:
+    Raises:
+        DataError: there are no rows, or a file cannot be read.
+    """
+    options |= {"files": tuple(files), "ending": ending}
+    names = dict.fromkeys(name for row in _rows(**options) for name in row)
+    if not names:
         raise DataError(f"{files[0]} has no rows; give other data.")
-    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-        raise DataError(f"The header of {files[0]!r} names the column {twice[0]!r} more than once; give each column another name.")
-    return _generated(_csv_rows, files, dict.fromkeys(filter(None, header), Value("string")), separator=separator)
-
-
-def _generated(rows: Callable[..., Iterator[dict[str, Any]]], files: Sequence[str], features: dict[str, Any], **options: Any) -> Dataset:
-    """The dataset of generated rows, which ``datasets`` keeps until a file or this package changes."""
+    feature: Any = Json() if ending.startswith(".json") else Value("string")
     stamp = (__version__, *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)))
-    try:
-        return Dataset.from_generator(rows, features=Features(features), gen_kwargs={"files": tuple(files), "stamp": stamp, **options})
-    except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    except ValueError as error:  # datasets reads no split without rows
-        raise DataError(f"{files[0]} has no rows; give other data.") from error
+    return Dataset.from_generator(_rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp})
+
+
+def _rows(
+    files: Sequence[str],
+    ending: str,
+    *,
+    separator: str = "",
+    flat: Callable[[Any], Iterable[Any]] | None = None,
+    labels: Sequence[str | None] | None = None,
+    stamp: object = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
+    for number, file in enumerate(files):
+        with _opened(file) as text:
+            if ending == ".txt":
+                yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
+            elif ending.startswith(".json"):
+                yield from _json_rows(text, file, flat)
+            else:
+                yield from _csv_rows(text, file, separator or ("\t" if ending == ".tsv" else ","))
 
 
 @contextmanager
-def _opened(file: str, newline: str | None = None) -> Iterator[TextIO]:
+def _opened(file: str) -> Iterator[TextIO]:
     """A text file, perhaps compressed, whose errors name it."""
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding=UTF_8, newline=newline) as text:
+    with opener(file, "rt", encoding=UTF_8, newline="") as text:
         try:
             yield text
         except UnicodeDecodeError as error:
@@ -217,66 +229,51 @@ def _opened(file: str, newline: str | None = None) -> Iterator[TextIO]:
             raise DataError(f"{file!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers.") from error
 
 
-def _texts(files: Sequence[str], labels: Sequence[str | None] | None = None, stamp: object = None) -> Iterator[dict[str, Any]]:
-    """One document of each file."""
-    for number, file in enumerate(files):
-        with _opened(file) as text:
-            yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
-
-
-def _csv_rows(files: Sequence[str], separator: str, stamp: object = None) -> Iterator[dict[str, Any]]:
-    """The rows of CSV files, with every cell as it stands."""
+def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str]]:
+    """The rows of a table with a header."""
     csv.field_size_limit(2**31 - 1)
-    for file in files:
-        quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
-        with _opened(file, newline="") as text:
-            reader = csv.reader(text, delimiter=separator, strict=True)
-            number, header = 0, None
-            try:
-                for cells in reader:
-                    if header is None or not cells:  # blank lines are no rows
-                        header = header or cells or None
-                        continue
-                    number += 1
-                    if len(cells) > len(header):
-                        raise DataError(
-                            f"Row {number} of {file!r} has more cells than columns; put texts with separators into double quotes."
-                        )
-                    if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
-                        raise DataError(f"Row {number} of {file!r} has a cell that runs over tabs and lines to a quotation mark; {quotes}")
-                    row = zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True)
-                    yield {name: cell for name, cell in row if name}
-            except csv.Error as error:
-                where = f"Row {number + 1}" if header else "The header"
-                raise DataError(
-                    f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}"
-                ) from error
+    quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
+    header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))  # blank lines are no rows
+    try:
+        header = next(rows, [])
+        if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise DataError(f"The header of {file!r} names the column {twice[0]!r} more than once; give each column another name.")
+        for number, cells in enumerate(rows, 1):
+            if len(cells) > len(header):
+                raise DataError(f"Row {number} of {file!r} has more cells than columns; put texts with separators into double quotes.")
+            if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+                raise DataError(f"Row {number} of {file!r} has a cell that runs over tabs and lines to a quotation mark; {quotes}")
+            yield {name: cell for name, cell in zip_longest(header, cells, fillvalue="") if name}
+    except csv.Error as error:
+        where = f"Row {number + 1}" if header else "The header"
+        raise DataError(f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}") from error
 
 
-def _json_rows(files: Sequence[str], flat: Callable[[Any], Iterable[Any]] | None, stamp: object = None) -> Iterator[dict[str, Any]]:
-    """The rows of files of JSON, with every value as JSON."""
-    for file in files:
-        with _opened(file) as text:
-            for number, value in enumerate(_json_values(text, file), 1):
-                try:
-                    for row in [value] if flat is None else flat(value):
-                        if not isinstance(row, (dict, str)):
-                            raise ValueError(f"it holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}")
-                        cells = {"text": row} if isinstance(row, str) else row
-                        values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
-                        "".join(filter(None, (*values, *values.values()))).encode()
-                        yield values
-                except UnicodeEncodeError as error:
-                    raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
-                except ValueError as error:
-                    raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
+def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:
+    """The rows of JSON, with every value as JSON. A text is a row of one column, ``text``."""
+    for number, value in enumerate(_json_values(text, file), 1):
+        try:
+            for row in [value] if flat is None else flat(value):
+                if not isinstance(row, (dict, str)):
+                    raise ValueError(f"it holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}")
+                cells = {"text": row} if isinstance(row, str) else row
+                values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
+                "".join(filter(None, (*values, *values.values()))).encode()
+                yield values
+        except UnicodeEncodeError as error:
+            raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
+        except ValueError as error:
+            raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
 
 
 def _json_values(text: TextIO, file: str) -> Iterator[Any]:
-    """The values of JSON, one after another; those of a list singly. Every line is a value, or the whole file is."""
-    # a number that a 64-bit integer cannot hold stays a text, as do NaN and Infinity
-    integer = {"parse_int": lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits, "parse_constant": str}
-    decoder, is_first = json.JSONDecoder(**integer), True
+    """The values of JSON, one after another; those of a list singly. Every line is a value, or the whole file is.
+
+    A number that a 64-bit integer cannot hold stays a text, as do NaN and Infinity.
+    """
+    decoder = json.JSONDecoder(
+        parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits, parse_constant=str
+    )
 
     def values(line: str) -> list[Any]:
         parsed, at = list[Any](), 0
@@ -285,6 +282,7 @@ def _json_values(text: TextIO, file: str) -> Iterator[Any]:
             parsed += value if isinstance(value, list) else [value]
         return parsed
 
+    is_first = True
     for number, line in enumerate(text, 1):
         try:
             try:
@@ -298,30 +296,3 @@ def _json_values(text: TextIO, file: str) -> Iterator[Any]:
             raise DataError(f"{where} is not valid JSON: {error.msg} at character {error.colno}.") from error
         is_first = is_first and not line.strip()
         yield from parsed
-
-
-def read_hub(source: str) -> DatasetDict:
-    """The splits of a dataset on the Hub, with a subset if there are several: ``hotpotqa/hotpot_qa:distractor``."""
-    name, _, subset = source.partition(":")
-    try:
-        builder = load_dataset_builder(name, subset or None)
-        if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types, for each part anew
-            manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
-            files = {split: manager.download([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
-            return DatasetDict({split: _read_rows(paths, f".{builder.name}", separator) for split, paths in files.items()})
-        options = {"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}  # "None" is a text
-        return load_dataset(name, subset or None, **options)
-    except LongAttentionError:
-        raise
-    except Exception as error:
-        subsets: list[str] = []
-        with suppress(Exception):  # the earlier error is reported
-            subsets = list(get_dataset_config_names(name))
-        if subsets and (subset not in subsets if subset else len(subsets) > 1):
-            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
-            raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
-        cause = error.__cause__ or error
-        raise DataError(
-            f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed "
-            f"({type(cause).__name__}: {in_a_line(cause)})."
-        ) from error

@@ -45,7 +45,7 @@ class LengthCost:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         values = {name: value for name, value in vars(self).items() if name != "size"}
-        return {**values, self.size.cost_name: self.size.value} if self.size is not None and self.size.cost_name else values
+        return {**values, **({} if self.size is None else self.size.values)}
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,11 @@ def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mecha
 
 
 def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.sizes.InputSize`, with one of ``mechanisms`` per layer."""
+    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.kind.InputSize`, with one of ``mechanisms`` per layer."""
     return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """The cost at each step of :class:`~hf_longattn.inputs.sizes.InputSizes`."""
+    """The cost at each step of :class:`~hf_longattn.inputs.kind.InputSizes`."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())

@@ -136,7 +136,7 @@ def export_checkpoint(
             f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
-    tokenizer = words.source_tokenizer
+    tokenizer = words.tokenizer
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
     onnx = format == "onnx"

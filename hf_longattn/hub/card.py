@@ -270,13 +270,13 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif longest.tokens:
-            limits.append(f"It was made for {part.words.nouns} of up to {longest.words}. {part.words.longer}")
-        if name in attentions and longest.grid is None:
+            limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
+        if name in attentions and not part.drawn:
             layers, causal = getattr(of_part, "attending", (1, False))
             mechanisms = [prototype(*attentions[name].for_layer(layer)) for layer in range(layers)]
             lengths = range(1, 1 + (longest.tokens or 2**20))
             exact = bisect_left(lengths, True, key=lambda n: not all(for_length(each, n, causal).covers(n, causal) for each in mechanisms))
-            upto = f"on {part.words.nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
+            upto = f"on {part.nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
             limits.append(f"Its attention equals full attention {upto}." if exact else "Its attention never equals full attention.")
     return [*dict.fromkeys(limits)]
 

@@ -17,20 +17,18 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
-from ..files import PREDICTIONS, check_link, read_json, read_text, without_folders
+from ..files import PREDICTIONS, check_link, read_text
 from ..loading import TOKEN, read_config, translated_errors
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 from .remote_code import write_remote_code
 
 LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "trainer_state.json", "optimizer.*",
-    "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__", *PREDICTIONS,
+    "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__", "*_report.json", "training_log.json", "*_results.json", *PREDICTIONS,
 )  # fmt: skip
-"""Patterns of files that are not uploaded, since they belong to a training run. ``training_args.bin`` is a pickle that may contain a
-Hub token, and predictions quote the data."""
+"""Patterns of files that are not uploaded. Reports and logs name files of this machine, and the card says what they measured; predictions
+quote the data; ``training_args.bin`` is a pickle that may contain a Hub token; the rest belongs to a training run."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
-RECORDS = ("*_report.json", "training_log.json", "*_results.json")
-"""Reports and logs, which name files and folders of the machine that wrote them."""
 NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
 """The comment in a card with the name by which its code loads the model."""
 EMPTY_CARD = "This model card has been automatically generated"
@@ -99,7 +97,7 @@ def push_model(
     if remote_code:
         files += write_remote_code(place)
     has_card = (place / "README.md").is_file()
-    changed = public_records(place, files, name) | ({"README.md": card_for_repository(place, name)} if has_card else {})
+    changed = {"README.md": card_for_repository(place, name)} if has_card else {}
     with translated_errors(repo_id, token):
         if has_card:
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
@@ -193,15 +191,3 @@ def card_for_repository(place: Path, name: str) -> str:
     if read_config(place).get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{REMOTE_CODE}\n"
     return text
-
-
-def public_records(place: Path, files: Collection[str], name: str) -> dict[str, str]:
-    """Path -> text of a report or log to upload in its place, with the repository's name. Without folders of this machine."""
-    changed = {}
-    for file in (file for file in files if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS)):
-        with checkpoint_errors(f"{str(place / file)!r} is damaged; restore it, or delete it"):
-            public = without_folders(read_json(place / file))
-            if isinstance(public, dict) and public.get("next_step"):
-                public["train_command"] = next_step(public["next_step"], name)
-            changed[file] = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
-    return changed

@@ -1,42 +1,122 @@
-"""The contract of an input kind: six questions, and a registry.
+"""The contract of an input kind: what it answers, the sizes of its inputs, and a registry.
 
 Each kind is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`InputKind`. A family's rule names the file. The rest of the
-package asks through the methods of this class and through its :class:`~.sizes.Words`.
+package asks through the methods of this class.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import InputError, OptionError
+from ..errors import OptionError
+from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, known_family
+from ..modeling.family.towers_config import TOWERS
 from ..modeling.generic import family_in
 from ..names import load_module
 from ..reports import Check
-from .sizes import PARTS, SEARCH, SIZE, VERIFICATION, InputSizes, Words
 
-SETTINGS = {
-    "max_length": ("--max-length counts the tokens of a text", SIZE),
-    "image_size": ("--image-size is the size of images", SIZE),
-    "audio_seconds": ("--audio-seconds is the length of sounds", SIZE),
-    "max_decoder_length": ("--max-decoder-length is for the decoder of an encoder-decoder", ""),
-    "decoder_long_attention": ("--decoder-mechanism is for the decoder of an encoder-decoder", ""),
-    "search_text": ("--search-text is a text", SEARCH),
-    "search_images": ("--search-images are images", SEARCH),
-    "search_audio": ("--search-audio is a recording", SEARCH),
-    "verify_text": ("--verify-text is a text", VERIFICATION),
-    "verify_audio": ("--verify-audio is a recording", VERIFICATION),
-    "towers": ("--towers is for models of several towers", PARTS),
-}
-"""Setting that only some input kinds use -> (start of the error message for other kinds, key of :attr:`Words.instead` or "")."""
-
-
+AUTO = "auto"
+"""Value of a setting that the conversion chooses itself."""
 TEXT_TASK = "feature-extraction"
 """The task of a model of texts or sounds without a head."""
+SETTINGS = {
+    "max_length": "--max-length counts the tokens of a text",
+    "image_size": "--image-size is the size of images",
+    "audio_seconds": "--audio-seconds is the length of sounds",
+    "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
+    "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
+    "search_text": "--search-text is a text",
+    "search_images": "--search-images are images",
+    "search_audio": "--search-audio is a recording",
+    "verify_text": "--verify-text is a text",
+    "verify_audio": "--verify-audio is a recording",
+    "towers": "--towers is for models of several towers",
+}
+"""Setting that only some input kinds use -> start of the error message for other kinds."""
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The size of one input.
+
+    value: tokens, seconds, or pixels along each axis.
+    tokens: number of tokens in the layers.
+    words: the size in a sentence, for example "15 seconds".
+    name: the size's name in reports; empty if ``value`` counts tokens.
+    grid: the grid of the tokens; ``None`` for texts and sounds.
+    """
+
+    value: Any
+    tokens: int
+    words: str
+    name: str = ""
+    grid: Any = None  # Grid
+
+    def __str__(self) -> str:
+        """The size as text, for example "15 seconds, 749 tokens"."""
+        return f"{self.words}, {self.tokens:,} tokens" if self.name else self.words
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The size for a report, besides its tokens. JSON-serialisable."""
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return {**({self.name: value} if self.name else {}), **({} if self.grid is None else {"grid": list(self.grid.sizes)})}
+
+    def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
+        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
+        return [mechanism.on_grid(self.grid, layer=number) for number, mechanism in enumerate(layers)]
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Maximum inputs of source and result.
+
+    kind: of the inputs.
+    at: function from a value, as a user may type it, to the InputSize.
+    old, new: the sizes of source and result; with several towers, the sizes of the text tower.
+    reads_new: whether the source reads inputs of the new size, too.
+    """
+
+    kind: InputKind
+    at: Callable[[Any], InputSize]
+    old: InputSize
+    new: InputSize
+    reads_new: bool = False
+
+    @property
+    def grows(self) -> bool:
+        """Whether the result reads larger inputs than the source."""
+        return self.new != self.old
+
+    def steps(self) -> list[InputSize]:
+        """The old size, its doublings, and the new size."""
+        sizes, largest = [self.old], self.new.value
+        while sizes[-1].value != largest:
+            value = sizes[-1].value
+            double = tuple(min(2 * side, most) for side, most in zip(value, largest, strict=True)) if isinstance(value, tuple) else None
+            sizes.append(self.at(min(2 * value, largest) if double is None else double))
+        return sizes
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        """Names of mechanisms that can read these inputs, for comparing costs."""
+        if self.new.grid is not None:
+            return ["full", *list_mechanisms(grid=True)]
+        names = list_mechanisms(causal=causal, grid=False)
+        return [name for name in names if not (self.kind.timed and prototype(name, {}).traits.remembers)]
+
+    def check(self, mechanism: Mechanism) -> None:
+        """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
+        self.kind.check_mechanism(mechanism.name, mechanism.options.to_dict())
+        if self.new.grid is not None:
+            mechanism.on_grid(self.new.grid, check=True)
+            mechanism.on_grid(self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
 
 
 @dataclass(frozen=True)
@@ -58,10 +138,16 @@ class Example:
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    words: its nouns, and the settings that apply.
+    noun, units: for messages and tables: an input, and what a size counts besides tokens.
+    settings: names in :data:`SETTINGS` that apply.
+    drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     """
 
-    words: ClassVar[Words]
+    noun: ClassVar[str]
+    units: ClassVar[str] = ""
+    settings: Sequence[str] = ()
+    drawn: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         _KINDS[cls.__module__.rpartition(".")[2]] = cls
@@ -69,6 +155,16 @@ class InputKind(ABC):
     def __init__(self, family: Family) -> None:
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
+
+    @property
+    def nouns(self) -> str:
+        """The plural of the noun."""
+        return f"{self.noun}s"
+
+    @property
+    def reads(self) -> str:
+        """What a model of this kind does with inputs, as a predicate."""
+        return f"reads {self.nouns}"
 
     @property
     def parts(self) -> Mapping[str, InputKind]:
@@ -82,12 +178,34 @@ class InputKind(ABC):
 
     @property
     def any_size(self) -> bool:
-        """Whether a part of the model reads inputs of any size, so that there is no size to convert."""
-        return any(part.any_size for name, part in self.parts.items() if name)
+        """Whether a model reads inputs of any size, so that there is no size to convert."""
+        return False
+
+    @abstractmethod
+    def size(self, config: Any, value: Any) -> InputSize:
+        """The size of an input for a model with this config, from its value as a user may type it."""
 
     @abstractmethod
     def sizes(self, config: Any) -> InputSizes:
         """The sizes for which a model with this config was trained, and for which it was converted."""
+
+    def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
+        """The sizes of a source and a result, from their values."""
+        at = partial(self.size, config)
+        return InputSizes(self, at, at(old), at(new), reads_new)
+
+    def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
+        """Raise :class:`OptionError` for a mechanism that cannot read this kind of input."""
+        if prototype(name, options).reads_grid:
+            raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
+        """Why positions need training with this mechanism, as a clause. Empty if they do not.
+
+        Args:
+            rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
+        """
+        return ""
 
     @abstractmethod
     def plan(self, source: Any, architecture: Any, request: Any) -> Any:
@@ -117,7 +235,11 @@ class InputKind(ABC):
 
     @abstractmethod
     def check(self, comparison: Any) -> list[Check]:
-        """Run source and result of a conversion, a :class:`~hf_longattn.conversion.check.Comparison`, and compare what they return."""
+        """Run source and result of a conversion, and compare what they return.
+
+        Args:
+            comparison: both models, with the plan and the inputs of :meth:`inputs` (a :class:`~.conversion.check.Comparison`).
+        """
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         """The part of a card's code that makes an input of the model in ``folder``.
@@ -131,22 +253,37 @@ class InputKind(ABC):
         """The config with the ``values`` of a model's config file."""
         return self.family.config_class.from_dict(dict(values))
 
-    def check_settings(self, architecture: Any, request: Any) -> None:
-        """Refuse settings that no conversion of this architecture takes. Called before a search, which takes long.
+    def check_settings(self, source_class: str, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other kinds. Called before a search, which takes long."""
+        for name, reason in SETTINGS.items():
+            if getattr(request, name, None) is not None and name not in self.settings:
+                raise OptionError(f"{reason}, but a {source_class} {self.reads}; leave it out.")
 
-        Raises:
-            OptionError: a setting applies only to other kinds of input.
-            InputError: the model has no size to convert.
-        """
-        for name, (reason, purpose) in SETTINGS.items():
-            if getattr(request, name, None) is not None and name not in self.words.settings:
-                reads, advice = self.words.reads or f"reads {self.words.nouns}", self.words.instead.get(purpose, "leave it out")
-                raise OptionError(f"{reason}, but a {architecture.source_class} {reads}; {advice}.")
-        if self.any_size:
-            raise InputError(
-                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load it "
-                f"with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
-            )
+
+class WithTowers:
+    """Facts about a model. If it has several towers, there are such facts about each of them in ``towers``, by name."""
+
+    towers: Mapping[str, Any]
+    inputs: InputSizes
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The facts about every tower by name; without towers, these facts under an empty name."""
+        return self.towers or {"": self}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the towers, which have mechanisms apart; empty without towers."""
+        return tuple(self.towers)
+
+    def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
+        """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
+        return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
+
+
+def text_part(parts: Mapping[str, Any]) -> Any:
+    """The plan or inspection that reads the longest texts. One of a model's ``parts``."""
+    return max((part for part in parts.values() if not part.inputs.new.name), key=lambda part: part.inputs.new.tokens)
 
 
 _KINDS: dict[str, type[InputKind]] = {}

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
+from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..conversion.check import Comparison
-from ..conversion.check_plain import check_plain
+from ..conversion.check import Comparison, check_finite
+from ..conversion.model_loading import attached_mechanisms
 from ..conversion.plan import ConversionPlan, parse_dtype
 from ..conversion.plan_positions import StackLength, position_warnings
+from ..engines.common.call import AttentionCall
 from ..errors import OptionError
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
+from ..mechanisms import Mechanism
 from ..modeling.attach.patch_places import packs_images
 from ..modeling.attach.text_globals import TEXT_GLOBAL
+from ..modeling.backend import BACKEND
+from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
-from ..modeling.generic import mark_generic, towers_of
-from ..reports import Check
-from .grid import IMAGE_READER, PILLOW, image_lines
-from .kind import Example, kind_of_model
-from .processors import IMAGE_PROCESSOR, ProcessorFile
-from .running import reads_only_text
-from .sizes import AUTO, TEXTS, InputSizes, text_sizes
-from .text import TextKind
-from .tokenizer import VerificationText, excerpt, load_tokenizer
-from .towers import tower_inputs
+from ..modeling.generic import mark_generic, set_implementation, towers_of
+from ..reports import Check, Difference, equality
+from .grid import image_example
+from .kind import AUTO, Example, InputSize, InputSizes, kind_of_model
+from .processors import has_processor
+from .running import reads_only_text, run_model
+from .seeded import TOKENS, seeded_inputs
+from .text import USUAL_LENGTH, TextKind
+from .tokenizer import check_tokenizer, load_tokenizer
 
-ANY_SIZE = "images of any size"
-"""Description of the input of a tower that packs images of any size into one row."""
+ANY_SIZE = InputSize(None, 0, "images of any size")
+"""The size of the inputs of a tower that packs images into one row."""
 UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
+ADVICE = {"advice": "fine-tune {model} with transformers' Trainer"}
+LONGEST, LOGITS = 4096, 2**26
+"""Maximum number of tokens, and of logits for them, of the inputs on which a plain class is checked for NaN."""
 
 
 def text_length(config: Any) -> int:
@@ -55,16 +62,33 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
+@dataclass(frozen=True)
+class PlainPart:
+    """A plain model, or one of its towers, with its planned attention.
+
+    module: on the meta device, with its mechanisms.
+    inputs: the sizes of its inputs; 0 tokens if no config states them.
+    costs: at each size; empty if no size is known.
+    """
+
+    module: Any
+    attention: LongAttentionConfig
+    shape: ModelShape
+    inputs: InputSizes
+    costs: tuple[LengthCost, ...]
+    reads_texts: bool
+
+
 class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms."""
 
-    words = replace(
-        TEXTS, nouns="inputs", settings=("max_length", "verify_text", "towers"), reads="keeps its other sizes with --generic", instead={}
-    )
+    noun = "input"
+    settings = ("max_length", "towers")
+    reads = "keeps its other sizes with --generic"  # type: ignore[assignment]
 
     def sizes(self, config: Any) -> InputSizes:
         longest = text_length(config)
-        return replace(text_sizes(min(512, longest), longest), words=self.words)
+        return self.between(config, min(USUAL_LENGTH, longest), longest)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
@@ -88,71 +112,105 @@ class PlainKind(TextKind):
         if cast is not None:
             config.dtype = cast
         skeleton: Any = architecture.skeleton(config)
-        attention, shape = next(iter(chosen.values())), generic_shape(skeleton, config)
-        warnings = partial(position_warnings, rule, auto=request.positions == AUTO)
-        layers = layer_mechanisms(attention, shape, length.new or None)
-        texts = text_sizes(length.old, length.new)
-        trained_here = length.new and reads_only_text(getattr(transformers, architecture.source_class))
-        plan = ConversionPlan(
-            source=source,
-            architecture=architecture,
-            config=config,
-            inputs=texts,
-            positions=rule,
-            cast=cast,
-            attention=attention,
-            position_change=position_change,
-            skeleton=skeleton,
-            shape=shape,
-            costs=(),
-            warnings=tuple(warnings(attention, layers, length, causal=shape.causal)),
-            tokenizer_length=length.new,
-            training=None if trained_here else {"advice": "fine-tune {model} with transformers' Trainer"},
-        )
-        if "" in chosen:
-            return plan
-        towers = {}
-        for name, part in parts_with_mechanisms(skeleton, chosen, (length.old, length.new)).items():
-            of_texts = name == text_tower(config, [name])
-            part_length = StackLength(part.inputs.old.tokens, part.inputs.new.tokens)
-            layers = layer_mechanisms(part.attention, part.shape, part_length.new or None)
-            towers[name] = replace(
-                plan,
+        plans = {}
+        for name, part in self.plain_parts(skeleton, chosen, (length.old, length.new)).items():
+            layers = layer_mechanisms(part.attention, part.shape, part.inputs.new.tokens or None)
+            of_part, how = StackLength(part.inputs.old.tokens, part.inputs.new.tokens), {"auto": request.positions == AUTO}
+            warnings = position_warnings(rule, part.attention, layers, of_part, causal=part.shape.causal, **how) if part.reads_texts else []
+            plans[name] = ConversionPlan(
+                source=source,
+                architecture=architecture,
                 config=part.module.config,
+                inputs=part.inputs,
+                positions=rule if part.reads_texts else UNCHANGED,
                 attention=part.attention,
+                position_change=position_change if part.reads_texts else "",
                 skeleton=part.module,
                 shape=part.shape,
-                inputs=part.inputs,
-                positions=rule if of_texts else UNCHANGED,
-                position_change=position_change if of_texts else "",
-                costs=part.costs(),
-                warnings=tuple(warnings(part.attention, layers, part_length, causal=part.shape.causal)) if of_texts else (),
+                costs=part.costs,
+                cast=cast,
+                warnings=tuple(warnings),
+                tokenizer_length=length.new,
+                training=None if length.new and reads_only_text(architecture.model_class) else ADVICE,
             )
+        if "" in plans:
+            return plans[""]
         return replace(
-            plan,
-            towers=towers,
-            inputs=tower_inputs([tower.inputs for tower in towers.values()], plan.inputs),
+            next(iter(plans.values())),
+            config=config,
+            inputs=self.between(config, length.old, length.new),
+            positions=rule,
+            position_change=position_change,
+            skeleton=skeleton,
+            costs=(),
+            warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
+            towers=plans,
             other_towers=tuple(name for name in towers_of(skeleton) if name not in chosen),
-            warnings=tuple(warning for tower in towers.values() for warning in tower.warnings),
         )
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> VerificationText:
-        """The text by which the tokenizer is checked. Outputs are compared on inputs that :mod:`.seeded` makes for the class."""
-        assert text is not None
-        vocabulary = getattr(config.get_text_config(), "vocab_size", 2)
-        return VerificationText(excerpt(text[0], 0), text[1], load_tokenizer(folder), vocabulary, described="seeded inputs")
+    def plain_parts(self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:
+        """The model under an empty name, or its towers with mechanisms by name. Texts have the ``lengths`` of source and result."""
+        modules, parts = {**towers_of(skeleton), "": skeleton}, {}
+        for name, chosen in attention.items():
+            module, reads_texts = modules[name], not name or name == text_tower(skeleton.config, [name])
+            kind, said = kind_of_model(module.config), text_length(module.config)
+            inputs = self.between(None, *(lengths if reads_texts and any(lengths) else (said, said)))
+            if packs_images(module) or (kind is not None and kind.any_size):
+                inputs = replace(inputs, old=ANY_SIZE, new=ANY_SIZE)
+            elif kind is not None and kind.units:
+                inputs = kind.sizes(module.config)
+            shape = generic_shape(module, skeleton.config)
+            costs = costs_of(inputs, chosen, shape) if inputs.old.tokens else ()
+            if shape.causal:  # a plain class caches every token
+                costs = tuple(replace(cost, cache_bytes=shape.layers * cost.length * shape.token_bytes) for cost in costs)
+            parts[name] = PlainPart(module, chosen, shape, inputs, costs, reads_texts)
+        return parts
+
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
+        """Those of :func:`~.seeded.seeded_inputs`, which belong to the class."""
+        return SimpleNamespace(describe=lambda: "seeded inputs")
+
+    def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
+        return check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
 
     def check(self, comparison: Comparison) -> list[Check]:
-        return check_plain(comparison)
+        """Compare with the class's attention, all mechanisms, and one tower's at a time. With the mechanisms, outputs must be finite."""
+        plan, source, result = comparison.plan, comparison.source, comparison.result
+        plan.round_source(source)
+        seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
+        expected = run_model(source, seeded)
+        keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
+
+        def compare(name: str, how: str, change: str) -> Check:
+            measured, covered = _run_and_note_covers(result, seeded)
+            detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from the source"
+            why = change or ("" if covered and not keeps_windows else "the mechanism does not cover the input")
+            return equality(name, detail, Difference.of(expected, measured), {}, why)
+
+        mechanisms = compare("with the mechanism", "long attention", plan.position_change)
+        vocabulary = getattr(result.config.get_text_config(), "vocab_size", 1)
+        longest = seeded_inputs(result, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // vocabulary)))
+        finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
+        checks, parts = [], {name: towers_of(result)[name] for name in plan.apart}
+        for name, tower in plan.towers.items():
+            for part in parts.values():
+                set_implementation(part, BACKEND if part is parts[name] else implementation, is_tower=True)
+            alone = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
+            change = plan.position_change or tower.position_change
+            checks.append(compare(f"with the mechanism of the tower {name}", f"{alone} in the tower {name} alone", change))
+        set_implementation(result, implementation, is_tower=False)
+        difference = Difference.of(expected, run_model(result, seeded))
+        detail = f"outputs for {_shapes(seeded)}, the class's attention: largest difference from the source"
+        return [equality("equal with the source's attention", detail, difference, {}, plan.position_change), *checks, mechanisms, finite]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         name = named_class(config, "").removeprefix(GENERIC_CLASS)
         model_class: Any = getattr(transformers, name) if name in self.family.model_classes else None
         if model_class is not None and reads_only_text(model_class):
             return super().example(folder, config, length)
-        if model_class is None or model_class.main_input_name != "pixel_values" or ProcessorFile.find(folder, IMAGE_PROCESSOR) is None:
+        if model_class is None or model_class.main_input_name != "pixel_values" or not has_processor(folder):
             return Example(None)
-        return Example(None, IMAGE_READER, image_lines(480, 640), (PILLOW,))
+        return image_example(None, 480, 640)
 
 
 def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
@@ -181,48 +239,21 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
     return config, UNCHANGED, ""
 
 
-@dataclass(frozen=True)
-class PlainPart:
-    """A plain model, or one of its towers, with its planned attention.
-
-    module: on the meta device, with its mechanisms.
-    shape: of its layers.
-    inputs: the sizes of its inputs; 0 tokens if no config states them.
-    """
-
-    module: Any
-    attention: LongAttentionConfig
-    shape: ModelShape
-    inputs: InputSizes
-
-    @classmethod
-    def of(cls, module: Any, attention: LongAttentionConfig, whole: Any, lengths: tuple[int, int] | None) -> PlainPart:
-        """`whole`: the whole model's config. `lengths`: of source and result; `None` takes them from the config of `module`."""
-        kind, said = kind_of_model(module.config), text_length(module.config)
-        inputs = text_sizes(*((said, said) if lengths is None else lengths))
-        any_size = packs_images(module) or (kind is not None and kind.any_size)
-        if any_size:
-            words = replace(inputs.words, noun="image", units="pixels")
-            shown: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE}
-            inputs = replace(inputs, words=words, **shown, of_model={"input": ANY_SIZE})
-        elif kind is not None and (sizes := kind.sizes(module.config)).new.name:
-            inputs = sizes
-        return cls(module, attention, generic_shape(module, whole), inputs)
-
-    def costs(self) -> tuple[LengthCost, ...]:
-        """The cost at each size; empty if no size is known."""
-        if not self.inputs.old.tokens:
-            return ()
-        costs = costs_of(self.inputs, self.attention, self.shape)
-        if self.shape.causal:  # a plain class caches every token
-            costs = tuple(replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes) for cost in costs)
-        return costs
+def _shapes(inputs: Mapping[str, Any]) -> str:
+    """The names and shapes of tensors, for a report."""
+    return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor))
 
 
-def parts_with_mechanisms(skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:
-    """The part of each tower in `attention`, by name. The tower that reads texts has the `lengths` of source and result."""
-    towers, parts = towers_of(skeleton), {}
-    for tower, chosen in attention.items():
-        said = lengths if tower == text_tower(skeleton.config, [tower]) and any(lengths) else None
-        parts[tower] = PlainPart.of(towers[tower], chosen, skeleton.config, said)
-    return parts
+def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """The outputs of a model, and whether every mechanism that ran covered its input."""
+    covered: list[bool] = []
+
+    def note(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+        _, k, _, call = args
+        covered.append(mechanism.covers(k.shape[2], causal=call.causal))
+
+    hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(model).values()]
+    outputs = run_model(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return outputs, bool(covered) and all(covered)

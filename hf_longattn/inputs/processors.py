@@ -1,7 +1,4 @@
-"""The image processor or feature extractor of a checkpoint: a user's files as inputs, the size of outputs, and the file for another size.
-
-The file for another size is the one that transformers writes, with a size in the same form (height and width, or the shortest edge).
-"""
+"""The image processor or feature extractor of a checkpoint, and a user's images or recordings as it makes them into inputs."""
 
 from __future__ import annotations
 
@@ -9,78 +6,48 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
 from ..loading import load_part
 
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+IMAGE_PROCESSOR, FEATURE_EXTRACTOR = "image_processor", "feature_extractor"
+AUTO_CLASSES = {IMAGE_PROCESSOR: "AutoImageProcessor", FEATURE_EXTRACTOR: "AutoFeatureExtractor"}
+"""Name of a part of :data:`PROCESSOR_FILE` -> the class of transformers that loads it from there or from :data:`FILE`."""
 
 
-class ProcessorKind(NamedTuple):
-    """A kind of processor: its names in processor_config.json, and the Auto class that loads it."""
-
-    parts: tuple[str, ...]
-    auto_class: str
-
-    @property
-    def noun(self) -> str:
-        """For example "image processor"."""
-        return self.parts[0].replace("_", " ")
+def has_processor(folder: Path) -> bool:
+    """Whether a checkpoint has an image processor or feature extractor."""
+    return any((folder / name).is_file() for name in (FILE, PROCESSOR_FILE))
 
 
-IMAGE_PROCESSOR = ProcessorKind(("image_processor",), "AutoImageProcessor")
-FEATURE_EXTRACTOR = ProcessorKind(("feature_extractor", "audio_processor"), "AutoFeatureExtractor")
-
-
-class ProcessorFile(NamedTuple):
-    """The place of a processor's values: a file of their own, or the object ``part`` in processor_config.json."""
-
-    folder: Path
-    kind: ProcessorKind
-    part: str = ""
-
-    @property
-    def file(self) -> str:
-        """The name of the file."""
-        return PROCESSOR_FILE if self.part else FILE
-
-    @classmethod
-    def find(cls, folder: Path, kind: ProcessorKind) -> ProcessorFile | None:
-        """The place that transformers reads; ``None`` if there is none. A damaged file is refused."""
-        values = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
-        part = next((name for name in kind.parts if isinstance(values.get(name), dict)), "")
-        if not part:
-            if not (folder / FILE).is_file():
-                return None
-            read_json_object(folder / FILE)  # transformers would refuse a damaged one in other words
-        return cls(folder, kind, part)
-
-    def with_values(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The name of the file, and its content with other values of this processor."""
-        return {self.file: {**read_json_object(self.folder / self.file), self.part: dict(values)} if self.part else dict(values)}
-
-
-def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
-    """The processor of a kind in a checkpoint folder; ``None`` if there is none.
-
-    Raises:
-        CheckpointError: transformers cannot load it.
-    """
-    if ProcessorFile.find(folder, kind) is None:
+def load_processor(folder: Path, part: str) -> Any | None:
+    """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
+    files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
+    for file in files:
+        read_json_object(file)  # transformers would refuse a damaged one in other words
+    if not files:
         return None
     import transformers
 
-    return load_part(getattr(transformers, kind.auto_class), folder, kind.noun, local_files_only=True)
+    return load_part(getattr(transformers, AUTO_CLASSES[part]), folder, part.replace("_", " "), local_files_only=True)
+
+
+def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The name of the processor's file, and its content as transformers writes it, with ``fields`` changed."""
+    values = {**json.loads(processor.to_json_string()), **fields}
+    parts = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
+    return {PROCESSOR_FILE: {**parts, part: values}} if isinstance(parts.get(part), dict) else {FILE: values}
 
 
 class UserFiles:
     """A user's images or recordings as inputs of a model, made by the model's processor.
 
-    processor_kind: the kind of the model's processor.
+    part: the model's processor, a key of :data:`AUTO_CLASSES`.
     files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
-    reads, wanted: in error messages, the model's inputs, and what the user must give.
+    noun, flag: plural noun of the files, and the flag of a conversion that takes them.
     name: name of the user's file or folder, or of the built-in inputs.
 
     Args:
@@ -97,71 +64,32 @@ class UserFiles:
     """
 
     files_in: ClassVar[Any]
-    processor_kind: ClassVar[ProcessorKind]
-    reads: ClassVar[str]
-    wanted: ClassVar[str]
+    part: ClassVar[str]
+    noun: ClassVar[str]
+    flag: ClassVar[str]
     built_in: ClassVar[str]
 
     def __init__(
         self, rule: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
     ) -> None:
-        self.rule, self.config, self.folder, self.count, self.model = rule, config, folder, count, model
+        self.rule, self.config, self.folder, self.model = rule, config, folder, model
+        self.count = count
         if files is not None and not isinstance(files, Path):
-            raise OptionError(f"{model!r} reads {self.reads}{self.wanted}")
+            raise self.needed()
         self.name = self.built_in if files is None else files.resolve().name
         self.files = [] if files is None else list(self.files_in(files))
         if len(self.files) > count:
             self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
-        self.processor = processor or load_processor(folder, self.processor_kind)
+        self.processor = processor or load_processor(folder, self.part)
+
+    def needed(self) -> OptionError:
+        """The error without files, if there are no built-in ones."""
+        what = f"a file or a folder of {self.noun}"
+        return OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
 
     @cached_property
     def required(self) -> Any:
         """The processor; raises :class:`CheckpointError` if the model has none."""
         if self.processor is None:
-            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.reads}; copy that of its original there.")
+            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy that of its original there.")
         return self.processor
-
-
-def processed_size(processor: Any) -> tuple[int, int] | None:
-    """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
-    crop, size = _sizes(processor)
-    fixed = crop or size
-    return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
-
-
-def values_of_size(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """The values of an image processor's file for outputs of ``size``, (height, width).
-
-    Raises:
-        CheckpointError: the processor resizes without a crop in a form other than height and width.
-    """
-    (crop, resized), old, changed = _sizes(processor), processed_size(processor), dict[str, Any]()
-    if old is None and resized:
-        raise CheckpointError(
-            f"The image processor resizes images by {resized}, which gives none of {pixels(size)}; set size to a height and a width in its "
-            "file."
-        )
-    if old is not None:
-        ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
-        if crop:
-            changed["crop_size"] = dict(zip(ratios, size, strict=True))
-        # the crop fits into a resized image, whichever side is shorter
-        changed["size"] = {side: round(number * ratios.get(side, max(ratios.values()))) for side, number in resized.items()}
-    return values_with(processor, {name: value for name, value in changed.items() if value})
-
-
-def values_with(processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a processor's file as transformers writes it, with ``fields`` changed."""
-    return {**json.loads(processor.to_json_string()), **fields}
-
-
-def _sizes(processor: Any) -> list[dict[str, int]]:
-    """The crop size and the size after resizing, each by its sides. Empty if the processor does not crop or resize."""
-    steps = (("do_center_crop", "crop_size"), ("do_resize", "size"))
-    sizes = [getattr(processor, name, None) if getattr(processor, done, None) else None for done, name in steps]
-    return [{side: number for side, number in dict(size or {}).items() if number is not None} for size in sizes]
-
-
-def pixels(size: tuple[int, ...]) -> str:
-    """A size as text, for example "768 × 1024 pixels"."""
-    return f"{' × '.join(map(str, size))} pixels"

@@ -10,9 +10,10 @@ from typing import Any
 from ..conversion.check import Comparison
 from ..conversion.check_texts import check_texts
 from ..conversion.plan import ConversionPlan, plan_texts
+from ..mechanisms import Mechanism
+from ..mechanisms.common.locality import needs_training_by
 from ..reports import Check
-from .kind import TEXT_TASK, Example, InputKind
-from .sizes import TEXTS, InputSizes, text_sizes
+from .kind import AUTO, TEXT_TASK, Example, InputKind, InputSize, InputSizes
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 
 USUAL_LENGTH = 512
@@ -22,7 +23,11 @@ USUAL_LENGTH = 512
 class TextKind(InputKind):
     """Texts, as token ids."""
 
-    words = TEXTS
+    noun = "text"
+    settings = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text")
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH` to the maximum of this model."""
@@ -30,7 +35,12 @@ class TextKind(InputKind):
             longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or USUAL_LENGTH
         else:
             longest = self.family.longest(config)
-        return text_sizes(min(USUAL_LENGTH, longest), longest)
+        return self.between(config, min(USUAL_LENGTH, longest), longest)
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
+        if rule.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
+            return ""
+        return needs_training_by(mechanism, rule, sizes.old.tokens, sizes.new.tokens, causal)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
         return SimpleNamespace(**values) if self.family is None else super().config_of(values)
@@ -38,14 +48,14 @@ class TextKind(InputKind):
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         return plan_texts(source, architecture, request)
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> VerificationText:
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
         assert text is not None
         end = getattr(config, "eos_token_id", None)
         end = end if isinstance(end, int) and end < config.vocab_size else None
         return VerificationText(excerpt(text[0], self.family.longest(config)), text[1], load_tokenizer(folder), config.vocab_size, end=end)
 
     def processor(self, plan: Any, folder: Path, inputs: VerificationText) -> list[Check]:
-        return check_tokenizer(plan, folder, inputs)
+        return check_tokenizer(plan, folder, inputs.tokenizer, inputs.text)
 
     def check(self, comparison: Comparison) -> list[Check]:
         return check_texts(comparison)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.english import PARAGRAPHS
 from ..data.tokenization import between, special_ids, text_encoding
 from ..errors import CheckpointError
 from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
 from ..reports import FAILED, PASSED, SKIPPED, Check
-from .sizes import InputSize
+from .kind import InputSize
 
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
@@ -30,36 +31,28 @@ READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source 
 class VerificationText:
     """A text and its token ids.
 
+    why_seeded: why its ids are random, as a clause; empty if they are the text's.
+
     Args:
         text, origin: the text, and where it is from.
-        tokenizer: the source's; ``None`` for seeded ids.
+        tokenizer: of the source. If it does not know most tokens of the text, or is ``None``, ids are random.
         vocab_size: of the model.
         end: id of the last token of an input of :meth:`at`; ``None`` for the text's own.
-        described: what outputs are compared on, if not on this text.
     """
 
-    def __init__(
-        self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None, described: str = ""
-    ) -> None:
-        self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
-        self.end, self.described = end, described
-        self.source_tokenizer = tokenizer
-        self.why_seeded, self.would_be_real = "the source has no tokenizer", "a source with its tokenizer"
+    def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None) -> None:
+        self.text, self.origin, self.tokenizer, self.vocab_size, self.end = text, origin, tokenizer, vocab_size, end
+        self.why_seeded = "the source has no tokenizer" if tokenizer is None else ""
         unknown = None if tokenizer is None else tokenizer.unk_token_id
         if unknown is not None and int((self._encoded == unknown).sum()) > len(self._encoded) // 2:  # ESM knows amino acids only
-            self.tokenizer, self.would_be_real = None, READABLE_TEXT
             self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens. Repeated if the text is shorter.
-
-        If there is no tokenizer, or most of the text is unknown to it: seeded ids from the vocabulary.
-        """
-        if self.tokenizer is None:
+        """The text's token ids ``(1, count)``, int64, with special tokens; repeated if the text is shorter. Or seeded ids."""
+        if self.why_seeded:
             generator = torch.Generator().manual_seed(0)
             return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
-        ids = self._encoded
-        return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
+        return self._encoded.repeat(-(-count // len(self._encoded)))[:count].unsqueeze(0)
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one text of this size."""
@@ -71,7 +64,7 @@ class VerificationText:
     @cached_property
     def special(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before a text, and ids that it puts after it."""
-        return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
+        return ([], []) if self.why_seeded else special_ids(self.tokenizer)
 
     def passages(self, count: int, length: int) -> Tensor:
         """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
@@ -80,15 +73,15 @@ class VerificationText:
 
     def real_tokens(self) -> int:
         """Number of tokens of the text before it repeats; 0 for seeded ids."""
-        return 0 if self.tokenizer is None else len(self._encoded)
+        return 0 if self.why_seeded else len(self._encoded)
 
     def describe(self) -> str:
         """The origin of the tokens, for a report."""
-        return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
+        return f"seeded token ids, since {self.why_seeded}" if self.why_seeded else self.origin
 
     @cached_property
     def _encoded(self) -> Tensor:
-        ids = token_ids(self.source_tokenizer, self.text)
+        ids = token_ids(self.tokenizer, self.text)
         if not ids:
             raise CheckpointError(f"The source's tokenizer finds no token in the {self.origin}; it is damaged.")
         return torch.tensor(ids)
@@ -131,32 +124,31 @@ def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
     return tokenizer
 
 
-def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
-    """Check that the written tokenizer gives the source's ids. It must also truncate a longer text to the result's length."""
-    if text.source_tokenizer is None:
-        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
+def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
+    """Check that the written tokenizer gives the ids of the source's. It must also truncate a longer text to the result's length."""
+    name, start = "tokenizer", text[:20_000]
+    if tokenizer is None:
+        return [Check(name, SKIPPED, "the source has no tokenizer")]
     try:
         written = load_tokenizer(result)
     except CheckpointError as error:
-        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
-    start = text.text[:20_000]
-    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
-    limit = getattr(written, "model_max_length", None)
-    if not same:
-        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
+        return [Check(name, FAILED, str(error).rstrip("."))]
+    if written is None or token_ids(written, start) != token_ids(tokenizer, start):
+        classes = " and ".join(type(each).__name__ for each in (tokenizer, written))
         advice = (
             f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
             f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
         )
-        return [Check("tokenizer", FAILED, advice)]
+        return [Check(name, FAILED, advice)]
+    limit, length = written.model_max_length, plan.tokenizer_length
     detail = f"token ids equal to the source's, model_max_length {limit}"
-    if (length := plan.tokenizer_length) and limit != length:
-        return [Check("tokenizer", FAILED, f"{detail} instead of {length}")]
+    if length and limit != length:
+        return [Check(name, FAILED, f"{detail} instead of {length}")]
     if not 0 < length <= MAX_TRUNCATED:
-        return [Check("tokenizer", PASSED, detail)]
+        return [Check(name, PASSED, detail)]
     longer = " ".join([start] * (length // max(1, len(token_ids(written, start, special_tokens=False))) + 2))
-    counts = {name: len(values) for name, values in text_encoding(written, longer, truncation=True).items()}
+    counts = {column: len(values) for column, values in text_encoding(written, longer, truncation=True).items()}
     if set(counts.values()) == {length}:
-        return [Check("tokenizer", PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
-    cut = " and ".join(f"{count:,} {name}" for name, count in counts.items())
-    return [Check("tokenizer", FAILED, f"{detail}; with truncation a longer text has {cut}")]
+        return [Check(name, PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
+    cut = " and ".join(f"{count:,} {column}" for column, count in counts.items())
+    return [Check(name, FAILED, f"{detail}; with truncation a longer text has {cut}")]

@@ -12,28 +12,17 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
-from ..conversion.check_sizes import affordable_size
 from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
-from ..modeling.family.definition import Family, tower_field
+from ..modeling.family.definition import tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
-from .grid import PILLOW
-from .kind import SETTINGS, Example, InputKind, kind_of
-from .processors import IMAGE_PROCESSOR, ProcessorFile
+from .kind import AUTO, SETTINGS, Example, InputKind, InputSize, InputSizes, kind_of, text_part
+from .processors import has_processor
 from .running import run_model
-from .sizes import AUTO, InputSizes, Words, text_part
-
-
-def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
-    """The InputSizes of a model with these ``towers``. ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
-    old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
-    report = {name: value for tower in towers for name, value in tower.report.items()}
-    words = replace(texts.words, noun="input")
-    return replace(texts, words=words, old_words=old, new_words=new, longest=longest, report=report)
-
+from .sized import affordable_size
 
 LONGEST_CAPTION = 512
 """Maximum number of tokens of the text whose similarity with an image is compared."""
@@ -50,24 +39,34 @@ class InputsOfTowers(dict[str, Any]):
 class TowersKind(InputKind):
     """One input for each tower."""
 
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
-        words = [kind.words for kind in self.parts.values()]
-        self.words = Words(  # type: ignore[misc]
-            noun="input",
-            nouns=" and ".join(each.nouns for each in words),
-            settings=("towers", *(name for each in words for name in each.settings)),
-            instead={purpose: advice for each in reversed(words) for purpose, advice in each.instead.items()},  # the first tower's
-        )
+    noun = "input"
 
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:
         return {name: kind_of(tower) for name, tower in self.family.towers.items()}
 
+    @property
+    def nouns(self) -> str:
+        return " and ".join(kind.nouns for kind in self.parts.values())
+
+    @property
+    def settings(self) -> Sequence[str]:  # type: ignore[override]
+        return ("towers", *(name for kind in self.parts.values() for name in kind.settings))
+
+    def text(self, config: Any) -> tuple[InputKind, Any]:
+        """The kind and the config of the tower that reads texts."""
+        name = next(name for name, kind in self.parts.items() if not kind.units)
+        return self.parts[name], getattr(config, tower_field(name))
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        """The size of a text."""
+        kind, of_tower = self.text(config)
+        return kind.size(of_tower, value)
+
     def sizes(self, config: Any) -> InputSizes:
-        """Sizes of all towers; ``old`` and ``new`` are those of the tower that reads the longest texts."""
-        sizes = [part.sizes(getattr(config, tower_field(name))) for name, part in self.parts.items()]
-        return tower_inputs(sizes, max((of_tower for of_tower in sizes if not of_tower.new.name), key=lambda texts: texts.new.tokens))
+        """The sizes of texts."""
+        kind, of_tower = self.text(config)
+        return kind.sizes(of_tower)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
@@ -86,8 +85,7 @@ class TowersKind(InputKind):
         if cast is not None:
             config.dtype = cast
         texts, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
-        inputs = tower_inputs([plan.inputs for plan in plans.values()], texts.inputs)
-        pairs = f"pairs of a text and an image ({inputs.new_words})"
+        pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
         return ConversionPlan(
             source=source,
             architecture=architecture,
@@ -100,7 +98,7 @@ class TowersKind(InputKind):
             shape=texts.shape,
             costs=(),
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
-            inputs=inputs,
+            inputs=texts.inputs,
             positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
             cast=cast,
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
@@ -132,7 +130,7 @@ class TowersKind(InputKind):
             check_towers(rules, names, model_class)
         requests = {}
         for name, kind in self.parts.items():
-            unused: dict[str, Any] = dict.fromkeys(SETTINGS.keys() - {*kind.words.settings})
+            unused: dict[str, Any] = dict.fromkeys(SETTINGS.keys() - {*kind.settings})
             attention = chosen.get(name) or {}
             values = attention.to_dict() if isinstance(attention, LongAttentionConfig) else dict(attention)
             mechanism = values.pop("mechanism", None)
@@ -161,7 +159,7 @@ class TowersKind(InputKind):
         new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
         with attending(result, BASE):
             difference = Difference.of(run_model(source, old), run_model(result, old))
-        read = " and ".join(f"one {plan.towers[name].kind.words.noun} of {size.describe()}" for name, size in sizes.items())
+        read = " and ".join(f"one {plan.towers[name].kind.noun} of {size}" for name, size in sizes.items())
         detail = f"similarity of {read}, with full attention: largest difference from the source"
         with torch.no_grad():
             returned = result(**new, return_loss=True, return_dict=True)
@@ -176,11 +174,11 @@ class TowersKind(InputKind):
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         task = "zero-shot-image-classification"
-        if not (folder / TOKENIZER_CONFIG).is_file() or ProcessorFile.find(folder, IMAGE_PROCESSOR) is None:
+        if not (folder / TOKENIZER_CONFIG).is_file() or not has_processor(folder):
             return Example(task)
         lines = (
             'texts = ["A long caption starts here.", "Another one."]\n'
             'image = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg").convert("RGB")\n'
             f'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")'
         )
-        return Example(task, ("processor", "AutoProcessor"), lines, (PILLOW,))
+        return Example(task, ("processor", "AutoProcessor"), lines, ("from PIL import Image",))

@@ -37,7 +37,17 @@ from .candidates import Candidate, candidates_for, costs, read_candidates, readi
 from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
 from .texts import TextIds
-from .watching import has_mechanisms, is_causal, run_stack, tower_that_reads, watched_inputs, watched_layers, watched_stack, watching
+from .watching import (
+    NOT_DIAGNOSED,
+    has_mechanisms,
+    is_causal,
+    run_stack,
+    tower_that_reads,
+    watched_inputs,
+    watched_layers,
+    watched_stack,
+    watching,
+)
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Lengths in tokens that are measured by default, as far as the model and the text are long enough."""
@@ -99,7 +109,7 @@ def load_to_watch(
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)
     family = family_in(source.config)
-    if family is not None and kind_of(family).words.timed and not is_long(source.config):
+    if family is not None and kind_of(family).timed and not is_long(source.config):
         plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
         (loaded, _), class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
     else:
@@ -176,23 +186,21 @@ def diagnose(
     kind: InputKind | None = None
     if not reads_text:
         kind = kind_of_model(network.config)
-        if kind is None or not (kind.words.drawn or kind.words.timed):
-            if kind is not None and kind.words.units:
+        if kind is None or not (kind.drawn or kind.timed):
+            if kind is not None and kind.units:
                 model_type = network.config.model_type
-                raise BackendError(
-                    f"{loaded.name!r} is of type {model_type!r}, which reads {kind.words.nouns}; {kind.words.how_to_diagnose}"
-                )
+                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {kind.nouns}; {NOT_DIAGNOSED}")
             kind = kind_of(family_of(watched_layers(network)))
     if kind is None:
         read = _read_text(network, loaded, text, processor, lengths)
-    elif kind.words.timed:
+    elif kind.timed:
         read = _read_sounds(kind, network, loaded, Path(str(text)), processor, lengths)
     else:
         read = _read_image(kind, network, loaded, Path(str(text)), processor, lengths)
     stack = watched_inputs(network, read.lengths[0][1][0])[0]
     causal = is_causal(stack)
     chosen, reasons, measured = (
-        candidates_for(None if kind is None else kind.words, candidates, causal),
+        candidates_for(kind, candidates, causal),
         dict[str, str](),
         list[LengthDiagnosis](),
     )
@@ -298,7 +306,7 @@ def _read_image(
         CheckpointError: the model has no processor.
     """
     if asked is not None:
-        raise OptionError(f"{loaded.name!r} reads {kind.words.nouns}, which are measured at one size; leave --lengths out.")
+        raise OptionError(f"{loaded.name!r} reads {kind.nouns}, which are measured at one size; leave --lengths out.")
     stack = watched_layers(network)
     images = kind.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
     values = images.processed().to(stack.device, stack.dtype)

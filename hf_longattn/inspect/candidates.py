@@ -9,7 +9,7 @@ from typing import Any
 
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
-from ..inputs.sizes import Words
+from ..inputs.kind import InputKind
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.choice_text import read_choice, write_choice
 from ..mechanisms.common.exact import check_form
@@ -82,24 +82,24 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
-def candidates_for(words: Words | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
-    """The candidates ``asked`` for, or those by default, for models of inputs with these ``words`` (``None``: texts).
+def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+    """The candidates ``asked`` for, or those by default, for models of this kind of input (``None``: texts).
 
     Raises:
         OptionError: a mechanism that was asked for does not support these inputs.
         OptionError: it does not exist.
     """
-    if words is None or not (words.drawn or words.timed):
+    if kind is None or not (kind.drawn or kind.timed):
         return usual_candidates(causal) if asked is None else read_candidates(asked)
     if asked is not None:
         chosen = read_candidates(asked)
         for candidate in chosen:
-            words.check(candidate.mechanism, candidate.options)
+            kind.check_mechanism(candidate.mechanism, candidate.options)
         return chosen
     fitting = []
-    for candidate in unasked(USUAL_ON_GRIDS) if words.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
+    for candidate in unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]:
         with suppress(OptionError):
-            words.check(candidate.mechanism, candidate.options)
+            kind.check_mechanism(candidate.mechanism, candidate.options)
             fitting.append(candidate)
     return fitting
 

@@ -14,9 +14,8 @@ from ..conversion.sources import Source, open_source, read_long, tower_of
 from ..errors import CheckpointError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
-from ..inputs.kind import kind_in
-from ..inputs.plain import PlainPart, parts_with_mechanisms, text_length, text_tower
-from ..inputs.sizes import InputSizes, WithTowers, text_part
+from ..inputs.kind import InputSizes, WithTowers, kind_in, text_part
+from ..inputs.plain import PlainPart, text_length, text_tower
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
@@ -52,7 +51,8 @@ class Inspection(WithTowers):
     @property
     def longest_input(self) -> str:
         """The maximum input as text."""
-        return self.inputs.longest
+        size = self.inputs.new
+        return f"up to {size if size.name else f'{size.tokens:,} tokens'}" if size.tokens else size.words
 
     @property
     def max_length(self) -> int:
@@ -96,12 +96,12 @@ class Inspection(WithTowers):
             "kept_heads": dict(self.kept_heads),
             "causal": self.causal,
             "max_length": self.max_length,
-            **self.inputs.of_model,
+            **self.inputs.new.values,
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **({"text_global": True} if self.text_global else {}),
-            **self.report_of_towers(),
+            **self.by_tower(lambda tower: tower.to_dict()),
         }
 
 
@@ -152,16 +152,16 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
             attention=part.attention,
             inputs=part.inputs,
             shape=part.shape,
-            costs=part.costs(),
+            costs=part.costs,
             generic=True,
         )
 
-    longest, attention = text_length(config), attention_of_towers(config)
-    lengths = (min(512, longest), longest)
-    if not attention:
-        chosen = LongAttentionConfig.from_dict(config.long_attention)
-        return inspect_part(PlainPart.of(skeleton, chosen, config, lengths if longest else None))
-    towers = {name: inspect_part(part) for name, part in parts_with_mechanisms(skeleton, attention, lengths).items()}
+    longest, kind = text_length(config), kind_in(source.config)
+    attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
+    parts = kind.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
+    towers = {name: inspect_part(part) for name, part in parts.items()}
+    if "" in towers:
+        return towers[""]
     return replace(
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
         **facts,

@@ -25,7 +25,6 @@ from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, InputError
 from ..inputs.kind import kind_of_model
 from ..inputs.plain import text_tower
-from ..inputs.sizes import NOT_DIAGNOSED
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.ordered import in_raster_order
@@ -45,6 +44,8 @@ from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from .layer_attention import LayerAttention
 
+NOT_DIAGNOSED = "longattn inspect MODEL FILE reads images and recordings; for others look at hf_longattn.explain(model, inputs)."
+"""Advice for models that read no text, as the end of an error message."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
 
@@ -67,8 +68,8 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
     read: Any = getattr(stack, "main_input_name", "input_ids")
     if read != "input_ids":
         kind = kind_of_model(stack.config)
-        nouns, instead = (read, NOT_DIAGNOSED) if kind is None else (kind.words.nouns, kind.words.how_to_diagnose)
-        raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {instead}")
+        nouns = read if kind is None else kind.nouns
+        raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {NOT_DIAGNOSED}")
 
 
 def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
@@ -85,7 +86,7 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
         return (towers[reading], reading) if reading in towers else (model, "")
     others = {name: tower for name, tower in towers.items() if name != reading}
     kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
-    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.words.drawn), None):
+    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
         return others[drawn], drawn
     if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
@@ -104,7 +105,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
-        if kind is not None and kind.words.timed:
+        if kind is not None and kind.timed:
             long_class = kind.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
@@ -149,7 +150,7 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
     kind = kind_of_model(getattr(model, "config", None))
-    if kind is not None and kind.words.timed:
+    if kind is not None and kind.timed:
         stack, rule = watched_layers(model), kind.rule
         return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
     stack, arguments, grid = watched_on_grid(model, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import LongAttentionError, OptionError
-from ..inputs.sizes import InputSizes, text_sizes
+from ..inputs.kind import InputSizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
@@ -29,11 +29,13 @@ USUAL_ON_GRIDS = (
 FULL = Candidate("full")
 
 
-def usual_candidates(sizes: InputSizes | None = None, causal: bool = False) -> list[Candidate]:
+def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
-    if sizes is None or not sizes.words.drawn:
+    if not sizes.kind.drawn:
         return unique_candidates([*unasked((*USUAL, *USUAL_CAUSAL * causal)), FULL])
-    named = unasked((*sizes.own_windows(), *USUAL_ON_GRIDS))
+    side = min(sizes.old.grid.sizes)
+    own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
+    named = unasked((*own_windows, *USUAL_ON_GRIDS))
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in sizes.mechanisms(causal=False) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])
@@ -52,9 +54,9 @@ def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
     return candidates
 
 
-def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = None) -> str:
-    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of the images or
-    sounds that the model reads, if it reads no text.
+def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
+    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of its
+    inputs.
 
     Raises:
         LongAttentionError: options that contradict one another.
@@ -65,7 +67,7 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = No
     if built.traits.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     try:
-        (text_sizes(0, 0) if sizes is None else sizes).check(built)
+        sizes.check(built)
     except LongAttentionError as error:
         return str(error)
     return ""

@@ -21,9 +21,8 @@ from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, InputError
 from ..files import is_generic, is_long
-from ..inputs.kind import kind_in
+from ..inputs.kind import InputSize, kind_in
 from ..inputs.running import with_decoder_input
-from ..inputs.sizes import InputSize
 from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
 from ..inspect.texts import TextIds

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.token_loss import LossChange
-from ..inputs.sizes import InputSize
+from ..inputs.kind import InputSize
 from .config import Budget, readable_bytes, readable_seconds
 from .costs import LayerCost
 from .design import CostedDesign
@@ -73,24 +73,24 @@ class SearchResult:
     loss_change: LossChange | None = None
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
-    material: str = "text"
+    material: str = "texts"
 
     @property
     def target(self) -> str:
         """What the result reads, in words."""
-        return f"{self.length:,} tokens" if self.sizes is None else self.sizes[0].describe()
+        return f"{self.length:,} tokens" if self.sizes is None else str(self.sizes[0])
 
     def compared_sizes(self) -> dict[str, Any]:
         """The sizes of the target's inputs and of those compared, by name; none of texts."""
-        new, compared = ({}, {}) if self.sizes is None else (size.values for size in self.sizes)
-        name = next((name for name in new if name != "tokens"), "")
-        return {name: new[name], f"compared_{name}": compared[name]} if name else {}
+        if self.sizes is None:
+            return {}
+        new, compared = self.sizes
+        return {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
 
     @property
     def command(self) -> str:
         """The command that converts the checkpoint to the design, as a shell reads it."""
-        size = self.length if self.sizes is None else self.sizes[0].typed
-        destination = f"{Path(self.model).name}-{size}"
+        destination = f"{Path(self.model).name}-long"
         return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
 
     @property

@@ -17,14 +17,15 @@ from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.folders import versions
 from ..conversion.model_loading import chosen_device, quiet_libraries
+from ..conversion.plan import ConversionPlan
 from ..conversion.sources import Source
-from ..errors import OptionError, in_a_line
+from ..errors import InputError, OptionError, in_a_line
 from ..files import check_new_file, write_text
-from ..inputs.sizes import InputSize
+from ..inputs.kind import InputSize
+from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
-from ..positions.distances import widest_span
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import BUDGET, Budget, SearchConfig
 from .costs import FAILURES, LayerCosts
@@ -104,6 +105,23 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     return result.chosen.design.attention(), {**values, result.material: result.text}
 
 
+def compared_size(plan: ConversionPlan, value: int | None) -> InputSize:
+    """The size at which mechanisms are compared: the user's ``value``, or the largest that the checkpoint reads in little time.
+
+    Raises:
+        InputError: the checkpoint or the result does not read this size.
+    """
+    sizes = plan.inputs
+    most = sizes.new if sizes.reads_new else sizes.old
+    size = sizes.at(value) if value is not None else affordable_size(plan) if sizes.reads_new else sizes.old
+    if not 0 < size.tokens <= most.tokens:
+        raise InputError(
+            f"Mechanisms are compared on {sizes.kind.nouns} of up to {most.words}, which the checkpoint reads, not of {size.words}; change "
+            "--compare-at, or leave it out."
+        )
+    return size
+
+
 class Search:
     """One search, step by step: what is known so far of the candidates, and the designs found.
 
@@ -130,7 +148,7 @@ class Search:
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         original = self.model.original
-        size = original.inputs.compare_at(config.compare_at)
+        size = compared_size(original, config.compare_at)
         self.length: int | InputSize = size if size.name else size.tokens
         self.text = read_inputs(text, self.model, config.pieces)
         self.notes: list[str] = []
@@ -178,7 +196,7 @@ class Search:
             untrained = ""  # why the result's positions need training with it
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
-                untrained = sizes.untrained(mechanism, self.model.original.positions, self.conversion.positions, shape.causal)
+                untrained = sizes.kind.untrained(sizes, mechanism, self.model.original.positions, self.conversion.positions, shape.causal)
             if why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
@@ -188,11 +206,7 @@ class Search:
             self.candidates += [base[layer] for layer in sorted(self.model.named)]
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
-            span = widest_span(self.model.trained_length, causal=shape.causal)
-            example = next(iter(sizes.own_windows()), f"window:window={span}")
-            raise OptionError(
-                f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate {example}."
-            )
+            raise OptionError(f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less with --candidate.")
         self.candidates = unique_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
@@ -220,7 +234,7 @@ class Search:
         compared = self.length if isinstance(self.length, int) else self.length.tokens
         recipe = chosen.design.recipe(
             max_length=conversion.max_length,
-            image_size=None if conversion.image_size is None else sizes.new.typed,
+            image_size=None if conversion.image_size is None else "x".join(map(str, sizes.new.value)),
             audio_seconds=conversion.audio_seconds,
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
@@ -244,5 +258,5 @@ class Search:
             front=tuple(self.front), uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             rows=tuple(map(LayerRow, self.table.scores, chosen.design.names)), costs=costs.by_candidate, reasons=self.reasons,
             machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.words.material,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.nouns,
         )  # fmt: skip

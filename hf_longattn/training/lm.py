@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from datasets import Dataset
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -18,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
-from hf_longattn.data.sources import all_scored, each_part, limited, read_texts, shuffled, split_held_out
+from hf_longattn.data.rows import each_part, read_texts
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
@@ -28,8 +27,7 @@ from hf_longattn.training.run import begin, finish
 from hf_longattn.training.segments import segment_trainer
 from hf_longattn.training.trainer import LongTrainer
 
-MOST_HELD_OUT = 1000
-"""Maximum number of held-out documents per source. Untuned."""
+read_documents = read_texts  # until distill and linearise have moved
 HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -90,7 +88,7 @@ def train_lm(
     """Train by masked ("mlm") or next tokens ("clm"), and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
-    documents, held_out = read_documents(data_args, training_args.seed)
+    documents, held_out = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
     masks = DataCollatorForPackedText if pack else RepeatableMasks
     collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
@@ -102,22 +100,6 @@ def train_lm(
         train, scored = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
         trainer = LongTrainer(model, training_args, collator, train, scored, tokenizer)
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
-
-
-def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents, and evaluation documents: all of ``validation``, or a tenth of every source. In an evaluation, both are all
-    documents."""
-    where: dict[str, Any] = {"column": args.named.get("text", "text"), "template": args.template}
-    parts = read_texts(args.data, split=args.split, **where)
-    if args.only_scores:
-        return all_scored(args, seed, shuffled(parts, seed))
-    if args.validation:
-        validation = read_texts([args.validation], split="validation", **where)
-        return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
-    documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
-    if not len(held_out):
-        raise OptionError("There is only one document, and the loss is measured on another one; give --validation TEXT.")
-    return limited(args, seed, documents, held_out)
 
 
 def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:

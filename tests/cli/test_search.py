@@ -47,13 +47,13 @@ def test_search_prints_the_conversion_that_gives_its_design(
     assert (code, err) == (0, "")
     assert "the held-out loss at 256 tokens is" in " ".join(out.split())
     typed = next(line.removeprefix("next: longattn ") for line in out.splitlines() if line.startswith("next: "))
-    assert typed == f"convert {places['model']} bert-256 --config {output}"
+    assert typed == f"convert {places['model']} bert-long --config {output}"
     assert output.read_text(encoding="utf-8").startswith(f"# longattn {typed}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(shlex.split(typed))
     assert not ended.value.code
-    written = json.loads((tmp_path / "bert-256" / "config.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "bert-long" / "config.json").read_text(encoding="utf-8"))
     capsys.readouterr()
     code, out, _ = run(capsys, *places.values(), "--output", tmp_path / "other.yaml", "--budget", "9.5", *FEW, "--json")
     report = json.loads(out)

@@ -219,7 +219,7 @@ def test_conversion_casts_added_and_copied_tensors_too(built: Callable[[str], Pa
 
 def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("EsmForTokenClassification")
-    with pytest.raises(OptionError, match="expected auto or rope:none"):
+    with pytest.raises(OptionError, match="has rotary positions that transformers cannot scale"):
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
     assert (report.passed, report.plan["positions"]) == (True, "rope:none")

@@ -107,7 +107,7 @@ def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, A
 def test_model_of_one_stack_refuses_generic_towers(tmp_path: Path) -> None:
     config = AutoConfig.for_model("bert", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="but a BertModel reads text; give --mechanism"):
+    with pytest.raises(OptionError, match="but a BertModel reads texts; leave it out"):
         plan_conversion(tmp_path, towers={"text": WINDOW})
 
 

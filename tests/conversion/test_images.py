@@ -16,8 +16,8 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.grid import CROPS
-from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, load_processor, processed_size, values_of_size
+from hf_longattn.inputs.grid import CROPS, processed_size, size_fields
+from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, changed_file, load_processor
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from tests.reports import tensor_counts
 
@@ -100,7 +100,7 @@ def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tm
 
 def test_plan_refuses_an_image_size_for_siglip2(tmp_path: Path) -> None:
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "short")
-    with pytest.raises(InputError, match=r"load it with hf_longattn\.LongSiglip2VisionModel"):
+    with pytest.raises(InputError, match=r"load it with its Long class"):
         plan_conversion(tmp_path / "short", image_size=64)
 
 
@@ -245,9 +245,9 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, OptionError, "expected one of auto, tile, interpolate"),
     ({"image_size": 64, "positions": "alibi"}, OptionError, "does not apply to the positions of images"),
-    ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
+    ({"max_length": 4096}, OptionError, "counts the tokens of a text, but a ViTForImageClassification reads images; leave it out"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
-    ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "give images as --search-images FOLDER"),
+    ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "--search-text is a text, but a ViT"),
     ({"image_size": 64, "mechanism": "auto", "window": 7}, OptionError, "to which options does not apply"),
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
@@ -271,7 +271,7 @@ def test_conversion_of_an_image_model_refuses_settings_that_do_not_apply(
 def test_plan_of_a_text_model_refuses_an_image_size(tmp_path: Path) -> None:
     config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=100)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(OptionError, match="a BertModel reads text; give its length as --max-length"):
+    with pytest.raises(OptionError, match="--image-size is the size of images, but a BertModel reads texts; leave it out"):
         plan_conversion(tmp_path / "bert", image_size=1024)
 
 
@@ -292,7 +292,7 @@ def test_plan_refuses_an_image_processor_that_disagrees_with_the_config(saved: C
 
 def test_verification_fails_if_the_image_processor_scales_down(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr("hf_longattn.inputs.grid.values_of_size", lambda processor, size: processor.to_dict())
+    monkeypatch.setattr("hf_longattn.inputs.grid.size_fields", lambda processor, size: {})
     with pytest.raises(CheckpointError, match="makes inputs of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()
@@ -301,7 +301,8 @@ def test_verification_fails_if_the_image_processor_scales_down(saved: Checkpoint
 def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
     def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         (tmp_path / FILE).write_text(json.dumps(file))
-        changed = values_of_size(load_processor(tmp_path, IMAGE_PROCESSOR), size)
+        processor = load_processor(tmp_path, IMAGE_PROCESSOR)
+        changed = changed_file(tmp_path, IMAGE_PROCESSOR, processor, size_fields(processor, size))[FILE]
         (tmp_path / FILE).write_text(json.dumps(changed))
         assert processed_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
         assert all(changed[name] == value for name, value in file.items() if name not in ("size", "crop_size", "feature_extractor_type"))
@@ -314,7 +315,7 @@ def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
     with pytest.raises(CheckpointError, match="set size to a height and a width"):
-        values_of_size(load_processor(tmp_path, IMAGE_PROCESSOR), (64, 64))
+        size_fields(load_processor(tmp_path, IMAGE_PROCESSOR), (64, 64))
 
 
 def test_short_vit_folder_loads_as_a_long_model_of_a_given_size(saved: Checkpoint) -> None:

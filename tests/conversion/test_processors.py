@@ -23,7 +23,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs import tokenizer
-from hf_longattn.inputs.processors import FEATURE_EXTRACTOR, FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, ProcessorFile
+from hf_longattn.inputs.processors import FILE, PROCESSOR_FILE
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models
@@ -84,7 +84,7 @@ def test_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path
 def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
-    monkeypatch.setattr(ProcessorFile, "with_values", lambda *_: {})
+    monkeypatch.setattr("hf_longattn.inputs.sized.changed_file", lambda *_: {})
     with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|makes inputs of .* instead of"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
     assert made(tmp_path / "short") != size
@@ -100,22 +100,6 @@ def test_processor_part_is_read_before_a_separate_file(tmp_path: Path) -> None:
     convert_checkpoint(tmp_path / "short", tmp_path / "long", image_size=64)
     assert seen(tmp_path / "long") == (1, 3, 64, 64)
     assert (tmp_path / "long" / FILE).read_bytes() == before
-
-
-def test_processor_settings_are_found_in_either_file_of_a_folder(tmp_path: Path) -> None:
-    assert [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)] == [None] * 2
-    (tmp_path / PROCESSOR_FILE).write_text('{"processor_class": "SomeProcessor"}')
-    (tmp_path / FILE).write_text('{"size": 3}')
-    files = [ProcessorFile.find(tmp_path, kind) for kind in (IMAGE_PROCESSOR, FEATURE_EXTRACTOR)]
-    assert [file and (file.file, file.part) for file in files] == [(FILE, "")] * 2
-    nested(tmp_path, "audio_processor", {"size": 4})
-    file = ProcessorFile.find(tmp_path, FEATURE_EXTRACTOR)
-    assert file is not None
-    assert file.with_values({"size": 5}) == {PROCESSOR_FILE: {"audio_processor": {"size": 5}, "processor_class": "SomeProcessor"}}
-    for name in (FILE, PROCESSOR_FILE):
-        (tmp_path / name).write_text("[]")
-        with pytest.raises(CheckpointError, match=name):
-            ProcessorFile.find(tmp_path, IMAGE_PROCESSOR)
 
 
 class TestText:

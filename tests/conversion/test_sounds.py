@@ -74,10 +74,10 @@ def test_sound_model_is_converted_and_verified(mechanism: str, saved: Checkpoint
     checks = statuses(report)
     assert report.passed
     assert {
-        *("tensors", "feature extractor", "tokenizer", "equal at the old duration with full attention"),
-        *("equal at the new duration with full attention", "finite at the new duration", "padding changes nothing"),
+        *("tensors", "feature extractor", "tokenizer", "equal at the old size with full attention"),
+        *("equal at the new size with full attention", "finite at the new size", "padding changes nothing"),
     } == {check for check, status in checks.items() if status == "passed"} - {"memory"}
-    assert checks["at the old duration"] == checks["at the new duration"] == "needs training"
+    assert checks["at the old size"] == checks["at the new size"] == "needs training"
     assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
     assert (report.plan["old_audio_seconds"], report.plan["new_audio_seconds"]) == (15, 20)
     assert shlex.split(report.train_command or "")[:3] == ["longattn", "train", "ctc"]
@@ -95,7 +95,7 @@ def test_every_family_of_sound_is_converted_and_loads_by_its_card(base: str, tmp
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", audio_seconds=20)
     checks = statuses(report)
     assert report.passed
-    assert checks["equal at the new duration with full attention"] == "passed"
+    assert checks["equal at the new size with full attention"] == "passed"
     card = (tmp_path / "long" / "README.md").read_text()
     exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
 
@@ -119,7 +119,7 @@ def test_sound_model_is_verified_on_a_given_recording(saved: Checkpoint, tmp_pat
 def test_window_that_covers_the_sound_equals_the_source(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=18)
     checks = statuses(report)
-    assert checks["equal where the mechanism covers the input"] == checks["at the new duration"] == "passed"
+    assert checks["equal where the mechanism covers the input"] == checks["at the new size"] == "passed"
     assert not report.needs_training
 
 
@@ -149,14 +149,14 @@ def test_inspection_plan_and_check_of_sound_count_seconds(saved: Checkpoint, tmp
             main(["plan", str(source), "--audio-seconds", "120", *flags])
         assert not ended.value.code
     shown, _, values = capsys.readouterr().out.partition("\n{")
-    assert "120 seconds, 5,999 frames" in shown
+    assert "120 seconds, 5,999 tokens" in shown
     assert "one sound" in shown
     comparison = json.loads("{" + values)["comparison"]
     assert len(comparison["sizes"]) == len(comparison["mechanisms"][0]["flops"])
     assert not {"recurrent_memory", "transformer_xl"} & {row["mechanism"] for row in comparison["mechanisms"]}
     convert_checkpoint(source, tmp_path / "long", audio_seconds=120, verify=False)
     inspected = inspect_checkpoint(tmp_path / "long")
-    assert inspected.longest_input == "sounds of 120 seconds, 5,999 frames"
+    assert inspected.longest_input == "up to 120 seconds, 5,999 tokens"
     assert inspected.to_dict()["audio_seconds"] == 120
 
 
@@ -184,17 +184,17 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     (
         {"max_length": 4096},
         OptionError,
-        r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sound; give its duration as --",
+        r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sounds; leave it out",
     ),
-    ({"image_size": 64}, OptionError, "--image-size is the size of images, but a Wav2Vec2ForCTC reads sound"),
-    ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sound; give a recording as --verify-audio FILE"),
+    ({"image_size": 64}, OptionError, "--image-size is the size of images, but a Wav2Vec2ForCTC reads sounds"),
+    ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sounds; leave it out"),
     ({"positions": "tile"}, OptionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
     ({"audio_seconds": 5}, InputError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
     (
         {"mechanism": "auto", "search_text": "x"},
         OptionError,
-        "--search-text is a text, but .* reads sound; give recordings as --search-audio",
+        "--search-text is a text, but .* reads sounds",
     ),
     ({"mechanism": "window2d"}, OptionError, "reads an image's patches, but a sound is one line"),
     ({"mechanism": "recurrent_memory"}, OptionError, "one segment of a text after the other"),
@@ -218,7 +218,7 @@ def test_plan_of_a_text_model_refuses_settings_of_sounds(tmp_path: Path) -> None
     bert = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=99)
     transformers.BertModel(bert).save_pretrained(tmp_path / "bert")
     for setting in ({"audio_seconds": 60}, {"verify_audio": "talk.wav"}):
-        with pytest.raises(OptionError, match="but a BertModel reads text; "):
+        with pytest.raises(OptionError, match="but a BertModel reads texts; "):
             plan_conversion(tmp_path / "bert", **setting)
 
 

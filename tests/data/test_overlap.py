@@ -8,18 +8,20 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_longattn.data.files import CELL
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import load_labelled, read_texts, trained_rows
+from hf_longattn.data.rows import rows_of, trained_rows
+from hf_longattn.data.tables import CELL
+
+LABELLED = {"text": ("text",), "label": ("label",)}
 
 
 def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "b.csv").write_text("label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n")
-    train, scored = (load_labelled(str(tmp_path / name)) for name in ("a.jsonl", "b.csv"))
+    train, scored = (rows_of(str(tmp_path / name), "train", LABELLED, {}) for name in ("a.jsonl", "b.csv"))
     assert (trained_rows(train, scored), trained_rows(train, train), trained_rows(train.select([]), scored)) == (4, 6, 0)
-    assert trained_rows(*(read_texts([str(tmp_path / name)])[0] for name in ("b.csv", "a.jsonl"))) == 4
+    assert trained_rows(*(rows_of(str(tmp_path / name), "train", {"text": ("text",)}, {}) for name in ("b.csv", "a.jsonl"))) == 4
     assert trained_rows(train, Dataset.from_list([{"text": "text 0", "label": "b"}])) == 0
 
     words = Dataset.from_list([{"words": ["a", "b"], "tags": ["O", "O"]}, {"words": ["a b"], "tags": ["O"]}])

@@ -484,7 +484,7 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             '{"question": "a"}\n\n{"question": "a"\n',
             "Line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17.$",
         ),
-        ("other.parquet", "text", "cannot be read"),
+        ("other.parquet", "text", "is damaged"),
         ("rows.json", '{"data": 5}', "lacks context and question"),
         ("article.json", '{"data": [{"paragraphs": [{"context": "a tree"}]}]}', "SQuAD's shape .*KeyError: 'qas'"),
         ("context.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}', "context must be one text"),

@@ -75,19 +75,9 @@ def repository(tmp_path: Path) -> str:
 
 
 def test_dataset_subset_is_named_after_a_colon(repository: str) -> None:
-    assert read_hub(f"{repository}:second.part")["train"]["text"] == ["second"]
-
-
-@pytest.mark.parametrize(
-    ("subset", "sentence"),
-    [
-        ("", "has the subsets first, second.part; name one, for example .*:first.$"),
-        (":secondpart", "has the subsets first, second.part, not 'secondpart'. Did you mean 'second.part'"),
-    ],
-)
-def test_missing_or_wrong_dataset_subset_is_refused_with_the_names(repository: str, subset: str, sentence: str) -> None:
-    with pytest.raises(DataError, match=sentence):
-        read_hub(repository + subset)
+    assert read_table(f"{repository}:second.part")["text"] == ["second"]
+    with pytest.raises(DataError, match=r"loading it from the Hub failed; give NAME or NAME:SUBSET.*Available: \['first', 'second.part'\]"):
+        read_table(f"{repository}:secondpart")
 
 
 def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
@@ -296,7 +286,7 @@ def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read
         read(str(tmp_path / "latin.csv.gz"))
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "empty.parquet")
     for source in (write(tmp_path / "blank.csv", "\n\n"), write(tmp_path / "none.json", "[]"), str(tmp_path / "empty.parquet")):
-        with pytest.raises(DataError, match=r"has no rows|contains no questions|empty.parquet' cannot be read"):
+        with pytest.raises(DataError, match=r"has no rows|contains no questions|empty.parquet' is damaged"):
             read(source)
 
 
@@ -321,7 +311,7 @@ def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], A
     rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     damage(tmp_path / "saved" / name)
-    with pytest.raises(DataError, match="saved' is damaged; write it again with save_to_disk"):
+    with pytest.raises(DataError, match="saved' is damaged; write it again"):
         read(str(tmp_path / "saved"))
 
 
@@ -465,7 +455,7 @@ def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str
 def test_csv_with_other_separators_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "semicolons.csv"
     table.write_text("text;label\ngood;1\n")
-    with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'\.$"):
+    with pytest.raises(DataError, match=r"has the columns text;label, not 'text'; separate its columns by commas, not by ';'\.$"):
         labelled(str(table))
 
 

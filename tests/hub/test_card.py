@@ -225,7 +225,7 @@ def test_card_that_is_written_anew_keeps_training_and_results(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("base", "sentence"), [("bert", "are refused; truncate them"), ("llama", "Longer ones may run, but were not verified")]
+    ("base", "sentence"), [("bert", "are refused; truncate them"), ("llama", "Other sizes may run, but were not verified")]
 )
 def test_card_says_that_models_with_a_position_table_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})

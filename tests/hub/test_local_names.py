@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_longattn
 from hf_longattn.cli import main
-from hf_longattn.files import public_name, without_folders
+from hf_longattn.files import public_name
 from hf_longattn.hub import push_model
 from tests.cases import every_case
 from tests.grids import quickly
@@ -96,9 +96,3 @@ def test_pushed_files_name_no_folder_of_this_machine(
 )
 def test_public_name_of_a_source_has_no_folders(typed: str, shown: str) -> None:
     assert public_name(typed) == shown
-
-
-def test_report_without_folders_keeps_sentences_and_numbers() -> None:
-    told = {"text": "see /home/me/q.txt and https://a/b/c", "cost": "3 km/h", "text_files": 2, "settings": {"text": ["a b/c.txt"]}}
-    expected = {**told, "text": "see q.txt and https://a/b/c", "settings": {"text": ["c.txt"]}}
-    assert without_folders(told) == expected

@@ -89,7 +89,7 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     assert "Fine-tuned from `long-bert`. 1 steps with `longattn train mlm`" in card.text
     assert f'from_pretrained("{REPO}")' in card.text
     there = server.repos[REPO].branches["main"]
-    assert {"model.safetensors", "training_log.json", "tokenizer.json"} <= set(there)
+    assert {"model.safetensors", "tokenizer.json"} <= set(there)
     assert "training_args.bin" not in there
 
 

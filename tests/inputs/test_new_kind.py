@@ -43,6 +43,6 @@ def test_the_example_of_a_new_kind_of_input_converts_a_checkpoint(checkout: Path
     family.write_text(code, encoding="utf-8")
     done = run(checkout, "-c", USE, str(checkout))
     assert done.stdout.splitlines()[-2:] == [
-        "--image-size is the size of images, but a ErnieForMaskedLM reads genomes; give its bases as --max-length 4096.",
-        "genomes of 128 bases, 128 tokens",
+        "--image-size is the size of images, but a ErnieForMaskedLM reads genomes; leave it out.",
+        "up to 128 bases, 128 tokens",
     ], done.stdout + done.stderr

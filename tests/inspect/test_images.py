@@ -120,7 +120,7 @@ def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
     folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"The image .*cut\.png is damaged; copy it again, or give another file"):
+    with pytest.raises(DataError, match=r"The image .*cut\.png cannot be read .*, or give another file"):
         diagnose(folder, tmp_path / "cut.png")
     model = ViTForImageClassification.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
@@ -130,5 +130,5 @@ def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads images and no text; give it an image: longattn inspect MODEL photo\.jpg"):
+    with pytest.raises(BackendError, match=r"reads images and no text; longattn inspect MODEL FILE"):
         diagnose(model, tmp_path / "text.txt")

@@ -18,6 +18,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.inputs.kind import kind_of
 from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
@@ -140,7 +141,7 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {"segmented", "bigbird", "block_top_k", "window"}
     assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
     assert unsuitable(FULL, False, sizes) == ""
-    assert "the model reads a text" in unsuitable(Candidate("window2d"), False)
+    assert "the model reads a text" in unsuitable(Candidate("window2d"), False, kind_of(None).between(None, 64, 64))
 
 
 def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
@@ -160,14 +161,14 @@ def test_costs_of_images_are_measured_on_the_grid(vit: Path, monkeypatch: pytest
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
-    ({"text": "words " * 99}, OptionError, "give an image or a folder of images"),
+    ({"text": "words " * 99}, OptionError, "reads images; give a file or a folder of images"),
     ({"text": Path("missing")}, DataError, "does not exist; give an image, or a folder"),
-    ({"length": 512}, OptionError, "give the size as --image-size 1024"),
+    ({"length": 512}, OptionError, "reads images; leave it out"),
     ({"image_size": 30}, InputError, "not a multiple of the patch's 4"),
     ({"compare_at": 96}, InputError, "images of up to 64 × 64 pixels"),
     ({"compare_at": 33}, InputError, "not a multiple of the patch's 4"),
     ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
-    ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "for example --candidate window2d:window=8"),
+    ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "give one that sees less with --candidate"),
 ]
 
 
@@ -188,8 +189,8 @@ def test_a_search_for_images_refuses_inputs_and_options_that_do_not_fit(
 
 def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path) -> None:
     for model, settings, sentence in (
-        (vit, {"search_text": text}, "give images as --search-images FOLDER"),
-        (encoder, {"search_images": image_folder}, "give a text as --search-text"),
+        (vit, {"search_text": text}, "--search-text is a text, but a ViT"),
+        (encoder, {"search_images": image_folder}, "--search-images are images, but a Bert"),
     ):
         with pytest.raises(OptionError, match=sentence):
             hf_longattn.convert_checkpoint(model, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", **settings)

@@ -60,7 +60,7 @@ def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
     assert report.passed
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
-    assert (choice["recordings"], choice["compared_audio_seconds"], choice["compared_at"]) == ("a.wav", 16, 799)
+    assert (choice["sounds"], choice["compared_audio_seconds"], choice["compared_at"]) == ("a.wav", 16, 799)
     model = hf_longattn.LongWav2Vec2ForCTC.from_pretrained(tmp_path / "long")
     assert model.config.long_audio_seconds == 16
 
@@ -79,10 +79,10 @@ def test_a_search_reads_a_recording_of_the_duration_asked_for(wav2vec2: Path, ta
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
-    ({"text": "words " * 99}, OptionError, "give a recording or a folder of recordings"),
+    ({"text": "words " * 99}, OptionError, "reads recordings; give a file or a folder of recordings"),
     ({"text": Path("missing")}, DataError, "does not exist; give an audio file, or a folder"),
-    ({"length": 512}, OptionError, "give its duration as --audio-seconds 600"),
-    ({"image_size": 512}, OptionError, "give its duration as --audio-seconds 600"),
+    ({"length": 512}, OptionError, "reads sounds; leave it out"),
+    ({"image_size": 512}, OptionError, "reads sounds; leave it out"),
     ({"audio_seconds": 3}, InputError, "3 seconds are too few"),
     ({}, InputError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
     ({"compare_at": 16}, InputError, "on sounds of up to 15 seconds, which the checkpoint reads, not of 16"),
@@ -103,7 +103,7 @@ def test_a_search_for_sound_refuses_inputs_and_options_that_do_not_fit(
 @pytest.mark.thorough
 def test_a_search_for_sound_needs_a_feature_extractor(talks: Path, tmp_path: Path) -> None:
     saved("wav2vec2", CTC, tmp_path)
-    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json, which says how it reads sound"):
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json, which says how it reads recordings"):
         search_design(tmp_path, talks)
     with pytest.raises(OptionError, match="--search-audio"):
         plan_conversion(tmp_path, choose=choose_mechanisms, mechanism="auto")

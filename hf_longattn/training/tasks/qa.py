@@ -39,7 +39,7 @@ from hf_longattn.errors import CheckpointError, OptionError, sentence_case
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, qa_loss
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
-from hf_longattn.files import without_folders
+from hf_longattn.files import public_name
 from hf_longattn.loading import load_config, load_model
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
@@ -323,7 +323,7 @@ def describe_qa_training(log: dict[str, Any]) -> str:
     """A run's paragraph of the model card: duration, arguments, held-out loss and scores."""
     settings = log["settings"]
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
-    changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
+    changed = {k: public_name(v) if isinstance(v, str) else v for k, v in settings.items() if k not in unsaid}
     minutes = end_of_training(log).get("minutes", 0.0)
     lines = [f"{steps_of(log)} in {minutes:.1f} minutes with `longattn train qa`, on {sources_in_words(settings)}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]

@@ -1,0 +1,156 @@
+"""Images and sounds, whose size changes no tensor of a model: the plan of a new size, and the checks at both sizes."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..configuration import LongAttentionConfig
+from ..conversion.check import BASE, Comparison, attending, check_finite
+from ..conversion.folders import train_command
+from ..conversion.plan import ConversionPlan, parse_dtype
+from ..conversion.plan_positions import PositionWarning
+from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
+from ..mechanisms import Mechanism
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.grid_config import TILE
+from ..modeling.grids import interpolating
+from ..reports import SKIPPED, Check, Difference, equality
+from .kind import InputKind, InputSize, InputSizes
+from .processors import changed_file, load_processor
+from .running import run_model
+
+FLOPS_AT_NEW_SIZE = 4e12
+"""Maximum FLOPs of the checks at the new size: about a minute on two cores."""
+STATES = "last_hidden_state"
+
+
+class SizedKind(InputKind):
+    """Inputs whose size changes no tensor of a model.
+
+    part: the processor of its models, a key of :data:`~.processors.AUTO_CLASSES`.
+    field: the config's field with the size for which a model was converted.
+    trained_by: ending of a class's name -> arguments of ``longattn train`` for models of the class.
+    """
+
+    part: ClassVar[str]
+    field: ClassVar[str]
+    trained_by: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    @abstractmethod
+    def requested(self, architecture: Any, request: Any) -> InputSizes:
+        """The sizes of source and result. Raises an error for a size that the model cannot have."""
+
+    def attention(self, architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
+        """The requested attention, or the family's default."""
+        chosen: LongAttentionConfig = request.attention() if request.names_attention else self.family.config_class.default_attention()
+        return chosen
+
+    @abstractmethod
+    def positions(
+        self, architecture: Any, request: Any, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
+    ) -> tuple[str, list[PositionWarning]]:
+        """The rule for positions, and reasons against using the result without training."""
+
+    @abstractmethod
+    def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
+        """Fields of the source's processor that are different for the result. Raises :class:`CheckpointError` for a wrong one."""
+
+    def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
+        cast, sizes = parse_dtype(request.dtype), self.requested(architecture, request)
+        attention, count = self.attention(architecture, request, sizes), architecture.source_config.num_hidden_layers
+        attention.check_layers(count)
+        layers = [prototype(*attention.for_layer(layer)) for layer in range(count)]
+        for mechanism in layers:
+            sizes.check(mechanism)
+        positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
+        processor = load_processor(source.folder, self.part)
+        changes = {} if processor is None else self.processor_fields(source, processor, sizes)
+        config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
+        if cast is not None:
+            config.dtype = cast
+        skeleton = architecture.skeleton(config)
+        shape = model_shape(config, skeleton)
+        task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)
+        advice = f"fine-tune {{model}} with transformers' Trainer on {self.nouns} of {sizes.new.words}"
+        return ConversionPlan(
+            source=source,
+            architecture=architecture,
+            config=config,
+            inputs=sizes,
+            positions=positions,
+            attention=attention,
+            position_change="",
+            skeleton=skeleton,
+            shape=shape,
+            costs=costs_of(sizes, attention, shape),
+            cast=cast,
+            warnings=tuple(warnings),
+            files=changed_file(source.folder, self.part, processor, changes) if changes else {},
+            training={"advice": advice} if task is None else train_command(*task),
+        )
+
+
+def affordable_size(plan: ConversionPlan) -> InputSize:
+    """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
+    flops = {cost.size: 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) for cost in plan.costs}
+    size: InputSize = max((size for size, count in flops.items() if count <= FLOPS_AT_NEW_SIZE), key=flops.get, default=plan.inputs.old)
+    return size
+
+
+def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
+    """Compare outputs at the old size, and hidden states at the new one, which is smaller for a large model.
+
+    Rounds the source in place if the plan casts.
+
+    Args:
+        resizing, how: arguments with which the source reads the new size, and in words.
+    """
+    plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
+    plan.round_source(comparison.source)
+    sizes, noun, (source, measured) = plan.inputs, plan.inputs.kind.noun, comparison.compared
+    old, new = sizes.old, affordable_size(plan)
+    what, where = f"{comparison.outputs} at {old}", f"hidden states at {new}"
+    where += "" if new == sizes.new else f" (of {sizes.new.words}: a large model)"
+
+    def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
+        values = {**size.values, "tokens": size.tokens, "outputs": sorted(expected)}
+        return equality(name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why)
+
+    def uncovered(size: InputSize) -> str:
+        layers = size.bound(layer_mechanisms(plan.attention, plan.shape, size.tokens))
+        return "" if all(layer.covers(size.tokens) for layer in layers) else f"the mechanism does not cover the {noun}"
+
+    at_old, at_new = inputs.at(old), inputs.at(new)
+    expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(comparison.long, at_new)
+    checks = []
+    if why := uncovered(old):
+        with attending(result, BASE):
+            full = run_model(measured, at_old)
+        name = "equal at the old size with full attention"
+        checks.append(compare(name, old, f"{what}, full attention instead of the mechanism", expected, full))
+    name = "at the old size" if why else "equal where the mechanism covers the input"
+    checks.append(compare(name, old, f"{what}, long attention", expected, outputs, why))
+    name = "equal at the new size with full attention"
+    if new != old and not sizes.reads_new:
+        checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {new.words}"))
+    elif new != old:
+        expected, tiled = hidden_states(comparison.base, {**at_new, **(resizing or {})}), plan.positions == TILE
+        with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
+            full = hidden_states(comparison.long, at_new)
+        interpolated = f" and interpolated positions, the source with {how}" if how else ""
+        checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
+        detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
+        whys = [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"] if tiled else [uncovered(new)]
+        checks.append(compare("at the new size", new, detail, expected, states, " and ".join(whys)))
+    return [*checks, check_finite("finite at the new size", f"hidden states at {new}", states, {**new.values, "tokens": new.tokens})]
+
+
+def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The last hidden states of a forward pass, without a pooled state that is computed from them; all outputs if it has none."""
+    outputs = run_model(model, arguments)
+    return {STATES: outputs[STATES]} if STATES in outputs else outputs
