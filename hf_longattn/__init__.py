@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from .modeling.family.registration import register as _register
 from .names import public_names
 
 if TYPE_CHECKING:
-    from .attend import attend, reference_attend
     from .configuration import LongAttentionConfig
     from .conversion import (
         ConversionConfig,
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
         export_native,
     )
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
+    from .functional import attend, reference_attend
     from .inspect import Diagnosis, Explanation, diagnose, explain
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention
@@ -69,13 +67,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *long_classes})
 
 
-class _Package(types.ModuleType):
-    """Keeps ``hf_longattn.attend`` the function: importing the module of that name would put itself in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        shadowed = isinstance(value, types.ModuleType) and name in __all__
-        super().__setattr__(name, getattr(value, name) if shadowed else value)
-
-
-sys.modules[__name__].__class__ = _Package
 _register()

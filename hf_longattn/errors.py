@@ -71,12 +71,7 @@ def check_extra(extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"the package {missing[0]!r}, which is" if len(missing) == 1 else f"the packages {', '.join(map(repr, missing))}, which are"
-        raise MissingExtraError(f"This needs {what} not installed; type pip install '{_requirement(extra, missing[0])}'.")
-
-
-def _requirement(extra: str, package: str) -> str:
-    return f"hf-longattn[{extra}]" if package in EXTRAS[extra] else package
+        raise MissingExtraError(f"This needs the package {missing[0]!r}, which is not installed; type pip install 'hf-longattn[{extra}]'.")
 
 
 @contextmanager
@@ -93,10 +88,7 @@ def needs_extra(extra: str) -> Iterator[None]:
         if name == "hf_longattn":
             raise
         check_extra(extra, name)
-        raise MissingExtraError(
-            f"The package {name!r} cannot be imported ({in_a_line(error)}); "
-            f"type pip install --force-reinstall '{_requirement(extra, name)}'."
-        ) from error
+        raise MissingExtraError(f"The package {name!r} cannot be imported: {in_a_line(error)}; install it again.") from error
 
 
 @contextmanager

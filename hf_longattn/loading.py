@@ -268,12 +268,12 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         return
     steps: list[tuple[Any, dict[str, Any]]] = []
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        for rule in _rules(backend.normalizer, "normalizers"):
-            steps.append((normalizers.Sequence([]), rule))
-            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "normalizers": [rule]}).encode())
-        for rule in _rules(backend.pre_tokenizer, "pretokenizers"):
-            steps.append((pre_tokenizers.Sequence([]), rule))
-            steps[-1][0].__setstate__(json.dumps({"type": "Sequence", "pretokenizers": [rule]}).encode())
+        for part, library, key in (
+            (backend.normalizer, normalizers, "normalizers"), (backend.pre_tokenizer, pre_tokenizers, "pretokenizers"),
+        ):  # fmt: skip
+            for rule in _rules(part, key):
+                steps.append((library.Sequence([]), rule))
+                steps[-1][0].__setstate__(json.dumps({"type": "Sequence", key: [rule]}).encode())
         starts = [(SAMPLE, SAMPLE, 0)]
         for place, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):

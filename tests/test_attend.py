@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
-from hf_longattn.attend import prepare
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.errors import (
@@ -15,6 +14,7 @@ from hf_longattn.errors import (
     LongAttentionError,
     OptionError,
 )
+from hf_longattn.functional import prepare
 from hf_longattn.mechanisms.common.options import RESERVED
 from hf_longattn.mechanisms.common.registry import KEPT_PROTOTYPES, _prototype, mechanism_class, mechanism_from, prototype
 from tests.cases import every_case

@@ -11,8 +11,8 @@ from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 from hf_longattn import enable_long_attention, list_mechanisms
-from hf_longattn.attend import attend, reference_attend
 from hf_longattn.errors import BackendError, InputError
+from hf_longattn.functional import attend, reference_attend
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
 from hf_longattn.modeling import backend

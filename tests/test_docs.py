@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
+from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.modeling.family.definition import FACTS_FILE

@@ -23,7 +23,7 @@ LAYERS = (
     ("engines",),
     ("positions",),
     ("mechanisms",),
-    ("configuration", "attend"),
+    ("configuration", "functional"),
     ("memory",),
     ("modeling",),
     ("families",),

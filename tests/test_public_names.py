@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import types
-
 import pytest
 
 import hf_longattn
@@ -15,12 +12,6 @@ from tests.cases import every_case
 def test_public_names_of_the_package_are_imported_on_first_use(name: str) -> None:
     assert getattr(hf_longattn, name).__module__.startswith("hf_longattn.")
     assert name in dir(hf_longattn)
-
-
-def test_attend_stays_the_function_when_its_module_is_imported() -> None:
-    module = importlib.import_module("hf_longattn.attend")
-    assert isinstance(module, types.ModuleType)
-    assert hf_longattn.attend is module.attend
 
 
 def test_long_classes_and_rooms_are_attributes_of_the_package() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
@@ -62,16 +60,9 @@ def test_recipes_of_conversions_say_what_to_type(name: str) -> None:
 def test_longattn_recipes_prints_the_list_and_one_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = told(capsys, "recipes")
-    assert all(f"\n  {name}  " in listed for name in READY)
-    assert {line for line in listed.splitlines()[:-1] if line.strip() and line[0] != " "} == {one.command for one in READY.values()}
     assert max(map(len, listed.splitlines())) <= 80
-    words = set(listed.split())
-    assert all(word in words for one in READY.values() for word in f"{one.entries['title']} {one.entries.get('score', '')}".split())
-    found = {one["name"]: one for one in json.loads(told(capsys, "recipes", "--json"))["recipes"]}
-    assert found["longformer-triviaqa"]["command"] == "train qa"
-    assert found["fsdp2"]["command"] == "accelerate launch"
+    assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.entries["title"].split())} <= {*listed.split()}
     assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
-    assert json.loads(told(capsys, "recipes", "based", "--json"))["values"] == yaml.safe_load((CONFIGS / "based.yaml").read_text())
 
 
 def test_longattn_recipes_suggests_a_name_for_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,17 +88,12 @@ def main(arguments: list[str] | None = None) -> None:
         with rust_panics():
             app(arguments, standalone_mode=True)
     except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
-        sentence = _sentence(error)
-        if not sentence:
-            raise
+        sentence = str(error)
+        if isinstance(error, OSError) and error.filename:
+            sentence = f"{shortened(str(error.filename))!r}: {error.strerror}."
+        elif not isinstance(error, OSError | LongAttentionError):
+            if not lacks_memory(error):  # a fault of the program
+                raise
+            sentence = "There is not enough memory; use smaller options or lengths."
         print(error_line(sentence), file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def _sentence(error: Exception) -> str:
-    """What a user can act on; empty for a fault of the program."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{shortened(str(error.filename))!r}: {error.strerror}."
-    if isinstance(error, OSError | LongAttentionError):
-        return str(error)
-    return "There is not enough memory; use smaller options or lengths." if lacks_memory(error) else ""

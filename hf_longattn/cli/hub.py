@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,7 @@ def push(
     pushed = push_model(
         model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
     )
-    show(pushed.to_dict(), push_report(pushed), as_json=as_json)
+    show(asdict(pushed), push_report(pushed), as_json=as_json)
 
 
 def push_report(pushed: PushReport) -> Iterator[Part]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +15,7 @@ from rich.styled import Styled
 
 from . import options as flags
 from .convert import costs_table
-from .terminal import Line, Part, progress, show, table
+from .terminal import Line, Part, progress, say, show, table
 
 if TYPE_CHECKING:
     from ..evaluation.flops import DecodeState
@@ -224,28 +223,17 @@ def mechanisms(
 
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one, to copy or edit it.", show_default=False)] = None,
-    as_json: flags.Json = False,
 ) -> None:
     """List the recipes for --config and accelerate, or print one."""
-    from ..errors import LongAttentionError, nearest
+    from ..errors import OptionError, nearest
     from ..files import read_text
-    from ..training.recipes import read_recipe, ready_recipes
+    from ..training.recipes import ready_recipes
 
     ready = ready_recipes()
     if name is None:
-        about: list[Part] = []
-        for command, group in groupby(sorted(ready.values(), key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
-            about.append(Styled(command, "bold"))
-            for recipe in group:
-                score = f"\nPublished: {recipe.entries['score']}" if "score" in recipe.entries else ""
-                about.append({f"  {recipe.name:<28}": recipe.entries["title"] + score})
-            about.append("")
-        about.append("The commands of each, its values and their source: longattn recipes NAME")
-        listed = [{"name": recipe.name, "command": recipe.command, **recipe.entries} for recipe in ready.values()]
-        show({"recipes": listed}, about, as_json=as_json)
-        return
-    if name not in ready:
-        raise LongAttentionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
-    recipe = ready[name]
-    values = {"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)}
-    show(values, [Line(read_text(recipe.path).removesuffix("\n"))], as_json=as_json)
+        rows = sorted((recipe.command, recipe.name, recipe.entries["title"]) for recipe in ready.values())
+        show({}, (table(("command", "recipe", ""), rows, align="l"), "The values of each, and their source: longattn recipes NAME"))
+    elif name in ready:
+        say(read_text(ready[name].path).removesuffix("\n"))
+    else:
+        raise OptionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")

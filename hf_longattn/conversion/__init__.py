@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .folders import ConversionReport as ConversionReport
     from .folders import complete_folder as complete_folder
     from .folders import remove_sidecars as remove_sidecars
+    from .folders import write_modules as write_modules
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion
 

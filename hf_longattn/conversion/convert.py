@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, train_command
 from .model_loading import load_as_result, load_result, load_source, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
+from .plan_positions import StackLength
 from .sources import open_source
 from .stock import write_native
 
@@ -90,7 +92,8 @@ def convert_checkpoint(
             long = stage / LONG
             long.mkdir()
             converted = _write(plan, long, str(destination), chosen, text, times, progress)
-            report = write_native(open_source(long), stage, str(destination), verify=chosen.verify, progress=progress, converted=converted)
+            made = replace(open_source(long), name=opened.name)
+            report = write_native(made, stage, str(destination), verify=chosen.verify, progress=progress, converted=converted)
             shutil.rmtree(long)
             return report
 
@@ -127,9 +130,14 @@ def _write(
     if plan.cast is None and dtype is not None:  # the files may have others, but users load both models alike
         write_json(stage / "config.json", {**read_json_object(stage / "config.json"), "dtype": dtype})
     add_source_files(
-        source, stage, plan.new_length, longer=True, tokenizer_length=plan.tokenizer_length, generated=plan.decoder or plan.lengths,
+        source,
+        stage,
+        plan.new_length,
+        longer=True,
+        tokenizer_length=plan.tokenizer_length,
+        generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
         changed_files=plan.files,
-    )  # fmt: skip
+    )
     times = [*times, time.perf_counter()]
     checks: list[Check] = []
     if inputs is not None:

@@ -165,9 +165,6 @@ def add_source_files(
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
         generated: old and new length of generated text; a generation config limited to the old length gets the new one.
         changed_files: new contents of copied JSON files, by file name.
-
-    Raises:
-        CheckpointError: a copied file is damaged.
     """
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
@@ -237,17 +234,14 @@ def complete_result(
     report_file: str,
     checks: Iterable[Check],
     times: Sequence[float],
-    *,
     introduction: str | None = None,
-    made_from: str | None = None,
     **facts: Any,
 ) -> ConversionReport:
-    """Complete a checked result by its report and its card.
+    """Complete a checked result by its report and its card, as :func:`write_report` does.
 
     Args:
         times: when the work began, when its plan was made, and when weights and other files were written.
         facts: further fields of the report.
-        stage, source, name, report_file, introduction, made_from: as for :func:`write_report`.
 
     Raises:
         CheckpointError: a check failed.
@@ -262,25 +256,15 @@ def complete_result(
         checks=checks,
         files=with_report(stage, report_file),
         bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
-        seconds={stage_name: round(duration, 3) for stage_name, duration in seconds.items()},
+        seconds={step: round(duration, 3) for step, duration in seconds.items()},
         versions=versions(),
         **facts,
     )
-    write_report(stage, source, name, report, report_file, introduction=introduction, made_from=made_from)
+    write_report(stage, source, name, report, report_file, introduction=introduction)
     return report
 
 
-def write_report(
-    stage: Path,
-    source: Source,
-    name: str,
-    report: Any,
-    report_file: str,
-    *,
-    introduction: str | None = None,
-    made_from: str | None = None,
-    **card: Any,
-) -> None:
+def write_report(stage: Path, source: Source, name: str, report: Any, report_file: str, **card: Any) -> None:
     """Complete a result's folder with report and card.
 
     Args:
@@ -288,36 +272,18 @@ def write_report(
         source: the checkpoint that the result is made from.
         name: what users type to load the result.
         report, report_file: an object with ``to_dict``, and the name of its file.
-        introduction: the first sentence of the card.
-        made_from: what the user calls the source, for the card; the source's name if it is not given.
         card: more arguments of :func:`~hf_longattn.hub.model_card`.
     """
     values = report.to_dict()
     write_json(stage / report_file, values)
-    origin = source.name if made_from is None else made_from
-    contents = {
-        "base_model": None if Path(origin).expanduser().exists() else origin,
-        "source": source.card_folder,
-        "report": values,
-        "name": name,
-        "introduction": introduction,
-    }
-    write_model_card(stage, **{**contents, **card})
+    base_model = None if Path(source.name).expanduser().exists() else source.name
+    write_model_card(stage, base_model=base_model, source=source.card_folder, report=values, name=name, **card)
 
 
 def open_for_writing(
     model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
-    """Open the source of a result, and check the destination.
-
-    Args:
-        model: a folder, or a Hub repository id.
-        destination: the folder of the result.
-        overwrite: the destination may exist.
-        revision, token: of a Hub repository.
-
-    Returns:
-        The source, and the absolute path of the destination.
+    """Open the source of a result, and check the destination, whose absolute path is returned, too.
 
     Raises:
         CheckpointError: the source cannot be read, or the destination must not be written.

@@ -61,9 +61,6 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
 
     Returns:
         The model, and the names of parameters of its head that the source lacks, which are random.
-
-    Raises:
-        CheckpointError: the source does not load, or weights other than the head's are missing.
     """
     family, name = architecture.family, architecture.source_class
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
@@ -87,9 +84,6 @@ def load_as_result(
 
     Returns:
         The model, and the names of parameters of its head that the source lacks.
-
-    Raises:
-        CheckpointError: the source does not load, or weights other than the head's are missing.
     """
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
@@ -180,11 +174,7 @@ LAYER = re.compile(r"\.\d+\.")
 
 
 def _check_layers(model: Any, unexpected: Collection[str], file: str) -> None:
-    """Refuse tensors of layers that the model does not have. Other surplus tensors do no harm (a pooler, a head of pretraining).
-
-    Raises:
-        CheckpointError: there are such tensors.
-    """
+    """Refuse tensors of layers that the model does not have. Other surplus tensors do no harm (a pooler, a head of pretraining)."""
     known = {LAYER.sub(".0.", name) for name in model.state_dict()}
     prefix = f"{model.base_model_prefix}."
     surplus = [name for name in sorted(unexpected) if LAYER.search(name) and {pattern := LAYER.sub(".0.", name), prefix + pattern} & known]

@@ -84,11 +84,6 @@ class ConversionPlan(WithTowers):
         return self.inputs.new.tokens
 
     @property
-    def lengths(self) -> StackLength:
-        """Tokens that source and result take."""
-        return StackLength(self.old_length, self.new_length)
-
-    @property
     def new_input(self) -> str:
         """The result's maximum input as text."""
         return " and ".join(str(part.inputs.new) for part in self.parts.values())
@@ -168,27 +163,19 @@ class ConversionPlan(WithTowers):
         }
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps the source's dtype.
-
-    Raises:
-        CheckpointError: not one of ``DTYPES``.
-    """
+    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps the source's dtype."""
     if dtype is None:
         return None
-    parsed = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
-    if parsed not in DTYPES.values():
-        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(DTYPES)}.{nearest(str(dtype), DTYPES)}")
+    name = str(dtype).removeprefix("torch.").lower()
+    name = SHORT_NAMES.get(name, name)
+    if name not in SHORT_NAMES.values():
+        known = [*SHORT_NAMES.values(), *SHORT_NAMES]
+        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(known)}.{nearest(str(dtype), known)}")
+    parsed: torch.dtype = getattr(torch, name)
     return parsed
 
 
@@ -199,7 +186,6 @@ def plan_conversion(
     config: ConversionConfig | None = None,
     *,
     choose: Chooser | None = None,
-    progress: object = None,
     **settings: Any,
 ) -> ConversionPlan:
     """Say what a conversion would do.
@@ -209,7 +195,6 @@ def plan_conversion(
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
-        progress: not called; a plan takes the arguments of a conversion.
 
     Raises:
         LongAttentionError: one sentence about anything that would make the conversion fail.
@@ -278,15 +263,13 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_relative(attention, planned.relative)
         if planned.rope is None and decoder is not None:
             decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), planned.relative)
-    position_change = planned.position_change
-    unchanged = planned.unchanged
-    stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
-    for choice, tokens in ((choice, unchanged_tokens(choice)) for stack in stacks for choice in relative_choices(stack)):
+    position_change, unchanged = planned.position_change, planned.unchanged
+    for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in relative_choices(stack)):
+        tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
             unchanged = min(tokens, unchanged) if position_change else tokens
-            position_change = (
-                position_change or f"relative={choice} changes {f'texts of over {tokens} tokens' if tokens else 'every score'}"
-            )
+            changed = f"texts of over {tokens} tokens" if tokens else "every score"
+            position_change = position_change or f"relative={choice} changes {changed}"
     with_attention = partial(architecture.long_config, lengths=planned.lengths, rope=planned.rope, rule=planned.rule)
     config = with_attention(attention, decoder_attention=decoder_attention)
     short_texts, (encoding, causal) = ShortTexts(), config.attending

@@ -333,15 +333,11 @@ def write_native(
     progress: StageProgress | None = None,
     converted: ConversionReport | None = None,
 ) -> ConversionReport:
-    """Write the stock checkpoint of a long one into the folder ``stage``.
+    """Write the stock checkpoint of a long one into the folder ``stage``, as :func:`export_native` does.
 
     Args:
         name: of the result, as the user typed it.
-        masked, verify, progress: as for :func:`export_native`.
         converted: the report of the conversion that wrote ``source``; its checks come first in the returned report.
-
-    Raises:
-        CheckpointError: as :func:`export_native`.
     """
     times = [time.perf_counter()]
     config, class_name, family, _ = read_long(source)
@@ -366,10 +362,9 @@ def write_native(
         with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
             stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
             checks += _compare(long.float(), stock, choice, text, progress)
-    made_from = source.name if converted is None else converted.plan["source"]
     introduction = (
         f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-        f"`longattn export --format native` from {origin_of(made_from)}."
+        f"`longattn export --format native` from {origin_of(source.name)}."
     )
     return complete_result(
         stage,
@@ -378,11 +373,10 @@ def write_native(
         NATIVE_REPORT,
         checks,
         times,
-        introduction=introduction,
-        made_from=made_from,
+        introduction,
         config={"format": "native", **({"global_attention_mask": True} if masked else {})},
         plan={
-            "source": made_from,
+            "source": source.name,
             "long_class": class_name,
             "class": choice.class_name,
             "model_type": stock.config.model_type,

@@ -1,4 +1,4 @@
-"""Sound: read as a whole, as samples at the rate that a model reads, or refused with one sentence.
+"""Sound as the samples that a model hears, in one channel and at its sampling rate, or refused with one sentence.
 
 Files are read by soundfile (WAV, FLAC, OGG, MP3, AIFF …); neither torchaudio nor torchcodec is needed.
 """
@@ -30,29 +30,20 @@ SAMPLES_PER_BLOCK = 1 << 20
 """Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's note about a WAV, AIFF or AU file whose header states a wrong number of bytes."""
-UNKNOWN_SIZE = 0x7FFF0000
-"""Minimum size in a WAV header that means "unknown". Programs that write to a pipe use it."""
-UNKNOWN_COUNT = 1 << 60
-"""Minimum number of samples by which libsndfile says "unknown"."""
-ROWS_PER_SECOND = 100
-"""Rows of a spectrogram in a second, by AST's feature extractor."""
+UNKNOWN_SIZE, UNKNOWN_COUNT = 0x7FFF0000, 1 << 60
+"""Minimum bytes in a header, and minimum samples by libsndfile, that mean "unknown". Programs that write to a pipe use them."""
 LEAST_MISSING = 0.01
 """Minimum missing seconds of a cut file. Encoders round to frames."""
+ROWS_PER_SECOND = 100
+"""Rows of a spectrogram in a second, by AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
 Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any]
 
 
-def read_audio(
-    source: Sound,
-    sampling_rate: int,
-    *,
-    name: str = "",
-    resample: bool = False,
-    mono: bool = False,
-    silence: bool = False,
-    otherwise: str = "leave it out",
-) -> Samples:
-    """One utterance as the samples that a model's feature extractor takes.
+def read_audio(source: Sound, sampling_rate: int, *, name: str = "", otherwise: str = "leave it out") -> Samples:
+    """One sound as the samples that a model's feature extractor takes.
+
+    Several channels are mixed to their mean, and another sampling rate is converted by ``scipy.signal.resample_poly``.
 
     Args:
         source: a path; the bytes of a file; a cell of ``datasets.Audio``, decoded (``array`` and ``sampling_rate``) or not (``path`` or
@@ -60,9 +51,6 @@ def read_audio(
             array are divided by the maximum of their type, as in a file.
         sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
         name: the sound's name in messages; default: its path.
-        resample: convert it from another sampling rate, by ``scipy.signal.resample_poly``.
-        mono: take the mean of its channels.
-        silence: accept a silent sound, whose samples are all equal.
         otherwise: the last advice of a message.
 
     Returns:
@@ -70,52 +58,70 @@ def read_audio(
 
     Raises:
         MissingExtraError: soundfile, or scipy for resampling, is not installed.
-        InputError: the sound is missing, empty, damaged, cut, not finite or silent, or has another sampling rate or several channels. See
-            ``resample``, ``mono`` and ``silence``.
+        InputError: the sound is missing, empty, damaged, cut, not finite or silent.
     """
-    if not name:
-        path = source.get("path") if isinstance(source, Mapping) else source if isinstance(source, (str, PathLike)) else None
-        name = repr(str(path)) if path else "the sound"
-    samples, rate = _decoded(source, sampling_rate, name, otherwise)
-    samples = _one_channel(samples, name, mono)
-    check_samples(samples, rate, name, otherwise, silence=silence)
-    if rate == sampling_rate:
-        return samples
-    if not resample:
-        raise InputError(
-            f"{name} has {rate:,} samples a second, but the model reads {sampling_rate:,}; resample it (in Python resample=True, on the "
-            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)."
-        )
-    return resampled(samples, rate, sampling_rate)
-
-
-def resampled(samples: Samples, rate: int, new_rate: int) -> Samples:
-    """Samples (N,) at ``rate`` a second as (⌈N · new_rate / rate⌉,) at ``new_rate``, by a polyphase filter.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
-    with needs_extra(EXTRA):
-        from scipy.signal import resample_poly
-
-    divisor = math.gcd(rate, new_rate)
-    return np.asarray(resample_poly(samples, new_rate // divisor, rate // divisor), np.float32)
-
-
-def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leave it out", *, silence: bool = False) -> None:
-    """Refuse samples (N,) that no model can hear anything in.
-
-    Raises:
-        InputError: there are no samples, some are not finite, or all are equal and ``silence`` is False.
-    """
+    rate = sampling_rate
+    if isinstance(source, Mapping) and source.get("array") is not None:
+        rate, source = int(source.get("sampling_rate") or rate), source["array"]
+    elif isinstance(source, Mapping):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path") or ""
+    is_file = isinstance(source, (str, PathLike, bytes))
+    name = name or (repr(str(source)) if isinstance(source, (str, PathLike)) and source else "the sound")
+    samples, rate = _from_file(source, name, otherwise) if is_file else (_from_array(source, name), rate)
+    samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
     if not samples.size:
         raise InputError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
     if not finite.all():
         second = int(np.argmin(finite)) / rate
         raise InputError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
-    if not silence and samples.min() == samples.max():
+    if samples.min() == samples.max():
         raise InputError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
+    if rate == sampling_rate:
+        return samples
+    with needs_extra(EXTRA):
+        from scipy.signal import resample_poly
+
+    divisor = math.gcd(rate, sampling_rate)
+    return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)
+
+
+def _from_array(values: Any, name: str) -> Samples:
+    """Samples with or without an axis of channels, which is the last one."""
+    array = np.asarray(values)
+    if array.dtype.kind == "i":
+        array = array / -float(np.iinfo(array.dtype).min)
+    if array.dtype.kind != "f" or array.ndim not in (1, 2):
+        raise InputError(
+            f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
+            "(samples, channels)."
+        )
+    return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
+
+
+def _from_file(source: str | PathLike[str] | bytes, name: str, otherwise: str) -> tuple[Samples, int]:
+    """The samples of a file, (samples, channels), and their rate."""
+    with needs_extra(EXTRA):
+        import soundfile
+
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        why = "is not a file" if Path(source).exists() else "does not exist"
+        raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
+    try:
+        with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            rate, frames, notes = file.samplerate, file.frames, file.extra_info
+            blocks = [np.zeros((0, file.channels), np.float32)]
+            while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = in_a_line(error).rpartition(">: ")[2]
+        raise InputError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
+    samples = np.concatenate(blocks)
+    count, sizes = len(samples), CUT_DATA.search(notes)
+    total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
+    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
+        raise InputError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
+    return samples, rate
 
 
 @dataclass(frozen=True)
@@ -123,13 +129,10 @@ class Hearing:
     """How audio files become the inputs of a model.
 
     extractor: the model's feature extractor.
-    resample, mono: see :func:`read_audio`.
     masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
     """
 
     extractor: Any
-    resample: bool = False
-    mono: bool = False
     masked: bool = False
 
     @property
@@ -146,12 +149,8 @@ class Hearing:
         return None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND
 
     def samples(self, row: Mapping[str, Any]) -> Samples:
-        """The samples of a row with ``audio`` and ``name``.
-
-        Raises:
-            InputError: as :func:`read_audio`.
-        """
-        return read_audio(row["audio"], self.sampling_rate, name=row["name"], resample=self.resample, mono=self.mono)
+        """The samples of a row with ``audio`` and ``name``; see :func:`read_audio`."""
+        return read_audio(row["audio"], self.sampling_rate, name=row["name"])
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
         """The arguments of a model, padded after the sound, as the feature extractor makes them."""
@@ -161,11 +160,7 @@ class Hearing:
         return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **settings))
 
     def batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The arguments of a model for rows with ``audio`` and ``name``, padded after the sound.
-
-        Raises:
-            InputError: as :func:`read_audio`.
-        """
+        """The arguments of a model for rows with ``audio`` and ``name``."""
         return self.inputs([self.samples(row) for row in rows])
 
     def length(self, sound: Samples) -> int:
@@ -176,11 +171,7 @@ class Hearing:
 
 
 def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
-    """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training.
-
-    Raises:
-        InputError: as :func:`read_audio`.
-    """
+    """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training."""
     return data.add_column("length", [len(hearing.samples(row)) for row in data.select_columns(["audio", "name"])])
 
 
@@ -196,82 +187,6 @@ class RecordingCollator:
         self.hearing, self.numbers = hearing, {name: number for number, name in enumerate(names)}
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
-
-        Raises:
-            InputError: an audio file cannot be read.
-        """
+        """The batch of rows with ``audio``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
         labels = torch.tensor([self.numbers[row["label"]] for row in features])
         return {**self.hearing.batch(features), "labels": labels}
-
-
-def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tuple[NDArray[Any], int]:
-    """Samples with or without an axis of channels, and their rate."""
-    if isinstance(source, Mapping):
-        if source.get("array") is not None:
-            return _from_array(source["array"], name), int(source.get("sampling_rate") or sampling_rate)
-        content, path = source.get("bytes"), source.get("path")
-        if content is None and not path:
-            raise InputError(f"{name} has neither bytes nor a path nor an array; {otherwise}.")
-        return _from_file(Path(str(path)) if content is None else content, name, otherwise)
-    if isinstance(source, (str, PathLike)):
-        return _from_file(Path(source), name, otherwise)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_file(bytes(source), name, otherwise)
-    return _from_array(source, name), sampling_rate
-
-
-def _from_array(values: Any, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.dtype.kind == "i":
-        array = array / -float(np.iinfo(array.dtype).min)
-    if array.dtype.kind != "f" or array.ndim not in (1, 2):
-        raise InputError(
-            f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
-            "(samples, channels)."
-        )
-    return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
-
-
-def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples, int]:
-    """The samples of a file, (samples, channels), and their rate."""
-    with needs_extra(EXTRA):
-        import soundfile
-
-    if isinstance(source, Path) and not source.is_file():
-        why = "is not a file" if source.exists() else "does not exist"
-        raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
-    if not (source.stat().st_size if isinstance(source, Path) else source):
-        raise InputError(f"{name} is empty; {otherwise}.")
-    try:
-        with soundfile.SoundFile(source if isinstance(source, Path) else BytesIO(source)) as file:
-            rate, frames, notes = file.samplerate, file.frames, file.extra_info
-            blocks = []
-            while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = in_a_line(error).rpartition(">: ")[2]
-        raise InputError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-    count, sizes = len(samples), CUT_DATA.search(notes)
-    total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
-    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
-        raise InputError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
-    return samples, rate
-
-
-def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
-    """Samples (N,) of (N,) or (N, channels).
-
-    Raises:
-        InputError: there are several channels, and their mean is not wanted.
-    """
-    if samples.ndim == 1:
-        return samples
-    channels = samples.shape[1]
-    if channels > 1 and not mono:
-        raise InputError(
-            f"{name} has {channels} channels, and a model hears one; mix them (in Python mono=True, on the command line --mono, or "
-            "ffmpeg -i FILE -ac 1 OUT.wav)."
-        )
-    return samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.rows import Roles, rows_of
 from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, read_source
-from hf_longattn.data.tokenization import IGNORED, word_windows
+from hf_longattn.data.tokenization import IGNORED, reads_words
 from hf_longattn.errors import encoding_sentence
+from hf_longattn.loading import call_tokenizer
 
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
 """Features of :func:`read_words`."""
@@ -195,16 +196,27 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
         ``word_ids`` (-1 for none), ``document`` (its number) and ``length``.
     """
     numbers = {name: number for number, name in enumerate(names)}
+    settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": (share := min(stride, length // 4))}
+    settings |= {"return_overflowing_tokens": True, "return_attention_mask": False, "is_split_into_words": True}
+    joins = not reads_words(tokenizer)
 
-    def encode(rows: dict[str, list[Any]], numbers_of_rows: list[int]) -> dict[str, list[Any]]:
-        share = min(stride, length // 4)
-        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share)
-        labels = [
-            [numbers[rows["tags"][owner][word]] if first else IGNORED for word, first in zip(*window, strict=True)]
-            for owner, *window in zip(owners, words, firsts, strict=True)
-        ]
-        documents, lengths = [numbers_of_rows[owner] for owner in owners], [len(window) for window in words]
-        return {**columns, "labels": labels, "word_ids": words, "document": documents, "length": lengths}
+    def encode(rows: dict[str, list[Any]], documents: list[int]) -> dict[str, list[Any]]:
+        texts = [[f" {word}" if word and joins else word for word in words] for words in rows["words"]]
+        encoded = call_tokenizer(tokenizer, texts, **settings)
+        owners = encoded.pop("overflow_to_sample_mapping")
+        windows = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
+        labels = []
+        for window, (owner, words) in enumerate(zip(owners, windows, strict=True)):
+            before = -1
+            if window and owners[window - 1] == owner:  # the word of the last token before the overlap, which may go on here
+                before = [word for word in windows[window - 1] if word >= 0][-1 - share]
+            labels.append([IGNORED] * len(words))
+            for place, word in enumerate(words):
+                if word >= 0 and word != before:
+                    labels[-1][place] = numbers[rows["tags"][owner][word]]
+                before = word if word >= 0 else before
+        lengths = {"document": [documents[owner] for owner in owners], "length": list(map(len, windows))}
+        return {**encoded, "labels": labels, "word_ids": windows, **lengths}
 
     rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
     return rows if any(label != IGNORED for labels in rows["labels"] for label in labels) else rows.select([])

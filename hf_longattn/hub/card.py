@@ -91,7 +91,7 @@ class MeasuredResult:
         dataset, metric: readable names, for example "lookup, documents of 1,025 to 2,048 tokens" and "exact match".
         value: finite; in ``unit``: "%", "s", "nats", or "" for a plain number.
         task: the Hub's task name, for example "question-answering"; ``None``: the model's task.
-        dataset_type, metric_type: identifiers in the metadata; made from the names when empty.
+        metric_type: identifier in the metadata; made from the name when empty.
         system: name of the measured system, if a table compares several. Results with a system do not go into the metadata.
         n: number of examples. standard_error: in ``unit``. split: of the dataset. note: a few words.
     """
@@ -101,7 +101,6 @@ class MeasuredResult:
     value: float
     unit: str = ""
     task: str | None = None
-    dataset_type: str = ""
     metric_type: str = ""
     system: str = ""
     n: int | None = None
@@ -118,7 +117,7 @@ class MeasuredResult:
         dataset, metric = (re.sub(r"[\W_]+", "_", name.lower()).strip("_") for name in (self.dataset, self.metric))
         return EvalResult(
             task_type=self.task or task or "other",
-            dataset_type=self.dataset_type or dataset,
+            dataset_type=dataset,
             dataset_name=self.dataset,
             dataset_split=self.split,
             metric_type=self.metric_type or metric,

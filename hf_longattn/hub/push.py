@@ -9,7 +9,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,9 +48,6 @@ class PushReport:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     card: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def push_model(

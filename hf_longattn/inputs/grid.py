@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning, layers_in_words
-from ..data.images import IMAGE_FILES, read_image_file
+from ..data.images import read_image_file
+from ..data.tables import files_of
 from ..errors import CheckpointError, InputError, OptionError, in_a_line, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
@@ -98,7 +99,7 @@ class Images(UserFiles):
     """A user's images, or scikit-learn's photographs, as inputs of a model."""
 
     part, noun, flag, built_in = IMAGE_PROCESSOR, "images", "--search-images", "scikit-learn's photographs"
-    files_in = staticmethod(IMAGE_FILES.files)
+    files_in = staticmethod(partial(files_of, kind="image"))
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning
-from ..data.audio import RECORDING_FILES, Samples, read_audio
+from ..data.audio import Samples, read_audio
+from ..data.tables import files_of
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
@@ -45,7 +46,7 @@ class Sounds(UserFiles):
     """A user's recordings as inputs of a model; without any, random samples or features."""
 
     part, noun, flag, built_in = FEATURE_EXTRACTOR, "recordings", "--search-audio", "seeded sounds"
-    files_in = staticmethod(RECORDING_FILES.files)
+    files_in = staticmethod(partial(files_of, kind="audio"))
 
     @cached_property
     def sampling_rate(self) -> int:
@@ -61,8 +62,7 @@ class Sounds(UserFiles):
     @cached_property
     def recordings(self) -> list[Samples]:
         """The samples of each recording."""
-        how: dict[str, Any] = {"resample": True, "mono": True, "otherwise": "give another file"}
-        return [read_audio(file, self.sampling_rate, **how) for file in self.files]
+        return [read_audio(file, self.sampling_rate, otherwise="give another file") for file in self.files]
 
     @cached_property
     def rows(self) -> list[Tensor]:

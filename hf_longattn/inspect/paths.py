@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attend import attend
 from ..conversion.model_loading import chosen_device
 from ..engines.common.paths import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, LongAttentionError
+from ..functional import attend
 from ..mechanisms.common.base import Mechanism
 from .checkpoint import Inspection
 

@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
-from ..attend import run_batch
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.accelerator import accelerated
 from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph
@@ -42,6 +41,7 @@ from ..engines.documents import (
     shows_later_keys,
 )
 from ..errors import BackendError, InputError
+from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.decoding import Columns
 from ..mechanisms.common.exact import for_length

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attend import run_batch
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..evaluation.flops import ModelShape, state_bytes
+from ..functional import run_batch
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..mechanisms.common.exact import check_form

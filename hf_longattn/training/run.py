@@ -11,7 +11,7 @@ A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``,
     def main(model_args: ModelArguments, data_args: ReviewArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
         begin(model_args, data_args, training_args)
         tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
-        train, held_out = train_test_split(data_args, read, training_args.seed)  # read(source, split), with data_args.named
+        train, held_out = read_rows(data_args, training_args.seed)  # with the columns text and label
         model = load_model(AutoModelForX, model_args.model, complete=not training_args.do_train)
         trainer = LongTrainer(model, training_args, DataCollatorWithPadding(tokenizer), train, held_out, tokenizer,
                               compute_metrics=lambda prediction: means_in_percent(["accuracy"], ...))
@@ -21,21 +21,21 @@ A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``,
         sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
 
 ``compute_metrics`` (or ``measure=``) returns scores by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows; names
-in :data:`METRICS` are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads. Other keyword arguments of :func:`finish` go
-into the log and the card. With ``training_args.do_train`` off, :func:`finish` only scores (`longattn evaluate`).
+in :data:`~hf_longattn.training.saving.METRICS` are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads. Other keyword
+arguments of :func:`finish` go into the log, and numbers into the card. With ``training_args.do_train`` off, :func:`finish` only scores
+(`longattn evaluate`).
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import platform
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -58,21 +58,20 @@ from hf_longattn.errors import (
     UsageError,
     error_line,
     in_a_line,
-    in_one_line,
     rust_panics,
     visible,
 )
-from hf_longattn.evaluation.summaries import plus_minus
-from hf_longattn.files import check_writable, public_name, write_text
-from hf_longattn.hub import MeasuredResult, check_login, from_source, push_model, write_model_card
+from hf_longattn.files import check_writable, write_text
+from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from hf_longattn.training.lora import low_rank_updates
+from hf_longattn.training.saving import describe, plain_scores, save
 from hf_longattn.training.task import parse_task
 from hf_longattn.training.trainer import LongTrainer
 
-LOG_NAME, SCORES_NAME, STATE = "training_log.json", "scores.json", "trainer_state.json"
-"""The last file of a training, the file of an evaluation, and the last file of a checkpoint."""
+SCORES_NAME, STATE = "scores.json", "trainer_state.json"
+"""The file of an evaluation, and the last file of a checkpoint."""
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
@@ -80,14 +79,6 @@ MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
-METRICS = {
-    "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
-    "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
-    "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
-    "cer": "character error rate", "attention_error": "squared error of attention",
-}  # fmt: skip
-"""Scores in per cent, by their names in a log."""
 
 
 def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
@@ -183,46 +174,12 @@ def finish(
         log = {"settings": settings, "versions": versions, "scored_rows": data_args.scored_rows, "metrics": metrics, **facts}
         log["history"] = trainer.state.log_history
         if args.do_train:
-            save(trainer, model_args, log, hub_task)
+            save(trainer, model_args.model, log, hub_task)
         elif first:
             args.folder.mkdir(parents=True, exist_ok=True)
             write_text(args.folder / SCORES_NAME, json.dumps(log, indent=1))
     trainer.accelerator.wait_for_everyone()
     return log
-
-
-def save(trainer: LongTrainer, model_args: ModelArguments, log: dict[str, Any], hub_task: str | None) -> None:
-    """Save model, tokenizer, the source's other files, card and log, and push them."""
-    from hf_longattn.conversion import complete_folder, remove_sidecars
-
-    args: Any = trainer.args
-    if trainer.is_world_process_zero() and (args.folder / LOG_NAME).is_file():  # another model is replaced
-        (args.folder / LOG_NAME).unlink()
-        remove_sidecars(args.folder, None)
-    tokenizer = getattr(getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None)
-    if tokenizer is not None:  # of the last batch
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    trainer.save_model(str(args.folder), _internal_call=True)
-    if not trainer.is_world_process_zero():
-        return
-    (args.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs
-    complete_folder(args.folder, model_args.model)
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
-    facts = [f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if isinstance(value, int)]
-    trained = f"{steps:,} steps on {_names(log['settings'].get('data', ()))}{' (' if facts else ''}{', '.join(facts)}{')' if facts else ''}"
-    contents = from_source(model_args.model)
-    if name := getattr(trainer, "hub_model_id", None):
-        contents["name"] = name
-    write_model_card(
-        args.folder, training=f"Fine-tuned from `{in_one_line(public_name(model_args.model))}`: {trained}. {describe(log)}.",
-        results=measured(log, hub_task), measured="", eval_results=None, **contents,
-    )  # fmt: skip
-    write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
-    if args.push_to_hub:
-        push_model(
-            args.folder, str(trainer.hub_model_id), revision=args.hub_revision, token=args.hub_token, private=bool(args.hub_private_repo)
-        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -274,61 +231,6 @@ def how_to_resume(folder: Path) -> str:
     """The advice after a run that ended early."""
     newest = newest_checkpoint(folder)
     return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
-
-
-# ---- scores in words and tables
-
-
-def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of a Trainer evaluation, without its prefix and its times."""
-    named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    return {name: value for name, value in named.items() if name in ("loss", "loss_se", "n") or metric_of(name.removesuffix("_se"))}
-
-
-def metric_of(name: str) -> str | None:
-    """The key of :data:`METRICS` that a score's name is or ends with; ``None`` for other scores."""
-    return max((key for key in METRICS if name == key or name.endswith(f"_{key}")), key=len, default=None)
-
-
-def shown(scores: Mapping[str, Any]) -> list[str]:
-    """The names of the scores to report: those in per cent, or the loss where there is none."""
-    names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
-    return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
-
-
-def describe(log: Mapping[str, Any]) -> str:
-    """The metrics of a log in words: "held out (100 rows): accuracy 50.0 % before, 91.2 ± 2.8 % after"."""
-    before, after, rows = log["metrics"]["before"], log["metrics"]["after"], log["scored_rows"]
-    parts = []
-    for name in shown(after):
-        key = metric_of(name)
-        head, digits, unit = (name[: -len(key)].replace("_", " "), 1, " %") if key else ("", 3, "")
-        text = f"{head}{METRICS[key] if key else 'loss'} "
-        if before.get(name) is not None:
-            text += f"{before[name]:.{digits}f}{unit} before, "
-        parts.append(f"{text}{plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}{' after' if name in before else ''}")
-    where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
-    trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
-    return f"{where} ({int(after.get('n', 0)):,} rows{trained}): {'; '.join(parts) or 'no score'}"
-
-
-def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
-    """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
-    after, settings, results = log["metrics"]["after"], log["settings"], []
-    validation, rows = settings.get("validation"), log["scored_rows"]
-    part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
-    data = _names([validation]) if validation else f"{_names(settings.get('data', ()))} ({part})"
-    for name in shown(after):
-        key = metric_of(name)
-        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
-        more: dict[str, Any] = {"n": after.get("n"), "standard_error": after.get(f"{name}_se"), "system": f"head {head}" if head else ""}
-        results.append(MeasuredResult(data, metric, after[name], unit, task=task, metric_type=key or "loss", **more))
-    return results
-
-
-def _names(sources: Any) -> str:
-    """Names on the Hub, and files and folders without their parents."""
-    return ", ".join(in_one_line(public_name(source)) for source in sources)
 
 
 # ---- the command

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from hf_longattn.data.audio import RECORDING_FILES
-from hf_longattn.data.images import IMAGE_FILES
-from hf_longattn.data.sources import DataError, read_source
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tables import files_of, read_table
 from tests.cases import every_case
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "texts": (".txt", lambda folder: read_source(str(folder))["text"]),
-    "images": (".png", lambda folder: [file.read_text() for file in IMAGE_FILES.files(folder)]),
-    "recordings": (".flac", lambda folder: [file.read_text() for file in RECORDING_FILES.files(folder)]),
+    "texts": (".txt", lambda folder: read_table(str(folder))["text"]),
+    "images": (".png", lambda folder: [file.read_text() for file in files_of(folder, "image")]),
+    "recordings": (".flac", lambda folder: [file.read_text() for file in files_of(folder, "audio")]),
 }
 
 
@@ -38,3 +37,15 @@ def test_links_out_of_a_folder_are_followed_and_others_than_files_refused(kind: 
             (folder / f"c{suffix}").symlink_to(target)
         with pytest.raises(DataError, match="is a link to nothing, or no regular file; remove it"):
             read(folder)
+
+
+def test_files_of_a_folder_are_those_of_their_kind(tmp_path: Path) -> None:
+    for name in ("b/2.flac", "a.WAV", ".hidden.wav", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert files_of(tmp_path, "audio") == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
+    assert files_of(tmp_path / "a.WAV", "audio") == [tmp_path / "a.WAV"]
+    with pytest.raises(DataError, match="holds no images"):
+        files_of(tmp_path, "image")
+    with pytest.raises(DataError, match="does not exist; give a file, or a folder of audio files"):
+        files_of(tmp_path / "nowhere", "audio")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import _tensors
 from hf_longattn.engines.common.call import AttentionCall, GatherTile, Pattern, mark_static, rows_of
@@ -24,6 +23,7 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention, plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, Lists, band_block_mask
+from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block

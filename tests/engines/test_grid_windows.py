@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hf_longattn import attend
-from hf_longattn.attend import reference_attend
 from hf_longattn.engines import grid_windows
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
+from hf_longattn.functional import reference_attend
 from tests.cases import every_case
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 
 from hf_longattn import build_mechanism
-from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.topk import prefiltered_topk_keys
+from hf_longattn.functional import prepare, run_batch
 from tests.cases import every_case
 
 from .launches import Counting, Launches

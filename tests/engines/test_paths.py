@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall, Pattern
@@ -20,6 +19,7 @@ from hf_longattn.engines.cpu import flash as cpu_flash
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
+from hf_longattn.functional import run_batch
 from tests.cases import every_case
 
 MECHANISMS = {

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, explain, list_mechanisms
-from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.engines.cuda import flex_kernel
@@ -19,6 +18,7 @@ from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.engines.dispatch import PATHS, first_path, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
+from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh

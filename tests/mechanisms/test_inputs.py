@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, list_mechanisms, reference_attend
-from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cases import every_case

@@ -162,7 +162,7 @@ def test_costs_of_images_are_measured_on_the_grid(vit: Path, monkeypatch: pytest
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "reads images; give a file or a folder of images"),
-    ({"text": Path("missing")}, DataError, "does not exist; give an image, or a folder"),
+    ({"text": Path("missing")}, DataError, "does not exist; give a file, or a folder"),
     ({"length": 512}, OptionError, "reads images; leave it out"),
     ({"image_size": 30}, InputError, "not a multiple of the patch's 4"),
     ({"compare_at": 96}, InputError, "images of up to 64 × 64 pixels"),

@@ -80,7 +80,7 @@ def test_a_search_reads_a_recording_of_the_duration_asked_for(wav2vec2: Path, ta
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "reads recordings; give a file or a folder of recordings"),
-    ({"text": Path("missing")}, DataError, "does not exist; give an audio file, or a folder"),
+    ({"text": Path("missing")}, DataError, "does not exist; give a file, or a folder"),
     ({"length": 512}, OptionError, "reads sounds; leave it out"),
     ({"image_size": 512}, OptionError, "reads sounds; leave it out"),
     ({"audio_seconds": 3}, InputError, "3 seconds are too few"),

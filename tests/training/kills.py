@@ -13,11 +13,10 @@ from unittest import mock
 
 import safetensors.torch
 import torch
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 
 from hf_longattn.cli.train import train
 from hf_longattn.data.sources import DataError
-from hf_longattn.training.old_trainer import LongTrainer
 
 POINTS = ("half model", "no optimizer", "half optimizer", "no state", "half state", "half deleted")
 """In the order in which a save reaches them: the last one is the deletion of an older checkpoint."""
@@ -97,7 +96,7 @@ def run(task: str, arguments: list[str], point: str = "", count: int = 1) -> Non
 
 def doom(how: str, step: int = 3) -> None:
     """Let this process end in its training step number ``step``: by "kill" (-9) or "raise" (bad data)."""
-    training_step, steps = LongTrainer.training_step, []
+    training_step, steps = Trainer.training_step, []
 
     def doomed(*args: Any, **kwargs: Any) -> Any:
         steps.append(1)
@@ -107,7 +106,7 @@ def doom(how: str, step: int = 3) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return training_step(*args, **kwargs)
 
-    LongTrainer.training_step = doomed  # type: ignore[method-assign]
+    Trainer.training_step = doomed  # type: ignore[method-assign]
 
 
 def run_rank(task: str, arguments: list[str], place: tuple[int, int, int], said: str, how: str = "") -> None:

@@ -286,7 +286,7 @@ class Recordings(Files):
             InputError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
         """
-        hearing = Hearing(processor, args.resample, args.mono)
+        hearing = Hearing(processor)
         train_rows, held_out = each_part(lambda data: with_lengths(data, hearing), *rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
         converted, read = getattr(model.config, "long_max_length", None), getattr(processor, "max_length", None)

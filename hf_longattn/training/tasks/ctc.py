@@ -108,7 +108,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         model.freeze_feature_encoder()
 
     # Labels, and the model's frames for each sound. The loss of a transcript that needs more frames would be infinite.
-    hearing = Hearing(extractor, resample=True, mono=True)
+    hearing = Hearing(extractor)
 
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]

@@ -173,7 +173,7 @@ class DistillTrainer(LongTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. Checkpoints have the projection to the teacher's width, and the result has none."""
         student = self.accelerator.unwrap_model(self.model)
-        if output_dir == self.args.output_dir and hasattr(student, PROJECTION):
+        if output_dir == str(self.args.folder) and hasattr(student, PROJECTION):
             delattr(student, PROJECTION)
         super().save_model(output_dir, _internal_call)
 

@@ -478,7 +478,7 @@ def _files(name: str, run: TaskArguments, start: Start, data_args: Classificatio
     inputs = data_args.reader.inputs(model, processor, parts, names, data_args, run.training)
     if data_args.audio:
         lengths = inputs.train["length"]
-        start.check_longest(Hearing(processor, data_args.resample, data_args.mono), inputs.train[lengths.index(max(lengths))])
+        start.check_longest(Hearing(processor), inputs.train[lengths.index(max(lengths))])
     labels = [names.index(label) for label in inputs.held_out["label"]]
     scores = _class_scores(model, inputs.held_out, inputs.eval_collator, labels, run)
     return TaskHead(kind, model, inputs.train, inputs.collator, scores, log=inputs.log)

@@ -149,7 +149,7 @@ def utterances(
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0  # Whisper masks its own features
-    hearing = Hearing(load_part(AutoFeatureExtractor, model.name_or_path), resample=True, mono=True, masked=bool(masked))
+    hearing = Hearing(load_part(AutoFeatureExtractor, model.name_or_path), masked=bool(masked))
     heard = None if hearing.most_samples is None else hearing.most_samples / hearing.sampling_rate
     limit = min((seconds for seconds in (heard, args.max_seconds) if seconds is not None), default=None)
 

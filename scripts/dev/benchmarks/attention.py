@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_longattn.attend import attend
+from hf_longattn.functional import attend
 
 from .case import AttentionInputs
 from .definition import MaskMod, mask_of

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
+from hf_longattn.functional import reference_attend
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 
 from .case import AttentionInputs

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.functional import attend, reference_attend
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options
 
 from .case import DTYPES

@@ -1,0 +1,210 @@
+"""The run of every task: what it refuses to write over, how it resumes, and the model, log and card that it leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_longattn.cli.train import train
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.hub import write_model_card
+from hf_longattn.training.run import newest_checkpoint
+from hf_longattn.training.saving import LOG_NAME, describe, measured
+
+from ..permissions import bound_by_permissions
+from .conftest import FAST, checkpoint, start_task
+from .kills import Ending
+
+Start = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Start:
+    """A training of four steps with a checkpoint after every second one, which does not write over anything."""
+    held = tmp_path / "held.txt"
+    held.write_text("def held(out):\n    return out\n" * 20)
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+
+    def run(output: str = "out", **more: Any) -> dict[str, Any]:
+        given = {"model": model, "data": [texts], "validation": str(held), "output_dir": str(tmp_path / output), "max_steps": 4}
+        return start_task("mlm", **{**given, "save_steps": 2, **FAST, "overwrite": False, **more})
+
+    return run
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+SHORT: dict[str, Any] = {"save_strategy": "no", "eval_on_start": False, "max_steps": 1}
+
+
+def losses(log: dict[str, Any]) -> list[float]:
+    return [entry["loss"] for entry in log["history"] if "loss" in entry]
+
+
+def test_output_with_a_model_or_checkpoints_is_not_replaced_without_overwrite(start: Start, tmp_path: Path) -> None:
+    first = start("first")
+    elsewhere = str(tmp_path / "first" / "checkpoint-2")
+    shutil.copytree(tmp_path / "first", tmp_path / "out")
+    for left_out in (None, LOG_NAME, "checkpoint-*"):
+        for path in () if left_out is None else list((tmp_path / "out").glob(left_out)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(OptionError, match="holds a model, or checkpoints of an earlier run; add --overwrite"):
+            start()
+    (tmp_path / "out" / "checkpoint-8").mkdir()
+    log = start(overwrite=True)
+    assert losses(log) == losses(first)
+    assert not (tmp_path / "out" / "checkpoint-8").exists()
+    assert losses(start("first", resume_from_checkpoint=elsewhere)) == losses(first)
+    with pytest.raises(CheckpointError, match="There is no complete checkpoint in 'nowhere' to resume from"):
+        start(resume_from_checkpoint="nowhere")
+
+
+def test_output_that_is_a_file_or_the_model_itself_is_refused(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, message in (("file", "is a file"), ("short", "would be overwritten")):
+        with pytest.raises(OptionError, match=message):
+            start(output)
+
+
+def test_output_that_cannot_be_written_is_refused_before_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the data, which are not there."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    line = ["--model", "bert", "--data", str(tmp_path / "none.txt"), "--output", str(locked / "new" / "out")]
+    with bound_by_permissions():
+        assert train("mlm", line) == 1
+    assert capsys.readouterr().err == f"Error: Cannot write in '{locked}': Permission denied; nothing was written.\n"
+    assert list(locked.iterdir()) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_half_written_model_has_no_training_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
+    """Nor that of the model which it replaces; the run resumes from its last checkpoint."""
+    if overwrite:
+        start(**SHORT)
+    with pytest.raises(KeyboardInterrupt), Ending("half model", 3, interrupt):
+        start(overwrite=overwrite)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / LOG_NAME).exists()
+    log = start(resume=True)
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text()) == json.loads(json.dumps(log))
+
+
+def test_overwriting_a_model_removes_the_files_of_the_old_one(start: Start, tmp_path: Path) -> None:
+    other, out = shutil.copytree(tmp_path / "short", tmp_path / "other"), tmp_path / "out"
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    (other / "preprocessor_config.json").write_text("{}")
+    (other / "LICENSE").write_text("of the other")
+    start(model=str(other), **SHORT)
+    inherited = {"chat_template.jinja", "preprocessor_config.json", "LICENSE"}
+    assert inherited <= {path.name for path in out.iterdir()}
+    (out / "notes.txt").write_text("kept")
+    start(**SHORT, overwrite=True)
+    assert not inherited & {path.name for path in out.iterdir()}
+    assert (out / "notes.txt").read_text() == "kept"
+    assert AutoTokenizer.from_pretrained(out).chat_template is None
+
+
+def test_ctrl_c_in_training_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del start  # made the model
+    line = ["--model", str(tmp_path / "short"), "--data", texts, "--output", str(tmp_path / "out"), "--max-steps", "4", "--save-steps", "2",
+            "--no-eval-on-start", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
+    with Ending("half model", 2, interrupt):
+        assert train("mlm", line) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"Stopped; run again with --resume, from {tmp_path}/out/checkpoint-2."
+    assert train("mlm", [*line, "--resume"]) == 0
+
+
+def test_checkpoints_without_a_whole_state_are_skipped(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text('{"global_step": 1}')
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    (tmp_path / "checkpoint-100" / "trainer_state.json").write_text('{"global_')
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+
+
+@pytest.mark.parametrize("kind", ["errno", "torch"])
+def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
+    kind: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if (tmp_path / "out" / "checkpoint-4").exists():
+            if kind == "errno":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from RuntimeError(
+                "basic_ios::clear: iostream error"
+            )
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"is full; free space, and run again with --resume, from .*checkpoint-2"):
+        start()
+    monkeypatch.undo()
+    assert max(entry["step"] for entry in start(resume=True)["history"]) == 4
+
+
+def test_unknown_metric_for_the_best_model_is_refused(start: Start) -> None:
+    given = {"eval_strategy": "steps", "load_best_model_at_end": True, "eval_steps": 2}
+    with pytest.raises(OptionError, match=r"'eval_acuracy', which is not found in the evaluation metrics. The available .*eval_loss"):
+        start(**given, metric_for_best_model="acuracy")
+
+
+def test_saved_tokenizer_keeps_no_truncation_or_padding_of_the_training(start: Start, tmp_path: Path) -> None:
+    """Programs that read tokenizer.json without transformers would cut every text there."""
+    words = AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=64)
+    words(["def tree"] * 2, truncation=True, padding="max_length", max_length=20)
+    words.save_pretrained(tmp_path / "short")
+    start(**SHORT)
+    values = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert (values["truncation"], values["padding"]) == (None, None)
+    assert not (tmp_path / "out" / "training_args.bin").exists()
+
+
+def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp_path: Path) -> None:
+    write_model_card(tmp_path / "short", license="mit", language="de", base_model="someone/small-bert", tags=["letters"])
+    log = start(max_steps=2, save_strategy="no")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.language, card.data.base_model) == ("mit", "de", "someone/small-bert")
+    assert "letters" in card.data.tags
+    (result,) = card.data.eval_results
+    assert (result.task_type, result.metric_type, result.dataset_name) == ("fill-mask", "loss", "held.txt")
+    assert result.metric_value == log["metrics"]["after"]["loss"]
+    assert f"## Training\n\nFine-tuned from `short`: 2 steps on texts (input length 64). {describe(log)}." in card.text
+
+
+def log_of(rows: dict[str, int], after: dict[str, Any], before: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    return {"settings": {"data": ["d"], **settings}, "scored_rows": rows, "metrics": {"before": before or {}, "after": after}}
+
+
+def test_scores_are_described_with_their_errors_and_the_part_of_the_data() -> None:
+    accuracy = {"accuracy": 90.0, "accuracy_se": 10.0, "n": 10, "loss": 0.1}
+    assert describe(log_of({}, accuracy)) == "scored (10 rows): accuracy 90.0 ± 10.0 %"
+    assert describe(log_of({"n": 10, "trained": 0}, accuracy, {"accuracy": 50.0})) == (
+        "held out (10 rows): accuracy 50.0 % before, 90.0 ± 10.0 % after"
+    )
+    few = log_of({"n": 3, "trained": 1}, {"loss": 2.9352, "n": 3}, {"loss": 3.0})
+    assert describe(few) == "held out (3 rows, 1 of them also trained on): loss 3.000 before, 2.935 after"
+    heads = log_of({"n": 3, "trained": 3}, {"topic_accuracy": 1.0, "names_f1": 2.0, "n": 3})
+    assert describe(heads) == "on the training data (3 rows): topic accuracy 1.0 %; names F1 2.0 %"
+    assert [(row.system, row.metric, row.dataset) for row in measured(heads)] == [
+        ("head topic", "accuracy", "d (training data)"), ("head names", "F1", "d (training data)"),
+    ]  # fmt: skip
+    (row,) = measured(log_of({"n": 3, "trained": 0}, {"loss": 2.0}, validation="v"))
+    assert (row.dataset, row.metric, row.unit) == ("v", "loss", "nats")
