@@ -168,9 +168,9 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
             for line in re.findall(r"^(longattn (?:convert|plan) .*(?:\\\n.*)*)$", block, flags=re.M):
                 yield path.name, words_of(line), block
     for name, recipe in ready_recipes().items():
-        block = recipe.entries.get("commands", "")
-        for line in re.findall(r"^(longattn convert .*)$", block, flags=re.M):
-            yield name, words_of(line), f"{recipe.entries['title']}\n{block}"
+        block = recipe.path.read_text(encoding="utf-8")
+        for line in re.findall(r"^# +(longattn convert .*)$", block, flags=re.M):
+            yield name, words_of(line), block
 
 
 @pytest.mark.thorough

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.cli import main
-from hf_longattn.errors import LongAttentionError
-from hf_longattn.training.recipes import CONFIGS, read_recipe, ready_recipes
+from hf_longattn.training.recipes import CONFIGS, Recipe, read_recipe, ready_recipes, recipe_words
 from tests.cases import every_case
 
 READY = ready_recipes()
@@ -24,28 +23,29 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+def commands(recipe: Recipe) -> list[str]:
+    """What the comment of a recipe says to type."""
+    return re.findall(r"^#   (.*)$", recipe.path.read_text(encoding="utf-8").partition("# Commands:")[2], re.MULTILINE)
+
+
 @every_case("name", TRAININGS)
 def test_recipes_of_trainings_say_what_was_published(name: str) -> None:
-    recipe = TRAININGS[name]
-    about = recipe.entries
-    assert recipe.path.parent.name == "recipes"
-    assert set(about) == {"title", "paper", "score", "base", "hardware", "differs", "commands"}
-    assert re.search(r"\b20\d\d\b", about["paper"])
-    assert re.search(r"\d", about["score"])
-    assert all(about.values())
+    text = TRAININGS[name].path.read_text(encoding="utf-8")
+    assert TRAININGS[name].path.parent.name == "recipes"
+    assert all(f"\n# {entry}: " in text for entry in ("Paper", "Score", "Base", "Hardware", "Differs"))
 
 
 @every_case("name", TRAININGS)
 def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
-    *before, last = TRAININGS[name].entries["commands"].splitlines()
+    trainings = [command for command in commands(TRAININGS[name]) if f" --config {name}" in command]
+    before = [command for command in commands(TRAININGS[name]) if command not in trainings]
     steps = [shlex.split(command) for command in before if not command.startswith(("longattn recipes", "python scripts/"))]
     assert [step[:2] for step in steps] == [["longattn", "convert"]]
-    assert steps[0][2] in TRAININGS[name].entries["base"]
     assert steps[-1][3] == values["model"]
-    assert last.endswith(f"{TRAININGS[name].command} --config {name}")
+    assert f"{TRAININGS[name].command} --config {name}" in trainings[0]
     assert values["output_dir"] == name
-    launched = re.search(r"--config_file (\w+).yaml", last)
+    launched = re.search(r"--config_file (\w+).yaml", trainings[-1])
     if launched:
         assert before[-1] == f"longattn recipes {launched[1]} > {launched[1]}.yaml"
         assert READY[launched[1]].command == "accelerate launch"
@@ -53,15 +53,15 @@ def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
 
 @every_case("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
 def test_recipes_of_conversions_say_what_to_type(name: str) -> None:
-    assert f"--config {name}" in READY[name].entries["commands"]
-    assert READY[name].entries["title"]
+    assert any(f"--config {name}" in command for command in commands(READY[name]))
+    assert READY[name].title
 
 
 def test_longattn_recipes_prints_the_list_and_one_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = told(capsys, "recipes")
     assert max(map(len, listed.splitlines())) <= 80
-    assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.entries["title"].split())} <= {*listed.split()}
+    assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.title.split())} <= {*listed.split()}
     assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
 
 
@@ -71,12 +71,12 @@ def test_longattn_recipes_suggests_a_name_for_an_unknown_one(capsys: pytest.Capt
     assert "Did you mean 'longformer-triviaqa'?" in capsys.readouterr().err
 
 
-def test_read_recipe_refuses_a_recipe_of_another_command() -> None:
-    with pytest.raises(LongAttentionError, match="'longformer-triviaqa' is for `train qa`, not for `convert`"):
-        read_recipe("longformer-triviaqa", [], "convert")
-    with pytest.raises(LongAttentionError, match="'based' is for `convert`, not for `train clm`"):
-        read_recipe("based", [], "train clm")
-    assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5
+def test_words_of_a_recipe_are_values_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "model: 5\noutput: 2026-01-01\ndata: [a, b]\nlearning-rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\neval_strategy: no"
+    )
+    line = '--model 5 --output 2026-01-01 --data a b --learning_rate 3e-5 --lr_scheduler_kwargs {"power":2.0} --eval_strategy no'
+    assert [word.replace(": ", ":") for word in recipe_words(str(tmp_path / "r.yaml"))] == line.split()
 
 
 def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:

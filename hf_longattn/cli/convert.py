@@ -132,11 +132,13 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     from ..configuration import LongAttentionConfig
     from ..errors import LongAttentionError
     from ..evaluation.flops import cost_of, layer_mechanisms
+    from ..mechanisms.common.registry import list_mechanisms, prototype
 
     sizes, rows = [cost.size for cost in part.costs], list[dict[str, Any]]()
-    for name in ("as planned", *part.inputs.mechanisms(part.shape.causal)):
+    for name in ("as planned", *list_mechanisms(causal=part.shape.causal)):
         attention = LongAttentionConfig(name) if rows else part.attention
-        with suppress(LongAttentionError):  # a mechanism may need options
+        with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
+            part.inputs.check(prototype(*attention.for_layer(0)))
             with torch.device("meta"):  # its parameters may be large
                 layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
             costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]

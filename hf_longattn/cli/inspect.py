@@ -231,7 +231,7 @@ def recipes(
 
     ready = ready_recipes()
     if name is None:
-        rows = sorted((recipe.command, recipe.name, recipe.entries["title"]) for recipe in ready.values())
+        rows = sorted((recipe.command, recipe.name, recipe.title) for recipe in ready.values())
         show({}, (table(("command", "recipe", ""), rows, align="l"), "The values of each, and their source: longattn recipes NAME"))
     elif name in ready:
         say(read_text(ready[name].path).removesuffix("\n"))

@@ -123,7 +123,7 @@ def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     if recipe is None:
         return None
     parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
-    values = read_recipe(recipe, parameters, "convert")
+    values = read_recipe(recipe, parameters)
     for name, value in values.items():
         parameter = parameters[name]
         if isinstance(value, dict) or isinstance(value, list) != parameter.multiple:

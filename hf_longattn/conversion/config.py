@@ -114,19 +114,10 @@ class ConversionConfig(Settings):
         "With --mechanism auto, what attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory (200MB).",
         unset="0.25",
     )
-    search_text: str | Path | None = setting(
-        None, "With --mechanism auto: a UTF-8 text file by which mechanisms are chosen.", unset="built-in English", type=Path
-    )
-    search_images: str | Path | None = setting(
+    search_input: str | Path | None = setting(
         None,
-        "With --mechanism auto: an image, or a folder of images, by which mechanisms of a model of images are chosen.",
-        unset="scikit-learn's photographs",
-        type=Path,
-    )
-    search_audio: str | Path | None = setting(
-        None,
-        "With --mechanism auto: a recording, or a folder of recordings, by which mechanisms of a model of sound are chosen.",
-        unset="none, and required there",
+        "With --mechanism auto, what mechanisms are chosen by: a UTF-8 text file, or an image or recording, or a folder of these.",
+        unset="built-in English; required for images and sound",
         type=Path,
     )
     options: Mapping[str, Any] | None = setting(
@@ -206,10 +197,8 @@ class ConversionConfig(Settings):
         exclusive = {"generic": ("native", "remote_code"), "native": ("remote_code",), "towers": ("mechanism", "options", "layers")}
         if self.mechanism == AUTO:  # chooses mechanisms and options itself
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
-        elif any(value is not None for value in (self.budget, self.search_text, self.search_images, self.search_audio)):
-            raise OptionError(
-                "--budget, --search-text, --search-images and --search-audio are for --mechanism auto; add it, or leave them out."
-            )
+        elif self.budget is not None or self.search_input is not None:
+            raise OptionError("--budget and --search-input are for --mechanism auto; add it, or leave them out.")
         flags = {"mechanism": f"--mechanism {self.mechanism}", "options": "--option", "remote_code": "--remote-code"}
         for name, others in exclusive.items():
             if getattr(self, name) and (other := next((other for other in others if getattr(self, other)), "")):
@@ -223,7 +212,7 @@ class ConversionConfig(Settings):
 
     def without_search(self) -> ConversionConfig:
         """The settings without ``mechanism="auto"`` and the settings of its search."""
-        return replace(self, mechanism=None, budget=None, search_text=None, search_images=None, search_audio=None)
+        return replace(self, mechanism=None, budget=None, search_input=None)
 
     @property
     def names_attention(self) -> bool:

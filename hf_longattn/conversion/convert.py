@@ -126,9 +126,9 @@ def _write(
         progress("write", 0, plan.total_bytes)
     model.save_pretrained(stage, state_dict={tensor: value for tensor, value in model.state_dict().items() if tensor not in missing})
     del model
-    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
-    if plan.cast is None and dtype is not None:  # the files may have others, but users load both models alike
-        write_json(stage / "config.json", {**read_json_object(stage / "config.json"), "dtype": dtype})
+    dtype, written = source.config.get("dtype") or source.config.get("torch_dtype"), read_json_object(stage / "config.json")
+    if plan.cast is None and dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
+        write_json(stage / "config.json", {**written, "dtype": dtype})
     add_source_files(
         source,
         stage,

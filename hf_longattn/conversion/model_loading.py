@@ -64,7 +64,7 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
     """
     family, name = architecture.family, architecture.source_class
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
-    arguments = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
+    arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
     model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
     return load_checked(model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments)
 
@@ -87,7 +87,8 @@ def load_as_result(
     """
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
-    model_class, folder = result_class(architecture, config), source.folder
+    model_class = result_class(architecture, config)
+    folder: Path | None = source.folder
     arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
     if architecture.converter is not None:
         original, lacking = load_source(source, architecture, loaded)

@@ -203,7 +203,7 @@ def plan_conversion(
     searches = request.mechanism == AUTO
     if searches and choose is None:
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
-    if not searches and request.names_attention:
+    if not searches and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
         request.attention()  # a mistyped name is refused before anything is fetched
     parse_dtype(request.dtype)
     opened = source

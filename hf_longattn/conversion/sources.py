@@ -367,7 +367,8 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
-    plain = plain_family(type(config))
+    config_class: Any = type(config)
+    plain = plain_family(config_class)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
 
 

@@ -39,8 +39,8 @@ SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
 """Names of a question's id in the schemas."""
-MARKS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False), "": None}
-"""What ``is_impossible`` says, in small letters; empty = nothing."""
+TRUE = ("true", "yes", "1", "1.0")
+"""What ``is_impossible`` of a question without an answer says, in small letters."""
 
 
 class RowError(ValueError):
@@ -183,15 +183,10 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
     if kind not in KINDS:
         raise RowError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
     kind = "none" if kind == "span" and not gold else kind
-    mark = row.get("is_impossible")
-    impossible = MARKS.get("" if mark is None else str(mark).strip().lower(), mark)
-    if impossible not in (True, False, None):
-        raise RowError(f"Its is_impossible must be true or false, not {mark!r}.")
+    impossible = str(row.get("is_impossible")).strip().lower() in TRUE
     if gold and (impossible or kind == "none"):
         marked = "is_impossible" if impossible else "kind 'none'"
         raise RowError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
-    if kind == "none" and impossible is False:
-        raise RowError("Its is_impossible is false, but it has no answer; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
     texts = {"id": identity, "title": title, "document": document, "question": row["question"], "context": row["context"]}
     return {**texts, "answers": answers, "gold": gold, "kind": kind}

@@ -32,11 +32,12 @@ Roles = Mapping[str, Sequence[str]]
 OPTIONAL = ("question", "negative", "score", "id")
 """Roles that data may lack."""
 VALUES = {
-    "label": "name or whole number", "score": "number", "words": "list of texts and numbers", "tags": "list of names or whole numbers",
+    "label": "name or whole number", "score": "number", "number": "number",
+    "words": "list of texts and numbers", "tags": "list of names or whole numbers",
     "image": "image", "audio": "audio file", "id": "text or whole number",
 }  # fmt: skip
 """Role -> what a cell of its column holds. Other roles are texts."""
-TYPES = {"score": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
+TYPES = {"score": Value("float32"), "number": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
 """Role -> the type of its column. Other columns are texts, or files."""
 FILES = {"image": Image, "audio": Audio}
 """Role of files -> the feature of ``datasets`` for a column with such files."""
@@ -275,7 +276,7 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
         converted = _label(value, names)
     elif role == "id":
         converted = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
-    elif role == "score":
+    elif what == "number":
         converted = as_number(value)
     elif what.startswith("list") and isinstance(value, list):
         cells = [str(each) if role == "words" and isinstance(each, float) else _label(each, names) for each in value]

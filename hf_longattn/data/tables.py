@@ -129,7 +129,7 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
     builder = load_dataset_builder(name, subset)
     if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types, for each part anew
         manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
-        files = {split: manager.download([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
+        files = {split: manager.download_and_extract([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
         return DatasetDict({split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()})
     return load_dataset(name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}))
 

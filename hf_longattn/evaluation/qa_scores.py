@@ -82,11 +82,8 @@ def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
         group = [answers[place] for place in places]
         best = max(group, key=lambda answer: answer.score)
         spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[: max(len(best.spans), 1)]
-        losses = tuple(loss for answer in group for loss in answer.losses)
         position = next((answer.position for answer in group if answer.position >= 0), -1)
-        merged.append(
-            dataclasses.replace(best, spans=spans, losses=losses, length=sum(answer.length for answer in group), position=position)
-        )
+        merged.append(dataclasses.replace(best, spans=spans, length=sum(answer.length for answer in group), position=position))
     return [examples[places[0]] for places in groups.values()], merged
 
 

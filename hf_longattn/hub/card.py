@@ -216,12 +216,11 @@ def model_card(
 
         # What it was made from.
         title = in_one_line(title or (folder.resolve().name if name == str(model_dir) else name.rstrip("/").rpartition("/")[2]))
-        readme = folder / "README.md" if (folder / "README.md").is_file() else None
         converted_from = str(plan.get("source") or "")
-        origin = source if source is not None or readme is not None else converted_from
-        of_source = inherited_metadata(source_card(origin)) if origin else {}
+        origin = source if source is not None or (folder / "README.md").is_file() else converted_from
+        of_source = inherited_metadata(origin) if origin else {}
         of_source.pop("base_model", None)  # the base of the source is not the model's
-        metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(readme), of_source))
+        metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source))
         start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
             start = f"Converted from `{in_one_line(public_name(base))}`"
@@ -300,30 +299,23 @@ def origin_of(source: str) -> str:
     return f"`{in_one_line(source)}`" if "/" in source and public_name(source) == source else "a local folder"
 
 
-def source_card(source: str | Path, *, download: bool = False) -> Path | None:
-    """Path of the ``README.md`` of a folder, or of a Hub repository in the cache. ``None`` if there is none.
-
-    Args:
-        download: request the card of a Hub repository, so that it is in the cache. Errors are ignored: then no metadata is inherited.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder / "README.md" if (folder / "README.md").is_file() else None
-    with suppress(OSError, ValueError, HTTPError):
-        return Path(hf_hub_download(str(source), "README.md", local_files_only=not download))
-    return None
-
-
-def inherited_metadata(card: Path | None) -> dict[str, Any]:
-    """Fields of a ``README.md``'s front matter that are in :data:`INHERITED`. Without tags in :data:`FORMATS`.
+def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[str, Any]:
+    """The fields in :data:`INHERITED` of the card of a folder, or of a Hub repository in the cache. Without tags in :data:`FORMATS`.
 
     Warns if the card cannot be read, and returns no metadata then.
+
+    Args:
+        download: request the card of a Hub repository, so that it is in the cache.
     """
+    folder, data = Path(source).expanduser(), dict[str, Any]()
+    card = folder / "README.md"
+    if not folder.is_dir():
+        with suppress(OSError, ValueError, HTTPError):  # no such card, or no connection
+            card = Path(hf_hub_download(str(source), "README.md", local_files_only=not download))
     try:
-        data = {} if card is None else read_card(card).data.to_dict()
+        data = read_card(card).data.to_dict() if card.is_file() else {}
     except CheckpointError as error:
         warnings.warn(f"{error} No metadata is taken from it.", stacklevel=2)
-        return {}
     fields = {name: data[name] for name in INHERITED if data.get(name)}
     tags = fields.pop("tags", None)
     if isinstance(tags, str | list):
@@ -356,6 +348,6 @@ def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -
     contents = {name: value for name, value in stated.items() if value}
     if not source:
         return contents
-    card = source_card(source, download=True)
-    base = inherited_metadata(card).get("base_model") if Path(source).expanduser().exists() else source
+    inherited = inherited_metadata(source, download=True)
+    base = inherited.get("base_model") if Path(source).expanduser().exists() else source
     return {**({"base_model": base} if base else {}), **contents, "source": source}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning, layers_in_words
 from ..data.images import read_image_file
-from ..data.tables import files_of
-from ..errors import CheckpointError, InputError, OptionError, in_a_line, nearest
+from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_choice
@@ -35,9 +33,8 @@ from .running import run_model
 from .sized import STATES, SizedKind, affordable_size, check_sizes, hidden_states
 
 CROPS = "patch features equal to the source's on each crop of the old size"
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 PHOTO_SIZE = (427, 640)
-"""Height and width of scikit-learn's photographs."""
+"""Height and width of the image on which a written processor is run."""
 
 
 def pixels(size: tuple[int, ...]) -> str:
@@ -51,11 +48,9 @@ def read_size(size: Any) -> tuple[int, ...]:
     Raises:
         InputError: ``size`` is none of these, or has more than two numbers.
     """
-    sizes = size
-    if isinstance(size, str) and re.fullmatch(r"\d{1,6}([x×]\d{1,6})?", text := size.strip().lower()):
-        numbers = [int(number) for number in re.split("[x×]", text)]
-        sizes = numbers if len(numbers) > 1 else numbers[0]
-    if isinstance(sizes, str) or len(sizes := image_size(sizes)) != 2:
+    typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", size.strip().lower()) if isinstance(size, str) else None
+    sides = size if typed is None else [int(side) for side in typed.groups(typed[1])]
+    if isinstance(sides, str) or len(sizes := image_size(sides)) != 2:
         raise InputError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
     return sizes
 
@@ -77,17 +72,11 @@ def processed_size(processor: Any) -> tuple[int, int] | None:
 def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
     """The fields of an image processor for outputs of ``size``, (height, width), in the processor's own form.
 
-    Raises:
-        CheckpointError: the processor resizes without a crop in a form other than height and width.
+    Empty if outputs depend on the image.
     """
     (crop, resized), old = processed_sides(processor), processed_size(processor)
     if old is None:
-        if not resized:
-            return {}
-        raise CheckpointError(
-            f"The image processor resizes images by {resized}, which gives none of {pixels(size)}; set size to a height and a width in its "
-            "file."
-        )
+        return {}
     ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
     # the crop fits into a resized image, whichever side is shorter
     larger = {side: round(number * ratios.get(side, max(ratios.values()))) for side, number in resized.items()}
@@ -96,10 +85,9 @@ def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
 
 
 class Images(UserFiles):
-    """A user's images, or scikit-learn's photographs, as inputs of a model."""
+    """A user's images as inputs of a model; random ones for comparing models."""
 
-    part, noun, flag, built_in = IMAGE_PROCESSOR, "images", "--search-images", "scikit-learn's photographs"
-    files_in = staticmethod(partial(files_of, kind="image"))
+    part, file_kind, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""
@@ -109,18 +97,6 @@ class Images(UserFiles):
         """The input that the processor makes of the first image, at the processor's own size."""
         return torch.as_tensor(self.required(images=read_image_file(self.files[0]), return_tensors="pt")[PIXELS])
 
-    @cached_property
-    def images(self) -> list[Any]:
-        """The user's images; without any, scikit-learn's photographs."""
-        if self.files:
-            return [read_image_file(file) for file in self.files]
-        try:
-            from sklearn.datasets import load_sample_image
-        except ImportError as error:
-            message = "There are no images to choose by, since scikit-learn is not installed; give --search-images FOLDER."
-            raise OptionError(message) from error
-        return [load_sample_image(name) for name in PHOTOGRAPHS[: self.count]]
-
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
         """The arguments of ``forward`` for each image, processed at ``size``.
 
@@ -128,7 +104,7 @@ class Images(UserFiles):
             InputError: the processor makes images of another size.
         """
         processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
-        values = [torch.as_tensor(processor(images=image, return_tensors="pt")[PIXELS]) for image in self.images]
+        values = [torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS]) for file in self.needed()]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
             raise InputError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {size.words} are needed; set "
@@ -138,7 +114,7 @@ class Images(UserFiles):
 
     def describe(self) -> str:
         """Description of the inputs for a report."""
-        return "seeded images"
+        return self.built_in
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
@@ -153,14 +129,10 @@ def image_example(task: str | None, height: int, width: int) -> Example:
 class GridKind(SizedKind):
     """Images, whose patches lie on a grid."""
 
-    noun, units, drawn = "image", "pixels", True
-    settings = ("image_size", "search_images")
+    noun, nouns, units, drawn = "image", "images", "pixels", True
+    settings = ("image_size",)
     part, field = IMAGE_PROCESSOR, "long_image_size"
     trained_by = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
-
-    @property
-    def any_size(self) -> bool:
-        return self.rule.shapes is not None
 
     def size(self, config: Any, value: Any) -> InputSize:
         value = read_size(value)
@@ -168,7 +140,8 @@ class GridKind(SizedKind):
         return InputSize(value, grid.length, pixels(value), IMAGE_SIZE, grid)
 
     def sizes(self, config: Any) -> InputSizes:
-        return self.between(config, *self.rule.sizes(config), reads_new=True)
+        old, new = self.rule.sizes(config)
+        return self.between(config, old, new, reads_new=True)
 
     def check_mechanism(self, name: str, options: dict[str, Any]) -> None:
         check_mechanism_for_grid(name, options)
@@ -179,7 +152,7 @@ class GridKind(SizedKind):
 
     def requested(self, architecture: Any, request: Any) -> InputSizes:
         config = architecture.source_config
-        if self.any_size:
+        if self.rule.shapes is not None:
             raise InputError(
                 f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
                 "it with its Long class, whose config takes long_attention."
@@ -227,19 +200,16 @@ class GridKind(SizedKind):
             if windowed if rule == INTERPOLATE else not fits_tiles(sizes, layer):
                 name, options = attention.for_layer(number)
                 numbers.setdefault(write_choice({"mechanism": name, **options}), []).append(number)
-        problem, advice = (
-            (
-                f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells",
-                "use --positions interpolate, or train the result",
-            )
-            if rule == TILE
-            else (
+        problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+        advice = "use --positions interpolate, or train the result"
+        if rule == INTERPOLATE:
+            problem = (
                 "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et al. 2023, Window "
-                "Attention is Bugged)",
-                f"use windows of {old} cells in every layer, whose positions are tiled, or train the result",
+                "Attention is Bugged)"
             )
-        )
-        return rule, [PositionWarning(f"{name} in {layers_in_words(at, len(layers))} {problem}", advice) for name, at in numbers.items()]
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        where = {name: layers_in_words(at, len(layers)) for name, at in numbers.items()}
+        return rule, [PositionWarning(f"{name} in {at} {problem}", advice) for name, at in where.items()]
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
         processed = processed_size(processor)
@@ -255,26 +225,16 @@ class GridKind(SizedKind):
 
     def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
         """Check that the written image processor makes images of the new size."""
-        size, name = plan.inputs.new, "image processor"
-        sizes: dict[str, tuple[int, ...]] = {}
-        try:
-            processor = load_processor(folder, IMAGE_PROCESSOR)
-            if processor is None:
-                return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
-            fixed = processed_size(processor)
-            for sides in [PHOTO_SIZE] * (fixed is not None) + [size.value]:  # the first has to be resized
-                values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
-                sizes[f"images of {pixels(sides)}"] = tuple(torch.as_tensor(values).shape[-2:])
-        except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
-        must_fit = self.rule.interpolates or plan.inputs.grows
-        if wrong := next((after for after in sizes.values() if must_fit and after != size.value), None):
-            return [
-                Check(name, FAILED, f"the {name} makes inputs of {pixels(wrong)} instead of {size.words}; correct the size in its file")
-            ]
-        processed = next(iter(sizes.values()))
-        values = {IMAGE_SIZE: None if fixed is None else list(processed)}
-        return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {pixels(processed)}", values)]
+        size, name, processor = plan.inputs.new, "image processor", load_processor(folder, IMAGE_PROCESSOR)
+        if processor is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
+        sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
+        values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
+        made = tuple(torch.as_tensor(values).shape[-2:])
+        detail = f"images of {pixels(sides)} become inputs of {pixels(made)}"
+        if made != size.value and (self.rule.interpolates or plan.inputs.grows):
+            return [Check(name, FAILED, f"{detail} instead of {size.words}; correct the size in its file")]
+        return [Check(name, PASSED, detail, {IMAGE_SIZE: list(made)})]
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""

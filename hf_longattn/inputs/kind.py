@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import OptionError
-from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import Family, known_family
 from ..modeling.family.towers_config import TOWERS
@@ -32,9 +32,6 @@ SETTINGS = {
     "audio_seconds": "--audio-seconds is the length of sounds",
     "max_decoder_length": "--max-decoder-length is for the decoder of an encoder-decoder",
     "decoder_long_attention": "--decoder-mechanism is for the decoder of an encoder-decoder",
-    "search_text": "--search-text is a text",
-    "search_images": "--search-images are images",
-    "search_audio": "--search-audio is a recording",
     "verify_text": "--verify-text is a text",
     "verify_audio": "--verify-audio is a recording",
     "towers": "--towers is for models of several towers",
@@ -104,13 +101,6 @@ class InputSizes:
             sizes.append(self.at(min(2 * value, largest) if double is None else double))
         return sizes
 
-    def mechanisms(self, causal: bool) -> list[str]:
-        """Names of mechanisms that can read these inputs, for comparing costs."""
-        if self.new.grid is not None:
-            return ["full", *list_mechanisms(grid=True)]
-        names = list_mechanisms(causal=causal, grid=False)
-        return [name for name in names if not (self.kind.timed and prototype(name, {}).traits.remembers)]
-
     def check(self, mechanism: Mechanism) -> None:
         """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
         self.kind.check_mechanism(mechanism.name, mechanism.options.to_dict())
@@ -138,14 +128,16 @@ class Example:
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    noun, units: for messages and tables: an input, and what a size counts besides tokens.
-    settings: names in :data:`SETTINGS` that apply.
+    noun, nouns, units: for messages and tables: an input, several of them, and what a size counts besides tokens.
+    settings: names in :data:`SETTINGS` that apply. reads: what models do, as a predicate, if not "reads" with the plural noun.
     drawn, timed: whether a diagnosis has a map of attention for one input, or compares inputs of several durations.
     """
 
     noun: ClassVar[str]
+    nouns: str
     units: ClassVar[str] = ""
     settings: Sequence[str] = ()
+    reads: ClassVar[str] = ""
     drawn: ClassVar[bool] = False
     timed: ClassVar[bool] = False
 
@@ -157,16 +149,6 @@ class InputKind(ABC):
         self.rule: Any = getattr(family, "rule", None)
 
     @property
-    def nouns(self) -> str:
-        """The plural of the noun."""
-        return f"{self.noun}s"
-
-    @property
-    def reads(self) -> str:
-        """What a model of this kind does with inputs, as a predicate."""
-        return f"reads {self.nouns}"
-
-    @property
     def parts(self) -> Mapping[str, InputKind]:
         """The kind of each part, by its name. A model of one stack is a single part named ""."""
         return {"": self}
@@ -176,14 +158,9 @@ class InputKind(ABC):
         """Names of the parts that have mechanisms apart; empty for a model of one stack."""
         return tuple(filter(None, self.parts))
 
-    @property
-    def any_size(self) -> bool:
-        """Whether a model reads inputs of any size, so that there is no size to convert."""
-        return False
-
-    @abstractmethod
     def size(self, config: Any, value: Any) -> InputSize:
-        """The size of an input for a model with this config, from its value as a user may type it."""
+        """The size of an input for a model of one stack with this config, from its value as a user may type it."""
+        raise NotImplementedError
 
     @abstractmethod
     def sizes(self, config: Any) -> InputSizes:
@@ -257,7 +234,7 @@ class InputKind(ABC):
         """Raise :class:`OptionError` for a setting that applies only to other kinds. Called before a search, which takes long."""
         for name, reason in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
-                raise OptionError(f"{reason}, but a {source_class} {self.reads}; leave it out.")
+                raise OptionError(f"{reason}, but a {source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
 
 
 class WithTowers:
@@ -279,11 +256,6 @@ class WithTowers:
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
         """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
         return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
-
-
-def text_part(parts: Mapping[str, Any]) -> Any:
-    """The plan or inspection that reads the longest texts. One of a model's ``parts``."""
-    return max((part for part in parts.values() if not part.inputs.new.name), key=lambda part: part.inputs.new.tokens)
 
 
 _KINDS: dict[str, type[InputKind]] = {}

@@ -82,9 +82,9 @@ class PlainPart:
 class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms."""
 
-    noun = "input"
+    noun, nouns = "input", "inputs"
     settings = ("max_length", "towers")
-    reads = "keeps its other sizes with --generic"  # type: ignore[assignment]
+    reads = "keeps its other sizes with --generic"
 
     def sizes(self, config: Any) -> InputSizes:
         longest = text_length(config)
@@ -155,7 +155,7 @@ class PlainKind(TextKind):
             module, reads_texts = modules[name], not name or name == text_tower(skeleton.config, [name])
             kind, said = kind_of_model(module.config), text_length(module.config)
             inputs = self.between(None, *(lengths if reads_texts and any(lengths) else (said, said)))
-            if packs_images(module) or (kind is not None and kind.any_size):
+            if packs_images(module) or (kind is not None and getattr(kind.rule, "shapes", None)):
                 inputs = replace(inputs, old=ANY_SIZE, new=ANY_SIZE)
             elif kind is not None and kind.units:
                 inputs = kind.sizes(module.config)

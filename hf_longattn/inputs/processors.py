@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..data.tables import files_of
 from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
 from ..loading import load_part
@@ -46,8 +47,7 @@ class UserFiles:
     """A user's images or recordings as inputs of a model, made by the model's processor.
 
     part: the model's processor, a key of :data:`AUTO_CLASSES`.
-    files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
-    noun, flag: plural noun of the files, and the flag of a conversion that takes them.
+    file_kind, noun: kind of the files, and their plural noun.
     name: name of the user's file or folder, or of the built-in inputs.
 
     Args:
@@ -60,13 +60,12 @@ class UserFiles:
 
     Raises:
         DataError, InputError: a file is missing or cannot be read.
-        OptionError: ``files`` is not a path.
+        OptionError: ``files`` is no path.
     """
 
-    files_in: ClassVar[Any]
     part: ClassVar[str]
+    file_kind: ClassVar[str]
     noun: ClassVar[str]
-    flag: ClassVar[str]
     built_in: ClassVar[str]
 
     def __init__(
@@ -74,18 +73,23 @@ class UserFiles:
     ) -> None:
         self.rule, self.config, self.folder, self.model = rule, config, folder, model
         self.count = count
-        if files is not None and not isinstance(files, Path):
-            raise self.needed()
-        self.name = self.built_in if files is None else files.resolve().name
-        self.files = [] if files is None else list(self.files_in(files))
+        self.name, self.files = self.built_in, list[Path]()
+        if isinstance(files, Path):
+            self.name, self.files = files.resolve().name, files_of(files, self.file_kind)
+        elif files is not None:
+            self.needed()
         if len(self.files) > count:
             self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
         self.processor = processor or load_processor(folder, self.part)
 
-    def needed(self) -> OptionError:
-        """The error without files, if there are no built-in ones."""
-        what = f"a file or a folder of {self.noun}"
-        return OptionError(f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as {self.flag}), in Python as a Path.")
+    def needed(self) -> list[Path]:
+        """The files; raises :class:`OptionError` if the user gave none."""
+        if not self.files:
+            what = f"a file or a folder of {self.noun}"
+            raise OptionError(
+                f"{self.model!r} reads {self.noun}; give {what} (with --mechanism auto as --search-input), in Python as a Path."
+            )
+        return self.files
 
     @cached_property
     def required(self) -> Any:

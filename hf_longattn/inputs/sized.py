@@ -97,8 +97,10 @@ class SizedKind(InputKind):
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
     """The size for checks: the new size, or the largest of its steps from the old one whose forward passes take few FLOPs."""
-    flops = {cost.size: 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) for cost in plan.costs}
-    size: InputSize = max((size for size, count in flops.items() if count <= FLOPS_AT_NEW_SIZE), key=flops.get, default=plan.inputs.old)
+    size: InputSize = plan.inputs.old
+    for cost in plan.costs:
+        if 2 * (cost.full_attention_flops + cost.other_flops + cost.total_flops) <= FLOPS_AT_NEW_SIZE:
+            size = cost.size
     return size
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +23,8 @@ USUAL_LENGTH = 512
 class TextKind(InputKind):
     """Texts, as token ids."""
 
-    noun = "text"
-    settings = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text")
+    noun, nouns = "text", "texts"
+    settings: Sequence[str] = ("max_length", "max_decoder_length", "decoder_long_attention", "verify_text")
 
     def size(self, config: Any, value: Any) -> InputSize:
         return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")

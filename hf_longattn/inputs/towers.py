@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
 from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
-from ..modeling.family.definition import tower_field
+from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
-from .kind import AUTO, SETTINGS, Example, InputKind, InputSize, InputSizes, kind_of, text_part
+from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
 from .processors import has_processor
 from .running import run_model
 from .sized import affordable_size
@@ -41,32 +41,18 @@ class TowersKind(InputKind):
 
     noun = "input"
 
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.nouns = " and ".join(kind.nouns for kind in self.parts.values())
+        self.settings = ("towers", *(name for kind in self.parts.values() for name in kind.settings))
+
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:
         return {name: kind_of(tower) for name, tower in self.family.towers.items()}
 
-    @property
-    def nouns(self) -> str:
-        return " and ".join(kind.nouns for kind in self.parts.values())
-
-    @property
-    def settings(self) -> Sequence[str]:  # type: ignore[override]
-        return ("towers", *(name for kind in self.parts.values() for name in kind.settings))
-
-    def text(self, config: Any) -> tuple[InputKind, Any]:
-        """The kind and the config of the tower that reads texts."""
-        name = next(name for name, kind in self.parts.items() if not kind.units)
-        return self.parts[name], getattr(config, tower_field(name))
-
-    def size(self, config: Any, value: Any) -> InputSize:
-        """The size of a text."""
-        kind, of_tower = self.text(config)
-        return kind.size(of_tower, value)
-
     def sizes(self, config: Any) -> InputSizes:
         """The sizes of texts."""
-        kind, of_tower = self.text(config)
-        return kind.sizes(of_tower)
+        return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.parts.items() if not kind.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
@@ -84,26 +70,22 @@ class TowersKind(InputKind):
         config.architectures = [architecture.long_class]
         if cast is not None:
             config.dtype = cast
-        texts, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
+        texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
+        changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
-        return ConversionPlan(
+        return replace(
+            texts,
             source=source,
             architecture=architecture,
             config=config,
-            attention=texts.attention,
+            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
             position_change=" and ".join(plan.position_change for plan in changed),
-            short_texts=texts.short_texts,
             unchanged_tokens=min((plan.unchanged_tokens for plan in changed), default=0),
             skeleton=architecture.skeleton(config),
-            shape=texts.shape,
             costs=(),
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
-            inputs=texts.inputs,
-            positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
-            cast=cast,
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
             towers=plans,
-            tokenizer_length=texts.tokenizer_length,
             training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"},
         )
 

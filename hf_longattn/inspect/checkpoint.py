@@ -14,7 +14,7 @@ from ..conversion.sources import Source, open_source, read_long, tower_of
 from ..errors import CheckpointError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
-from ..inputs.kind import InputSizes, WithTowers, kind_in, text_part
+from ..inputs.kind import InputSizes, WithTowers, kind_in
 from ..inputs.plain import PlainPart, text_length, text_tower
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -132,7 +132,8 @@ def _inspect(source: Source) -> Inspection:
     if kind.apart:
         bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in kind.parts.items()}
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
-        return replace(text_part(towers), **facts, towers=towers)
+        texts = next(tower for name, tower in towers.items() if not kind.parts[name].units)
+        return replace(texts, **facts, towers=towers)
     shape, sizes, attention = model_shape(config, skeleton), kind.sizes(config), config.long_attention
     costs = costs_of(sizes, attention, shape)
     return Inspection(

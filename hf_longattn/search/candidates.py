@@ -9,7 +9,7 @@ from ..inputs.kind import InputSizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
-from ..mechanisms.common.registry import prototype
+from ..mechanisms.common.registry import list_mechanisms, prototype
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
@@ -37,7 +37,7 @@ def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]
     own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
     named = unasked((*own_windows, *USUAL_ON_GRIDS))
     mechanisms = {candidate.mechanism for candidate in named}
-    others = [Candidate(name) for name in sizes.mechanisms(causal=False) if name not in mechanisms]
+    others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
     return unique_candidates([*named, *others, FULL])
 
 

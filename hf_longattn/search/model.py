@@ -166,7 +166,7 @@ class SearchInputs:
     """Images or recordings, with the methods of :class:`SearchText`.
 
     Args:
-        files: a file or a folder of them; ``None`` for scikit-learn's photographs.
+        files: a file or a folder of them.
         plan: of a conversion of the model.
         count: most inputs to read.
 

@@ -94,10 +94,9 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         InputError: a text that is too short.
         DataError, CheckpointError: no image or recording, or a model without its processor.
     """
-    inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)
     result = Search(
         source,
-        None if inputs is None else Path(inputs),
+        None if config.search_input is None else Path(config.search_input),
         SearchConfig(budget=config.budget or BUDGET),
         conversion=replace(config.without_search(), native=False),
     ).run()

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from .lm import LMDataArguments, TextDataArguments, TextTrainingArguments, train_lm
     from .modalities import load_multitask_head
     from .run import begin, finish, run_task
-    from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments, finetune_classification
+    from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments
     from .tasks.distill import DistillModelArguments, DistillTrainingArguments
-    from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
+    from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments
     from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments
     from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask
-    from .tasks.qa import QADataArguments, QAModelArguments, QATrainingArguments, finetune_qa, load_qa_model
+    from .tasks.qa import QADataArguments, QATrainingArguments, load_qa_model
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments
-    from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
+    from .tasks.tokens import TokenDataArguments, TokenTrainingArguments
     from .trainer import LongTrainer
 
 __getattr__, __all__ = public_names(__name__)

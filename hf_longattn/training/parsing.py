@@ -155,7 +155,7 @@ def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, 
     names = {option.strip("-").replace("-", "_"): action for action in settings for option in action.option_strings}
     options = {name: action for name, action in names.items() if not name.startswith("no_")}
     values: dict[str, Any] = {}
-    for name, value in read_recipe(recipe, options, command, elsewhere=tasks_with).items():
+    for name, value in read_recipe(recipe, options).items():
         action = options[name]
         if action.dest in values:
             raise OptionError(f"The recipe {recipe} sets {action.dest!r} twice, under two names; leave one of them out.")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from ..errors import OptionError, UsageError, nearest, sentence_case
 from ..names import load_module, module_names
+from . import tasks
 from .recipes import recipe_names, recipe_words
 
 
@@ -49,7 +50,7 @@ def task_names() -> list[str]:
 
 def task_summary(name: str) -> str:
     """The first line of the docstring of a task's file, which is not imported."""
-    source = Path(__file__).with_name("tasks") / f"{name}.py"
+    source = next(file for folder in tasks.__path__ if (file := Path(folder, f"{name}.py")).is_file())
     return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 

@@ -141,7 +141,8 @@ class LongTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:  # Trainer's signature
         """The batch's share of the mean over all labels of a step; in evaluations, the mean over the batch."""
-        training, labels = num_items_in_batch is not None, label_count(self.head, inputs)
+        labels = label_count(self.head, inputs)
+        training = num_items_in_batch is not None and model.training  # Trainer counts for a loss function in evaluations, too
         items = self.items_of(inputs) if training else None  # before label smoothing takes the labels out
         loss, outputs = self.mean_loss(model, inputs)
         if training:
@@ -331,11 +332,9 @@ def row_lengths(data: Any) -> list[int]:
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:
-    """The rows of a batch; of a packed one, its documents."""
-    lengths = inputs.get("lengths")
-    if isinstance(lengths, Tensor):
-        return len(lengths)
-    return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
+    """The rows of a batch; of a packed one with a label for each document, its documents."""
+    values = [inputs.get("labels"), *inputs.values()]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
 
 
 def highest(logits: Any, labels: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_p
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
     monkeypatch.setattr("hf_longattn.inputs.sized.changed_file", lambda *_: {})
-    with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|makes inputs of .* instead of"):
+    with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|become inputs of .* instead of"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
     assert made(tmp_path / "short") != size
     assert not (tmp_path / "long").exists()

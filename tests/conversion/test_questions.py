@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_longattn import convert_checkpoint, export_checkpoint
-from hf_longattn.evaluation.qa_reader import QAReader, whole
+from hf_longattn.evaluation.qa_reader import QAReader
 from tests.lookups import lookups
 from tests.trained import tokenizer_of
 
@@ -124,7 +124,7 @@ def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted
             right[name] += answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits) == record["answers"]["text"][0]
     assert right["plain"] == right["mask"] > 3 * right["first token only"]
     assert right["plain"] > len(records) / 2
-    reader = QAReader("row", model, tokenizer, whole(4096))
+    reader = QAReader(model, tokenizer, 4096)
     assert sum(reader.answer(record) == record["answers"]["text"][0] for record in records) >= right["plain"]
 
 

@@ -191,11 +191,6 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     ({"positions": "tile"}, OptionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
     ({"audio_seconds": 5}, InputError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
-    (
-        {"mechanism": "auto", "search_text": "x"},
-        OptionError,
-        "--search-text is a text, but .* reads sounds",
-    ),
     ({"mechanism": "window2d"}, OptionError, "reads an image's patches, but a sound is one line"),
     ({"mechanism": "recurrent_memory"}, OptionError, "one segment of a text after the other"),
     ({"mechanism": "windw"}, LongAttentionError, "window"),

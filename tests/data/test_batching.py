@@ -49,9 +49,7 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForSequenceClassification,
 )
-from hf_longattn.training.old_lm import CLM, finetune_lm
-from hf_longattn.training.parsing import build_arguments
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 1,
@@ -174,13 +172,13 @@ def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokeni
 def test_language_model_training_packs_converted_models_by_default(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
-    given = {"output_dir": str(tmp_path / "out"), "text": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
-    assert finetune_lm(*build_arguments(CLM, model=str(tmp_path / "long"), **given))["packed"]
-    assert not finetune_lm(*build_arguments(CLM, model=short, **given))["packed"]
+    given = {"output_dir": str(tmp_path / "out"), "data": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
+    assert start_task("clm", model=str(tmp_path / "long"), **given)["packed"]
+    assert not start_task("clm", model=short, **given)["packed"]
     with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
-        finetune_lm(*build_arguments(CLM, model=short, packing=True, **given))
+        start_task("clm", model=short, packing=True, **given)
     with pytest.raises(OptionError, match="rows of known length"):
-        finetune_lm(*build_arguments(CLM, model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given))
+        start_task("clm", model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given)
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -20,12 +20,11 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 
 from hf_longattn.data.documents import to_documents, to_summaries
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
-from hf_longattn.data.qa_features import QAEncodingConfig, to_features
+from hf_longattn.data.qa_features import qa_rows
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.embed import EMBED, embedding_trainer
+from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
 from tests.cases import every_case
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT
@@ -256,7 +255,7 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
     records = [
         {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
     ]
-    found = to_features(Dataset.from_list(records), tokenizer, QAEncodingConfig(length, stride))
+    found = qa_rows(Dataset.from_list(records), tokenizer, length, stride)
     expected = [feature for row in rows for feature in run_qa(row, tokenizer, length, stride)]
     assert found["input_ids"][:] == [ids for ids, _, _ in expected]
     assert found["starts"][:] == [[start] for _, start, _ in expected]
@@ -314,8 +313,8 @@ def test_embedding_pairs_are_read_as_by_sentence_transformers(tokenizer: PreTrai
     model = st.SentenceTransformer(str(embedder), prompts=prompts)
     model.save(str(tmp_path / "embedder"))
     data = Dataset.from_list([{"anchor": text[:20], "positive": text} for text in TEXTS])
-    settings = {"model": str(tmp_path / "embedder"), "output_dir": str(tmp_path / "out"), "data": ["data"], "max_length": LENGTH}
-    trainer = embedding_trainer(*build_arguments(EMBED, **settings, bf16=False), data, data)
+    model_args, data_args = EmbedModelArguments(str(tmp_path / "embedder")), EmbedDataArguments(["data"], max_length=LENGTH)
+    trainer = embedding_trainer(model_args, data_args, EmbedTrainingArguments(str(tmp_path / "out"), bf16=False), data, data)
     batch = trainer.data_collator(data.to_list())
     for column, prompt in (("anchor", prompts["query"]), ("positive", prompts["document"])):
         expected = tokenizer([prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True)

@@ -205,7 +205,7 @@ def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
 
 
 def test_hub_tables_are_read_like_files_with_the_features_of_the_card(tmp_path: Path) -> None:
-    for name, files in {"csv": ["a [1].csv", "b.csv"], "json": ["a.jsonl", "b.json"]}.items():
+    for name, files in {"csv": ["a [1].csv", "b.csv.gz"], "json": ["a.jsonl", "b.json.gz"]}.items():
         (tmp_path / name).mkdir()
         for file, label in zip(files, ("010", "None"), strict=True):
             row = {"text": "NA", "label": label, "day": "2024-01-01"}

@@ -30,7 +30,7 @@ from hf_longattn.data.sources import (
 )
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
-from hf_longattn.training.old_lm import TextDataArguments, read_documents
+from hf_longattn.training.lm import TextDataArguments, read_documents
 from tests.cases import every_case
 
 CARD = """---
@@ -366,9 +366,9 @@ def test_validation_texts_are_used_whole(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
     for file, count in zip(files, (300, 200), strict=True):
         file.write_text("".join(json.dumps({"text": f"{file.stem} {number}"}) + "\n" for number in range(count)))
-    train, held_out = read_documents(TextDataArguments(text=[str(files[0])], validation=str(files[1])), seed=0)
+    train, held_out = read_documents(TextDataArguments(data=[str(files[0])], validation=str(files[1])), seed=0)
     assert (len(train), len(held_out)) == (300, 200)
-    train, held_out = read_documents(TextDataArguments(text=[str(file) for file in files]), seed=0)
+    train, held_out = read_documents(TextDataArguments(data=[str(file) for file in files]), seed=0)
     assert [sum(text.startswith(name) for text in held_out["text"]) for name in ("train", "held")] == [30, 20]
 
 

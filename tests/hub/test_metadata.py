@@ -80,6 +80,6 @@ def test_card_takes_over_metadata_of_a_hub_source(checkpoint: Callable[..., Path
 def test_unreadable_card_of_a_source_gives_no_metadata_and_a_warning(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.warns(UserWarning, match="No metadata is taken"):
-        assert inherited_metadata(tmp_path / "README.md") == {}
+        assert inherited_metadata(tmp_path) == {}
     (tmp_path / "README.md").write_text("# no front matter\n")
-    assert inherited_metadata(tmp_path / "README.md") == {}
+    assert inherited_metadata(tmp_path) == {}

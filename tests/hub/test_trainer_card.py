@@ -15,11 +15,10 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import HubError
 from hf_longattn.hub import write_model_card
 from hf_longattn.hub.push import push_loaded
-from hf_longattn.training.old_lm import LM, finetune_lm
-from hf_longattn.training.old_trainer import LongTrainer
-from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.trainer import LongTrainer
 
 from ..hub_state import Hub
+from ..training.conftest import start_task
 from .conftest import TEXT
 
 REPO = "writer/tuned"
@@ -82,11 +81,11 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(TEXT * (number + 1))
-    given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "text": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
-    finetune_lm(*build_arguments(LM, **given, max_steps=1, push_to_hub=True, hub_model_id=REPO))
+    given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "data": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
+    start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=REPO)
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
-    assert "Fine-tuned from `long-bert`. 1 steps with `longattn train mlm`" in card.text
+    assert "Fine-tuned from `long-bert`: 1 steps on texts (input length 64). " in card.text
     assert f'from_pretrained("{REPO}")' in card.text
     there = server.repos[REPO].branches["main"]
     assert {"model.safetensors", "tokenizer.json"} <= set(there)
@@ -99,7 +98,7 @@ def test_public_repository_is_refused_before_a_private_training(
     server.add(REPO)
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(TEXT)
-    texts = ["--text", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
+    texts = ["--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
     line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
     assert train("mlm", [*line, "--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo", "True"]) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err

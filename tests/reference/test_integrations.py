@@ -26,7 +26,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
-from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.evaluation.qa_reader import QAReader
 from scripts.dev.tools.small_models import small_values
 from tests.byte_tokenizer import train_tokenizer
@@ -170,7 +169,7 @@ def test_a_converted_model_answers_questions_on_long_contexts(tmp_path: Path) ->
         answer = pipeline("question-answering", model=folder)(question="What decides?", context=TEXT * 3, max_seq_len=LONG)
         assert answer["answer"] in TEXT * 3
     model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
-    reader = QAReader("converted", model, AutoTokenizer.from_pretrained(folder), QAEncodingConfig(LONG), max_answer_tokens=LONG)
+    reader = QAReader(model, AutoTokenizer.from_pretrained(folder), max_answer_tokens=LONG)
     answer = reader.answer({"id": "0", "question": "What decides?", "context": TEXT * 3})
     assert answer
     assert answer in TEXT * 3

@@ -27,13 +27,15 @@ def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thorough
 def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
-    plan = hf_longattn.plan_conversion(encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text)
+    plan = hf_longattn.plan_conversion(
+        encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_input=text
+    )
     assert plan.choice is not None
     assert "keeps the most of the layers' attention within 0.03 of full attention's time" in plan.choice["reason"]
     design = hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design
     assert plan.attention == design.attention().with_option("exact_length", 64)  # which a conversion adds
     report = hf_longattn.convert_checkpoint(
-        encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text
+        encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_input=text
     )
     assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
     assert report.config["mechanism"] == "auto"

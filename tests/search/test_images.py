@@ -66,7 +66,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.thorough
 def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": image_folder}
+    settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_input": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
     chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
     assert report.passed
@@ -74,16 +74,14 @@ def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path,
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
     assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")
     assert (choice["images"], choice["compared_at"], choice["compared_image_size"]) == (image_folder.name, 257, [64, 64])
-    assert report.config["search_images"] == image_folder.name
+    assert report.config["search_input"] == image_folder.name
     model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
     assert model.config.long_image_size == [64, 64]
 
 
-def test_auto_without_images_takes_photographs(vit: Path) -> None:
-    pytest.importorskip("sklearn")
-    plan = plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
-    assert plan.choice is not None
-    assert plan.choice["images"] == "scikit-learn's photographs"
+def test_auto_without_images_asks_for_them(vit: Path) -> None:
+    with pytest.raises(OptionError, match="reads images; give a file or a folder of images"):
+        plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
 
 
 def test_the_scores_of_images_are_the_masses_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path: Path) -> None:
@@ -188,20 +186,17 @@ def test_a_search_for_images_refuses_inputs_and_options_that_do_not_fit(
 
 
 def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path) -> None:
-    for model, settings, sentence in (
-        (vit, {"search_text": text}, "--search-text is a text, but a ViT"),
-        (encoder, {"search_images": image_folder}, "--search-images are images, but a Bert"),
-    ):
-        with pytest.raises(OptionError, match=sentence):
-            hf_longattn.convert_checkpoint(model, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", **settings)
+    for model, path, sentence in ((vit, text, "The image .*text.txt cannot be read"), (encoder, image_folder, "is a folder")):
+        with pytest.raises(LongAttentionError, match=sentence):
+            plan_conversion(model, choose=choose_mechanisms, mechanism="auto", search_input=path)
     with pytest.raises(OptionError, match="are for --mechanism auto"):
-        plan_conversion(vit, image_size=64, search_images=image_folder)
+        plan_conversion(vit, image_size=64, search_input=image_folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", search_images=tmp_path / "empty")
+        plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", search_input=tmp_path / "empty")
     grid_models.saved("vit", VIT, tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
-        plan_conversion(tmp_path / "bare", choose=choose_mechanisms, mechanism="auto", search_images=image_folder)
+        plan_conversion(tmp_path / "bare", choose=choose_mechanisms, mechanism="auto", search_input=image_folder)
     assert not (tmp_path / "long").exists()
 
 

@@ -55,7 +55,7 @@ def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks
         "mechanism": "auto",
         "audio_seconds": 16,
         "budget": "0.6",
-        "search_audio": recording(tmp_path / "a.wav", 17),
+        "search_input": recording(tmp_path / "a.wav", 17),
     }
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
     assert report.passed
@@ -105,5 +105,5 @@ def test_a_search_for_sound_needs_a_feature_extractor(talks: Path, tmp_path: Pat
     saved("wav2vec2", CTC, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json, which says how it reads recordings"):
         search_design(tmp_path, talks)
-    with pytest.raises(OptionError, match="--search-audio"):
+    with pytest.raises(OptionError, match="--search-input"):
         plan_conversion(tmp_path, choose=choose_mechanisms, mechanism="auto")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,9 +124,3 @@ def run_rank(task: str, arguments: list[str], place: tuple[int, int, int], said:
     if how:
         doom(how)
     run(task, arguments)
-
-
-if __name__ == "__main__":  # started by a launcher: HOW VICTIM TASK ARGUMENT ...
-    if os.environ["RANK"] == sys.argv[2]:
-        doom(sys.argv[1])
-    run(sys.argv[3], sys.argv[4:])

@@ -1,4 +1,4 @@
-"""Document classification: files of every shape, classes that are learned, a stopped run that resumes, bad input in a sentence."""
+"""Document classification: files of every shape, classes that are learned, scores by length, bad input in a sentence."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.sources import DataError, class_names, load_labelled
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.modeling.attach.token_globals import token_rule
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks import classify as classification
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification, read_labelled
-from hf_longattn.training.training_loop import LOG_NAME
+from hf_longattn.training.heads import class_names
+from hf_longattn.training.saving import LOG_NAME
+from hf_longattn.training.tasks import classify
+from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
 
@@ -47,18 +47,19 @@ def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> st
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["mlm"]))
-def test_converted_model_learns_two_classes_of_documents(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    data = table(tmp_path, rows())
-    run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3}
-    model = converted(kind, tmp_path, tokenizer)
-    settings = build_arguments(CLASSIFICATION, model=model, output_dir=str(tmp_path / "out"), data=[data], **run)
-    log = finetune_classification(*settings)
-    assert (log["classes"], log["input_length"], log["documents"]["held_out"]) == (["files", "loops"], 128, 4)
-    assert log["documents"]["cut"] > 0
+def test_converted_model_learns_two_classes_of_documents(
+    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(classify.logger, "warning", said.append)
+    run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3, "data": [table(tmp_path, rows())]}
+    log = start_task("classify", model=converted(kind, tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **run)
+    assert (log["classes"], log["metrics"]["after"]["n"]) == (["files", "loops"], 4)
+    assert any("documents are longer than 128 tokens and are cut" in words for words in said)
     assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)  # of a batch, not of the two that a step has
-    assert log["held_out"]["after"]["accuracy"] == 100.0
-    assert sum(bucket["n"] for bucket in log["held_out"]["after"]["buckets"].values()) == 4
-    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["classes"] == log["classes"]
+    assert log["metrics"]["after"]["accuracy"] == 100.0
+    assert sum(bucket["n"] for bucket in log["by_length"].values()) == 4
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["by_length"] == log["by_length"]
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert trained.config.id2label == {0: "files", 1: "loops"}
     assert trained.config.pad_token_id is not None
@@ -69,30 +70,17 @@ def test_question_column_of_classify_is_read_and_global(tmp_path: Path, tokenize
     data = [{"text": "next path", "claim": row["text"], "label": row["label"]} for row in rows()]
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=32, verify=False)
-    run = {**FAST, "max_steps": 60, "learning_rate": 3e-3, "question_column": "claim", "packing": False}
-    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [table(tmp_path, data)]}
-    log = finetune_classification(*build_arguments(CLASSIFICATION, **given, **run))
-    assert log["held_out"]["after"]["accuracy"] == 100.0
+    run = {**FAST, "max_steps": 60, "learning_rate": 3e-3, "packing": False, "data": [table(tmp_path, data)]}
+    given = {**run, "model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out")}
+    assert start_task("classify", **given, columns=["question=claim"])["metrics"]["after"]["accuracy"] == 100.0
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     pair = tokenizer("for while", "next path open", return_tensors="pt")
     rule = token_rule(trained)
     assert rule is not None
     marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
     assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
-    with pytest.raises(OptionError, match="--question-column is an option for texts"):
-        build_arguments(CLASSIFICATION, **given, question_column="claim", images=True)
-    with pytest.raises(DataError, match="name one with --question-column"):
-        finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "output_dir": str(tmp_path / "o")}, question_column="clame"))
-
-
-def test_labelled_documents_are_read_from_a_folder_for_each_class(tmp_path: Path) -> None:
-    data = rows(6)
-    for number, row in enumerate(data):
-        (tmp_path / "texts" / row["label"]).mkdir(exist_ok=True, parents=True)
-        (tmp_path / "texts" / row["label"] / f"{number}.txt").write_text(row["text"])
-    found = load_labelled(str(tmp_path / "texts"))
-    expected = sorted((row["text"], row["label"]) for row in data)
-    assert sorted(zip(found["text"], found["label"], strict=True)) == expected
+    with pytest.raises(DataError, match=r"not 'clame'; name one with --columns question=NAME"):
+        start_task("classify", **given, columns=["question=clame"])
 
 
 def test_classes_keep_the_order_of_the_model() -> None:
@@ -119,10 +107,9 @@ def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) ->
     table(tmp_path, [{"text": "a", "label": "001"}], "held.jsonl")
     table(tmp_path, [{"text": "a", "label": 1}], "numbers.jsonl")
 
-    def classes(held: str, **changes: Any) -> list[str]:
-        given = {"model": "none", "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "train.csv")]}
-        _, data_args, _ = build_arguments(CLASSIFICATION, **given, validation=str(tmp_path / held), **changes)
-        return label_names(*read_labelled(data_args, seed=0))
+    def classes(held: str) -> list[str]:
+        data_args = ClassificationDataArguments(data=[str(tmp_path / "train.csv")], validation=str(tmp_path / held))
+        return label_names(*read_labelled(data_args, "text", seed=0))
 
     for held in ("held.csv", "held.jsonl", "train.csv"):
         assert classes(held) == ["001", "010", "X99"]
@@ -135,16 +122,15 @@ def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, to
     seen: list[dict[str, int]] = []
 
     class Metric:
-        def compute(self, predictions: list[int], references: list[dict[str, int]]) -> dict[str, float]:
+        def compute(self, predictions: list[int], references: list[dict[str, int]]) -> dict[str, Any]:
             seen[:] = references
-            return {"accuracy": 0.0, "accuracy_se": 0.0, "macro_f1": 0.0}
+            return {"accuracy": 0.0, "buckets": {}}
 
-    monkeypatch.setattr(classification, "load_metric", lambda name: Metric())
-    data = table(tmp_path, rows())
-    held = table(tmp_path, rows(10)[::-1], "held.jsonl")
-    given = {"model": converted("mlm", tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [data], "validation": held}
-    finetune_classification(*build_arguments(CLASSIFICATION, **given, max_steps=1, per_device_train_batch_size=3, **FAST))
-    expected = to_documents(load_labelled(held), tokenizer, 128, ["files", "loops"])
+    monkeypatch.setattr(classify, "load_metric", lambda name: Metric())
+    held = rows(10)[::-1]
+    given = {"data": [table(tmp_path, rows())], "validation": table(tmp_path, held, "held.jsonl"), "per_device_train_batch_size": 3}
+    start_task("classify", model=converted("mlm", tmp_path, tokenizer), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST)
+    expected = to_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]
 
@@ -153,32 +139,22 @@ def test_classify_refuses_labels_and_texts_that_do_not_fit(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = table(tmp_path, rows())
-    one = table(tmp_path, rows()[:20], "one.jsonl")
-    floats = table(tmp_path, [{"text": "x", "label": 0.5, "none": None, "many": ["a"]}] * 4, "floats.jsonl")
+    data, one = table(tmp_path, rows()), table(tmp_path, rows()[:20], "one.jsonl")
+    floats = table(tmp_path, [{"text": "x", "label": 0.5, "many": ["a"]}] * 4, "floats.jsonl")
     gap = table(tmp_path, [{"text": "x", "label": "a"}, {"text": "y", "label": None}], "gap.jsonl")
-    mixed = table(tmp_path, [{"text": "x", "label": 1}, {"text": "y", "label": "a"}], "mixed.jsonl")
-    texts = table(tmp_path, [{"text": "x", "label": "a"}, {"text": 5, "label": "b"}], "texts.jsonl")
-    (tmp_path / "flat").mkdir()
-    (tmp_path / "flat" / "a.txt").write_text("text")
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (OptionError, "name two columns", {"label_column": "text"}),
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
-        (DataError, "columns text, label, not 'labels'; name one with --label-column. Did you mean 'label'", {"label_column": "labels"}),
-        (DataError, "All documents .* have the label 'loops'", {"data": [one]}),
-        (DataError, "holds float64, but a class is a name", {"data": [floats]}),
-        (DataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
+        (OptionError, "--columns takes ROLE=NAME, with a role of text, question, image, audio, label", {"columns": ["labels=a"]}),
+        (DataError, "not 'labels'; name one with --columns label=NAME.*Did you mean 'label'", {"columns": ["label=labels"]}),
+        (DataError, "All rows .* have the label 'loops'", {"data": [one]}),
+        (DataError, r"Row 1 of .* has '0.5' in the column 'label'", {"data": [floats]}),
+        (DataError, r"Row 1 of .* in the column 'many', no name or whole number", {"data": [floats], "columns": ["label=many"]}),
         (DataError, "Row 2 of .* has no label", {"data": [gap]}),
-        (DataError, "column 'label' of .* holds values of different types", {"data": [mixed]}),
-        (DataError, "column 'text' of .* holds values of different types, not text", {"data": [texts]}),
-        (DataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
-        (DataError, "text alone; give a table with columns for text and label, or a folder", {"data": [str(tmp_path / "flat" / "a.txt")]}),
-        (OptionError, "too few to hold some back", {"data": [table(tmp_path, rows(2), "two.jsonl")]}),
     ]
     for error, words, changes in cases:
         given = {"model": short, "output_dir": str(tmp_path / "o"), "data": [data]}
         with pytest.raises(error, match=words):
-            finetune_classification(*build_arguments(CLASSIFICATION, **{**given, **changes}))
+            start_task("classify", **{**given, **changes})
     assert train("classify", ["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
     assert capsys.readouterr().err.count("Error: ") == 1
     assert not (tmp_path / "o").exists()

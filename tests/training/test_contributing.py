@@ -44,18 +44,18 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     with pytest.raises(SystemExit, match="0"):
         train("score", ["--help"])
     page = capsys.readouterr().out
-    assert page.index("data arguments:") < page.index("--score-column") < page.index("training arguments:")
+    assert "--columns" in page
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
     data.write_text("".join(json.dumps({"text": f"text {number}", "grade": number / 20}) + "\n" for number in range(20)))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {checkpoint('mlm', tmp_path / 'short', tokenizer)}\noutput: {out}\ndata: {data}\n")
     line = ["--config", str(recipe), *LINE.split()]
     assert train("score", line) == 1
-    assert "not 'score'; name one with --score-column" in capsys.readouterr().err
-    line += ["--score-column", "grade"]
+    assert "not 'number' or 'score'; name one with --columns number=NAME" in capsys.readouterr().err
+    line += ["--columns", "number=grade"]
     assert train("score", line) == 0
-    assert "held-out squared error" in capsys.readouterr().err
-    assert "longattn train score" in (out / "README.md").read_text(encoding="utf-8")
+    assert "held out" in capsys.readouterr().err
+    assert "data.jsonl" in (out / "README.md").read_text(encoding="utf-8")
     assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
     assert train("score", [*line, "--max-steps", "3", "--resume"]) == 0
     assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3

@@ -37,12 +37,10 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.transcripts import character_tokenizer, check_characters, frames_needed, read_utterances
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks import ctc
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
+from hf_longattn.training.tasks import classify, ctc
 from hf_longattn.training.tasks.ctc import CTCDataArguments, output_frames
 from tests.training.conftest import FAST, checkpoint, start_task
-from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
+from tests.training.speech import RATE, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 
 
 @pytest.fixture(scope="module")
@@ -280,26 +278,23 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestAudioClassifier:
-    """`longattn train classify --audio`."""
+    """`longattn train classify` with a model of sound."""
 
-    def settings(self, model: str, output: Path, data: Any, **changes: Any) -> Any:
-        """The arguments of a run on recordings."""
-        values = {"model": model, "output_dir": str(output), "data": [str(data)], "audio": True, **FAST, "max_steps": 2, **changes}
-        return build_arguments(CLASSIFICATION, **values)
+    def classify(self, model: str, output: Path, data: Any, **changes: Any) -> dict[str, Any]:
+        """The log of a training on recordings."""
+        values = {"model": model, "output_dir": str(output), "data": [str(data)], **FAST, "max_steps": 2, **changes}
+        return start_task("classify", **values)
 
     @pytest.mark.thorough
     def test_audio_classifier_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
         run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
-        log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))
+        log = self.classify(models["headless"], tmp_path / "out", tones, **run)
         assert log["classes"] == ["a", "b"]
-        assert log["audio_files"] == {"train": 22, "held_out": 2, "cut": 0}
-        assert log["longest_seconds"] == pytest.approx(4 * SECONDS)
-        assert log["held_out"]["after"]["accuracy"] == 100.0
+        assert (log["metrics"]["after"]["accuracy"], log["metrics"]["after"]["n"]) == (100.0, 2)
         model = AutoModelForAudioClassification.from_pretrained(tmp_path / "out").eval()
         extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
         inputs = extractor(speech("bbb", 99), sampling_rate=RATE, return_tensors="pt")
         assert model.config.id2label[int(model(**inputs).logits.argmax())] == "b"
-        assert "on 22 audio files of" in (tmp_path / "out" / "README.md").read_text()
 
     def test_feature_extractors_of_fixed_length_cut_recordings(self, tones: Path) -> None:
         """AST's and Whisper's feature extractors fill up or cut every recording."""
@@ -308,33 +303,29 @@ class TestAudioClassifier:
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
 
-    def test_spectrogram_transformer_trains_and_reports_cut_recordings(self, tones: Path, tmp_path: Path) -> None:
+    def test_spectrogram_transformer_trains_and_reports_cut_recordings(
+        self, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
         config = ASTConfig(**shape, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
         ASTForAudioClassification(config).save_pretrained(tmp_path / "model")
         extractor = ASTFeatureExtractor(max_length=16, num_mel_bins=8)
         extractor.save_pretrained(tmp_path / "model")
-        log = finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
-        assert log["audio_files"]["cut"] == 8  # of 200 ms
-        assert log["read_seconds"] == 0.16
+        said: list[str] = []
+        monkeypatch.setattr(classify.logger, "warning", said.append)
+        self.classify(str(tmp_path / "model"), tmp_path / "out", tones)
+        assert "8 audio files are longer than the 0.16 seconds of the model's input and are cut." in said  # of 200 ms
         trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
         assert trained.config.id2label == {0: "a", 1: "b"}
 
-    def test_classify_audio_refuses_models_and_options_that_do_not_fit(
+    def test_classifiers_of_texts_and_sound_refuse_the_data_of_the_other(
         self, tones: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
         (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
-        texts = {"audio": False, "data": tmp_path / "texts.csv"}
-        cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-            (CheckpointError, r"\(bert\) has no head for audio classification; it reads texts: leave --audio out", {"model": text_model}),
-            (CheckpointError, r"\(wav2vec2\) has no head for text classification; it hears audio files: add --audio", texts),
-            (CheckpointError, r"\(wav2vec2\) has no head for image .*: add --audio", {"audio": False, "images": True}),
-            (OptionError, "--audio-column is an option for audio; add --audio", {**texts, "audio_column": "sound"}),
-            (OptionError, "--images and --audio are two kinds of data", {"images": True}),
-        ]
-        for error, words, changes in cases:
-            arguments = {"model": models["headless"], "output": tmp_path / "o", "data": tones, **changes}
-            with pytest.raises(error, match=words):
-                finetune_classification(*self.settings(**arguments))
+        for model, data, words in (
+            (checkpoint("mlm", tmp_path / "text", tokenizer), tones, "holds no texts"),
+            (models["headless"], tmp_path / "texts.csv", "not 'audio'; name one with --columns audio=NAME"),
+        ):
+            with pytest.raises(DataError, match=words):
+                self.classify(model, tmp_path / "o", data)
             assert not (tmp_path / "o").exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 import hf_longattn
-from hf_longattn.training.old_trainer import LongTrainer
+from hf_longattn.training.trainer import LongTrainer
 from tests.ranks import Ranks, announce
 
 SHAPE = {

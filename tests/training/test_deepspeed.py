@@ -30,12 +30,12 @@ def test_deepspeed_zero_trains_packed_texts_in_2_ranks(stage: int, tmp_path: Pat
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / f"zero{stage}.yaml")),
         *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", str(tmp_path / "long")),
-        *("--text", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
+        *("--data", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
         *("--warmup-steps", "1", "--gradient-accumulation-steps", "1"),
     ]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     log = json.loads((tmp_path / "out" / "training_log.json").read_text())
-    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert log["metrics"]["after"]["loss"] < log["metrics"]["before"]["loss"]
     assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256

@@ -16,22 +16,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
-from hf_longattn.data.sources import DataError, train_test_split
+from hf_longattn.data.pairs import labelled_pairs, relevant_texts, reranking, retrieval
+from hf_longattn.data.rows import read_rows
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.token_globals import token_rule
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.embed import (
-    EMBED,
-    EmbedDataArguments,
-    embedding_trainer,
-    finetune_embeddings,
-    prompts_of,
-    reranking_trainer,
-)
+from hf_longattn.training.tasks.embed import EmbedDataArguments, prompts_of
 from scripts import prepare_longembed
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> str:
@@ -56,11 +49,11 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
     pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
     settings = {**FAST, **pace, "per_device_train_batch_size": 8, "max_length": 100, **({} if kind == "embeddings" else {kind: True})}
-    log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
+    log = start_task("embed", **given, **settings)
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
-    assert reranker or log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
-    assert set(log["held_out"]["after"]) == ({"mrr", "ndcg", "n"} if reranker else {"accuracy_at_1", "mrr", "n"})  # of three queries
+    assert reranker or log["metrics"]["after"]["mrr"] >= log["metrics"]["before"]["mrr"]
+    assert {*log["metrics"]["after"]} == {"mrr", "ndcg", "n", *([] if reranker else ["accuracy_at_1"])}
     loader = {"embeddings": "SentenceTransformer", "reranker": "CrossEncoder", "multi_vector": "MultiVectorEncoder"}[kind]
     loaded = getattr(st, loader)(str(tmp_path / "out"), device="cpu")
     assert loaded.max_seq_length == 128
@@ -74,13 +67,11 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
         (states,) = loaded.encode_document(["tree file"])
         read = loaded.transformers_model(**tokenizer("tree file", return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(states.cpu(), torch.nn.functional.normalize(read, dim=-1))
-        again = finetune_embeddings(*build_arguments(EMBED, **{**given, "model": str(tmp_path / "out"), "output_dir": str(tmp_path / "b")},
-                                                     **{**settings, "max_steps": 1, "learning_rate": 1e-9}))  # fmt: skip
-        assert again["held_out"]["before"] == log["held_out"]["after"]
+        again = {**given, **settings, "model": str(tmp_path / "out"), "output_dir": str(tmp_path / "b"), "max_steps": 1}
+        assert start_task("embed", **again)["metrics"]["before"] == log["metrics"]["after"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"import {loader}" in card
-    assert "cut at 100 tokens. held out: " in card
-    assert "texts of up to 128 tokens" in card
+    assert "input length 128" in card
 
 
 @pytest.mark.thorough
@@ -104,9 +95,9 @@ def test_prepare_longembed_makes_documents_that_differ_by_one_fact_each(
     assert max(depths) > 0.8
     if task == "passkey":  # the other is read by the same code
         short = checkpoint("mlm", tmp_path / "short", tokenizer)
-        line = ["--model", short, "--data", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]
+        line = ["--model", short, "--data", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "out"), "--no-bf16"]
         assert evaluate("embed", line) == 0
-        assert json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["after"]["n"] == 50
+        assert json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]["after"]["n"] == 50
     with pytest.raises(SystemExit):
         prepare_longembed.main([task, "8", str(tmp_path / "short.jsonl")])
     assert "at least 64 tokens, not 8" in capsys.readouterr().err
@@ -149,14 +140,13 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
     text = "def tree(node): return node.name " * 40
     data = write([{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl")
     given = {"model": str(long), "output_dir": str(out), "data": [data], "max_length": 20, "reranker": reranker, "max_steps": 1}
-    finetune_embeddings(*build_arguments(EMBED, **given, **FAST, per_device_train_batch_size=4))
+    start_task("embed", **given, **FAST, per_device_train_batch_size=4)
     assert max(lengths[True]) == 20
     assert max(lengths[False]) == 128
     lengths_by_folder = {"source": (64, 64, 32), "long": (128, 128, 128), "out": (128, 128, 128)}
     assert {name: lengths_of(tmp_path / name, reranker) for name in lengths_by_folder} == lengths_by_folder
     card = (out / "README.md").read_text()
-    assert "cut at 20 tokens. held out: " in card
-    assert "texts of up to 128 tokens" in card
+    assert "input length 128" in card
     assert (json.loads((out / "tokenizer.json").read_text())["truncation"] or {"max_length": 128})["max_length"] == 128
 
 
@@ -167,7 +157,7 @@ def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: 
     for reranker in (False, True):
         given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
         with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):
-            finetune_embeddings(*build_arguments(EMBED, **given, **FAST))
+            start_task("embed", **given, **FAST)
 
 
 @pytest.mark.parametrize("reranker", [False, True])
@@ -180,7 +170,7 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(reranker: bool, tmp
     loader.from_pretrained(folder, **head).half().save_pretrained(folder)
     data = write([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
-    finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4))
+    start_task("embed", **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4)
     name = "encoder.layer.0.attention.self.query.weight"
     before, after = (AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out"))
     assert (before.dtype, after.dtype) == (torch.float16, torch.float32)
@@ -190,25 +180,14 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(reranker: bool, tmp
         assert (config.num_labels, config.problem_type) == (1, None)
 
 
-@pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])
-def test_embedding_trainer_evaluates_the_pairs_it_is_given(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    pytest.importorskip("sentence_transformers")
-    rows: list[dict[str, Any]] = [{"anchor": f"query {number}", "positive": f"text {number} of {number}"} for number in range(12)]
-    rows = [{**row, "score": number / 12} if kind == "scores" else row for number, row in enumerate(rows)]
-    data, held, other = (Dataset.from_list(part) for part in (rows[:4], rows[4:7], rows[7:]))
-    given = {"model": checkpoint("mlm", tmp_path / "short", tokenizer), "output_dir": str(tmp_path / "out"), "data": ["pairs.jsonl"]}
-    arguments = build_arguments(EMBED, **given, **FAST, reranker=kind == "reranker")
-    trainer = (reranking_trainer if kind == "reranker" else embedding_trainer)(*arguments, data, held)
-    assert [trainer.evaluate(*part)["eval_n"] for part in ((), (held,), (other,))] == [3, 3, 5]
-
-
 def pairs(*rows: tuple[str, ...], names: tuple[str, ...] = ("anchor", "positive")) -> Dataset:
     return Dataset.from_list([dict(zip(names, row, strict=True)) for row in rows])
 
 
 def test_pairs_have_columns_in_the_order_of_the_losses(tmp_path: Path) -> None:
     rows = [{"negative": "c", "positive": "b", "other": 1, "anchor": "a"}]
-    assert read_pairs(write(rows, tmp_path / "rows.jsonl"), "train").column_names == ["anchor", "positive", "negative"]
+    data_args = EmbedDataArguments(data=[write(rows, tmp_path / "rows.jsonl")] * 2)
+    assert read_rows(data_args, seed=0)[0].column_names == ["anchor", "positive", "negative"]
 
 
 def test_retrieval_counts_all_positives_of_an_anchor_as_relevant() -> None:
@@ -259,11 +238,11 @@ def test_scored_pairs_are_evaluated_by_correlation(tmp_path: Path, tokenizer: Pr
         for one in words for two in words for other in words
     ]  # fmt: skip
     data = write(rows, tmp_path / "scored.jsonl")
-    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "validation_split": "train"}
-    log = finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=1))
-    assert set(log["held_out"]["after"]) == {"spearman", "spearman_se", "pearson", "pearson_se", "n"}
-    assert log["held_out"]["after"]["n"] == 64
-    assert log["held_out"]["before"]["spearman"] > 50
+    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
+    log = start_task("embed", **given, **FAST, max_steps=1)
+    assert set(log["metrics"]["after"]) == {"spearman", "pearson", "n"}
+    assert log["metrics"]["after"]["n"] == 64
+    assert log["metrics"]["before"]["spearman"] > 50
 
 
 @pytest.mark.parametrize(
@@ -285,13 +264,14 @@ def test_embed_refuses_sources_of_different_columns(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
     data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
-        train_test_split(EmbedDataArguments(data=data), read_pairs, seed=0)
+        read_rows(EmbedDataArguments(data=data), seed=0)
 
 
 def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
     data = write([{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)], tmp_path / "p.jsonl")
-    arguments = build_arguments(EMBED, model=folder, output_dir=str(tmp_path / "out"), data=[data], reranker=True, **FAST)
-    with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; .*without --reranker"):
-        finetune_embeddings(*arguments)
+    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
+    for kind in ("reranker", "multi_vector"):
+        with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; leave it out"):
+            start_task("embed", **given, **{kind: True}, **FAST)

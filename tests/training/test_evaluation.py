@@ -135,7 +135,7 @@ def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
     def outcome(model: str, labelled: Any) -> Any:
         data = table(tmp_path, [{"text": text, "label": label} for text, label in labelled])
         code, said, scores = scored("classify", "--model", model, "--data", data)
-        return said.splitlines()[-1] if code else scores["held_out"]["after"]["accuracy"]
+        return said.splitlines()[-1] if code else scores["metrics"]["after"]["accuracy"]
 
     assert outcome(named, zip(texts, by_name, strict=True)) == 100.0
     assert outcome(named, few) == 100.0  # one class of three, whose number is the model's
@@ -172,10 +172,10 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
     model = classifier(tmp_path / "model", tokenizer, CLASSES)
     data = table(tmp_path, [{"text": "for", "label": "good"}])
     sentences_said = {
-        ("classify", "--model", model): "No data given; add --data with a labelled file",
+        ("classify", "--model", model): "No data given; add --data with a file",
         ("classify", "--data", data): "No model given; add --model",
         ("multitask", "--model", model): "Multitask needs a task; add --tasks NAME=KIND:DATA, or --task-file FILE.yaml",
-        ("classify", "--model", model, "--data", data, "--use-peft"): "--use-peft is an option of training, and nothing is trained here",
+        ("classify", "--model", model, "--data", data, "--use-peft"): "There is no option --use-peft",
     }
     wrong = {}
     for line, words in sentences_said.items():

@@ -6,7 +6,6 @@ import io
 import json
 import struct
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from transformers import (
 )
 
 from hf_longattn import LongViTForImageClassification
-from hf_longattn.cli.train import train
 from hf_longattn.data import images as images_module
 from hf_longattn.data.files import load_labelled_files
 from hf_longattn.data.images import (
@@ -36,10 +34,7 @@ from hf_longattn.data.images import (
 )
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
-from hf_longattn.training.training_loop import LOG_NAME
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 COLOURS = {"blue": (20, 40, 220), "red": (220, 40, 20)}
 ORIENTATION = 0x0112
@@ -83,51 +78,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / name) for name in ("short", "long", "disagreeing")}
 
 
-def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
-    """The arguments of a run on images; ``data`` is a folder or a list of sources."""
+def classify(model: str, output: Path, data: Any, **changes: Any) -> dict[str, Any]:
+    """The log of a training on images; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
-    values = {"model": model, "output_dir": str(output), "data": sources, "images": True, **FAST, "max_steps": 2, **changes}
-    return build_arguments(CLASSIFICATION, **values)
+    return start_task("classify", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
 
 
 @pytest.mark.thorough
 def test_converted_vit_learns_two_colours(photos: Path, models: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
-    log = finetune_classification(*settings(models["long"], output, photos, **run))
-    assert (log["classes"], log["input_size"], log["augmented"]) == (["blue", "red"], [32, 48], find_spec("torchvision") is not None)
-    assert log["images"] == {"train": 22, "held_out": 2, "transparent": 0}
-    assert log["held_out"]["after"]["accuracy"] == 100.0
-    assert log["held_out"]["after"]["buckets"] == {}
+    log = classify(models["long"], output, photos, **run)
+    assert log["classes"] == ["blue", "red"]
+    assert (log["metrics"]["after"]["accuracy"], log["metrics"]["after"]["n"], log["by_length"]) == (100.0, 2, {})
     trained = AutoModelForImageClassification.from_pretrained(output)
     assert isinstance(trained, LongViTForImageClassification)
     assert (trained.config.id2label, trained.config.long_image_size) == ({0: "blue", 1: "red"}, [32, 48])
     processor = AutoImageProcessor.from_pretrained(output)
     pixels = processor(image_of(COLOURS["red"], 99), return_tensors="pt")["pixel_values"]
     assert trained.eval()(pixels).logits.argmax().item() == 1
-    card = (output / "README.md").read_text()
-    assert "on 22 images of" in card
-    assert "32 × 48 pixels each" in card
-
-
-def test_classify_images_prints_scores_and_counts_transparent_images(
-    photos: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "photos"
-    for name in COLOURS:
-        (folder / name).mkdir(parents=True)
-        for number in range(6):
-            mask = Pillow.new("L", (40, 30), 255 if number else 0)
-            image = image_of(COLOURS[name], number)
-            image.putalpha(mask)
-            image.save(folder / name / f"{number}.png")
-    line = ["--model", models["short"], "--data", str(folder), "--validation", str(photos), "--images", "--augmentation", "none"]
-    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1"]
-    assert train("classify", line) == 0
-    said = capsys.readouterr().err
-    assert "(24 images)" in said
-    assert "2 images with transparent parts, which are shown on white" in said
-    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["augmented"] is False
 
 
 def test_images_are_the_same_from_every_kind_of_source(photos: Path, tmp_path: Path) -> None:
@@ -261,7 +230,7 @@ def test_damaged_and_oversized_images_are_refused_with_their_file(name: str, pho
             (tmp_path / "photos" / label / file.name).write_bytes(file.read_bytes())
     (tmp_path / "photos" / "red" / name).write_bytes(content)
     with pytest.raises(DataError, match=f"red/{name} {words}"):
-        finetune_classification(*settings(models["short"], tmp_path / "out", tmp_path / "photos", augmentation="none"))
+        classify(models["short"], tmp_path / "out", tmp_path / "photos", augmentation="none")
     assert not (tmp_path / "out").exists()
 
 
@@ -286,29 +255,29 @@ def test_classify_images_refuses_models_options_and_data_that_do_not_fit(
         image_of((0, 0, 0), number).save(tmp_path / "one" / "cat" / f"{number}.png")
     missing = tmp_path / "no processor"
     ViTForImageClassification.from_pretrained(short).save_pretrained(missing)
-    texts = {"images": False, "data": [str(tmp_path / "texts.csv")]}
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (CheckpointError, r"\(bert\) has no head for image classification; it reads texts: leave --images out", {"model": text_model}),
-        (CheckpointError, r"\(vit\) has no head for text classification; it reads images: add --images", texts),
+        (DataError, "not 'text'; name one with --columns text=NAME", {"model": text_model, "data": [str(tmp_path / "gap.csv")]}),
         (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (
             CheckpointError,
             "makes images of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
             {"model": models["disagreeing"]},
         ),
-        (OptionError, "--image-column is an option for images; add --images", {**texts, "image_column": "photo"}),
         (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
-        (OptionError, "--image-column and --label-column are both 'label'", {"image_column": "label"}),
-        (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
-        (DataError, "'image' of .* holds int64, not images; name another", {"data": [str(tmp_path / "numbers.jsonl")]}),
+        (DataError, "columns text, label, not 'image'; name one with --columns image=NAME", {"data": [str(tmp_path / "texts.csv")]}),
+        (
+            DataError,
+            "has '1' in the column 'image', no path; correct it, or name another column",
+            {"data": [str(tmp_path / "numbers.jsonl")]},
+        ),
         (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
-        (DataError, "has no sub-folders; every label needs one, with its images", {"data": [str(tmp_path / "flat")]}),
-        (DataError, "cat' holds no images", {"data": [str(tmp_path / "without")]}),
-        (DataError, "All images .* have the label 'cat'", {"data": [str(tmp_path / "one")]}),
+        (DataError, "flat' holds no images", {"data": [str(tmp_path / "flat")]}),
+        (DataError, "without' holds no images", {"data": [str(tmp_path / "without")]}),
+        (DataError, "All rows .* have the label 'cat'", {"data": [str(tmp_path / "one")]}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words):
-            finetune_classification(*settings(**{"model": short, "output": tmp_path / "o", "data": photos, **changes}))
+            classify(**{"model": short, "output": tmp_path / "o", "data": photos, **changes})
         assert not (tmp_path / "o").exists()
 
 

@@ -16,13 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import CheckpointError
-from hf_longattn.training.old_lm import MLM, finetune_lm
-from hf_longattn.training.parsing import build_arguments
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classification import rows, table
 
-LINE = """--no-bf16 --disable-tqdm True --threads 1 --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 8
+LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 8
     --save-steps 2 --save-total-limit 2 --learning-rate 1e-3 --batch-size 2 --max-length 64"""
 
 
@@ -55,7 +53,7 @@ def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
     save_qa(records, tmp_path / "qa.jsonl")
     labelled = table(tmp_path, rows())
     return {
-        "mlm": ["--text", texts],
+        "mlm": ["--data", texts],
         "qa": ["--data", str(tmp_path / "qa.jsonl"), "--stride", "8"],
         "multitask": ["--tasks", f"topic=classify:{labelled}", f"ask=qa:{tmp_path / 'qa.jsonl'}"],
     }
@@ -100,27 +98,16 @@ def test_checkpoint_whose_save_ended_early_is_not_resumed(point: str, count: int
         raise Ended
 
     def train(output: str, **more: Any) -> None:
-        given = {"model": model, "text": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False, **more}
-        finetune_lm(*build_arguments(MLM, output_dir=str(tmp_path / output), **given))
+        given = {"model": model, "data": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False, **more}
+        start_task("mlm", output_dir=str(tmp_path / output), **given)
 
     train("whole")
     with pytest.raises(Ended), Ending(point, count, end):
         train("ended")
     if count == 1:  # of the first checkpoint: nothing is complete
-        with pytest.raises(CheckpointError, match=r"checkpoint-2 has a damaged trainer_state.json; to start again, give --overwrite"):
+        with pytest.raises(CheckpointError, match=r"There is no complete checkpoint in .* to resume from"):
             train("ended", resume=True)
         train("ended", overwrite=True)
     else:
         train("ended", resume=True)
     same(tmp_path / "whole", tmp_path / "ended")
-
-
-def test_resumed_run_that_took_its_last_step_takes_no_other(model: str, texts: str, tmp_path: Path) -> None:
-    (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
-    given = {"model": model, "text": [texts], "validation": str(tmp_path / "held.txt"), "output_dir": str(tmp_path / "o"), **FAST}
-    first = finetune_lm(*build_arguments(MLM, **given, max_steps=3, save_steps=1))
-    weights = load_file(tmp_path / "o" / "model.safetensors")
-    again = finetune_lm(*build_arguments(MLM, **given, max_steps=3, save_steps=1, resume=True))
-    found = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (first, again)]
-    assert found[0] == found[1]
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(tmp_path / "o" / "model.safetensors").items())

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training.old_lm import CLM, LM, MLM, finetune_lm, load_lm
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.training_loop import LOG_NAME
+from hf_longattn.data.lengths import input_length
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.lm import load_lm
+from hf_longattn.training.saving import LOG_NAME
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint
+from tests.training.conftest import FAST, checkpoint, start_task
 
 
 @pytest.mark.thorough
@@ -25,46 +25,29 @@ from tests.training.conftest import FAST, checkpoint
 def test_converted_language_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint(kind, tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
-    log = finetune_lm(
-        *build_arguments(
-            LM, model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, learning_rate=3e-3, **FAST
-        )
-    )
-    assert (log["objective"], log["input_length"]) == (kind, 256)
-    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [texts], **FAST}
+    log = start_task(kind, **given, max_steps=20, learning_rate=3e-3)
+    assert log["input_length"] == 256
+    assert log["metrics"]["after"]["loss"] < log["metrics"]["before"]["loss"] - 0.1
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["settings"]["max_steps"] == 20
     if kind == "mlm":
         assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
 
 
-def test_from_scratch_keeps_the_architecture_and_no_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    short = checkpoint("clm", tmp_path / "short", tokenizer)
-    convert_checkpoint(
-        short, tmp_path / "long", layers={"in_turn": [{"mechanism": "taylor"}, {"mechanism": "window", "window": 8}]}, verify=False
-    )
-    trained, fresh = (load_lm(str(tmp_path / "long"), "clm", from_scratch=scratch)[0] for scratch in (False, True))
-    assert type(fresh) is type(trained)
-    assert fresh.config.long_attention == trained.config.long_attention
-    before, after = (dict(model.named_parameters()) for model in (trained, fresh))
-    assert before.keys() == after.keys()
-    assert all(after[name].isfinite().all() for name in after)
-    matrices = [name for name in after if after[name].ndim > 1]
-    assert not any(torch.equal(before[name], after[name]) for name in matrices)
-
-
 def test_language_model_training_refuses_unfit_models_and_texts(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
-    given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
-    cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
-        (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
-        (OptionError, "does not predict masked tokens", MLM, {}),
-        (OptionError, "does not predict the next token", CLM, {"model": encoder}),
-        (OptionError, "only one document", LM, {"text": [f"{texts}/0.txt"]}),
+    given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "data": [texts]}
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("exceeds the 64 tokens", "clm", {"max_length": 65}),
+        ("does not predict masked tokens", "mlm", {}),
+        ("does not predict the next token", "clm", {"model": encoder}),
+        ("only one document|only one row", "clm", {"data": [f"{texts}/0.txt"]}),
+        ("--mlm-probability must lie between 0 and 1", "mlm", {"mlm_probability": 1.0}),
     ]
-    for error, words, kind, changes in cases:
-        with pytest.raises(error, match=words):
-            finetune_lm(*build_arguments(kind, **{**given, **changes}))
+    for words, task, changes in cases:
+        with pytest.raises(OptionError, match=words):
+            start_task(task, **{**given, **changes})
 
 
 def test_training_refuses_quantised_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +55,17 @@ def test_training_refuses_quantised_weights(tmp_path: Path, tokenizer: PreTraine
     monkeypatch.setattr(PreTrainedModel, "is_quantized", True, raising=False)
     with pytest.raises(CheckpointError, match="holds quantised weights, which cannot be trained"):
         load_lm(short, "auto")
+
+
+def test_model_without_a_length_needs_max_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    class Endless(torch.nn.Module):
+        config: Any = None
+        base_model = torch.nn.Module()
+
+    tokenizer.model_max_length, usual = int(1e30), tokenizer.model_max_length
+    try:
+        with pytest.raises(OptionError, match="give --max-length"):
+            input_length(Endless(), tokenizer, None)  # type: ignore[arg-type]
+        assert input_length(Endless(), tokenizer, 300) == 300  # type: ignore[arg-type]
+    finally:
+        tokenizer.model_max_length = usual

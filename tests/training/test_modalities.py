@@ -30,9 +30,9 @@ from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.evaluation import evaluation_arguments
+from hf_longattn.training.old_classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import multitask
-from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask
 from tests.cases import every_case
 from tests.training.conftest import FAST, SCORED, checkpoint

@@ -21,11 +21,10 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.data.tokenization import IGNORED, to_documents
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.old_lm import LM, finetune_lm
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.segment_trainer import SegmentTrainer
+from hf_longattn.training.arguments import LongTrainingArguments
+from hf_longattn.training.segments import SegmentTrainer, segment_trainer
 from tests.ranks import free_port
-from tests.training.conftest import SOURCES
+from tests.training.conftest import SOURCES, start_task
 
 ROOT = Path(hf_longattn.__file__).parent.parent
 DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
@@ -85,9 +84,11 @@ def test_segment_stream_passes_of_neighbouring_seeds_differ_in_order() -> None:
 def test_segment_training_refuses_options_that_do_not_fit() -> None:
     with pytest.raises(OptionError, match="no document"):
         list(SegmentStream([], 4, 1))
-    for wrong in ({"segments": 1}, {"segments": 8, "num_train_epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
+    for wrong in ({"segments": 1}, {"segments": 8, "max_length": 64}):
         with pytest.raises(OptionError, match="segments is"):
-            finetune_lm(*build_arguments(LM, model="m", output_dir="o", text=["t"], **wrong))
+            start_task("clm", model="m", output_dir="o", data=["t"], **wrong)
+    with pytest.raises(OptionError, match="--gradient-checkpointing drops what the layers remember"):
+        segment_trainer(None, LongTrainingArguments("o", gradient_checkpointing=True), None, None, None, None, 8)  # type: ignore[arg-type]
 
 
 def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
@@ -166,8 +167,8 @@ def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Pat
         command = [
             sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py"), "clm", "--model", model,
-            "--text", str(tmp_path / "texts"), "--segments", "32", "--batch-size", str(batch), "--output", str(tmp_path / output),
-            "--threads", "1", "--logging-steps", "1", *fixed, *more,
+            "--data", str(tmp_path / "texts"), "--segments", "32", "--batch-size", str(batch), "--output", str(tmp_path / output),
+            "--logging-steps", "1", *fixed, *more,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)

@@ -13,7 +13,7 @@ from ..family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
 """The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""
-LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT")
+LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT", "ForQuestionAnswering", "ForQuestionAnsweringSimple")
 """Suffixes of classes whose loss is a mean over rows, whatever their number of labels."""
 
 

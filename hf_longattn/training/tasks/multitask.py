@@ -25,12 +25,12 @@ from hf_longattn.data.audio import Hearing
 from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, EpochSampler, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import TARGETS, QACollator, QAEncodingConfig, training_features
+from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_reader import QAReader, qa_loss
+from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.grid_rule import image_size
@@ -41,12 +41,13 @@ from hf_longattn.training.args import DataArguments, ModelArguments, argument, b
 from hf_longattn.training.evaluation import evaluation_class
 from hf_longattn.training.loading import labels_of
 from hf_longattn.training.modalities import Start, load_multimodal_start
+from hf_longattn.training.old_classify import NO_LENGTH, ClassificationDataArguments, read_labelled
+from hf_longattn.training.old_qa import QADataArguments, read_questions
+from hf_longattn.training.old_tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.old_trainer import MeasuringTrainer, rows_of
 from hf_longattn.training.results import held_out_in_words, score_in_words, steps_of
 from hf_longattn.training.task import Task
-from hf_longattn.training.tasks.classify import NO_LENGTH, ClassificationDataArguments, read_labelled
-from hf_longattn.training.tasks.qa import QADataArguments, read_questions
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
+from hf_longattn.training.tasks.qa import span_loss
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 from hf_longattn.training.training_loop import check_rows, prepare_run, save_run, train
 
@@ -297,10 +298,13 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, **inputs: Any) -> Any:
         """The outputs of a task's head, with its loss."""
-        model_inputs = {name: value for name, value in inputs.items() if name not in TARGETS}
-        outputs = self.models[task](**model_inputs)
-        if "starts" in inputs:
-            outputs.loss = qa_loss(outputs, inputs).mean()
+        model = self.models[task]
+        if not type(model).__name__.endswith("ForQuestionAnswering"):
+            return model(**inputs)
+        labels = inputs.pop("labels", None)
+        outputs = model(**inputs)
+        if labels is not None:
+            outputs.loss = span_loss(outputs, labels)
         return outputs
 
     def items_of(self, task: str, **inputs: Any) -> Tensor:
@@ -518,13 +522,13 @@ def _qa(name: str, run: TaskArguments, start: Start, data: QADataArguments) -> T
     if not run.training.only_scores:
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
-    encoding = QAEncodingConfig(length, data.shared_tokens(length))
+    stride = data.shared_tokens(length)
     examples, validation = read_questions(data, run.training.seed)
-    rows = training_features(examples, tokenizer, encoding, "windows")
+    rows = qa_rows(answerable(examples), tokenizer, length, stride)
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)
 
     def scores() -> Scores:
-        reader = QAReader("", model, tokenizer, encoding, batch_size=run.training.per_device_eval_batch_size)
+        reader = QAReader(model, tokenizer, length, stride, batch_size=run.training.per_device_eval_batch_size)
         answers = reader.read(validation)
         results = score_answers(validation, answers)
         tuned = None if run.training.only_scores else results.get("best_f1_threshold")  # of "no answer", on these questions

@@ -65,8 +65,7 @@ def convert(options: argparse.Namespace, out: Path) -> Path:
 
 def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
     """The rows that need no training."""
-    from hf_longattn.data.qa_features import QAEncodingConfig
-    from hf_longattn.evaluation.qa_reader import QAReader, windows
+    from hf_longattn.evaluation.qa_reader import QAReader
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.qa_baselines import LexicalRule, RandomCandidate
 
@@ -74,19 +73,19 @@ def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
     return [
         RandomCandidate(),
         LexicalRule(),
-        QAReader("first 512 tokens", model, tokenizer, QAEncodingConfig(512)),
-        QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
+        QAReader(model, tokenizer, 512, None, name="first 512 tokens"),
+        QAReader(model, tokenizer, 512, 128, name="windows of 512, stride 128"),
         long_reader(BEFORE, converted),
     ]
 
 
 def long_reader(row: str, folder: Path) -> Any:
     """A converted model that reads the whole document."""
-    from hf_longattn.evaluation.qa_reader import QAReader, whole
+    from hf_longattn.evaluation.qa_reader import QAReader
     from hf_longattn.training import load_qa_model
 
     model, tokenizer = load_qa_model(str(folder))
-    return QAReader(row, model, tokenizer, whole(LENGTH), batch_size=1)
+    return QAReader(model, tokenizer, LENGTH, batch_size=1, name=row)
 
 
 def score(systems: list[Any], sets: dict[str, list[dict[str, Any]]], what: str) -> list[Any]:

@@ -5,7 +5,8 @@
 
 all-MiniLM-L6-v2 gets a question-answering head and is trained on excerpts of :mod:`reference_pages` of less than 512 tokens. From there
 on, with equal minutes of training on the same whole pages and longer excerpts: windows of 512 tokens that share 128; the same with the
-title in front of each; and the model converted to 4,096 tokens. All trainings and conversions are the commands of users, which are printed.
+title in front of each; and the model converted to 4,096 tokens. All trainings but one (:mod:`varied_windows`) and
+all conversions are the commands of users, which are printed.
 """
 
 from __future__ import annotations
@@ -279,11 +280,10 @@ def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     """Train the reader of excerpts that all share, and from it the three readers of pages, on the same data."""
     few = f"--max-eval-samples {12 if quick else 100} --warmup-steps 50 --tokens-per-batch 2048 --learning-rate"
     fine_tune(work, "first", "minilm", "first", minutes.first, seed, f"{few} 2e-4")
-    like_converted = f"{few} 1.5e-4 --windows 0 64 128 --random-positions"
-    fine_tune(work, "second", "first", "second", minutes.second, seed, like_converted)
+    fine_tune(work, "second", "first", "second", minutes.second, seed, f"{few} 1.5e-4", program=("scripts.dev.studies.varied_windows",))
     fine_tune(work, "reader", "second", "second", minutes.third, seed + 1, f"{few} 1e-4")
     if not (work / "converted").exists():
-        run("convert", work / "reader", work / "converted", "--mechanism", "longformer", "--max-length", LONG, *LAYOUT)
+        run("hf_longattn", "convert", work / "reader", work / "converted", "--mechanism", "longformer", "--max-length", LONG, *LAYOUT)
     same = "--tokens-per-batch 4096" + " --max-eval-samples 12" * quick
     for name, model in (("windows", "reader"), ("long", "converted")):
         more = f"{same} --warmup-steps 50 --learning-rate 1e-4"
@@ -294,13 +294,16 @@ def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
         fine_tune(work, f"{name}-{seed}", model, data, minutes.seed, seed, more, held_out=f"validation{titled}")
 
 
-def fine_tune(work: Path, name: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "") -> None:
+def fine_tune(
+    work: Path, name: str, model: str, data: str, minutes: float, seed: int, more: str, *, held_out: str = "",
+    program: Sequence[str] = ("hf_longattn", "train", "qa"),
+) -> None:  # fmt: skip
     """Train a model of ``work`` on files of it as users do, with the options ``more``; a trained one is kept, a stopped one goes on."""
     if not (work / name / "model.safetensors").exists():
         again = "--resume" if any((work / name).glob("checkpoint-*")) else "--overwrite"
         files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
-        run("train", "qa", "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
+        run(*program, "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
             "--gradient-accumulation-steps", "1", "--no-eval-on-start", "--logging-steps", "50", *validation, *more.split(),
             "--output", work / name, again)  # fmt: skip
 
@@ -318,10 +321,9 @@ def windows_of(asked: str, text: str, tokenizer: Any, size: int = SHORT, stride:
 
 
 def run(*words: object) -> None:
-    """Run a command of the package, after printing it."""
-    shown = shlex.join(map(str, words))
-    print(f"\n$ longattn {shown}", flush=True)
-    subprocess.run([sys.executable, "-m", "hf_longattn", *map(str, words)], check=True)
+    """Run a module with these words, after printing them."""
+    print(f"\n$ python -m {shlex.join(map(str, words))}", flush=True)
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Answer]:
@@ -347,13 +349,13 @@ def on_every_core(read: Callable[[int, int], Iterable[Answer]]) -> Iterator[Answ
 
 def answers_of(work: Path, seed: int, pages: Mapping[str, str], step: int, first: int) -> list[Answer]:
     """Ask the readers of a seed every ``step``-th question, reader after reader, so that all meet the same conditions."""
-    from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
+    from hf_longattn.evaluation.qa_reader import QAReader
     from hf_longattn.training import load_qa_model
 
     readers, answers = {}, list[Answer]()
     for name in READERS:
         model, tokenizer = load_qa_model(str(work / f"{name}-{seed}"))
-        readers[name] = QAReader(name, model, tokenizer, whole(LONG) if name == "long" else windows(SHORT, STRIDE))
+        readers[name] = QAReader(model, tokenizer, LONG if name == "long" else SHORT, STRIDE, name=name)
     questions = (read(work / f"{name}.jsonl")[first::step] for name in ("test", "test-titled"))
     for plain, titled in zip(*questions, strict=True):
         for name, reader in readers.items():

@@ -85,7 +85,7 @@ class Subject:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Those of a conversion to larger inputs by a window of all that the base sees, and positions that keep its outputs."""
-        if self.kind.any_size:
+        if any(getattr(part.rule, "shapes", None) for part in self.kind.parts.values()):
             raise NotApplicable("reads images of any size, so that there is no size to convert")
         settings: dict[str, Any] = {}
         for name, part in self.kind.parts.items():

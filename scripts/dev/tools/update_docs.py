@@ -125,15 +125,13 @@ def describe(record: dict[str, Any]) -> str:
 def recipes() -> str:
     """The trainings with published values, one line each; ``longattn recipes NAME`` prints the rest."""
     recipes = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
-    rows = [[f"`{recipe.name}`", recipe.entries["title"], recipe.entries["score"]] for recipe in recipes]
-    return left(markdown_table(["recipe", "training", "published score"], rows))
+    return left(markdown_table(["recipe", "training"], [[f"`{recipe.name}`", recipe.title] for recipe in recipes]))
 
 
 def conversions() -> str:
     """The recipes of `longattn convert`, one line each."""
     recipes = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
-    rows = [[f"`{recipe.name}`", recipe.entries["title"], recipe.entries["paper"]] for recipe in recipes]
-    return left(markdown_table(["recipe", "attention", "source"], rows))
+    return left(markdown_table(["recipe", "attention"], [[f"`{recipe.name}`", recipe.title] for recipe in recipes]))
 
 
 def mechanisms() -> str:

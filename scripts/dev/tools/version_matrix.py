@@ -60,7 +60,7 @@ COMMANDS = (
     "longattn --version",
     "longattn convert bert bert-256 --mechanism longformer --option window=32 --max-length 256",
     "longattn inspect bert-256",
-    "longattn train mlm --model bert-256 --text texts --max-steps 1 --output trained --bf16 false --use-cpu true",
+    "longattn train mlm --model bert-256 --data texts --max-steps 1 --output trained --bf16 false --use-cpu true",
 )
 
 
