@@ -9,10 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from hf_longattn.data.sources import class_names
 from hf_longattn.data.tokenization import word_argument
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
+from hf_longattn.training.heads import class_names
 
 NOTHING_ELSE: Mapping[str, Any] = {}
 

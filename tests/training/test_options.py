@@ -250,12 +250,15 @@ EFFECTS: dict[str, Seen] = {
 REFUSED = {
     "--max-minutes 0": "--max-minutes must be above 0",
     "--resume": "There is no complete checkpoint in .* to resume from",
-    "--columns nothing=text": "--columns takes ROLE=NAME, with a role of",
-    "--validation missing.jsonl": "Data file 'missing.jsonl' does not exist",
+    "--columns nothing=text": "--columns takes (ROLE=NAME, with a role of|NAME.ROLE=COLUMN)",
+    "--validation missing.jsonl": "Data file 'missing.jsonl' does not exist|--validation takes NAME=DATA",
     "--hub-strategy checkpoint": "--hub-strategy must be end",
 }
 """What is typed -> the sentence in which every task refuses it."""
-OWN_WAY: dict[str, dict[str, str]] = {"linearise": {"--lora-rank": "There is no option --lora-rank"}}
+OWN_WAY: dict[str, dict[str, str]] = {
+    "linearise": {"--lora-rank": "There is no option --lora-rank"},
+    "multitask": {"--tokens-per-batch": "--tokens-per-batch does not apply"},
+}
 """Task -> option -> the sentence in which it refuses an option that the others take. "" = the option has no meaning for it."""
 
 
