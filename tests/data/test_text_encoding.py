@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.data.tokenization import special_ids, text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import token_ids
-from hf_longattn.training.loading import load_start
+from hf_longattn.loading import call_tokenizer
 from tests.byte_tokenizer import train_tokenizer
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
@@ -43,8 +42,6 @@ def test_other_tokenizers_read_text_as_it_is() -> None:
     assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
 
 
-def test_training_refuses_a_tokenizer_of_pages(tmp_path: Path) -> None:
-    tokenizer_of("MarkupLMTokenizer").save_pretrained(tmp_path)
-    transformers.MarkupLMConfig(vocab_size=300).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"reads words with their xpaths, .* encode the data with its processor, and train it with"):
-        load_start(str(tmp_path), "token classification", ["markuplm"])
+def test_tokenizer_of_pages_is_refused_where_only_text_is_read() -> None:
+    with pytest.raises(CheckpointError, match="does not fit the text: You must provide corresponding xpaths"):
+        call_tokenizer(tokenizer_of("MarkupLMTokenizer"), "a text")
