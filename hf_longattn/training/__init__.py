@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .modalities import load_multitask_head
     from .run import begin, finish, run_task
     from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments
-    from .tasks.distill import DistillModelArguments, DistillTrainingArguments, distill_student
+    from .tasks.distill import DistillModelArguments, DistillTrainingArguments
     from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments
-    from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments, linearise_attention
+    from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments
     from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments
     from .tasks.qa import QADataArguments, QATrainingArguments, load_qa_model
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments
