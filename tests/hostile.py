@@ -67,10 +67,10 @@ LINES: dict[str, tuple[str, ...]] = {
         "{score} --data {data}/images --images",
         "{score} --data {data}/sounds --audio",
     ),
-    "evaluate clm": ("{score} --text {data}/book.txt",),
+    "evaluate clm": ("{score} --data {data}/book.txt",),
     "evaluate ctc": ("{score} --data {data}/spoken.csv",),
     "evaluate embed": ("{score} --data {data}/pairs.jsonl", "{score} --data {data}/pairs.jsonl --reranker"),
-    "evaluate mlm": ("{score} --text {data}/book.txt",),
+    "evaluate mlm": ("{score} --data {data}/book.txt",),
     "evaluate multitask": ("{score} --tasks one=classify:{data}/labels.csv",),
     "evaluate qa": ("{score} --data {data}/questions.json --stride 8",),
     "evaluate seq2seq": ("{score} --data {data}/summaries.jsonl",),
@@ -97,7 +97,7 @@ LINES: dict[str, tuple[str, ...]] = {
 """What is typed after each command; ``{model}`` is the hostile checkpoint."""
 RUN = "--model {model} --output-dir {out} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true --bf16 false"
 SCORE = "--model {model} --output {out} --per-device-eval-batch-size 1 --disable-tqdm true --bf16 false"
-TEXTS = "--text {data}/book.txt --validation {data}/book.txt"
+TEXTS = "--data {data}/book.txt --validation {data}/book.txt"
 WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
 
 

@@ -86,7 +86,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     """What a task says about data, which it must refuse."""
 
     def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
-        flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
+        flag = "--tasks" if name == "multitask" else "--data"
         if name == "ctc":
             spoken(tmp_path, 1)
         needed = ["--method", "logits", "--teacher", models[name]] if name == "distill" else []
@@ -110,7 +110,7 @@ def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path:
     data = written([ROWS["classify"]] * 4, tmp_path)
     failing = {}
     for task in task_names():
-        flag = "--text" if task in ("mlm", "clm", "linearise", "distill") else "--tasks" if task == "multitask" else "--data"
+        flag = "--tasks" if task == "multitask" else "--data"
         sources = [f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else [data]
         needed = ["--method", "logits", "--teacher", "none"] if task == "distill" else []
         validation = f"{'two=' * (task == 'multitask')}{tmp_path / 'none.jsonl'}"

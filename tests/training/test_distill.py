@@ -128,7 +128,7 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
 ) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
-    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--text", texts]
+    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--data", texts]
     assert train("distill", [*given, "--method", "tinybret"]) == 2
     assert "--method: invalid choice: 'tinybret'" in capfd.readouterr().err
     for more, words in (

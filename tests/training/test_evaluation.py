@@ -101,7 +101,7 @@ def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, to
     wrong = {}
     for task in task_names():
         file = table(tmp_path, DATA[task], f"{task}.jsonl")
-        source = {"mlm": ["--text", file], "clm": ["--text", file], "multitask": ["--tasks", f"one=classify:{file}"]}
+        source = {"multitask": ["--tasks", f"one=classify:{file}"]}
         line = ["--model", headless.get(task, base), *source.get(task, ["--data", file]), *(["--reranker"] if task == "embed" else [])]
         code, said, _ = scored(task, *line)
         if code != 1 or not re.search(r"^Error: .*(lacks weights of|has no heads of longattn train multitask)", said, re.M):

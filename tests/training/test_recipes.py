@@ -213,7 +213,8 @@ SIZES = {
     "openai-community/gpt2-medium": "--max-length 768",
 }
 """Overrides of a conversion, by its source."""
-STEPS = "--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2 --gradient-accumulation-steps 1 --max-steps 2 --save-strategy no"
+STEPS = """--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2 --gradient-accumulation-steps 1 --max-steps 2
+    --save-strategy no"""
 LENGTHS = {
     "train qa": "--max-length 256",
     "train classify": "--max-length 128",
