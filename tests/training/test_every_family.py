@@ -37,8 +37,8 @@ CLASSES = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 TOKENS = "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"
 QUESTIONS = "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mlm": (MASKED, {"text": ["texts.jsonl"], **STEP}),
-    "clm": (CAUSAL, {"text": ["texts.jsonl"], **STEP}),
+    "mlm": (MASKED, {"data": ["texts.jsonl"], **STEP}),
+    "clm": (CAUSAL, {"data": ["texts.jsonl"], **STEP}),
     "qa": (QUESTIONS, {"data": ["questions.jsonl"], **STEP}),
     "classify": (CLASSES, {"data": ["labels.jsonl"], **STEP}),
     "tokens": (TOKENS, {"data": ["tags.jsonl"], **STEP}),
@@ -48,9 +48,9 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "embed": ("MODEL_MAPPING_NAMES", {"data": ["pairs.jsonl"], **STEP}),
     "embed reranker": (CLASSES, {"data": ["pairs.jsonl"], "reranker": True, **STEP}),
-    "distill": ("MODEL_MAPPING_NAMES", {"text": ["texts.jsonl"], "method": "hidden", "teacher": "model", **STEP}),
-    "distill masked": (MASKED, {"text": ["texts.jsonl"], "method": "logits", "teacher": "model", **STEP}),
-    "linearise": (CAUSAL, {"text": ["texts.jsonl"], **STEP}),
+    "distill": ("MODEL_MAPPING_NAMES", {"data": ["texts.jsonl"], "method": "hidden", "teacher": "model", **STEP}),
+    "distill masked": (MASKED, {"data": ["texts.jsonl"], "method": "logits", "teacher": "model", **STEP}),
+    "linearise": (CAUSAL, {"data": ["texts.jsonl"], **STEP}),
     "multitask": (TOKENS, {"tasks": ["topic=classify:labels.jsonl", "names=tokens:tags.jsonl", "ask=qa:questions.jsonl"], **STEP}),
 }
 """A task, with an option in a second word -> the table of the classes that have its head, and the arguments of a run.
