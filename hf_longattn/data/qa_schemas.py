@@ -16,8 +16,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.rows import as_number
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.tables import read_table
+from hf_longattn.data.sources import DataError, read_table
 from hf_longattn.errors import listed
 from hf_longattn.names import LOGGER
 
@@ -47,17 +46,14 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def load_qa(
-    source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False, named: Mapping[str, str] | None = None
-) -> Dataset:
+def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.tables.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
+        source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
             where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
-        named: role (``question``, ``context`` …) -> its column, where it has another name.
 
     Returns:
         A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
@@ -69,16 +65,12 @@ def load_qa(
     """
     name = str(source)
     data = read_table(name, split, flat=_questions)
-    columns = {column: role for role, column in (named or {}).items()}
-    data = data.select_columns([column for column in data.column_names if column in columns or column not in columns.values()])
-    data = data.rename_columns({column: role for column, role in columns.items() if column in data.column_names})
     present = set(data.column_names)
     answered = present & {"answers", "answer", "detected_answers"}
     if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):
         raise DataError(
             f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; give questions as SQuAD, MRQA or HotpotQA, "
-            "or rows of question, context and answers, or name a column with --columns ROLE=NAME (for TriviaQA and Natural Questions, "
-            "scripts/ of a clone has a program each)."
+            "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
     texts = [column for column, feature in data.features.items() if feature == Value("string")]
 

@@ -25,7 +25,7 @@ METRICS = {
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
     "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
-    "cer": "character error rate",
+    "cer": "character error rate", "attention_error": "squared error of attention",
 }  # fmt: skip
 """Scores in per cent, by their names in a log."""
 
@@ -131,7 +131,7 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
     for name in shown(after):
         key = metric_of(name)
-        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", "nats", "")
+        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
         scored = [validation] if isinstance(validation, str) else [each for each in validation if each.startswith(f"{head}=")]
         of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
         data = names_of(scored) if scored else f"{names_of(of_head)} ({part})"

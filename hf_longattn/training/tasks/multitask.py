@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
-from hf_longattn.data.batching import DocumentCollator, TokenCollator
+from hf_longattn.data.batching import DataCollatorWithGlobals
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
 from hf_longattn.data.lengths import input_length
@@ -166,7 +166,7 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
     processors = backbone.processors
     if kind == "classify":
         length = input_length(model, processors.tokenizer, args.max_length)
-        collator: Any = DocumentCollator(processors.tokenizer)
+        collator: Any = DataCollatorWithGlobals(processors.tokenizer)
         parts = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
     elif kind == "images":
         size = checked_size(model, processors.image_processor, parts[0][0])
