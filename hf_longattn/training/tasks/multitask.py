@@ -200,7 +200,7 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
         return tag_scores(prediction.predictions, held_out, held_texts, names)
 
     inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
-    return PreparedTask(name, model, inputs[0], inputs[1], TokenCollator(tokenizer), scores)
+    return PreparedTask(name, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
 
 
 def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, seed: int) -> PreparedTask:
