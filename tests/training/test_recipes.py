@@ -212,14 +212,14 @@ SIZES = {
     "openai-community/gpt2-medium": "--max-length 768",
 }
 """Overrides of a conversion, by its source."""
-STEPS = "--bf16 false --disable-tqdm true --total-batch-size 2 --per-device-train-batch-size 1 --per-device-eval-batch-size 4"
+STEPS = "--bf16 false --disable-tqdm true --gradient-accumulation-steps 2 --per-device-train-batch-size 1 --per-device-eval-batch-size 4"
 LENGTHS = {
-    "train qa": "--max-length 256 --max-question-tokens 24 --max-steps 2 --save-steps 0",
-    "train classify": "--max-length 128 --max-steps 2 --save-steps 0",
-    "train mlm": "--max-length 256 --max-steps 2 --save-steps 0",
-    "train clm": "--max-length 256 --max-steps 2 --save-steps 0",
-    "train seq2seq": "--max-length 128 --max-target-length 8 --generation-num-beams 2 --max-steps 2 --save-steps 0",
-    "train linearise": "--max-length 128 --max-steps 2 --save-steps 0 --max-eval-samples 2",
+    "train qa": "--max-length 256 --max-steps 2 --save-strategy no",
+    "train classify": "--max-length 128 --max-steps 2 --save-strategy no",
+    "train mlm": "--max-length 256 --max-steps 2 --save-strategy no",
+    "train clm": "--max-length 256 --max-steps 2 --save-strategy no",
+    "train seq2seq": "--max-length 128 --max-target-length 8 --generation-num-beams 2 --max-steps 2 --save-strategy no",
+    "train linearise": "--max-length 128 --max-steps 2 --save-strategy no --max-eval-samples 2",
 }
 """Overrides of a training."""
 

@@ -91,8 +91,8 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         threshold = getattr(model.config, "no_answer_threshold", None)
         answers[:] = [replace(answer, text=answer.above(threshold)) for answer in found]
         scores = score_answers(questions, answers)
-        for name, part in details.items():
-            part.update(scores.pop(name))
+        for name in ("by_length", "by_position"):
+            details[name].update(scores.pop(name))
         scores.pop("best_f1", None)
         return scores
 
@@ -111,6 +111,8 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         preprocess_logits_for_metrics=lambda logits, labels: logits[:2],
     )
     counts = {"input_length": length, "questions": len(examples), "features": len(features)}
+    if training_args.do_train and {"none"} < {*questions["kind"]}:
+        details["note"] = '; with the threshold of "no answer" that is best on these questions'
     log = finish(trainer, model_args, data_args, hub_task="question-answering", packed=pack, **counts, **details)
     if trainer.is_world_process_zero():
         write_predictions(training_args.folder, questions, answers)
