@@ -7,7 +7,7 @@ import functools
 import pickle
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,10 @@ def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[
     return load_checked(result_class(architecture, config), folder, str(folder), headless=True, dtype=torch.float32)
 
 
+LAYER = re.compile(r"\.\d+\.")
+"""The number of a layer in a tensor's name."""
+
+
 def load_checked(
     model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
 ) -> tuple[Any, set[str]]:
@@ -154,7 +158,14 @@ def load_checked(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
-    _check_layers(model, info["unexpected_keys"], name)
+    # tensors of layers that the model does not have; other surplus tensors do no harm (a pooler, a head of pretraining)
+    known, prefix = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}, f"{model.base_model_prefix}."
+    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
+    if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
+        raise CheckpointError(
+            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct its number of layers "
+            f"there ({model.config.num_hidden_layers} now), or save it again without them."
+        )
     return model.eval(), without_random_pooler(model, missing)
 
 
@@ -169,21 +180,6 @@ def of_body(model: Any, missing: set[str]) -> set[str]:
         if isinstance(module, nn.ModuleList) and any(name.startswith(f"{path}.") for name in there):
             lost |= {name for name in wanted if name.startswith(f"{path}.")}
     return lost
-
-
-LAYER = re.compile(r"\.\d+\.")
-
-
-def _check_layers(model: Any, unexpected: Collection[str], file: str) -> None:
-    """Refuse tensors of layers that the model does not have. Other surplus tensors do no harm (a pooler, a head of pretraining)."""
-    known = {LAYER.sub(".0.", name) for name in model.state_dict()}
-    prefix = f"{model.base_model_prefix}."
-    surplus = [name for name in sorted(unexpected) if LAYER.search(name) and {pattern := LAYER.sub(".0.", name), prefix + pattern} & known]
-    if surplus:
-        raise CheckpointError(
-            f"{file!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct its number of layers "
-            f"there ({model.config.num_hidden_layers} now), or save it again without them."
-        )
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:

@@ -86,6 +86,9 @@ class PlainKind(TextKind):
     settings = ("max_length", "towers")
     reads = "keeps its other sizes with --generic"
 
+    def size(self, config: Any, value: Any) -> InputSize:
+        return super().size(config, value) if value else InputSize(0, 0, "inputs as its class reads them")
+
     def sizes(self, config: Any) -> InputSizes:
         longest = text_length(config)
         return self.between(config, min(USUAL_LENGTH, longest), longest)
@@ -191,7 +194,7 @@ class PlainKind(TextKind):
         vocabulary = getattr(result.config.get_text_config(), "vocab_size", 1)
         longest = seeded_inputs(result, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // vocabulary)))
         finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
-        checks, parts = [], {name: towers_of(result)[name] for name in plan.apart}
+        checks, parts = [], {name: towers_of(result)[name] for name in plan.towers}
         for name, tower in plan.towers.items():
             for part in parts.values():
                 set_implementation(part, BACKEND if part is parts[name] else implementation, is_tower=True)

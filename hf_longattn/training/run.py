@@ -57,7 +57,6 @@ from hf_longattn.errors import (
     OptionError,
     UsageError,
     error_line,
-    in_a_line,
     rust_panics,
     visible,
 )
@@ -100,7 +99,7 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
         if start is None or not is_complete(start):
             raise CheckpointError(f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out.")
         args.resume_from_checkpoint, args.eval_on_start = str(start), False
-    elif not args.overwrite:
+    if not args.overwrite and not resumes_output(args):
         if not args.do_train and (folder / SCORES_NAME).exists():
             raise OptionError(f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them.")
         if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
@@ -151,7 +150,7 @@ def finish(
         if args.do_train:
             if sharded and model_args.lora_rank:
                 raise OptionError("Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out.")
-            if args.overwrite and not args.resume_from_checkpoint and first:
+            if first and not resumes_output(args):
                 for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
                     shutil.rmtree(old)
             trainer.accelerator.wait_for_everyone()
@@ -163,7 +162,7 @@ def finish(
                 except KeyError as error:
                     if "metric_for_best_model" not in str(error):
                         raise
-                    raise OptionError(f"{in_a_line(error).partition('. Consider')[0]}.") from error
+                    raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
         history = trainer.state.log_history
@@ -180,6 +179,11 @@ def finish(
             write_text(args.folder / SCORES_NAME, json.dumps(log, indent=1))
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+def resumes_output(args: LongTrainingArguments) -> bool:
+    """Whether a run resumes the run in its own output."""
+    return bool(args.resume_from_checkpoint) and Path(str(args.resume_from_checkpoint)).resolve().parent == args.folder.resolve()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -101,7 +101,7 @@ def test_a_searched_design_of_images_is_converted_by_command(
     typed = ["search", str(vit), str(image_folder), "--output", str(output), "--image-size", "64", *candidates]
     assert _run(typed) == 0
     assert "length 64 × 64 pixels, 257 tokens" in " ".join(capsys.readouterr().out.split())
-    assert yaml.safe_load(output.read_text())["image_size"] == "64"
+    assert yaml.safe_load(output.read_text())["image_size"] == "64x64"
     output.unlink()
     assert _run([*typed, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

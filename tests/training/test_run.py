@@ -61,8 +61,10 @@ def test_output_with_a_model_or_checkpoints_is_not_replaced_without_overwrite(st
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(OptionError, match="holds a model, or checkpoints of an earlier run; add --overwrite"):
             start()
+        with pytest.raises(OptionError, match="holds a model, or checkpoints of an earlier run; add --overwrite"):
+            start(resume_from_checkpoint=elsewhere)
     (tmp_path / "out" / "checkpoint-8").mkdir()
-    log = start(overwrite=True)
+    log = start(overwrite=True, resume_from_checkpoint=elsewhere)
     assert losses(log) == losses(first)
     assert not (tmp_path / "out" / "checkpoint-8").exists()
     assert losses(start("first", resume_from_checkpoint=elsewhere)) == losses(first)
