@@ -76,6 +76,8 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
         if "none" in {*examples["kind"], *questions["kind"]}:
             model.config.no_answer_threshold = 0.0
+    if model.config.is_encoder_decoder:
+        model.config.use_cache = False  # Trainer would gather the cache with the scores
     length = input_length(model, tokenizer, data_args.max_length)
     encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4))
     rows = encode(questions)
