@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.data.qa_schemas import save_qa
-from hf_longattn.data.sources import read_source
+from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
 
@@ -69,7 +69,7 @@ def row(line: Mapping[str, Any]) -> dict[str, Any]:
 def rows(source: str, split: str) -> Iterator[Mapping[str, Any]]:
     """The questions of a source in the Hub's columns."""
     if not source.endswith((".jsonl", ".jsonl.gz")):
-        yield from read_source(source, split)
+        yield from read_table(source, split)
         return
     with gzip.open(source, "rt", encoding="utf-8") if source.endswith(".gz") else open(source, encoding="utf-8") as file:
         yield from (row(json.loads(line)) for line in file if line.strip())

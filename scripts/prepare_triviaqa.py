@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_longattn.data.answers import normalised_alias, occurrences
 from hf_longattn.data.qa_schemas import save_qa
-from hf_longattn.data.sources import read_source
+from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_new_file(options.output)
         if options.evidence is None:
-            questions: Any = read_source(options.questions, options.split)
+            questions: Any = read_table(options.questions, options.split)
         else:
             questions = rows(json.loads(Path(options.questions).read_text(encoding="utf-8")), options.evidence)
         with staged_file(options.output) as stage:

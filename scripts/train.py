@@ -1,7 +1,7 @@
 """Train a model, short or converted: the same as `longattn train`.
 
 python scripts/train.py qa --model MODEL --data my_squad.json --output trained
-accelerate launch --multi_gpu --num_processes 2 scripts/train.py mlm --model MODEL --text my_texts/ --output trained
+accelerate launch --multi_gpu --num_processes 2 scripts/train.py mlm --model MODEL --data my_texts/ --output trained
 python scripts/train.py --help
 """
 

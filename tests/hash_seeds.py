@@ -23,7 +23,8 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
     import pytest
     from transformers import AutoTokenizer
 
-    from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
+    from hf_longattn.data.pairs import labelled_pairs, relevant_texts, reranking, retrieval
+    from hf_longattn.data.rows import rows_of
     from tests.data import test_loaders as loaders
 
     models, patch = loaders.Models(folder, AutoTokenizer.from_pretrained(checkpoint)), pytest.MonkeyPatch()
@@ -31,7 +32,8 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
     for number, name in enumerate([*loaders.SETTINGS, *loaders.OTHERS]):
         trainer = loaders.trainer_of(name, models, folder / str(number), patch)
         drawn[name] = digest((loaders.batches(trainer, 0, 4), getattr(getattr(trainer.model, "config", None), "id2label", None)))
-    data = read_pairs(loaders.write([*loaders.pairs(12), *loaders.pairs(3)], folder / "pairs.jsonl"), "train")
+    roles = {"anchor": ("anchor",), "positive": ("positive",)}
+    data = rows_of(loaders.write([*loaders.pairs(12), *loaders.pairs(3)], folder / "pairs.jsonl"), "train", roles, {})
     relevant = relevant_texts(data)
     made: dict[str, Callable[[], Any]] = {
         "labelled pairs": lambda: labelled_pairs(data, relevant, 0).to_list(),

@@ -182,16 +182,16 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     learns = any(trait.trains and trait.recursion is None for trait in traits)  # memory tokens belong to the model
     length = ("--max-length", str(plan.new_length))
     if learns and kind == EMBEDDINGS:
-        return train_command("linearise", "--text", "YOUR_TEXTS", *length)
+        return train_command("linearise", "--data", "YOUR_TEXTS", *length)
     if kind == EMBEDDINGS and plan.positions in DROPPED:
         teacher = ("--method", "hidden", "--teacher", plan.source.name)
-        return train_command("distill", *teacher, "--text", "YOUR_TEXTS", "--max-length", str(plan.old_length))
+        return train_command("distill", *teacher, "--data", "YOUR_TEXTS", "--max-length", str(plan.old_length))
     if kind in SENTENCE_MODELS:
         return train_command("embed", *SENTENCE_MODELS[kind], "--data", "YOUR_PAIRS.jsonl", *length)
     if kind is not None:
         return {"advice": f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {plan.new_length} tokens"}
     if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:
-        return train_command("linearise" if learns else "clm" if plan.shape.causal else "mlm", "--text", "YOUR_TEXTS", *length)
+        return train_command("linearise" if learns else "clm" if plan.shape.causal else "mlm", "--data", "YOUR_TEXTS", *length)
     if head.endswith("ForConditionalGeneration"):
         return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", *length)
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens")):

@@ -16,16 +16,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Audio, Dataset
+from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_longattn.data.files import FileKind
 from hf_longattn.errors import InputError, in_a_line, needs_extra
-from hf_longattn.files import AUDIO_SUFFIXES
 
 EXTRA = "audio"
-RECORDING_FILES = FileKind("audio file", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)

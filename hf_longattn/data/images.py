@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Image
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
 from transformers.utils import logging
 
 from hf_longattn.data.batching import EpochAwareCollator
-from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line, needs_extra
 from hf_longattn.names import LOGGER
@@ -30,15 +27,12 @@ if TYPE_CHECKING:
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 """Augmentations: a resized random crop, and a horizontal flip of every second image."""
 EXTRA = "images"
-SUFFIXES = tuple(ImageFolder.EXTENSIONS)
-"""Endings of the names of files that are read as images."""
-IMAGE_FILES = FileKind("image", "image", Image(decode=False), SUFFIXES, "--image-column")
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
 """Pillow's modes of 16-bit grey values, and of values without a defined white."""
 logger = logging.get_logger(LOGGER)
 
 
-def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[PillowImage, bool]:
+def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> PillowImage:
     """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
 
     Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
@@ -47,9 +41,6 @@ def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it o
         image: ``path``, or ``bytes``.
         name: the image's name in messages.
         otherwise: the last advice of a message.
-
-    Returns:
-        The image, and whether parts of it are transparent.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -69,42 +60,19 @@ def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it o
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         reason = f"{type(error).__name__}: {in_a_line(error)}"
         raise DataError(f"The image {name} cannot be read ({reason}); correct its path, save it as PNG, or {otherwise}.") from error
-    return _in_rgb(upright, name)
+    if upright.mode in MODES_WITHOUT_RANGE:
+        raise DataError(f"The image {name} has values without a range (Pillow's mode {upright.mode}); save it with 8 or 16 bits.")
+    if upright.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
+        upright = upright.point(lambda value: value * (1 / 256), "L")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    background = Pillow.new("RGBA", upright.size, "white")
+    return Pillow.alpha_composite(background, upright.convert("RGBA")).convert("RGB")
 
 
 def read_image_file(file: Path) -> PillowImage:
     """The image in a file that the user names; see :func:`read_image`."""
-    return read_image({"path": str(file)}, str(file), otherwise="give another file")[0]
-
-
-def _in_rgb(image: PillowImage, name: str) -> tuple[PillowImage, bool]:
-    """An image in RGB on white, and whether it has transparent parts.
-
-    Raises:
-        DataError: its values have no known range.
-    """
-    from PIL import Image as Pillow
-
-    if image.mode in MODES_WITHOUT_RANGE:
-        raise DataError(f"The image {name} has values without a range (Pillow's mode {image.mode}); save it with 8 or 16 bits.")
-    if image.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
-        image = image.point(lambda value: value * (1 / 256), "L")
-    if not image.has_transparency_data:
-        return image.convert("RGB"), False
-    colours = image.convert("RGBA")
-    if colours.getchannel("A").getextrema()[0] == 255:
-        return colours.convert("RGB"), False
-    background = Pillow.new("RGBA", colours.size, "white")
-    return Pillow.alpha_composite(background, colours).convert("RGB"), True
-
-
-def count_transparent(data: Dataset) -> int:
-    """Read every image of ``data`` once, so that a damaged one is refused before the training, and count those with transparent parts.
-
-    Raises:
-        DataError: as :func:`read_image`.
-    """
-    return sum(read_image(row["image"], row["name"])[1] for row in data.select_columns(["image", "name"]))
+    return read_image({"path": str(file)}, str(file), otherwise="give another file")
 
 
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
@@ -151,12 +119,12 @@ class ImageCollator(EpochAwareCollator):
         return collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
+        """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`.
 
         Raises:
             DataError: an image cannot be read, or the processor makes images of several sizes.
         """
-        images = [read_image(row["image"], row["name"])[0] for row in features]
+        images = [read_image(row["image"], row["name"]) for row in features]
         settings: dict[str, Any] = {}
         if self.augmentation is not None:
             rows = zip(features, images, strict=True)

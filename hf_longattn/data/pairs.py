@@ -8,56 +8,13 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from hf_longattn.data.sources import DataError, as_number, named_columns, read_source
+from hf_longattn.data.sources import DataError
 
-NAMES = {
-    "anchor": ("anchor", "query", "question", "sentence1"),
-    "positive": ("positive", "document", "answer", "sentence2"),
-    "negative": ("negative",),
-    "score": ("score",),
-}
-"""Role -> names of columns that are recognised, in the order in which losses take the roles."""
 LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"), "label": Value("float32")})
 CANDIDATES = 10
 """Number of documents that a reranker ranks for each query in evaluation."""
 Relevant = Mapping[str, Sequence[str]]
 """The texts that belong to each anchor."""
-
-
-def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) -> Dataset:
-    """Pairs of texts in the columns anchor and positive, and where the source has them, negative or score.
-
-    Args:
-        named: role -> column, for columns that are not among :data:`NAMES`.
-
-    Raises:
-        DataError: a missing column, empty texts, or scores that are not numbers.
-    """
-    data = read_source(source, split)
-    columns = named_columns(data, NAMES, named or {}, source)
-    columns = {role: columns[role] for role in NAMES if role in columns}  # in the order in which losses take them
-    for role in ("anchor", "positive"):
-        if role not in columns:
-            names = ", ".join(NAMES[role])
-            raise DataError(
-                f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}; name one with "
-                f"--{role}-column."
-            )
-
-    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        pair: dict[str, Any] = {}
-        for role, name in columns.items():
-            value, is_score = row[name], role == "score"
-            pair[role] = as_number(value) if is_score else value if isinstance(value, str) and value else None
-            if pair[role] is None:
-                what = "a number" if is_score else "a text"
-                raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
-        return pair
-
-    if not len(data):
-        raise DataError(f"There are no pairs in {source}; give a file with at least one.")
-    features = Features({role: Value("float32" if role == "score" else "string") for role in columns})
-    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
 
 
 def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:

@@ -16,8 +16,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.rows import as_number
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.tables import read_table
+from hf_longattn.data.sources import DataError, read_table
 from hf_longattn.errors import listed
 from hf_longattn.names import LOGGER
 
@@ -53,7 +52,7 @@ def load_qa(
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.tables.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
+        source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
             where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.

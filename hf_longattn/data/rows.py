@@ -20,8 +20,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Va
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.tables import CELL, located, read_table
+from hf_longattn.data.sources import CELL, DataError, located, read_table
 from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
 

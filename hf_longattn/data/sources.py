@@ -1,87 +1,58 @@
-"""Training data from files, folders and the Hub: plain text and labelled documents.
+"""Files, folders and the Hub as datasets of explicit types: nothing is guessed.
 
-Data that cannot be read, lack a column, or hold another type in it are refused with one sentence.
+Cells of CSV and TSV are texts as they stand. Values of JSON keep their types, also where a column has several. Features that Parquet, a
+folder of ``datasets`` or the Hub give are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import glob
 import gzip
 import json
-import logging
-import math
-import random
 import re
-import string
-import warnings
 import zlib
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TextIO
 
-import pandas
-import pyarrow
-import pyarrow.compute
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
+    DownloadManager,
     Features,
     Json,
     Value,
-    concatenate_datasets,
-    get_dataset_config_names,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentence, listed, nearest
+from hf_longattn import __version__
+from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
+from hf_longattn.files import AUDIO_SUFFIXES
 
-Changed = TypeVar("Changed")
 UTF_8 = "utf-8-sig"
 """How text files are read: Excel and Windows' editors write a byte-order mark first."""
-FORMATS = {
-    ".txt": ("text", {"sample_by": "document", "encoding": UTF_8}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
-"""Ending of a file -> how ``datasets`` reads it. All but Parquet may be compressed by gzip, with .gz after the ending."""
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
 CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
 """Endings of files of words with tags, one word in a line."""
-TEXT_FILES = (".txt", ".md", ".rst", ".py")
-LARGEST_TEXT = 16_000_000
-"""Maximum bytes of one document; five times War and Peace."""
-STRINGS = ("string", "large_string", "string_view", "null")
-"""Arrow's names of the types of texts, and of a column without values."""
-SPACE, SHALLOW = re.compile(r"\s*"), re.compile(r"(list<\w+: ){0,3}\w+>*")
-"""White space between the values of JSON, and the Arrow types of scalars and of lists in up to two lists."""
-LINES = 100
-"""Lines of JSON that are in memory at once. Untuned."""
-TENTH = 10
-"""One row in this many of every source is held out."""
-LABELLED = Features({"text": Value("string"), "label": Value("string")})
+SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
+"""Kind of a folder's files -> endings of their names."""
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Tables of a folder of images or audio files, as ``datasets`` reads an ``imagefolder`` or ``audiofolder``."""
+CELL = {"bytes": Value("binary"), "path": Value("string")}
+"""A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it."""
+SPACE = re.compile(r"\s*")
 
 
 class DataError(LongAttentionError):
     """Data that cannot be read, or that do not suit the task."""
-
-
-def check_exists(source: str) -> None:
-    """Refuse a source with the name of a file that is not there.
-
-    Raises:
-        DataError: the file does not exist.
-    """
-    if source.lower().endswith((*FORMATS, *CONLL, ".gz", ".zip")) and not Path(source).exists():
-        raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
 
 def format_of(source: str) -> str:
@@ -90,450 +61,10 @@ def format_of(source: str) -> str:
     return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
 
 
-def check_file(source: str, others: Sequence[str] = ()) -> str:
-    """The ending of an existing file, see :func:`format_of`. The task reads ``others``, too.
-
-    Raises:
-        DataError: it is a pipe or a device, is empty, or has an ending of no format.
-    """
-    path, ending = Path(source), format_of(source)
-    if not path.is_file():
-        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
-    if ending not in FORMATS:
-        endings = ", ".join((f"{', '.join(FORMATS)} (all but .parquet also as .gz)", *others))
-        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
-    if not path.stat().st_size:
-        raise DataError(f"Data file {source!r} is empty; give one with rows.")
-    return ending
-
-
-def read_source(source: str, split: str | None = "train", others: Sequence[str] = ()) -> Dataset:
-    """Read one source with all its columns.
-
-    Cells of CSV and TSV are texts as they stand in the file; an empty cell is an empty text. Values of JSON keep their types. Features
-    that Parquet or the Hub give are kept.
-
-    Args:
-        source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder of text files, a folder written by
-            ``datasets``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets). A .txt file, and every file of a folder,
-            is one document, in the column ``text``.
-        split: which split, if the source has several; ``None`` = the only one.
-        others: endings that the caller reads itself, for the refusal of any other.
-
-    Raises:
-        DataError: missing or unreadable file, empty folder, unknown split.
-    """
-    path = Path(source)
-    check_exists(source)
-    if path.is_dir() and saved_by_datasets(path):
-        try:
-            data = load_from_disk(source)
-        except Exception as error:
-            first = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({first}).") from error
-    elif path.is_dir():
-        data = _documents(path)
-    elif path.exists():
-        kind, options = FORMATS[check_file(source, others)]
-        data = load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], **options)
-    else:
-        failure = f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
-        data = load_or_refuse(source, failure)
-    if isinstance(data, DatasetDict):
-        split = next(iter(data)) if split is None and len(data) == 1 else split
-        if split not in data:
-            raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
-        data = data[split]
-    return checked_texts(data, source)
-
-
-class SampleLimits(Protocol):
-    """Arguments with the maximum rows to train on and to evaluate on; ``None`` = all. ``only_scores``: nothing is trained.
-    ``scored_rows``: set by :func:`limited`, the rows to evaluate on, ``n``, and how many of them are ``trained`` on, too."""
-
-    max_train_samples: int | None
-    max_eval_samples: int | None
-    only_scores: ClassVar[bool]
-    scored_rows: dict[str, int]
-
-
-class LabelledSources(SampleLimits, Protocol):
-    """Arguments that name labelled data: sources to train on and, if not empty, one to evaluate on."""
-
-    data: list[str]
-    split: str
-    validation: str
-    validation_split: str
-
-
-def train_test_split(
-    args: LabelledSources,
-    read: Callable[[str, str], Dataset],
-    seed: int,
-    *,
-    least: int = 2,
-    unit: str = "",
-    classes: str = "",
-) -> tuple[Dataset, Dataset]:
-    """Training rows, and evaluation rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
-    ``max_eval_samples`` limit both. In an evaluation, both parts are all rows.
-
-    Args:
-        read: reads a split of a source.
-        seed, unit, classes: choose the rows; see :func:`split_held_out`.
-        least: rows without which nothing is held back.
-
-    Raises:
-        DataError: sources with different columns, or nothing to score.
-        OptionError: too few rows to hold some back.
-    """
-    parts = [read(source, args.split) for source in args.data]
-    if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
-        columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
-        raise DataError(
-            f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape."
-        )
-    if args.only_scores:
-        return all_scored(args, seed, concatenate_datasets(parts))
-    if args.validation:
-        return limited(args, seed, concatenate_datasets(parts), read(args.validation, args.validation_split))
-    train, held_out = split_held_out(parts, seed, unit=unit, classes=classes)
-    rows = len(train) + len(held_out)
-    if not len(held_out) or rows < least:
-        count = "is only one row" if rows == 1 else f"are {rows} rows" + (f" of one {unit}" if unit and rows >= least else "")
-        raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
-    return limited(args, seed, train, held_out)
-
-
-def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
-    """``change(part)`` for each part. A part that is given twice is converted once."""
-    changed = {part: change(part) for part in dict.fromkeys(parts)}
-    return [changed[part] for part in parts]
-
-
-def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """At most as many training and evaluation rows as wanted, drawn by the seed. ``args`` note how many are both."""
-    train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
-    args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
-    return train, held_out
-
-
-def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, Dataset]:
-    """The two parts of an evaluation, which are the same rows.
-
-    Raises:
-        DataError: there are none.
-    """
-    if not len(data):
-        raise DataError("The data have no rows to score; give other data.")
-    scored = _drawn(data, args.max_eval_samples, seed)
-    return scored, scored
-
-
-def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
-    if count is None or count >= len(data):
-        return data
-    return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
-
-
-def shuffled(parts: Sequence[Dataset], seed: int, limit: int = 0) -> Dataset:
-    """The rows of all parts in an order that depends on the seed; the first ``limit``, 0 = all."""
-    data = concatenate_datasets(parts)
-    return data.select(_order(len(data), seed, limit))
-
-
-def split_held_out(
-    parts: Sequence[Dataset], seed: int, *, most: int | None = None, unit: str = "", classes: str = ""
-) -> tuple[Dataset, Dataset]:
-    """Divide data into rows to train on and rows to evaluate on: of every source a tenth, drawn by the seed.
-
-    A source of two units or more gives at least one; if none has two, the last one drawn is held out.
-
-    Args:
-        parts: the rows of each source, with the same columns.
-        most: units of a source that are held out at most; ``None`` = no limit.
-        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
-        classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
-    """
-    ends = list(accumulate(map(len, parts)))
-    data = concatenate_datasets(parts)
-    order = _order(len(data), seed)
-    values = data[unit][:] if unit else range(len(data))
-    units: dict[tuple[int, Any], list[int]] = {}
-    for row in order:
-        units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
-    labels = data[classes][:] if classes else [None] * len(data)
-    class_of = {key: (key[0], labels[rows[0]]) for key, rows in units.items()}
-    sizes, drawn_of_class, quantile = Counter(class_of.values()), Counter[Any](), {}
-    for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
-        quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
-        drawn_of_class[group] += 1
-    of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
-    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
-    held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
-    chosen = set(held_out)
-    return data.select([row for row in order if row not in chosen]), data.select(held_out)
-
-
-def _order(count: int, seed: int, limit: int = 0) -> list[int]:
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order[: limit or None]
-
-
-def is_plain_text(source: str) -> bool:
-    """Whether a source holds documents without further columns."""
-    path = Path(source)
-    return format_of(source) == ".txt" or (path.is_dir() and not saved_by_datasets(path))
-
-
-def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
-    """Return ``column`` if the data have it, holding text if it must; ``option`` is its flag."""
-    if column not in data.column_names:
-        names = ", ".join(data.column_names)
-        separator = next((character for character in ";\t|" if character in names), None)
-        if separator is not None and len(data.column_names) == 1:
-            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}.")
-        close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
-        raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
-    kind = _kind(data.features[column])
-    if text and kind not in STRINGS:
-        raise DataError(f"The column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}.")
-    return column
-
-
-def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapping[str, str], source: str) -> dict[str, str]:
-    """Role -> column of the data.
-
-    Args:
-        known: role -> recognised names of columns. The first existing one is taken.
-        named: the columns that the user named by ``--ROLE_column``; empty = none.
-
-    Raises:
-        DataError: a column that was named is missing.
-    """
-    chosen = {role: check_column(data, column, source, f"--{role}-column") for role, column in named.items() if column}
-    by_name = {role: next((name for name in names if name in data.column_names), None) for role, names in known.items()}
-    return {role: column for role, column in {**by_name, **chosen}.items() if column is not None}
-
-
-def load_text(
-    sources: list[str], *, split: str = "train", column: str = "text", template: Sequence[str] = (), limit: int = 0, seed: int = 0
-) -> Dataset:
-    """Read documents.
-
-    Args:
-        sources, split, column, template: see :func:`read_texts`.
-        limit: maximum number of documents, chosen by ``seed``; 0 = all.
-        seed: the order of the documents.
-
-    Returns:
-        A dataset with the column ``text``.
-
-    Raises:
-        DataError, OptionError: as :func:`read_texts`.
-    """
-    return shuffled(read_texts(sources, split=split, column=column, template=template), seed, limit)
-
-
-def read_texts(sources: list[str], *, split: str = "train", column: str = "text", template: Sequence[str] = ()) -> list[Dataset]:
-    """The documents of each source, in their order, without empty ones.
-
-    Args:
-        sources: see :func:`read_source`.
-        split: which split, if a source has several.
-        column: which column holds the text.
-        template: format strings such as ``"{title}\\n{body}"``, in place of ``column``. Each row takes the first one whose columns all have
-            a value.
-
-    Returns:
-        Datasets with the column ``text``.
-
-    Raises:
-        DataError: missing file, unknown split or column, or nothing to read.
-        OptionError: a template that is not a format string, or names no column.
-    """
-    templates = [(text, template_columns(text)) for text in template]
-    parts = [_load_text(source, split, column, templates).filter(_has_text) for source in sources]
-    if not any(map(len, parts)):
-        raise DataError(f"There is no text in {', '.join(sources)}; give another file or column.")
-    return parts
-
-
-def _has_text(row: dict[str, Any]) -> bool:
-    return all((row[name] or "").strip() for name in ("text", "question") if name in row)
-
-
-def load_labelled(
-    source: str, *, split: str = "train", text_column: str = "text", label_column: str = "label", question_column: str = ""
-) -> Dataset:
-    """Read documents and the names of their labels.
-
-    Args:
-        source: a folder with one sub-folder of text files per label, or see :func:`read_source`.
-        split: which split, if the source has several.
-        text_column, label_column: names of columns; labels are names, whole numbers or ``datasets.ClassLabel``.
-        question_column: a question or claim about each text; "" = none.
-
-    Returns:
-        A dataset with the columns ``text`` and ``label``, and ``question`` where there is one, all text; rows without text are left out.
-
-    Raises:
-        DataError: the source cannot be read, a column is missing, or a row has no label or an unknown one.
-    """
-    path = Path(source)
-    if is_plain_text(source) and path.is_dir() and not question_column:
-        return _labelled_folder(path).filter(_has_text)
-    if is_plain_text(source):
-        columns, folder = ("question, text and label", "") if question_column else ("text and label", ", or a folder with one per label")
-        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}.")
-    data = read_source(source, split)
-    texts = {"text": text_column, **({"question": question_column} if question_column else {})}
-    for role, column in texts.items():
-        check_column(data, column, source, f"--{role}-column", text=True)
-    check_column(data, label_column, source, "--label-column")
-    name = label_reader(data.features[label_column], label_column, source)
-
-    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {**{role: row[column] for role, column in texts.items()}, "label": name(row[label_column], number)}
-
-    features = Features(dict.fromkeys((*texts, "label"), Value("string")))
-    return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features).filter(_has_text)
-
-
-def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
-    """The classes in the order of their numbers: the model's own if it knows all of ``names``, so that its head stays valid; else
-    ``names``.
-
-    Args:
-        names: the labels of the data.
-        known: the model's classes.
-        only_known: refuse labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
-
-    Raises:
-        DataError: the model does not know a label.
-    """
-    if set(names) <= set(known):
-        return list(known)
-    if not only_known:
-        return list(names)
-    numbers = list(map(str, range(len(known))))
-    if list(known) != [f"LABEL_{number}" for number in numbers]:
-        raise DataError(
-            f"The model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
-            "the labels like these."
-        )
-    if set(names) <= set(numbers):
-        return numbers
-    raise DataError(
-        f"The model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
-        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json."
-    )
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns that a format string names.
-
-    Raises:
-        OptionError: the template is not a format string, or names no column.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
-    if not names or not all(name.isidentifier() for name in names):
-        raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
-    return list(dict.fromkeys(names))
-
-
-def _load_text(source: str, split: str, column: str, templates: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
-    data = read_source(source, split)
-    if templates:
-        for name in dict.fromkeys(name for _, names in templates for name in names):
-            check_column(data, name, source, "--template")
-
-        def written(row: dict[str, Any]) -> dict[str, str]:
-            filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
-            template = next(filled, None)
-            try:
-                return {"text": "" if template is None else template.format_map(row)}
-            except (ValueError, TypeError) as error:
-                said = f"The template {template!r} does not suit {source} ({error})"
-                raise DataError(f"{said}; leave out the format after a colon.") from error
-
-        return data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")}))
-    column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
-    return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})
-
-
-def _labelled_folder(path: Path) -> Dataset:
-    """One document per file, labelled by its sub-folder."""
-
-    def label(name: str) -> Dataset:
-        return _documents(path / name).map(lambda rows: {"label": [name] * len(rows["text"])}, batched=True).cast(LABELLED)
-
-    return concatenate_datasets([label(folder.name) for folder in label_folders(path, "texts")])
-
-
-def label_folders(path: Path, what: str) -> list[Path]:
-    """The sub-folders of a folder. Each has a label's name and holds its ``what``, such as "images".
-
-    Raises:
-        DataError: there are none.
-    """
-    folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    if not folders:
-        raise DataError(f"The folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it.")
-    return folders
-
-
-def as_number(value: Any) -> float | None:
-    """The finite number that a value of JSON or a cell of a table holds, also as text; ``None`` for anything else."""
-    try:
-        number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def label_reader(feature: Any, column: str, source: str, option: str = "--label-column") -> Callable[[Any, int], str]:
-    """Return a function from a label and its row to the label's name.
-
-    Raises:
-        DataError: the column holds no classes.
-    """
-    kind, numbers = _kind(feature), isinstance(feature, ClassLabel)
-    fractions = kind in ("float32", "float64")
-    if not (numbers or fractions or kind in (*STRINGS[:-1], "bool") or kind.startswith(("int", "uint"))):
-        raise _no_classes(kind, column, source, option)
-
-    def name(value: Any, row: int) -> str:
-        if numbers:
-            if value is None or value < 0:
-                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out.")
-            return str(feature.names[value])
-        if value is None or value == "" or value != value:
-            raise DataError(f"Row {row + 1} of {source} has no label in the column {column!r}; leave such rows out.")
-        if fractions and not float(value).is_integer():
-            raise _no_classes(kind, column, source, option)
-        if isinstance(value, bool):
-            return str(value).lower()  # as JSON writes it
-        return str(int(value) if fractions else value)
-
-    return name
-
-
-def _no_classes(kind: str, column: str, source: str, option: str) -> DataError:
-    return DataError(
-        f"The column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with {option}."
-    )
-
-
-def _kind(feature: Any) -> str:
-    """The type of a column in words, or Arrow's name of it."""
-    if isinstance(feature, Json):
-        return "values of different types"
-    return getattr(feature, "dtype", "a list")
+def check_exists(source: str) -> None:
+    """Raise :class:`DataError` for a source with the name of a file that is not there."""
+    if source.lower().endswith((*FORMATS, *CONLL, ".gz", ".zip")) and not Path(source).exists():
+        raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
 
 def saved_by_datasets(path: Path) -> bool:
@@ -541,243 +72,230 @@ def saved_by_datasets(path: Path) -> bool:
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def _documents(path: Path) -> Dataset:
-    files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
-    if broken := next((file for file in files if not file.is_file()), None):
-        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
-    if not files:
-        raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}); give one that does.")
-    kind, options = FORMATS[".txt"]
-    return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], **options)
-
-
-def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
-    """:func:`_load`, whose errors become one sentence that begins with ``failure``.
-
-    Without ``kind``, ``source`` is a name on the Hub, with a subset if there are several: ``hotpotqa/hotpot_qa:distractor``.
+def read_table(
+    source: str, split: str | None = "train", *, kind: str = "text", flat: Callable[[Any], Iterable[Any]] | None = None
+) -> Dataset:
+    """Read one source with all its columns.
 
     Args:
-        files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.
+        source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder written by ``datasets``, a folder of files of
+            a ``kind``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets).
+        split: which split, if the source has several; ``None`` = the only one.
+        kind: of a folder's files, see :data:`SUFFIXES`.
+        flat: gives the rows of a value of JSON; default: the value is a row.
 
-    Returns:
-        The rows of the files, or the splits of a dataset on the Hub.
+    Raises:
+        DataError: missing or unreadable file, empty folder, unknown split.
     """
+    path, ending = Path(source), format_of(source)
+    check_exists(source)
+    if path.is_dir() and not saved_by_datasets(path):
+        data = _read_folder(path, kind)
+    elif path.exists() and not path.is_dir() and not path.is_file():
+        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
+    elif path.is_file() and ending not in FORMATS:
+        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz), {', '.join(CONLL)} (words with tags)"
+        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
+    elif path.is_file() and ending != ".parquet":
+        data = _dataset([source], ending, flat=flat)
+    else:
+        data = _read_saved(source)
+    if isinstance(data, DatasetDict):
+        split = next(iter(data)) if split is None and len(data) == 1 else split
+        if split not in data:
+            raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
+        data = data[split]
+    if not len(data):
+        raise DataError(f"{source} has no rows; give other data.")
+    return data
+
+
+def _read_saved(source: str) -> Dataset | DatasetDict:
+    """A Parquet file, a folder written by ``datasets``, or a dataset on the Hub: ``hotpotqa/hotpot_qa:distractor``."""
     name, _, subset = source.partition(":")
-    readers = logging.getLogger("datasets.packaged_modules")
-    level = readers.level
-    readers.setLevel(logging.CRITICAL)  # they log the errors that they raise
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of cells that pandas leaves out
-            if not kind:
-                return _load(source, name, subset or None)
-            return _load(source, kind, data_files=[glob.escape(file) for file in files], **options)["train"]
+        if Path(source).is_dir():
+            return load_from_disk(source)
+        return Dataset.from_parquet(glob.escape(source)) if Path(source).is_file() else read_hub(name, subset or None)
     except LongAttentionError:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(cause, (gzip.BadGzipFile, EOFError, zlib.error)):
-            raise DataError(f"{source!r} is not a whole .gz file ({cause}); download it again.") from error
-        wrong = (_encoding_error(file) for file in files if kind != "parquet")
-        if refusal := next(filter(None, wrong), None):
-            raise refusal from error
-        first = (str(cause).splitlines() or [""])[0]
-        if isinstance(cause, pandas.errors.ParserWarning) or "tokenizing data. C error: Expected" in first:
-            line = re.search(r" in line \d+", first)
-            raise DataError(
-                f"{source} has rows with more cells than columns{', the first' + line.group() if line else ''}; put texts with separators "
-                "into double quotes."
-            ) from error
-        if opened := re.search(r"EOF inside string starting at row (\d+)", first):
-            place = f"row {opened[1]}" if int(opened[1]) else "its header"
-            raise DataError(
-                f"{source} has a cell in {place} that begins with a quotation mark and is not closed; close it, or write the cell in "
-                'double quotes and the quotation marks in it twice ("").'
-            ) from error
-        if isinstance(cause, pandas.errors.EmptyDataError) or "corresponds to no data" in first or "BatchSize must be greater" in first:
-            raise DataError(f"{source} has no rows; give other data.") from error
-        subsets: list[str] = []
-        if not kind:
-            with contextlib.suppress(Exception):  # the earlier error is reported
-                subsets = list(get_dataset_config_names(name))
-        is_complete = subset in subsets if subset else len(subsets) < 2
-        if subsets and not is_complete:
-            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
-            raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
-        raise DataError(f"{failure} ({type(cause).__name__}: {first}).") from error
-    finally:
-        readers.setLevel(level)
+        what = "is damaged; write it again" if Path(source).exists() else (
+            f"is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed; give NAME or NAME:SUBSET"
+        )  # fmt: skip
+        raise DataError(f"{source!r} {what} ({type(cause).__name__}: {in_a_line(cause)}).") from error
 
 
-def _load(source: str, name: str, *subset: str | None, **options: Any) -> DatasetDict:
-    """``datasets.load_dataset``, which does not guess the types of CSV and JSON, since it guesses anew for each file and part of a file."""
-    builder = load_dataset_builder(name, *subset, **options)
-    if builder.name == "json" and builder.info.features is None:
-        return DatasetDict({split: _json_table(source, paths) for split, paths in builder.config.data_files.items()})
-    if builder.name == "csv" and builder.info.features is None:
-        first = next(iter(builder.config.data_files.values()))[0]
-        reading = {**builder.config.pd_read_csv_kwargs, "chunksize": None}
-        columns = pandas.read_csv(first, **{**reading, "nrows": 0}).columns
-        if "names" not in reading and reading["header"] == "infer" and reading["usecols"] is None:
-            header = pandas.read_csv(first, **{**reading, "nrows": 1, "header": None, "na_filter": False, "dtype": str}).iloc[0]
-            if twice := [column for column, count in Counter(header).items() if column and count > 1]:  # pandas would rename the second
-                raise DataError(f"The header of {source!r} names the column {twice[0]!r} more than once; give each column another name.")
-        # index_col: pandas would take the first column for an index where the first row has too many cells
-        options |= {"features": Features(dict.fromkeys(columns, Value("string"))), "na_filter": False, "index_col": False}
-    elif builder.name == "csv":
-        options |= {"keep_default_na": False, "na_values": [""]}  # a number may be missing, but "None" is a text
-    return load_dataset(name, *subset, **options)
+def read_hub(name: str, subset: str | None = None) -> DatasetDict:
+    """The splits of a dataset on the Hub."""
+    builder = load_dataset_builder(name, subset)
+    if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types, for each part anew
+        manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
+        files = {split: manager.download_and_extract([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
+        return DatasetDict({split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()})
+    return load_dataset(name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}))
 
 
-def _json_table(source: str, files: Sequence[str]) -> Dataset:
-    """The rows of JSON. A column has the type of its values; values of several types, or objects, are kept as JSON."""
-
-    def rows(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        for value in json_values(texts, source):
-            if not isinstance(value, (dict, str)):
-                raise DataError(f"{source!r} holds {value!r:.40}, which is no row; write rows as objects: {{'text': …}}.")
-            yield {"text": value} if isinstance(value, str) else value
-
-    texts = json_texts(source, files)
-    types: dict[str, pyarrow.DataType | None] = {}
-    numbered = rows(texts["text"])
-    while batch := list(islice(numbered, LINES)):
-        for column in dict.fromkeys(chain(types, *batch)):
-            types[column] = _common_type(types.get(column, pyarrow.null()), [row.get(column) for row in batch], column, source)
-    if not types:
-        raise DataError(f"{source} has no rows; give other data.")
-    schema = pyarrow.schema({column: kind for column, kind in types.items() if kind is not None})
-    features = Features({**dict.fromkeys(types, Json()), **Features.from_arrow_schema(schema)})
-
-    def table(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        values = list(rows(batch["text"]))
-        cells = {column: [row.get(column) for row in values] for column in types}
-        as_json = {column: [None if cell is None else json.dumps(cell) for cell in cells[column]] for column in types if not types[column]}
-        return {**cells, **as_json}
-
-    return texts.map(table, batched=True, batch_size=LINES, remove_columns=texts.column_names, features=features)
-
-
-def _common_type(seen: pyarrow.DataType | None, values: list[Any], column: str, source: str) -> pyarrow.DataType | None:
-    """The Arrow type of ``values`` and of a column's earlier ones; ``None`` for several types and for objects."""
-    if seen is None:
-        return None
-    try:
-        schemas = [pyarrow.schema({column: kind}) for kind in (seen, pyarrow.array(values).type)]
-        common = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except UnicodeEncodeError as error:
-        raise DataError(f"The column {column!r} of {source} has half of a character ({error}); correct its \\u escapes.") from error
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError):
-        return None
-    return common if SHALLOW.fullmatch(str(common)) else None
-
-
-def json_texts(source: str, files: Sequence[str]) -> Dataset:
-    """The texts of JSON files, for :func:`json_values`: their lines if a line is a value, else the whole files."""
-
-    def read(unit: str) -> Dataset:
-        return load_or_refuse(source, f"{source!r} cannot be read", "text", files, sample_by=unit, encoding=UTF_8)
-
-    lines = read("line")
-    try:
-        list(json_values(islice((line for line in lines["text"] if line.strip()), 1), source))
-    except DataError:
-        return read("document")
-    return lines
-
-
-def json_values(texts: Iterable[str], source: str, first: int = 0) -> Iterator[Any]:
-    """The values of JSON texts, one after another; those of a list singly. ``first`` is the number of the first text.
+def files_of(path: Path, kind: str) -> list[Path]:
+    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself.
 
     Raises:
-        DataError: a text is not valid JSON, or nested too deeply.
+        DataError: there is none, or a link to nothing.
     """
-    # Arrow would round an integer of more than 64 bits, so it stays a text
-    decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits)
-    for number, text in enumerate(texts, first):
-        at = 0
+    endings = f"{'audio file' if kind == 'audio' else kind}s ({', '.join(SUFFIXES[kind][:4])} …)"
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{str(path)!r} does not exist; give a file, or a folder of {endings}.")
+    paths = (file for file in sorted(path.rglob("*"), key=str) if file.suffix.lower() in SUFFIXES[kind] and file.name[0] != ".")
+    files = [file for file in paths if not file.is_dir()]
+    if broken := next((file for file in files if not file.is_file()), None):
+        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
+    if not files:
+        raise DataError(f"The folder {str(path)!r} holds no {endings}; give one that does.")
+    return files
+
+
+def located(source: str, split: str, kind: str) -> str:
+    """A source; of a folder of images or audio files the folder of the split, and its table of metadata where there is one."""
+    path = Path(source)
+    if kind == "text" or not path.is_dir() or saved_by_datasets(path):
+        return source
+    of_split = path / split
+    has_rows = of_split.is_dir() and any(child.is_dir() or child.suffix == ".txt" or child.name in METADATA for child in of_split.iterdir())
+    roots = [of_split, path] if has_rows else [path]
+    return str(next((root / name for root in roots for name in METADATA if (root / name).is_file()), roots[0]))
+
+
+def _read_folder(root: Path, kind: str) -> Dataset:
+    """The files of a folder, with their sub-folders as labels, and the .txt file beside each audio file as its text."""
+    files = files_of(root, kind)
+    labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
+    columns: dict[str, Any] = {"label": labels} if any(labels) else {}
+    if kind == "text":
+        return _dataset([*map(str, files)], ".txt", labels=labels if columns else None)
+    columns[kind] = [{"path": str(file), "bytes": None} for file in files]
+    transcripts = [file.with_suffix(".txt") for file in files]
+    if kind == "audio" and any(text.is_file() for text in transcripts):
+        columns["text"] = [next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts]
+    return Dataset.from_dict(columns, features=Features({name: CELL if name == kind else Value("string") for name in columns}))
+
+
+def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
+    """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
+
+    Raises:
+        DataError: there are no rows, or a file cannot be read.
+    """
+    options |= {"files": tuple(files), "ending": ending}
+    names = dict.fromkeys(name for row in _rows(**options) for name in row)
+    if not names:
+        raise DataError(f"{files[0]} has no rows; give other data.")
+    feature: Any = Json() if ending.startswith(".json") else Value("string")
+    stamp = (__version__, *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)))
+    return Dataset.from_generator(_rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp})
+
+
+def _rows(
+    files: Sequence[str],
+    ending: str,
+    *,
+    separator: str = "",
+    flat: Callable[[Any], Iterable[Any]] | None = None,
+    labels: Sequence[str | None] | None = None,
+    stamp: object = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
+    for number, file in enumerate(files):
+        with _opened(file) as text:
+            if ending == ".txt":
+                yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
+            elif ending.startswith(".json"):
+                yield from _json_rows(text, file, flat)
+            else:
+                yield from _csv_rows(text, file, separator or ("\t" if ending == ".tsv" else ","))
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[TextIO]:
+    """A text file, perhaps compressed, whose errors name it."""
+    opener: Any = gzip.open if file.lower().endswith(".gz") else open
+    with opener(file, "rt", encoding=UTF_8, newline="") as text:
         try:
-            while (at := SPACE.match(text, at).end()) < len(text):  # type: ignore[union-attr]
-                value, at = decoder.raw_decode(text, at)
-                yield from value if isinstance(value, list) else (value,)
+            yield text
+        except UnicodeDecodeError as error:
+            raise DataError(encoding_sentence(file, error)) from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{file!r} is not a whole .gz file ({error}); download it again.") from error
         except RecursionError as error:
-            raise DataError(f"{source!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers.") from error
-        except json.JSONDecodeError as error:
-            line = f"Line {number + error.lineno:,} of {str(source)!r}"
-            raise DataError(f"{line} is not valid JSON: {error.msg} at character {error.colno}.") from error
+            raise DataError(f"{file!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers.") from error
 
 
-def checked_texts(data: Dataset, source: str) -> Dataset:
-    """``data``, if no text has more than :data:`LARGEST_TEXT` bytes. A tokenizer needs up to 200 bytes of memory for each byte.
-
-    Raises:
-        DataError: a text is too large.
-    """
-    for column in (name for name, feature in data.features.items() if _kind(feature) in STRINGS[:2]):
-        sizes = pyarrow.compute.binary_length(data.data.column(column))
-        row = pyarrow.compute.index(pyarrow.compute.greater(sizes, LARGEST_TEXT), True).as_py()
-        if row >= 0:
-            unit = {".jsonl": "Line", ".txt": "Document"}.get(Path(source).suffix.lower(), "Row")
-            size, most = sizes[row].as_py() / 1e6, LARGEST_TEXT / 1e6
-            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it.")
-        if format_of(source) != ".tsv":
-            continue
-        swallows = pyarrow.compute.match_substring_regex(data.data.column(column), r"(?s)\t.*\n|\n.*\t")
-        if (row := pyarrow.compute.index(swallows, True).as_py()) >= 0:
-            raise DataError(
-                f"Row {row + 1} of {source!r} has a cell that begins with a quotation mark and runs over lines and tabs to the next one; "
-                'remove the quotation mark, or write the cell in double quotes and the quotation marks in it twice ("").'
-            )
-    return data
-
-
-def _encoding_error(file: str) -> DataError | None:
-    """The error for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
+def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str]]:
+    """The rows of a table with a header."""
+    csv.field_size_limit(2**31 - 1)
+    quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
+    header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))  # blank lines are no rows
     try:
-        with (gzip.open if file.lower().endswith(".gz") else open)(file, "rt", encoding=UTF_8) as text:
-            for _ in text:
-                pass
-    except UnicodeDecodeError as error:
-        return DataError(encoding_sentence(file, error))
-    except OSError:
-        return None
-    return None
+        header = next(rows, [])
+        if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise DataError(f"The header of {file!r} names the column {twice[0]!r} more than once; give each column another name.")
+        for number, cells in enumerate(rows, 1):
+            if len(cells) > len(header):
+                raise DataError(f"Row {number} of {file!r} has more cells than columns; put texts with separators into double quotes.")
+            if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+                raise DataError(f"Row {number} of {file!r} has a cell that runs over tabs and lines to a quotation mark; {quotes}")
+            yield {name: cell for name, cell in zip_longest(header, cells, fillvalue="") if name}
+    except csv.Error as error:
+        where = f"Row {number + 1}" if header else "The header"
+        raise DataError(f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}") from error
 
 
-# ---- rows that are trained on and scored, too
-
-LABELS_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-FIRST_BYTES = 4096
-"""Bytes of an image or audio file that are compared, besides its size."""
-
-
-def trained_rows(train: Dataset, scored: Dataset) -> int:
-    """The number of ``scored`` rows whose content is also in ``train``, whatever their files and ids are."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in LABELS_OF_ROWS]
-    if not columns or not len(train):
-        return 0
-    contents = list(_contents(scored, columns))
-    trained = set(contents).intersection(_contents(train, columns))
-    return sum(content in trained for content in contents)
-
-
-def _contents(data: Dataset, columns: list[str]) -> Iterator[int]:
-    """A hash of each row."""
-    for batch in data.select_columns(columns).with_format("arrow").iter(100):
-        yield from (hash(_content(row)) for row in batch.to_pylist())
+def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:
+    """The rows of JSON, with every value as JSON. A text is a row of one column, ``text``."""
+    for number, value in enumerate(_json_values(text, file), 1):
+        try:
+            for row in [value] if flat is None else flat(value):
+                if not isinstance(row, (dict, str)):
+                    raise ValueError(f"it holds {row!r:.40}, which is no row; write rows as objects: {{'text': …}}")
+                cells = {"text": row} if isinstance(row, str) else row
+                values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
+                "".join(filter(None, (*values, *values.values()))).encode()
+                yield values
+        except UnicodeEncodeError as error:
+            raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
+        except ValueError as error:
+            raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
 
 
-def _content(value: Any) -> Hashable:
-    if isinstance(value, list):
-        return tuple(map(_content, value))
-    if not isinstance(value, dict):
-        return value
-    if set(value) != {"bytes", "path"}:
-        return tuple((name, _content(part)) for name, part in value.items())
-    if value["bytes"] is not None:  # a file in the table
-        return len(value["bytes"]), value["bytes"][:FIRST_BYTES]
-    if not Path(value["path"]).is_file():
-        return str(value["path"])
-    with open(value["path"], "rb") as file:
-        return Path(value["path"]).stat().st_size, file.read(FIRST_BYTES)
+def _json_values(text: TextIO, file: str) -> Iterator[Any]:
+    """The values of JSON, one after another; those of a list singly. Every line is a value, or the whole file is.
+
+    A number that a 64-bit integer cannot hold stays a text, as do NaN and Infinity.
+    """
+    decoder = json.JSONDecoder(
+        parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits, parse_constant=str
+    )
+
+    def values(line: str) -> list[Any]:
+        parsed, at = list[Any](), 0
+        while (at := SPACE.match(line, at).end()) < len(line):  # type: ignore[union-attr]
+            value, at = decoder.raw_decode(line, at)
+            parsed += value if isinstance(value, list) else [value]
+        return parsed
+
+    is_first = True
+    for number, line in enumerate(text, 1):
+        try:
+            try:
+                parsed = values(line.rstrip())
+            except json.JSONDecodeError:
+                if not is_first:
+                    raise
+                parsed = values((line + text.read()).rstrip())
+        except json.JSONDecodeError as error:
+            where = f"Line {number + error.lineno - 1:,} of {file!r}"
+            raise DataError(f"{where} is not valid JSON: {error.msg} at character {error.colno}.") from error
+        is_first = is_first and not line.strip()
+        yield from parsed

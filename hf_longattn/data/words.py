@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.rows import Roles, rows_of
-from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, label_reader, read_source
+from hf_longattn.data.sources import CONLL, UTF_8, DataError
 from hf_longattn.data.tokenization import IGNORED, reads_words
 from hf_longattn.errors import encoding_sentence
 from hf_longattn.loading import call_tokenizer
 
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-"""Features of :func:`read_words`."""
-WORDS = ("tokens", "words")
-"""Columns of words that need not be named."""
+"""Features of tagged documents."""
 DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
 """Beginnings of the lines around the documents of a CoNLL file."""
 PART = re.compile(r"\d+[-.]\d+")
@@ -30,7 +27,7 @@ IOB_TAG = re.compile("O|[BIESLU]-.+")
 """A tag of a named entity, or of none."""
 
 
-ROLES = {"words": WORDS, "tags": ("ner_tags", "tags")}
+ROLES = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 """Columns that are recognised."""
 
 
@@ -54,54 +51,6 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
     if not len(data):
         raise DataError(f"There are no words in {source}; give other data.")
     return data
-
-
-def read_words(source: str, split: str, words_column: str | None, tags_column: str) -> Dataset:
-    """Read tagged documents. Documents without words are left out.
-
-    Args:
-        source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
-        words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``. ``None`` = the first
-            of :data:`WORDS` that the data have.
-
-    Raises:
-        DataError: the source cannot be read, lacks a column, or has no words or missing tags.
-    """
-    if Path(source).suffix.lower() in CONLL:
-        return read_conll(Path(source))
-    data = read_source(source, split, CONLL)
-    column = words_column or next((name for name in WORDS if name in data.column_names), WORDS[0])
-    check_column(data, column, source, "--words-column")
-    check_column(data, tags_column, source, "--tags-column")
-    feature = data.features[tags_column]
-    while isinstance(feature, List):
-        feature = feature.feature
-    if isinstance(feature, Json) or feature == Value("null"):  # values of several types, lists in some rows, or no tags
-        parts = chain.from_iterable(tags for tags in data[tags_column] if isinstance(tags, list))
-        kinds = {type(tag) for part in parts for tag in (part if isinstance(part, list) else [part]) if tag is not None}
-        feature = Value("string") if kinds <= {str} else Value("int64") if kinds == {int} else feature
-    names = feature.names if isinstance(feature, ClassLabel) else None
-    name_of = label_reader(feature, tags_column, source, "--tags-column")
-
-    def as_names(row: dict[str, Any], number: int) -> dict[str, list[Any]]:
-        words, tags = row[column], row[tags_column]
-        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
-            raise DataError(
-                f"Row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word."
-            )
-        if names is not None and any(not 0 <= tag < len(names) for tag in tags):
-            raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but the classes are 0 to {len(names) - 1}.")
-        if wrong := [word for word in words if not isinstance(word, (str, int, float))]:
-            shown = json.dumps(wrong[0], default=str)
-            raise DataError(f"Row {number + 1} of {source} has the word {shown:.40}; a word is a text or a number.")
-        texts = [word if isinstance(word, str) else json.dumps(word).removesuffix(".0") for word in words]  # Arrow: 1 is 1.0 beside 2.5
-        return {"words": texts, "tags": [name_of(tag, number) for tag in tags]}
-
-    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=TAGGED)
-    tagged = tagged.filter(lambda row: bool(row["words"]))
-    if not len(tagged):
-        raise DataError(f"There are no words in {source}; give other data.")
-    return tagged
 
 
 def read_conll(path: Path) -> Dataset:

@@ -131,7 +131,7 @@ class GridKind(SizedKind):
 
     noun, nouns, units, drawn = "image", "images", "pixels", True
     settings = ("image_size",)
-    part, field = IMAGE_PROCESSOR, "long_image_size"
+    files, field = Images, "long_image_size"
     trained_by = {"ForImageClassification": ("classify", "--data", "YOUR_IMAGES")}
 
     def size(self, config: Any, value: Any) -> InputSize:
@@ -219,9 +219,6 @@ class GridKind(SizedKind):
                 f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
             )
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
-
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Images:
-        return Images(self.rule, config, folder, files, **settings)
 
     def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
         """Check that the written image processor makes images of the new size."""

@@ -24,8 +24,6 @@ from ..reports import Check
 
 AUTO = "auto"
 """Value of a setting that the conversion chooses itself."""
-TEXT_TASK = "feature-extraction"
-"""The task of a model of texts or sounds without a head."""
 SETTINGS = {
     "max_length": "--max-length counts the tokens of a text",
     "image_size": "--image-size is the size of images",

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..data.tables import files_of
+from ..data.sources import files_of
 from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
 from ..loading import load_part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
 from ..reports import SKIPPED, Check, Difference, equality
 from .kind import InputKind, InputSize, InputSizes
-from .processors import changed_file, load_processor
+from .processors import UserFiles, changed_file, load_processor
 from .running import run_model
 
 FLOPS_AT_NEW_SIZE = 4e12
@@ -32,12 +33,12 @@ STATES = "last_hidden_state"
 class SizedKind(InputKind):
     """Inputs whose size changes no tensor of a model.
 
-    part: the processor of its models, a key of :data:`~.processors.AUTO_CLASSES`.
+    files: a user's files as its inputs.
     field: the config's field with the size for which a model was converted.
     trained_by: ending of a class's name -> arguments of ``longattn train`` for models of the class.
     """
 
-    part: ClassVar[str]
+    files: ClassVar[type[UserFiles]]
     field: ClassVar[str]
     trained_by: ClassVar[Mapping[str, tuple[str, ...]]]
 
@@ -68,7 +69,7 @@ class SizedKind(InputKind):
         for mechanism in layers:
             sizes.check(mechanism)
         positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
-        processor = load_processor(source.folder, self.part)
+        processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
         config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
         if cast is not None:
@@ -90,9 +91,12 @@ class SizedKind(InputKind):
             costs=costs_of(sizes, attention, shape),
             cast=cast,
             warnings=tuple(warnings),
-            files=changed_file(source.folder, self.part, processor, changes) if changes else {},
+            files=changed_file(source.folder, self.files.part, processor, changes) if changes else {},
             training={"advice": advice} if task is None else train_command(*task),
         )
+
+    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Any:
+        return self.files(self.rule, config, folder, files, **settings)
 
 
 def affordable_size(plan: ConversionPlan) -> InputSize:

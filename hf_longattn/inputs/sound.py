@@ -19,7 +19,7 @@ from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from .kind import AUTO, TEXT_TASK, Example, InputSize, InputSizes
+from .kind import AUTO, Example, InputSize, InputSizes
 from .processors import FEATURE_EXTRACTOR, FILE, UserFiles, has_processor
 from .sized import SizedKind, affordable_size, check_sizes, hidden_states
 from .tokenizer import check_tokenizer, load_tokenizer
@@ -117,7 +117,7 @@ class SoundKind(SizedKind):
 
     noun, nouns, units, timed = "sound", "sounds", "seconds", True
     settings = ("audio_seconds", "verify_audio")
-    part, field = FEATURE_EXTRACTOR, "long_audio_seconds"
+    files, field = Sounds, "long_audio_seconds"
     trained_by = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--data", "YOUR_RECORDINGS"),
@@ -166,9 +166,6 @@ class SoundKind(SizedKind):
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
         return dict(self.rule.extractor_fields(sizes.new.value)) if sizes.grows else {}
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Sounds:
-        return Sounds(self.rule, config, folder, files, **settings)
-
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
         """Check that the written feature extractor and tokenizer do what the source's do."""
         tokenizer, name = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder)), "feature extractor"
@@ -200,13 +197,13 @@ class SoundKind(SizedKind):
         if not has_processor(folder):
             shape = (1, rule.length(seconds), *([] if rule.features is None else [rule.features(values)]))
             line = f'inputs = {{"{rule.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was trained'
-            return Example(TEXT_TASK, None, line)
+            return Example("feature-extraction", None, line)
         lines = (
             f"samples = np.random.default_rng(0).standard_normal({round(seconds * rule.sampling_rate)}).astype(np.float32)  "
             f'# {seconds:g} s; or yours: soundfile.read("talk.wav")[0]\n'
             f'inputs = processor(samples, sampling_rate={rule.sampling_rate}, return_tensors="pt")'
         )
-        return Example(TEXT_TASK, ("processor", "AutoFeatureExtractor"), lines, ("import numpy as np",))
+        return Example("feature-extraction", ("processor", "AutoFeatureExtractor"), lines, ("import numpy as np",))
 
 
 def check_padding(comparison: Comparison) -> Check:

@@ -13,7 +13,7 @@ from ..conversion.plan import ConversionPlan, plan_texts
 from ..mechanisms import Mechanism
 from ..mechanisms.common.locality import needs_training_by
 from ..reports import Check
-from .kind import AUTO, TEXT_TASK, Example, InputKind, InputSize, InputSizes
+from .kind import AUTO, Example, InputKind, InputSize, InputSizes
 from .tokenizer import TOKENIZER_FILES, VerificationText, check_tokenizer, excerpt, load_tokenizer
 
 USUAL_LENGTH = 512
@@ -65,4 +65,4 @@ class TextKind(InputKind):
         reader = ("tokenizer", "AutoTokenizer") if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)) else None
         line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
         of_pages = self.family is not None and self.family.rule.further
-        return Example(TEXT_TASK, reader, "" if reader is None or of_pages else line)
+        return Example("feature-extraction", reader, "" if reader is None or of_pages else line)

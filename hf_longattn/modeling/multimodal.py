@@ -358,8 +358,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def _embedder(self, name: str) -> nn.Module:
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
-            kind, option = {"image": ("images", "--image-size"), "audio": ("audio", "--mel-bins")}[name]
-            raise BackendError(f"This model has no embedder of {kind}; train one with longattn train multitask {option}.")
+            kind = {"image": "images", "audio": "audio"}[name]
+            raise BackendError(f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind {kind}.")
         return embedder
 
 

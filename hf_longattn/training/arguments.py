@@ -107,9 +107,12 @@ class DataArguments:
     max_eval_samples: int | None = argument(None, "Rows to evaluate on at most, in the order of --seed; default: all.")
 
     def __post_init__(self) -> None:
+        from hf_longattn.data.sources import check_exists  # here, since datasets takes long to import and --help reads this file
+
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
         check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1)
+        check_exists(self.validation)
         self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
         if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
             raise OptionError(
@@ -173,7 +176,7 @@ class LongTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
-        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ("wer", "cer"):
+        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ("wer", "cer", "attention_error"):
             self.greater_is_better = False  # Trainer knows it of losses alone
         self.remove_unused_columns = False  # collators choose the model's inputs
         self.logging_nan_inf_filter = False  # a training with such a loss ends

@@ -9,11 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from hf_longattn.data.sources import class_names
 from hf_longattn.data.tokenization import word_argument
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
-from hf_longattn.modeling.mixin import LongAttentionMixin
+from hf_longattn.training.heads import class_names
 
 NOTHING_ELSE: Mapping[str, Any] = {}
 
@@ -98,15 +97,6 @@ def load_classifier(
         return model, class_names(labels, labels_of(model.config), only_known=True)
     names = class_names(labels, labels_of(load_config(name)))
     return load_head(loader, name, tokenizer, complete=False, **label_config(names), **config), names
-
-
-def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
-    """Run ``model`` with its original full attention, without gradients, dropout and cache."""
-    if isinstance(model, LongAttentionMixin):
-        model.use_base_attention()
-    if getattr(model.config, "use_cache", None):
-        model.config.use_cache = False
-    return model.requires_grad_(False).eval()
 
 
 def labels_of(config: PreTrainedConfig) -> list[str]:

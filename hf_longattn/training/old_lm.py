@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,8 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
+from hf_longattn.data.rows import each_part, read_texts
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.sources import all_scored, each_part, limited, read_texts, shuffled, split_held_out
 from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, new_model
@@ -180,19 +181,14 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents, and evaluation documents: all of ``validation``, or a tenth of every source. In an evaluation, both are all
-    documents."""
-    where: dict[str, Any] = {"column": args.column, "template": args.template}
-    parts = read_texts(args.text, split=args.split, **where)
-    if args.only_scores:
-        return all_scored(args, seed, shuffled(parts, seed))
-    if args.validation:
-        validation = read_texts([args.validation], split="validation", **where)
-        return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
-    documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
-    if not len(held_out):
-        raise OptionError("There is only one document, and the loss is measured on another one; give --validation TEXT.")
-    return limited(args, seed, documents, held_out)
+    """Training documents and held-out ones, as the new core reads them."""
+    named: Any = {"data": args.text, "named": {"text": args.column}, "roles": {"text": ("text",)}, "only_scores": args.only_scores}
+    for name in ("split", "validation", "template", "max_train_samples", "max_eval_samples"):
+        named[name] = getattr(args, name, None)
+    reading = SimpleNamespace(scored_rows={}, **named)
+    parts = read_texts(reading, seed)
+    args.scored_rows = reading.scored_rows
+    return parts
 
 
 def load_lm(

@@ -50,7 +50,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import hf_longattn
-from hf_longattn.data.sources import DataError, check_exists
+from hf_longattn.data.sources import DataError
 from hf_longattn.errors import (
     CheckpointError,
     LongAttentionError,
@@ -84,14 +84,12 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
     """Refuse an output with another model before anything slow, find the checkpoint to resume from, and set the seed.
 
     Raises:
-        DataError: there is no such file to evaluate on.
         OptionError: the output is the folder of the model, or holds a model, checkpoints or scores.
         CheckpointError: the output cannot be written, or no checkpoint can be resumed.
         HubError: ``push_to_hub`` without access.
     """
     args, folder = training_args, training_args.folder
     data_args.only_scores = not args.do_train
-    check_exists(data_args.validation)
     if folder.exists() and folder.resolve() == Path(model_args.model).resolve():
         raise OptionError(f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output.")
     if args.do_train and (args.resume or args.resume_from_checkpoint):

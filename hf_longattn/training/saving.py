@@ -25,7 +25,7 @@ METRICS = {
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
     "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
-    "cer": "character error rate",
+    "cer": "character error rate", "attention_error": "squared error of attention",
 }  # fmt: skip
 """Scores in per cent, by their names in a log."""
 
@@ -60,7 +60,8 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     complete_folder(folder, source)
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
-    trained = f"{steps:,} steps on {names_of(log['settings'].get('data', ()))}{facts and f' ({facts})'}. {describe(log)}."
+    sources = log["settings"].get("data") or log["settings"].get("tasks", ())
+    trained = f"{steps:,} steps on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
     contents = {"training": f"Fine-tuned from `{in_one_line(public_name(source))}`: {trained}", "results": measured(log, hub_task)}
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
     write_model_card(folder, **contents, measured="", eval_results=None, **from_source(source), **repository)
@@ -92,7 +93,8 @@ def complete_folder(folder: Path, source: str) -> None:
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a Trainer evaluation, without its prefix and its times."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    return {name: value for name, value in named.items() if name in ("loss", "loss_se", "n") or metric_of(name.removesuffix("_se"))}
+    names = (name for name in named if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se")))
+    return {name: named[name] for name in names}
 
 
 def metric_of(name: str) -> str | None:
@@ -125,13 +127,16 @@ def describe(log: Mapping[str, Any]) -> str:
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
     """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     after, settings, results = log["metrics"]["after"], log["settings"], []
-    validation, rows = settings.get("validation"), log["scored_rows"]
+    validation, rows, sources = settings.get("validation", []), log["scored_rows"], settings.get("data") or settings.get("tasks", [])
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
-    data = names_of([validation]) if validation else f"{names_of(settings.get('data', ()))} ({part})"
     for name in shown(after):
         key = metric_of(name)
-        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", "nats", "")
-        more: dict[str, Any] = {"n": after.get("n"), "standard_error": after.get(f"{name}_se"), "system": f"head {head}" if head else ""}
+        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
+        scored = [validation] if isinstance(validation, str) else [each for each in validation if each.startswith(f"{head}=")]
+        of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
+        data = names_of(scored) if scored else f"{names_of(of_head)} ({part})"
+        more: dict[str, Any] = {"n": after.get(f"{head}_n", after.get("n")), "standard_error": after.get(f"{name}_se")}
+        more["system"] = f"head {head}" if head else ""
         results.append(MeasuredResult(data, metric, after[name], unit, task=task, metric_type=key or "loss", **more))
     return results
 

@@ -84,13 +84,11 @@ class LongTrainer(Trainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> Any:
-        """With ``tokens_per_batch``, batches of that many tokens; see :class:`~hf_longattn.data.batching.TokenBudget`."""
-        args, data, budget = self.args, self.train_dataset, getattr(self.args, "tokens_per_batch", 0)
-        if not budget and not self.groups_by_length:
+        """In the batches of :meth:`train_batches`, or in groups of rows of similar length that a resumed run draws again."""
+        args, data, batches = self.args, self.train_dataset, self.train_batches()
+        if batches is None and not self.groups_by_length:
             return super().get_train_dataloader()
-        if budget:
-            padded = not getattr(self.data_collator, "pack", False)
-            batches = TokenBudget(row_lengths(data), budget, args.seed, padded=padded, processes=args.world_size)
+        if batches is not None:
             sampling: dict[str, Any] = {"batch_sampler": batches}
             self.accelerator.even_batches = False  # there are as many for every process
         else:
@@ -100,6 +98,12 @@ class LongTrainer(Trainer):
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
         loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)  # type: ignore[arg-type]
         return self.accelerator.prepare(loader)
+
+    def train_batches(self) -> Any:
+        """A sampler of whole batches, of ``tokens_per_batch`` tokens; ``None`` = batches of a number of rows."""
+        budget, padded = getattr(self.args, "tokens_per_batch", 0), not getattr(self.data_collator, "pack", False)
+        lengths = row_lengths(self.train_dataset) if budget else []
+        return TokenBudget(lengths, budget, self.args.seed, padded=padded, processes=self.args.world_size) if budget else None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """By ``eval_collator``. Nothing with ``measure``, which reads the data itself."""

@@ -20,7 +20,7 @@ import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -382,23 +382,6 @@ def forget_model(folder: Path, log: str) -> None:
             source = None
         (folder / log).unlink()
         remove_sidecars(folder, source)
-
-
-def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str, *, output: Path) -> None:
-    """Save a model without a trainer, with its tokenizer and the other files of its ``source``.
-
-    Args:
-        output: of the run, with its checkpoints.
-
-    Raises:
-        CheckpointError: the disk became full.
-    """
-    from hf_longattn.conversion import complete_folder
-
-    with one_sentence_if_full(output):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        complete_folder(folder, source)
 
 
 def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:

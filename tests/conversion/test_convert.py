@@ -65,9 +65,9 @@ def test_full_attention_needs_training_only_beyond_the_old_length(name: str, bui
 @every_case(
     ("name", "mechanism", "command"),
     [
-        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "longattn train linearise --model {} --text YOUR_TEXTS"),
-        ("BertForMaskedLM", WINDOW, "longattn train mlm --model {} --text YOUR_TEXTS"),
-        ("GPT2LMHeadModel", WINDOW, "longattn train clm --model {} --text YOUR_TEXTS"),
+        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "longattn train linearise --model {} --data YOUR_TEXTS"),
+        ("BertForMaskedLM", WINDOW, "longattn train mlm --model {} --data YOUR_TEXTS"),
+        ("GPT2LMHeadModel", WINDOW, "longattn train clm --model {} --data YOUR_TEXTS"),
         ("RobertaForSequenceClassification", WINDOW, "longattn train classify --model {} --data YOUR_TEXTS"),
         ("ElectraForPreTraining", WINDOW, "fine-tune "),
     ],

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import rows_of, trained_rows
-from hf_longattn.data.tables import CELL
+from hf_longattn.data.sources import CELL
 
 LABELLED = {"text": ("text",), "label": ("label",)}
 

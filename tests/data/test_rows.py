@@ -19,9 +19,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from hf_longattn.data import rows as rows_module
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_texts, rows_of, split_held_out
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.tables import read_hub, read_table
-from hf_longattn.data.words import read_words
+from hf_longattn.data.sources import DataError, read_hub, read_table
+from hf_longattn.data.words import ROLES, tagged_rows
 from hf_longattn.errors import OptionError
 from tests.cases import every_case
 
@@ -396,7 +395,7 @@ def contents(ending: str) -> str:
 
 
 def words_of(source: str) -> str:
-    return read_words(source, "train", None, "tags")["words"][0][0]
+    return tagged_rows(source, "train", ROLES, {})["words"][0][0]
 
 
 READERS = [

@@ -40,7 +40,7 @@ page(
     "docs/how-to/multitask.md",
     Setting(
         instead={
-            "--image-size 224 224": "--image-size 64 64 --max-steps 3 --max-length 128",
+            "--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128",
         },
         slow=True,
     ),
@@ -50,7 +50,10 @@ page(
     "docs/how-to/image_text.md",
     Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True),
 )
-page("docs/how-to/speech.md", Setting(instead=ONE_EPOCH, slow=True))
+page(
+    "docs/how-to/speech.md",
+    Setting(instead={**ONE_EPOCH, "--output wav2vec2-long-talks": "--output wav2vec2-long-talks --overwrite"}, slow=True),
+)
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:

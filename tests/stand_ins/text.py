@@ -245,9 +245,9 @@ def results(file: Path) -> None:
     file.write_text(json.dumps([{"dataset": "squad", "metric": "f1", "value": 88.1}]), encoding="utf-8")
 
 
-TEXTS = "--text my_texts/"
+TEXTS = "--data my_texts/"
 FEW_STEPS = {
-    TEXTS + " --segments 512 --max-minutes 60": "--text ./my_texts/ --segments 128 --max-steps 2",
+    TEXTS + " --segments 512 --max-minutes 60": "--data ./my_texts/ --segments 128 --max-steps 2",
     "--max-minutes 60": "",
     TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
@@ -263,11 +263,12 @@ segments = torch.randint(0, 500, (2, 1024)).split(512, dim=1)
 """
 
 TO_TRAIN = """
-import hf_longattn
+from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 model = AutoModelForMaskedLM.from_pretrained("bert-4096")
-arguments = TrainingArguments("trained", use_cpu=True, report_to="none")
+# accelerate keeps the precision of the trainings before, in this process
+arguments = TrainingArguments("trained", use_cpu=True, bf16=cpu_computes_bf16(), report_to="none")
 data = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
 """
 SHORT_TEXTS = {

@@ -24,15 +24,14 @@ from transformers import (
 
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.data import images as images_module
-from hf_longattn.data.files import load_labelled_files
 from hf_longattn.data.images import (
-    IMAGE_FILES,
     Augmentation,
     ImageCollator,
     augmentation_of,
     read_image,
 )
-from hf_longattn.data.sources import DataError
+from hf_longattn.data.rows import rows_of
+from hf_longattn.data.sources import CELL, DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
 from tests.training.conftest import FAST, checkpoint, start_task
 
@@ -41,7 +40,7 @@ ORIENTATION = 0x0112
 
 
 def labelled(source: str, column: str = "image", label_column: str = "label") -> Dataset:
-    return load_labelled_files(IMAGE_FILES, source, split="train", column=column, label_column=label_column)
+    return rows_of(source, "train", {"image": (column,), "label": (label_column,)}, {})
 
 
 def image_of(colour: tuple[int, int, int], number: int, size: tuple[int, int] = (40, 30)) -> Pillow.Image:
@@ -121,10 +120,10 @@ def test_images_are_the_same_from_every_kind_of_source(photos: Path, tmp_path: P
     ]  # fmt: skip
     for source, names in sources:
         rows = labelled(str(source), **names)
-        assert rows.features == IMAGE_FILES.labelled
+        assert rows.features == Features({"image": CELL, "name": Value("string"), "label": Value("string")})
         assert rows["label"][:] == labels, source
         for row, file in zip(rows, files, strict=True):
-            assert read_image(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
+            assert read_image(row["image"], row["name"]).tobytes() == Pillow.open(file).tobytes()
     (photos / "table.csv").unlink()
 
 
@@ -141,12 +140,12 @@ def test_image_batches_are_what_the_image_processor_makes(photos: Path, models: 
 class TestReadImage:
     """Every image becomes RGB, and looks as a viewer shows it."""
 
-    def read(self, image: Pillow.Image, form: str = "PNG", **options: Any) -> tuple[np.ndarray, bool]:
+    def read(self, image: Pillow.Image, form: str = "PNG", **options: Any) -> np.ndarray:
         file = io.BytesIO()
         image.save(file, form, **options)
-        read, transparent = read_image({"bytes": file.getvalue(), "path": None}, "x")
+        read = read_image({"bytes": file.getvalue(), "path": None}, "x")
         assert read.mode == "RGB"
-        return np.asarray(read), transparent
+        return np.asarray(read)
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
     def test_makes_rgb_of_every_mode(self, mode: str) -> None:
@@ -156,9 +155,8 @@ class TestReadImage:
             image = Pillow.fromarray(np.array([[0, 65_535]], np.uint16))
         else:
             image = image.convert("RGB").convert(mode)
-        pixels, transparent = self.read(image, "TIFF" if mode == "CMYK" else "PNG")
+        pixels = self.read(image, "TIFF" if mode == "CMYK" else "PNG")
         assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
-        assert not transparent
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
     def test_shows_transparent_parts_on_white(self, mode: str) -> None:
@@ -170,28 +168,27 @@ class TestReadImage:
             image.putpalette([0, 0, 0, 9, 9, 9])
             image.putpixel((1, 0), 1)
             options = {"transparency": 1}
-        pixels, transparent = self.read(image.convert(mode), **options)
+        pixels = self.read(image.convert(mode), **options)
         assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
-        assert transparent
 
     def test_mixes_half_transparent_pixels_with_white(self) -> None:
-        pixels, _ = self.read(Pillow.new("RGBA", (1, 1), (0, 0, 0, 128)))
+        pixels = self.read(Pillow.new("RGBA", (1, 1), (0, 0, 0, 128)))
         assert pixels[0, 0].tolist() == [127, 127, 127]
 
     def test_leaves_an_opaque_alpha_channel_out(self) -> None:
-        pixels, transparent = self.read(Pillow.new("RGBA", (1, 1), (10, 20, 30, 255)))
-        assert (pixels[0, 0].tolist(), transparent) == ([10, 20, 30], False)
+        pixels = self.read(Pillow.new("RGBA", (1, 1), (10, 20, 30, 255)))
+        assert pixels[0, 0].tolist() == [10, 20, 30]
 
     def test_applies_the_exif_orientation(self) -> None:
         image = Pillow.new("RGB", (4, 2))
         exif = Pillow.Exif()
         exif[ORIENTATION] = 6  # turned by 90 degrees
-        pixels, _ = self.read(image, "JPEG", exif=exif)
+        pixels = self.read(image, "JPEG", exif=exif)
         assert pixels.shape == (4, 2, 3)
 
     def test_takes_the_first_frame_of_an_animation(self) -> None:
         frames = [Pillow.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-        pixels, _ = self.read(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        pixels = self.read(frames[0], "GIF", save_all=True, append_images=frames[1:])
         assert pixels[0, 0].tolist() == [255, 0, 0]
 
 

@@ -34,7 +34,7 @@ from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model
 from tests.training.conftest import checkpoint
 
 LENGTH = 96
-FAST = "--batch-size 4 --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True --threads 1 --logging-steps 1 --max-length 64"
+FAST = "--batch-size 4 --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True --logging-steps 1 --max-length 64"
 
 
 def softmax(heads: int, width: int) -> Mechanism:
@@ -191,10 +191,12 @@ def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
     kind: str, converted: Callable[..., str], texts: str, tmp_path: Path
 ) -> None:
     long = converted(kind)
-    log = linearised(long, texts, tmp_path / "out", "--max-steps 20 --learning-rate 3e-2")
+    log = linearised(long, texts, tmp_path / "out", "--max-steps 20 --learning-rate 3e-2 --bf16")
     first, last = (entry for entry in log["history"] if "eval_loss" in entry)
     assert all(last[f"eval_layer_{layer}"] < first[f"eval_layer_{layer}"] for layer in (0, 1))
-    assert last["eval_distance"] == pytest.approx((last["eval_layer_0"] + last["eval_layer_1"]) / 2)
+    error = log["metrics"]["after"]["attention_error"]
+    assert error == pytest.approx((last["eval_layer_0"] + last["eval_layer_1"]) / 2) == pytest.approx(50 * last["eval_loss"], rel=1e-4)
+    assert "squared error of attention" in (tmp_path / "out" / "README.md").read_text()
     before, after = (load_file(Path(folder, "model.safetensors")) for folder in (long, tmp_path / "out"))
     assert set(after) == set(before)
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
@@ -207,7 +209,7 @@ def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
 def test_linearise_leaves_layers_without_parameters_as_they_are(converted: Callable[..., str], texts: str, tmp_path: Path) -> None:
     long = converted(layers={1: {"mechanism": "window", "window": 8}})
     log = linearised(long, texts, tmp_path / "out", "--max-steps 2")
-    assert [name for name in log["history"][0] if name.startswith("eval_layer")] == ["eval_layer_0"]
+    assert [name for name in log["history"][0] if name.startswith("eval_layer") and not name.endswith("_se")] == ["eval_layer_0"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["long_attention"] == {"mechanism": "hedgehog", "layers": {"1": {"mechanism": "window", "window": 8}}}
 
@@ -244,7 +246,7 @@ def test_linearise_refuses_models_without_anything_to_learn(
 ) -> None:
     cases = (
         (converted(mechanism="linear"), "The model has linear, without parameters that could learn; convert it"),
-        (str(tmp_path / "mlm"), "mlm' has no mechanism; type longattn convert"),
+        (str(tmp_path / "mlm"), "mlm' is no converted model of texts; type longattn convert"),
         (converted("clm", "recurrent_memory", segment_length=48), "The model has recurrent_memory, without parameters"),
     )
     for model, words in cases:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,27 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
 from hf_longattn.errors import OptionError
 from hf_longattn.training import load_multitask_head
-from hf_longattn.training.evaluation import evaluation_arguments
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.tasks.multitask import (
-    MULTITASK,
-    MultiTaskDataArguments,
-    MultiTaskModel,
-    TaskBatches,
-    finetune_multitask,
-    multitask_result,
-)
-from tests.training.conftest import FAST, SCORED, checkpoint
+from hf_longattn.training.mixed import MultiTaskModel, TaskBatches
+from hf_longattn.training.tasks.multitask import MultiTaskDataArguments
+from tests.training.conftest import FAST, SCORED, checkpoint, start_task
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
 
 MIXED = {**FAST, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 
 
-def test_multitask_batches_are_drawn_with_the_temperature() -> None:
+def test_multitask_batches_are_of_one_task_drawn_by_the_root_of_its_size() -> None:
     sizes = {"small": 100, "large": 10_000}
-    for temperature, share in ((1.0, 100 / 10_100), (2.0, 10 / 110), (1e9, 0.5)):
-        batches = TaskBatches(sizes, 4, temperature, seed=0, processes=2)
-        found = list(batches)
-        counts = Counter(batch[0][0] for batch in found)
-        assert counts["small"] / len(found) == pytest.approx(share, abs=0.03)
-        assert all(len({name for name, _ in batch}) == 1 for batch in found)
-        assert len(found) == len(batches)
-        assert len(found) % 2 == 0
-        assert found == list(batches)
-    seen = [number for batch in found for name, number in batch if name == "small"]
-    assert set(seen[:100]) == set(range(100))  # an input comes again when all have come
+    batches = TaskBatches(sizes, 4, seed=0, processes=2)
+    found = list(batches)
+    small = [batch for batch in found if batch[0] < 100]
+    assert len(small) / len(found) == pytest.approx(10 / 110, abs=0.03)
+    assert all(max(batch) < 100 for batch in small)
+    assert all(min(batch) >= 100 for batch in found if batch not in small)
+    assert len(found) == len(batches)
+    assert len(found) % 2 == 0
+    assert found == list(batches)
+    assert {number for batch in small[:25] for number in batch} == set(range(100))  # a row comes again when all have come
 
 
 def three_tasks(folder: Path) -> list[str]:
@@ -64,16 +54,12 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, to
         checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
     )
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
-    args = build_arguments(MULTITASK, **given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **MIXED)
-    log = finetune_multitask(*args)
-    before, after = log["held_out"]["before"], log["held_out"]["after"]
-    assert after["topic"]["accuracy"] == 100.0
-    assert after["names"]["f1"] > max(60.0, before["names"]["f1"])
-    assert after["ask"]["f1"] >= before["ask"]["f1"]
-    said = multitask_result(log).splitlines()
-    scores = r"[\d.]+ %"  # of fewer than ten documents
-    assert re.fullmatch(rf"- topic: held out: accuracy {scores} before; accuracy 100.0 % after \(\d+ documents[^)]*\)", said[0]), said
-    assert re.fullmatch(rf"- names: held out: F1 {scores} before; F1 {scores} after \(\d+ documents[^)]*\)", said[1]), said
+    run = {**given, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **MIXED}
+    log = start_task("multitask", **run, max_steps=80, save_steps=40)
+    before, after = log["metrics"]["before"], log["metrics"]["after"]
+    assert after["topic_accuracy"] == 100.0
+    assert after["names_f1"] > max(60.0, before["names_f1"])
+    assert after["ask_f1"] >= before["ask_f1"]
     assert "head names" in (tmp_path / "out" / "README.md").read_text()
     topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
     assert topic.config.id2label == {0: "files", 1: "loops"}
@@ -87,57 +73,53 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, to
         load_multitask_head(str(tmp_path / "out"), "topics")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["multitask_heads"]["names"]["kind"] == "tokens"
-    resumed = finetune_multitask(
-        *build_arguments(MULTITASK, **given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **MIXED)
-    )
+    resumed = start_task("multitask", **{**run, "resume": True, "overwrite": False}, max_steps=82)
     assert max(entry.get("step", 0) for entry in resumed["history"]) == 82
 
 
 @pytest.mark.parametrize(
-    ("tasks", "words"),
+    ("options", "words"),
     [
-        (["a=classify:x.csv"], "two tasks or more"),
-        (["a=classify:x.csv", "a=qa:y.json"], "with a name that no other task has"),
-        (["a=classify:x.csv", "b=token:y.json"], "Did you mean 'tokens'"),
-        (["a=classify:x.csv", "b"], "A task is NAME=KIND:DATA"),
-        (["a=classify:x.csv", f"b=tokens:{__file__}:dev.conll"], "names a second file; give it by --validation b=dev.conll"),
+        ({}, "No tasks given; add --tasks NAME=KIND:DATA"),
+        ({"tasks": ["a=classify:x", "a=qa:y"]}, "with a name that no other task has"),
+        ({"tasks": ["a=classify:x", "b=token:y"]}, "Did you mean 'tokens'"),
+        ({"tasks": ["a=classify:x", "b"]}, "A task is NAME=KIND:DATA"),
+        ({"tasks": ["a=classify:x"], "columns": ["a.colour=red"]}, "--columns takes ROLE=NAME, with a role of text, question, image"),
+        ({"tasks": ["names=classify:x"], "columns": ["name.label=red"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
+        ({"tasks": ["names=classify:x"], "validation": ["name=y"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
     ],
 )
-def test_wrong_tasks_options_are_refused(tasks: list[str], words: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=words):
-        build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=tasks)
+def test_wrong_tasks_options_are_refused(options: dict[str, list[str]], words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        MultiTaskDataArguments(**options)
 
 
-def test_tasks_option_takes_subsets_and_validation_data_per_task() -> None:
+def test_tasks_option_takes_subsets_columns_and_validation_data_per_task() -> None:
     """A colon belongs to the data, as in a subset of the Hub or a drive of Windows."""
-    tasks = ["ask=qa:rajpurkar/squad:plain_text", r"topic=classify:C:\reviews.csv", "names=tokens:train.conll"]
-    data = MultiTaskDataArguments(tasks=tasks, validation=["names=dev.conll", "ask=rajpurkar/squad_v2:squad_v2"])
-    assert data.named_tasks() == {
-        "ask": ("qa", "rajpurkar/squad:plain_text", "rajpurkar/squad_v2:squad_v2"),
-        "topic": ("classify", r"C:\reviews.csv", ""),
-        "names": ("tokens", "train.conll", "dev.conll"),
+    tasks = ["ask=qa:rajpurkar/squad:plain_text", r"topic=classify:C:\reviews", "names=tokens:train"]
+    more = {"validation": ["names=dev", "ask=rajpurkar/squad_v2:squad_v2"], "columns": ["topic.label=stars", "topic.text=review"]}
+    parts = MultiTaskDataArguments(tasks=tasks, max_length=64, **more).parts
+    found = {name: (kind, data.data, data.validation, data.named, data.max_length) for name, (kind, data) in parts.items()}
+    assert found == {
+        "ask": ("qa", ["rajpurkar/squad:plain_text"], "rajpurkar/squad_v2:squad_v2", {}, 64),
+        "topic": ("classify", [r"C:\reviews"], "", {"label": "stars", "text": "review"}, 64),
+        "names": ("tokens", ["train"], "dev", {}, 64),
     }
-    with pytest.raises(OptionError, match=r"one of the tasks ask, topic, names, not 'name'\. Did you mean 'names'"):
-        MultiTaskDataArguments(tasks=tasks, validation=["name=dev.conll"])
 
 
 def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The threshold is tuned on the held-out questions, which the result says, and loaded with the head."""
+    """The threshold is tuned on the held-out questions, and loaded with the head."""
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     answers = [{"text": ["tree"], "answer_start": [12]}, {"text": [], "answer_start": []}]
     records = [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers[n % 2]} for n in range(40)]
     save_qa(records, tmp_path / "qa.jsonl")
     tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}"]
     given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": tasks, "validation": [f"ask={tmp_path / 'qa.jsonl'}"]}
-    log = finetune_multitask(*build_arguments(MULTITASK, **given, max_steps=2, **FAST))
-    threshold = log["held_out"]["after"]["ask"]["best_f1_threshold"]
-    assert load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold == threshold
-    note = 'the threshold of "no answer" is the best one on these questions'
-    assert note in multitask_result(log)
-    again = {"model": str(tmp_path / "out"), "output_dir": str(tmp_path / "scored"), "tasks": [f"ask=qa:{tmp_path / 'qa.jsonl'}"]}
-    scored = finetune_multitask(*build_arguments(evaluation_arguments(MULTITASK), **again, **SCORED))
-    assert scored["held_out"]["after"]["ask"]["f1"] == log["held_out"]["after"]["ask"]["f1"]
-    assert note not in multitask_result(scored)
+    log = start_task("multitask", **given, max_steps=2, **FAST)
+    assert isinstance(load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold, float)
+    again = {"model": str(tmp_path / "out"), "output_dir": str(tmp_path / "scored"), "tasks": tasks[:1], "do_train": False}
+    scored = start_task("multitask", **again, **SCORED)
+    assert scored["metrics"]["after"]["ask_f1"] == log["metrics"]["after"]["ask_f1"]
 
 
 def test_multitask_refuses_heads_without_a_common_backbone() -> None:
@@ -146,4 +128,4 @@ def test_multitask_refuses_heads_without_a_common_backbone() -> None:
     heads = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
     for models in (heads, {"ask": heads["ask"]}):
         with pytest.raises(OptionError, match="T5ForQuestionAnswering have no backbone in common, which multitask needs; train a model"):
-            MultiTaskModel(models)
+            MultiTaskModel(models, {"names": "tokens", "ask": "qa"})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,17 +87,6 @@ class AttentionSite:
     @property
     def _place(self) -> tuple[nn.Module, str]:
         return (getattr(self.module, MECHANISM_ATTRIBUTE), str(self.layer)) if self.shared else (self.module, MECHANISM_ATTRIBUTE)
-
-
-@contextlib.contextmanager
-def mechanisms_restored(sites: Iterable[AttentionSite]) -> Iterator[None]:
-    """Give each of the ``sites`` its earlier mechanism back at the end of the context."""
-    mechanisms = [(site, site.mechanism) for site in sites]
-    try:
-        yield
-    finally:
-        for site, mechanism in mechanisms:
-            site.put(mechanism)
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:

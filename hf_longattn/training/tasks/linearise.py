@@ -7,20 +7,24 @@ text (``longattn train clm --lora-rank 8``) or from the original's predictions (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel
 
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation.summaries import in_percent, mean_and_error
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
@@ -28,13 +32,10 @@ from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.run.losses import auxiliary_loss
-from hf_longattn.training.args import ModelArguments, argument
-from hf_longattn.training.loading import check_reads_text
-from hf_longattn.training.old_lm import TextDataArguments, TextTrainingArguments, read_documents
-from hf_longattn.training.old_trainer import LongTrainer, rows_of
-from hf_longattn.training.results import compared_losses, loss_in_words, loss_name, plain_scores, steps_of
-from hf_longattn.training.task import Task
-from hf_longattn.training.training_loop import prepare_run, save_run, train
+from hf_longattn.training.arguments import ModelArguments, argument
+from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, read_documents
+from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.trainer import LongTrainer, rows_of
 
 TINY = 1e-12
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
@@ -45,61 +46,54 @@ Layer = tuple[AttentionSite, Mechanism, Mechanism]
 class LineariseModelArguments(ModelArguments):
     """A converted model, whose mechanisms alone are trained."""
 
-    use_peft: bool = field(default=False, init=False)
-    lora_rank: int = field(default=8, init=False)
-    lora_alpha: float = field(default=16.0, init=False)
+    lora_rank: int = field(default=0, init=False)
 
 
 @dataclass
 class LineariseTrainingArguments(TextTrainingArguments):
     """``TrainingArguments`` of attention transfer."""
 
-    shards: ClassVar[bool] = False
-    without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
-
     learning_rate: float = argument(1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times.")
 
 
-LINEARISE = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
+ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
 
-def linearise_attention(
-    model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
-) -> dict[str, Any]:
-    """Train the mechanisms of ``model_args.model``, and write the model to ``training_args.output_dir``.
-
-    Raises:
-        OptionError: the model has no mechanism that can learn.
-    """
-    run = prepare_run(model_args, data_args, training_args)
-    config = load_config(model_args.model)
-    check_reads_text(config, model_args.model)
-    family = known_family(config) if config.model_type.startswith("long_") else None
-    if family is None:
-        raise CheckpointError(f"{model_args.model!r} has no mechanism; type longattn convert {model_args.model} DST --mechanism hedgehog.")
-    if config.is_encoder_decoder:
-        raise OptionError(f"{model_args.model!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
-    tokenizer = load_padding_tokenizer(model_args.model, config)
-    model = load_model(family.model_class(config.architectures[0]), model_args.model)
-    layers = prepared_layers(model.base_model)
+def main(model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments) -> dict[str, Any]:
+    """Train the mechanisms of ``model_args.model``, and write the model to ``training_args.output_dir``. Returns the log."""
+    begin(model_args, data_args, training_args)
+    model, tokenizer = load_converted(model_args.model)
+    layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    if model.base_model is not model:
+        model.forward = partial(model.base_model)  # type: ignore[method-assign]  # nobody reads what a head predicts
     masked = type(model).__name__.endswith("ForMaskedLM")  # such an encoder knows texts with masks
-    collator = RepeatableMasks(tokenizer, mlm=masked, mlm_probability=data_args.mask_probability, seed=training_args.seed)
-    trainer = TransferTrainer(
-        model.base_model, training_args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer, data_collator=collator,
-        layers=layers,
-    )  # fmt: skip
-    before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
-    trainer.model = model.requires_grad_(True)
-    return save_run(trainer, run, {"input_length": length, "held_out_distance": compared_losses(before, after)}, describe)
+    masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
+    trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)
+    return finish(trainer, model_args, data_args, input_length=length)
+
+
+def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
+    """A converted model of one stack, in the class that its checkpoint names, and its tokenizer.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    config = load_config(name)
+    family = known_family(config) if config.model_type.startswith("long_") else None
+    if family is None or not family.reads_text:
+        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
+    return load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name), load_padding_tokenizer(name, config)
 
 
 class TransferTrainer(LongTrainer):
     """Trains and evaluates on the distances from softmax attention, summed over layers. ``layers`` are those of :func:`prepared_layers`."""
 
     def __init__(self, *args: Any, layers: list[Layer], **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=mean_distances, **kwargs)
+        super().__init__(*args, compute_metrics=errors_in_percent, **kwargs)
         self.label_names = ["labels"]  # which the model does not take, but an evaluation asks for
         self.layers = layers
 
@@ -111,21 +105,16 @@ class TransferTrainer(LongTrainer):
         model.eval()  # the original runs without dropout
         for _, mechanism, _ in self.layers:
             mechanism.train(training)
-        inner = self.accelerator.unwrap_model(model)
-        with transferring(inner, self.layers):
+        with transferring(self.accelerator.unwrap_model(model), self.layers):
             outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        if training and not outputs["loss"].requires_grad:
-            raise OptionError(
-                "The mechanisms' parameters do not affect a layer's output for given queries, keys and values; train the model with "
-                "longattn train clm or mlm."
-            )
         return outputs["loss"], outputs
 
 
-def mean_distances(predictions: Any) -> dict[str, float]:
-    """The mean distance over all layers and inputs, and that of every layer."""
-    by_layer = predictions.predictions.mean(0)
-    return {"distance": float(by_layer.mean()), **{f"layer_{number}": float(mean) for number, mean in enumerate(by_layer)}}
+def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
+    """The error of attention over all layers, and that of every layer, with standard errors over inputs."""
+    errors = np.asarray(prediction.predictions)  # (inputs, layers)
+    columns = {"attention_error": errors.mean(1), **{f"layer_{number}": errors[:, number] for number in range(errors.shape[1])}}
+    return in_percent({name: mean_and_error(values.tolist()) for name, values in columns.items()}, len(errors))
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
@@ -221,12 +210,5 @@ def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
     return squares.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * squares.shape[1]).clamp(min=1)
 
 
-def describe(log: dict[str, Any]) -> str:
-    return f"{steps_of(log)}: {result(log)}"
-
-
-def result(log: dict[str, Any]) -> str:
-    return f"{loss_name(log, 'distance')} {loss_in_words(log['held_out_distance'])}"
-
-
-TASK = Task(arguments=LINEARISE, train=linearise_attention, result=result)
+if __name__ == "__main__":
+    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -76,8 +76,6 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
         if "none" in {*examples["kind"], *questions["kind"]}:
             model.config.no_answer_threshold = 0.0
-    if model.config.is_encoder_decoder:
-        model.config.use_cache = False  # Trainer would gather the cache with the scores
     length = input_length(model, tokenizer, data_args.max_length)
     encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4))
     rows = encode(questions)
@@ -147,11 +145,12 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    model_type = load_config(name).model_type
+    config = load_config(name)
     of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = model_type in of_pages and model_type not in of_texts
+    reads_pages = config.model_type in of_pages and config.model_type not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
-    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
+    without_cache = {"use_cache": False} if config.is_encoder_decoder else {}  # which Trainer would gather with the scores
+    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2, **without_cache)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
