@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from hf_longattn.data.tokenization import IGNORED
@@ -61,22 +59,15 @@ class EpochAwareCollator:
         raise NotImplementedError
 
 
-class DropLengthsMixin:
-    """Removes the lengths by which rows were grouped, before a collator of transformers."""
+class SummaryCollator(DataCollatorForSeq2Seq):
+    """transformers' collator, without the lengths by which rows were grouped."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
-        return super().__call__(rows, return_tensors)  # type: ignore[misc]
+        return super().__call__(inputs_of(features), return_tensors)
 
 
-class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
-    """transformers' collator, without lengths."""
-
-
-NOT_INPUTS = ("length", "document", "answer_cut")
+NOT_INPUTS = ("length", "document")
 """Columns that group, score or name rows, and are no inputs of a model."""
-TARGETS = ("starts", "ends")
-"""Columns of targets with any number of tokens for each row; padded with -1."""
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
@@ -93,17 +84,15 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
-def _taken_apart(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The rows without columns that are no inputs, and the batch's :data:`TARGETS`."""
-    rows = [{name: value for name, value in row.items() if name not in NOT_INPUTS} for row in features]
-    targets = {name: [row.pop(name) for row in rows] for name in TARGETS if name in rows[0]}
-    return rows, {name: pad_rows(values, -1, max(map(len, values))) for name, values in targets.items()}
+def inputs_of(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without :data:`NOT_INPUTS`."""
+    return [{name: value for name, value in row.items() if name not in NOT_INPUTS} for row in features]
 
 
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """Padded batches: transformers' ``DataCollatorWithPadding`` for rows that may also have ``labels`` of tokens (padded with -100),
-    targets of questions (``starts``, ``ends``), or a ``global_attention_mask``, 1 = global.
+    """Padded batches: transformers' ``DataCollatorWithPadding`` for rows that may also have ``labels`` of tokens (padded with -100) or a
+    ``global_attention_mask``, 1 = global.
 
     Padding is never global. Models whose config says which tokens are global (question answering) need no such column.
     """
@@ -114,12 +103,12 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
         Raises:
             KeyError: some rows have a column and others do not.
         """
-        rows, targets = _taken_apart(features)
+        rows = inputs_of(features)
         fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
         size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
-        return {**batch, **targets, **{name: pad_rows(values, fills[name], **size) for name, values in lists.items()}}
+        return {**batch, **{name: pad_rows(values, fills[name], **size) for name, values in lists.items()}}
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -137,8 +126,8 @@ class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
     It gives ``documents (1, T)`` in place of ``position_ids``, since each family counts positions in its way (RoBERTa from 2). Other
-    columns of ``(T,)`` (labels of tokens, token_type_ids, global_attention_mask) are concatenated. Where the targets are of documents
-    (a class, the ``starts`` and ``ends`` of answers), there are ``lengths (B,)``.
+    columns of ``(T,)`` (labels of tokens, token_type_ids, global_attention_mask) are concatenated. Where the labels are classes of
+    documents, ``(B,)``, there are ``lengths (B,)``, too.
 
     Args:
         shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
@@ -152,33 +141,15 @@ class DataCollatorWithPacking:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """The packed batch."""
-        rows, targets = _taken_apart(features)
+        rows, targets = inputs_of(features), dict[str, Tensor]()
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
-        if targets:
             targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
         batch = packed(rows)
         if self.shifted:
             starts = torch.nn.functional.pad(batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True)
             batch["labels"] = batch.get("labels", batch["input_ids"]).masked_fill(starts, IGNORED)
         return {**batch, **targets}
-
-
-class TokenCollator(DropLengthsMixin, DataCollatorForTokenClassification):
-    """transformers' collator, without lengths."""
-
-
-class DocumentCollator(DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
-        super().__init__(tokenizer)
-        self.pack = pack
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        collator: Any = DataCollatorWithPacking() if self.pack else DataCollatorWithGlobals(self.tokenizer)
-        batch: dict[str, Any] = collator(features)
-        return batch
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,24 +13,6 @@ from hf_longattn.modeling.family.definition import longest_input as longest_of_c
 from hf_longattn.modeling.family.validation import known_length
 
 
-@dataclass(frozen=True)
-class PositionRange:
-    """The rows of a learned position table that tokens may use: ``first`` … ``first + count - 1``."""
-
-    first: int
-    count: int
-
-    @staticmethod
-    def of(model: PreTrainedModel) -> PositionRange | None:
-        """The range of a model with a learned table of absolute positions; ``None`` for any other."""
-        embeddings = getattr(model.base_model, "embeddings", None)
-        table = getattr(embeddings, "position_embeddings", None)
-        if not isinstance(table, torch.nn.Embedding):
-            return None
-        first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from padding_idx + 1
-        return PositionRange(first, table.num_embeddings - first)
-
-
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, decoded: bool = True) -> int:
     """Maximum number of tokens of an input, with special tokens.
 
@@ -41,9 +22,9 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     Raises:
         OptionError: neither its config nor its tokenizer tells.
     """
-    positions = PositionRange.of(model)
-    if positions is not None:
-        return positions.count
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, torch.nn.Embedding):  # RoBERTa counts from padding_idx + 1
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     longest = known_length(model.config, tokenizer, model)
     read = decoder_length(model) if decoded and getattr(model.config, "is_encoder_decoder", False) else None
     if longest is None or (read is not None and read < longest):

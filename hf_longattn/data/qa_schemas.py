@@ -46,9 +46,7 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def load_qa(
-    source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False, named: Mapping[str, str] | None = None
-) -> Dataset:
+def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
@@ -56,7 +54,6 @@ def load_qa(
             where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
-        named: role (``question``, ``context`` …) -> its column, where it has another name.
 
     Returns:
         A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
@@ -68,16 +65,12 @@ def load_qa(
     """
     name = str(source)
     data = read_table(name, split, flat=_questions)
-    columns = {column: role for role, column in (named or {}).items()}
-    data = data.select_columns([column for column in data.column_names if column in columns or column not in columns.values()])
-    data = data.rename_columns({column: role for column, role in columns.items() if column in data.column_names})
     present = set(data.column_names)
     answered = present & {"answers", "answer", "detected_answers"}
     if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):
         raise DataError(
             f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; give questions as SQuAD, MRQA or HotpotQA, "
-            "or rows of question, context and answers, or name a column with --columns ROLE=NAME (for TriviaQA and Natural Questions, "
-            "scripts/ of a clone has a program each)."
+            "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
     texts = [column for column, feature in data.features.items() if feature == Value("string")]
 

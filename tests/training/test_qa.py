@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_longattn import convert_checkpoint
-from hf_longattn.data.lengths import PositionRange
+from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
@@ -88,18 +88,12 @@ def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, dat
     assert len(losses(whole)) >= 6
 
 
-def test_position_range_of_roberta_begins_after_its_padding_row() -> None:
+def test_longest_input_of_roberta_is_its_table_without_the_padding_row() -> None:
     config = RobertaConfig(
         vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=34
     )
-    assert PositionRange.of(RobertaForQuestionAnswering(config)) == PositionRange(2, 32)
-
-
-def test_position_range_of_a_model_without_a_table_is_none() -> None:
-    class Rotary(torch.nn.Module):
-        base_model = torch.nn.Module()
-
-    assert PositionRange.of(Rotary()) is None  # type: ignore[arg-type]
+    tokenizer: Any = SimpleNamespace(model_max_length=16)
+    assert longest_input(RobertaForQuestionAnswering(config), tokenizer) == 32
 
 
 def converted(checkpoint: str, folder: Path) -> str:

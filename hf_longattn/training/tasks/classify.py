@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
-from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
+from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
 from hf_longattn.data.lengths import input_length
@@ -144,7 +144,8 @@ def text_inputs(
         logger.warning(f"{cut:,} documents are longer than {length:,} tokens and are cut.")
     no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
-    collators = {"data_collator": DocumentCollator(tokenizer, pack=pack), "eval_collator": DocumentCollator(tokenizer)}
+    padded = DataCollatorWithGlobals(tokenizer)
+    collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
     return {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, **collators}
 
 

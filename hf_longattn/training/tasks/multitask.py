@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
-from hf_longattn.data.batching import DocumentCollator, TokenCollator
+from hf_longattn.data.batching import DataCollatorWithGlobals
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
 from hf_longattn.data.lengths import input_length
@@ -163,7 +163,7 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
     processors = backbone.processors
     if kind == "classify":
         length = input_length(model, processors.tokenizer, args.max_length)
-        collator: Any = DocumentCollator(processors.tokenizer)
+        collator: Any = DataCollatorWithGlobals(processors.tokenizer)
         parts = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
     elif kind == "images":
         size = checked_size(model, processors.image_processor, parts[0][0])
@@ -190,7 +190,11 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
     rows, held_out = each_part(encode, texts, held_texts)
     inputs = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
     return PreparedTask(
-        name, model, *inputs, TokenCollator(tokenizer), lambda prediction: tag_scores(prediction.predictions, held_out, held_texts, names)
+        name,
+        model,
+        *inputs,
+        DataCollatorWithGlobals(tokenizer),
+        lambda prediction: tag_scores(prediction.predictions, held_out, held_texts, names),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, EvalPrediction
 
-from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, chosen_packing
+from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, split_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
@@ -77,11 +77,11 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     trainer = LongTrainer(
         model,
         training_args,
-        DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
+        DataCollatorWithPacking() if pack else DataCollatorWithGlobals(tokenizer),
         rows.remove_columns(["word_ids", "document"]),
         held_out.remove_columns(["word_ids", "document"]),
         tokenizer,
-        eval_collator=TokenCollator(tokenizer),
+        eval_collator=DataCollatorWithGlobals(tokenizer),
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=highest,
     )
