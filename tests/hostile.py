@@ -64,21 +64,21 @@ LINES: dict[str, tuple[str, ...]] = {
     "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
-        "{score} --data {data}/images --images",
-        "{score} --data {data}/sounds --audio",
+        "{score} --data {data}/images",
+        "{score} --data {data}/sounds",
     ),
-    "evaluate clm": ("{score} --text {data}/book.txt",),
+    "evaluate clm": ("{score} --data {data}/book.txt",),
     "evaluate ctc": ("{score} --data {data}/spoken.csv",),
     "evaluate embed": ("{score} --data {data}/pairs.jsonl", "{score} --data {data}/pairs.jsonl --reranker"),
-    "evaluate mlm": ("{score} --text {data}/book.txt",),
+    "evaluate mlm": ("{score} --data {data}/book.txt",),
     "evaluate multitask": ("{score} --tasks one=classify:{data}/labels.csv",),
     "evaluate qa": ("{score} --data {data}/questions.json --stride 8",),
     "evaluate seq2seq": ("{score} --data {data}/summaries.jsonl",),
     "evaluate tokens": ("{score} --data {data}/tags.conll --stride 8",),
     "train classify": (
         "{run} --data {data}/labels.csv",
-        "{run} --data {data}/images --images",
-        "{run} --data {data}/sounds --audio",
+        "{run} --data {data}/images",
+        "{run} --data {data}/sounds",
     ),
     "train clm": ("{run} {texts}",),
     "train ctc": ("{run} --data {data}/spoken.csv", "{run} --data {data}/spoken.csv --new-vocabulary"),
@@ -97,7 +97,7 @@ LINES: dict[str, tuple[str, ...]] = {
 """What is typed after each command; ``{model}`` is the hostile checkpoint."""
 RUN = "--model {model} --output-dir {out} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true --bf16 false"
 SCORE = "--model {model} --output {out} --per-device-eval-batch-size 1 --disable-tqdm true --bf16 false"
-TEXTS = "--text {data}/book.txt --validation {data}/book.txt"
+TEXTS = "--data {data}/book.txt --validation {data}/book.txt"
 WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
 
 

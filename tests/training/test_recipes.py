@@ -216,7 +216,7 @@ SIZES = {
 """Overrides of a conversion, by its source."""
 STEPS = "--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --max-steps 2 --save-strategy no"
 LENGTHS = {
-    "train qa": "--max-length 256 --max-question-tokens 24",
+    "train qa": "--max-length 256",
     "train classify": "--max-length 128",
     "train mlm": "--max-length 256",
     "train clm": "--max-length 128 --max-eval-samples 2",
