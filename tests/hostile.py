@@ -64,8 +64,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
-        "{score} --data {data}/images --images",
-        "{score} --data {data}/sounds --audio",
+        "{score} --data {data}/images",
+        "{score} --data {data}/sounds",
     ),
     "evaluate clm": ("{score} --data {data}/book.txt",),
     "evaluate ctc": ("{score} --data {data}/spoken.csv",),
@@ -77,8 +77,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "evaluate tokens": ("{score} --data {data}/tags.conll --stride 8",),
     "train classify": (
         "{run} --data {data}/labels.csv",
-        "{run} --data {data}/images --images",
-        "{run} --data {data}/sounds --audio",
+        "{run} --data {data}/images",
+        "{run} --data {data}/sounds",
     ),
     "train clm": ("{run} {texts}",),
     "train ctc": ("{run} --data {data}/spoken.csv", "{run} --data {data}/spoken.csv --new-vocabulary"),

@@ -118,7 +118,7 @@ def _task_problem(command: str, task: str, *words: str, whole: bool) -> str:
     if required:
         return f"lacks {required[0].option_strings}"
     try:
-        parser.parse(list(words))
+        parser.parse_args(list(words))
     except UsageError as error:
         return str(error)
     return ""

@@ -31,7 +31,7 @@ def main(model_args: ModelArguments, data_args: ScoreDataArguments, training_arg
     """Train, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
-    regression = {"num_labels": 1, "problem_type": "regression"}
+    regression: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     loader = AutoModelForSequenceClassification
     model = load_model(loader, model_args.model, complete=not training_args.do_train, **regression)
     length = input_length(model, tokenizer, data_args.max_length)

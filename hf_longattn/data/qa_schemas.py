@@ -201,12 +201,12 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         listed_answers = answers if isinstance(answers, list) else [answers]
         pairs = [(each["text"], each.get("answer_start")) if isinstance(each, Mapping) else (each, None) for each in listed_answers]
     spans = [(str(text), start) for text, start in pairs if not _is_empty(text)]
-    texts = [text for text, _ in spans]
+    right = [text for text, _ in spans]
     if all(start is None for _, start in spans):
-        found = occurrences(row["context"], texts)
-        if texts and not found["text"]:
-            raise RowError(f"The answer {texts[0]!r} is not in the context; give words of the context.")
-        return found, texts
+        found = occurrences(row["context"], right)
+        if right and not found["text"]:
+            raise RowError(f"The answer {right[0]!r} is not in the context; give words of the context.")
+        return found, right
     for text, start in spans:
         number = None if isinstance(start, str) else as_number(start)
         if number is None or not number.is_integer() or number < 0:
@@ -216,7 +216,7 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             )
         if not row["context"].startswith(text, int(number)):
             raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"text": texts, "answer_start": [int(start) for _, start in spans]}, []
+    return {"text": right, "answer_start": [int(start) for _, start in spans]}, []
 
 
 def _is_empty(answer: Any) -> bool:
@@ -228,7 +228,7 @@ def _is_empty(answer: Any) -> bool:
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """MRQA 2019: detected_answers {text, char_spans}, and answers, the texts to score against. The Hub has dictionaries of lists."""
-    context, detected, places = row["context"], row["detected_answers"], []
+    context, detected, places = row["context"], row["detected_answers"], list[tuple[int, int]]()
     spans = detected["char_spans"] if isinstance(detected, dict) else [answer["char_spans"] for answer in detected]
     for each in spans:
         places += zip(each["start"], each["end"], strict=True) if isinstance(each, dict) else each

@@ -24,7 +24,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.names import LOGGER
 
-ROLES = {
+ROLES: dict[str, tuple[str, ...]] = {
     "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
     "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import chain, groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ IOB_TAG = re.compile("O|[BIESLU]-.+")
 """A tag of a named entity, or of none."""
 
 
-ROLES = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
+ROLES: dict[str, tuple[str, ...]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 """Columns that are recognised."""
 
 
@@ -56,13 +56,13 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
 def read_conll(path: Path) -> Dataset:
     """A word and its tag in a line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
 
-    If the first of three or more columns numbers the words of every sentence (CoNLL-U), the word is the second column, and its tag the last
-    one of B-, I- and O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in
-    a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the words. At the start of a sentence a line
-    that begins with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
+    If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the last one of B-, I- and
+    O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in a file without
+    tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the words. At the start of a sentence a line that begins
+    with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
 
     Raises:
-        DataError: there is no such file, it is not UTF-8, it is of CoNLL-2012, a word without a tag, or no words.
+        DataError: there is no such file, it is not UTF-8, it has a word without a tag, or no words.
     """
     if not path.is_file():
         raise DataError(f"Data file {str(path)!r} does not exist; correct its name.")
@@ -70,35 +70,27 @@ def read_conll(path: Path) -> Dataset:
         lines = [line.removesuffix("\r") for line in path.read_bytes().decode(UTF_8).split("\n")]
     except UnicodeDecodeError as error:
         raise DataError(encoding_sentence(path, error)) from error
-    groups = groupby(lines, lambda line: bool(line.strip(" \t")))
-    surely_words = [[line for line in group if not line.startswith(("#", *DOCUMENT))] for filled, group in groups if filled]
-    separator = "\t" if any("\t" in line for line in chain(*surely_words)) else " "
-    filled_width = max((len(line.rstrip(" \t").split("\t")) for line in chain(*surely_words)), default=0)
+    of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
+    tabs = any("\t" in line for line in of_words)
+    filled_width = max((len(line.rstrip(" \t").split("\t")) for line in of_words), default=0)
 
     def columns_of(line: str) -> list[str]:
-        filled = line.rstrip(" \t").split(separator)
-        if separator == " " or filled == [""]:
-            return [column for column in filled if column]
-        return line.split("\t")[: max(filled_width, len(filled))]  # tabs at the ends of all lines separate nothing
+        filled = line.rstrip(" \t").split("\t" if tabs else " ")
+        if tabs and filled != [""]:
+            return line.split("\t")[: max(filled_width, len(filled))]  # tabs at the ends of all lines separate nothing
+        return [column for column in filled if column]
 
-    sentences = [[columns_of(line) for line in group] for group in surely_words]
-
-    def counts(place: int) -> bool:
-        """Whether a column numbers the words of every sentence, from 0 or 1."""
-        numbers = [[cell for columns in sentence for cell in columns[place:][:1] if not PART.fullmatch(cell)] for sentence in sentences]
-        return all(column in ([*map(str, range(start, start + len(column)))] for start in (0, 1)) for column in numbers)
-
-    widths, tags = {len(columns) for columns in chain(*sentences)}, {columns[-1] for columns in chain(*sentences)}
+    rows = list(map(columns_of, of_words))
+    widths, tags = set(map(len, rows)), {columns[-1] for columns in rows}
     width, word_column, tag_column = max(widths, default=0), 0, -1
-    if width > 2 and counts(0):
-        rows = [columns for columns in chain(*sentences) if not PART.fullmatch(columns[0])]
-        cells = {place: {columns[place] for columns in rows if columns[place:]} - {""} for place in range(2, width)}
+    numbered = [columns for columns in rows if not PART.fullmatch(columns[0])]
+    numbers = [int(columns[0]) if columns[0].isdecimal() else -1 for columns in numbered]
+    if width > 2 and all(number in (0, 1, before + 1) and number >= 0 for before, number in pairwise([0, *numbers])):
+        cells = {place: {columns[place] for columns in numbered if columns[place:]} - {""} for place in range(2, width)}
         entities = [place for place, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
         word_column, tag_column = 1, max(entities, default=-1)
         if not entities and width == 10:  # the last column is one of remarks
             raise DataError(f"{str(path)!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
-    elif width >= 10 and counts(2):
-        raise DataError(f"{str(path)!r} is in the format of CoNLL-2012; write a word and its tag (B-PERSON, O) in each line.")
     marked = any(line.startswith(DOCUMENT) for line in lines)
     documents: list[tuple[list[str], list[str]]] = [([], [])]
     starts_sentence = True
@@ -115,9 +107,9 @@ def read_conll(path: Path) -> Dataset:
         starts_sentence = False
         word, tag = "".join(columns[word_column : word_column + 1]), "".join(columns[tag_column:][:1]).strip(" ")
         if not word or not tag or len(columns) < word_column + 2 or "\r" in line:
-            missing, tabs = "tag" if word else "word", "tabs" if separator == "\t" else "spaces"
+            missing, between = "tag" if word else "word", "tabs" if tabs else "spaces"
             raise DataError(
-                f"Line {number} of {str(path)!r} has no {missing}; a line is a word and its tag, separated by {tabs}, and ends with \\n."
+                f"Line {number} of {str(path)!r} has no {missing}; a line is a word and its tag, separated by {between}, and ends with \\n."
             )
         documents[-1][0].append(word)
         documents[-1][1].append(tag)

@@ -132,7 +132,7 @@ class GridKind(SizedKind):
     noun, nouns, units, drawn = "image", "images", "pixels", True
     settings = ("image_size",)
     files, field = Images, "long_image_size"
-    trained_by = {"ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES")}
+    trained_by = {"ForImageClassification": ("classify", "--data", "YOUR_IMAGES")}
 
     def size(self, config: Any, value: Any) -> InputSize:
         value = read_size(value)

@@ -120,7 +120,7 @@ class SoundKind(SizedKind):
     files, field = Sounds, "long_audio_seconds"
     trained_by = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
-        "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+        "ForSequenceClassification": ("classify", "--data", "YOUR_RECORDINGS"),
         "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
     }
 

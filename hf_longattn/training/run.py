@@ -124,7 +124,7 @@ def finish(
         trainer: its arguments are a :class:`LongTrainingArguments`.
         model_args, data_args: of the run.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
-        facts: more entries of the log, of values for JSON. Numbers are in the card, too.
+        facts: more entries of the log, of values for JSON. Numbers are in the card, too; so is ``note``, which follows the scores.
 
     Returns:
         The log: settings, versions, ``metrics`` before and after, the facts and Trainer's history.

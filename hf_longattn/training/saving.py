@@ -121,7 +121,7 @@ def describe(log: Mapping[str, Any]) -> str:
         parts.append(f"{text}{plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}{' after' if name in before else ''}")
     where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
     trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
-    return f"{where} ({int(after.get('n', 0)):,} rows{trained}): {'; '.join(parts) or 'no score'}"
+    return f"{where} ({int(after.get('n', 0)):,} rows{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:

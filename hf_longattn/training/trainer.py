@@ -96,7 +96,7 @@ class LongTrainer(Trainer):
             groups.seed = args.seed
             sampling = {"batch_size": args.train_batch_size, "sampler": groups, "drop_last": args.dataloader_drop_last}
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)  # type: ignore[arg-type]
+        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)
         return self.accelerator.prepare(loader)
 
     def train_batches(self) -> Any:

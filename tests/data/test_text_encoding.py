@@ -10,9 +10,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.tokenization import special_ids, text_encoding
-from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import token_ids
-from hf_longattn.loading import call_tokenizer
 from tests.byte_tokenizer import train_tokenizer
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
@@ -40,8 +38,3 @@ def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
 
 def test_other_tokenizers_read_text_as_it_is() -> None:
     assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
-
-
-def test_tokenizer_of_pages_is_refused_where_only_text_is_read() -> None:
-    with pytest.raises(CheckpointError, match="does not fit the text: You must provide corresponding xpaths"):
-        call_tokenizer(tokenizer_of("MarkupLMTokenizer"), "a text")

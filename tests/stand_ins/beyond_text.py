@@ -31,7 +31,7 @@ page(
             **ONE_EPOCH,
             "--data reviews.csv": "--data reviews.csv --max-length 128",
             "--augmentation none": "--augmentation none --epochs 1",
-            "--label-column topic": "--label-column topic --epochs 1",
+            "label=topic": "--label-column topic --epochs 1",
         },
         slow=True,
     ),

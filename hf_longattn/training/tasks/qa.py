@@ -91,8 +91,8 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         threshold = getattr(model.config, "no_answer_threshold", None)
         answers[:] = [replace(answer, text=answer.above(threshold)) for answer in found]
         scores = score_answers(questions, answers)
-        for name, part in details.items():
-            part.update(scores.pop(name))
+        for name in ("by_length", "by_position"):
+            details[name].update(scores.pop(name))
         scores.pop("best_f1", None)
         return scores
 
@@ -111,6 +111,8 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
         preprocess_logits_for_metrics=lambda logits, labels: logits[:2],
     )
     counts = {"input_length": length, "questions": len(examples), "features": len(features)}
+    if training_args.do_train and {"none"} < {*questions["kind"]}:
+        details["note"] = '; with the threshold of "no answer" that is best on these questions'
     log = finish(trainer, model_args, data_args, hub_task="question-answering", packed=pack, **counts, **details)
     if trainer.is_world_process_zero():
         write_predictions(training_args.folder, questions, answers)
@@ -143,11 +145,12 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    model_type = load_config(name).model_type
+    config = load_config(name)
     of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = model_type in of_pages and model_type not in of_texts
+    reads_pages = config.model_type in of_pages and config.model_type not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
-    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
+    without_cache = {"use_cache": False} if config.is_encoder_decoder else {}  # which Trainer would gather with the scores
+    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2, **without_cache)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")

@@ -117,7 +117,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     ]
     save_qa(records, out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
-    command += ["--max-minutes", f"{options.minutes:g}", "--learning-rate", "2e-5", "--threads", str(options.threads)]
+    command += ["--max-minutes", f"{options.minutes:g}", "--learning-rate", "2e-5"]
     command += ["--no-eval-on-start", "--max-eval-samples", "8"]  # all questions are asked below, and were asked above
     console.print(f"   longattn train qa {' '.join(command)}")
     if train("qa", command):

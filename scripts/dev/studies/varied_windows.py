@@ -22,8 +22,6 @@ from hf_longattn.training.trainer import LongTrainer
 
 WINDOWS = (0, 64, 128)
 """Tokens on either side of a document's token, drawn for each batch; 0 = all."""
-POSITIONS = 512
-"""Rows of BERT's position table."""
 
 
 class VariedTrainer(LongTrainer):
@@ -32,7 +30,8 @@ class VariedTrainer(LongTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         draw = random.Random(repr(inputs["input_ids"].tolist()))
         first, real = inputs["token_type_ids"].argmax(1), inputs["attention_mask"]
-        positions = random_positions(first, real.shape[1], POSITIONS, torch.Generator().manual_seed(draw.getrandbits(63)))
+        rows = self.accelerator.unwrap_model(model).config.max_position_embeddings  # of BERT's table
+        positions = random_positions(first, real.shape[1], rows, torch.Generator().manual_seed(draw.getrandbits(63)))
         half = draw.choice(WINDOWS)
         varied = {**inputs, "position_ids": positions, **({"attention_mask": window_mask(first, real, half)} if half else {})}
         return super().training_step(model, varied, *args, **kwargs)
