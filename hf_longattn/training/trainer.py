@@ -56,6 +56,8 @@ class LongTrainer(Trainer):
     """
 
     data_collator: Any
+    shards = True
+    """Whether weights may be split over processes by FSDP or DeepSpeed."""
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
     def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
