@@ -62,9 +62,11 @@ def read_audio(source: Sound, sampling_rate: int, *, name: str = "", otherwise: 
         rate, source = int(source.get("sampling_rate") or rate), source["array"]
     elif isinstance(source, Mapping):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path") or ""
-    is_file = isinstance(source, (str, PathLike, bytes))
     name = name or (repr(str(source)) if isinstance(source, (str, PathLike)) and source else "the sound")
-    samples, rate = _from_file(source, name, otherwise) if is_file else (_from_array(source, name), rate)
+    if isinstance(source, (str, PathLike, bytes)):
+        samples, rate = _from_file(source, name, otherwise)
+    else:
+        samples = _from_array(source, name)
     samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
     if not samples.size:
         raise InputError(f"{name} holds no samples; {otherwise}.")

@@ -82,10 +82,8 @@ def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str
     for anchor, positives in relevant_texts(held_out).items():
         wrong = [text for text in dict.fromkeys(negatives.get(anchor, [])) if text not in relevant[anchor]]
         more = CANDIDATES - len(positives) - len(wrong)
-        if more > 0 and len(pool) > len(relevant[anchor]):
-            wrong = list(dict.fromkeys([*wrong, *_others(anchor, pool, relevant, f"{seed}:{anchor}", more)]))
-        if not wrong:
-            raise _nothing_wrong(anchor)
+        if not wrong or (more > 0 and len(pool) > len(relevant[anchor])):
+            wrong = list(dict.fromkeys([*wrong, *_others(anchor, pool, relevant, f"{seed}:{anchor}", max(1, more))]))
         samples.append({"query": anchor, "positive": positives, "negative": wrong})
     return samples
 
@@ -95,17 +93,15 @@ def _texts(relevant: Relevant) -> list[str]:
 
 
 def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, count: int) -> list[str]:
-    """Up to ``count`` different texts that do not belong to the anchor; at least one."""
+    """Up to ``count`` different texts that do not belong to the anchor.
+
+    Raises:
+        DataError: there are none.
+    """
     right = set(relevant[anchor])
     drawn = random.Random(seed).sample(pool, min(len(pool), count + len(right)))
     wrong_texts = [text for text in drawn if text not in right][:count]
     if not wrong_texts:
-        raise _nothing_wrong(anchor)
+        advice = "give pairs with other texts, or a column 'negative'"
+        raise DataError(f"All texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; {advice}.")
     return wrong_texts
-
-
-def _nothing_wrong(anchor: str) -> DataError:
-    return DataError(
-        f"All texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
-        "'negative'."
-    )

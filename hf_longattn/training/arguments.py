@@ -176,7 +176,8 @@ class LongTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
-        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ("wer", "cer", "attention_error"):
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in ("wer", "cer", "attention_error") and getattr(self, "greater_is_better", None) is None:
             self.greater_is_better = False  # Trainer knows it of losses alone
         self.remove_unused_columns = False  # collators choose the model's inputs
         self.logging_nan_inf_filter = False  # a training with such a loss ends

@@ -154,7 +154,8 @@ class MultiTaskTrainer(LongTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``: F1, or else accuracy."""
         model = self.accelerator.unwrap_model(self.model)
-        metrics, main_scores = {f"{metric_key_prefix}_n": 0}, []
+        metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
+        main_scores: list[float] = []
         for name, task in self.tasks.items():
             self.compute_metrics = task.scores
             self.preprocess_logits_for_metrics = (lambda logits, labels: logits[:2]) if model.kinds[name] == "qa" else highest
@@ -162,10 +163,10 @@ class MultiTaskTrainer(LongTrainer):
             metrics |= output.metrics
             metrics[f"{metric_key_prefix}_n"] += output.num_samples
             scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
-            main_scores.append(scores.get("f1", scores.get("accuracy")))
+            main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])
         metrics[f"{metric_key_prefix}_mean"] = sum(main_scores) / len(main_scores)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -98,7 +98,7 @@ class LongTrainer(Trainer):
             groups.seed = args.seed
             sampling = {"batch_size": args.train_batch_size, "sampler": groups, "drop_last": args.dataloader_drop_last}
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)  # type: ignore[arg-type]
+        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)
         return self.accelerator.prepare(loader)
 
     def train_batches(self) -> Any:
@@ -333,7 +333,7 @@ def row_lengths(data: Any) -> list[int]:
     if "length" in names:
         return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
-        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
+        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
 
 

@@ -21,6 +21,7 @@ from transformers import (
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.batching import (
+    DataCollatorWithGlobals,
     DataCollatorWithPacking,
     TokenBudget,
     chosen_packing,
@@ -212,3 +213,17 @@ def test_packing_is_refused_for_questions_of_a_bigbird() -> None:
     assert chosen_packing(model, None, args) is False
     with pytest.raises(OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"):
         chosen_packing(model, True, args)
+
+
+@pytest.mark.parametrize(("side", "expected"), [("right", [[1, 0, 0, 0], [1, 1, 0, 0]]), ("left", [[1, 0, 0, 0], [0, 0, 1, 1]])])
+def test_global_tokens_are_padded_where_the_text_is(side: str, expected: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    before, tokenizer.padding_side = tokenizer.padding_side, side
+    try:
+        rows = [{"input_ids": [5, 6, 7, 8], "global_attention_mask": [1, 0, 0, 0]}, {"input_ids": [5, 6], "global_attention_mask": [1, 1]}]
+        batch = DataCollatorWithGlobals(tokenizer)([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
+        assert batch["global_attention_mask"].tolist() == expected
+        assert (batch["global_attention_mask"] <= batch["attention_mask"]).all()
+        plain = DataCollatorWithGlobals(tokenizer)([{"input_ids": [5, 6, 7]}, {"input_ids": [5]}])
+        assert "global_attention_mask" not in plain
+    finally:
+        tokenizer.padding_side = before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.tokenization import special_ids, text_encoding
-from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import token_ids
-from hf_longattn.training.loading import load_start
 from tests.byte_tokenizer import train_tokenizer
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
@@ -41,10 +38,3 @@ def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
 
 def test_other_tokenizers_read_text_as_it_is() -> None:
     assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
-
-
-def test_training_refuses_a_tokenizer_of_pages(tmp_path: Path) -> None:
-    tokenizer_of("MarkupLMTokenizer").save_pretrained(tmp_path)
-    transformers.MarkupLMConfig(vocab_size=300).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"reads words with their xpaths, .* encode the data with its processor, and train it with"):
-        load_start(str(tmp_path), "token classification", ["markuplm"])

@@ -28,7 +28,7 @@ from hf_longattn.data.transcripts import (
     speech_processor,
     to_utterances,
 )
-from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
@@ -87,6 +87,7 @@ ARGUMENTS = (CTCModelArguments, CTCDataArguments, CTCTrainingArguments)
 
 def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``. Returns the log."""
+    check_extra("metrics", "jiwer")
     begin(model_args, data_args, training_args)
     config = load_config(model_args.model)
     if config.model_type not in MODEL_FOR_CTC_MAPPING_NAMES:

@@ -27,7 +27,7 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import each_part, split_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.words import tag_names, to_windows
-from hf_longattn.errors import OptionError, nearest
+from hf_longattn.errors import OptionError, check_extra, nearest
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_reader import best_answers
 from hf_longattn.evaluation.qa_scores import score_answers
@@ -102,8 +102,8 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
             raise OptionError(
                 "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
             )
-        if self.load_best_model_at_end:
-            self.metric_for_best_model = self.metric_for_best_model or "mean"
+        if self.load_best_model_at_end and not getattr(self, "metric_for_best_model", None):
+            self.metric_for_best_model = "mean"
         super().__post_init__()
         self.label_names, self.ddp_find_unused_parameters = ["labels"], True
 
@@ -113,8 +113,10 @@ ARGUMENTS = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``. Returns the log."""
-    begin(model_args, data_args, training_args)
     kinds = {name: kind for name, (kind, _) in data_args.parts.items()}
+    if "tokens" in kinds.values():
+        check_extra("metrics", "seqeval")
+    begin(model_args, data_args, training_args)
     backbone = load_backbone(model_args.model, kinds.values(), data_args.image_size, complete=not training_args.do_train)
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
@@ -159,6 +161,7 @@ class PreparedTask:
 def prepare_classes(name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, seed: int) -> PreparedTask:
     """Texts, images or audio files with a class, as in ``classify``."""
     parts: Any = read_labelled(args, {"classify": "text", "images": "image", "audio": "audio"}[kind], seed)
+    model: Any
     model, names = backbone.head(name, kind, label_names(*parts))
     processors = backbone.processors
     if kind == "classify":
@@ -172,13 +175,17 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
         hearing = Hearing(processors.feature_extractor)
         collator = RecordingCollator(hearing, names)
         parts = each_part(partial(with_lengths, hearing=hearing), *parts)
+        lengths = parts[0]["length"][:]
+        longest = collator([parts[0][lengths.index(max(lengths))]])
+        model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
         references = [{"label": label, "length": -1} for label in prediction.label_ids]
         results = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
         return {metric: score for metric, score in results.items() if metric != "buckets"}
 
-    return PreparedTask(name, model, *parts, collator, scores)
+    rows, held_out = parts
+    return PreparedTask(name, model, rows, held_out, collator, scores)
 
 
 def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, seed: int) -> PreparedTask:
@@ -188,14 +195,12 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
     length = input_length(model, tokenizer, args.max_length)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=args.stride, names=names)
     rows, held_out = each_part(encode, texts, held_texts)
-    inputs = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
-    return PreparedTask(
-        name,
-        model,
-        *inputs,
-        DataCollatorWithGlobals(tokenizer),
-        lambda prediction: tag_scores(prediction.predictions, held_out, held_texts, names),
-    )
+
+    def scores(prediction: EvalPrediction) -> dict[str, float]:
+        return tag_scores(prediction.predictions, held_out, held_texts, names)
+
+    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
+    return PreparedTask(name, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
 
 
 def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, seed: int) -> PreparedTask:

@@ -26,7 +26,7 @@ from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.transcripts import CASES, UtteranceCollator, read_utterances, speech_processor, to_utterances
-from hf_longattn.errors import CheckpointError, OptionError, flag
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import write_text
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_padding_tokenizer, load_part
@@ -87,6 +87,7 @@ ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
     """Train, and write the model and what it writes for the held-out rows to ``training_args.output_dir``. Returns the log."""
+    check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
     # Model: it reads texts or hears sound.
@@ -109,23 +110,21 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         data, held = read_rows(data_args, training_args.seed, SUMMARIES)
         references = held["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
-        encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
+        encode = partial(
+            to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
+        )
         rows, held_out = each_part(encode, data, held)
         processor, collator = tokenizer, SummaryCollator(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
-    metric = load_metric("wer" if hears else "rouge")
-
-    def written(ids: Any) -> list[str]:
-        texts = tokenizer.batch_decode(np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
-        return [CASES[data_args.letter_case](text.strip()) for text in texts] if hears else texts
-
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
-        texts = written(evaluation.predictions)
+        ids = np.where(np.asarray(evaluation.predictions) < 0, tokenizer.pad_token_id, evaluation.predictions)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = [CASES[data_args.letter_case](text.strip()) for text in texts] if hears else texts
         if trainer.is_world_process_zero():
             lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
             write_text(training_args.folder / "predictions.txt", lines)
-        results = metric.compute(predictions=texts, references=references)
+        results = load_metric("wer" if hears else "rouge").compute(predictions=texts, references=references)
         return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
     trainer = LongSeq2SeqTrainer(
