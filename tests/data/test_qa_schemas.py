@@ -285,95 +285,72 @@ TRIVIA = {
                 "NormalizedAliases": ["st petersburg", "city of st petersburg"],
                 "HumanAnswers": ["Leningrad!"],
                 "Value": "Saint Petersburg",
-                "NormalizedValue": "saint petersburg",
-                "Type": "WikipediaEntity",
             },
             "EntityPages": [
-                {"DocSource": "TagMe", "Filename": "Neva_River.txt", "Title": "Neva River", "DocPartOfVerifiedEval": True},
-                {"DocSource": "TagMe", "Filename": "Moscow.txt", "Title": "Moscow", "DocPartOfVerifiedEval": False},
+                {"Filename": "Neva_River.txt", "DocPartOfVerifiedEval": True},
+                {"Filename": "Moscow.txt", "DocPartOfVerifiedEval": False},
             ],
-            "SearchResults": [{"Filename": "26/26_3.txt", "Rank": 0, "Title": "t", "Url": "u", "DocPartOfVerifiedEval": True}],
+            "SearchResults": [{"Filename": "26/26_3.txt", "DocPartOfVerifiedEval": True}],
             "Question": "Which city lies on the Neva?",
             "QuestionId": "tc_3",
-            "QuestionSource": "http://example.com",
             "QuestionPartOfVerifiedEval": True,
         },
         {
             "Answer": {"Aliases": ["Fox"], "NormalizedAliases": ["fox"], "Value": "Fox"},
-            "EntityPages": [{"Filename": "Fox.txt", "Title": "Fox", "DocPartOfVerifiedEval": False}],
+            "EntityPages": [{"Filename": "Fox.txt", "DocPartOfVerifiedEval": False}],
             "Question": "Which animal?",
             "QuestionId": "tc_4",
             "QuestionPartOfVerifiedEval": False,
         },
     ],
     "Domain": "Web",
-    "Split": "dev",
     "VerifiedEval": False,
-    "Version": 1.0,
+}
+EVIDENCE = {
+    "wikipedia/Neva_River.txt": "The Neva ends in St Petersburg. The City of the St. Petersburg (Leningrad).",
+    "wikipedia/Moscow.txt": "Moscow lies elsewhere.",
+    "wikipedia/Fox.txt": "A fox.",
+    "web/26/26_3.txt": "It is st. petersburg’s river, leningrad's too.",
 }
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    """TriviaQA as it is unpacked: qa/ with questions, evidence/ with documents."""
-    texts = {
-        "wikipedia/Neva_River.txt": "The Neva ends in St Petersburg. The City of the St. Petersburg (Leningrad).",
-        "wikipedia/Moscow.txt": "Moscow lies elsewhere.",
-        "wikipedia/Fox.txt": "A fox.",
-        "web/26/26_3.txt": "It is st. petersburg’s river, leningrad's too.",
-    }
-    for name, text in texts.items():
-        file = tmp_path / "evidence" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    (tmp_path / "qa").mkdir()
-    (tmp_path / "qa" / "web-dev.json").write_text(json.dumps(TRIVIA))
-    return tmp_path
+def trivia(folder: Path, name: str, **changes: Any) -> Path:
+    """The questions of a release, prepared with their evidence."""
+    for document, text in EVIDENCE.items():
+        (folder / "evidence" / document).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "evidence" / document).write_text(text, encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps({**TRIVIA, **changes}))
+    output = folder / f"{name}.jsonl"
+    prepare_triviaqa.main([str(folder / f"{name}.json"), str(output), "--evidence", str(folder / "evidence")])
+    return output
 
 
-def test_prepare_triviaqa_reads_the_released_files_with_their_evidence(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, output = release / "qa" / "web-dev.json", release / "web-dev.jsonl"
-    prepare_triviaqa.main([str(file), str(output), "--evidence", str(release / "evidence")])
-    records = load_qa(output).to_list()
+def test_prepare_triviaqa_reads_the_released_files_with_their_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = load_qa(trivia(tmp_path, "dev")).to_list()
     named = [("tc_3", "Neva_River.txt"), ("tc_3", "Moscow.txt"), ("tc_3", "26/26_3.txt"), ("tc_4", "Fox.txt")]
     assert [(one["id"], one["document"]) for one in records] == named
     first, second, third, fourth = records
     assert first["answers"]["text"] == ["St Petersburg", "City of the St. Petersburg", "St. Petersburg", "Leningrad"]
     for one in records:
-        for text, start in zip(one["answers"]["text"], one["answers"]["answer_start"], strict=True):
-            assert one["context"].startswith(text, start)
+        assert all(one["context"].startswith(text, start) for text, start in zip(*one["answers"].values(), strict=True))
     assert (second["answers"]["text"], third["answers"]["text"]) == ([], ["st. petersburg", "leningrad"])
     assert first["gold"] == ["st petersburg", "city of st petersburg", "leningrad"]
     assert (fourth["question"], fourth["gold"]) == ("Which animal?", ["fox"])
     with pytest.raises(SystemExit):
-        prepare_triviaqa.main([str(file), str(output), "--evidence", str(release / "evidence")])
+        trivia(tmp_path, "dev")
     assert "already exists" in capsys.readouterr().err
 
 
-def test_prepare_triviaqa_keeps_verified_documents_as_the_official_script(release: Path) -> None:
-    """As the official script reads them: on the Web, only the verified documents of verified questions."""
-
-    def documents(domain: str) -> list[str]:
-        (release / "verified.json").write_text(json.dumps({**TRIVIA, "VerifiedEval": True, "Domain": domain}))
-        prepare_triviaqa.main(
-            [*map(str, (release / "verified.json", release / f"{domain}.jsonl")), "--evidence", str(release / "evidence")]
-        )
-        return [one["document"] for one in load_qa(release / f"{domain}.jsonl").to_list()]
-
-    assert documents("Web") == ["Neva_River.txt", "26/26_3.txt"]
-    assert documents("Wikipedia") == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
+def test_prepare_triviaqa_keeps_verified_documents_as_the_official_script(tmp_path: Path) -> None:
+    """On the Web, only the verified documents of verified questions."""
+    web, wikipedia = (load_qa(trivia(tmp_path, domain, VerifiedEval=True, Domain=domain))["document"] for domain in ("Web", "Wikipedia"))
+    assert web[:] == ["Neva_River.txt", "26/26_3.txt"]
+    assert wikipedia[:] == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
 
 
-def test_prepare_triviaqa_refuses_evidence_missing_or_outside_its_folder(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_triviaqa_refuses_evidence_outside_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is outside of"):
-        prepare_triviaqa.inside(release / "evidence" / "web", "../../qa/web-dev.json")
-    (release / "evidence" / "wikipedia" / "Moscow.txt").unlink()
-    with pytest.raises(SystemExit):
-        prepare_triviaqa.main(
-            [*map(str, (release / "qa" / "web-dev.json", release / "out.jsonl")), "--evidence", str(release / "evidence")]
-        )
-    assert "Moscow.txt" in capsys.readouterr().err
-    assert not [*release.glob("*.jsonl")]
+        prepare_triviaqa.inside(tmp_path / "evidence" / "web", "../../qa/web-dev.json")
 
 
 def prepared_natural(rows: list[dict[str, Any]], folder: Path, name: str) -> dict[str, Any]:
