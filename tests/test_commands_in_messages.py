@@ -15,10 +15,7 @@ import typer
 
 from hf_longattn.cli import app
 from hf_longattn.errors import LongAttentionError, UsageError
-from hf_longattn.training.evaluation import evaluation_arguments
-from hf_longattn.training.parsing import task_parser
-from hf_longattn.training.task import Task, evaluated_tasks, load_task, task_names, task_summary
-from hf_longattn.training.task import task_parser as new_task_parser
+from hf_longattn.training.task import load_task, task_names, task_parser
 from tests.cases import every_case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,11 +80,7 @@ def commands_of_app() -> dict[str, Any]:
 
 @functools.cache
 def parser_of(task: str, command: str = "train") -> Any:
-    if not isinstance(moved := load_task(task), Task):
-        return new_task_parser(moved, f"longattn {command} {task}")
-    kinds = load_task(task).ARGUMENTS
-    kinds = kinds if command == "train" else evaluation_arguments(kinds)
-    return task_parser(kinds, task_summary(task), f"longattn {command} {task}")
+    return task_parser(load_task(task), f"longattn {command} {task}")
 
 
 def problem(words: list[str], *, whole: bool) -> str:
@@ -114,7 +107,7 @@ def problem(words: list[str], *, whole: bool) -> str:
 
 
 def _task_problem(command: str, task: str, *words: str, whole: bool) -> str:
-    if task not in (task_names() if command == "train" else evaluated_tasks()):
+    if task not in task_names():
         return "" if task in ("1", "TASK") else f"there is no task {task}"
     parser = parser_of(task, command)
     flags = {option for action in parser._actions for option in action.option_strings}
@@ -125,7 +118,7 @@ def _task_problem(command: str, task: str, *words: str, whole: bool) -> str:
     if required:
         return f"lacks {required[0].option_strings}"
     try:
-        parser.parse(list(words))
+        parser.parse_args(list(words))
     except UsageError as error:
         return str(error)
     return ""

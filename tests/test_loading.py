@@ -35,9 +35,8 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import check_token_ids, fit_tokenizer, load_config, load_model, load_padding_tokenizer, load_sentence_model
 from hf_longattn.names import LOGGER
 from hf_longattn.training.lm import load_lm
-from hf_longattn.training.loading import label_config
 from hf_longattn.training.tasks.qa import load_qa_model
-from tests.training.conftest import SOURCES, checkpoint
+from tests.training.conftest import SOURCES, checkpoint, label_config
 
 from .byte_tokenizer import train_tokenizer
 from .hostile import Room, answer

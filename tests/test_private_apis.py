@@ -31,12 +31,8 @@ OVERRIDDEN = (
     "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
     "transformers:GenerationMixin._prepare_position_ids_for_generation",
     "transformers.utils:PushToHubMixin._upload_modified_files",
-    "transformers:Trainer._get_eval_sampler",
-    "transformers:Trainer._get_grad_norm",
-    "transformers:Trainer._get_train_sampler",
-    "transformers:Trainer._run_epoch",
 )
-"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``training/trainer.py``, ``families/whisper.py``)."""
+"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``families/whisper.py``)."""
 DECLARED = (
     "_keep_in_fp32_modules_strict",
     "_no_split_modules",
@@ -62,7 +58,7 @@ def test_private_apis_are_in_the_installed_versions(name: str) -> None:
 @every_case("where", OVERRIDDEN)
 def test_overridden_private_methods_exist_and_are_overridden_here(where: str, repository: Path) -> None:
     assert callable(resolve(where))
-    overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/old_trainer.py", "families/whisper.py"))
+    overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "families/whisper.py"))
     assert any(f"def {where.rpartition('.')[2]}(" in path.read_text(encoding="utf-8") for path in overriding)
 
 

@@ -14,13 +14,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import LongAttentionError, UsageError, check_extra, error_line, nearest
-from ..training.task import Task, evaluated_tasks, load_task, task_names, task_summary
+from ..training.task import load_task, task_names, task_summary
 from .terminal import say
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
-    words, prog = sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}"
     try:
         task = load_task(name)
         for extra in getattr(task, "EXTRAS", ()):
@@ -28,18 +27,9 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
     except LongAttentionError as error:
         say(error_line(error), stderr=True)
         return 2 if isinstance(error, UsageError) else 1
-    if isinstance(task, Task):
-        from ..training.evaluation import for_evaluation
-        from ..training.training_loop import run_task as run_old_task
-
-        if command == "evaluate" and not task.evaluation:
-            say(f"Error: {name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.", stderr=True)
-            return 2
-        summary = task_summary(name) if command == "train" else task.evaluation
-        return run_old_task(for_evaluation(task) if command == "evaluate" else task, words, summary, prog)
     from ..training.run import run_task
 
-    return run_task(task, words, prog)
+    return run_task(task, sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}")
 
 
 evaluate = partial(train, command="evaluate")
@@ -56,12 +46,12 @@ class TaskGroup(TyperGroup):
     """The tasks as commands. An unknown name raises an error that lists them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The tasks that the command runs."""
-        return task_names() if self.name == "train" else evaluated_tasks()
+        """The tasks, which both commands run."""
+        return task_names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a task, or wrong usage where there is none."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in task_names():
             ctx.fail(f"There is no task {cmd_name!r}; the tasks are {', '.join(task_names())}.{nearest(cmd_name, task_names())}")
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
         return TaskCommand(cmd_name, help=task_summary(cmd_name), context_settings=settings)

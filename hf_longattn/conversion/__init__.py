@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from .config import ConversionConfig as ConversionConfig
     from .convert import convert_checkpoint as convert_checkpoint
     from .folders import ConversionReport as ConversionReport
-    from .folders import complete_folder as complete_folder
-    from .folders import remove_sidecars as remove_sidecars
     from .folders import write_modules as write_modules
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion

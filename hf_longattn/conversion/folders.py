@@ -7,8 +7,6 @@ licence) and :func:`write_report` (report and card); conversions call :func:`com
 
 from __future__ import annotations
 
-import contextlib
-import filecmp
 import fnmatch
 import platform
 import shutil
@@ -38,7 +36,7 @@ from ..files import (
     write_json,
 )
 from ..hub import next_step, write_model_card
-from ..loading import SIDECARS, fetch_model
+from ..loading import SIDECARS
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan_positions import StackLength
@@ -50,11 +48,7 @@ LEFT_OUT = (
 )  # fmt: skip
 """Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
-"""Files of processors and templates, which are not written when a model and its tokenizer are saved."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
-"""Further files of some tokenizers."""
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 """Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
 
@@ -292,66 +286,6 @@ def open_for_writing(
     source = open_source(model, revision=revision, token=token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
-
-
-def complete_folder(folder: Path, source: str | Path) -> list[str]:
-    """Add files that a training library did not save, from the model that it trained. Returns their names.
-
-    Args:
-        folder: the saved model, with its tokenizer.
-        source: the folder, or the repository on the Hub, that the model was loaded from.
-    """
-    try:
-        place = fetch_model(source)
-    except CheckpointError:  # no connection: the model is saved without these files
-        return []
-    files = _files_around(place, (*LICENCES, *PROCESSORS))
-    written = [name for name in sorted(files) if not (folder / name).exists()]
-    for name in written:
-        shutil.copyfile(files[name], folder / name)
-    for name in SIDECAR_FOLDERS:
-        if (place / name).is_dir() and not (folder / name).exists():
-            copy_folder(place / name, folder / name)
-            written.append(name)
-    if (place / MODULES).is_file() and not (folder / MODULES).exists() and _class_of(place) == _class_of(folder):
-        written += write_modules(place, folder)
-    return written
-
-
-def _class_of(folder: Path) -> Any:
-    """The class that a config.json names."""
-    config = folder / "config.json"
-    return read_json_object(config).get("architectures") if config.is_file() else None
-
-
-def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    """Files in a checkpoint's folder, by name. With those in the sentence encoder's folder that contains it."""
-    around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
-    files = {path.name: path for home in reversed(around) for pattern in patterns for path in home.glob(pattern)}
-    return {name: path for name, path in files.items() if path.is_file()}
-
-
-def remove_sidecars(folder: Path, source: str | None) -> None:
-    """Remove an earlier model's files before another is saved in its folder.
-
-    The other could inherit a chat template, for example.
-
-    Args:
-        folder: of the earlier model.
-        source: what the earlier model was made from, if known. Licences are removed only if they are copies from there.
-    """
-    others = ("*processor_config.json", "generation_config.json")
-    for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, SETTINGS_FILE, MODULES, TRANSFORMER_SETTINGS, *others):
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in SIDECAR_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    if not source:
-        return
-    with contextlib.suppress(CheckpointError):  # no connection, or the source is not there any more
-        for name, licence in _files_around(fetch_model(source), LICENCES).items():
-            if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
-                (folder / name).unlink()
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:

@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.rows import read_rows, read_texts
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments
-    from .lm import LMDataArguments, TextDataArguments, TextTrainingArguments, train_lm
     from .modalities import load_multitask_head
     from .run import begin, finish, run_task
-    from .tasks.classify import ClassificationDataArguments, ClassificationTrainingArguments
-    from .tasks.distill import DistillModelArguments, DistillTrainingArguments
-    from .tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments
-    from .tasks.linearise import LineariseModelArguments, LineariseTrainingArguments
-    from .tasks.multitask import MultiTaskDataArguments, MultiTaskTrainingArguments
-    from .tasks.qa import QADataArguments, QATrainingArguments, load_qa_model
-    from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments
-    from .tasks.tokens import TokenDataArguments, TokenTrainingArguments
+    from .tasks.qa import load_qa_model
     from .trainer import LongTrainer
 
 __getattr__, __all__ = public_names(__name__)

@@ -42,7 +42,6 @@ class TextDataArguments(DataArguments):
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text",)}
 
-    data: list[str] = argument([], "Files, folders or names on the Hub (NAME:SUBSET), one or several.", ["--text"])
     template: list[str] = argument(
         [], "Format strings that make the text from several columns, '{title}: {body}'; each row takes the first one whose columns all "
         "have a value."

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -15,32 +13,6 @@ from ..errors import OptionError, UsageError, nearest, sentence_case
 from ..names import load_module, module_names
 from . import tasks
 from .recipes import recipe_names, recipe_words
-
-
-@dataclass(frozen=True)
-class Task:
-    """The ``TASK`` of a task that has not moved to :mod:`hf_longattn.training.run` yet."""
-
-    arguments: tuple[type[Any], type[Any], type[Any]]
-    train: Callable[[Any, Any, Any], dict[str, Any]]
-    result: Callable[[dict[str, Any]], str]
-    evaluation: str = ""
-    extras: tuple[str, ...] = ()
-
-    @property
-    def ARGUMENTS(self) -> tuple[type[Any], type[Any], type[Any]]:
-        """As a task's module has them."""
-        return self.arguments
-
-    @property
-    def EXTRAS(self) -> tuple[str, ...]:
-        """As a task's module has them."""
-        return self.extras
-
-
-def evaluated_tasks() -> list[str]:
-    """The tasks of `longattn evaluate`."""
-    return [name for name in task_names() if getattr(load_task(name), "evaluation", "new")]
 
 
 def task_names() -> list[str]:
@@ -54,7 +26,7 @@ def task_summary(name: str) -> str:
     return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
-def load_task(name: str) -> Any:
+def load_task(name: str) -> ModuleType:
     """Import a task.
 
     Raises:
@@ -64,8 +36,6 @@ def load_task(name: str) -> Any:
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)
-    if isinstance(old := getattr(module, "TASK", None), Task) and module.__doc__:
-        return old
     if not module.__doc__ or not hasattr(module, "main") or len(getattr(module, "ARGUMENTS", ())) != 3:
         raise OptionError(
             f"{module.__file__} is no task; it needs a docstring, ARGUMENTS, which are the classes of its model, data and training "

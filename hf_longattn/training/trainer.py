@@ -331,7 +331,7 @@ def row_lengths(data: Any) -> list[int]:
     if "length" in names:
         return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
-        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
+        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
 
 

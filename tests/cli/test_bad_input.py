@@ -89,7 +89,7 @@ def test_convert_refuses_bad_requests_writing_nothing(case: str, source: Path, t
     assert not (tmp_path / "deep").exists()
 
 
-@every_case("command", ["convert {} {out}", "train mlm --model {} --text {text} --output {out}", "inspect {}", "inspect {} {text}"])
+@every_case("command", ["convert {} {out}", "train mlm --model {} --data {text} --output {out}", "inspect {}", "inspect {} {text}"])
 def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

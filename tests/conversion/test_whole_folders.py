@@ -388,7 +388,7 @@ def test_trained_folder_has_the_files_of_the_model_it_started_from(task: str, fo
     data.write_text("\n".join(json.dumps({name: row[name] for name in columns}) for row in rows))
     for name in ("book", "other"):
         (tmp_path / f"{name}.txt").write_text(" ".join(TEXTS) * 200)
-    given = ["--text", tmp_path / "book.txt", "--validation", tmp_path / "other.txt"] if task == "clm" else ["--data", data]
+    given = ["--data", tmp_path / "book.txt", "--validation", tmp_path / "other.txt"] if task == "clm" else ["--data", data]
     settings = ["--max-steps", 1, "--no-bf16", "--disable-tqdm", "True", "--max-length", LENGTH, "--batch-size", 2]
     command("train", *task.split(), "--model", folders(kind, True), *given, "--output", result, *settings)
     for name in ("LICENSE", "NOTICE.txt"):

@@ -53,8 +53,8 @@ def settings_of(task: str, models: dict[str, str], folder: Path) -> dict[str, An
         words = write(DATA["tokens"][: ROWS * BATCHES], folder / "words.jsonl")
         return {**given, "tasks": [f"topic=classify:{data}", f"names=tokens:{words}"], "validation": [f"topic={data}", f"names={words}"]}
     if DATA[task] is DATA["mlm"]:
-        return {**given, "text": [data], "validation": data, "max_length": 16, "max_train_samples": 30}
-    return {**given, "data": [data], "validation": data, "validation_split": "train"}
+        return {**given, "data": [data], "validation": data, "max_length": 16, "max_train_samples": 30}
+    return {**given, "data": [data], "validation": data}
 
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {

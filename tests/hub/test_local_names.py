@@ -23,16 +23,16 @@ from ..trained import tokenizer_of
 REPO, TEXT = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
-    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
+    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--data", f"{at}/book.txt"],
     "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
     "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
     "clm": lambda at, out: [
-        *("train", "clm", "--model", f"{at}/long", "--text", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
+        *("train", "clm", "--model", f"{at}/long", "--data", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
         *("--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
     ],
     "distill": lambda at, out: [
         *("train", "distill", "--method", "logits", "--model", f"{at}/long", "--teacher", f"{at}/short"),
-        *("--text", f"{at}/book.txt", f"{at}/other.txt"),
+        *("--data", f"{at}/book.txt", f"{at}/other.txt"),
         *("--output", f"{out}", "--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
     ],
 }

@@ -66,7 +66,7 @@ def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> 
 def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     set_next_step(
-        place, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--text", "long.txt", "--output", "{model}-trained"]}
+        place, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--data", "long.txt", "--output", "{model}-trained"]}
     )
     write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
@@ -74,7 +74,7 @@ def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, 
     assert str(place) in (place / "README.md").read_text()
     push_model(place, REPO, token=WRITER)
     card_text = server.repos[REPO].branches["main"]["README.md"].decode()
-    assert f"longattn train mlm --model {REPO} --text long.txt --output {REPO}-trained\n" in card_text
+    assert f"longattn train mlm --model {REPO} --data long.txt --output {REPO}-trained\n" in card_text
     assert str(place) not in card_text
     assert card_text.endswith(f"Ask me about {place.name}.\n")
 

@@ -23,16 +23,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.task import Task, load_task
+from hf_longattn.training.task import load_task
 from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {
-    "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
+    "bf16": False, "disable_tqdm": True, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
     "overwrite": True, "per_device_eval_batch_size": 8,
 }  # fmt: skip
-"""Settings of a short run: on one thread, every step logged, several inputs in a pass of an evaluation; it may run twice in its folder."""
-SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm", "threads")}
+"""Settings of a short run: every step logged, several inputs in a pass of an evaluation; it may run twice in its folder."""
+SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm")}
 """Settings of an evaluation."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
@@ -91,11 +90,13 @@ def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> s
 def start_task(name: str, **values: Any) -> dict[str, Any]:
     """Run a task with arguments by their names, and return its log."""
     task = load_task(name)
-    if isinstance(task, Task):
-        return task.train(*build_arguments(task.arguments, **values))
-    values = {{"text": "data"}.get(name, name): value for name, value in values.items() if name not in ("threads", "validation_split")}
     kinds = [{each.name for each in fields(kind) if each.init} for kind in task.ARGUMENTS]
     assert values.keys() <= set().union(*kinds), values
     parts = [{name: values[name] for name in values.keys() & names} for names in kinds]
     log: dict[str, Any] = task.main(*(kind(**part) for kind, part in zip(task.ARGUMENTS, parts, strict=True)))
     return log
+
+
+def label_config(names: list[str]) -> dict[str, Any]:
+    """The arguments of a config with these classes."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}

@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 import transformers
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.segments import SegmentStream
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.tokenization import to_documents
 from hf_longattn.training.task import task_names
-from hf_longattn.training.training_loop import check_rows
 from tests.training.conftest import checkpoint
 from tests.training.speech import speech_checkpoint, spoken
 from tests.training.test_options import DATA
@@ -91,7 +86,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     """What a task says about data, which it must refuse."""
 
     def run(name: str, source: str | list[dict[str, Any]], *more: str) -> str:
-        flag = "--text" if name in ("mlm", "clm", "linearise", "distill") else "--tasks" if name == "multitask" else "--data"
+        flag = "--tasks" if name == "multitask" else "--data"
         if name == "ctc":
             spoken(tmp_path, 1)
         needed = ["--method", "logits", "--teacher", models[name]] if name == "distill" else []
@@ -115,7 +110,7 @@ def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path:
     data = written([ROWS["classify"]] * 4, tmp_path)
     failing = {}
     for task in task_names():
-        flag = "--text" if task in ("mlm", "clm", "linearise", "distill") else "--tasks" if task == "multitask" else "--data"
+        flag = "--tasks" if task == "multitask" else "--data"
         sources = [f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else [data]
         needed = ["--method", "logits", "--teacher", "none"] if task == "distill" else []
         validation = f"{'two=' * (task == 'multitask')}{tmp_path / 'none.jsonl'}"
@@ -145,13 +140,8 @@ def test_data_without_a_token_to_predict_are_refused_before_training(task: str, 
     assert "(held out) is left to evaluate on" in sentence(task, rows)
 
 
-def test_segment_stream_without_documents_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = to_documents(Dataset.from_list([{"text": "[SEP][CLS]"}, {"text": ""}]), tokenizer)
-    with pytest.raises(DataError, match=r"No row of a\.txt is left to train on"):
-        check_rows(SegmentStream(documents, 8, 1), "a.txt", "train on")
-    check_rows(SegmentStream(to_documents(Dataset.from_list([TEXT]), tokenizer), 8, 1), "a.txt", "train on")
-    for data in (None, [1]):
-        check_rows(data, "a.txt", "train on")
+def test_segments_of_texts_without_a_token_are_refused(sentence: Callable[..., str]) -> None:
+    assert "(held out) is left to evaluate on" in sentence("clm", [{"text": "[SEP][CLS]"}] * 4, "--segments", "8")
 
 
 def check_refusals(

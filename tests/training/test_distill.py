@@ -43,7 +43,7 @@ def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path
     given = {
         "model": str(tmp_path / "long"),
         "output_dir": str(tmp_path / "out"),
-        "text": [texts],
+        "data": [texts],
         "teacher": teacher,
         "method": "tinybert",
     }
@@ -62,7 +62,7 @@ def test_distill_brings_a_student_near_its_teacher(method: str, texts: str, tmp_
         certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))  # untrained, it predicts all tokens alike: no distance to learn
     certain.save_pretrained(teacher)
     student = small(tmp_path / "student", tokenizer)
-    given = {"model": student, "output_dir": str(tmp_path / "out"), "text": [texts], "teacher": teacher, "method": method}
+    given = {"model": student, "output_dir": str(tmp_path / "out"), "data": [texts], "teacher": teacher, "method": method}
     log = start_task("distill", **given, **FAST, max_steps=30, learning_rate=1e-2, max_train_samples=4)
     assert losses(log)[-1] < 0.95 * losses(log)[0]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
@@ -85,7 +85,7 @@ def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
     fed: list[dict[str, Tensor]] = []
     mean_loss = DistillTrainer.mean_loss
     monkeypatch.setattr(DistillTrainer, "mean_loss", lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs))
-    given = {"model": str(tmp_path / "long"), "teacher": str(tmp_path / "teacher"), "text": [texts], "method": "hidden"}
+    given = {"model": str(tmp_path / "long"), "teacher": str(tmp_path / "teacher"), "data": [texts], "method": "hidden"}
     log = start_task("distill", **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=20, learning_rate=2e-2, max_length=32)
     assert losses(log)[-1] < 0.5 * losses(log)[0]
     assert log["metrics"]["after"]["n"] == 1
@@ -128,7 +128,7 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
 ) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
-    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--text", texts]
+    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--data", texts]
     assert train("distill", [*given, "--method", "tinybret"]) == 2
     assert "--method: invalid choice: 'tinybret'" in capfd.readouterr().err
     for more, words in (

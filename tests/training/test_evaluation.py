@@ -31,13 +31,11 @@ from transformers import (
 
 from hf_longattn.cli.train import evaluate
 from hf_longattn.training import load_multitask_head
-from hf_longattn.training.loading import label_config
-from hf_longattn.training.task import evaluated_tasks
-from tests.training.conftest import FAST, checkpoint, start_task
+from hf_longattn.training.task import task_names
+from tests.training.conftest import FAST, checkpoint, label_config, start_task
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classification import WORDS, rows, table
 from tests.training.test_multitask import three_tasks
-from tests.training.test_old_options import numbers_of
 from tests.training.test_options import DATA
 from tests.training.test_processes import ROOT, free_port
 
@@ -101,9 +99,9 @@ def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, to
     headless["ctc"] = Path(speech_checkpoint(tmp_path / "ctc"))
     Wav2Vec2Model.from_pretrained(headless["ctc"]).save_pretrained(headless["ctc"])
     wrong = {}
-    for task in evaluated_tasks():
+    for task in task_names():
         file = table(tmp_path, DATA[task], f"{task}.jsonl")
-        source = {"mlm": ["--text", file], "clm": ["--text", file], "multitask": ["--tasks", f"one=classify:{file}"]}
+        source = {"multitask": ["--tasks", f"one=classify:{file}"]}
         line = ["--model", headless.get(task, base), *source.get(task, ["--data", file]), *(["--reranker"] if task == "embed" else [])]
         code, said, _ = scored(task, *line)
         if code != 1 or not re.search(r"^Error: .*(lacks weights of|has no heads of longattn train multitask)", said, re.M):
@@ -196,7 +194,7 @@ def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp
     lines = {
         "multitask": ["--model", model, "--tasks", *tasks],
         "classify": ["--model", named, "--data", tasks[0].partition(":")[2]],
-        "mlm": ["--model", text, "--text", tasks[0].partition(":")[2]],
+        "mlm": ["--model", text, "--data", tasks[0].partition(":")[2]],
     }
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -208,9 +206,9 @@ def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp
         command = [*started, "evaluate", task, *line, "--output", str(double), *USUAL]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
         assert not done.returncode, done.stderr[-3000:]
-        scores = [numbers_of(json.loads((folder / "scores.json").read_text())) for folder in (single, double)]
+        scores = [json.loads((folder / "scores.json").read_text())["metrics"]["after"] for folder in (single, double)]
         for numbers in scores:
-            numbers.pop("held_out_loss.standard_error", None)  # over batches, of which several processes fill the last one
+            numbers.pop("loss_se", None)  # over batches, of which several processes fill the last one
         if scores[0] != pytest.approx(scores[1], rel=1e-5):
             wrong[task] = scores
     assert wrong == {}

@@ -181,7 +181,7 @@ def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..
 
 def linearised(model: str, texts: str, output: Path, line: str = "") -> dict[str, Any]:
     """The log of a run."""
-    assert train("linearise", ["--model", model, "--text", texts, *FAST.split(), *line.split(), "--output", str(output)]) == 0
+    assert train("linearise", ["--model", model, "--data", texts, *FAST.split(), *line.split(), "--output", str(output)]) == 0
     log: dict[str, Any] = json.loads((output / "training_log.json").read_text())
     return log
 
@@ -250,7 +250,7 @@ def test_linearise_refuses_models_without_anything_to_learn(
         (converted("clm", "recurrent_memory", segment_length=48), "The model has recurrent_memory, without parameters"),
     )
     for model, words in cases:
-        assert train("linearise", ["--model", model, "--text", texts, *FAST.split(), "--output", str(tmp_path / "out")]) == 1
+        assert train("linearise", ["--model", model, "--data", texts, *FAST.split(), "--output", str(tmp_path / "out")]) == 1
         error = capsys.readouterr().err
         assert words in error
         assert "Traceback" not in error
@@ -261,7 +261,7 @@ def test_linearise_refuses_models_without_anything_to_learn(
 def test_linearise_in_two_processes_equals_one(
     mechanism: str, converted: Callable[..., str], repository: Path, texts: str, tmp_path: Path
 ) -> None:
-    script = [str(repository / "scripts" / "train.py"), "linearise", "--model", converted("clm", mechanism), "--text", texts]
+    script = [str(repository / "scripts" / "train.py"), "linearise", "--model", converted("clm", mechanism), "--data", texts]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), *script]

@@ -39,7 +39,6 @@ from transformers import (
 
 from hf_longattn.cli import main
 from hf_longattn.training.recipes import read_recipe, ready_recipes
-from hf_longattn.training.task import Task, load_task
 from tests.test_recipes import commands as commands_of
 
 TRAININGS = [name for name, recipe in ready_recipes().items() if recipe.command.startswith("train")]
@@ -214,7 +213,8 @@ SIZES = {
     "openai-community/gpt2-medium": "--max-length 768",
 }
 """Overrides of a conversion, by its source."""
-STEPS = "--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --max-steps 2 --save-strategy no"
+STEPS = """--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2 --gradient-accumulation-steps 1 --max-steps 2
+    --save-strategy no"""
 LENGTHS = {
     "train qa": "--max-length 256",
     "train classify": "--max-length 128",
@@ -247,7 +247,7 @@ def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytes
     commands = commands_of(recipe)
     source = shlex.split(commands[0])[2]
     save_checkpoint(source, tokenizer)
-    named = values.get("data", values.get("text"))
+    named = values["data"]
     for data in [named] if isinstance(named, str) else named:
         if data in DATA:
             save_data(data)
@@ -255,9 +255,7 @@ def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytes
     for command in commands:
         _, action, start, *further = shlex.split(command)
         if (training := re.search(r" train (\w+) ", command)) is not None:
-            old = isinstance(load_task(training[1]), Task)
-            batch = "--total-batch-size 2 --per-device-train-batch-size 1" if old else "--batch-size 2 --gradient-accumulation-steps 1"
-            typed(command, f"{STEPS} {batch} {LENGTHS[f'train {training[1]}']} {shared}")
+            typed(command, f"{STEPS} {LENGTHS[f'train {training[1]}']} {shared}")
         elif action.startswith("scripts/"):  # which writes a dataset in the common schema
             save_data(start)
             importlib.import_module(action.removesuffix(".py").replace("/", ".")).main([start, *further])
