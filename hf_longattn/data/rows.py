@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Value, concatenate_datasets
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
@@ -314,27 +314,24 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     Raises:
         DataError: the column has another type, or a row has no file.
     """
-    feature, where = data.features[column], f"of {source}"
-    kind = getattr(feature, "dtype", "")
-    if isinstance(feature, Json) or "string" in kind:  # paths relative to the table
-        folder, paths = Path(source).resolve().parent, data[column][:]
-        if wrong := next((path for path in paths if path is not None and not isinstance(path, str)), None):
-            raise DataError(f"{source} has {str(wrong)!r:.60} in the column {column!r}, no path; correct it, or name another column.")
-        cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
-        data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
-    elif isinstance(feature, (FILES[role], dict)) or "binary" in kind:
+    feature = data.features[column]
+    if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         data = data.rename_columns({} if column == role else {column: role})
         data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
-    else:
-        raise DataError(f"The column {column!r} {where} holds no {VALUES[role]}s or paths of them; correct it, or name another column.")
+    else:  # paths relative to the table
+        folder, paths = Path(source).resolve().parent, data[column][:]
+        if not all(path is None or isinstance(path, str) for path in paths):
+            raise DataError(f"The column {column!r} of {source} holds no {VALUES[role]}s or paths of them; name another column.")
+        cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
+        data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
     names = []
     for number, (path, is_missing) in enumerate(
         zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
     ):
         if is_missing:
-            raise DataError(f"Row {number} {where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-        names.append(path if path and Path(path).is_absolute() else f"row {number} {where}")
+            raise DataError(f"Row {number} of {source} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+        names.append(path if path and Path(path).is_absolute() else f"row {number} of {source}")
     return data.add_column("name", names)
 
 
