@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Cache, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -56,6 +56,8 @@ class LongTrainer(Trainer):
     """
 
     data_collator: Any
+    shards = True
+    """Whether weights may be split over processes by FSDP or DeepSpeed."""
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
     def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
@@ -90,14 +92,17 @@ class LongTrainer(Trainer):
             return super().get_train_dataloader()
         if batches is not None:
             sampling: dict[str, Any] = {"batch_sampler": batches}
-            self.accelerator.even_batches = False  # there are as many for every process
         else:
             groups = SeededGroups(args.train_batch_size * args.gradient_accumulation_steps, lengths=row_lengths(data))
             groups.seed = args.seed
             sampling = {"batch_size": args.train_batch_size, "sampler": groups, "drop_last": args.dataloader_drop_last}
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
         loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)
-        return self.accelerator.prepare(loader)
+        evens = self.accelerator.even_batches
+        self.accelerator.even_batches = batches is None and evens  # of whole batches there are as many for every process
+        prepared = self.accelerator.prepare(loader)
+        self.accelerator.even_batches = evens  # evaluations have any number of rows
+        return prepared
 
     def train_batches(self) -> Any:
         """A sampler of whole batches, of ``tokens_per_batch`` tokens; ``None`` = batches of a number of rows."""
@@ -153,6 +158,8 @@ class LongTrainer(Trainer):
             loss = share_of_step(loss, torch.as_tensor(items, device=loss.device), num_items_in_batch)
         else:
             self.batch_losses.append((loss.detach().sum(), rows_of(inputs), labels))
+        if isinstance(outputs, dict):  # Trainer gathers all outputs of an evaluation
+            outputs = {name: value for name, value in outputs.items() if not isinstance(value, Cache)}
         return (loss.sum(), outputs) if return_outputs else loss.sum()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

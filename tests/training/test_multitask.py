@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.mixed import MultiTaskModel, TaskBatches
 from hf_longattn.training.tasks.multitask import MultiTaskDataArguments
+from tests.ranks import free_port
 from tests.training.conftest import FAST, SCORED, checkpoint, start_task
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
@@ -105,6 +109,33 @@ def test_tasks_option_takes_subsets_columns_and_validation_data_per_task() -> No
         "topic": ("classify", [r"C:\reviews"], "", {"label": "stars", "text": "review"}, 64),
         "names": ("tokens", ["train"], "dev", {}, 64),
     }
+
+
+@pytest.mark.slow
+def test_multitask_in_two_processes_equals_one_with_its_evaluations(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, repository: Path
+) -> None:
+    """Of two held-out rows of a task, the second process has none in the last batch."""
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    line = ["train", "multitask", "--model", model, "--tasks", *three_tasks(tmp_path), "--max-steps", "4", "--max-length", "60"]
+    line += ["--no-bf16", "--use-cpu", "--learning-rate", "1e-3", "--logging-steps", "1", "--batch-size", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    logs = []
+    for processes, accumulated in (([], 2), (launcher, 1)):
+        output = tmp_path / f"out{accumulated}"
+        command = [sys.executable, *processes, "-m", "hf_longattn", *line, "--gradient-accumulation-steps", str(accumulated)]
+        done = subprocess.run(
+            [*command, "--output", str(output)], env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs.append(json.loads((output / "training_log.json").read_text()))
+    losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert logs[0]["metrics"]["after"] == pytest.approx(logs[1]["metrics"]["after"])
 
 
 def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -118,6 +118,8 @@ def layer_map(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
 class DistillTrainer(LongTrainer):
     """Trains on the distance from a teacher, and evaluates on the student's own loss; by method hidden, also on the distance."""
 
+    shards = False
+
     def __init__(self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel) -> None:
         self.compared, self.layers = METHODS[training_args.method], layer_map(model, teacher)
         width, wide = model.config.hidden_size, teacher.config.hidden_size

@@ -93,6 +93,8 @@ def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
 class TransferTrainer(LongTrainer):
     """Trains and evaluates on the distances from softmax attention, summed over layers. ``layers`` are those of :func:`prepared_layers`."""
 
+    shards = False
+
     def __init__(self, *args: Any, layers: list[Layer], **kwargs: Any) -> None:
         super().__init__(*args, compute_metrics=errors_in_percent, **kwargs)
         self.label_names = ["labels"]  # which the model does not take, but an evaluation asks for
