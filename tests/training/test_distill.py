@@ -140,6 +140,21 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
         assert words in capfd.readouterr().err
 
 
+def test_distill_refuses_sharded_weights(
+    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
+    prepare = DistillTrainer.create_accelerator_and_postprocess
+
+    def sharded(self: DistillTrainer) -> None:
+        prepare(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(DistillTrainer, "create_accelerator_and_postprocess", sharded)
+    assert train("distill", ["--model", teacher, "--teacher", teacher, "--data", texts, "--output", str(tmp_path / "o")]) == 1
+    assert "This task does not run under FSDP or DeepSpeed" in capfd.readouterr().err
+
+
 def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:
     """Queries and keys ``(B, H, N, D)`` of two rows."""
     generator = torch.Generator().manual_seed(seed)

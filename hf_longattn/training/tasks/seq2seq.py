@@ -38,6 +38,7 @@ from hf_longattn.training.trainer import LongTrainer
 
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
 """Columns that are recognised: those of XSum, CNN/DailyMail, arXiv and PubMed."""
+EXTRAS = ("metrics",)
 SUMMARY_LENGTH = 256
 """Maximum tokens of a summary, by default."""
 
