@@ -50,7 +50,7 @@ EXTRAS = {
     "compress": ("torchao",),
     "fla": ("fla",),
     "images": ("PIL", "torchvision"),
-    "metrics": ("jiwer", "rouge_score", "scipy", "seqeval", "sklearn"),
+    "metrics": ("jiwer", "rouge_score", "seqeval"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "peft": ("peft",),
     "plot": ("matplotlib",),

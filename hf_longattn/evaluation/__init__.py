@@ -22,8 +22,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length; "long_classification": accuracy and
             macro F1 of classes, by document length; "entities": precision, recall and F1 of tagged words;
-            "rouge": ROUGE of summaries; "ranking": MRR, nDCG and accuracy of ranked candidates; "correlation":
-            Spearman's and Pearson's correlation; "wer": word and character error rates of transcripts.
+            "rouge": ROUGE of summaries; "wer": word and character error rates of transcripts.
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:

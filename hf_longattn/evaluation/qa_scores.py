@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics.long_qa import SCRIPTS
 from hf_longattn.evaluation.qa_reader import Answer
 
 PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
@@ -104,6 +103,8 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
     """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no answer" in the order
     of their scores."""
+    from hf_longattn.evaluation.metrics.long_qa import SCRIPTS  # here, since evaluate takes long to import
+
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
         ranked.append((answer.score, SCRIPTS[script_of(example)](answer.best, gold_of(example))[1], float(not gold_of(example))))

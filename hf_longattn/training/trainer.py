@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Cache, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -158,6 +158,8 @@ class LongTrainer(Trainer):
             loss = share_of_step(loss, torch.as_tensor(items, device=loss.device), num_items_in_batch)
         else:
             self.batch_losses.append((loss.detach().sum(), rows_of(inputs), labels))
+        if isinstance(outputs, dict):  # Trainer gathers all outputs of an evaluation
+            outputs = {name: value for name, value in outputs.items() if not isinstance(value, Cache)}
         return (loss.sum(), outputs) if return_outputs else loss.sum()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

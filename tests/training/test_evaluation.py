@@ -99,7 +99,7 @@ def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, to
     headless["ctc"] = Path(speech_checkpoint(tmp_path / "ctc"))
     Wav2Vec2Model.from_pretrained(headless["ctc"]).save_pretrained(headless["ctc"])
     wrong = {}
-    for task in task_names():
+    for task in set(task_names()) - {"distill", "linearise"}:  # which train no head
         file = table(tmp_path, DATA[task], f"{task}.jsonl")
         source = {"multitask": ["--tasks", f"one=classify:{file}"]}
         line = ["--model", headless.get(task, base), *source.get(task, ["--data", file]), *(["--reranker"] if task == "embed" else [])]
@@ -179,8 +179,6 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
         if code not in (1, 2) or words not in said or "Traceback" in said or said.count("Error: ") != 1:
             wrong[line] = said
     assert wrong == {}
-    assert evaluate("distill", ["--model", model]) == 2
-    assert "distill trains a model and scores none; the tasks that do are classify" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "model")
     assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
     assert "The output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err

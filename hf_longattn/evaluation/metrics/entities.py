@@ -23,7 +23,7 @@ class Entities(DescribedMetric):
     Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its kind is none, as in seqeval's strict
     mode. A tag without a prefix is an entity of one word, O is none.
 
-    scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes, IOB2 if they are B and I.
+    scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes. B and I are IOB2, unless entities of the references begin with I-.
     Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n,
     the number of documents.
     """
@@ -43,7 +43,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
         MissingExtraError: seqeval is not installed.
     """
     counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-    scheme = scheme or scheme_of([*predicted, *gold])
+    scheme = scheme or ("IOB1" if is_iob1(gold) else scheme_of([*predicted, *gold]))
     for tags, gold_tags in zip(predicted, gold, strict=True):
         entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
         right = len(entities & gold_entities)

@@ -36,7 +36,7 @@ from hf_longattn.training.arguments import DataArguments, LongTrainingArguments,
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer, highest
 
-EXTRAS = ("audio",)
+EXTRAS = ("audio", "metrics")
 
 
 @dataclass

@@ -23,7 +23,6 @@ from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics.entities import is_iob1
 from hf_longattn.loading import load_config, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
@@ -117,8 +116,7 @@ def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: lis
             if label != IGNORED and context > best[document][word][0]:
                 best[document][word] = (context, names[int(window[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
-    gold = texts["tags"][:]
-    return load_metric("entities").compute(predictions=predicted, references=gold, scheme="IOB1" if is_iob1(gold) else None)
+    return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
 
 
 if __name__ == "__main__":
