@@ -1,6 +1,6 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
+A task, a file in ``training/tasks/``, has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
 
     @dataclass
     class ReviewArguments(DataArguments):
