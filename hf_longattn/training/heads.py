@@ -30,7 +30,7 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
     classes = (load_config(name) if model is None else model.config).id2label
     names = class_names(labels, [str(classes[number]) for number in sorted(classes)], only_known=complete)
     if model is None:
-        numbered = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
+        numbered: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
         model = load_model(loader, name, ignore_mismatched_sizes=True, **numbered, **config)
     return model, names
 

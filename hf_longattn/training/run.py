@@ -1,6 +1,6 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
+A task, a file in ``training/tasks/``, has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
 
     @dataclass
     class ReviewArguments(DataArguments):
@@ -167,7 +167,9 @@ def finish(
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
         history = trainer.state.log_history
-        before = next((entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {})
+        before: dict[str, Any] = next(
+            (entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {}
+        )
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

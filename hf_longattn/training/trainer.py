@@ -178,7 +178,7 @@ class LongTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self.measure is not None:
             scores = self.measure()
-            return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0))  # type: ignore[arg-type]
+            return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0))
         self.batch_losses = []
         output = super().evaluation_loop(*args, **kwargs)
         output.metrics.setdefault(f"{prefix}_n", output.num_samples)

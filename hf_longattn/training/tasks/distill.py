@@ -92,11 +92,7 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
 
 
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, method: str) -> None:
-    """Refuse models that cannot be compared by a method.
-
-    Raises:
-        OptionError: with one sentence.
-    """
+    """Refuse models that cannot be compared by a method."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise OptionError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one vocabulary.")

@@ -68,7 +68,7 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
     if model.base_model is not model:
-        model.forward = partial(model.base_model)  # type: ignore[method-assign]  # nobody reads what a head predicts
+        model.forward = partial(model.base_model)  # nobody reads what a head predicts
     masked = type(model).__name__.endswith("ForMaskedLM")  # such an encoder knows texts with masks
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)

@@ -149,8 +149,7 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
     reads_pages = config.model_type in of_pages and config.model_type not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
-    without_cache = {"use_cache": False} if config.is_encoder_decoder else {}  # which Trainer would gather with the scores
-    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2, **without_cache)
+    model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
