@@ -37,7 +37,7 @@ def processes() -> PartialState:
 
 
 class EpochAwareCollator:
-    """A collator whose random choices depend on the epoch. :class:`SetEpochCallback` sets ``epoch``."""
+    """A collator whose random choices depend on the epoch. :class:`~hf_longattn.training.trainer.SetEpoch` sets ``epoch``."""
 
     shared_epoch: Tensor
 

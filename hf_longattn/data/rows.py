@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Value, concatenate_datasets
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
@@ -75,10 +75,11 @@ def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
     Raises:
         DataError, OptionError: as :func:`read_rows`.
     """
-    templates = [(text, template_columns(text)) for text in getattr(args, "template", [])]
 
     def read(source: str, split: str) -> Dataset:
-        return written_rows(source, split, templates) if templates else rows_of(source, split, {"text": args.roles["text"]}, args.named)
+        if args.template:
+            return written_rows(source, split, args.template)
+        return rows_of(source, split, args.roles, args.named)
 
     return split_rows(args, seed, read, most=MOST_HELD_OUT, shuffle=True)
 
@@ -313,63 +314,54 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     Raises:
         DataError: the column has another type, or a row has no file.
     """
-    feature, where = data.features[column], f"of {source}"
-    kind = getattr(feature, "dtype", "")
-    if isinstance(feature, Json) or "string" in kind:  # paths relative to the table
-        folder, paths = Path(source).resolve().parent, data[column][:]
-        if wrong := next((path for path in paths if path is not None and not isinstance(path, str)), None):
-            raise DataError(f"{source} has {str(wrong)!r:.60} in the column {column!r}, no path; correct it, or name another column.")
-        cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
-        data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
-    elif isinstance(feature, (FILES[role], dict)) or "binary" in kind:
+    feature = data.features[column]
+    if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         data = data.rename_columns({} if column == role else {column: role})
         data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
-    else:
-        raise DataError(f"The column {column!r} {where} holds no {VALUES[role]}s or paths of them; correct it, or name another column.")
+    else:  # paths relative to the table
+        folder, paths = Path(source).resolve().parent, data[column][:]
+        if not all(path is None or isinstance(path, str) for path in paths):
+            raise DataError(f"The column {column!r} of {source} holds no {VALUES[role]}s or paths of them; name another column.")
+        cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
+        data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
     names = []
     for number, (path, is_missing) in enumerate(
         zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
     ):
         if is_missing:
-            raise DataError(f"Row {number} {where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-        names.append(path if path and Path(path).is_absolute() else f"row {number} {where}")
+            raise DataError(f"Row {number} of {source} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+        names.append(path if path and Path(path).is_absolute() else f"row {number} of {source}")
     return data.add_column("name", names)
 
 
 # ---- texts of several columns
 
 
-def template_columns(template: str) -> list[str]:
-    """The columns that a format string names.
-
-    Raises:
-        OptionError: the template is not a format string, or names no column.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
-    if not names or not all(name.isidentifier() for name in names):
-        raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
-    return list(dict.fromkeys(names))
-
-
-def written_rows(source: str, split: str, templates: Sequence[tuple[str, list[str]]]) -> Dataset:
+def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
     """Texts in the column ``text``. Each row takes the first template whose columns all have a value.
 
     Raises:
+        OptionError: a template is not a format string, or names no column.
         DataError: a missing column, a format that does not suit a value, or no text.
     """
-    data = read_table(source, split)
-    for name in dict.fromkeys(name for _, names in templates for name in names):
-        if name not in data.column_names:
-            close = nearest(name, data.column_names)
-            raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {name!r}, which --template names.{close}")
+    data, columns = read_table(source, split), dict[str, list[str]]()
+    for template in templates:
+        try:
+            columns[template] = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        except ValueError as error:
+            raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
+        if not columns[template]:
+            raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
+        if (unknown := next((name for name in columns[template] if name not in data.column_names), None)) is not None:
+            close = nearest(unknown, data.column_names)
+            raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {unknown!r}, which --template names.{close}")
 
     def written(row: dict[str, Any]) -> dict[str, str]:
-        filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
-        template = next(filled, "")
+        def is_filled(template: str) -> bool:
+            return all(row[name] is not None and str(row[name]).strip() for name in columns[template])
+
+        template = next(filter(is_filled, templates), "")
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:

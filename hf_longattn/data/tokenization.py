@@ -20,29 +20,18 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token without loss."""
-BOXES, PATHS = "boxes", "xpaths"
-"""Arguments of tokenizers with a place of every word: LayoutLMv2's and MarkupLM's."""
 LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
 """A first word and later words. They show how a tokenizer reads a list of words."""
 
 
-def word_argument(tokenizer: PreTrainedTokenizerBase | type) -> str | None:
-    """The argument, ``boxes`` or ``xpaths``, in which a tokenizer takes the place of every word; ``None`` if it takes only text."""
-    tokenizer_class: Any = tokenizer if isinstance(tokenizer, type) else type(tokenizer)
-    parameters = inspect.signature(tokenizer_class.__call__).parameters
-    if BOXES in parameters or hasattr(tokenizer_class, "call_boxes"):
-        return BOXES
-    return PATHS if PATHS in parameters else None
-
-
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
-    """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths gets those of one line."""
-    argument = word_argument(tokenizer)
-    if argument is None:
-        return call_tokenizer(tokenizer, text, **tokenizer_kwargs)
-    words = text.split()
-    place: Any = "/html/body/p" if argument == PATHS else [0, 0, 1000, 1000]
-    return call_tokenizer(tokenizer, words, **{argument: [place] * len(words)}, **tokenizer_kwargs)
+    """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths of words gets those of one line."""
+    parameters = inspect.signature(type(tokenizer).__call__).parameters
+    words, places = text.split(), {"boxes": [0, 0, 1000, 1000], "xpaths": "/html/body/p"}
+    for argument, place in places.items():
+        if argument in parameters or (argument == "boxes" and hasattr(tokenizer, "call_boxes")):
+            return call_tokenizer(tokenizer, words, **{argument: [place] * len(words)}, **tokenizer_kwargs)
+    return call_tokenizer(tokenizer, text, **tokenizer_kwargs)
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -155,6 +155,7 @@ class LongTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.settings = changed(self)
+        ours: Any = self  # whose fields transformers declares
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
@@ -167,14 +168,14 @@ class LongTrainingArguments(TrainingArguments):
                 raise OptionError(f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step.")
             if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
                 raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
-            if self.max_steps <= 0:
-                self.max_steps = ENDLESS
-                self.logging_steps = 20 if self.logging_steps < 1 else self.logging_steps
+            if ours.max_steps <= 0:
+                ours.max_steps = ENDLESS
+                ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.use_cpu:
-            self.dataloader_pin_memory = False
-        if self.fp16 or (self.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
+        ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
+        if ours.use_cpu:
+            ours.dataloader_pin_memory = False
+        if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):  # PyTorch's own code for bf16 takes over ten times as long as fp32
             self.bf16 = False
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("wer", "cer", "attention_error") and getattr(self, "greater_is_better", None) is None:

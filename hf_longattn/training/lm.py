@@ -27,7 +27,6 @@ from hf_longattn.training.run import begin, finish
 from hf_longattn.training.segments import segment_trainer
 from hf_longattn.training.trainer import LongTrainer
 
-read_documents = read_texts  # until distill and linearise have moved
 HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),

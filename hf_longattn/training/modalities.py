@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -19,7 +20,6 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
     Speech2TextFeatureExtractor,
-    ViTImageProcessor,
 )
 from transformers.utils import logging
 
@@ -90,22 +90,52 @@ class InputProcessors:
             Path(folder, PROCESSOR_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-@dataclass
 class Backbone:
-    """The base of several heads.
+    """The base of heads of several kinds. A backbone of texts gets new embedders of images and of sound where tasks need them.
 
-    name: the checkpoint.
-    processors: of the inputs.
-    model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
-    heads: those of the checkpoint, see :meth:`~hf_longattn.training.mixed.MultiTaskModel.saved_config`.
-    complete: new heads are refused, since nothing is trained.
+    Attributes: ``processors`` of the inputs; ``model``, of several modalities, or ``None`` where every head is of the checkpoint's own
+    architecture; and ``heads``, those of the checkpoint, see :meth:`~hf_longattn.training.mixed.MultiTaskModel.saved_config`.
+
+    Args:
+        name: a checkpoint of texts, or one of several modalities.
+        kinds: of the tasks.
+        image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
+        complete: nothing is trained, so the checkpoint must have the heads.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or has no heads.
+        OptionError: no new embedder takes ``image_size``.
+        InputError: the checkpoint is too short for the images.
     """
 
-    name: str
-    processors: InputProcessors
-    model: LongMultimodalModel | None = None
-    heads: Mapping[str, Any] = field(default_factory=dict)
-    complete: bool = False
+    def __init__(self, name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> None:
+        self.name, self.complete = name, complete
+        config: Any = load_config(name)
+        tokenizer = load_padding_tokenizer(name, config)
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens have the places of their words, and windows their order
+        heads: Mapping[str, Any] = getattr(config, "multitask_heads", {})
+        several = isinstance(config, LongMultimodalConfig)
+        if complete and not heads:
+            raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head.")
+        embedded, new = config.embedded if several else {}, dict[str, Any]()
+        image_processor = load_part(AutoImageProcessor, name) if "images" in embedded else None
+        extractor = load_part(AutoFeatureExtractor, name) if "sound" in embedded else None
+        if image_size and ("images" not in kinds or image_processor is not None):
+            raise OptionError("--image-size is for a task of kind images, on a model that does not read images yet; leave it out.")
+        if "images" in kinds and image_processor is None and not complete:
+            side = image_size or IMAGE_SIZE
+            new["images"] = ImageInput((side, side), PATCH)
+            image_processor = transformers.ViTImageProcessor(size={"height": side, "width": side})
+        if "audio" in kinds and extractor is None and not complete:
+            new["sound"] = AudioInput(MEL_BINS)
+            # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.
+            extractor = Speech2TextFeatureExtractor(feature_size=MEL_BINS, num_mel_bins=MEL_BINS, do_ceptral_normalize=False)
+        model: Any = None
+        if several:
+            model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
+        elif new:
+            model, heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
+        self.heads, self.model, self.processors = heads, model, InputProcessors(tokenizer, image_processor, extractor)
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, list[str]]:
         """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
@@ -119,64 +149,26 @@ class Backbone:
             CheckpointError: the checkpoint cannot be loaded.
             OptionError: a new head is refused.
         """
-        loader, saved = LOADERS[kind], self.heads.get(task)
-        if saved is not None and saved["kind"] == kind and set(labels) <= set(saved["labels"]):
-            model = load_multitask_head(self.name, task)
-            if self.model is not None:
-                head = head_on(auto_mapping(loader)[LongMultimodalConfig], self.model, **label_fields(saved["labels"]))
-                head.classifier = model.classifier
-                model = head
-            return model, saved["labels"]
-        known = ", ".join(f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items())
-        why = f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are {known}"
-        if self.complete:
-            raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
-        if self.heads:
+        loader, saved = LOADERS[kind], self.heads.get(task, {})
+        trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
+        if not trained and (self.complete or self.heads):
+            known = ", ".join(f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items())
+            why = f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are {known}"
+            if self.complete:
+                raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
             logger.warning(f"The head of the task {task!r} is new: {why}.")
-        fields = {**label_fields(labels), "problem_type": "single_label_classification"} if labels else label_fields(["LABEL_0", "LABEL_1"])
+        names = list(saved["labels"] if trained else labels)
+        if trained and self.model is None:
+            return load_multitask_head(self.name, task), names
+        fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
+        model: Any
         if self.model is not None:
-            return head_on(auto_mapping(loader)[LongMultimodalConfig], self.model, **fields), list(labels)
-        model = load_model(loader, self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.processors.tokenizer.pad_token_id
-        return model, list(labels)
-
-
-def load_backbone(name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> Backbone:
-    """The backbone of tasks of these kinds. A backbone of texts gets new embedders of images and of sound where tasks need them.
-
-    Args:
-        name: a checkpoint of texts, or one of several modalities.
-        image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
-        complete: nothing is trained, so the checkpoint must have the heads.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be loaded, or has no heads.
-        OptionError: no new embedder takes ``image_size``.
-        InputError: the checkpoint is too short for the images.
-    """
-    config: Any = load_config(name)
-    tokenizer = load_padding_tokenizer(name, config)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
-    heads, several = getattr(config, "multitask_heads", {}), isinstance(config, LongMultimodalConfig)
-    if complete and not heads:
-        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head.")
-    embedded, new = config.embedded if several else {}, dict[str, Any]()
-    image_processor = load_part(AutoImageProcessor, name) if "images" in embedded else None
-    extractor = load_part(AutoFeatureExtractor, name) if "sound" in embedded else None
-    if image_size and ("images" not in kinds or image_processor is not None):
-        raise OptionError("--image-size is for a task of kind images, on a model that does not read images yet; leave it out.")
-    if "images" in kinds and image_processor is None and not complete:
-        side = image_size or IMAGE_SIZE
-        new["images"] = ImageInput((side, side), PATCH)
-        image_processor = ViTImageProcessor(size={"height": side, "width": side})
-    if "audio" in kinds and extractor is None and not complete:
-        new["sound"] = AudioInput(MEL_BINS)
-        # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.
-        extractor = Speech2TextFeatureExtractor(feature_size=MEL_BINS, num_mel_bins=MEL_BINS, do_ceptral_normalize=False)
-    model = None
-    if several:
-        model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
-    elif new:
-        model, heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
-    return Backbone(name, InputProcessors(tokenizer, image_processor, extractor), model, heads, complete)
+            saved_fields = {key: saved[key] for key in HEAD_FIELDS if trained and key in saved}
+            model = head_on(auto_mapping(loader)[LongMultimodalConfig], self.model, **fields, **saved_fields)
+            if trained:
+                model.classifier = load_multitask_head(self.name, task).classifier
+        else:
+            model = load_model(loader, self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
+            if model.config.pad_token_id is None:
+                model.config.pad_token_id = self.processors.tokenizer.pad_token_id
+        return model, names

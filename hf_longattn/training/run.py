@@ -1,6 +1,6 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task (``training/tasks/NAME.py``) has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
+A task, a file in ``training/tasks/``, has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
 
     @dataclass
     class ReviewArguments(DataArguments):
@@ -145,8 +145,8 @@ def finish(
     if first:
         how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
         print(f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
-    if sharded and not trainer.shards:
-        raise OptionError("This task does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu.")
+    if sharded and not (trainer.shards and args.do_train):
+        raise OptionError("This does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu.")
     with sentence_if_full(args.folder):
         if args.do_train:
             if sharded and model_args.lora_rank:
@@ -167,7 +167,9 @@ def finish(
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
         history = trainer.state.log_history
-        before = next((entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {})
+        before: dict[str, Any] = next(
+            (entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {}
+        )
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

@@ -67,6 +67,8 @@ class LongTrainer(Trainer):
             raise
         except (ValueError, RuntimeError, ImportError) as error:
             raise OptionError(f"{in_a_line(error)}.") from error
+        if self.get_cp_size() > 1:
+            raise OptionError("The sequences of a Long model cannot be split over processes; leave cp_size out.")
         epochs = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
         self.eval_collator = epochs.for_evaluation() if eval_collator is None and epochs is not None else eval_collator
         self.measure = measure
@@ -178,7 +180,7 @@ class LongTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self.measure is not None:
             scores = self.measure()
-            return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0))  # type: ignore[arg-type]
+            return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0))
         self.batch_losses = []
         output = super().evaluation_loop(*args, **kwargs)
         output.metrics.setdefault(f"{prefix}_n", output.num_samples)

@@ -16,7 +16,7 @@ from hf_longattn.training.arguments import ENDLESS, DataArguments, LongTrainingA
 from hf_longattn.training.task import load_task, parse_task, task_names
 from tests.cases import every_case
 
-MOST_OPTIONS = 85
+MOST_OPTIONS = 35
 """A ceiling that only falls: a new option takes the place of another one."""
 LINE = ["--model", "m", "--output", "o", "--data", "d"]
 

@@ -254,7 +254,11 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
         (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
         (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
         (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (DataError, "numbers.jsonl has '1' in the column 'audio', no path", {"data": [str(tmp_path / "numbers.jsonl")]}),
+        (
+            DataError,
+            "numbers.jsonl holds no audio files or paths of them",
+            {"data": [str(tmp_path / "numbers.jsonl")]},
+        ),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
         (OptionError, "--letter-case must be lower or upper", {"letter_case": "keep"}),

@@ -128,9 +128,8 @@ def test_multitask_in_two_processes_equals_one_with_its_evaluations(
     for processes, accumulated in (([], 2), (launcher, 1)):
         output = tmp_path / f"out{accumulated}"
         command = [sys.executable, *processes, "-m", "hf_longattn", *line, "--gradient-accumulation-steps", str(accumulated)]
-        done = subprocess.run(
-            [*command, "--output", str(output)], env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
+        command += ["--output", str(output)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         logs.append(json.loads((output / "training_log.json").read_text()))
     losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in logs]

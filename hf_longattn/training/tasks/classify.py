@@ -94,8 +94,8 @@ def main(
             if kind is kinds[-1]:
                 raise
     _, head, _, inputs_of = kind
-    loading: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
-    model, names = load_classifier(head, model_args.model, label_names(*parts), **loading)
+    fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
+    model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
     by_length: dict[str, Any] = {}
 

@@ -21,13 +21,14 @@ from transformers import PreTrainedModel
 
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.rows import read_texts
 from hf_longattn.data.tokenization import to_inputs, to_single_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
-from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm, read_documents
+from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
 from hf_longattn.training.lora import BESIDE_UPDATES
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer
@@ -81,7 +82,7 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
     check_fit(student, teacher, training_args.method)
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     encode = to_single_inputs if hidden else to_inputs
-    rows, held_out = (encode(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    rows, held_out = (encode(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
     for module in student.modules():
         if hidden and isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -91,11 +92,7 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
 
 
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, method: str) -> None:
-    """Refuse models that cannot be compared by a method.
-
-    Raises:
-        OptionError: with one sentence.
-    """
+    """Refuse models that cannot be compared by a method."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise OptionError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one vocabulary.")

@@ -21,6 +21,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
+from hf_longattn.data.rows import read_texts
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
@@ -33,7 +34,7 @@ from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.run.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
-from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, read_documents
+from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer, rows_of
 
@@ -65,9 +66,9 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     model, tokenizer = load_converted(model_args.model)
     layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
-    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
     if model.base_model is not model:
-        model.forward = partial(model.base_model)  # type: ignore[method-assign]  # nobody reads what a head predicts
+        model.forward = partial(model.base_model)  # nobody reads what a head predicts
     masked = type(model).__name__.endswith("ForMaskedLM")  # such an encoder knows texts with masks
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)

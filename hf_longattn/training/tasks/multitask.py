@@ -34,7 +34,7 @@ from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.mixed import MixedCollator, MultiTaskModel, MultiTaskTrainer
-from hf_longattn.training.modalities import Backbone, load_backbone
+from hf_longattn.training.modalities import Backbone
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from hf_longattn.training.tasks.qa import QADataArguments
@@ -117,7 +117,7 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     if "tokens" in kinds.values():
         check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
-    backbone = load_backbone(model_args.model, kinds.values(), data_args.image_size, complete=not training_args.do_train)
+    backbone = Backbone(model_args.model, kinds.values(), data_args.image_size, complete=not training_args.do_train)
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores

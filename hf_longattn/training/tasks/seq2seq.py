@@ -101,7 +101,13 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     loader = AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
-    target_length = limited_length(model, data_args, training_args, None if hears else SUMMARY_LENGTH)
+    most = decoder_length(model)  # of labels, and of the texts that the model writes
+    limits = {"max_target_length": data_args.max_target_length, "generation_max_length": training_args.generation_max_length}
+    for name, limit in limits.items():
+        if most is not None and limit is not None and limit > most:
+            raise OptionError(f"{flag(name)} {limit} exceeds the {most} tokens that the decoder reads; give at most {most}.")
+    target_length = data_args.max_target_length or (most if hears else min(SUMMARY_LENGTH, most or SUMMARY_LENGTH))
+    training_args.generation_max_length = training_args.generation_max_length or target_length
 
     # Data: tokens or sound, and labels.
     if hears:
@@ -160,26 +166,6 @@ def utterances(
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
     return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
-
-
-def limited_length(
-    model: PreTrainedModel, args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments, default: int | None
-) -> int | None:
-    """Maximum number of tokens that the model writes, and reads as labels; ``None`` without a limit. Generation ends there.
-
-    Args:
-        default: without an option; never more than the decoder reads.
-
-    Raises:
-        OptionError: an option asks for more.
-    """
-    most = decoder_length(model)
-    for name, value in (("max_target_length", args.max_target_length), ("generation_max_length", training_args.generation_max_length)):
-        if most is not None and value is not None and value > most:
-            raise OptionError(f"{flag(name)} {value} exceeds the {most} tokens that the decoder reads; give at most {most}.")
-    length = args.max_target_length or min((value for value in (most, default) if value is not None), default=None)
-    training_args.generation_max_length = training_args.generation_max_length or length
-    return length
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
