@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -19,7 +20,6 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
     Speech2TextFeatureExtractor,
-    ViTImageProcessor,
 )
 from transformers.utils import logging
 
@@ -125,7 +125,7 @@ class Backbone:
         if "images" in kinds and image_processor is None and not complete:
             side = image_size or IMAGE_SIZE
             new["images"] = ImageInput((side, side), PATCH)
-            image_processor = ViTImageProcessor(size={"height": side, "width": side})
+            image_processor = transformers.ViTImageProcessor(size={"height": side, "width": side})
         if "audio" in kinds and extractor is None and not complete:
             new["sound"] = AudioInput(MEL_BINS)
             # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.

@@ -145,8 +145,8 @@ def finish(
     if first:
         how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
         print(f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
-    if sharded and not trainer.shards:
-        raise OptionError("This task does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu.")
+    if sharded and not (trainer.shards and args.do_train):
+        raise OptionError("This does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu.")
     with sentence_if_full(args.folder):
         if args.do_train:
             if sharded and model_args.lora_rank:

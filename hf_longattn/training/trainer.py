@@ -67,6 +67,8 @@ class LongTrainer(Trainer):
             raise
         except (ValueError, RuntimeError, ImportError) as error:
             raise OptionError(f"{in_a_line(error)}.") from error
+        if self.get_cp_size() > 1:
+            raise OptionError("The sequences of a Long model cannot be split over processes; leave cp_size out.")
         epochs = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
         self.eval_collator = epochs.for_evaluation() if eval_collator is None and epochs is not None else eval_collator
         self.measure = measure

@@ -23,7 +23,7 @@ from ..trained import tokenizer_of
 REPO, TEXT = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
-    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--data", f"{at}/book.txt"],
+    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
     "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
     "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
     "clm": lambda at, out: [

@@ -44,7 +44,7 @@ def test_every_training_task_has_its_row_in_the_documents(task: str, repository:
 def test_training_refuses_an_unknown_setting_and_a_missing_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("learning_rat: 1\n")
-    assert train("qa", ["--config", str(recipe)]) == 1
-    assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
+    assert train("qa", ["--config", str(recipe)]) == 2
+    assert "Did you mean '--learning-rate'?" in capsys.readouterr().err
     assert train("qa", ["--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml does not exist; give a YAML file" in capsys.readouterr().err

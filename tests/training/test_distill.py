@@ -152,7 +152,7 @@ def test_distill_refuses_sharded_weights(
 
     monkeypatch.setattr(DistillTrainer, "create_accelerator_and_postprocess", sharded)
     assert train("distill", ["--model", teacher, "--teacher", teacher, "--data", texts, "--output", str(tmp_path / "o")]) == 1
-    assert "This task does not run under FSDP or DeepSpeed" in capfd.readouterr().err
+    assert "This does not run under FSDP or DeepSpeed" in capfd.readouterr().err
 
 
 def drawn_projections(seed: int, length: int = 7) -> tuple[Tensor, Tensor]:

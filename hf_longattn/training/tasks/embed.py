@@ -152,6 +152,8 @@ def reranking_trainer(
         carry_question(model.transformers_model, model.tokenizer)
     cut, relevant = training_length(model, data_args), relevant_texts(pairs, held_out)
     samples = reranking(held_out, relevant, args.seed)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # DDP does not look into the features that a cross-encoder returns, and would find none
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
     return RerankingTrainer(
         model,

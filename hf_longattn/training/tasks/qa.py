@@ -145,9 +145,9 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    config = load_config(name)
+    model_type = load_config(name).model_type
     of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = config.model_type in of_pages and config.model_type not in of_texts
+    reads_pages = model_type in of_pages and model_type not in of_texts
     loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
