@@ -61,7 +61,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
     sources = log["settings"].get("data") or log["settings"].get("tasks", ())
-    trained = f"{steps:,} steps on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
+    trained = f"{steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
     contents = {"training": f"Fine-tuned from `{in_one_line(public_name(source))}`: {trained}", "results": measured(log, hub_task)}
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
     write_model_card(folder, **contents, measured="", eval_results=None, **from_source(source), **repository)
@@ -121,7 +121,8 @@ def describe(log: Mapping[str, Any]) -> str:
         parts.append(f"{text}{plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}{' after' if name in before else ''}")
     where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
     trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
-    return f"{where} ({int(after.get('n', 0)):,} rows{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
+    count = int(after.get("n", 0))
+    return f"{where} ({count:,} row{'s' * (count != 1)}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:

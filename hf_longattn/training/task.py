@@ -1,5 +1,6 @@
 """The tasks of `longattn train`: one file in ``training/tasks/`` each. Its name is the task's name, the first line of its docstring the
-summary; it has ``ARGUMENTS``, three dataclasses, and ``main``, which takes them. Tasks are imported on first use."""
+summary; it has ``ARGUMENTS``, three dataclasses, and ``main``, which takes them, and may have ``EXTRAS``, the package's extras that it
+needs. Tasks are imported on first use."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=REPO)
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
-    assert "Fine-tuned from `long-bert`: 1 steps on texts (input length 64). " in card.text
+    assert "Fine-tuned from `long-bert`: 1 step on texts (input length 64). " in card.text
     assert f'from_pretrained("{REPO}")' in card.text
     there = server.repos[REPO].branches["main"]
     assert {"model.safetensors", "tokenizer.json"} <= set(there)
