@@ -44,7 +44,7 @@ from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 from .layer_attention import LayerAttention
 
-NOT_DIAGNOSED = "longattn inspect MODEL FILE reads images and recordings; for others look at hf_longattn.explain(model, inputs)."
+NOT_DIAGNOSED = "type longattn inspect MODEL FILE for images and recordings; for others look at hf_longattn.explain(model, inputs)."
 """Advice for models that read no text, as the end of an error message."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""

@@ -271,9 +271,10 @@ class Minutes(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_training_stop |= self.fraction() >= 1.0
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
         for name in ("loss", "eval_loss"):
-            if not math.isfinite((logs or {}).get(name, 0.0)):
+            if not math.isfinite(logs.get(name, 0.0)):
                 loss = "loss" if name == "loss" else "held-out loss"
                 if not state.global_step:
                     raise DivergenceError(

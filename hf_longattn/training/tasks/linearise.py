@@ -83,7 +83,7 @@ def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
     """
     config = load_config(name)
     family = known_family(config) if config.model_type.startswith("long_") else None
-    if family is None or not family.reads_text:
+    if family is None:
         raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
     if config.is_encoder_decoder:
         raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
