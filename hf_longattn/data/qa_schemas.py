@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.data.answers import occurrences
-from hf_longattn.data.rows import as_number
+from hf_longattn.data.rows import as_number, chosen_columns
 from hf_longattn.data.sources import DataError, read_table
 from hf_longattn.errors import listed
 from hf_longattn.names import LOGGER
@@ -46,13 +47,16 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False) -> Dataset:
+def load_qa(
+    source: str | Path, split: str | None = None, *, named: Mapping[str, str] = MappingProxyType({}), skip_bad_rows: bool = False
+) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
         source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
             where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
+        named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
     Returns:
@@ -65,6 +69,10 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     """
     name = str(source)
     data = read_table(name, split, flat=_questions)
+    if named:
+        chosen_columns(data.column_names, dict.fromkeys(named, ()), named, name)
+        data = data.remove_columns([role for role in named if role in data.column_names and role not in named.values()])
+        data = data.rename_columns({column: role for role, column in named.items()})
     present = set(data.column_names)
     answered = present & {"answers", "answer", "detected_answers"}
     if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):

@@ -230,7 +230,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
         return {role: _value(row[column], role, names, column, f"Row {number + 1} of {source}") for role, (column, names) in values.items()}
 
     if values:
-        data = data.select_columns([column for column, _ in values.values()])
+        data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
         features = Features({role: TYPES.get(role, Value("string")) for role in values})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
     texts = [role for role in values if role not in VALUES and leave_out]

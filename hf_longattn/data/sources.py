@@ -174,7 +174,7 @@ def _read_folder(root: Path, kind: str) -> Dataset:
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if kind == "text":
-        return _dataset([*map(str, files)], ".txt", labels=labels if columns else None)
+        return _dataset([*map(str, files)], ".txt", labels=tuple(labels) if columns else None)
     columns[kind] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
     if kind == "audio" and any(text.is_file() for text in transcripts):
@@ -184,6 +184,8 @@ def _read_folder(root: Path, kind: str) -> Dataset:
 
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
     """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
+
+    Options are no lists, which ``datasets`` would divide into shards.
 
     Raises:
         DataError: there are no rows, or a file cannot be read.

@@ -160,7 +160,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
-        check_least(self, gradient_accumulation_steps=1, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0)
+        check_least(self, learning_rate=0, weight_decay=0, gradient_accumulation_steps=1)
+        check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0)
         if self.hub_strategy != "end":
             raise OptionError(f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete.")
         if self.max_minutes is not None:

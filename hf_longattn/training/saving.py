@@ -51,6 +51,11 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         tokenizer.no_truncation()
         tokenizer.no_padding()
     others = {path.name for path in folder.iterdir()}
+    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
+    if trainer.use_cache is not None:
+        config.use_cache = trainer.use_cache
+    elif config is not None:
+        vars(config).pop("use_cache", None)
     if trainer.is_fsdp_enabled:  # a sharded state is for checkpoints
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder), _internal_call=True)

@@ -73,7 +73,7 @@ class SegmentTrainer(LongTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def held_out_loss(self) -> dict[str, float]:
-        """The mean loss of all tokens of the evaluation stream."""
+        """The mean loss of all tokens of the evaluation stream, and its number of documents."""
         stream: Any = self.eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         memory, total, count = model.new_memory(), 0.0, 0
@@ -84,7 +84,7 @@ class SegmentTrainer(LongTrainer):
                 memory = outputs["memory"]
                 if items := int(self.items_of(batch)):
                     total, count = total + float(outputs["loss"]) * items, count + items
-        return {"loss": total / max(1, count)}
+        return {"loss": total / max(1, count), "n": len(stream.documents)}
 
     def memory_file(self, checkpoint: Path) -> Path:
         """This process's file in a checkpoint."""

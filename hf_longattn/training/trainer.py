@@ -61,6 +61,8 @@ class LongTrainer(Trainer):
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
     def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        config = getattr(kwargs.get("model", next(iter(args), None)), "config", None)
+        self.use_cache = getattr(config, "use_cache", None)  # before Trainer turns it off; the saved model has it
         try:
             super().__init__(*args, **kwargs)
         except LongAttentionError:

@@ -83,6 +83,15 @@ EMPTY_ANSWERS = (
 )  # fmt: skip
 
 
+def test_questions_are_read_from_the_columns_that_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("context,document,frage,antwort\nelsewhere,Ada built it.,Who?,Ada\n")
+    named = {"question": "frage", "context": "document", "answers": "antwort"}
+    (row,) = load_qa(tmp_path / "rows.csv", named=named).to_list()
+    assert (row["question"], row["context"], row["answers"]) == ("Who?", "Ada built it.", {"text": ["Ada"], "answer_start": [0]})
+    with pytest.raises(DataError, match=r"has the columns .*, not 'fragen'; name one with --columns question=NAME\. Did you mean 'frage'"):
+        load_qa(tmp_path / "rows.csv", named={**named, "question": "fragen"})
+
+
 def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None:
     """In nested and flat files, in the common schema and in tables, wherever it starts."""
     row = {"id": "1", "question": "?", "context": "Ada built it."}

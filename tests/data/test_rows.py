@@ -223,6 +223,20 @@ def test_hub_tables_are_read_like_files_with_the_features_of_the_card(tmp_path: 
     assert data.to_list() == [{"text": "None", "label": 1}]
 
 
+def test_folders_are_the_labels_of_their_texts(tmp_path: Path) -> None:
+    names = ["bad/a.txt", "bad/b.txt", "good/c.txt"]
+    for name in names:
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "texts" / name, name)
+    assert labelled(str(tmp_path / "texts")).to_list() == [{"text": name, "label": name.partition("/")[0]} for name in names]
+
+
+def test_column_may_have_two_roles(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "text\none\ntwo\n")
+    rows = rows_of(source, "train", PAIRS, {"anchor": "text", "positive": "text"})
+    assert rows.to_list() == [{"anchor": "one", "positive": "one"}, {"anchor": "two", "positive": "two"}]
+
+
 def test_scores_of_pairs_must_be_numbers(tmp_path: Path) -> None:
     scored = pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n")).to_list()
     assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]

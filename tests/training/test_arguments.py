@@ -84,6 +84,7 @@ def test_settings_hold_the_options_given_without_secrets(tmp_path: Path) -> None
         (LongTrainingArguments, {"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "requires a linear schedule"),
         (LongTrainingArguments, {"hub_strategy": "every_save"}, "--hub-strategy must be end"),
         (LongTrainingArguments, {"load_best_model_at_end": True}, "load_best_model_at_end requires the save and eval strategy to match"),
+        (LongTrainingArguments, {"learning_rate": -1.0}, "--learning-rate must be at least 0"),
         (LongTrainingArguments, {"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps must be at least 1"),
     ],
 )

@@ -328,7 +328,7 @@ class TestAudioClassifier:
         (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
         for model, data, words in (
             (checkpoint("mlm", tmp_path / "text", tokenizer), tones, "holds no texts"),
-            (models["headless"], tmp_path / "texts.csv", "not 'audio'; name one with --columns audio=NAME"),
+            (models["headless"], tmp_path / "texts.csv", "not 'audio' or 'file_name'; name one with --columns audio=NAME"),
         ):
             with pytest.raises(DataError, match=words):
                 self.classify(model, tmp_path / "o", data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -33,6 +34,7 @@ from hf_longattn.data.images import (
 from hf_longattn.data.rows import rows_of
 from hf_longattn.data.sources import CELL, DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
+from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
 from tests.training.conftest import FAST, checkpoint, start_task
 
 COLOURS = {"blue": (20, 40, 220), "red": (220, 40, 20)}
@@ -125,6 +127,17 @@ def test_images_are_the_same_from_every_kind_of_source(photos: Path, tmp_path: P
         for row, file in zip(rows, files, strict=True):
             assert read_image(row["image"], row["name"]).tobytes() == Pillow.open(file).tobytes()
     (photos / "table.csv").unlink()
+
+
+def test_folder_of_images_may_have_a_table_of_metadata(photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos / "red", images)
+    lines = [f"{number}.png,{number % 2:02}" for number in range(12)]
+    (images / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
+    train, held_out = read_labelled(ClassificationDataArguments(data=[str(images)]), "image", seed=0)
+    assert sorted((Path(row["name"]).stem, row["label"]) for part in (train, held_out) for row in part) == sorted(
+        (str(number), f"{number % 2:02}") for number in range(12)
+    )
 
 
 def test_image_batches_are_what_the_image_processor_makes(photos: Path, models: dict[str, str]) -> None:
@@ -261,7 +274,7 @@ def test_classify_images_refuses_models_options_and_data_that_do_not_fit(
             {"model": models["disagreeing"]},
         ),
         (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
-        (DataError, "columns text, label, not 'image'; name one with --columns image=NAME", {"data": [str(tmp_path / "texts.csv")]}),
+        (DataError, "not 'image' or 'file_name'; name one with --columns image=NAME", {"data": [str(tmp_path / "texts.csv")]}),
         (
             DataError,
             "The column 'image' of .* holds no images or paths of them",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, OptionError
@@ -177,6 +177,15 @@ def test_saved_tokenizer_keeps_no_truncation_or_padding_of_the_training(start: S
     values = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     assert (values["truncation"], values["padding"]) == (None, None)
     assert not (tmp_path / "out" / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_saved_model_keeps_its_cache(use_cache: bool, start: Start, tmp_path: Path) -> None:
+    """Trainer trains without a cache, and a decoder saved so would read its whole text again at every token."""
+    config = AutoConfig.from_pretrained(tmp_path / "short", use_cache=use_cache)
+    config.save_pretrained(tmp_path / "short")
+    start(**SHORT)
+    assert AutoConfig.from_pretrained(tmp_path / "out").use_cache == use_cache
 
 
 def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_segment_training_resumes_with_its_memory_to_the_same_weights(tmp_path: 
 def test_segment_training_learns_and_evaluates_with_memory(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=30, bf16=True)
     before = run.evaluate()["eval_loss"]
+    assert run.evaluate()["eval_n"] == len(DOCUMENTS)
     run.train()
     assert run.evaluate()["eval_loss"] < before - 0.5
     with torch.no_grad():  # the measured loss is that of whole documents, whose first token is not predicted in any segment

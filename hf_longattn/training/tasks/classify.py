@@ -50,7 +50,7 @@ class ClassificationDataArguments(DataArguments):
     """Documents, images or audio files with a label, and perhaps a question about each document, which is read before it."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "text": ("text",), "question": (), "image": ("image",), "audio": ("audio",), "label": ("label",)
+        "text": ("text",), "question": (), "image": ("image", "file_name"), "audio": ("audio", "file_name"), "label": ("label",)
     }  # fmt: skip
 
     packing: bool | None = argument(

@@ -206,7 +206,7 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
 def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, seed: int) -> PreparedTask:
     """Questions about documents, as in ``qa``."""
     tokenizer = backbone.processors.tokenizer
-    examples, questions = split_rows(args, seed, load_qa, unit="id", classes="kind")
+    examples, questions = split_rows(args, seed, partial(load_qa, named=args.named), unit="id", classes="kind")
     model, _ = backbone.head(name, kind)
     carry_question(model if backbone.model is None else backbone.model.text_model, tokenizer)
     if not args.only_scores:

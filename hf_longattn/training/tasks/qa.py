@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ from hf_longattn.training.trainer import LongTrainer
 class QADataArguments(DataArguments):
     """Questions about documents: in the schema of SQuAD or MRQA, or with question, context and answers."""
 
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {name: (name,) for name in ("id", "question", "context", "answers")}
+
     stride: int = argument(128, "Tokens shared by windows of a document that is longer than --max-length, a quarter of that at most.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
@@ -68,7 +70,7 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     Returns the log, which has the scores by the length of the document and by the position of the answer.
     """
     begin(model_args, data_args, training_args)
-    read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows)
+    read = partial(load_qa, named=data_args.named, skip_bad_rows=data_args.skip_bad_rows)
     examples, questions = split_rows(data_args, training_args.seed, read, unit="id", classes="kind")
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
     if training_args.do_train:
