@@ -104,6 +104,8 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
             advice = "add --overwrite to replace it, --resume to continue from its latest checkpoint, or " if args.do_train else ""
             raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output.")
     check_writable(folder)
+    if args.push_to_hub and not args.do_train:
+        raise OptionError("--push-to-hub uploads a model after its training, and nothing is trained here; leave it out.")
     if args.push_to_hub:
         check_login(str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo))
     if args.disable_tqdm or not args.should_log:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line
 from hf_longattn.evaluation.summaries import ratio_and_error
+from hf_longattn.loading import translated_errors
 from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.attach.attachment import mark_for_zero3
 from hf_longattn.modeling.run.losses import label_count, share_of_step
@@ -67,6 +69,9 @@ class LongTrainer(Trainer):
             super().__init__(*args, **kwargs)
         except LongAttentionError:
             raise
+        except HfHubHTTPError:  # of the repository that Trainer creates for push_to_hub
+            with translated_errors(str(self.args.hub_model_id), self.args.hub_token):
+                raise
         except (ValueError, RuntimeError, ImportError) as error:
             raise OptionError(f"{in_a_line(error)}.") from error
         if self.get_cp_size() > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -90,6 +91,20 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     there = server.repos[REPO].branches["main"]
     assert {"model.safetensors", "tokenizer.json"} <= set(there)
     assert "training_args.bin" not in there
+
+
+def test_repository_of_others_and_scores_are_not_pushed(
+    server: Hub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(TEXT)
+    line = ["--model", str(folder), "--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt"), "--max-length", "64"]
+    line += ["--output", str(tmp_path / "run"), "--no-bf16", "--push-to-hub", "--hub-model-id", "stranger/tuned"]
+    assert train("mlm", line) == 1
+    assert re.search(r"'stranger/tuned' cannot be uploaded: .*403 Forbidden.*\.$", capsys.readouterr().err.strip())
+    assert train("mlm", [*line, "--no-do-train"]) == 1
+    assert "nothing is trained here" in capsys.readouterr().err
+    assert not server.repos
 
 
 def test_public_repository_is_refused_before_a_private_training(

