@@ -271,8 +271,8 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
             limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
         if name in attentions and not part.drawn:
             whose = f"The attention of the tower {name}" if name else "Its attention"
-            stack = getattr(of_part, "attending", (1, False))
-            limits.append(f"{whose} {equality_with_full(attentions[name], *stack, longest.tokens, part.nouns)}.")
+            layers, causal = getattr(of_part, "attending", (1, False))
+            limits.append(f"{whose} {equality_with_full(attentions[name], layers, causal, longest.tokens, part.nouns)}.")
             if getattr(of_part, "decoder_long_attention", None) is not None:
                 of_decoder = equality_with_full(of_part.decoder_attention, of_part.decoder_layers, True, None, "texts")
                 limits.append(f"The self-attention of its decoder {of_decoder}.")
