@@ -151,7 +151,11 @@ def plan_positions(
         return PositionPlan(rule, True, None, lengths)
     unasked = family.config_class.default_extension
     rule = table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
-    grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
+    growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
+    grows, kept_rows = bool(growing), table_rules.stretched_from(rule)
+    if kept_rows is not None:  # before transformers loads the tables, and hides the reason
+        for length in growing:
+            table_rules.check_stretch(length.old, kept_rows)
     exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not grows)
     return PositionPlan(rule, exact, None, lengths, 0 if exact else table_rules.unchanged_rows(rule, text.old))
 

@@ -270,13 +270,30 @@ def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionC
         elif longest.tokens:
             limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
         if name in attentions and not part.drawn:
-            layers, causal = getattr(of_part, "attending", (1, False))
-            mechanisms = [prototype(*attentions[name].for_layer(layer)) for layer in range(layers)]
-            lengths = range(1, 1 + (longest.tokens or 2**20))
-            exact = bisect_left(lengths, True, key=lambda n: not all(for_length(each, n, causal).covers(n, causal) for each in mechanisms))
-            upto = f"on {part.nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
-            limits.append(f"Its attention equals full attention {upto}." if exact else "Its attention never equals full attention.")
+            whose = f"The attention of the tower {name}" if name else "Its attention"
+            stack = getattr(of_part, "attending", (1, False))
+            limits.append(f"{whose} {equality_with_full(attentions[name], *stack, longest.tokens, part.nouns)}.")
+            if getattr(of_part, "decoder_long_attention", None) is not None:
+                of_decoder = equality_with_full(of_part.decoder_attention, of_part.decoder_layers, True, None, "texts")
+                limits.append(f"The self-attention of its decoder {of_decoder}.")
     return [*dict.fromkeys(limits)]
+
+
+def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str) -> str:
+    """Up to which length the attention of a stack equals full attention, as a predicate.
+
+    Args:
+        layers: of the stack. longest: the maximum number of tokens, if there is one. nouns: the inputs.
+    """
+    mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
+
+    def differs(length: int) -> bool:
+        used = (for_length(mechanism, length, causal) for mechanism in mechanisms)
+        return not all(each.covers(length, causal) and not (each.traits.recursion and each.traits.recursion.memory) for each in used)
+
+    exact = bisect_left(lengths, True, key=differs)
+    upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
+    return f"equals full attention {upto}" if exact else "never equals full attention"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:

@@ -50,12 +50,19 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
     return stretched[0].T.to(old.dtype)
 
 
+def check_stretch(rows: int, kept: int) -> None:
+    """Refuse to stretch a table of ``rows`` positions that has fewer than two after the first ``kept``.
+
+    Raises:
+        OptionError: with the number of positions that can be kept.
+    """
+    if rows < kept + 2:
+        instead = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"
+        raise OptionError(f"A table of {rows} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}.")
+
+
 def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
-    if len(old) < kept + 2:
-        instead = f"keep fewer with stretch:{len(old) - 2}" if len(old) > 2 else f"choose {INTERPOLATE} instead"
-        raise OptionError(
-            f"A table of {len(old)} positions has fewer than two after the first {kept}, which stretch:{kept} keeps; {instead}."
-        )
+    check_stretch(len(old), kept)
     at = torch.arange(rows - kept, dtype=torch.float64) * (len(old) - kept) / (rows - kept)
     below = at.floor().long().clamp(max=len(old) - kept - 2)
     share = at - below  # beyond the last row, weights exceed 1

@@ -105,6 +105,11 @@ def test_layers_with_different_exact_lengths_read_the_shortest_exactly(built: Ca
     assert plan.short_texts.length == 12
 
 
+def test_plan_refuses_to_stretch_a_table_that_is_too_short(built: Callable[[str], Path]) -> None:
+    with pytest.raises(OptionError, match=f"keep fewer with stretch:{LENGTH - 2}"):
+        plan_conversion(built("BertForMaskedLM"), max_length=4 * LENGTH, positions=f"stretch:{LENGTH}")
+
+
 def test_two_special_rows_of_roberta_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", max_length=4 * LENGTH, verify=False)
     name = "roberta.embeddings.position_embeddings.weight"

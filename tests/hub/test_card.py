@@ -185,6 +185,43 @@ def test_card_says_up_to_which_length_the_model_equals_full_attention(options: d
     assert f"- Its attention {sentence}\n" in write_model_card(tmp_path).read_text()
 
 
+def test_card_names_the_stack_that_equals_full_attention(tmp_path: Path) -> None:
+    """Of towers, only texts have such a length; a decoder may have windows where its encoder has none."""
+    shared = {"max_position_embeddings": 64}
+    text = {"model_type": "long_clip_text_model", "long_attention": {"mechanism": "full"}, **shared}
+    vision = {"model_type": "long_clip_vision_model", "long_attention": {"mechanism": "window2d", "window": 2}}
+    towers = {"model_type": "long_clip", "architectures": ["LongCLIPModel"], "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(towers))
+    card = write_model_card(tmp_path).read_text()
+    assert "- The attention of the tower text equals full attention at every length.\n" in card
+    assert "Its attention" not in card
+
+    window = {"mechanism": "window", "window": 8}
+    decodes = {"model_type": "long_bart", "architectures": ["LongBartForConditionalGeneration"], "long_attention": {"mechanism": "full"}}
+    (tmp_path / "config.json").write_text(json.dumps({**decodes, **shared, "decoder_long_attention": window}))
+    card = write_model_card(tmp_path).read_text()
+    assert "- Its attention equals full attention at every length.\n" in card
+    assert "- The self-attention of its decoder equals full attention on texts of up to 8 tokens.\n" in card
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shown"),
+    [
+        ({"old_length": 64, "new_length": 64}, " (positions: tile)"),
+        ({"old_length": 32, "new_length": 64}, ", extended from 32 to 64 tokens (positions: tile)"),
+        ({"old_length": 64, "new_length": 64, "old_audio_seconds": 15, "new_audio_seconds": 15}, " (positions: tile)"),
+        (
+            {"old_length": 64, "new_length": 64, "old_image_size": [8, 8], "new_image_size": [16, 16]},
+            ", extended from images of 8 × 8 to 16 × 16 pixels (positions: tile)",
+        ),
+    ],
+)
+def test_card_says_extended_only_of_what_grew(lengths: dict[str, object], shown: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    plan = {"source": "bert", "positions": "tile", **lengths}
+    assert f"Converted from a local folder{shown}" in write_model_card(folder, report={"plan": plan}).read_text()
+
+
 def test_card_says_that_a_conversion_was_not_verified(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     assert "converted with `--no-verify`" in write_model_card(folder, report={"verified": False, "checks": []}).read_text()
