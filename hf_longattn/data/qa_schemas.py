@@ -77,7 +77,8 @@ def load_qa(
     answered = present & {"answers", "answer", "detected_answers"}
     if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):
         raise DataError(
-            f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; give questions as SQuAD, MRQA or HotpotQA, "
+            f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; name a column with --columns "
+            f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
     texts = [column for column, feature in data.features.items() if feature == Value("string")]

@@ -35,9 +35,9 @@ def batch_size_argument(default: int) -> Any:
 
 
 def check_least(arguments: Any, **minima: float) -> None:
-    """Refuse numbers below their minimum. ``None`` is accepted."""
+    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are left out."""
     for name, least in minima.items():
-        if (value := getattr(arguments, name)) is not None and value < least:
+        if (value := getattr(arguments, name, None)) is not None and value < least:
             raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
 
 
@@ -111,7 +111,7 @@ class DataArguments:
 
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
-        check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1)
+        check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1, stride=0, max_target_length=1)
         check_exists(self.validation)
         self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
         if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
@@ -160,8 +160,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
-        check_least(self, learning_rate=0, weight_decay=0, gradient_accumulation_steps=1)
-        check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0)
+        check_least(self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1)
+        check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1)
         if self.hub_strategy != "end":
             raise OptionError(f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete.")
         if self.max_minutes is not None:

@@ -51,7 +51,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         tokenizer.no_truncation()
         tokenizer.no_padding()
     others = {path.name for path in folder.iterdir()}
-    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
+    config: Any = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
     if trainer.use_cache is not None:
         config.use_cache = trainer.use_cache
     elif config is not None:

@@ -421,7 +421,10 @@ def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> No
 @every_case(
     ("record", "message"),
     [
-        ({k: v for k, v in RECORD.items() if k != "answers"}, "has the columns context, id, question, and lacks answers"),
+        (
+            {k: v for k, v in RECORD.items() if k != "answers"},
+            "has the columns context, id, question, and lacks answers; name a column with --columns answers=NAME",
+        ),
         ({"text": "a", "label": 1}, "has the columns label, text, and lacks context and question and answers"),
         ({**RECORD, "answers": {"text": ["fox"], "answer_start": [5]}}, "is not at character 5"),
         ({**RECORD, "answers": ["wolf"]}, "'wolf' is not in the context"),

@@ -95,6 +95,17 @@ def test_contradicting_options_are_refused(kind: type[Any], changes: dict[str, A
 
 
 @pytest.mark.parametrize(
+    ("task", "option"),
+    [("qa", "--stride -1"), ("tokens", "--stride -1"), ("seq2seq", "--max-target-length 0"), ("embed", "--mini-batch-size 0"),
+     ("clm", "--seed -1"), ("clm", "--dataloader-num-workers -1")],
+)  # fmt: skip
+def test_numbers_below_the_minimum_of_an_option_are_refused(task: str, option: str) -> None:
+    name, _, value = option.partition(" ")
+    with pytest.raises(OptionError, match=rf"^{name} must be at least [01], not {value}\.$"):
+        parse_task(load_task(task), [*LINE, name, value], f"longattn train {task}")
+
+
+@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("--lr 1", "There is no option --lr; longattn train mlm --help lists all."),
