@@ -130,5 +130,5 @@ def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads images and no text; longattn inspect MODEL FILE"):
+    with pytest.raises(BackendError, match=r"reads images and no text; type longattn inspect MODEL FILE"):
         diagnose(model, tmp_path / "text.txt")

@@ -118,7 +118,7 @@ def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_pat
     (tmp_path / "text.txt").write_text("words " * 100)
     BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")
     refusals = {
-        ("short", str(tmp_path / "text.txt")): "reads sounds and no text; longattn inspect MODEL FILE reads images and recordings",
+        ("short", str(tmp_path / "text.txt")): "reads sounds and no text; type longattn inspect MODEL FILE for images and recordings",
         ("bert", str(talk)): "reads no images on a grid of patches; give a text instead",
     }
     for (model, file), sentence in refusals.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -64,5 +65,5 @@ def window_mask(first: Tensor, real: Tensor, half: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    qa.LongTrainer = VariedTrainer  # type: ignore[misc]
-    sys.exit(train("qa", sys.argv[1:]))
+    with patch.object(qa, "LongTrainer", VariedTrainer):
+        sys.exit(train("qa", sys.argv[1:]))
