@@ -31,7 +31,7 @@ page(
             **ONE_EPOCH,
             "--data reviews.csv": "--data reviews.csv --max-length 128",
             "--augmentation none": "--augmentation none --epochs 1",
-            "label=topic": "--label-column topic --epochs 1",
+            "label=topic": "label=topic --epochs 1",
         },
         slow=True,
     ),
@@ -284,6 +284,12 @@ def dia(folder: Path) -> None:
 
 
 # Series and proteins
+
+
+@stand_in("MCG-NJU/videomae-base-finetuned-kinetics")
+def videomae(folder: Path) -> None:
+    config = transformers.VideoMAEConfig(**SMALL, image_size=64, patch_size=8, num_frames=8)
+    save("VideoMAEForVideoClassification", config, folder)
 
 
 @stand_in("google/timesfm-2.5-200m-transformers")
