@@ -202,6 +202,10 @@ class LongTrainer(Trainer):
         return output
 
 
+LOGGED_SHARE = 0.05
+"""Share of a time limit after which there is an entry in the log."""
+
+
 class Minutes(TrainerCallback, ExportableState):
     """The time limit of a training and its learning rate, and an end where a loss is not finite.
 
@@ -221,6 +225,7 @@ class Minutes(TrainerCallback, ExportableState):
         self.started = time.monotonic()
         self.before = self.spent = 0.0
         self.first_step: float | None = None
+        self.logged = 0.0
 
     def fraction(self) -> float:
         """Spent fraction of the time between the first step and the limit, the same in all processes."""
@@ -274,7 +279,12 @@ class Minutes(TrainerCallback, ExportableState):
         self.tick(args.device)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_training_stop |= self.fraction() >= 1.0
+        share = self.fraction()
+        control.should_training_stop |= share >= 1.0
+        if args.logging_strategy == "steps" and (
+            share - self.logged >= LOGGED_SHARE or share >= 1.0
+        ):  # the steps of the time are not known
+            control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}

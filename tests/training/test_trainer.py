@@ -129,6 +129,7 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
         trainer = LongTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[rates])
         trainer.train()
         assert trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
+    assert sum("loss" in entry for entry in trainer.state.log_history) >= 5  # by the time, whatever the steps between entries
     return trainer.state.global_step, rates.rates, [weights.tolist() for weights in trainer.model.state_dict().values()]
 
 
