@@ -13,7 +13,7 @@ import json
 import logging as std_logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,11 @@ def load_config(name: str | Path) -> Any:
     """The config of a folder or a Hub repository."""
     fetch_model(name)
     return load_part(AutoConfig, name)
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config with these classes."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
 def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -> Any:

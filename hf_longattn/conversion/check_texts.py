@@ -209,8 +209,8 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         {f"{key}, {side}": state[0] for side in sides for key, state in unpadded.items()},
         {f"{key}, {side}": state[row, real[row]] for row, side in enumerate(sides) for key, state in padded.items()},
     )
-    given = " and ".join(["global tokens"] * takes_globals + ["position_ids from the text"] * passes_positions)
+    added_inputs = " and ".join(["global tokens"] * takes_globals + ["position_ids from the text"] * passes_positions)
     detail = f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
-    detail = f"{detail}{given and f', with {given}'}: largest difference"
+    detail = f"{detail}{added_inputs and f', with {added_inputs}'}: largest difference"
     values = {"sides": sides, "length": length, "tokens": short}
     return equality(name, detail, difference if all_finite(padded) else Difference(output="padding"), values)

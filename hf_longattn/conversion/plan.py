@@ -327,8 +327,7 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
 
     Raises:
-        OptionError: ``attention`` has other relative positions.
-        OptionError: a mechanism has no scores to which the positions could be added.
+        OptionError: ``attention`` has other relative positions, or a mechanism has no scores to which the positions could be added.
     """
     others = [other for other in relative_choices(attention) if other != choice]
     if others:

@@ -227,11 +227,11 @@ class GridKind(SizedKind):
             return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
-        made = tuple(torch.as_tensor(values).shape[-2:])
-        detail = f"images of {pixels(sides)} become inputs of {pixels(made)}"
-        if made != size.value and (self.rule.interpolates or plan.inputs.grows):
+        resized = tuple(torch.as_tensor(values).shape[-2:])
+        detail = f"images of {pixels(sides)} become inputs of {pixels(resized)}"
+        if resized != size.value and (self.rule.interpolates or plan.inputs.grows):
             return [Check(name, FAILED, f"{detail} instead of {size.words}; correct the size in its file")]
-        return [Check(name, PASSED, detail, {IMAGE_SIZE: list(made)})]
+        return [Check(name, PASSED, detail, {IMAGE_SIZE: list(resized)})]
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""

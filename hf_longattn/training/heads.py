@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import listed
-from hf_longattn.loading import load_config, load_model
+from hf_longattn.loading import label_fields, load_config, load_model
 
 
 def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -30,8 +30,7 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
     classes = (load_config(name) if model is None else model.config).id2label
     names = class_names(labels, [str(classes[number]) for number in sorted(classes)], only_known=complete)
     if model is None:
-        numbered: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
-        model = load_model(loader, name, ignore_mismatched_sizes=True, **numbered, **config)
+        model = load_model(loader, name, ignore_mismatched_sizes=True, **label_fields(names), **config)
     return model, names
 
 

@@ -25,7 +25,7 @@ class MultiTaskModel(nn.Module):
 
     Args:
         models: the task's name -> the model with its head. The backbone of one of them replaces those of the others.
-        kinds: the task's name -> its kind, of :data:`LOADERS`.
+        kinds: the task's name -> its kind, of :data:`~hf_longattn.training.modalities.LOADERS`.
 
     Raises:
         OptionError: the backbones are of several classes.

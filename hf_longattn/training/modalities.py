@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
 from hf_longattn.inputs.processors import PROCESSOR_FILE
-from hf_longattn.loading import load_config, load_model, load_padding_tokenizer, load_part
+from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.names import LOGGER
@@ -43,11 +43,6 @@ HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
 """Fields of a head's config that are saved with it, besides its labels."""
 IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
 """Pixels of the sides of images and of patches, as in ViT, and mel bins of spectrograms, for new embedders."""
-
-
-def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """The fields of a config with these classes."""
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:

@@ -193,8 +193,8 @@ def resumes_output(args: LongTrainingArguments) -> bool:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The latest complete checkpoint in ``folder``; ``None`` without any."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
-    return max(found, key=lambda path: int(path.name[11:]), default=None)
+    complete = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
+    return max(complete, key=lambda path: int(path.name[11:]), default=None)
 
 
 def is_complete(checkpoint: Path) -> bool:

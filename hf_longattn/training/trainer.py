@@ -281,9 +281,8 @@ class Minutes(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
         control.should_training_stop |= share >= 1.0
-        if args.logging_strategy == "steps" and (
-            share - self.logged >= LOGGED_SHARE or share >= 1.0
-        ):  # the steps of the time are not known
+        # Trainer logs after numbers of steps, but how many steps the time allows is not known.
+        if args.logging_strategy == "steps" and (share - self.logged >= LOGGED_SHARE or share >= 1.0):
             control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -56,7 +56,7 @@ class MultiTaskDataArguments(DataArguments):
     )  # fmt: skip
     columns: list[str] = argument([], "Names of columns, NAME.ROLE=COLUMN, where they are not the usual ones: topic.label=stars.")
     validation: list[str] = argument(  # type: ignore[assignment]
-        [], "NAME=DATA for each task that is evaluated on other data; default: a tenth of its own."
+        [], "NAME=DATA for each task that is evaluated on other data; default: a tenth of the task's own data."
     )
     image_size: int | None = argument(
         None, "Sides of the images in pixels, for a model of texts that is to read images in patches of 16 x 16; default: 224."

@@ -86,12 +86,12 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     details: dict[str, Any] = {"by_length": {}, "by_position": {}}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        found = best_answers(questions, rows, *prediction.predictions)
-        best = score_answers(questions, found).get("best_f1_threshold")
+        spans = best_answers(questions, rows, *prediction.predictions)
+        best = score_answers(questions, spans).get("best_f1_threshold")
         if best is not None and training_args.do_train:
             model.config.no_answer_threshold = best
         threshold = getattr(model.config, "no_answer_threshold", None)
-        answers[:] = [replace(answer, text=answer.above(threshold)) for answer in found]
+        answers[:] = [replace(answer, text=answer.above(threshold)) for answer in spans]
         scores = score_answers(questions, answers)
         for name in ("by_length", "by_position"):
             details[name].update(scores.pop(name))
