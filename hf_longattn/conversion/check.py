@@ -22,7 +22,7 @@ from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, verdict_check
-from .model_loading import attached_mechanisms, attached_memory
+from .model_loading import attached_mechanisms, attached_memory, load_checked, load_source, result_class
 from .plan import ConversionPlan
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
@@ -85,6 +85,17 @@ class Comparison:
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
         return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
+
+
+def load_both(plan: ConversionPlan, folder: Path, inputs: Any, given_text: bool) -> Comparison:
+    """Load the source with transformers' class and the written result with the Auto class of its head.
+
+    The values of .bin files are rounded as config.json says, as they were in the result.
+    """
+    source, architecture = plan.source, plan.architecture
+    original, missing = load_source(source, architecture, "auto" if source.pickled else torch.float32)
+    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=torch.float32)
+    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking), given_text)
 
 
 def check_result(comparison: Comparison, progress: StageProgress | None = None) -> list[Check]:

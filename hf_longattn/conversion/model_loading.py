@@ -103,15 +103,6 @@ def load_as_result(
     return model, missing
 
 
-def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[Any, set[str]]:
-    """Load the written result with the Auto class of its head, in fp32.
-
-    Returns:
-        The model, and the names of parameters that the folder lacks.
-    """
-    return load_checked(result_class(architecture, config), folder, str(folder), headless=True, dtype=torch.float32)
-
-
 LAYER = re.compile(r"\.\d+\.")
 """The number of a layer in a tensor's name."""
 

@@ -275,7 +275,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     short_texts, (encoding, causal) = ShortTexts(), config.attending
     if original is None and not causal:
         of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
-        attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
+        attention, short_texts = with_short_texts(attention, of_layers, length, position_change)
         config = with_attention(attention, decoder_attention=decoder_attention)
     if cast is not None:
         config.dtype = cast

@@ -251,7 +251,7 @@ class ShortTexts:
 
 
 def with_short_texts(
-    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
+    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
     """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
 
@@ -261,7 +261,6 @@ def with_short_texts(
     Args:
         windows: the window width of each layer in the source; ``None`` for a layer without a window.
         change: how positions change outputs of short texts; empty if they do not.
-        unasked: whether to set it if no layer has the option.
 
     Raises:
         OptionError: ``exact_length`` is more tokens than the source reads.
@@ -282,7 +281,7 @@ def with_short_texts(
         return [prototype(*attention.for_layer(number)) for number in numbers]
 
     choices, reason = [attention.options, *attention.turns, *attention.layers.values()], change
-    if unasked and length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
+    if length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
         lacking = [layer for layer in without_windows() if not layer.covers(length.old)]
         reason = next(filter(None, map(objection, lacking)), "")
         if lacking and not reason:
