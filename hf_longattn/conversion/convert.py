@@ -27,7 +27,7 @@ from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
 from .config import AUTO, ConversionConfig
-from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, train_command
+from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
 from .model_loading import load_as_result, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .plan_positions import StackLength
@@ -41,7 +41,7 @@ def convert_checkpoint(
     config: ConversionConfig | None = None,
     *,
     choose: Chooser | None = None,
-    progress: StageProgress | None = None,
+    progress: StageProgress = no_progress,
     **settings: Any,
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
@@ -101,21 +101,19 @@ def convert_checkpoint(
             )
 
 
-def _write(plan: ConversionPlan, stage: Path, progress: StageProgress | None) -> None:
+def _write(plan: ConversionPlan, stage: Path, progress: StageProgress) -> None:
     """Load the source as the planned result, and write it into the empty folder ``stage``, with the source's other files."""
     source = plan.source
-    model, missing = load_as_result(source, plan.architecture, plan.config, plan.cast)
-    if progress is not None:
-        progress("write", 0, plan.total_bytes)
+    model, missing = load_as_result(source, plan.architecture, plan.config, None)
+    progress("write", 0, plan.total_bytes)
     model.save_pretrained(stage, state_dict={tensor: value for tensor, value in model.state_dict().items() if tensor not in missing})
     dtype, written = source.config.get("dtype") or source.config.get("torch_dtype"), read_json_object(stage / "config.json")
-    if plan.cast is None and dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
+    if dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
         write_json(stage / "config.json", {**written, "dtype": dtype})
     add_source_files(
         source,
         stage,
         plan.new_length,
-        longer=True,
         tokenizer_length=plan.tokenizer_length,
         generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
         changed_files=plan.files,

@@ -47,7 +47,7 @@ from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
-from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
+from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
 from .model_loading import load_checked, quiet_libraries
 from .sources import NAMES, OWN_FIELDS, read_long, refuse_quantised
 
@@ -289,7 +289,7 @@ def export_native(
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: StageProgress | None = None,
+    progress: StageProgress = no_progress,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -332,8 +332,7 @@ def export_native(
         with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
             tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
             stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
-        if progress is not None:
-            progress("write", 0, size)
+        progress("write", 0, size)
         stock.save_pretrained(stage)
         add_source_files(source, stage, length)
         times.append(time.perf_counter())
@@ -368,7 +367,7 @@ def export_native(
         )
 
 
-def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:
+def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
     """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
@@ -381,8 +380,7 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
         if (takes_mask if "global_attention_mask" in probe.inputs else not choice.masked)
     ]
     for done, (length, probe) in enumerate(probes):
-        if progress is not None:
-            progress("verify", done, len(probes))
+        progress("verify", done, len(probes))
         for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
             if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                 module.set_attention_type(module.config.attention_type)
