@@ -44,15 +44,16 @@ def export(
 
     if format != "onnx":
         flags.refuse_typed(context, ("--opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
-    shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
     if format == "native":
-        flags.refuse_typed(context, ("--task",), "is for graphs; a stock checkpoint has the head of the model.")
+        flags.refuse_typed(context, ("--task", "--global-attention-mask"), "is for graphs, not for --format native; leave it out.")
         with progress() as tell:
             stock = export_native(model, destination, progress=tell, **shared)
         show({"destination": str(stock.destination), **stock.to_dict()}, conversion_report(stock), as_json=as_json)
         return
     log = partial(say, stderr=True)
-    graph = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=log, **shared)
+    inputs: dict[str, Any] = {"global_attention_mask": global_attention_mask, "task": task}
+    graph = export_checkpoint(model, destination, format=format, opset=opset, progress=log, **inputs, **shared)
     show({"destination": str(graph.destination), **graph.to_dict()}, _report(graph), as_json=as_json)
 
 
