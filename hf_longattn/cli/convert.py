@@ -70,13 +70,11 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
-    stock = plan.native_twin
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "stock form": "" if stock is None else f"none: {stock.reason}" if stock.reason else f"{stock.class_name} of transformers",
         "towers as in their class": ", ".join(plan.other_towers),
         "global tokens": "all of texts, none of images" if plan.text_global else "",
     }

@@ -1,15 +1,6 @@
 """Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does.
 
-==============================================  =====================================================  ==================
-long model                                      layers                                                 stock architecture
-==============================================  =====================================================  ==================
-BERT, ELECTRA, DistilBERT, RoBERTa and its kin  full attention, with a longer position table           the base itself
-Llama, Mistral                                  full attention or one window                           Mistral
-BERT, RoBERTa and its kin                       ``window`` and ``longformer``                          Longformer
-BERT, RoBERTa and its kin, BigBird              ``bigbird`` with transformers' blocks                  BigBird
-==============================================  =====================================================  ==================
-
-Software that knows the architecture can serve the stock checkpoint without this package.
+Software that knows the architecture can serve the stock checkpoint without this package. ``docs/how-to/export.md`` has a table of them.
 """
 
 from __future__ import annotations
@@ -148,13 +139,6 @@ class Stock:
             state[name] = values
         return state
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        if self.reason:
-            return {"class": None, "reason": self.reason}
-        model_type = getattr(transformers, self.class_name).config_class.model_type
-        return {"class": self.class_name, "model_type": model_type, **({"note": self.note} if self.note else {})}
-
 
 class Mistral(Stock):
     """Mistral, with one window for all layers, or none."""
@@ -191,27 +175,27 @@ class LongformerStock(Stock):
     }
 
     @property
-    def globals(self) -> Any:
+    def globals(self) -> dict[str, Any] | None:
         """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
         lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
-        return None if lacking else LongformerOptions(**{"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})})
+        return None if lacking else {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
 
     @property
     def words(self) -> str:  # type: ignore[override]
-        if (o := self.globals) is None:
+        if (options := self.globals) is None:
             return "global tokens before the first of three separators in a pair of texts"
-        options = f"--option global_tokens={'0' if o.global_tokens else 'none'}"
-        options += " --option global_first_segment=true" * o.global_first_segment
         what = "a window of two tokens or more, equally wide on both sides, and its head's global tokens"
-        return f"{what}; convert with --mechanism longformer {options}"
+        first = " --option global_first_segment=true" if "global_first_segment" in options else ""
+        return f"{what}; convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)
-        o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
+        options: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
         rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
-        same = all(getattr(o, name) == getattr(self.globals, name, None) for name in rule)
+        same = None if self.globals is None else LongformerOptions(**self.globals)
         chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        return {} if width and same and chosen == [None, None] else None
+        fits = same is not None and all(getattr(options, name) == getattr(same, name) for name in rule)
+        return {} if width and fits and chosen == [None, None] else None
 
     def values(self) -> dict[str, Any]:
         pad = self.config.pad_token_id or 0

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_longattn import convert_checkpoint, export_native, plan_conversion
+from hf_longattn import convert_checkpoint, export_native
 from hf_longattn.cli.app import main
 from hf_longattn.conversion.stock import LongformerStock, choose_stock
 from hf_longattn.errors import CheckpointError, LongAttentionError
@@ -218,17 +218,6 @@ def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(checkpoint: C
     ids = AutoTokenizer.from_pretrained(source)("long documents " * 20, return_tensors="pt").input_ids[:, :50]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, torch.load(tmp_path / "logits"), atol=1e-4, rtol=0)
-
-
-def test_plan_says_whether_there_is_a_stock_form(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    source = checkpoint("LlamaForCausalLM")
-    stock = plan_conversion(source, mechanism="window", window=8, max_length=128).to_dict()["native_twin"]
-    assert stock == {"class": "MistralForCausalLM", "model_type": "mistral"}
-    assert "Layer 0 has 'strided'" in plan_conversion(source, mechanism="strided").to_dict()["native_twin"]["reason"]
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", str(source), "--mechanism", "window", "--max-length", "128"])
-    assert ended.value.code == 0
-    assert "MistralForCausalLM of transformers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
