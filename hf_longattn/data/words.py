@@ -103,7 +103,7 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
 
     Returns:
         A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
-        ``word_ids`` (-1 for none), ``document`` (its number) and ``length``.
+        ``word_ids`` (-1 for none) and ``document`` (its number).
     """
     numbers = {name: number for number, name in enumerate(names)}
     settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": (share := min(stride, length // 4))}
@@ -125,8 +125,7 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
                 if word >= 0 and word != before:
                     labels[-1][place] = numbers[rows["tags"][owner][word]]
                 before = word if word >= 0 else before
-        lengths = {"document": [documents[owner] for owner in owners], "length": list(map(len, windows))}
-        return {**encoded, "labels": labels, "word_ids": windows, **lengths}
+        return {**encoded, "labels": labels, "word_ids": windows, "document": [documents[owner] for owner in owners]}
 
     rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
     return rows if any(label != IGNORED for labels in rows["labels"] for label in labels) else rows.select([])

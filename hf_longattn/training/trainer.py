@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow.compute import list_value_length
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import BatchSampler, DataLoader
@@ -348,7 +349,7 @@ def row_lengths(data: Any) -> list[int]:
         return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
-    return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
+    return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

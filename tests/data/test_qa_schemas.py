@@ -109,7 +109,7 @@ def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None
         assert (example["kind"], example["gold"], example["answers"]["text"]) == ("none", [], []), example
     answers = {"text": ["", "Ada"], "answer_start": [-1, 0]}
     assert read([{**row, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
-    with pytest.raises(DataError, match="Question 1 of .*: It is marked as is_impossible, but has the answer 'Ada'"):
+    with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as is_impossible, but has the answer 'Ada'"):
         read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
         ]  # fmt: skip
     common = {**row, **answer, "gold": ["Ada"], "kind": "none"}
     for changes in ({}, {"gold": []}, {"answers": []}):
-        with pytest.raises(DataError, match="Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"):
+        with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"):
             read([{**common, **changes}], tmp_path)
     unknown_place = {**common, "answers": [], "kind": "span", "is_impossible": False}  # of a document without the answer
     yes = {**unknown_place, "kind": "yes", "gold": []}
@@ -448,7 +448,7 @@ def test_bad_question_rows_are_refused_and_left_out_on_request(tmp_path: Path, c
     ):
         read([*bad, RECORD], tmp_path)
     assert [record["id"] for record in read([*bad, RECORD], tmp_path, skip_bad_rows=True)] == ["1"]
-    with pytest.raises(DataError, match="All questions of .* are empty or cannot be used"):
+    with pytest.raises(DataError, match=r"All questions of .* are empty or cannot be used"):
         read(bad, tmp_path, skip_bad_rows=True)
 
 

@@ -167,7 +167,8 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
     if kind == "classify":
         length = input_length(model, processors.tokenizer, args.max_length)
         collator: Any = DataCollatorWithGlobals(processors.tokenizer)
-        parts = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
+        documents = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
+        parts = [part.remove_columns("document") for part in documents]
     elif kind == "images":
         size = checked_size(model, processors.image_processor, parts[0][0])
         collator = ImageCollator(processors.image_processor, names, augmentation_of(args.augmentation, size), seed)
