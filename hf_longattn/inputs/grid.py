@@ -18,7 +18,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
 from ..conversion.plan_positions import PositionWarning, layers_in_words
-from ..data.images import read_image_file
+from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
@@ -95,7 +95,7 @@ class Images(UserFiles):
 
     def processed(self) -> Tensor:
         """The input that the processor makes of the first image, at the processor's own size."""
-        return torch.as_tensor(self.required(images=read_image_file(self.files[0]), return_tensors="pt")[PIXELS])
+        return torch.as_tensor(self.required(images=read_image(self.files[0], otherwise="give another file"), return_tensors="pt")[PIXELS])
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
         """The arguments of ``forward`` for each image, processed at ``size``.
@@ -104,7 +104,10 @@ class Images(UserFiles):
             InputError: the processor makes images of another size.
         """
         processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
-        values = [torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS]) for file in self.needed()]
+        values = [
+            torch.as_tensor(processor(images=read_image(file, otherwise="give another file"), return_tensors="pt")[PIXELS])
+            for file in self.needed()
+        ]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
             raise InputError(
                 f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {size.words} are needed; set "

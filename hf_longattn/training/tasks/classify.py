@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
+from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
@@ -181,7 +181,7 @@ def audio_inputs(
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
     hearing = Hearing(extractor)
-    train, held_out = each_part(partial(with_lengths, hearing=hearing), *parts)
+    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
     most = hearing.most_samples
     cut = sum(length > most for rows in {train, held_out} for length in rows["length"]) if most else 0
     if cut and most:
@@ -192,7 +192,7 @@ def audio_inputs(
         "train_dataset": train,
         "eval_dataset": held_out,
         "processing_class": extractor,
-        "data_collator": RecordingCollator(hearing, names),
+        "data_collator": UtteranceCollator(hearing),
     }
 
 

@@ -5,31 +5,37 @@ Utterances are read whole; utterances of similar length share a batch.
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from datasets import Dataset
-from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
-
-from hf_longattn.data.audio import Hearing
-from hf_longattn.data.rows import each_part
-from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.data.transcripts import (
-    CASES,
-    ROLES,
-    UtteranceCollator,
-    character_tokenizer,
-    check_characters,
-    frames_needed,
-    read_utterances,
-    speech_processor,
-    to_utterances,
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForCTC,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Wav2Vec2CTCTokenizer,
 )
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from hf_longattn.data.audio import Hearing, Samples, UtteranceCollator, to_utterances
+from hf_longattn.data.rows import each_part, read_rows
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.evaluation import load_metric
+from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
@@ -37,6 +43,10 @@ from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer, highest
 
 EXTRAS = ("audio", "metrics")
+CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}
+"""Treatment of the case of letters -> function."""
+PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
+"""Tokens of a new vocabulary: CTC's blank, which is also the padding, the unknown token, and the space between words."""
 
 
 @dataclass
@@ -50,9 +60,12 @@ class CTCModelArguments(ModelArguments):
 
 @dataclass
 class UtteranceArguments(DataArguments):
-    """Utterances with transcripts."""
+    """Utterances with transcripts, in columns as those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
+        "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
+    }
 
     letter_case: str = argument("", "Case of the letters of the transcripts, lower or upper; default: as they are.")
     max_seconds: float | None = argument(None, "Leave out longer audio files; default: all that the model reads whole.")
@@ -111,16 +124,15 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     # Labels, and the model's frames for each sound. The loss of a transcript that needs more frames would be infinite.
     hearing = Hearing(extractor)
 
+    def frames(sound: Samples) -> int:
+        return max(0, output_frames(model, hearing.length(sound)))
+
+    def fits(labels: list[int], frames: int) -> bool:
+        return frames_needed(labels) <= frames
+
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
-        return to_utterances(
-            data,
-            labels,
-            hearing,
-            length=lambda sound: max(0, output_frames(model, hearing.length(sound))),
-            fits=lambda row, frames: frames_needed(row) <= frames,
-            most_seconds=data_args.max_seconds,
-        )
+        return to_utterances(data, labels, hearing, length=frames, fits=fits, most_seconds=data_args.max_seconds)
 
     rows, held_out = each_part(encode, *parts)
 
@@ -142,6 +154,16 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         preprocess_logits_for_metrics=highest,
     )
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
+
+
+def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
+    """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages."""
+
+    def in_one_line(data: Dataset) -> Dataset:
+        texts = [CASES[args.letter_case](" ".join(text.split())) for text in data["text"]]
+        return data.remove_columns("text").add_column("text", texts)
+
+    return each_part(in_one_line, *read_rows(args, seed, UtteranceArguments.roles))
 
 
 def output_frames(model: Any, length: int) -> int:
@@ -173,6 +195,46 @@ def vocabulary(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
             f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
+
+
+def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`DataError` for transcripts with characters that a vocabulary lacks."""
+
+    def knows(character: str) -> bool:
+        ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
+        return None not in ids and tokenizer.unk_token_id not in ids
+
+    if lacking := sorted(character for character in {*"".join(texts)} if not knows(character)):
+        first = next(text for text in texts if {*text} & {*lacking})
+        fitting = next((case for case in CASES if all(knows(CASES[case](character)) for character in lacking)), None)
+        advice = f"add --letter-case {fitting}" if fitting else "leave them out of the data, or add --new-vocabulary"
+        raise DataError(
+            f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in {first[:40]!r}); {advice}."
+        )
+
+
+def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
+    """A new vocabulary: CTC's blank, an unknown token, a space between words, and all characters of some transcripts, sorted."""
+    characters = sorted({*"".join(texts)} - {" "})
+    if WORD_DELIMITER in characters:
+        raise DataError(f"Transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them.")
+    vocabulary = {token: number for number, token in enumerate([PADDING, UNKNOWN_TOKEN, WORD_DELIMITER, *characters])}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "vocab.json")
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        special = {"unk_token": UNKNOWN_TOKEN, "pad_token": PADDING, "word_delimiter_token": WORD_DELIMITER}
+        return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None, **special)
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Minimum number of frames for CTC: one for each label, and a blank between equal labels."""
+    return len(labels) + sum(first == second for first, second in pairwise(labels))
+
+
+def speech_processor(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The processor of a model's architecture, made of its feature extractor and a tokenizer."""
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
+    return getattr(transformers, name)(extractor, tokenizer)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch.utils.data import ConcatDataset
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
+from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
@@ -174,8 +174,8 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
         collator = ImageCollator(processors.image_processor, names, augmentation_of(args.augmentation, size), seed)
     else:
         hearing = Hearing(processors.feature_extractor)
-        collator = RecordingCollator(hearing, names)
-        parts = each_part(partial(with_lengths, hearing=hearing), *parts)
+        collator = UtteranceCollator(hearing)
+        parts = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
         lengths = parts[0]["length"][:]
         longest = collator([parts[0][lengths.index(max(lengths))]])
         model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long

@@ -21,11 +21,10 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from hf_longattn.data.audio import Hearing
+from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
 from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.transcripts import CASES, UtteranceCollator, read_utterances, speech_processor, to_utterances
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import write_text
@@ -33,7 +32,7 @@ from hf_longattn.loading import call_tokenizer, load_config, load_model, load_pa
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.ctc import UtteranceArguments
+from hf_longattn.training.tasks.ctc import CASES, UtteranceArguments, read_utterances, speech_processor
 from hf_longattn.training.trainer import LongTrainer
 
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
@@ -162,7 +161,9 @@ def utterances(
     def encode(data: Dataset) -> Dataset:
         tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
         labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds it
-        return to_utterances(data, labels, hearing, len, lambda row, _: target_length is None or len(row) <= target_length, limit)
+        return to_utterances(
+            data, labels, hearing, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
+        )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
     return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
