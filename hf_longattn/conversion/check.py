@@ -21,8 +21,8 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
-from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, verdict_check
-from .model_loading import attached_mechanisms, attached_memory
+from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
+from .model_loading import attached_mechanisms, attached_memory, load_checked, load_source, result_class
 from .plan import ConversionPlan
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
@@ -37,7 +37,7 @@ class Comparison:
 
     Attributes:
         plan: of the conversion, or of a tower.
-        source: a model of the source's class. Its values are rounded in place if the plan casts.
+        source: a model of the source's class.
         result: loaded from ``folder``.
         folder: the result's folder, with its tokenizer or processor.
         inputs: of the plan's kind of input, for running both models.
@@ -87,7 +87,18 @@ class Comparison:
         return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
 
 
-def check_result(comparison: Comparison, progress: StageProgress | None = None) -> list[Check]:
+def load_both(plan: ConversionPlan, folder: Path, inputs: Any, given_text: bool) -> Comparison:
+    """Load the source with transformers' class and the written result with the Auto class of its head.
+
+    The values of .bin files are rounded as config.json says, as they were in the result.
+    """
+    source, architecture = plan.source, plan.architecture
+    original, missing = load_source(source, architecture, "auto" if source.pickled else torch.float32)
+    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=torch.float32)
+    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking), given_text)
+
+
+def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
     """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails.
 
     Args:
@@ -106,14 +117,11 @@ def check_result(comparison: Comparison, progress: StageProgress | None = None) 
     steps.append(("", partial(plan.kind.check, comparison)))
     checks: list[Check] = []
     for done, (prefix, step) in enumerate(steps):
-        if progress is not None:
-            progress("verify", done, len(steps))
+        progress("verify", done, len(steps))
         with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
             checks += [replace(check, name=prefix + check.name) for check in step()]
         if any(check.status == FAILED for check in checks):
             break
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
     return labelled(plan, checks)
 
 
@@ -136,11 +144,11 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Compare every tensor of the result with the source's.
 
-    They have the same bytes, rounded if the plan casts. Position tables keep their first rows, or have equal rows if the rule drops them.
+    They have the same bytes. Position tables keep their first rows, or have equal rows if the rule drops them.
     Further tensors belong to mechanisms or memory tokens.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
-    adoption, cast, after = plan.architecture.converter, plan.cast, result.state_dict()
+    adoption, after = plan.architecture.converter, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
         missing = {adoption.renamed(name) for name in missing}
@@ -154,9 +162,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     wrong = [f"{name} is missing" for name in sorted(lost)]
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
     for name in chosen.keys() & after.keys():
-        value = chosen[name]
-        rounded = value.to(cast).to(value.dtype) if cast is not None and value.is_floating_point() else value
-        wrong += [f"{name} {problem}" for problem in _differences(plan, name, rounded, after[name])]
+        wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
         for name, copied in copied_parameters(layer, mechanism.traits.copies).items():
@@ -170,9 +176,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
-        cause = "of the source hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
-        if all_finite({name: before[name] for name in infinite if name in before}):
-            cause = f"are too large for {str(cast).removeprefix('torch.')} and became infinite"
+        cause = "hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
         detail = f"{len(infinite)} tensors {cause}, the first: {infinite[0]}"
     values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
     return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]

@@ -38,7 +38,7 @@ DECODED = 32
 def check_texts(comparison: Comparison) -> list[Check]:
     """All checks of outputs of a model of texts.
 
-    A loss or embeddings are measured on the source before it is rounded, and on the result only if its outputs pass.
+    A loss or embeddings are measured on the result only if its outputs pass.
     """
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths = choose_lengths(plan, text, comparison.given_text)
@@ -48,7 +48,6 @@ def check_texts(comparison: Comparison) -> list[Check]:
         purpose = Embeddings(plan, text, lengths, pooling)
     unmeasured = why_not_measured(plan, text, purpose)
     before = purpose.measure(source, lengths.chunk) if unmeasured is None else None
-    plan.round_source(source)
     if plan.architecture.converter is None:
         checks = compare_lengths(comparison, lengths)
     else:

@@ -49,9 +49,6 @@ LEFT_OUT = (
 """Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
-"""Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
-
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
@@ -64,6 +61,10 @@ WOULD_TELL = "would_tell"
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """The progress of a caller who shows none."""
 
 
 def verdict_check(checks: Iterable[Check]) -> Check | None:
@@ -106,7 +107,6 @@ class ConversionReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
         return all(check.status != FAILED for check in self.checks)
 
     @property
@@ -144,7 +144,6 @@ def add_source_files(
     stage: Path,
     max_length: int,
     *,
-    longer: bool = False,
     tokenizer_length: int = 0,
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
@@ -155,8 +154,7 @@ def add_source_files(
         source: the checkpoint that the result is made from. The licences are in its card's folder.
         stage: the result's folder, with its weights and ``config.json``.
         max_length: maximum tokens that the result takes; 0 if unlimited.
-        longer: whether a sentence encoder reads texts of up to max_length; else as much of a text as the source.
-        tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
+        tokenizer_length: the tokenizer's new limit, and a sentence encoder's; 0 leaves them as they are, or makes them shorter.
         generated: old and new length of generated text; a generation config limited to the old length gets the new one.
         changed_files: new contents of copied JSON files, by file name.
     """
@@ -164,20 +162,20 @@ def add_source_files(
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
     left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
-    for path in (files[name] for name in sorted(files.keys() - left) if files[name].is_file()):
-        if path.name == TOKENIZER_CONFIG:
-            write_json(stage / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
-        elif path.name == "generation_config.json" and generated is not None:
-            values = read_json_object(path)
+    for name in sorted(name for name in files.keys() - left if files[name].is_file()):
+        values: dict[str, Any] = dict(changed_files.get(name, {}))
+        if name == TOKENIZER_CONFIG:
+            values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
+        elif name == "generation_config.json" and generated is not None:
+            values = read_json_object(files[name])
             if values.get("max_length") == generated.old:  # a shorter one is the author's choice
                 values["max_length"] = generated.new
-            write_json(stage / path.name, values)
-        elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
-            write_json(stage / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
-        elif path.name in changed_files:
-            write_json(stage / path.name, dict(changed_files[path.name]))
+        elif name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation"):
+            values = {**read, "truncation": {**read["truncation"], "max_length": tokenizer_length}}
+        if values:
+            write_json(stage / name, values)
         else:
-            shutil.copyfile(path, stage / path.name)
+            shutil.copyfile(files[name], stage / name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
             copy_folder(source.folder / name, stage / name)
@@ -186,7 +184,7 @@ def add_source_files(
     if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
         write_json(stage / "config.json", config)
     if source.root is not None:
-        write_modules(source.root, stage, max_length, longer=longer)
+        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> list[str]:
@@ -231,14 +229,11 @@ def complete_result(
     introduction: str | None = None,
     **facts: Any,
 ) -> ConversionReport:
-    """Complete a checked result by its report and its card, as :func:`write_report` does.
+    """Complete a checked result by its report and its card, as :func:`write_report` does. Refuses a result with a failed check.
 
     Args:
         times: when the work began, when its plan was made, and when weights and other files were written.
         facts: further fields of the report.
-
-    Raises:
-        CheckpointError: a check failed.
     """
     checks = tuple(checks)
     if failed := [check.detail for check in checks if check.status == FAILED]:
@@ -262,8 +257,7 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
     """Complete a result's folder with report and card.
 
     Args:
-        stage: the folder, with all other files.
-        source: the checkpoint that the result is made from.
+        stage, source: the folder, with all other files, and the checkpoint that it is made from.
         name: what users type to load the result.
         report, report_file: an object with ``to_dict``, and the name of its file.
         card: more arguments of :func:`~hf_longattn.hub.model_card`.
@@ -277,13 +271,9 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 def open_for_writing(
     model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
-    """Open the source of a result, and check the destination, whose absolute path is returned, too.
-
-    Raises:
-        CheckpointError: the source cannot be read, or the destination must not be written.
-    """
+    """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
     target = destination_path(destination)
-    source = open_source(model, revision=revision, token=token)
+    source = open_source(model, revision, token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
 
@@ -301,6 +291,6 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
     overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
     if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
         named = of_type
-    chosen = {} if named is None else {"tokenizer_class": ANY_FAST_TOKENIZER if named == ANY_TOKENIZER else named}
-    settings = {**values, **chosen}
-    return {**settings, TOKENIZER_LIMIT: length} if length else settings
+    if named is not None:  # transformers 4 knows its class for any tokenizer.json only by its old name
+        values = {**values, "tokenizer_class": "PreTrainedTokenizerFast" if named == "TokenizersBackend" else named}
+    return {**values, TOKENIZER_LIMIT: length} if length else values

@@ -26,7 +26,7 @@ from .sources import Architecture, Source
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class that loads a result with this config. The Auto class of its head, or else its own class."""
+    """The class that loads a result with this config: the Auto class of its head, or else its own class."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 
@@ -42,14 +42,9 @@ def attached_memory(model: nn.Module) -> dict[str, MemoryTokens]:
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device called ``name``; for ``None`` the accelerator, or the CPU if there is none.
-
-    Raises:
-        OptionError: there is no such device here.
-    """
+    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is none."""
     if name is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if device is None else device
+        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -57,11 +52,7 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32) -> tuple[Any, set[str]]:
-    """Load the source with its class of transformers.
-
-    Returns:
-        The model, and the names of parameters of its head that the source lacks, which are random.
-    """
+    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are random."""
     family, name = architecture.family, architecture.source_class
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
     arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
@@ -70,20 +61,14 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
 
 
 def load_as_result(
-    source: Source,
-    architecture: Architecture,
-    config: Any,
-    dtype: torch.dtype | None = torch.float32,
+    source: Source, architecture: Architecture, config: Any, dtype: torch.dtype | None = torch.float32
 ) -> tuple[Any, set[str]]:
     """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
 
-    New parameters of mechanisms have the same values at every call.
+    Returns what :func:`load_checked` does. New parameters of mechanisms have the same values at every call.
 
     Args:
         dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
-
-    Returns:
-        The model, and the names of parameters of its head that the source lacks.
     """
     stored = source.dtypes if dtype is None else {}
     loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
@@ -101,15 +86,6 @@ def load_as_result(
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
     return model, missing
-
-
-def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[Any, set[str]]:
-    """Load the written result with the Auto class of its head, in fp32.
-
-    Returns:
-        The model, and the names of parameters that the folder lacks.
-    """
-    return load_checked(result_class(architecture, config), folder, str(folder), headless=True, dtype=torch.float32)
 
 
 LAYER = re.compile(r"\.\d+\.")
@@ -132,9 +108,6 @@ def load_checked(
 
     Returns:
         The model, and the names of the parameters that are missing.
-
-    Raises:
-        CheckpointError: the files cannot be read, or are of another model.
     """
     try:
         model, info = load_weights(
@@ -152,8 +125,7 @@ def load_checked(
         new = tuple(f"{place}." for place in (*attached_mechanisms(model), *attached_memory(model)))
         missing = {tensor for tensor in missing if not tensor.startswith(new)}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
-    wanted = {tensor for tensor in missing if "pooler" not in tensor}
-    if lost := of_body(model, missing) if headless else wanted:
+    if lost := {tensor for tensor in (of_body(model, missing) if headless else missing) if "pooler" not in tensor}:
         raise CheckpointError(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
@@ -170,16 +142,11 @@ def load_checked(
 
 
 def of_body(model: Any, missing: set[str]) -> set[str]:
-    """The missing weights that are not of a head, a pooler or a computed table. A list of layers must be complete, in a head as well."""
-    family = known_family(model.config)
-    tables = {name: family.table(name) for name in missing} if family is not None else {}
-    wanted = missing - {*tied_weights(model)} - {name for name, table in tables.items() if table is not None and not table.learned}
-    prefix, there = f"{model.base_model_prefix}.", model.state_dict().keys() - missing
-    lost = {name for name in wanted if "pooler" not in name and (name.startswith(prefix) or model.base_model is model)}
-    for path, module in model.named_modules():  # lists of layers that the file has in part, such as the decoder of a ViT-MAE
-        if isinstance(module, nn.ModuleList) and any(name.startswith(f"{path}.") for name in there):
-            lost |= {name for name in wanted if name.startswith(f"{path}.")}
-    return lost
+    """The missing weights that are not of a head or a computed table."""
+    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
+    tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
+    stored = {name for name, table in tables.items() if table is None or table.learned}
+    return stored if model.base_model is model else {name for name in stored if name.startswith(prefix)}
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
@@ -190,8 +157,7 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
     """
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
-    pooler_names = {name for name in missing if name.startswith(pooler)}
-    if pooler_names:
+    if pooler_names := {name for name in missing if name.startswith(pooler)}:
         base.pooler = None
     return missing - pooler_names if base is model else missing
 

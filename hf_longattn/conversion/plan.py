@@ -8,10 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, OptionError, nearest
+from ..errors import OptionError
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
 from ..inputs.kind import InputKind, InputSizes, WithTowers
@@ -56,7 +54,6 @@ class ConversionPlan(WithTowers):
     skeleton: Any  # the result on the meta device
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    cast: torch.dtype | None = None  # the dtype of the result's weights; None keeps the source's
     warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
@@ -120,12 +117,6 @@ class ConversionPlan(WithTowers):
         """Whether all tokens except image tokens are global, in a plain class's language model."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
-    def round_source(self, source: Any) -> None:
-        """Round the values of the loaded source in place if the result's are cast."""
-        if self.cast is not None:
-            for value in source.state_dict().values():
-                value.copy_(value.to(self.cast) if value.is_floating_point() else value)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         decoder, attention = None, self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
@@ -163,22 +154,6 @@ class ConversionPlan(WithTowers):
         }
 
 
-SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps the source's dtype."""
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.").lower()
-    name = SHORT_NAMES.get(name, name)
-    if name not in SHORT_NAMES.values():
-        known = [*SHORT_NAMES.values(), *SHORT_NAMES]
-        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(known)}.{nearest(str(dtype), known)}")
-    parsed: torch.dtype = getattr(torch, name)
-    return parsed
-
-
 @quiet_libraries()
 def plan_conversion(
     source: str | Path | Source,
@@ -191,7 +166,7 @@ def plan_conversion(
     """Say what a conversion would do.
 
     Args:
-        source: a folder, a file or a Hub repository id.
+        source: a folder or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
@@ -205,36 +180,25 @@ def plan_conversion(
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
     if not searches and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
         request.attention()  # a mistyped name is refused before anything is fetched
-    parse_dtype(request.dtype)
-    opened = source
-    if not isinstance(opened, Source):
-        opened = open_source(opened, revision=request.revision, token=request.token, weights=searches)
+    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=searches)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     if choose is None or not searches:
         return plan_source(opened, request)
-    _architecture(opened, request)  # before the search, which takes long
+    find_architecture(opened, request)  # before the search, which takes long
     attention, choice = choose(opened, request)
     return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
     """The plan for an opened source, by its kind of input."""
-    architecture = _architecture(opened, request)
+    architecture = find_architecture(opened, request)
     plan: ConversionPlan = architecture.kind.plan(opened, architecture, request)
     return plan
 
 
-def _architecture(opened: Source, request: ConversionConfig) -> Architecture:
-    """The architecture of a source, if all settings are for it."""
-    architecture = find_architecture(opened, request.generic)
-    architecture.kind.check_settings(architecture.source_class, request)
-    return architecture
-
-
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a model of texts, by the lengths of its stacks."""
-    cast = parse_dtype(request.dtype)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -263,7 +227,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_relative(attention, planned.relative)
         if planned.rope is None and decoder is not None:
             decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), planned.relative)
-    position_change, unchanged = planned.position_change, planned.unchanged
+    position_change, unchanged = planned.position_change, planned.unchanged or 0
     for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in relative_choices(stack)):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
@@ -275,10 +239,8 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     short_texts, (encoding, causal) = ShortTexts(), config.attending
     if original is None and not causal:
         of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
-        attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
+        attention, short_texts = with_short_texts(attention, of_layers, length, position_change)
         config = with_attention(attention, decoder_attention=decoder_attention)
-    if cast is not None:
-        config.dtype = cast
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
@@ -298,7 +260,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         config=config,
         inputs=inputs,
         positions=planned.rule,
-        cast=cast,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
@@ -312,11 +273,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     )
 
 
-SEGMENTS = ("global_first_segment", "global_second_segment")
-"""Options that make a whole segment global."""
-SEPARATOR = "separator_token_id"
-
-
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
     """The values of the option ``relative`` in all layers."""
     choices = [attention.options, *attention.turns, *attention.layers.values()]
@@ -324,11 +280,7 @@ def relative_choices(attention: LongAttentionConfig) -> list[str]:
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
-
-    Raises:
-        OptionError: ``attention`` has other relative positions, or a mechanism has no scores to which the positions could be added.
-    """
+    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions."""
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
@@ -339,14 +291,15 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
     """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
-    if attention.options.get(SEPARATOR) is not None:
-        return attention
+    option = "separator_token_id"
 
     def completed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            inside = {name: completed(inner) for name, inner in value.items()}
-            lacking = any(inside.get(name) for name in SEGMENTS) and inside.get(SEPARATOR) is None
-            return {**inside, SEPARATOR: separator} if lacking else inside
-        return [completed(inner) for inner in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return [completed(inner) for inner in value]
+        if not isinstance(value, Mapping):
+            return value
+        inside = {name: completed(inner) for name, inner in value.items()}
+        lacks = (inside.get("global_first_segment") or inside.get("global_second_segment")) and inside.get(option) is None
+        return {**inside, option: separator} if lacks else inside
 
-    return LongAttentionConfig.from_dict(completed(attention.to_dict()))
+    return attention if attention.options.get(option) is not None else LongAttentionConfig.from_dict(completed(attention.to_dict()))

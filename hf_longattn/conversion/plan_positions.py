@@ -29,11 +29,6 @@ class StackLength:
     old: int
     new: int
 
-    @property
-    def grows(self) -> bool:
-        """Whether the result reads larger inputs than the source."""
-        return self.new != self.old
-
     def check_grows(self, what: str = "length", unit: str = "tokens") -> None:
         """Raise :class:`InputError` if the result reads fewer tokens than the source."""
         if self.new < self.old:
@@ -65,10 +60,6 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
     By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
     decoder, the decoder becomes as long as the encoder.
-
-    Raises:
-        CheckpointError: the config's padding id leaves no positions.
-        InputError: a length is shorter than the source's, or a decoder length was requested and the model is not an encoder-decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -102,10 +93,9 @@ class PositionPlan:
     """The positions of the result."""
 
     rule: str  # "tile", "rope:yarn" …
-    exact: bool  # whether outputs below the old length are unchanged
     rope: RopePlan | None  # rotary positions of the result; None for tables and fixed formulas
     lengths: dict[str, int]  # field of the result's config -> its value; empty for rotary positions
-    unchanged: int = 0  # if not exact: maximum text length in tokens with unchanged outputs
+    unchanged: int | None = None  # maximum tokens of a text with unchanged outputs; None if all up to the old length have
 
     @property
     def relative(self) -> str:
@@ -115,7 +105,7 @@ class PositionPlan:
     @property
     def position_change(self) -> str:
         """Reason why the new positions change outputs below the old length. Empty if they do not."""
-        if self.exact:
+        if self.unchanged is None:
             return ""
         return f"{self.rule} changes the old positions {f'after the first {self.unchanged}' if self.unchanged > 1 else 'too'}"
 
@@ -123,15 +113,11 @@ class PositionPlan:
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
 ) -> PositionPlan:
-    """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>".
-
-    Raises:
-        OptionError: `positions` is unknown, or does not apply to the source's kind of positions.
-    """
+    """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>"."""
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
-        return PositionPlan(f"rope:{rope.kind}", rope.exact, rope, {})
+        return PositionPlan(f"rope:{rope.kind}", rope, {}, None if rope.exact else 0)
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
@@ -148,16 +134,16 @@ def plan_positions(
     if why:
         if positions not in ("auto", rule):
             raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
-        return PositionPlan(rule, True, None, lengths)
+        return PositionPlan(rule, None, lengths)
     unasked = family.config_class.default_extension
     rule = table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
-    grows, kept_rows = bool(growing), table_rules.stretched_from(rule)
+    kept_rows = table_rules.stretched_from(rule)
     if kept_rows is not None:  # before transformers loads the tables, and hides the reason
         for length in growing:
             table_rules.check_stretch(length.old, kept_rows)
-    exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not grows)
-    return PositionPlan(rule, exact, None, lengths, 0 if exact else table_rules.unchanged_rows(rule, text.old))
+    exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not growing)
+    return PositionPlan(rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old))
 
 
 def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
@@ -193,12 +179,9 @@ def position_warnings(
     """Warnings about positions that need training: one about the rule, or one for each mechanism.
 
     Args:
-        rule: how positions are extended.
-        attention: of one stack. layers: the mechanism of each of its layers.
-        length: of the stack.
-        causal: whether the stack is causal.
+        rule, auto: how positions are extended, and whether ``--positions auto`` chose it.
+        attention, layers, length, causal: of one stack, whose layers have these mechanisms.
         decoder: whether the stack is the decoder of an encoder-decoder.
-        auto: whether ``--positions auto`` chose the rule.
     """
     grows = length.new > length.old
     if auto and rule in ("rope:linear", "rope:yarn") and grows:
@@ -251,7 +234,7 @@ class ShortTexts:
 
 
 def with_short_texts(
-    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
+    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
     """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
 
@@ -261,7 +244,6 @@ def with_short_texts(
     Args:
         windows: the window width of each layer in the source; ``None`` for a layer without a window.
         change: how positions change outputs of short texts; empty if they do not.
-        unasked: whether to set it if no layer has the option.
 
     Raises:
         OptionError: ``exact_length`` is more tokens than the source reads.
@@ -282,7 +264,7 @@ def with_short_texts(
         return [prototype(*attention.for_layer(number)) for number in numbers]
 
     choices, reason = [attention.options, *attention.turns, *attention.layers.values()], change
-    if unasked and length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
+    if length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
         lacking = [layer for layer in without_windows() if not layer.covers(length.old)]
         reason = next(filter(None, map(objection, lacking)), "")
         if lacking and not reason:

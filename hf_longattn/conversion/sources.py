@@ -7,7 +7,6 @@ packed weights can be neither extended nor compared.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,18 +34,15 @@ from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, adoption_of
+from .config import ConversionConfig
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 SAFETENSORS = "*.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The file of the weights, or of the names of their shards. transformers reads one of them."""
-FLOATING = re.compile(r"B?F\d")
-"""The beginning of the names of floating-point types in safetensors files."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Names of floating-point types in safetensors files -> the dtypes."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
-"""Fields of a cross-encoder's config in versions without modules."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +81,17 @@ def tower_of(source: Source, name: str, class_name: str) -> Source:
 
 
 def open_source(
-    source: str | Path, *, revision: str | None = None, token: str | bool | None = None, weights: bool = True, allow_pickle: bool = False
+    source: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: bool = True, allow_pickle: bool = False
 ) -> Source:
     """Open a checkpoint, and read its config.
+
+    Refuses one that is missing, unreachable, damaged or quantised, an adapter, and one without config or weights.
 
     Args:
         source: a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
         revision, token: of the Hub repository, which is downloaded into the Hub cache.
         weights: whether the weights are needed; a plan needs the config alone.
         allow_pickle: whether .bin files are read where there are no safetensors. Only tensors are read from them.
-
-    Raises:
-        CheckpointError: missing, without config or weights, only pickle files, an adapter, damaged, quantised, or unreachable.
     """
     name = str(source)
     path = fetch_model(source, revision, token, weights=[SAFETENSORS] * weights)
@@ -115,7 +110,7 @@ def open_source(
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)
-    if _quantisation(config) is not None and "long_attention" not in config:  # a quantised long checkpoint can be inspected
+    if "long_attention" not in config:  # a quantised long checkpoint can be inspected
         refuse_quantised(Source(name, folder, config))
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
@@ -125,10 +120,7 @@ def open_source(
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
-    """File, name, dtype (such as "F32") and shape of each tensor in the safetensors files of a folder.
-
-    A damaged file is left out; loading refuses it.
-    """
+    """File, name, dtype (such as "F32") and shape of each tensor in safetensors files. A damaged file is left out; loading refuses it."""
     for path in folder.glob(SAFETENSORS):
         with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -140,9 +132,6 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of floating-point tensors in the files that transformers reads, by name.
 
     Refuses what transformers does not check: an index that leads out of its folder or to pickles, pointers of Git LFS, and integers.
-
-    Raises:
-        CheckpointError: there is such a file.
     """
     single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
     if not single.is_file():
@@ -158,10 +147,10 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise CheckpointError(f"{str(path)!r} is a pointer of Git LFS and not the weights; type `git lfs pull` in its folder.")
     for path, name, dtype, _ in tensor_headers(folder):
-        if name.endswith("weight") and not FLOATING.match(dtype):
+        if name.endswith("weight") and dtype not in DTYPES:
             raise CheckpointError(
-                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model floating-point ones; give the checkpoint "
-                "that it was quantised from."
+                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model has none of these; give the checkpoint that it was "
+                "quantised from."
             )
         if dtype in DTYPES and (path == single or not single.is_file()):
             dtypes[name] = DTYPES[dtype]
@@ -178,12 +167,8 @@ def fetch_config(model: str | Path, revision: str | None = None, token: str | bo
 
 
 def refuse_quantised(source: Source) -> None:
-    """Refuse to change a checkpoint that was quantised.
-
-    Raises:
-        CheckpointError: the checkpoint was quantised.
-    """
-    if (settings := _quantisation(source.config)) is not None:
+    """Raise :class:`CheckpointError` if a checkpoint was quantised: it can be loaded, but not changed."""
+    if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
             f"{source.name!r} holds quantised weights ({method or 'an unnamed method'}), which can only be loaded; give the checkpoint "
@@ -191,13 +176,10 @@ def refuse_quantised(source: Source) -> None:
         )
 
 
-def _quantisation(config: Mapping[str, Any]) -> Any:
-    return config.get("quantization_config") or config.get("compression_config") or None
-
-
 def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether ``folder`` holds a cross-encoder. config: of its transformer."""
-    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
+    """Whether ``folder`` holds a cross-encoder, whose older versions have no modules. config: of its transformer."""
+    older = ("sentence_transformers", "sbert_ce_default_activation_function")
+    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in older)
 
 
 # The model classes of a source
@@ -267,10 +249,9 @@ class Architecture:
         """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention: of the encoder, or of the only stack. decoder_attention: of the decoder of an encoder-decoder.
+            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder.
             lengths: field of the config -> its new value.
-            rope: rotary positions; ``None`` for position tables.
-            rule: how position tables are extended.
+            rope, rule: rotary positions, or ``None`` and how position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
@@ -299,22 +280,22 @@ class Architecture:
         return self.family.model_class(self.long_class)
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The long model on the meta device, for tensor names and shapes.
-
-        Raises:
-            CheckpointError: the config contradicts itself.
-        """
+        """The long model on the meta device, for tensor names and shapes. Refuses a config that contradicts itself."""
         with checkpoint_errors(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
             return self.model_class(config)
 
 
-def find_architecture(source: Source, generic: bool = False) -> Architecture:
-    """The family and classes for a source. generic: of its plain class, with mechanisms added.
+def find_architecture(source: Source, request: ConversionConfig) -> Architecture:
+    """The family and classes for a source, of its plain class if the settings say ``generic``.
 
-    Raises:
-        CheckpointError: no model_type, unsupported or already converted, or a config that contradicts itself.
-        BackendError: the plain class does not use transformers' AttentionInterface.
+    Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
+    architecture = _architecture(source, request.generic)
+    architecture.kind.check_settings(architecture.source_class, request)
+    return architecture
+
+
+def _architecture(source: Source, generic: bool) -> Architecture:
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
@@ -398,11 +379,7 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
-    """Config, class name, family and skeleton of a long checkpoint.
-
-    Raises:
-        CheckpointError: an unknown model type, or an invalid config.
-    """
+    """Config, class name, family and skeleton of a long checkpoint. Refuses an unknown model type and an invalid config."""
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:

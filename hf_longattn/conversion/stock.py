@@ -32,7 +32,8 @@ from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
+from ..inputs.kind import kind_of
+from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.exact import full_of
@@ -46,9 +47,9 @@ from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
-from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
+from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
 from .model_loading import load_checked, quiet_libraries
-from .sources import NAMES, OWN_FIELDS, Source, read_long, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -288,7 +289,7 @@ def export_native(
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: StageProgress | None = None,
+    progress: StageProgress = no_progress,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -312,86 +313,61 @@ def export_native(
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
         LongAttentionError: one sentence; nothing was written.
     """
+    times = [time.perf_counter()]
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
         raise CheckpointError(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
-    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
-        return write_native(source, stage, str(destination), masked=global_attention_mask, verify=verify, progress=progress)
-
-
-def write_native(
-    source: Source,
-    stage: Path,
-    name: str,
-    *,
-    masked: bool = False,
-    verify: bool = True,
-    progress: StageProgress | None = None,
-    converted: ConversionReport | None = None,
-) -> ConversionReport:
-    """Write the stock checkpoint of a long one into the folder ``stage``, as :func:`export_native` does.
-
-    Args:
-        name: of the result, as the user typed it.
-        converted: the report of the conversion that wrote ``source``; its checks come first in the returned report.
-    """
-    times = [time.perf_counter()]
     config, class_name, family, _ = read_long(source)
-    choice, length = choose_stock(config, class_name, family, masked), family.longest(config)
+    choice, length = choose_stock(config, class_name, family, global_attention_mask), family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
     times.append(time.perf_counter())
-    long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
-    stock_class: Any = getattr(transformers, choice.class_name)
-    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
-        config, tensors = choice.stock_config(), choice.state_dict(long)
-        stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, config=config, state_dict=tensors)
-    if progress is not None:
-        progress("write", 0, sum(tensor.nbytes for tensor in tensors.values()))
-    stock.save_pretrained(stage)
-    add_source_files(source, stage, length)
-    times.append(time.perf_counter())
-    checks, text = [*(() if converted is None else converted.checks)], None
-    if verify:
-        english, origin = verification_text(None)
-        text = VerificationText(excerpt(english, length), origin, load_tokenizer(stage), config.vocab_size)
-        with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
-            stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
-            checks += _compare(long.float(), stock, choice, text, progress)
-    introduction = (
-        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-        f"`longattn export --format native` from {origin_of(source.name)}."
-    )
-    return complete_result(
-        stage,
-        source,
-        name,
-        NATIVE_REPORT,
-        checks,
-        times,
-        introduction,
-        config={"format": "native", **({"global_attention_mask": True} if masked else {})},
-        plan={
-            "source": source.name,
-            "long_class": class_name,
-            "class": choice.class_name,
-            "model_type": stock.config.model_type,
-            "old_length": length,
-            "new_length": length,
-            "positions": "kept",
-            "parameters": stock.num_parameters(),
-            "warnings": [f"{choice.note}."] if choice.note else [],
-        },
-        text="not verified" if text is None else text.describe(),
-        next_step=None if converted is None else converted.next_step,
-    )
+    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
+        long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
+        stock_class: Any = getattr(transformers, choice.class_name)
+        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+            tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
+            stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
+        progress("write", 0, size)
+        stock.save_pretrained(stage)
+        add_source_files(source, stage, length)
+        times.append(time.perf_counter())
+        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), list[Check]()
+        if verify:
+            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+                stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)
+                checks = _compare(long.float(), stock, choice, text, progress)
+        return complete_result(
+            stage,
+            source,
+            str(destination),
+            NATIVE_REPORT,
+            checks,
+            times,
+            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(source.name)}.",
+            config={"format": "native", **({"global_attention_mask": True} if global_attention_mask else {})},
+            plan={
+                "source": source.name,
+                "long_class": class_name,
+                "class": choice.class_name,
+                "model_type": stock.config.model_type,
+                "old_length": length,
+                "new_length": length,
+                "positions": "kept",
+                "parameters": stock.num_parameters(),
+                "warnings": [f"{choice.note}."] if choice.note else [],
+            },
+            text=text.describe() if verify else "not verified",
+            next_step=None,
+        )
 
 
-def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:
+def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
     """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
@@ -404,8 +380,7 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
         if (takes_mask if "global_attention_mask" in probe.inputs else not choice.masked)
     ]
     for done, (length, probe) in enumerate(probes):
-        if progress is not None:
-            progress("verify", done, len(probes))
+        progress("verify", done, len(probes))
         for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
             if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                 module.set_attention_type(module.config.attention_type)

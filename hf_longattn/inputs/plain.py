@@ -14,7 +14,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison, check_finite
 from ..conversion.model_loading import attached_mechanisms
-from ..conversion.plan import ConversionPlan, parse_dtype
+from ..conversion.plan import ConversionPlan
 from ..conversion.plan_positions import StackLength, position_warnings
 from ..engines.common.call import AttentionCall
 from ..errors import OptionError
@@ -95,7 +95,7 @@ class PlainKind(TextKind):
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
-        cast, base = parse_dtype(request.dtype), architecture.source_config
+        base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
             """An attention with the base's windows, beside full layers, in layers that the request does not name."""
@@ -112,8 +112,6 @@ class PlainKind(TextKind):
             config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
         if reads_only_text(architecture.model_class):
             load_tokenizer(source.folder, config)
-        if cast is not None:
-            config.dtype = cast
         skeleton: Any = architecture.skeleton(config)
         plans = {}
         for name, part in self.plain_parts(skeleton, chosen, (length.old, length.new)).items():
@@ -131,7 +129,6 @@ class PlainKind(TextKind):
                 skeleton=part.module,
                 shape=part.shape,
                 costs=part.costs,
-                cast=cast,
                 warnings=tuple(warnings),
                 tokenizer_length=length.new,
                 training=None if length.new and reads_only_text(architecture.model_class) else ADVICE,
@@ -179,7 +176,6 @@ class PlainKind(TextKind):
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare with the class's attention, all mechanisms, and one tower's at a time. With the mechanisms, outputs must be finite."""
         plan, source, result = comparison.plan, comparison.source, comparison.result
-        plan.round_source(source)
         seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
         expected = run_model(source, seeded)
         keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))

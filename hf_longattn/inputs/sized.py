@@ -13,7 +13,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.folders import train_command
-from ..conversion.plan import ConversionPlan, parse_dtype
+from ..conversion.plan import ConversionPlan
 from ..conversion.plan_positions import PositionWarning
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
 from ..mechanisms import Mechanism
@@ -62,7 +62,7 @@ class SizedKind(InputKind):
         """Fields of the source's processor that are different for the result. Raises :class:`CheckpointError` for a wrong one."""
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        cast, sizes = parse_dtype(request.dtype), self.requested(architecture, request)
+        sizes = self.requested(architecture, request)
         attention, count = self.attention(architecture, request, sizes), architecture.source_config.num_hidden_layers
         attention.check_layers(count)
         layers = [prototype(*attention.for_layer(layer)) for layer in range(count)]
@@ -72,8 +72,6 @@ class SizedKind(InputKind):
         processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
         config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
-        if cast is not None:
-            config.dtype = cast
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
         task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)
@@ -89,7 +87,6 @@ class SizedKind(InputKind):
             skeleton=skeleton,
             shape=shape,
             costs=costs_of(sizes, attention, shape),
-            cast=cast,
             warnings=tuple(warnings),
             files=changed_file(source.folder, self.files.part, processor, changes) if changes else {},
             training={"advice": advice} if task is None else train_command(*task),
@@ -111,13 +108,10 @@ def affordable_size(plan: ConversionPlan) -> InputSize:
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
     """Compare outputs at the old size, and hidden states at the new one, which is smaller for a large model.
 
-    Rounds the source in place if the plan casts.
-
     Args:
         resizing, how: arguments with which the source reads the new size, and in words.
     """
     plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
-    plan.round_source(comparison.source)
     sizes, noun, (source, measured) = plan.inputs, plan.inputs.kind.noun, comparison.compared
     old, new = sizes.old, affordable_size(plan)
     what, where = f"{comparison.outputs} at {old}", f"hidden states at {new}"

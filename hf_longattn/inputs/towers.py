@@ -12,7 +12,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
-from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
+from ..conversion.plan import ConversionPlan, plan_source
 from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
@@ -55,8 +55,7 @@ class TowersKind(InputKind):
         return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.parts.items() if not kind.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
-        cast = parse_dtype(request.dtype)
+        """Plan each tower as a separate checkpoint. Tensors outside the towers are kept."""
         plans = {
             name: plan_source(tower_of(source, name, self.parts[name].family.base_model_name), of_tower)
             for name, of_tower in self._requests(architecture, request).items()
@@ -68,8 +67,6 @@ class TowersKind(InputKind):
         with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
             config = self.family.config_class.from_dict(values)
         config.architectures = [architecture.long_class]
-        if cast is not None:
-            config.dtype = cast
         texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
         changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
@@ -130,7 +127,6 @@ class TowersKind(InputKind):
     def check(self, comparison: Comparison) -> list[Check]:
         """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
         plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
-        plan.round_source(source)
         length, why = min(plan.old_length, LONGEST_CAPTION), ""
         if plan.position_change and plan.unchanged_tokens <= 1:
             why = plan.position_change

@@ -98,7 +98,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         source,
         None if config.search_input is None else Path(config.search_input),
         SearchConfig(budget=config.budget or BUDGET),
-        conversion=replace(config.without_search(), native=False),
+        conversion=config.without_search(),
     ).run()
     values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
     return result.chosen.design.attention(), {**values, result.material: result.text}

@@ -56,7 +56,6 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "shorter than the source": (["--max-length", "63"], "The source takes 64 tokens"),
     "unknown positions": (["--positions", "tiles", "--max-length", "128"], "Did you mean 'tile'"),
     "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
-    "unknown dtype": (["--dtype", "float15"], "Did you mean 'float16'"),
     "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
 }
 

@@ -251,7 +251,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
     ({"image_size": 64, "generic": True}, CheckpointError, "has Long classes; leave --generic out"),
-    ({"image_size": 64, "native": True}, LongAttentionError, "no stock form"),
 ]
 
 

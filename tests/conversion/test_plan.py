@@ -37,7 +37,7 @@ def test_plan_needs_the_config_alone(name: str, built: Built, tmp_path: Path) ->
 
 
 def test_conversion_writes_what_its_plan_says(built: Built, tmp_path: Path) -> None:
-    arguments = {"mechanism": "window", "window": 16, "max_length": 256, "dtype": "bf16"}
+    arguments = {"mechanism": "window", "window": 16, "max_length": 256}
     plan = plan_conversion(built("RobertaForMaskedLM"), **arguments)
     report = convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", verify=False, **arguments)
     assert report.plan == plan.to_dict()

@@ -216,16 +216,14 @@ print(type(model).__name__, tokenizer.model_max_length)
 
 
 @pytest.mark.slow
-def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     transformers.GenerationConfig(max_length=64, temperature=0.5, do_sample=True).save_pretrained(source)
-    report = convert_checkpoint(source, tmp_path / "stock", mechanism="window", window=16, max_length=128, native=True)
-    names = {check.name for check in report.checks}
-    assert {"equal where the mechanism covers the input", "generates the same after 24 tokens"} <= names, "of both steps"
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
+    report = export_native(tmp_path / "long", tmp_path / "stock")
+    assert "generates the same after 24 tokens" in {check.name for check in report.checks}
     assert json.loads((tmp_path / "stock" / "native_report.json").read_text())["plan"]["class"] == "MistralForCausalLM"
     assert json.loads((tmp_path / "stock" / "generation_config.json").read_text())["temperature"] == 0.5
-    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
     run = subprocess.run(
         [sys.executable, "-c", BLOCKER, str(tmp_path / "stock"), str(tmp_path / "logits")], capture_output=True, text=True, check=True
     )
@@ -234,43 +232,6 @@ def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: 
     ids = AutoTokenizer.from_pretrained(source)("long documents " * 20, return_tensors="pt").input_ids[:, :50]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, torch.load(tmp_path / "logits"), atol=1e-4, rtol=0)
-
-
-def test_convert_native_writes_in_one_hidden_folder_which_the_next_run_removes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    source, seen = checkpoint("LlamaForCausalLM"), set[str]()
-    (tmp_path / "results").mkdir()
-    settings: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 128, "native": True}
-
-    class Killed(BaseException):
-        """A process that ends before it can clean up."""
-
-    def look(stage: str, done: int, total: int) -> None:
-        names = {path.name for path in (tmp_path / "results").iterdir()}
-        if seen and stage == "write":  # the second model
-            for name in names:
-                (tmp_path / "results" / name).rename(tmp_path / "results" / f"{name.rpartition('-')[0]}-999999999")
-            raise Killed
-        seen.update(names)
-
-    with pytest.raises(Killed):
-        convert_checkpoint(source, tmp_path / "results" / "stock", **settings, progress=look)
-    assert len(seen) == 1
-    assert next(iter(seen)).startswith(".stock.partial-")
-    report = convert_checkpoint(source, tmp_path / "results" / "stock", **settings)
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["stock"]
-    assert sorted(path.name for path in (tmp_path / "results" / "stock").iterdir()) == sorted(report.files)
-
-
-def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    source = checkpoint("LlamaForCausalLM")
-    with pytest.raises(CheckpointError, match="The result would have no stock form: Layer 0 has 'lsh'"):
-        convert_checkpoint(source, tmp_path / "stock", mechanism="lsh", native=True)
-    assert not (tmp_path / "stock").exists()
-    (tmp_path / "stock").mkdir()
-    with pytest.raises(CheckpointError):
-        convert_checkpoint(source, tmp_path / "stock", mechanism="window", native=True)
-    with pytest.raises(LongAttentionError, match="--native and --remote-code exclude each other"):
-        convert_checkpoint(source, tmp_path / "other", mechanism="window", native=True, remote_code=True)
 
 
 def test_plan_says_whether_there_is_a_stock_form(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,11 +97,10 @@ def main(
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
+    lengths = inputs.pop("lengths", [-1] * len(parts[1]))
     by_length: dict[str, Any] = {}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        rows = inputs["eval_dataset"]
-        lengths = rows["document"] if "document" in rows.column_names else [-1] * len(rows)
         references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
         scores = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
         by_length.update(scores.pop("buckets"))
@@ -151,7 +150,8 @@ def text_inputs(
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
     padded = DataCollatorWithGlobals(tokenizer)
     collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, **collators}
+    data = {"train_dataset": train.remove_columns("document"), "eval_dataset": held_out.remove_columns("document")}
+    return {**data, "lengths": held_out["document"][:], "processing_class": tokenizer, **collators}
 
 
 def image_inputs(

@@ -14,6 +14,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
+    DataCollatorForSeq2Seq,
     EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
@@ -21,7 +22,6 @@ from transformers import (
 )
 
 from hf_longattn.data.audio import Hearing, to_utterances
-from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
@@ -120,7 +120,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
             to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
         )
         rows, held_out = each_part(encode, data, held)
-        processor, collator = tokenizer, SummaryCollator(tokenizer, model)
+        processor, collator = tokenizer, DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
