@@ -10,8 +10,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import LongAttentionError, error_line, lacks_memory, rust_panics, shortened
-from . import compress, convert, embed, export, hub, inspect, search, train
+from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, rust_panics, shortened
+from .convert import compress, convert, export, plan
+from .embed import embed
+from .hub import card, push
+from .inspect import inspect, mechanisms, recipes
+from .search import search
+from .train import tasks
 
 app = typer.Typer(
     name="longattn",
@@ -59,23 +64,11 @@ class Command(TyperCommand):
             raise
 
 
-COMMANDS = (
-    convert.convert,
-    export.export,
-    compress.compress,
-    convert.plan,
-    inspect.inspect,
-    search.search,
-    embed.embed,
-    inspect.mechanisms,
-    inspect.recipes,
-    hub.card,
-    hub.push,
-)
+COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, card, push)
 for command in COMMANDS:
     app.command(cls=Command)(command)
-app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
-app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
+app.add_typer(tasks, name="train", help="Train a model, short or converted, on long documents or text.")
+app.add_typer(tasks, name="evaluate", help="Score a model with its own head, without training.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,4 +89,4 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             sentence = "There is not enough memory; use smaller options or lengths."
         print(error_line(sentence), file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None

@@ -1,4 +1,7 @@
-"""`longattn convert SRC DST` and `longattn plan SRC`, with one flag for every setting of :class:`~hf_longattn.ConversionConfig`."""
+"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`; and `longattn plan SRC`.
+
+`convert` and `plan` have a flag for every setting of :class:`~hf_longattn.ConversionConfig`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from .terminal import Line, Part, facts, progress, show, table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
+    from ..export import CompressionReport, ExportReport
     from ..inputs.kind import InputSizes
     from ..reports import Check
 
@@ -59,6 +63,80 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     plan = plan_conversion(source, None, config, choose=_choose)
     compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
+
+
+def export(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A long checkpoint")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
+    opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
+    ] = None,
+    global_attention_mask: Annotated[
+        bool, typer.Option("--global-attention-mask", help="Take this input; otherwise the config determines the global tokens.")
+    ] = False,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Export a long checkpoint as a graph or a stock checkpoint.
+
+    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
+    at all. A decoder's graph reads a whole text at once, without a cache.
+    """
+    from ..export import export_checkpoint, export_native
+
+    if format != "onnx":
+        flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
+    if format == "native":
+        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
+    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
+    with progress() as tell:
+        if format == "native":
+            report: Any = export_native(model, destination, progress=tell, **shared)
+        else:
+            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
+    parts = conversion_report(report) if format == "native" else export_report(report)
+    show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
+    share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or what model and text have")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Write a smaller checkpoint, and measure what it costs.
+
+    Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
+    and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
+    compression_report.json.
+    """
+    from ..export import CompressionConfig, compress_checkpoint
+    from ..export.compress import PRUNING
+
+    if method not in PRUNING:
+        flags.refuse_typed(context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
+    config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
+    report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
+    show(report.to_dict(), compression_report(report), as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
@@ -179,3 +257,31 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
 def checks(results: Iterable[Check]) -> Part:
     """Checks with their status, one below the other."""
     return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
+
+
+def export_report(graph: ExportReport) -> Iterator[Part]:
+    """What was written, its inputs and outputs, and the comparison with the model."""
+    form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
+    yield {
+        "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
+        "graph": f"{graph.class_name}, {form}, any batch size, {graph.min_length:,} to {graph.max_length:,} tokens",
+        "inputs": ", ".join(graph.inputs),
+        "outputs": ", ".join(graph.outputs),
+    }
+    yield checks(graph.checks)
+
+
+def compression_report(report: CompressionReport) -> Iterator[Part]:
+    """What a compression costs and saves."""
+    outputs = [
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        for name, values in report.outputs.items()
+    ]
+    yield {
+        "written": str(report.destination),
+        "method": report.config["method"],
+        "changed": report.changed_in_words(),
+        "outputs": "; ".join(outputs),
+        "measured on": report.text,
+    }
+    yield table(("", "before", "after"), report.rows())

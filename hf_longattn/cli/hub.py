@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import options as flags
-from .terminal import Line, Part, say, show
-
-if TYPE_CHECKING:
-    from ..hub import PushReport
+from .terminal import Line, say, show
 
 Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")]
 
@@ -38,18 +34,11 @@ def push(
     pushed = push_model(
         model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
     )
-    show(asdict(pushed), push_report(pushed), as_json=as_json)
-
-
-def push_report(pushed: PushReport) -> Iterator[Part]:
-    """Where a model was uploaded, and what."""
     cards = {"the folder's": "with the folder's card", "written": "with a card written for it"}
+    commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}"
     left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
-    yield Line(pushed.url)
-    yield Line(
-        f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; "
-        f"{cards.get(pushed.card, 'the repository keeps its card')}{left_out}."
-    )
+    lines = [Line(pushed.url), Line(f"{commit}; {cards.get(pushed.card, 'the repository keeps its card')}{left_out}.")]
+    show(asdict(pushed), lines, as_json=as_json)
 
 
 def card(

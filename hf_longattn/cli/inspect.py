@@ -60,11 +60,11 @@ def inspect(
     --plot, also draw the layers' attention patterns.
     """
     if plot is None:
-        flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
+        flags.refuse_typed(context, ("length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
     if file is None:
-        flags.refuse_typed(context, ("--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording.")
+        flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
     else:
-        flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
+        flags.refuse_typed(context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
     from ..conversion.sources import fetch_config
     from ..errors import check_extra
     from ..files import check_new_file, is_long
@@ -88,11 +88,11 @@ def inspect(
         check_extra("plot")
         check_new_file(plot)
     if not is_long(fetch_config(model, revision, token)):
-        flags.refuse_typed(context, ("--plot",), "draws mechanisms, and MODEL has none; convert it.")
+        flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
         show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
         return
-    flags.refuse_typed(context, ("--lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
+    flags.refuse_typed(context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
         draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
