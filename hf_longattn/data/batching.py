@@ -12,11 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
@@ -37,17 +33,18 @@ def processes() -> PartialState:
 
 
 class EpochAwareCollator:
-    """A collator whose random choices depend on the epoch. :class:`~hf_longattn.training.trainer.SetEpoch` sets ``epoch``."""
+    """A collator whose random choices depend on ``epoch``, which :class:`~hf_longattn.training.trainer.SetEpoch` sets.
+
+    Its ``__init__`` calls :meth:`count_epochs`, which starts at 0.
+    """
 
     shared_epoch: Tensor
 
     def count_epochs(self) -> None:
-        """Start at epoch 0. Call this in ``__init__``."""
         self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     @property
     def epoch(self) -> int:
-        """The current epoch, from 0."""
         return int(self.shared_epoch)
 
     @epoch.setter
@@ -57,17 +54,6 @@ class EpochAwareCollator:
     def for_evaluation(self) -> Any:
         """A copy that draws the same in every evaluation, or nothing."""
         raise NotImplementedError
-
-
-class SummaryCollator(DataCollatorForSeq2Seq):
-    """transformers' collator, without the lengths by which rows were grouped."""
-
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        return super().__call__(inputs_of(features), return_tensors)
-
-
-NOT_INPUTS = ("length", "document")
-"""Columns that group, score or name rows, and are no inputs of a model."""
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
@@ -84,11 +70,6 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
-def inputs_of(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without :data:`NOT_INPUTS`."""
-    return [{name: value for name, value in row.items() if name not in NOT_INPUTS} for row in features]
-
-
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
     """Padded batches: transformers' ``DataCollatorWithPadding`` for rows that may also have ``labels`` of tokens (padded with -100) or a
@@ -103,7 +84,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
         Raises:
             KeyError: some rows have a column and others do not.
         """
-        rows = inputs_of(features)
+        rows = [dict(row) for row in features]
         fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
@@ -141,7 +122,7 @@ class DataCollatorWithPacking:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """The packed batch."""
-        rows, targets = inputs_of(features), dict[str, Tensor]()
+        rows, targets = [dict(row) for row in features], dict[str, Tensor]()
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
             targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])

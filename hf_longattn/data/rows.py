@@ -48,8 +48,6 @@ TENTH = 10
 """One row in this many of every source is held out."""
 NAMES_OF_ROWS = ("id", "name", "title")
 """Columns that name a row and do not say what it contains."""
-FIRST_BYTES = 4096
-"""Bytes of an image or audio file that are compared, besides its size."""
 MOST_HELD_OUT = 1000
 """Maximum number of held-out documents per source of a language model. Untuned."""
 
@@ -353,15 +351,12 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
             raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
         if not columns[template]:
             raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
-        if (unknown := next((name for name in columns[template] if name not in data.column_names), None)) is not None:
-            close = nearest(unknown, data.column_names)
-            raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {unknown!r}, which --template names.{close}")
+        names = {name: name for name in columns[template]}
+        chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
     def written(row: dict[str, Any]) -> dict[str, str]:
-        def is_filled(template: str) -> bool:
-            return all(row[name] is not None and str(row[name]).strip() for name in columns[template])
-
-        template = next(filter(is_filled, templates), "")
+        filled = (each for each in templates if all(row[name] is not None and str(row[name]).strip() for name in columns[each]))
+        template = next(filled, "")
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
@@ -375,22 +370,7 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
-    """The number of ``scored`` rows whose content is also in ``train``, whatever their files and ids are."""
+    """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
     columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
-    trained = set(map(_content, train.select_columns(columns)))
-    return sum(_content(row) in trained for row in scored.select_columns(columns))
-
-
-def _content(row: Mapping[str, Any]) -> int:
-    """A hash of a row, with the size and the first bytes of files."""
-    values = []
-    for value in row.values():
-        if isinstance(value, dict) and set(value) == set(CELL):
-            content, path = value["bytes"], Path(value["path"] or "")
-            if content is None and path.is_file():
-                with path.open("rb") as file:
-                    value = path.stat().st_size, file.read(FIRST_BYTES)
-            elif content is not None:
-                value = len(content), content[:FIRST_BYTES]
-        values.append(value)
-    return hash(repr(values))
+    trained = {hash(repr(row)) for row in train.select_columns(columns)}
+    return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

@@ -40,7 +40,7 @@ UTF_8 = "utf-8-sig"
 """How text files are read: Excel and Windows' editors write a byte-order mark first."""
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
-CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
+CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Endings of files of words with tags, one word in a line."""
 SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
 """Kind of a folder's files -> endings of their names."""
@@ -210,7 +210,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
     for number, file in enumerate(files):
-        with _opened(file) as text:
+        with opened(file) as text:
             if ending == ".txt":
                 yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
             elif ending.startswith(".json"):
@@ -220,7 +220,7 @@ def _rows(
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[TextIO]:
+def opened(file: str) -> Iterator[TextIO]:
     """A text file, perhaps compressed, whose errors name it."""
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
     with opener(file, "rt", encoding=UTF_8, newline="") as text:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
+from datasets import Dataset
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -18,13 +18,14 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.rows import each_part, read_texts
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.segments import SegmentCollator, Segments
+from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish
-from hf_longattn.training.segments import segment_trainer
+from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import LongTrainer
 
 HEADS = {
@@ -88,15 +89,18 @@ def train_lm(
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
     documents, held_out = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    masks = DataCollatorForPackedText if pack else RepeatableMasks
+    masks = SegmentCollator if data_args.segments else DataCollatorForPackedText if pack else RepeatableMasks
     collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
-    if data_args.segments:
-        length = data_args.segments
-        trainer = segment_trainer(model, training_args, tokenizer, collator, documents, held_out, length)
-    else:
-        length = input_length(model, tokenizer, data_args.max_length)
-        train, scored = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
-        trainer = LongTrainer(model, training_args, collator, train, scored, tokenizer)
+    length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
+
+    def encode(data: Dataset) -> Any:
+        if data_args.segments:
+            return Segments(to_documents(data, tokenizer), length, tokenizer.pad_token_id)
+        return to_inputs(data, tokenizer, length, pack)
+
+    train, scored = each_part(encode, documents, held_out)
+    trainer_of = SegmentTrainer if data_args.segments else LongTrainer
+    trainer = trainer_of(model, training_args, collator, train, scored, tokenizer)
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
 
 

@@ -140,7 +140,6 @@ def finish(
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
     data = " ".join(data_args.data)
     for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
-        rows = getattr(rows, "documents", rows)  # of a stream of segments
         if isinstance(rows, Sized) and not len(rows):
             source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
             raise DataError(f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give other data.")

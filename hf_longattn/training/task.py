@@ -85,7 +85,7 @@ def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any,
     """
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
-    words = [*(recipe_words(recipe) if recipe else ()), *words]
+    words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]
     unknown = next(iter(parser.parse_known_args(words)[1]), None)
     if unknown is not None and not unknown.startswith("-"):
         raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")

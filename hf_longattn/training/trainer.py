@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow.compute import list_value_length
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import Cache, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -41,7 +42,7 @@ class LongTrainer(Trainer):
     What it overrides, and why:
 
     - ``compute_loss``, ``get_batch_samples``: weigh every batch by its labels. A run that is resumed at its end takes no further step.
-    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens, and groups by length that a resumed run draws again.
+    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens, and rows of similar length that a resumed run draws again.
     - ``get_eval_dataloader``: evaluation by ``eval_collator``.
     - ``evaluation_loop``: standard errors of the loss, and scores that ``measure`` returns.
     - ``create_scheduler``: follow the minutes with a time limit, and let no step have a learning rate of 0.
@@ -95,29 +96,30 @@ class LongTrainer(Trainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> Any:
-        """In the batches of :meth:`train_batches`, or in groups of rows of similar length that a resumed run draws again."""
-        args, data, batches = self.args, self.train_dataset, self.train_batches()
-        if batches is None and not self.groups_by_length:
+        """In the batches of :meth:`train_batches`, if there are some."""
+        args, batches = self.args, self.train_batches()
+        if batches is None:
             return super().get_train_dataloader()
-        if batches is not None:
-            sampling: dict[str, Any] = {"batch_sampler": batches}
-        else:
-            groups = SeededGroups(args.train_batch_size * args.gradient_accumulation_steps, lengths=row_lengths(data))
-            groups.seed = args.seed
-            sampling = {"batch_size": args.train_batch_size, "sampler": groups, "drop_last": args.dataloader_drop_last}
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)
+        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
         evens = self.accelerator.even_batches
-        self.accelerator.even_batches = batches is None and evens  # of whole batches there are as many for every process
+        self.accelerator.even_batches = batches.batch_size is not None and evens  # of unequal batches each process has as many
         prepared = self.accelerator.prepare(loader)
         self.accelerator.even_batches = evens  # evaluations have any number of rows
         return prepared
 
     def train_batches(self) -> Any:
-        """A sampler of whole batches, of ``tokens_per_batch`` tokens; ``None`` = batches of a number of rows."""
-        budget, padded = getattr(self.args, "tokens_per_batch", 0), not getattr(self.data_collator, "pack", False)
-        lengths = row_lengths(self.train_dataset) if budget else []
-        return TokenBudget(lengths, budget, self.args.seed, padded=padded, processes=self.args.world_size) if budget else None
+        """A sampler of batches, of ``tokens_per_batch`` tokens or of rows of similar length; ``None`` = Trainer's own."""
+        args, budget = self.args, getattr(self.args, "tokens_per_batch", 0)
+        if not budget and not self.groups_by_length:
+            return None
+        lengths = row_lengths(self.train_dataset)
+        if budget:
+            padded = not getattr(self.data_collator, "pack", False)
+            return TokenBudget(lengths, budget, args.seed, padded=padded, processes=args.world_size)
+        groups = SeededGroups(args.train_batch_size * args.gradient_accumulation_steps, lengths=lengths)
+        groups.seed = args.seed
+        return BatchSampler(groups, args.train_batch_size, args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """By ``eval_collator``. Nothing with ``measure``, which reads the data itself."""
@@ -255,12 +257,11 @@ class Minutes(TrainerCallback, ExportableState):
         minutes = self.before + (time.monotonic() - self.started) / 60
         self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=device))[0])
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
         self.spent, self.first_step = self.before, earlier.get("first_step")
+        lr_scheduler = kwargs.get("lr_scheduler")
         if state.global_step and isinstance(lr_scheduler, LambdaLR):  # the checkpoint's rate is 0 where a run that resumes had ended
             lr_scheduler.last_epoch -= 1
             lr_scheduler.step()
@@ -286,19 +287,12 @@ class Minutes(TrainerCallback, ExportableState):
             control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                loss = "loss" if name == "loss" else "held-out loss"
-                if not state.global_step:
-                    raise DivergenceError(
-                        f"The {loss} is not a finite number before any training: the model computes NaN or infinity; give another --model, "
-                        "or another precision (--no-bf16)."
-                    )
-                raise DivergenceError(
-                    f"The {loss} is not a finite number at step {state.global_step}; lower --learning-rate, which is "
-                    f"{args.learning_rate:g}, and run again with --resume from the latest checkpoint, or with --overwrite."
-                )
+        logs, step = kwargs.get("logs") or {}, state.global_step
+        if wrong := next((name for name in ("loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), None):
+            when, advice = "before any training: the model computes NaN or infinity", "give another --model, or --no-bf16"
+            if step:
+                when, advice = f"at step {step}", f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite"
+            raise DivergenceError(f"The {'held-out ' * (wrong != 'loss')}loss is not a finite number {when}; {advice}.")
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"spent": self.spent, "first_step": self.first_step}}
@@ -314,12 +308,10 @@ class SetEpoch(TrainerCallback):
     def __init__(self, collator: EpochAwareCollator | None = None) -> None:
         self.collator = collator
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.collator is not None:
             self.collator.epoch = int(state.epoch or 0)
-        sampler = getattr(train_dataloader, "batch_sampler", None)
+        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
@@ -332,8 +324,7 @@ class SynchroniseCentroids(TrainerCallback):
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
-        synchronise_centroids(model)
+    on_optimizer_step = on_substep_end
 
 
 class SeededGroups(LengthGroupedSampler, EpochSampler):
@@ -358,7 +349,7 @@ def row_lengths(data: Any) -> list[int]:
         return list(data["length"])
     if "input_ids" not in names or not hasattr(data, "__len__"):
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
-    return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
+    return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

@@ -109,7 +109,7 @@ def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None
         assert (example["kind"], example["gold"], example["answers"]["text"]) == ("none", [], []), example
     answers = {"text": ["", "Ada"], "answer_start": [-1, 0]}
     assert read([{**row, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
-    with pytest.raises(DataError, match="Question 1: It is marked as is_impossible, but has the answer 'Ada'"):
+    with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as is_impossible, but has the answer 'Ada'"):
         read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
     row, answer = {"id": "1", "question": "?", "context": "Ada built it."}, {"answers": {"text": ["Ada"], "answer_start": [0]}}
     for mark in (True, 1, 1.0, "True ", "TRUE", " yes", "1", "1.0"):
         assert read([{**row, "answers": [], "is_impossible": mark}], tmp_path)[0]["kind"] == "none"
-        with pytest.raises(DataError, match=r"Question 1: .*marked as is_impossible, but has the answer 'Ada'"):
+        with pytest.raises(DataError, match=r"Question 1 of .*: .*marked as is_impossible, but has the answer 'Ada'"):
             read([{**row, **answer, "is_impossible": mark}], tmp_path)
     for mark in (False, 0, "False ", "NO", None, "", " "):
         assert [one["kind"] for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)] == [
@@ -153,7 +153,7 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
         ]  # fmt: skip
     common = {**row, **answer, "gold": ["Ada"], "kind": "none"}
     for changes in ({}, {"gold": []}, {"answers": []}):
-        with pytest.raises(DataError, match="Question 1: It is marked as kind 'none', but has the answer 'Ada'"):
+        with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"):
             read([{**common, **changes}], tmp_path)
     unknown_place = {**common, "answers": [], "kind": "span", "is_impossible": False}  # of a document without the answer
     yes = {**unknown_place, "kind": "yes", "gold": []}
@@ -162,9 +162,9 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
 
 def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
     row = {"id": "1", "question": "?", "context": "Ada built it."}
-    for start in (float("nan"), 0.5, "0", "x", True, [0], 10**30, float("inf")):
+    for start in (float("nan"), 0.5, "0", "x", True, 10**30, float("inf")):
         for answers in ({"text": ["Ada"], "answer_start": [start]}, [{"text": "Ada", "answer_start": start}]):
-            with pytest.raises(DataError, match=r"Question 1: The answer 'Ada' has the answer_start .*; it must be a whole number"):
+            with pytest.raises(DataError, match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number"):
                 read([{**row, "answers": answers}], tmp_path)
     assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0]["gold"] == ["1920"]
     for start in (6, 6.0):
@@ -428,7 +428,7 @@ def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> No
         ({"text": "a", "label": 1}, "has the columns label, text, and lacks context and question and answers"),
         ({**RECORD, "answers": {"text": ["fox"], "answer_start": [5]}}, "is not at character 5"),
         ({**RECORD, "answers": ["wolf"]}, "'wolf' is not in the context"),
-        ({**RECORD, "answers": 5}, "as in SQuAD"),
+        ({**RECORD, "answers": {"texts": ["fox"]}}, "as in SQuAD"),
         ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "must be a whole number from 0, .* Give empty lists"),
         ({**RECORD, "question": " "}, "All questions of .* are empty"),
         ({**RECORD, "question": 5}, "question must be one text, not int"),
@@ -441,13 +441,14 @@ def test_question_rows_of_a_wrong_schema_are_refused(record: dict, message: str,
         read([record], tmp_path)
 
 
-def test_bad_question_rows_are_counted_shown_and_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_question_rows_are_refused_and_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = [{**RECORD, "id": f"bad{number}", "answers": {"text": ["wolf"], "answer_start": [number]}} for number in range(5)]
-    with pytest.raises(DataError, match=r"5 of 6 questions .* --skip-bad-rows. .* bad0.*\. .*bad1.*\. .*bad2.*\. …") as caught:
+    with pytest.raises(
+        DataError, match=r"^Question bad0 of .*jsonl: The answer 'wolf' is not at .* Leave such rows out, with --skip-bad-rows"
+    ):
         read([*bad, RECORD], tmp_path)
-    assert "bad3" not in str(caught.value)
     assert [record["id"] for record in read([*bad, RECORD], tmp_path, skip_bad_rows=True)] == ["1"]
-    with pytest.raises(DataError, match="5 of 5"):
+    with pytest.raises(DataError, match=r"All questions of .* are empty or cannot be used"):
         read(bad, tmp_path, skip_bad_rows=True)
 
 

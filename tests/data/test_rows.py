@@ -103,11 +103,11 @@ def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "kind", "sentence"),
     [
-        ("{tsak}", DataError, "has the columns task, not 'tsak', which --template names. Did you mean 'task'"),
+        ("{tsak}", DataError, "has the columns task, not 'tsak'; name one with --template. Did you mean 'task'"),
         ("{task", OptionError, "is not a format string"),
         ("task", OptionError, "must name columns in braces"),
-        ("{task.real} {0}", DataError, "has the columns task, not 'task.real', which --template names"),
-        ("{}", DataError, "has the columns task, not '', which --template names"),
+        ("{task.real} {0}", DataError, "has the columns task, not 'task.real'; name one with --template"),
+        ("{}", DataError, "has the columns task, not ''; name one with --template"),
     ],
 )
 def test_wrong_templates_are_refused(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:

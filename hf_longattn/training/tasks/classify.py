@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
@@ -97,11 +97,10 @@ def main(
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
+    lengths = inputs.pop("lengths", [-1] * len(parts[1]))
     by_length: dict[str, Any] = {}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        rows = inputs["eval_dataset"]
-        lengths = rows["document"] if "document" in rows.column_names else [-1] * len(rows)
         references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
         scores = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
         by_length.update(scores.pop("buckets"))
@@ -129,10 +128,15 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
 
 def text_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: PreTrainedModel,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Arguments of Trainer for documents: their tokens, packed if model and head allow it."""
-    tokenizer = load_padding_tokenizer(model.name_or_path, model.config)
+    tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if "question" in parts[0].column_names and args.do_train:
@@ -146,11 +150,17 @@ def text_inputs(
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
     padded = DataCollatorWithGlobals(tokenizer)
     collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, **collators}
+    data = {"train_dataset": train.remove_columns("document"), "eval_dataset": held_out.remove_columns("document")}
+    return {**data, "lengths": held_out["document"][:], "processing_class": tokenizer, **collators}
 
 
 def image_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: PreTrainedModel,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
 
@@ -159,21 +169,26 @@ def image_inputs(
     args.train_sampling_strategy = "random"
     for row in concatenate_datasets([*dict.fromkeys(parts)]):
         read_image(row["image"], row["name"])
-    processor = load_part(AutoImageProcessor, model.name_or_path, "processor")
+    processor = processor or load_part(AutoImageProcessor, model.name_or_path, "processor")
     size = checked_size(model, processor, parts[0][0])
     collator = ImageCollator(processor, names, augmentation_of(data_args.augmentation, size), args.seed)
     return {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": processor, "data_collator": collator}
 
 
 def audio_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: PreTrainedModel,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch.
 
     Raises:
         CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
     """
-    extractor = load_part(AutoFeatureExtractor, model.name_or_path, "processor")
+    extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
         raise CheckpointError(
@@ -192,7 +207,7 @@ def audio_inputs(
         "train_dataset": train,
         "eval_dataset": held_out,
         "processing_class": extractor,
-        "data_collator": UtteranceCollator(hearing),
+        "data_collator": hearing,
     }
 
 

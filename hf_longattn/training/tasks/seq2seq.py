@@ -14,14 +14,14 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
+    DataCollatorForSeq2Seq,
     EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
 
-from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
-from hf_longattn.data.batching import SummaryCollator
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
@@ -120,7 +120,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
             to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
         )
         rows, held_out = each_part(encode, data, held)
-        processor, collator = tokenizer, SummaryCollator(tokenizer, model)
+        processor, collator = tokenizer, DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
@@ -148,7 +148,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
-) -> tuple[Any, Dataset, Dataset, UtteranceCollator]:
+) -> tuple[Any, Dataset, Dataset, Hearing]:
     """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
@@ -166,7 +166,7 @@ def utterances(
         )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
-    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
+    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, hearing
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:

@@ -20,7 +20,7 @@ from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithP
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.rows import each_part, split_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import tag_names, tagged_rows, to_windows
+from hf_longattn.data.words import ROLES, tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
@@ -34,7 +34,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
+    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
