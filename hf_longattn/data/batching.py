@@ -79,11 +79,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A padded batch.
-
-        Raises:
-            KeyError: some rows have a column and others do not.
-        """
+        """A padded batch."""
         rows = [dict(row) for row in features]
         fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
@@ -169,11 +165,7 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
-    """Whether to pack: ``wanted``, or by default whether model and arguments allow it.
-
-    Raises:
-        OptionError: ``wanted`` is True, but ``refusal``, the model or the arguments forbid packing.
-    """
+    """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
     why = refusal or packing_refusal(model, args)
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")

@@ -29,9 +29,6 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     Args:
         tokenizer: with a mask token.
         seed: of the choice.
-
-    Raises:
-        CheckpointError: the tokenizer has no mask token.
     """
     mask = mask_token(tokenizer)
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
@@ -41,11 +38,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 
 
 def mask_token(tokenizer: Any) -> int:
-    """The id of the mask token.
-
-    Raises:
-        CheckpointError: the tokenizer has none.
-    """
+    """The id of the mask token."""
     token = getattr(tokenizer, "mask_token_id", None)
     if token is None:
         raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")

@@ -112,11 +112,7 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def _questions(value: Any) -> Iterator[dict[str, Any]]:
-    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row.
-
-    Raises:
-        ValueError: a paragraph or a document has no list of questions.
-    """
+    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row."""
     if not isinstance(value, dict) or "question" in value:
         yield value
         return
@@ -150,11 +146,7 @@ def _read_cells(row: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """The example of a row in any of the schemas.
-
-    Raises:
-        RowError: the row cannot be used.
-    """
+    """The example of a row in any of the schemas."""
     if "supporting_facts" in row:
         row = _hotpot(row)
     for column in ("question", "context"):

@@ -138,11 +138,7 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
 
 
 def files_of(path: Path, kind: str) -> list[Path]:
-    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself.
-
-    Raises:
-        DataError: there is none, or a link to nothing.
-    """
+    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself."""
     endings = f"{'audio file' if kind == 'audio' else kind}s ({', '.join(SUFFIXES[kind][:4])} …)"
     if path.is_file():
         return [path]
@@ -186,9 +182,6 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
     """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
 
     Options are no lists, which ``datasets`` would divide into shards.
-
-    Raises:
-        DataError: there are no rows, or a file cannot be read.
     """
     options |= {"files": tuple(files), "ending": ending}
     names = dict.fromkeys(name for row in _rows(**options) for name in row)

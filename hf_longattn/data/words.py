@@ -33,9 +33,6 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.rows.rows_of`.
-
-    Raises:
-        DataError: the source cannot be read, lacks a column, or has no words or missing tags.
     """
     if Path(source).suffix.lower() in CONLL and Path(source).is_file():
         return read_conll(source)

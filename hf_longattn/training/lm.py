@@ -110,9 +110,6 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     Args:
         objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (what the model has a head for), or "hidden" (no head).
         complete: refuse a checkpoint that lacks weights.
-
-    Raises:
-        CheckpointError: it cannot be loaded, lacks weights, or has no head for the objective.
     """
     config = load_config(name)
     kind = config.model_type

@@ -219,11 +219,7 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence. safetensors and torch raise it without an errno.
-
-    Raises:
-        CheckpointError: the disk became full.
-    """
+    """Turn a full disk into a sentence. safetensors and torch raise it without an errno."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:

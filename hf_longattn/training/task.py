@@ -28,12 +28,7 @@ def task_summary(name: str) -> str:
 
 
 def load_task(name: str) -> ModuleType:
-    """Import a task.
-
-    Raises:
-        UsageError: there is no such task.
-        OptionError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
-    """
+    """Import a task."""
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     module = load_module("training.tasks", name)

@@ -115,9 +115,6 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
     Args:
         role: "text", "image" or "audio".
-
-    Raises:
-        DataError: as :func:`read_rows` and :func:`check_classes`.
     """
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
@@ -168,11 +165,7 @@ def image_inputs(
 def audio_inputs(
     model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
 ) -> dict[str, Any]:
-    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch.
-
-    Raises:
-        CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-    """
+    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch."""
     extractor = load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:

@@ -29,7 +29,7 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import split_rows
+from hf_longattn.data.rows import read_rows
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.qa_reader import Answer, best_answers
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
@@ -71,7 +71,7 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     """
     begin(model_args, data_args, training_args)
     read = partial(load_qa, named=data_args.named, skip_bad_rows=data_args.skip_bad_rows)
-    examples, questions = split_rows(data_args, training_args.seed, read, unit="id", classes="kind")
+    examples, questions = read_rows(data_args, training_args.seed, read=read, unit="id", classes="kind")
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
     if training_args.do_train:
         carry_question(model, tokenizer)  # the saved model then makes questions global by itself

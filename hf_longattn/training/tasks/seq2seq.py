@@ -173,10 +173,6 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
     """Let a multilingual model write in one language: Whisper in ``language``, mBART in the tokenizer's ``src_lang``, which it reads.
 
     Labels begin or end with its code, and so does decoding, where the config does not say how.
-
-    Raises:
-        CheckpointError: nothing says with which token decoding begins.
-        OptionError: the model knows one language only.
     """
     generation: Any = model.generation_config
     if language:
