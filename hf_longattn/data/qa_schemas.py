@@ -51,8 +51,7 @@ def load_qa(
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
-            where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
+        source: see :func:`.sources.read_table`. ``answer``, with or without ``answer_start``, counts where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
@@ -79,15 +78,13 @@ def load_qa(
             f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
-    texts = [column for column, feature in data.features.items() if feature == Value("string")]
-
     def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):
             row = dict(zip(columns, cells, strict=True))
             identity = next((str(row[key]) for key in IDS if row.get(key) is not None), None)
             try:
-                examples.append(_example(_read_cells(row, texts), str(number) if identity is None else identity))
+                examples.append(_example(row, str(number) if identity is None else identity))
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 why = str(error) if isinstance(error, RowError) else f"It matches no schema ({type(error).__name__}: {error})."
                 where = f"Row {number + 1}" if identity is None else f"Question {identity}"
@@ -130,19 +127,6 @@ def _questions(value: Any) -> Iterator[dict[str, Any]]:
         except (KeyError, TypeError, AttributeError) as error:
             shape = "{'paragraphs': [{'context': ..., 'qas': [...]}]}"
             raise ValueError(f"an article does not have SQuAD's shape {shape} ({type(error).__name__}: {error})") from error
-
-
-def _read_cells(row: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """A row of a table, with ``answers`` and ``answer_start`` read from text."""
-    read: dict[str, Any] = {}
-    for column in ("answers", "answer_start"):
-        cell = row.get(column)
-        if column in texts and isinstance(cell, str) and cell.strip()[:1] in tuple("{[" if column == "answers" else "+-0123456789"):
-            try:
-                read[column] = json.loads(cell)
-            except (ValueError, RecursionError) as error:
-                raise RowError(f"Its {column} are no JSON ({error}).") from error
-    return {**row, **read}
 
 
 def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
@@ -197,7 +181,7 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             raise RowError(f"The answer {right[0]!r} is not in the context; give words of the context.")
         return places, right
     for text, start in spans:
-        number = None if isinstance(start, str) else as_number(start)
+        number = as_number(start)
         if number is None or not number.is_integer() or number < 0:
             raise RowError(
                 f"The answer {text!r} has the answer_start {start!r}; it must be a whole number from 0, the answer's first character in "
@@ -205,7 +189,7 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             )
         if not row["context"].startswith(text, int(number)):
             raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"text": right, "answer_start": [int(start) for _, start in spans]}, []
+    return {"text": right, "answer_start": [int(float(start)) for _, start in spans]}, []
 
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:

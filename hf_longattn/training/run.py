@@ -51,15 +51,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import (
-    CheckpointError,
-    LongAttentionError,
-    OptionError,
-    UsageError,
-    error_line,
-    rust_panics,
-    visible,
-)
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, rust_panics, visible
 from hf_longattn.files import check_writable, write_text
 from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights

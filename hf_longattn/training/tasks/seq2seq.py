@@ -134,13 +134,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
     trainer = LongSeq2SeqTrainer(
-        model,
-        training_args,
-        collator,
-        rows,
-        held_out,
-        processor,
-        compute_metrics=scores if training_args.predict_with_generate else None,
+        model, training_args, collator, rows, held_out, processor, compute_metrics=scores if training_args.predict_with_generate else None
     )
     hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
