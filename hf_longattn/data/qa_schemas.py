@@ -78,6 +78,7 @@ def load_qa(
             f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
+
     def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):

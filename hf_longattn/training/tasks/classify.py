@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    EvalPrediction,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
@@ -36,6 +24,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
@@ -85,15 +74,14 @@ def main(
     """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    kinds = [kind for kind in KINDS if model_type in kind[0]] or KINDS[:1]
-    for kind in kinds:  # a model of texts, images and sound reads what the data hold
+    kinds = [kind for kind in KINDS if model_type in mapped_names(auto_mapping(kind[0]))[0]] or KINDS[:1]
+    for head, role, inputs_of in kinds:  # a model of texts, images and sound reads what the data hold
         try:
-            parts = read_labelled(data_args, kind[2], training_args.seed)
+            parts = read_labelled(data_args, role, training_args.seed)
             break
         except DataError:
-            if kind is kinds[-1]:
+            if role == kinds[-1][1]:
                 raise
-    _, head, _, inputs_of = kind
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
@@ -181,12 +169,7 @@ def audio_inputs(
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {
-        "train_dataset": train,
-        "eval_dataset": held_out,
-        "processing_class": extractor,
-        "data_collator": UtteranceCollator(hearing),
-    }
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": UtteranceCollator(hearing)}
 
 
 class ClassificationTrainer(LongTrainer):
@@ -201,11 +184,11 @@ class ClassificationTrainer(LongTrainer):
 
 
 KINDS: Any = (
-    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification, "text", text_inputs),
-    (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification, "image", image_inputs),
-    (MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoModelForAudioClassification, "audio", audio_inputs),
+    (transformers.AutoModelForSequenceClassification, "text", text_inputs),
+    (transformers.AutoModelForImageClassification, "image", image_inputs),
+    (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
 )
-"""What models read: their types, the class that loads them, the role of their column, and the function that makes their inputs."""
+"""What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
 
 if __name__ == "__main__":
     sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

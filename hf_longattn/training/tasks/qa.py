@@ -12,18 +12,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    AutoModelForDocumentQuestionAnswering,
-    AutoModelForQuestionAnswering,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-)
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
@@ -35,6 +26,7 @@ from hf_longattn.evaluation.qa_reader import Answer, best_answers
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer
@@ -147,10 +139,9 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    model_type = load_config(name).model_type
-    of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = model_type in of_pages and model_type not in of_texts
-    loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
+    kind = load_config(name).model_type
+    loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
+    loader = next((each for each in loaders if kind in mapped_names(auto_mapping(each))[0]), loaders[0])
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
