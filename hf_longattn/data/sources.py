@@ -275,8 +275,8 @@ def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | N
                 yield values
         except UnicodeEncodeError as error:
             raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
-        except ValueError as error:
-            raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise DataError(f"Row {number} of {file!r} cannot be read: {in_a_line(error)}.") from error
 
 
 def _json_values(text: TextIO, file: str) -> Iterator[Any]:

@@ -75,13 +75,14 @@ def main(
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
     kinds = [kind for kind in KINDS if model_type in mapped_names(auto_mapping(kind[0]))[0]] or KINDS[:1]
-    for head, role, inputs_of in kinds:  # a model of texts, images and sound reads what the data hold
+    for kind in kinds:  # a model of texts, images and sound reads what the data hold
         try:
-            parts = read_labelled(data_args, role, training_args.seed)
+            parts = read_labelled(data_args, kind[1], training_args.seed)
             break
         except DataError:
-            if role == kinds[-1][1]:
+            if kind is kinds[-1]:
                 raise
+    head, _, inputs_of = kind
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
