@@ -57,12 +57,7 @@ class EpochAwareCollator:
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
-    """``(B, length)`` of rows of numbers.
-
-    Args:
-        fill: the number of padding.
-        left: pad on the left.
-    """
+    """``(B, length)`` of rows of numbers, padded with ``fill``."""
     padded = []
     for row in map(torch.as_tensor, rows):
         gap = torch.full((length - len(row), *row.shape[1:]), fill, dtype=row.dtype)

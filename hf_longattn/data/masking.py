@@ -24,11 +24,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     """Token ids of any shape with a share :data:`MASKED` masked, and labels, which are :data:`.tokenization.IGNORED` elsewhere.
 
     For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
-        other token is.
-
-    Args:
-        tokenizer: with a mask token.
-        seed: of the choice.
+    other token is.
     """
     mask = mask_token(tokenizer)
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
