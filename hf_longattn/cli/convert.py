@@ -92,13 +92,14 @@ def export(
     if format != "onnx":
         flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     if format == "native":
-        flags.refuse_typed(context, ("task",), "is for graphs; a stock checkpoint has the head of the model.")
-    shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
+        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
+    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
     with progress() as tell:
         if format == "native":
             report: Any = export_native(model, destination, progress=tell, **shared)
         else:
-            report = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=tell, **shared)
+            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
     parts = conversion_report(report) if format == "native" else export_report(report)
     show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
 
@@ -147,13 +148,11 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
-    stock = plan.native_twin
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
         "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "stock form": "" if stock is None else f"none: {stock.reason}" if stock.reason else f"{stock.class_name} of transformers",
         "towers as in their class": ", ".join(plan.other_towers),
         "global tokens": "all of texts, none of images" if plan.text_global else "",
     }

@@ -35,8 +35,8 @@ COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
-MEASUREMENT, WITH_TEXT = 3e12, 8e12
-"""Maximum FLOPs for measuring source and result: on the built-in text, and on a text of the user's."""
+MEASUREMENT = 3e12
+"""Maximum FLOPs for measuring source and result."""
 LOGITS_BYTES = 2**30
 """Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all, up to twice as many. The logits
 that are compared have at most half as many."""
@@ -70,23 +70,18 @@ class Lengths:
         return self.read == self.chunk
 
 
-def choose_lengths(plan: ConversionPlan, text: VerificationText, given_text: bool = False) -> Lengths:
-    """Choose the lengths. They are shorter than planned if the model is large.
-
-    Args:
-        text: for measuring a loss or embeddings.
-        given_text: whether it is the user's, so that more time is spent on measuring.
-    """
+def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
+    """Choose the lengths, by the text on which a loss or embeddings are measured. They are shorter than planned if the model is large."""
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
     changed = [number for number, width in enumerate(windows) if not keeps_window(plan.attention, number, width)]
-    decoder = decoder_mechanisms(plan)
+    full, decoder = [layers[number] for number in changed], decoder_mechanisms(plan)
 
     def differs(length: int) -> bool:
         """Whether a layer computes another attention than the source's."""
-        full = covers([layers[number] for number in changed], length, shape.causal) and covers(decoder, length, True)
-        return not full or any(length > (windows[number] or length) for number in changed)
+        covered = covers(full, length, shape.causal) and covers(decoder, length, True)
+        return not covered or any(length > (windows[number] or length) for number in changed)
 
     head = plan.skeleton.get_output_embeddings()
     rows, width = (0, 0) if head is None else head.weight.shape
@@ -105,8 +100,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, given_text: boo
         count = count // chunk * chunk
         while count >= least:
             flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / spacing(count))
-            fits = shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES
-            if fits and flops <= (WITH_TEXT if given_text else MEASUREMENT):
+            if flops <= MEASUREMENT and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
                 return count
             count = max(count // 2 // chunk * chunk, least if count > least else 0)
         return 0
@@ -138,11 +132,7 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
 
 
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
-    """The check that decides whether the result needs training.
-
-    Args:
-        values: for the report. Their "tokens" say on how many tokens the result was measured.
-    """
+    """The check that decides whether the result needs training. ``values`` say on how many "tokens" it was measured."""
     verdict = READY if ready else TRAIN
     return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
 
@@ -169,28 +159,13 @@ class LanguageLoss:
     plan: ConversionPlan
     text: VerificationText
     lengths: Lengths
-    given_text: bool = False
 
     name = "language-model loss by position"
     least_gain = 0.1
     """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
 
-    @property
-    def possible(self) -> bool:
-        """Whether there is enough text, and time."""
-        return bool(self.lengths.read)
-
-    @property
-    def needed(self) -> int:
-        """Minimum tokens of the text."""
-        return self.lengths.needed
-
     def measure(self, model: Any, chunk: int) -> Tensor:
-        """The loss of each token, ``(N,)``; NaN where none is predicted.
-
-        Args:
-            model: source or result. chunk: tokens that it reads at once.
-        """
+        """The loss of each token under source or result, ``(N,)``, which reads ``chunk`` tokens at once; NaN where none is predicted."""
         read, causal = self.lengths.read, self.plan.shape.causal
         target = ids = self.text.tokens(read)
         if causal:
@@ -221,8 +196,7 @@ class LanguageLoss:
             if not new[low:high].isnan().all()
         ]
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-        more = "" if self.given_text or count > min(lengths.new, real) - chunk else "; --verify-text FILE allows more"
-        shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length}{more})"
+        shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
         how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"
         predicts = f"{MASKED:.0%} masked tokens" if not causal else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
         values = {"tokens": count, "chunk": chunk, "predicts": predicts, "unit": "nats per token", "buckets": buckets}
@@ -273,13 +247,6 @@ class Embeddings:
     share = 1 / 3
     """Maximum distance from the source's embedding, as a share of the distance by chance. With all-MiniLM-L6-v2 and documents of 1,024 to
     4,096 tokens, tiled positions have at most 0.06 with windows and 0.25 with full attention; random new rows have 0.44 to 0.84."""
-    needed = 2 * sizes[0]
-    """Minimum tokens of the text."""
-
-    @property
-    def possible(self) -> bool:
-        """Whether there is real text for two passages."""
-        return bool(self.passages)
 
     @property
     def passages(self) -> dict[int, int]:
@@ -288,50 +255,53 @@ class Embeddings:
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
         return {length: min(self.most, real // length) for length in sizes}
 
+    @property
+    def left_out(self) -> int:
+        """Leading chunks of a document that are not compared: one, or none if the pooling takes a single token."""
+        return 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
+
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
         """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length.
 
-        Args:
-            model: source or result. chunk: tokens of the document that it reads at once: if not all, its chunks are embedded as well.
+        The source reads a ``chunk`` of the document at once, so its chunks are embedded as well. The result's document is one passage.
         """
-        counts = self.passages
-        if chunk < self.lengths.read:
-            counts[chunk] = max(counts.get(chunk, 0), self.lengths.read // chunk)
-        return {
-            length: self.pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"])
-            for length, count in counts.items()
-        }
+
+        def embed(count: int, length: int, start: int = 0) -> Tensor:
+            return self.pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:])
+
+        counts, lengths = self.passages, self.lengths
+        if chunk < lengths.read:
+            counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
+        embeddings = {length: embed(count, length) for length, count in counts.items()}
+        if chunk > lengths.chunk:
+            embeddings[chunk] = embed(1, chunk, self.left_out * lengths.chunk)
+        return embeddings
 
     def pooled(self, states: Tensor) -> Tensor:
         """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""
         return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
 
-    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor], document: Tensor | None) -> Check:
-        """Compare embeddings of source and result.
-
-        Args:
-            source, result: from :meth:`measure`. The source's include the chunks of the document.
-            document: the result's states ``(1, N, D)`` of the document; ``None`` without one.
-        """
-        plan, lengths = self.plan, self.lengths
-        different = float(torch.stack([a @ b for a, b in combinations(source[max(result)], 2)]).mean())
+    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
+        """Compare embeddings of source and result from :meth:`measure`."""
+        lengths, passages = self.lengths, self.passages
+        grows, longest = self.plan.new_length > self.plan.old_length, max(passages)
+        different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
         least = 1 - self.share * (1 - different)
-        cosines = {length: mean_cosine(embedded, source[length][: len(embedded)]) for length, embedded in result.items()}
+        cosines = {length: mean_cosine(result[length], source[length][:count]) for length, count in passages.items()}
         listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
         detail = (
             f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different passages have {different:.2f})"
         )
         values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
-        values |= {"different_passages": different, "least": least, "tokens": max(result)}
+        values |= {"different_passages": different, "least": least, "tokens": longest}
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
-        if document is not None:
-            tokens, chunk = document.shape[1], lengths.chunk
-            first = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # chunk that is compared
+        if not lengths.at_once:
+            tokens, chunk, first = lengths.read, lengths.chunk, self.left_out
             chunks = source[chunk][: tokens // chunk]
             mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
-            cosine, alone = mean_cosine(self.pooled(document[:, first * chunk :]), mean), mean_cosine(chunks[:1], mean)
+            cosine, alone = mean_cosine(result[tokens], mean), mean_cosine(chunks[:1], mean)
             required = 1 - self.share * (1 - max(alone, different))
-            shortened = "" if tokens > plan.new_length - chunk else f" (of {plan.new_length:,})"
+            shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
             detail += (
                 f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
                 f"{', both without the first' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
@@ -340,7 +310,7 @@ class Embeddings:
             ready = ready and cosine >= required
         if different > self.alike:
             return undecided(self.name, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values)
-        if ready and document is None and plan.new_length > plan.old_length:
+        if ready and grows and lengths.at_once:
             would_tell = LONGER_TEXT if self.text.real_tokens() < lengths.needed else "its scores in retrieval (longattn evaluate embed)"
             return undecided(self.name, f"{detail}: no longer text was embedded", would_tell, values)
         return decision(self.name, ready, detail, values)

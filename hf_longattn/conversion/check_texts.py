@@ -41,27 +41,23 @@ def check_texts(comparison: Comparison) -> list[Check]:
     A loss or embeddings are measured on the result only if its outputs pass.
     """
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
-    lengths = choose_lengths(plan, text, comparison.given_text)
+    lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    purpose: Any = LanguageLoss(plan, text, lengths, comparison.given_text)
+    purpose: Any = LanguageLoss(plan, text, lengths)
     if pooling is not None:
         purpose = Embeddings(plan, text, lengths, pooling)
-    unmeasured = why_not_measured(plan, text, purpose)
-    before = purpose.measure(source, lengths.chunk) if unmeasured is None else None
-    if plan.architecture.converter is None:
-        checks = compare_lengths(comparison, lengths)
-    else:
-        checks = compare_adopted(comparison, lengths.old)
+    checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
 
-    after, states = None, dict[str, Any]()
-    if unmeasured is None:  # the pass that computes losses of the longest text also gives its hidden states
+    unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
+    if unmeasured is None:  # the last pass reads the longest text, whose hidden states are checked as well
+        before = purpose.measure(source, lengths.chunk)
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
         after = purpose.measure(result, lengths.read)
         hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
-    if pooling is not None or lengths.read != lengths.new or not states:
+    if not states or lengths.read != lengths.new or (pooling is not None and lengths.at_once):
         states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
     tensors = {name: state for name, state in states.items() if isinstance(state, Tensor)}
     shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
@@ -71,18 +67,12 @@ def check_texts(comparison: Comparison) -> list[Check]:
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
-    if pooling is None:
-        return [*checks, purpose.judge(before, after)]
-    document = None
-    if not lengths.at_once:
-        of_document = states if lengths.read == lengths.new else outputs(result.base_model, text.passages(1, lengths.read))
-        document = of_document["last_hidden_state"]
-    return [*checks, purpose.judge(before, after, document)]
+    return [*checks, purpose.judge(before, after)]
 
 
 def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
     """The checks (often none) of a result whose loss or embeddings are not measured; ``None`` if they are."""
-    old, new, long_class, needed = plan.old_length, plan.new_length, plan.architecture.long_class, purpose.needed
+    old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if purpose.lengths.covered == new:
         return []  # the result is the source at every length
     if isinstance(purpose, LanguageLoss):
@@ -99,12 +89,14 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
     if text.why_seeded:
         would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
         return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]
-    if purpose.possible:
+    real = text.real_tokens()
+    if purpose.passages if isinstance(purpose, Embeddings) else purpose.lengths.read:
         return None
-    if text.real_tokens() < needed:
-        return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT)]
-    problem, would_tell = f"{needed:,} tokens would take too long for a model of this size", f"{READABLE_TEXT}, which allows more time,"
-    return [undecided(purpose.name, problem, would_tell)]
+    needed = 2 * purpose.sizes[0] if isinstance(purpose, Embeddings) else purpose.lengths.needed
+    if real < needed:
+        return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
+    problem = f"{needed:,} tokens would take too long for a model of this size"
+    return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})")]
 
 
 def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:

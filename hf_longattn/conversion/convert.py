@@ -83,7 +83,7 @@ def convert_checkpoint(
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             _write(plan, stage, progress)
             times.append(time.perf_counter())
-            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs, chosen.verify_text is not None), progress)
+            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
             if chosen.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)

@@ -1,8 +1,7 @@
 """The folder of a result: weights and config, the source's other files, report and card.
 
-Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
-:func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
-licence) and :func:`write_report` (report and card); conversions call :func:`complete_result`, which refuses a failed check.
+A command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. Then it calls
+:func:`add_source_files` and :func:`write_report`, or :func:`complete_result`, which refuses a failed check.
 """
 
 from __future__ import annotations
@@ -82,15 +81,10 @@ class ConversionReport:
     """A finished conversion.
 
     Attributes:
-        destination: the folder that was written.
-        config: settings that are not the default.
-        plan: the plan, as :meth:`ConversionPlan.to_dict` gives it.
-        checks: what was checked, each with a status and a sentence.
-        text: description of the inputs on which the models were run.
-        files: names of the files that were written.
-        bytes_written: total size of the written tensors.
-        seconds: the time of each stage.
-        versions: of this package, Python and the libraries.
+        destination, files, bytes_written: the folder that was written, names of its files, and the total size of its tensors.
+        config, plan: settings that are not the default, and the plan, as :meth:`ConversionPlan.to_dict` gives it.
+        checks, text: what was checked, each with a status and a sentence, and the inputs on which the models were run.
+        seconds, versions: the time of each stage; of this package, Python and the libraries.
         next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
     """
 
@@ -151,8 +145,7 @@ def add_source_files(
     """Copy what belongs to a model besides weights and config.
 
     Args:
-        source: the checkpoint that the result is made from. The licences are in its card's folder.
-        stage: the result's folder, with its weights and ``config.json``.
+        source, stage: the checkpoint that the result is made from, and the result's folder, with its weights and ``config.json``.
         max_length: maximum tokens that the result takes; 0 if unlimited.
         tokenizer_length: the tokenizer's new limit, and a sentence encoder's; 0 leaves them as they are, or makes them shorter.
         generated: old and new length of generated text; a generation config limited to the old length gets the new one.
@@ -257,7 +250,6 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
     """Complete a result's folder with report and card.
 
     Args:
-        stage, source: the folder, with all other files, and the checkpoint that it is made from.
         name: what users type to load the result.
         report, report_file: an object with ``to_dict``, and the name of its file.
         card: more arguments of :func:`~hf_longattn.hub.model_card`.

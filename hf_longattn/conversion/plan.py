@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..mechanisms.common.options import RELATIVE
 from ..mechanisms.common.registry import mechanism_class
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.sliding_window import own_windows, with_own_windows
+from ..modeling.family.sliding_window import own_windows
 from ..modeling.generic import PlainFamily
 from ..positions.relative import relative_kind, unchanged_tokens
 from ..positions.tables import ALIBI
@@ -34,7 +33,6 @@ from .plan_positions import (
     with_short_texts,
 )
 from .sources import Architecture, Source, find_architecture, open_source, scores_pairs
-from .stock import Stock, choose_stock
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
@@ -105,13 +103,6 @@ class ConversionPlan(WithTowers):
         """Whether the result keeps the source's class and has mechanisms."""
         return isinstance(self.architecture.family, PlainFamily)
 
-    @cached_property
-    def native_twin(self) -> Stock | None:
-        """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
-        if self.generic:
-            return None
-        return choose_stock(self.config, self.architecture.long_class, self.architecture.family)
-
     @property
     def text_global(self) -> bool:
         """Whether all tokens except image tokens are global, in a plain class's language model."""
@@ -145,7 +136,6 @@ class ConversionPlan(WithTowers):
             **({} if decoder is None else {"decoder": decoder}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),
-            **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             "parameters": self.parameters,
             "result_bytes": self.total_bytes,
@@ -201,18 +191,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     """Plan a model of texts, by the lengths of its stacks."""
     base = architecture.source_config
     original = architecture.original_attention()
-    chosen = original is not None or request.names_attention
-    attention = request.attention(original) if chosen else architecture.family.config_class.default_attention()
-    windows = own_windows(base)
-    attention = with_own_windows(attention, windows)
-    decoder_attention = None
+    attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
         if not architecture.encoder_decoder:
             what = f"{architecture.source_class} is not an encoder-decoder"
             raise OptionError(f"{what}; give its attention as --mechanism (mechanism=…) alone.")
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
-        decoder_attention.check_layers(architecture.family.decoder_layers(base))
-    attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
+    config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
+    attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
@@ -234,13 +220,10 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
             unchanged = min(tokens, unchanged) if position_change else tokens
             changed = f"texts of over {tokens} tokens" if tokens else "every score"
             position_change = position_change or f"relative={choice} changes {changed}"
-    with_attention = partial(architecture.long_config, lengths=planned.lengths, rope=planned.rope, rule=planned.rule)
-    config = with_attention(attention, decoder_attention=decoder_attention)
-    short_texts, (encoding, causal) = ShortTexts(), config.attending
     if original is None and not causal:
-        of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
-        attention, short_texts = with_short_texts(attention, of_layers, length, position_change)
-        config = with_attention(attention, decoder_attention=decoder_attention)
+        windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
+        attention, short_texts = with_short_texts(attention, windows, length, position_change)
+    config = architecture.long_config(attention, decoder_attention, planned.lengths, planned.rope, planned.rule)
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator

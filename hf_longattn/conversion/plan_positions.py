@@ -244,9 +244,6 @@ def with_short_texts(
     Args:
         windows: the window width of each layer in the source; ``None`` for a layer without a window.
         change: how positions change outputs of short texts; empty if they do not.
-
-    Raises:
-        OptionError: ``exact_length`` is more tokens than the source reads.
     """
 
     def objection(mechanism: Mechanism) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -240,28 +241,27 @@ class Architecture:
 
     def long_config(
         self,
-        attention: LongAttentionConfig,
-        lengths: Mapping[str, Any],
-        rope: RopePlan | None,
-        rule: str,
+        attention: LongAttentionConfig | None,
         decoder_attention: LongAttentionConfig | None = None,
+        lengths: Mapping[str, Any] = MappingProxyType({}),
+        rope: RopePlan | None = None,
+        rule: str = "tile",
     ) -> Any:
         """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder.
+            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder; ``None`` for the default.
             lengths: field of the config -> its new value.
             rope, rule: rotary positions, or ``None`` and how position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
             values["max_position_embeddings"] = self.family.base_length(self.source_config)
-        for name in NAMES:
-            values.pop(name, None)
-        if decoder_attention is not None:
-            values["decoder_long_attention"] = decoder_attention.to_dict()
+        values = {name: value for name, value in values.items() if name not in NAMES}
+        stacks = {"long_attention": attention, "decoder_long_attention": decoder_attention}
+        chosen = {name: stack.to_dict() for name, stack in stacks.items() if stack is not None}
         with checkpoint_errors(f"The source's config makes no valid {self.long_class}"):
-            config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+            config = self.family.config_class.from_dict({**values, **chosen})
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is None:

@@ -102,7 +102,7 @@ def read_audio(
 
 @dataclass(frozen=True)
 class Hearing:
-    """How audio files become the inputs of a model.
+    """How audio files become the inputs of a model; a collator for rows of :func:`to_utterances`.
 
     extractor: the model's feature extractor.
     masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
@@ -134,6 +134,12 @@ class Hearing:
         if self.masked:
             settings["return_attention_mask"] = True
         return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **settings))
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch with ``labels``: ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100."""
+        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
+        padded = torch.nn.utils.rnn.pad_sequence([row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED)
+        return {**self.inputs([*map(self.samples, rows)]), "labels": padded if labels[0].dim() else padded.flatten()}
 
     def length(self, sound: Samples) -> int:
         """The length of a model's input for a sound: samples, or rows of features."""
@@ -181,19 +187,3 @@ def to_utterances(
     if not fitting:
         raise DataError(f"None of the {len(data):,} utterances can be used; give shorter ones, or raise --max-seconds.")
     return data.add_column("labels", labels).add_column("length", lengths).select(fitting)
-
-
-class UtteranceCollator:
-    """Batches of rows of :func:`to_utterances`: the feature extractor's padded inputs, and ``labels``.
-
-    Labels are ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100.
-    """
-
-    def __init__(self, hearing: Hearing) -> None:
-        self.hearing = hearing
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
-        padded = torch.nn.utils.rnn.pad_sequence([row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED)
-        inputs = self.hearing.inputs([self.hearing.samples(row) for row in features])
-        return {**inputs, "labels": padded if labels[0].dim() else padded.flatten()}

@@ -71,7 +71,8 @@ class SizedKind(InputKind):
         positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
         processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
-        config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
+        lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
+        config = architecture.long_config(attention, lengths=lengths, rule=positions)
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
         task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)

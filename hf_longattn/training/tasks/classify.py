@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
@@ -114,10 +114,10 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
 
 def text_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for documents: their tokens, packed if model and head allow it."""
-    tokenizer = load_padding_tokenizer(model.name_or_path, model.config)
+    tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if "question" in parts[0].column_names and args.do_train:
@@ -136,7 +136,7 @@ def text_inputs(
 
 
 def image_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
 
@@ -145,17 +145,17 @@ def image_inputs(
     args.train_sampling_strategy = "random"
     for row in concatenate_datasets([*dict.fromkeys(parts)]):
         read_image(row["image"], row["name"])
-    processor = load_part(AutoImageProcessor, model.name_or_path, "processor")
+    processor = processor or load_part(AutoImageProcessor, model.name_or_path, "processor")
     size = checked_size(model, processor, parts[0][0])
     collator = ImageCollator(processor, names, augmentation_of(data_args.augmentation, size), args.seed)
     return {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": processor, "data_collator": collator}
 
 
 def audio_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch."""
-    extractor = load_part(AutoFeatureExtractor, model.name_or_path, "processor")
+    extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
         raise CheckpointError(
@@ -170,7 +170,7 @@ def audio_inputs(
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": UtteranceCollator(hearing)}
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
 
 
 class ClassificationTrainer(LongTrainer):

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hf_longattn.data.audio import Hearing, Samples, UtteranceCollator, to_utterances
+from hf_longattn.data.audio import Hearing, Samples, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
@@ -146,7 +146,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     trainer = LongTrainer(
         model,
         training_args,
-        UtteranceCollator(hearing),
+        hearing,
         rows,
         held_out,
         speech_processor(config, extractor, tokenizer),

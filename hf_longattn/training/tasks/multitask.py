@@ -1,7 +1,7 @@
 """Train one backbone with several named heads, on texts, images and sound.
 
 A batch is of one task, drawn by the sizes of the tasks' data. The result is one checkpoint, whose heads load singly
-(:func:`~hf_longattn.training.modalities.load_multitask_head`).
+(:func:`~hf_longattn.training.mixed.load_multitask_head`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -13,19 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
 from torch.utils.data import ConcatDataset
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction
 
-from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals
-from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
+from hf_longattn.data.documents import label_names
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.sources import DataError
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, check_extra, nearest
 from hf_longattn.evaluation import load_metric
@@ -33,10 +29,9 @@ from hf_longattn.evaluation.qa_reader import best_answers
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.mixed import MixedCollator, MultiTaskModel, MultiTaskTrainer
-from hf_longattn.training.modalities import Backbone
+from hf_longattn.training.mixed import Backbone, MixedCollator, MultiTaskModel, MultiTaskTrainer, PreparedTask
 from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
+from hf_longattn.training.tasks.classify import ClassificationDataArguments, audio_inputs, image_inputs, read_labelled, text_inputs
 from hf_longattn.training.tasks.qa import QADataArguments
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 
@@ -122,62 +117,36 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
         _, prepare = KINDS[kind]
-        tasks[name] = prepare(name, kind, backbone, args, training_args.seed)
+        tasks[name] = prepare(name, kind, backbone, args, training_args)
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
     trainer = MultiTaskTrainer(
-        MultiTaskModel({name: task.model for name, task in tasks.items()}, kinds),
+        MultiTaskModel(tasks),
         training_args,
         MixedCollator({name: task.collator for name, task in tasks.items()}),
         ConcatDataset([task.rows for task in tasks.values()]),
         {name: task.held_out for name, task in tasks.items()},
-        backbone.processors.tokenizer if backbone.model is None else backbone.processors,
+        backbone.tokenizer if backbone.model is None else backbone,
     )
-    trainer.tasks = tasks
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
-@dataclass
-class PreparedTask:
-    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions.
-
-    Raises:
-        DataError: there are no rows.
-    """
-
-    name: str
-    model: PreTrainedModel
-    rows: Dataset
-    held_out: Dataset
-    collator: Any
-    scores: Callable[[EvalPrediction], dict[str, float]]
-
-    def __post_init__(self) -> None:
-        if not len(self.rows) or not len(self.held_out):
-            raise DataError(f"The task {self.name!r} has no rows left to train on, or none to evaluate on; give other data.")
-        self.rows, self.held_out = (part.add_column("task", [self.name] * len(part)) for part in (self.rows, self.held_out))
-
-
-def prepare_classes(name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, seed: int) -> PreparedTask:
+def prepare_classes(
+    name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, run: LongTrainingArguments
+) -> PreparedTask:
     """Texts, images or audio files with a class, as in ``classify``."""
-    parts: Any = read_labelled(args, {"classify": "text", "images": "image", "audio": "audio"}[kind], seed)
-    model: Any
+    make_inputs: Any
+    role, make_inputs, processor = {
+        "classify": ("text", text_inputs, backbone.tokenizer),
+        "images": ("image", image_inputs, backbone.image_processor),
+        "audio": ("audio", audio_inputs, backbone.feature_extractor),
+    }[kind]
+    parts = read_labelled(args, role, run.seed)
     model, names = backbone.head(name, kind, label_names(*parts))
-    processors = backbone.processors
-    if kind == "classify":
-        length = input_length(model, processors.tokenizer, args.max_length)
-        collator: Any = DataCollatorWithGlobals(processors.tokenizer)
-        documents = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
-        parts = [part.remove_columns("document") for part in documents]
-    elif kind == "images":
-        size = checked_size(model, processors.image_processor, parts[0][0])
-        collator = ImageCollator(processors.image_processor, names, augmentation_of(args.augmentation, size), seed)
-    else:
-        hearing = Hearing(processors.feature_extractor)
-        collator = UtteranceCollator(hearing)
-        parts = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
-        lengths = parts[0]["length"][:]
-        longest = collator([parts[0][lengths.index(max(lengths))]])
+    inputs = make_inputs(model, parts, names, args, run, processor)
+    rows, held_out, collator = inputs["train_dataset"], inputs["eval_dataset"], inputs.get("eval_collator", inputs["data_collator"])
+    if kind == "audio":
+        longest = collator([rows[max(range(len(rows)), key=rows["length"][:].__getitem__)]])
         model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
@@ -185,13 +154,12 @@ def prepare_classes(name: str, kind: str, backbone: Backbone, args: Classificati
         results = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
         return {metric: score for metric, score in results.items() if metric != "buckets"}
 
-    rows, held_out = parts
-    return PreparedTask(name, model, rows, held_out, collator, scores)
+    return PreparedTask(name, kind, model, rows, held_out, collator, scores)
 
 
-def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, seed: int) -> PreparedTask:
+def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, run: LongTrainingArguments) -> PreparedTask:
     """Documents with a tag for each word, as in ``tokens``."""
-    tokenizer, (texts, held_texts) = backbone.processors.tokenizer, read_tagged(args, seed)
+    tokenizer, (texts, held_texts) = backbone.tokenizer, read_tagged(args, run.seed)
     model, names = backbone.head(name, kind, tag_names(texts, held_texts))
     length = input_length(model, tokenizer, args.max_length)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=args.stride, names=names)
@@ -201,13 +169,13 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
         return tag_scores(prediction.predictions, held_out, held_texts, names)
 
     inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
-    return PreparedTask(name, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
+    return PreparedTask(name, kind, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
 
 
-def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, seed: int) -> PreparedTask:
+def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, run: LongTrainingArguments) -> PreparedTask:
     """Questions about documents, as in ``qa``."""
-    tokenizer = backbone.processors.tokenizer
-    examples, questions = read_rows(args, seed, read=partial(load_qa, named=args.named), unit="id", classes="kind")
+    tokenizer = backbone.tokenizer
+    examples, questions = read_rows(args, run.seed, read=partial(load_qa, named=args.named), unit="id", classes="kind")
     model, _ = backbone.head(name, kind)
     carry_question(model if backbone.model is None else backbone.model.text_model, tokenizer)
     if not args.only_scores:
@@ -226,7 +194,7 @@ def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArgu
         return {metric: results[metric] for metric in ("exact_match", "exact_match_se", "f1", "f1_se") if metric in results}
 
     rows = held_out if args.only_scores else encode(answerable(examples))
-    return PreparedTask(name, model, rows, held_out, QACollator(tokenizer), scores)
+    return PreparedTask(name, kind, model, rows, held_out, QACollator(tokenizer), scores)
 
 
 KINDS: dict[str, tuple[Any, Callable[..., PreparedTask]]] = {

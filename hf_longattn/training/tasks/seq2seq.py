@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoFeatureExtractor, EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from hf_longattn.data.audio import Hearing, UtteranceCollator, to_utterances
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
@@ -134,7 +134,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
-) -> tuple[Any, Dataset, Dataset, UtteranceCollator]:
+) -> tuple[Any, Dataset, Dataset, Hearing]:
     """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
@@ -152,7 +152,7 @@ def utterances(
         )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
-    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
+    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, hearing
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
