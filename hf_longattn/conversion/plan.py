@@ -90,7 +90,8 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
         length.check_grows(what)
         return length
 
-    text = stack(architecture.decoder_alone, request.max_length, 0, "length")
+    decoder_alone = architecture.family.two_stacks and not architecture.family.has_encoder(architecture.long_class)
+    text = stack(decoder_alone, request.max_length, 0, "length")
     if architecture.encoder_decoder:
         follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
         return text, stack(True, request.max_decoder_length, follows, "decoder length")
@@ -99,36 +100,22 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
     return text, None
 
 
-@dataclass(frozen=True)
-class PositionPlan:
-    """The positions of the result."""
-
-    rule: str  # "tile", "rope:yarn" …
-    rope: RopePlan | None  # rotary positions of the result; None for tables and fixed formulas
-    lengths: dict[str, int]  # field of the result's config -> its value; empty for rotary positions
-    unchanged: int | None = None  # maximum tokens of a text with unchanged outputs; None if all up to the old length have
-
-    @property
-    def relative(self) -> str:
-        """The option ``relative`` that belongs to these positions; empty if there is none."""
-        return self.rule if self.rule == table_rules.ALIBI else "" if self.rope is None else self.rope.relative
-
-    @property
-    def position_change(self) -> str:
-        """Reason why the new positions change outputs below the old length. Empty if they do not."""
-        if self.unchanged is None:
-            return ""
-        return f"{self.rule} changes the old positions {f'after the first {self.unchanged}' if self.unchanged > 1 else 'too'}"
-
-
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
-) -> PositionPlan:
-    """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>"."""
+) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
+    """Plan the positions of the result.
+
+    Args:
+        positions: "auto", a strategy for tables, or "rope:<kind>".
+
+    Returns:
+        The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
+        rotary positions; the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length have the same.
+    """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
-        return PositionPlan(f"rope:{rope.kind}", rope, {}, None if rope.exact else 0)
+        return f"rope:{rope.kind}", rope, {}, None if rope.exact else 0
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables
@@ -144,7 +131,7 @@ def plan_positions(
     if why:
         if positions not in ("auto", rule):
             raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
-        return PositionPlan(rule, None, lengths)
+        return rule, None, lengths, None
     learned, rule = all(table.learned for table in family.position_tables), positions
     known = table_rules.KNOWN if learned else table_rules.DROPPED
     if positions == "auto":  # mostly "tile", which works without training
@@ -158,7 +145,7 @@ def plan_positions(
         for length in growing:  # before transformers loads the tables, and hides the reason
             table_rules.check_stretch(length.old, kept_rows)
     exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not growing)
-    return PositionPlan(rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old))
+    return rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old)
 
 
 MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base")
@@ -441,12 +428,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    planned = plan_positions(architecture, attention, request.positions, length, decoder)
-    if planned.relative:
-        attention = with_relative(attention, planned.relative)
-        if planned.rope is None and decoder is not None:
-            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), planned.relative)
-    position_change, unchanged = planned.position_change, planned.unchanged or 0
+    rule, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    if relative := ALIBI if rule == ALIBI else "" if rope is None else rope.relative:
+        attention = with_relative(attention, relative)
+        if rope is None and decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), relative)
+    unchanged, position_change = same or 0, ""
+    if same is not None:
+        position_change = f"{rule} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
     for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in relative_choices(stack)):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
@@ -456,7 +445,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     if original is None and not causal:
         windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
-    config = architecture.long_config(attention, decoder_attention, planned.lengths, planned.rope, planned.rule)
+    config = architecture.long_config(attention, decoder_attention, lengths, rope, rule)
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
@@ -464,18 +453,18 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
     auto = request.positions == "auto"
-    warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
+    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
+        warnings += position_warnings(rule, decoder_attention, layers, decoder, causal=True, decoder=True)
     inputs = architecture.kind.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
         inputs=inputs,
-        positions=planned.rule,
+        positions=rule,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,

@@ -236,11 +236,6 @@ class Architecture:
         return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
 
     @property
-    def decoder_alone(self) -> bool:
-        """Whether the source is only the decoder of an encoder-decoder architecture."""
-        return self.family.two_stacks and not self.family.has_encoder(self.long_class)
-
-    @property
     def decoder_reads_text(self) -> bool:
         """Whether the head feeds the whole text to the decoder, which must then be as long."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
