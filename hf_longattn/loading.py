@@ -26,7 +26,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
+from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -64,7 +64,8 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
     name, folder = str(model), Path(model).expanduser()
-    check_name(name)
+    if not folder.exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
     if revision is not None and folder.exists():
         raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
     if folder.is_file():
@@ -175,8 +176,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         refuse_adapter(folder, str(folder))
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = read_json_object(folder / "config.json")
-    check_format(values)
-    check_config(values, str(folder))
+    check_config(values)
     for inner in values.values():
         _forget_code(inner)
     return values

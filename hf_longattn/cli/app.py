@@ -11,12 +11,10 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, rust_panics, shortened
-from .convert import compress, convert, export, plan
-from .embed import embed
+from .convert import compress, convert, export, plan, search
 from .hub import card, push
 from .inspect import inspect, mechanisms, recipes
-from .search import search
-from .train import tasks
+from .train import embed, tasks
 
 app = typer.Typer(
     name="longattn",

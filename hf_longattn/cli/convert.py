@@ -1,6 +1,7 @@
-"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`; and `longattn plan SRC`.
+"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`.
 
-`convert` and `plan` have a flag for every setting of :class:`~hf_longattn.ConversionConfig`.
+`longattn plan SRC` and `longattn search MODEL TEXT` come before a conversion. All three have flags for the settings of
+:class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
+from ..search.config import SearchConfig
 from . import options as flags
 from .terminal import Line, Part, facts, progress, show, table
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ..export import CompressionReport, ExportReport
     from ..inputs.kind import InputSizes
     from ..reports import Check
+    from ..search.result import SearchResult
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
@@ -63,6 +66,29 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     plan = plan_conversion(source, None, config, choose=_choose)
     compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
+
+
+@flags.takes_settings(SearchConfig)
+def search(
+    model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
+    ],
+    output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
+    config: SearchConfig,
+    as_json: flags.Json = False,
+) -> None:
+    """Choose a mechanism for every layer under a budget.
+
+    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
+    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
+    """
+    from ..search import search_design
+
+    with progress() as tell:
+        result = search_design(model, text, output, config, progress=tell)
+    show(result.to_dict(), search_report(result), as_json=as_json)
 
 
 def export(
@@ -285,3 +311,20 @@ def compression_report(report: CompressionReport) -> Iterator[Part]:
         "measured on": report.text,
     }
     yield table(("", "before", "after"), report.rows())
+
+
+def search_report(result: SearchResult) -> Iterator[Part]:
+    """The design and why it, and what it was chosen from."""
+    yield Styled(result.reason, "bold")
+    yield from filter(None, (result.loss_sentence, *result.notes, " "))
+    score = "captured mass" if result.score == "mass" else "−KL (nats)"
+    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
+    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    uniform = [
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+    ]
+    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    if result.reasons:
+        yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
+    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    yield Line(f"written: {result.file}\nnext: {result.command}")

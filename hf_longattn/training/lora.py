@@ -27,9 +27,6 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
     Args:
         network: a model of transformers, or a module that contains one.
         rank: of the updates; 0 = all weights are trained.
-
-    Raises:
-        OptionError: the projections of this architecture are unknown.
     """
     if not rank:
         yield
