@@ -111,7 +111,7 @@ class Backbone:
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
         self.model: Any = None
         if several:
-            self.model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
 
@@ -148,7 +148,7 @@ class Backbone:
         fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
         model: Any
         if self.model is None:
-            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
