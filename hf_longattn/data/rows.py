@@ -45,8 +45,6 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-TENTH = 10
-"""One row in this many of every source is held out."""
 NAMES_OF_ROWS = ("id", "name", "title")
 """Columns that name a row and do not say what it contains."""
 MOST_HELD_OUT = 1000
@@ -148,7 +146,7 @@ def split_held_out(
         quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
         drawn_of_class[group] += 1
     of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
-    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
+    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
@@ -303,9 +301,6 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     return data.add_column("name", names)
 
 
-# ---- texts of several columns
-
-
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
     """Texts in the column ``text``. Each row takes the first template whose columns all have a value."""
     data, columns = read_table(source, split), dict[str, list[str]]()
@@ -329,9 +324,6 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
             raise DataError(message) from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
-
-
-# ---- rows that are trained on and scored, too
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:

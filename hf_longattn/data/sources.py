@@ -160,7 +160,8 @@ def _read_folder(root: Path, kind: str) -> Dataset:
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if kind == "text":
-        return _dataset([*map(str, files)], ".txt", labels=tuple(labels) if columns else None)
+        data = _dataset([*map(str, files)], ".txt")
+        return data.add_column("label", labels) if columns else data
     columns[kind] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
     if kind == "audio" and any(text.is_file() for text in transcripts):
@@ -183,19 +184,13 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
 
 
 def _rows(
-    files: Sequence[str],
-    ending: str,
-    *,
-    separator: str = "",
-    flat: Callable[[Any], Iterable[Any]] | None = None,
-    labels: Sequence[str | None] | None = None,
-    stamp: object = None,
+    files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
-    for number, file in enumerate(files):
+    for file in files:
         with _opened(file) as text:
             if ending == ".txt":
-                yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
+                yield {"text": text.read()}
             elif ending.startswith(".json"):
                 yield from _json_rows(text, file, flat)
             elif ending in CONLL:

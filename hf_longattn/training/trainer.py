@@ -63,11 +63,12 @@ class LongTrainer(Trainer):
     """Whether weights may be split over processes by FSDP or DeepSpeed."""
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
-    def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
-        config = getattr(kwargs.get("model", next(iter(args), None)), "config", None)
-        self.use_cache = getattr(config, "use_cache", None)  # before Trainer turns it off; the saved model has it
+    def __init__(
+        self, model: Any = None, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
+        self.use_cache = getattr(getattr(model, "config", None), "use_cache", None)  # before Trainer turns it off; the saved model has it
         try:
-            super().__init__(*args, **kwargs)
+            super().__init__(model, *args, **kwargs)
         except LongAttentionError:
             raise
         except HfHubHTTPError:  # of the repository that Trainer creates for push_to_hub
@@ -204,10 +205,6 @@ class LongTrainer(Trainer):
         return output
 
 
-LOGGED_SHARE = 0.05
-"""Share of a time limit after which there is an entry in the log."""
-
-
 class Minutes(TrainerCallback, ExportableState):
     """The time limit of a training and its learning rate, and an end where a loss is not finite.
 
@@ -279,7 +276,7 @@ class Minutes(TrainerCallback, ExportableState):
         share = self.fraction()
         control.should_training_stop |= share >= 1.0
         # Trainer logs after numbers of steps, but how many steps the time allows is not known.
-        if args.logging_strategy == "steps" and (share - self.logged >= LOGGED_SHARE or share >= 1.0):
+        if args.logging_strategy == "steps" and (share - self.logged >= 0.05 or share >= 1.0):
             control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -295,11 +292,7 @@ class Minutes(TrainerCallback, ExportableState):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the sampler and of an :class:`~hf_longattn.data.batching.EpochAwareCollator`.
-
-    When a run with several processes resumes, accelerate's loader does not set the sampler's epoch. Without this callback, the rest of a
-    later epoch would have the order of the first one.
-    """
+    """Sets the epoch of a collator and of the sampler, which accelerate forgets when several processes resume."""
 
     def __init__(self, collator: EpochAwareCollator | None = None) -> None:
         self.collator = collator

@@ -78,11 +78,8 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
     """Train, and write a folder of sentence-transformers to the output. Returns the log."""
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
-        if training_args.resume_from_checkpoint or training_args.load_best_model_at_end:
-            raise OptionError(
-                "Sentence-transformers' trainers do not load checkpoints with LoRA updates, so none are written; leave --lora-rank out, or "
-                "--resume and --load-best-model-at-end."
-            )
+        if training_args.load_best_model_at_end:
+            raise OptionError("Sentence-transformers loads no checkpoints of LoRA updates; leave --load-best-model-at-end out.")
         training_args.save_strategy = SaveStrategy.NO
     pairs, held_out = read_rows(data_args, training_args.seed)
     if "score" in pairs.column_names and (model_args.reranker or model_args.multi_vector):
