@@ -45,12 +45,6 @@ class DataError(LongAttentionError):
     """Data that cannot be read, or that do not suit the task."""
 
 
-def format_of(source: str) -> str:
-    """The ending of a file's name in small letters, without a .gz after it."""
-    path = Path(source.lower())
-    return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
-
-
 def check_exists(source: str) -> None:
     """Raise :class:`DataError` for a source with the name of a file that is not there."""
     if source.lower().endswith((*FORMATS, ".gz", ".zip")) and not Path(source).exists():
@@ -77,7 +71,8 @@ def read_table(
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
-    path, ending = Path(source), format_of(source)
+    path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
+    ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
     check_exists(source)
     if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, kind)

@@ -245,11 +245,6 @@ class Minutes(TrainerCallback, ExportableState):
 
         return raised if self.limit is None else timed
 
-    def tick(self, device: torch.device) -> None:
-        """Broadcast the first process's time; called by every process in every step."""
-        minutes = self.before + (time.monotonic() - self.started) / 60
-        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=device))[0])
-
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
@@ -261,7 +256,7 @@ class Minutes(TrainerCallback, ExportableState):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.first_step is None:
-            self.tick(args.device)
+            self.on_optimizer_step(args, state, control)
             self.first_step = self.spent
             if self.limit is not None and self.spent >= self.limit:
                 raise OptionError(
@@ -270,7 +265,8 @@ class Minutes(TrainerCallback, ExportableState):
                 )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.tick(args.device)
+        minutes = self.before + (time.monotonic() - self.started) / 60
+        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()

@@ -63,7 +63,14 @@ ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArgume
 def main(model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments) -> dict[str, Any]:
     """Train the mechanisms of ``model_args.model``, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
-    model, tokenizer = load_converted(model_args.model)
+    name, config = model_args.model, load_config(model_args.model)
+    family = known_family(config) if config.model_type.startswith("long_") else None
+    if family is None:
+        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
+    model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)
+    tokenizer = load_padding_tokenizer(name, config)
     layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
@@ -73,17 +80,6 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)
     return finish(trainer, model_args, data_args, input_length=length)
-
-
-def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
-    """A converted model of one stack, in the class that its checkpoint names, and its tokenizer."""
-    config = load_config(name)
-    family = known_family(config) if config.model_type.startswith("long_") else None
-    if family is None:
-        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
-    if config.is_encoder_decoder:
-        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
-    return load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name), load_padding_tokenizer(name, config)
 
 
 class TransferTrainer(LongTrainer):
