@@ -175,8 +175,8 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
     yield {
-        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
-        "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
+        "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
         "towers as in their class": ", ".join(plan.other_towers),
@@ -186,7 +186,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
     if plan.choice is not None:
         yield Styled(f"\n{plan.choice['reason']}", "bold")
     for name, part in plan.parts.items():
-        yield Styled(f"\ntower {name}: {part.new_input}" if name else "", "bold")
+        yield Styled(f"\ntower {name}: {part.input_in_words('new')}" if name else "", "bold")
         yield part.attention.table(part.shape.layers)
         if part.decoder is not None:
             yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
@@ -256,7 +256,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     plan, path = report.plan, report.destination
     grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
     yield {
-        "written": f"{path}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)",
+        "written": f"{path}  ({decimal(report.bytes_written)})",
         "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
         "texts": plan.get("short_texts", ""),
     }
@@ -269,7 +269,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
         return
     yield ""
     yield checks(report.checks)
-    yield f"\nVerified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}."
+    yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
     verdict = {} if (check := verdict_check(report.checks)) is None else check.values
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")

@@ -21,8 +21,8 @@ from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
-from .model_loading import attached_mechanisms, attached_memory, load_checked, load_source, result_class
 from .plan import ConversionPlan
+from .sources import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
@@ -149,10 +149,9 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     }
     tied = {*tied_weights(result)}
     new = after.keys() - before.keys() - missing - tied
-    attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
     lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
     wrong = [f"{name} is missing" for name in sorted(lost)]
-    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
+    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():

@@ -6,7 +6,6 @@ Software that knows the architecture can serve the stock checkpoint without this
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +38,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .model_loading import load_checked, quiet_libraries
-from .sources import NAMES, OWN_FIELDS, read_long, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -283,7 +281,6 @@ def export_native(
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
         LongAttentionError: one sentence; nothing was written.
     """
-    times = [time.perf_counter()]
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
         raise CheckpointError(
@@ -294,7 +291,6 @@ def export_native(
     choice, length = choose_stock(config, class_name, family), family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
-    times.append(time.perf_counter())
     size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
     with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
         long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
@@ -305,7 +301,6 @@ def export_native(
         progress("write", 0, size)
         stock.save_pretrained(stage)
         add_source_files(source, stage, length)
-        times.append(time.perf_counter())
         text, checks = kind_of(family).inputs(config, stage, verification_text(None)), list[Check]()
         if verify:
             with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
@@ -317,7 +312,6 @@ def export_native(
             str(destination),
             NATIVE_REPORT,
             checks,
-            times,
             f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
             f"`longattn export --format native` from {origin_of(source.name)}.",
             config={"format": "native"},

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.folders import train_command
-from ..conversion.plan import ConversionPlan
-from ..conversion.plan_positions import PositionWarning
+from ..conversion.plan import ConversionPlan, PositionWarning
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
