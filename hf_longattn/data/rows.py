@@ -164,9 +164,6 @@ def _order(count: int, seed: int) -> list[int]:
     return order
 
 
-# ---- columns
-
-
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
     """Role -> column of the data."""
     chosen = {}

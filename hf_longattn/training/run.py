@@ -207,9 +207,6 @@ def how_to_resume(folder: Path) -> str:
     return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
 
 
-# ---- the command
-
-
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
     """Run a training or an evaluation from a command line. Of several processes only the first one prints.
 

@@ -6,7 +6,6 @@ the teacher's length. The student keeps its own mechanisms, so that afterwards i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
 from hf_longattn.training.lora import BESIDE_UPDATES
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 PARTS = ("embeddings", "hidden", "attention", "logits")
@@ -232,7 +231,3 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
         *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts), strict=True
     )
     return sum(errors) / (sum(pairs) * q.shape[1]).clamp(min=1)
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -7,7 +7,6 @@ gradients (Gao et al. 2021), so that the batch may be large where documents are 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 EXTRAS = ("sentence",)
@@ -211,7 +210,3 @@ def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **mor
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     return arguments
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

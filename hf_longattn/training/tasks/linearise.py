@@ -7,7 +7,6 @@ text (``longattn train clm --lora-rank 8``) or from the original's predictions (
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from hf_longattn.modeling.family.sliding_window import base_attention, own_windo
 from hf_longattn.modeling.run.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, rows_of
 
 TINY = 1e-12
@@ -199,7 +198,3 @@ def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
         return squares.mean((1, 2))
     real = padding[:, None, -squares.shape[2] :]
     return squares.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * squares.shape[1]).clamp(min=1)
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

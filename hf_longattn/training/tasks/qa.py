@@ -6,7 +6,6 @@ as in BERT's SQuAD 2 fine-tuning. With several right spans, the loss is over all
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 
@@ -148,7 +147,3 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     return model, tokenizer
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

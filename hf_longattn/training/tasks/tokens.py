@@ -6,7 +6,6 @@ has most context.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 
@@ -113,7 +112,3 @@ def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: lis
                 best[document][word] = (context, names[int(window[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
     return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
