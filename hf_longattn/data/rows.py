@@ -52,15 +52,7 @@ MOST_HELD_OUT = 1000
 
 
 def read_rows(
-    args: Any,
-    seed: int,
-    roles: Roles | None = None,
-    *,
-    read: Callable[[str, str], Dataset] | None = None,
-    unit: str = "",
-    classes: str = "",
-    most: int | None = None,
-    shuffle: bool = False,
+    args: Any, seed: int, roles: Roles | None = None, *, read: Callable[..., Dataset] | None = None, shuffle: bool = False, **units: Any
 ) -> tuple[Dataset, Dataset]:
     """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. They have a column for each role.
 
@@ -70,8 +62,8 @@ def read_rows(
         args: the task's data arguments.
         roles: default: ``args.roles``.
         read: reads a split of a source; default: :func:`rows_of`.
-        unit, classes, most: see :func:`split_held_out`.
         shuffle: draw the order of rows that are not split by the seed, too.
+        **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
         DataError: a source that cannot be read, a missing column, a row without a value of its kind, or sources with different columns.
@@ -94,9 +86,9 @@ def read_rows(
         if args.validation:
             train, held_out = joined(parts), joined([read(args.validation, "validation")])
         else:
-            train, held_out = split_held_out(parts, seed, unit=unit, classes=classes, most=most)
+            train, held_out = split_held_out(parts, seed, **units)
         if not len(held_out):
-            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {unit}"
+            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {units.get('unit')}"
             raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
@@ -288,13 +280,11 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
-    names = []
-    for number, (path, is_missing) in enumerate(
-        zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
-    ):
-        if is_missing:
-            raise DataError(f"Row {number} of {source} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-        names.append(path if path and Path(path).is_absolute() else f"row {number} of {source}")
+    if True in (missing := stored.is_null().to_pylist()):
+        where = f"Row {missing.index(True) + 1} of {source}"
+        raise DataError(f"{where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+    paths = enumerate(struct_field(stored, "path").to_pylist(), 1)
+    names = [path if path and Path(path).is_absolute() else f"row {number} of {source}" for number, path in paths]
     return data.add_column("name", names)
 
 
@@ -304,10 +294,11 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
     for template in templates:
         try:
             columns[template] = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        except ValueError as error:
-            raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
+        except ValueError:
+            columns[template] = []
         if not columns[template]:
-            raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
+            example = "'{title}: {text}', with {{ and }} for braces"
+            raise OptionError(f"--template takes texts that name columns in braces, for example {example}, not {template!r}.")
         names = {name: name for name in columns[template]}
         chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 

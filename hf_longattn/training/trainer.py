@@ -63,12 +63,11 @@ class LongTrainer(Trainer):
     """Whether weights may be split over processes by FSDP or DeepSpeed."""
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
-    def __init__(
-        self, model: Any = None, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any
-    ) -> None:
-        self.use_cache = getattr(getattr(model, "config", None), "use_cache", None)  # before Trainer turns it off; the saved model has it
+    def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        config = getattr(kwargs.get("model", next(iter(args), None)), "config", None)
+        self.use_cache = getattr(config, "use_cache", None)  # before Trainer turns it off; the saved model has it
         try:
-            super().__init__(model, *args, **kwargs)
+            super().__init__(*args, **kwargs)
         except LongAttentionError:
             raise
         except HfHubHTTPError:  # of the repository that Trainer creates for push_to_hub

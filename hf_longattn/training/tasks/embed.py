@@ -151,14 +151,9 @@ def reranking_trainer(
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # DDP does not look into the features that a cross-encoder returns, and would find none
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
-    return RerankingTrainer(
-        model,
-        arguments_of(CrossEncoderTrainingArguments, args, "mrr"),
-        train_dataset=labelled_pairs(pairs, relevant, args.seed),
-        eval_dataset=held_out,
-        loss=BinaryCrossEntropyLoss(model),
-        measure=partial(scores_of, evaluator, model),
-    )
+    arguments = arguments_of(CrossEncoderTrainingArguments, args, "mrr")
+    data = {"train_dataset": labelled_pairs(pairs, relevant, args.seed), "eval_dataset": held_out}
+    return RerankingTrainer(model, arguments, loss=BinaryCrossEntropyLoss(model), measure=partial(scores_of, evaluator, model), **data)
 
 
 def scores_of(evaluator: Any, model: Any) -> dict[str, float]:

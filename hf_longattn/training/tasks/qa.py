@@ -91,18 +91,9 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.label_names = ["labels"]
-    trainer = LongTrainer(
-        model,
-        training_args,
-        QACollator(tokenizer, pack),
-        features,
-        rows,
-        tokenizer,
-        eval_collator=QACollator(tokenizer),
-        compute_loss_func=span_loss,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[:2],
-    )
+    measuring: dict[str, Any] = {"compute_loss_func": span_loss, "compute_metrics": compute_metrics}
+    measuring |= {"eval_collator": QACollator(tokenizer), "preprocess_logits_for_metrics": lambda logits, labels: logits[:2]}
+    trainer = LongTrainer(model, training_args, QACollator(tokenizer, pack), features, rows, tokenizer, **measuring)
     counts = {"input_length": length, "questions": len(examples), "features": len(features)}
     if training_args.do_train and {"none"} < {*questions["kind"]}:
         details["note"] = '; with the threshold of "no answer" that is best on these questions'

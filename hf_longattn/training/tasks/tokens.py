@@ -72,17 +72,10 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return tag_scores(prediction.predictions, held_out, held_texts, names)
 
-    trainer = LongTrainer(
-        model,
-        training_args,
-        DataCollatorWithPacking() if pack else DataCollatorWithGlobals(tokenizer),
-        rows.remove_columns(["word_ids", "document"]),
-        held_out.remove_columns(["word_ids", "document"]),
-        tokenizer,
-        eval_collator=DataCollatorWithGlobals(tokenizer),
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=highest,
-    )
+    padded = DataCollatorWithGlobals(tokenizer)
+    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
+    measuring: dict[str, Any] = {"eval_collator": padded, "compute_metrics": compute_metrics, "preprocess_logits_for_metrics": highest}
+    trainer = LongTrainer(model, training_args, DataCollatorWithPacking() if pack else padded, *inputs, tokenizer, **measuring)
     return finish(trainer, model_args, data_args, tags=names, input_length=length, packed=pack)
 
 
