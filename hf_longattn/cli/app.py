@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, rust_panics, shortened
 from .convert import compress, convert, export, plan, search
-from .hub import card, push
+from .hub import push
 from .inspect import inspect, mechanisms, recipes
 from .train import embed, tasks
 
@@ -62,7 +62,7 @@ class Command(TyperCommand):
             raise
 
 
-COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, card, push)
+COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, push)
 for command in COMMANDS:
     app.command(cls=Command)(command)
 app.add_typer(tasks, name="train", help="Train a model, short or converted, on long documents or text.")
