@@ -26,11 +26,20 @@ from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
-from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..reports import SKIPPED, Check, Difference, equality
 from .kind import AUTO, Example, InputSize, InputSizes
-from .processors import IMAGE_PROCESSOR, UserFiles, has_processor, load_processor
 from .running import run_model
-from .sized import STATES, SizedKind, affordable_size, check_sizes, hidden_states
+from .sized import (
+    IMAGE_PROCESSOR,
+    STATES,
+    SizedKind,
+    UserFiles,
+    affordable_size,
+    check_sizes,
+    has_processor,
+    hidden_states,
+    load_processor,
+)
 
 CROPS = "patch features equal to the source's on each crop of the old size"
 PHOTO_SIZE = (427, 640)
@@ -114,10 +123,6 @@ class Images(UserFiles):
                 "do_resize and size in its file."
             )
         return [self.rule.arguments(self.config, each) for each in values]
-
-    def describe(self) -> str:
-        """Description of the inputs for a report."""
-        return self.built_in
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
@@ -223,18 +228,15 @@ class GridKind(SizedKind):
             )
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
-    def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
-        """Check that the written image processor makes images of the new size."""
-        size, name, processor = plan.inputs.new, "image processor", load_processor(folder, IMAGE_PROCESSOR)
-        if processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
+    def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
+        size, processor = plan.inputs.new, load_processor(folder, IMAGE_PROCESSOR)
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
+        wrong = f" instead of {size.words}; correct the size in its file"
+        fits = resized == size.value or not (self.rule.interpolates or plan.inputs.grows)
         detail = f"images of {pixels(sides)} become inputs of {pixels(resized)}"
-        if resized != size.value and (self.rule.interpolates or plan.inputs.grows):
-            return [Check(name, FAILED, f"{detail} instead of {size.words}; correct the size in its file")]
-        return [Check(name, PASSED, detail, {IMAGE_SIZE: list(resized)})]
+        return detail, "" if fits else wrong, {IMAGE_SIZE: list(resized)}
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""

@@ -32,9 +32,8 @@ from ..modeling.generic import mark_generic, set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .grid import image_example
 from .kind import AUTO, Example, InputSize, InputSizes, kind_of_model
-from .processors import has_processor
-from .running import reads_only_text, run_model
-from .seeded import TOKENS, seeded_inputs
+from .running import TOKENS, reads_only_text, run_model, seeded_inputs
+from .sized import has_processor
 from .text import USUAL_LENGTH, TextKind
 from .tokenizer import check_tokenizer, load_tokenizer
 
@@ -167,7 +166,7 @@ class PlainKind(TextKind):
         return parts
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
-        """Those of :func:`~.seeded.seeded_inputs`, which belong to the class."""
+        """Those of :func:`~.running.seeded_inputs`, which belong to the class."""
         return SimpleNamespace(describe=lambda: "seeded inputs")
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:

@@ -20,9 +20,8 @@ from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
 from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
-from .processors import has_processor
 from .running import run_model
-from .sized import affordable_size
+from .sized import affordable_size, has_processor
 
 LONGEST_CAPTION = 512
 """Maximum number of tokens of the text whose similarity with an image is compared."""
