@@ -70,11 +70,7 @@ class Sounds(UserFiles):
     def extracted(self, samples: Samples, *, as_called: bool = False) -> Tensor:
         """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once from the whole sound.
 
-        Args:
-            as_called: whether the feature extractor may cut and pad the sound, as Whisper's does by default.
-
-        Raises:
-            CheckpointError: the feature extractor is damaged, or belongs to another model.
+        as_called: whether the feature extractor may cut and pad the sound, as Whisper's does by default.
         """
         how = {} if as_called else {"padding": "longest", "truncation": False}
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
