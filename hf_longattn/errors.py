@@ -38,7 +38,7 @@ class BackendError(LongAttentionError):
 
 
 class MissingExtraError(LongAttentionError, ImportError):
-    """A package of an optional part of hf_longattn that is missing or cannot be imported."""
+    """A package of an optional part of hf_longattn that is missing."""
 
 
 class HubError(LongAttentionError):
@@ -60,7 +60,7 @@ EXTRAS = {
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Refuse to start slow work if a package of an extra is not installed. Nothing is imported.
+    """Refuse if a package of an extra is not installed, before slow work or an import. Nothing is imported here.
 
     Args:
         extra: the extra's name.
@@ -72,23 +72,6 @@ def check_extra(extra: str, *packages: str) -> None:
     missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"This needs the package {missing[0]!r}, which is not installed; type pip install 'hf-longattn[{extra}]'.")
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import of an extra's package into one sentence. Put it around the imports.
-
-    Raises:
-        MissingExtraError: a package is not installed, or cannot be imported.
-    """
-    try:
-        yield
-    except ImportError as error:
-        name = (error.name or str(error)).split(".")[0]
-        if name == "hf_longattn":
-            raise
-        check_extra(extra, name)
-        raise MissingExtraError(f"The package {name!r} cannot be imported: {in_a_line(error)}; install it again.") from error
 
 
 @contextmanager

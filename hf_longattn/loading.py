@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import errors, snapshot_download
-from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
+from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
 from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -64,7 +63,8 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
     name, folder = str(model), Path(model).expanduser()
-    check_name(name)
+    if not folder.exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
     if revision is not None and folder.exists():
         raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
     if folder.is_file():
@@ -175,8 +175,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         refuse_adapter(folder, str(folder))
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = read_json_object(folder / "config.json")
-    check_format(values)
-    check_config(values, str(folder))
+    check_config(values)
     for inner in values.values():
         _forget_code(inner)
     return values
@@ -271,14 +270,8 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return
-    steps: list[tuple[Any, dict[str, Any]]] = []
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        for part, library, key in (
-            (backend.normalizer, normalizers, "normalizers"), (backend.pre_tokenizer, pre_tokenizers, "pretokenizers"),
-        ):  # fmt: skip
-            for rule in _rules(part, key):
-                steps.append((library.Sequence([]), rule))
-                steps[-1][0].__setstate__(json.dumps({"type": "Sequence", key: [rule]}).encode())
+        steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
         starts = [(SAMPLE, SAMPLE, 0)]
         for place, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):
@@ -289,13 +282,16 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
                 starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), place))
         growth = 0.0
         for before, text, first in starts:
+            size = max(1, len(before.encode()))
             for step, _ in steps[first:]:
-                if len(text.encode()) > MOST_GROWTH * max(1, len(before.encode())):
+                if len(text.encode()) > MOST_GROWTH * size:
                     break  # the next step could fill the memory
-                pieces = [step.normalize_str(text)] if isinstance(step, normalizers.Sequence) else step.pre_tokenize_str(text)
-                text = "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces)
-            growth = max(growth, len(text.encode()) / max(1, len(before.encode())))
-        templates = [rule.get(form) or [] for rule in _rules(backend.post_processor, "processors") for form in ("single", "pair")]
+                if hasattr(step, "normalize_str"):
+                    text = step.normalize_str(text)
+                else:
+                    text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
+            growth = max(growth, len(text.encode()) / size)
+        templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
         copies = [[piece["Sequence"]["id"] for piece in template if "Sequence" in piece] for template in templates]
         repeats = any(len(texts) > len(set(texts)) for texts in copies) or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
     if growth > MOST_GROWTH or repeats:
@@ -305,18 +301,13 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         )
 
 
-def _rules(part: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The rules of a part of a tokenizer, as in tokenizer.json. None for a part in Python, which no file can bring."""
-    try:
-        waiting = [] if part is None else [json.loads(part.__getstate__())]
-    except Exception:  # tokenizers raises it for a part in Python
-        return
-    while waiting:
-        rule = waiting.pop(0)
-        if rule["type"] == "Sequence":
-            waiting = [*rule[key], *waiting]
-        else:
-            yield rule
+def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The steps of a part of a tokenizer, each with its rule in tokenizer.json. None for a part in Python, which no file can bring."""
+    if type(part).__name__ == "Sequence":
+        for inner in part:
+            yield from _steps(inner)
+    elif part is not None and type(part).__name__ not in ("Normalizer", "PreTokenizer"):
+        yield part, json.loads(part.__getstate__())
 
 
 # Models.

@@ -11,12 +11,10 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, rust_panics, shortened
-from .convert import compress, convert, export, plan
-from .embed import embed
-from .hub import card, push
+from .convert import compress, convert, export, plan, search
+from .hub import push
 from .inspect import inspect, mechanisms, recipes
-from .search import search
-from .train import tasks
+from .train import embed, tasks
 
 app = typer.Typer(
     name="longattn",
@@ -64,7 +62,7 @@ class Command(TyperCommand):
             raise
 
 
-COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, card, push)
+COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, push)
 for command in COMMANDS:
     app.command(cls=Command)(command)
 app.add_typer(tasks, name="train", help="Train a model, short or converted, on long documents or text.")

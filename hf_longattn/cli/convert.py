@@ -1,6 +1,7 @@
-"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`; and `longattn plan SRC`.
+"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`.
 
-`convert` and `plan` have a flag for every setting of :class:`~hf_longattn.ConversionConfig`.
+`longattn plan SRC` and `longattn search MODEL TEXT` come before a conversion. All three have flags for the settings of
+:class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
+from ..search.config import SearchConfig
 from . import options as flags
 from .terminal import Line, Part, facts, progress, show, table
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ..export import CompressionReport, ExportReport
     from ..inputs.kind import InputSizes
     from ..reports import Check
+    from ..search.result import SearchResult
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
@@ -65,6 +68,29 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
+@flags.takes_settings(SearchConfig)
+def search(
+    model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
+    ],
+    output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
+    config: SearchConfig,
+    as_json: flags.Json = False,
+) -> None:
+    """Choose a mechanism for every layer under a budget.
+
+    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
+    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
+    """
+    from ..search import search_design
+
+    with progress() as tell:
+        result = search_design(model, text, output, config, progress=tell)
+    show(result.to_dict(), search_report(result), as_json=as_json)
+
+
 def export(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A long checkpoint")],
@@ -92,13 +118,14 @@ def export(
     if format != "onnx":
         flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
     if format == "native":
-        flags.refuse_typed(context, ("task",), "is for graphs; a stock checkpoint has the head of the model.")
-    shared: dict[str, Any] = {"global_attention_mask": global_attention_mask, "overwrite": overwrite, "revision": revision, "token": token}
+        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
+    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
     with progress() as tell:
         if format == "native":
             report: Any = export_native(model, destination, progress=tell, **shared)
         else:
-            report = export_checkpoint(model, destination, format=format, opset=opset, task=task, progress=tell, **shared)
+            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
     parts = conversion_report(report) if format == "native" else export_report(report)
     show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
 
@@ -147,13 +174,11 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
-    stock = plan.native_twin
     yield {
-        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
-        "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
+        "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "stock form": "" if stock is None else f"none: {stock.reason}" if stock.reason else f"{stock.class_name} of transformers",
         "towers as in their class": ", ".join(plan.other_towers),
         "global tokens": "all of texts, none of images" if plan.text_global else "",
     }
@@ -161,7 +186,7 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
     if plan.choice is not None:
         yield Styled(f"\n{plan.choice['reason']}", "bold")
     for name, part in plan.parts.items():
-        yield Styled(f"\ntower {name}: {part.new_input}" if name else "", "bold")
+        yield Styled(f"\ntower {name}: {part.input_in_words('new')}" if name else "", "bold")
         yield part.attention.table(part.shape.layers)
         if part.decoder is not None:
             yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
@@ -231,7 +256,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     plan, path = report.plan, report.destination
     grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
     yield {
-        "written": f"{path}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)",
+        "written": f"{path}  ({decimal(report.bytes_written)})",
         "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
         "texts": plan.get("short_texts", ""),
     }
@@ -244,7 +269,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
         return
     yield ""
     yield checks(report.checks)
-    yield f"\nVerified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}."
+    yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
     verdict = {} if (check := verdict_check(report.checks)) is None else check.values
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
@@ -286,3 +311,20 @@ def compression_report(report: CompressionReport) -> Iterator[Part]:
         "measured on": report.text,
     }
     yield table(("", "before", "after"), report.rows())
+
+
+def search_report(result: SearchResult) -> Iterator[Part]:
+    """The design and why it, and what it was chosen from."""
+    yield Styled(result.reason, "bold")
+    yield from filter(None, (result.loss_sentence, *result.notes, " "))
+    score = "captured mass" if result.score == "mass" else "−KL (nats)"
+    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
+    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    uniform = [
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+    ]
+    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    if result.reasons:
+        yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
+    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    yield Line(f"written: {result.file}\nnext: {result.command}")

@@ -1,18 +1,22 @@
-"""`longattn train TASK` and `longattn evaluate TASK`, with a command for each task (:mod:`hf_longattn.training.task`).
+"""The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL DOCUMENTS --output DIR`.
 
-Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
-(`accelerate launch -m hf_longattn train …`), only the first one prints.
+Each task is a command (:mod:`hf_longattn.training.task`). Its options are model arguments, data arguments and transformers'
+TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ..errors import check_extra
 from ..training.task import load_task, task_names, task_summary
+from . import options as flags
+from .terminal import progress, say
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
@@ -38,3 +42,34 @@ tasks = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 for name in task_names():
     words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     tasks.command(name, help=task_summary(name), context_settings=words)(run)
+
+
+def embed(
+    model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],
+    documents: Annotated[
+        str, typer.Argument(metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
+    vectors: Annotated[str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")] = "document",
+    task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,
+    split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's")] = None,
+) -> None:
+    """Embed documents into Parquet files: id, part, start and end in characters, vector.
+
+    Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
+    """
+    import torch
+
+    from ..evaluation.embedding import embed_documents
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress() as tell:
+        counts = embed_documents(
+            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
+            note=partial(tell, "embedded"),
+        )  # fmt: skip
+    say(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")

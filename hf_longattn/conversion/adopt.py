@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -56,26 +56,26 @@ class Probe:
 
 
 class Adoption:
-    """One source architecture. ``config`` is the source's, with transformers' defaults; ``source_class`` the name of its class."""
+    """One source architecture.
+
+    In the methods, ``config`` is the source's, with transformers' defaults, and ``source_class`` the name of its class.
+
+    model_type, family: transformers' model_type of the source, and the base model type of the result.
+    stems: the beginning of the names of the source's classes, and of the base's.
+    unused: fields of the source's config that the result's does not have.
+    names: regular expressions for parts of a tensor's name -> the replacement.
+    separators: heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text.
+    """
 
     model_type: ClassVar[str]
-    """transformers' model_type of the source."""
     family: ClassVar[str]
-    """The base model type of the result, a key of ``FAMILIES``."""
     stems: ClassVar[tuple[str, str]]
-    """The beginning of the names of the source's classes, and of the base's."""
     unused: ClassVar[tuple[str, ...]] = ()
-    """Fields of the source's config that the result's does not have."""
     names: ClassVar[Mapping[str, Any]] = {}
-    """Regular expressions for parts of a tensor's name -> the replacement."""
     separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text."""
 
     def base_class(self, source_class: str) -> str | None:
-        """Name of the base class with the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM". It may not exist.
-
-        ``None`` means that ``source_class`` is a class of another architecture.
-        """
+        """Name of the base class with the same head, which may not exist. ``None`` for a class of another architecture."""
         source, base = self.stems
         return source_class.replace(source, base, 1) if source_class.startswith(source) else None
 
@@ -127,7 +127,7 @@ class Adoption:
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
-        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real) for probe in probes]
+        return [replace(probe, inputs={**probe.inputs, "decoder_input_ids": decoded}) for probe in probes]
 
 
 def decoder_start(config: Any) -> int:

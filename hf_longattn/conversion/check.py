@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
-from .model_loading import attached_mechanisms, attached_memory, load_checked, load_source, result_class
 from .plan import ConversionPlan
+from .sources import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
@@ -42,7 +41,6 @@ class Comparison:
         folder: the result's folder, with its tokenizer or processor.
         inputs: of the plan's kind of input, for running both models.
         missing, lacking: names of parameters that the source's and the written files lack.
-        given_text: the inputs are a text of the user's, so more time is spent on measuring.
     """
 
     plan: ConversionPlan
@@ -52,7 +50,6 @@ class Comparison:
     inputs: Any
     missing: frozenset[str] = frozenset()
     lacking: frozenset[str] = frozenset()
-    given_text: bool = False
 
     @property
     def base(self) -> Any:
@@ -84,10 +81,10 @@ class Comparison:
         prefix = f"{name}_model."
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
-        return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
+        return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing)
 
 
-def load_both(plan: ConversionPlan, folder: Path, inputs: Any, given_text: bool) -> Comparison:
+def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     """Load the source with transformers' class and the written result with the Auto class of its head.
 
     The values of .bin files are rounded as config.json says, as they were in the result.
@@ -95,33 +92,28 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any, given_text: bool)
     source, architecture = plan.source, plan.architecture
     original, missing = load_source(source, architecture, "auto" if source.pickled else torch.float32)
     result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=torch.float32)
-    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking), given_text)
+    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking))
 
 
 def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
-    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails.
+    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
+    plan, checks = comparison.plan, list[Check]()
+    towers = {} if plan.generic else plan.towers  # a plain class compares its towers itself
 
-    Args:
-        progress: called as progress("verify", done, total).
+    def steps() -> Iterator[list[Check]]:
+        yield check_tensors(comparison)
+        yield plan.kind.processor(plan, comparison.folder, comparison.inputs)
+        for name, part in towers.items():
+            yield [replace(check, name=f"{name}: {check.name}") for check in part.kind.check(comparison.tower(name))]
+        yield plan.kind.check(comparison)
 
-    Raises:
-        CheckpointError: a model does not run.
-    """
-    plan = comparison.plan
-    steps: list[tuple[str, Callable[[], list[Check]]]] = [
-        ("", partial(check_tensors, comparison)),
-        ("", partial(plan.kind.processor, plan, comparison.folder, comparison.inputs)),
-    ]
-    for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
-        steps.append((f"{name}: ", partial(part.kind.check, comparison.tower(name))))
-    steps.append(("", partial(plan.kind.check, comparison)))
-    checks: list[Check] = []
-    for done, (prefix, step) in enumerate(steps):
-        progress("verify", done, len(steps))
-        with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
-            checks += [replace(check, name=prefix + check.name) for check in step()]
-        if any(check.status == FAILED for check in checks):
-            break
+    progress("verify", 0, 3 + len(towers))
+    with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
+        for done, step in enumerate(steps(), 1):
+            checks += step
+            if any(check.status == FAILED for check in step):
+                break
+            progress("verify", done, 3 + len(towers))
     return labelled(plan, checks)
 
 
@@ -144,8 +136,8 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Compare every tensor of the result with the source's.
 
-    They have the same bytes. Position tables keep their first rows, or have equal rows if the rule drops them.
-    Further tensors belong to mechanisms or memory tokens.
+    They have the same bytes. Position tables keep their first rows, or have equal rows if the rule drops them. Further tensors belong to
+    mechanisms or memory tokens.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
     adoption, after = plan.architecture.converter, result.state_dict()
@@ -157,10 +149,9 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     }
     tied = {*tied_weights(result)}
     new = after.keys() - before.keys() - missing - tied
-    attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
     lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
     wrong = [f"{name} is missing" for name in sorted(lost)]
-    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
+    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():
@@ -176,8 +167,8 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
-        cause = "hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
-        detail = f"{len(infinite)} tensors {cause}, the first: {infinite[0]}"
+        advice = "so no output can be compared (--no-verify converts them)"
+        detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
     values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
     return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]
 

@@ -54,13 +54,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
-
-        def plain(value: Any) -> Any:
-            return value.to_dict() if hasattr(value, "to_dict") else str(value).removeprefix("torch.")
-
         values = {entry: getattr(self, entry.name) for entry in fields(self) if entry.repr and getattr(self, entry.name) != entry.default}
         files = {entry.name: Path(value).name if entry.metadata["type"] is Path else value for entry, value in values.items()}
-        return dict(json.loads(json.dumps(files, default=plain)))
+        return dict(json.loads(json.dumps(files, default=lambda value: value.to_dict() if hasattr(value, "to_dict") else str(value))))
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:

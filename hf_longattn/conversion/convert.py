@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,8 @@ from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
 from .config import AUTO, ConversionConfig
 from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
-from .model_loading import load_as_result, quiet_libraries
 from .plan import Chooser, ConversionPlan, plan_conversion
-from .plan_positions import StackLength
-from .sources import open_source
+from .sources import load_as_result, open_source, quiet_libraries
 
 
 @quiet_libraries()
@@ -64,14 +61,12 @@ def convert_checkpoint(
     """
     chosen = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
-    start = time.perf_counter()
     text = verification_text(chosen.verify_text)
     with ending_cleanly():
         if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
             plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
         opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
-        times = [start, time.perf_counter()]
         stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
         if plan.parameters > 4 * stored + 10**9:  # before memory is taken for what no file holds
             raise CheckpointError(
@@ -82,8 +77,7 @@ def convert_checkpoint(
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             _write(plan, stage, progress)
-            times.append(time.perf_counter())
-            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs, chosen.verify_text is not None), progress)
+            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
             if chosen.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
@@ -93,7 +87,6 @@ def convert_checkpoint(
                 str(destination),
                 CONVERSION_REPORT,
                 checks,
-                times,
                 config=chosen.to_dict(),
                 plan=plan.to_dict(),
                 text="not verified" if inputs is None else inputs.describe(),
@@ -110,14 +103,7 @@ def _write(plan: ConversionPlan, stage: Path, progress: StageProgress) -> None:
     dtype, written = source.config.get("dtype") or source.config.get("torch_dtype"), read_json_object(stage / "config.json")
     if dtype not in (None, written.get("dtype")):  # users load source and result alike, whatever the files have
         write_json(stage / "config.json", {**written, "dtype": dtype})
-    add_source_files(
-        source,
-        stage,
-        plan.new_length,
-        tokenizer_length=plan.tokenizer_length,
-        generated=plan.decoder or StackLength(plan.old_length, plan.new_length),
-        changed_files=plan.files,
-    )
+    add_source_files(source, stage, plan.new_length, plan)
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

@@ -1,4 +1,4 @@
-"""Where checkpoints come from, and which model classes they have before and after a conversion.
+"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it.
 
 A checkpoint is a folder as transformers or sentence-transformers saves it, or a repository of the Hub. Quantised ones are refused, since
 packed weights can be neither extended nor compared.
@@ -7,33 +7,40 @@ packed weights can be neither extended nor compared.
 from __future__ import annotations
 
 import contextlib
+import functools
+import pickle
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
 from ..files import FORMAT_FIELD, MODULES, RERANKER, check_files, is_long, named_class, read_json_object, sentence_kind, sentence_modules
 from ..inputs.kind import InputKind, kind_of
-from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, only_pickles, read_config, refuse_adapter
+from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
+from ..mechanisms import Mechanism
+from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, Family, stored_facts, tower_field
-from ..modeling.family.registration import MULTIMODAL_TYPE
+from ..modeling.family.definition import FAMILIES, Family, known_family, stored_facts, tower_field
+from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from .adopt import ADOPTIONS, Adoption, adoption_of
+from .adopt import ADOPTIONS, Adoption, adoption_of, decoder_start
 from .config import ConversionConfig
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
@@ -229,39 +236,33 @@ class Architecture:
         return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
 
     @property
-    def decoder_alone(self) -> bool:
-        """Whether the source is only the decoder of an encoder-decoder architecture."""
-        return self.family.two_stacks and not self.family.has_encoder(self.long_class)
-
-    @property
     def decoder_reads_text(self) -> bool:
         """Whether the head feeds the whole text to the decoder, which must then be as long."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
         self,
-        attention: LongAttentionConfig,
-        lengths: Mapping[str, Any],
-        rope: RopePlan | None,
-        rule: str,
+        attention: LongAttentionConfig | None,
         decoder_attention: LongAttentionConfig | None = None,
+        lengths: Mapping[str, Any] = MappingProxyType({}),
+        rope: RopePlan | None = None,
+        rule: str = "tile",
     ) -> Any:
         """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder.
+            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder; ``None`` for the default.
             lengths: field of the config -> its new value.
             rope, rule: rotary positions, or ``None`` and how position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
             values["max_position_embeddings"] = self.family.base_length(self.source_config)
-        for name in NAMES:
-            values.pop(name, None)
-        if decoder_attention is not None:
-            values["decoder_long_attention"] = decoder_attention.to_dict()
+        values = {name: value for name, value in values.items() if name not in NAMES}
+        stacks = {"long_attention": attention, "decoder_long_attention": decoder_attention}
+        chosen = {name: stack.to_dict() for name, stack in stacks.items() if stack is not None}
         with checkpoint_errors(f"The source's config makes no valid {self.long_class}"):
-            config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+            config = self.family.config_class.from_dict({**values, **chosen})
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is None:
@@ -323,14 +324,13 @@ def _architecture(source: Source, generic: bool) -> Architecture:
             f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
-    names = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name]
-    source_class = names[0] if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else ""
+    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
     base_class = source_class if converter is None else converter.base_class(source_class)
     if base_class not in family.model_classes:
         stems = ("", "") if converter is None else converter.stems[::-1]
         classes = [name for name in (base.replace(*stems, 1) for base in family.model_classes) if hasattr(transformers, name)]
         raise CheckpointError(
-            f"{source.name!r} names the class {names!r:.99}, which is not supported; the supported {model_type} classes are "
+            f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
             f"{', '.join(classes)}."
         )
     return Architecture(family, config, source_class, family.model_classes[base_class], converter, original)
@@ -370,12 +370,11 @@ def generic_hint(source: Source) -> str:
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     """The class of transformers that a ``config.json`` names, or its type's class without a head. ``None`` if there is no such class."""
-    named = config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(config.get("model_type")))]
-    model_class: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
+    model_type = str(config.get("model_type"))
+    model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    known = getattr(model_class, "config_class", None)
-    return model_class if known is not None and known.model_type == config.get("model_type") else None
+    return model_class if getattr(model_class.config_class, "model_type", None) == model_type else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
@@ -398,3 +397,181 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}.")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
+
+
+def result_class(architecture: Architecture, config: Any) -> Any:
+    """The class that loads a result with this config: the Auto class of its head, or else its own class."""
+    name = auto_class_name(config, architecture.long_class)
+    return getattr(transformers, name) if name else architecture.model_class
+
+
+def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
+    """Module name -> mechanism, in layer order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+
+
+def added_modules(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of the names of parameters that mechanisms and memory tokens add to the base."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mechanism | MemoryTokens))
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is none."""
+    if name is None:
+        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error
+
+
+def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32) -> tuple[Any, set[str]]:
+    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are random."""
+    family, name = architecture.family, architecture.source_class
+    # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
+    arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
+    model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
+    return load_checked(model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments)
+
+
+def load_as_result(
+    source: Source, architecture: Architecture, config: Any, dtype: torch.dtype | None = torch.float32
+) -> tuple[Any, set[str]]:
+    """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
+
+    Returns what :func:`load_checked` does. New parameters of mechanisms have the same values at every call.
+
+    Args:
+        dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
+    """
+    stored = source.dtypes if dtype is None else {}
+    loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
+    model_class = result_class(architecture, config)
+    folder: Path | None = source.folder
+    arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
+    if architecture.converter is not None:
+        original, lacking = load_source(source, architecture, loaded)
+        random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
+        state = {name: value for name, value in architecture.converter.state_dict(original).items() if value.data_ptr() not in random}
+        model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, missing = load_checked(model_class, folder, source.name, headless=True, adds_mechanisms=True, config=config, **arguments)
+    for name, value in model.named_parameters():
+        value.data = value.data.to(stored.get(name, value.dtype))
+    return model, missing
+
+
+LAYER = re.compile(r"\.\d+\.")
+"""The number of a layer in a tensor's name."""
+
+
+def load_checked(
+    model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """Load a model whose files must have all of its weights, in evaluation mode.
+
+    A pooler that they lack would be random. A model without a head works without it, so it is removed there.
+
+    Args:
+        folder: of the files; ``None`` if ``arguments`` give config and state_dict.
+        name: of the checkpoint in messages.
+        headless: the weights of a head may be missing.
+        adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
+        arguments: of ``from_pretrained``.
+
+    Returns:
+        The model, and the names of the parameters that are missing.
+    """
+    try:
+        model, info = load_weights(
+            model_class, folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    except CheckpointError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
+        raise
+    for tensor, stored, expected in sorted(info["mismatched_keys"]):
+        shapes = f"{tuple(stored)}, but its config requires {tuple(expected)}"
+        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {shapes}.")
+    missing = {*info["missing_keys"]}
+    if adds_mechanisms:
+        missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
+    missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
+    if lost := {tensor for tensor in (of_body(model, missing) if headless else missing) if "pooler" not in tensor}:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
+    # tensors of layers that the model does not have; other surplus tensors do no harm (a pooler, a head of pretraining)
+    known, prefix = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}, f"{model.base_model_prefix}."
+    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
+    if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
+        raise CheckpointError(
+            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct its number of layers "
+            f"there ({model.config.num_hidden_layers} now), or save it again without them."
+        )
+    return model.eval(), without_random_pooler(model, missing)
+
+
+def of_body(model: Any, missing: set[str]) -> set[str]:
+    """The missing weights that are not of a head or a computed table."""
+    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
+    tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
+    stored = {name for name, table in tables.items() if table is None or table.learned}
+    return stored if model.base_model is model else {name for name in stored if name.startswith(prefix)}
+
+
+def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
+    """Remove a pooler that the checkpoint lacks and that would be initialised at random. The class works without it.
+
+    Returns:
+        The names that are still missing; for a model with a head, all of `missing`.
+    """
+    base = model.base_model
+    pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
+    if pooler_names := {name for name in missing if name.startswith(pooler)}:
+        base.pooler = None
+    return missing - pooler_names if base is model else missing
+
+
+def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name. Without the cache.
+
+    `decoder_tokens`: number of decoder tokens for an encoder-decoder, which are ``ids`` shifted right by one; ``None`` means all.
+        Sequence classifiers always get all.
+    """
+    if "MultipleChoice" in type(model).__name__:
+        ids = ids.unsqueeze(1)
+    if model.config.is_encoder_decoder:
+        if type(model).__name__.endswith("ForSequenceClassification"):  # the head reads the end token's state
+            ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
+            decoder_tokens = None
+        start = torch.full_like(ids[:, :1], decoder_start(model.config))
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
+    if (family := known_family(model.config)) is not None:
+        arguments = {**family.rule.further_inputs(model.config, *ids.shape[:2]), **arguments}
+    with torch.no_grad():
+        returned = model(input_ids=ids, return_dict=True, **arguments)
+    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress bars."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), quiet_torchao():
+            warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)\b")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,21 +1,11 @@
 """Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does.
 
-==============================================  =====================================================  ==================
-long model                                      layers                                                 stock architecture
-==============================================  =====================================================  ==================
-BERT, ELECTRA, DistilBERT, RoBERTa and its kin  full attention, with a longer position table           the base itself
-Llama, Mistral                                  full attention or one window                           Mistral
-BERT, RoBERTa and its kin                       ``window`` and ``longformer``                          Longformer
-BERT, RoBERTa and its kin, BigBird              ``bigbird`` with transformers' blocks                  BigBird
-==============================================  =====================================================  ==================
-
-Software that knows the architecture can serve the stock checkpoint without this package.
+Software that knows the architecture can serve the stock checkpoint without this package. ``docs/how-to/export.md`` has a table of them.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,8 +38,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
 from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .model_loading import load_checked, quiet_libraries
-from .sources import NAMES, OWN_FIELDS, read_long, refuse_quantised
+from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -64,28 +53,24 @@ class Stock:
     """A stock architecture for one long model: here the base of an encoder with full attention.
 
     config, long_class, family: of the long model.
-    masked: the caller passes a ``global_attention_mask`` for every text, so the config's global tokens do not matter.
+    families: base model types of the long models that it can hold.
+    stem, heads: the beginning of the names of its classes, empty for the base's; heads of other bases whose tensors it can hold.
+    computes, words: mechanisms that its layers can compute, with some options; what every layer computes, for a refusal.
+    note: a remark for its users.
+    names: regular expressions for parts of the names of a long model's tensors -> the replacement.
     """
 
     config: Any
     long_class: str
     family: Family
-    masked: bool = False
 
     families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
-    """Base model types of the long models that it can hold."""
     stem: ClassVar[str] = ""
-    """The beginning of the names of its classes. Empty for the base's classes."""
     heads: ClassVar[tuple[str, ...]] = ()
-    """Heads of other bases whose tensors it can hold."""
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
-    """Mechanisms that its layers can compute, with some options."""
     words: ClassVar[str] = "full attention"
-    """What every layer computes, for a refusal."""
     note: ClassVar[str] = ""
-    """A remark for its users."""
     names: ClassVar[Mapping[str, Any]] = {}
-    """Regular expressions for parts of the names of a long model's tensors -> the replacement."""
 
     @property
     def head(self) -> str:
@@ -120,8 +105,6 @@ class Stock:
             mechanism = self.layers[odd]
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
             return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
-        if self.masked and self.stem != "Longformer":
-            return f"A {self.class_name} takes no global_attention_mask; leave --global-attention-mask out."
         base_class = self.family.base_of(self.long_class)
         if base_class != self.class_name and self.head not in self.heads:
             return f"The head of a {base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
@@ -153,13 +136,6 @@ class Stock:
                 name = re.sub(pattern, replacement, name)
             state[name] = values
         return state
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        if self.reason:
-            return {"class": None, "reason": self.reason}
-        model_type = getattr(transformers, self.class_name).config_class.model_type
-        return {"class": self.class_name, "model_type": model_type, **({"note": self.note} if self.note else {})}
 
 
 class Mistral(Stock):
@@ -197,32 +173,27 @@ class LongformerStock(Stock):
     }
 
     @property
-    def globals(self) -> Any:
+    def globals(self) -> dict[str, Any] | None:
         """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
         lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
-        return None if lacking else LongformerOptions(**{"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})})
+        return None if lacking else {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
 
     @property
     def words(self) -> str:  # type: ignore[override]
-        o, words = self.globals, "a window of two tokens or more, equally wide on both sides"
-        if self.masked:
-            return words
-        if o is None:
-            return "global tokens before the first of three separators in a pair of texts, or else --global-attention-mask"
-        options = f"--option global_tokens={'0' if o.global_tokens else 'none'}"
-        options += " --option global_first_segment=true" * o.global_first_segment
-        instead = f"convert with --mechanism longformer {options}, or export with --global-attention-mask and give every call that mask"
-        return f"{words}, and its head's global tokens; {instead}"
+        if (options := self.globals) is None:
+            return "global tokens before the first of three separators in a pair of texts"
+        what = "a window of two tokens or more, equally wide on both sides, and its head's global tokens"
+        first = " --option global_first_segment=true" if "global_first_segment" in options else ""
+        return f"{what}; convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)
-        o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
-        if self.masked:  # a window takes no mask of global tokens
-            return {} if width and o is mechanism.options else None
+        options: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
         rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
-        same = all(getattr(o, name) == getattr(self.globals, name, None) for name in rule)
+        same = None if self.globals is None else LongformerOptions(**self.globals)
         chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        return {} if width and same and chosen == [None, None] else None
+        fits = same is not None and all(getattr(options, name) == getattr(same, name) for name in rule)
+        return {} if width and fits and chosen == [None, None] else None
 
     def values(self) -> dict[str, Any]:
         pad = self.config.pad_token_id or 0
@@ -269,9 +240,9 @@ class BigBirdStock(Stock):
         return {**({} if self.family.base_model_type == "big_bird" else fixed), **super().values()}
 
 
-def choose_stock(config: Any, long_class: str, family: Family, masked: bool = False) -> Stock:
+def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
     """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
-    stocks = [stock(config, long_class, family, masked) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
+    stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
     if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
         return choice or stocks[0]
@@ -284,7 +255,6 @@ def export_native(
     model: str | Path,
     destination: str | Path,
     *,
-    global_attention_mask: bool = False,
     verify: bool = True,
     overwrite: bool = False,
     revision: str | None = None,
@@ -299,8 +269,6 @@ def export_native(
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet; it is complete or does not appear.
-        global_attention_mask: every call of the stock model will pass this mask, so the config's global tokens may differ from the tokens
-            that the stock architecture makes global by default.
         verify: compare the written checkpoint with the model.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
@@ -313,7 +281,6 @@ def export_native(
         CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
         LongAttentionError: one sentence; nothing was written.
     """
-    times = [time.perf_counter()]
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
         raise CheckpointError(
@@ -321,10 +288,9 @@ def export_native(
         )
     refuse_quantised(source)
     config, class_name, family, _ = read_long(source)
-    choice, length = choose_stock(config, class_name, family, global_attention_mask), family.longest(config)
+    choice, length = choose_stock(config, class_name, family), family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
-    times.append(time.perf_counter())
     size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
     with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
         long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
@@ -335,7 +301,6 @@ def export_native(
         progress("write", 0, size)
         stock.save_pretrained(stage)
         add_source_files(source, stage, length)
-        times.append(time.perf_counter())
         text, checks = kind_of(family).inputs(config, stage, verification_text(None)), list[Check]()
         if verify:
             with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
@@ -347,10 +312,9 @@ def export_native(
             str(destination),
             NATIVE_REPORT,
             checks,
-            times,
             f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
             f"`longattn export --format native` from {origin_of(source.name)}.",
-            config={"format": "native", **({"global_attention_mask": True} if global_attention_mask else {})},
+            config={"format": "native"},
             plan={
                 "source": source.name,
                 "long_class": class_name,
@@ -377,7 +341,7 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
         (length, probe)
         for length in dict.fromkeys((min(SHORT_LENGTH, most), most))
         for probe in adoption.probes(stock.config, type(stock).__name__, text, length)
-        if (takes_mask if "global_attention_mask" in probe.inputs else not choice.masked)
+        if takes_mask or "global_attention_mask" not in probe.inputs
     ]
     for done, (length, probe) in enumerate(probes):
         progress("verify", done, len(probes))

@@ -57,12 +57,7 @@ class EpochAwareCollator:
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
-    """``(B, length)`` of rows of numbers.
-
-    Args:
-        fill: the number of padding.
-        left: pad on the left.
-    """
+    """``(B, length)`` of rows of numbers, padded with ``fill``."""
     padded = []
     for row in map(torch.as_tensor, rows):
         gap = torch.full((length - len(row), *row.shape[1:]), fill, dtype=row.dtype)
@@ -79,11 +74,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A padded batch.
-
-        Raises:
-            KeyError: some rows have a column and others do not.
-        """
+        """A padded batch."""
         rows = [dict(row) for row in features]
         fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
@@ -169,11 +160,7 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
-    """Whether to pack: ``wanted``, or by default whether model and arguments allow it.
-
-    Raises:
-        OptionError: ``wanted`` is True, but ``refusal``, the model or the arguments forbid packing.
-    """
+    """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
     why = refusal or packing_refusal(model, args)
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")

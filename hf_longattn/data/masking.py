@@ -24,14 +24,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     """Token ids of any shape with a share :data:`MASKED` masked, and labels, which are :data:`.tokenization.IGNORED` elsewhere.
 
     For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
-        other token is.
-
-    Args:
-        tokenizer: with a mask token.
-        seed: of the choice.
-
-    Raises:
-        CheckpointError: the tokenizer has no mask token.
+    other token is.
     """
     mask = mask_token(tokenizer)
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
@@ -41,11 +34,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 
 
 def mask_token(tokenizer: Any) -> int:
-    """The id of the mask token.
-
-    Raises:
-        CheckpointError: the tokenizer has none.
-    """
+    """The id of the mask token."""
     token = getattr(tokenizer, "mask_token_id", None)
     if token is None:
         raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")

@@ -47,9 +47,6 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
     Args:
         relevant: the texts of each anchor in all data. None of them becomes a negative.
         seed: chooses the wrong texts.
-
-    Raises:
-        DataError: an anchor to which all texts belong.
     """
     pool = _texts(relevant)
 
@@ -93,11 +90,7 @@ def _texts(relevant: Relevant) -> list[str]:
 
 
 def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, count: int) -> list[str]:
-    """Up to ``count`` different texts that do not belong to the anchor.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Up to ``count`` different texts that do not belong to the anchor."""
     right = set(relevant[anchor])
     drawn = random.Random(seed).sample(pool, min(len(pool), count + len(right)))
     wrong_texts = [text for text in drawn if text not in right][:count]

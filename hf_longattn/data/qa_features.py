@@ -92,9 +92,6 @@ def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, 
 def answerable(examples: Dataset) -> Dataset:
     """The examples to train on: without questions whose answers are in none of their documents. Where another document of the question
     has them (TriviaQA), the target here is "no answer", as in a window without an answer.
-
-    Raises:
-        DataError: nothing is left.
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}

@@ -41,18 +41,14 @@ TRUE = ("true", "yes", "1", "1.0")
 """What ``is_impossible`` of a question without an answer says, in small letters."""
 
 
-class RowError(ValueError):
-    """Why one row cannot be used."""
-
-
 def load_qa(
     source: str | Path, split: str | None = None, *, named: Mapping[str, str] = MappingProxyType({}), skip_bad_rows: bool = False
 ) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
-            where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
+        source: see :func:`.sources.read_table`. ``answer``, with or without ``answer_start``, counts where ``answers`` are empty. Empty
+            answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
@@ -79,7 +75,6 @@ def load_qa(
             f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
-    texts = [column for column, feature in data.features.items() if feature == Value("string")]
 
     def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         examples = []
@@ -87,9 +82,9 @@ def load_qa(
             row = dict(zip(columns, cells, strict=True))
             identity = next((str(row[key]) for key in IDS if row.get(key) is not None), None)
             try:
-                examples.append(_example(_read_cells(row, texts), str(number) if identity is None else identity))
-            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-                why = str(error) if isinstance(error, RowError) else f"It matches no schema ({type(error).__name__}: {error})."
+                examples.append(_example(row, str(number) if identity is None else identity))
+            except (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+                why = str(error) if isinstance(error, DataError) else f"It matches no schema ({type(error).__name__}: {error})."
                 where = f"Row {number + 1}" if identity is None else f"Question {identity}"
                 if not skip_bad_rows:
                     raise DataError(f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many.") from error
@@ -112,66 +107,39 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def _questions(value: Any) -> Iterator[dict[str, Any]]:
-    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row.
-
-    Raises:
-        ValueError: a paragraph or a document has no list of questions.
-    """
+    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row."""
     if not isinstance(value, dict) or "question" in value:
         yield value
         return
     for entry in value["data"] if isinstance(value.get("data"), list) else [value]:
         if "header" in entry:  # the first line of an MRQA file
             continue
-        paragraphs = entry.get("paragraphs", [entry] if "qas" in entry else None)
-        if paragraphs is None:
+        for paragraph in entry.get("paragraphs", [entry] if "qas" in entry else ()):
+            shared = {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": []}
+            yield from ({**shared, **qa} for qa in paragraph["qas"])
+        if not {"paragraphs", "qas"} & entry.keys():
             yield entry
-            continue
-        try:
-            for paragraph in paragraphs:
-                shared = {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": []}
-                yield from ({**shared, **qa} for qa in paragraph["qas"])
-        except (KeyError, TypeError, AttributeError) as error:
-            shape = "{'paragraphs': [{'context': ..., 'qas': [...]}]}"
-            raise ValueError(f"an article does not have SQuAD's shape {shape} ({type(error).__name__}: {error})") from error
-
-
-def _read_cells(row: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """A row of a table, with ``answers`` and ``answer_start`` read from text."""
-    read: dict[str, Any] = {}
-    for column in ("answers", "answer_start"):
-        cell = row.get(column)
-        if column in texts and isinstance(cell, str) and cell.strip()[:1] in tuple("{[" if column == "answers" else "+-0123456789"):
-            try:
-                read[column] = json.loads(cell)
-            except (ValueError, RecursionError) as error:
-                raise RowError(f"Its {column} are no JSON ({error}).") from error
-    return {**row, **read}
 
 
 def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """The example of a row in any of the schemas.
-
-    Raises:
-        RowError: the row cannot be used.
-    """
+    """The example of a row in any of the schemas."""
     if "supporting_facts" in row:
         row = _hotpot(row)
     for column in ("question", "context"):
         if not isinstance(row[column], str):
-            raise RowError(f"The {column} must be one text, not {type(row[column]).__name__}.")
+            raise DataError(f"The {column} must be one text, not {type(row[column]).__name__}.")
     answers, gold = _mrqa(row) if "detected_answers" in row else _squad(row)
     if row.get("gold") is not None:  # the common schema
         gold = row["gold"]
     gold = [text for text, _ in _spans(list(gold))] or answers["text"]
     kind = row.get("kind") or "span"
     if kind not in KINDS:
-        raise RowError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+        raise DataError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
     kind = "none" if kind == "span" and not gold else kind
     impossible = str(row.get("is_impossible")).strip().lower() in TRUE
     if gold and (impossible or kind == "none"):
         marked = "is_impossible" if impossible else "kind 'none'"
-        raise RowError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
+        raise DataError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
     texts = {"id": identity, "title": title, "document": document, "question": row["question"], "context": row["context"]}
     return {**texts, "answers": answers, "gold": gold, "kind": kind}
@@ -185,7 +153,7 @@ def _spans(answers: Any) -> list[tuple[str, Any]]:
         return [] if answers is None or not str(answers).strip() else [(str(answers), None)]
     texts, starts = ([value] if not isinstance(value, list) else value for value in map(answers.get, ANSWERS))
     if answers and "text" not in answers:
-        raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}.")
+        raise DataError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}.")
     if not any(map(_spans, texts)) or all(start is None for start in starts):
         return _spans(texts)
     return [(str(text), start) for text, start in zip(texts, starts, strict=True) if _spans(text)]
@@ -202,18 +170,18 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     if all(start is None for _, start in spans):
         places = occurrences(row["context"], right)
         if right and not places["text"]:
-            raise RowError(f"The answer {right[0]!r} is not in the context; give words of the context.")
+            raise DataError(f"The answer {right[0]!r} is not in the context; give words of the context.")
         return places, right
     for text, start in spans:
-        number = None if isinstance(start, str) else as_number(start)
+        number = as_number(start)
         if number is None or not number.is_integer() or number < 0:
-            raise RowError(
+            raise DataError(
                 f"The answer {text!r} has the answer_start {start!r}; it must be a whole number from 0, the answer's first character in "
                 "the context. Give empty lists to questions without an answer."
             )
         if not row["context"].startswith(text, int(number)):
-            raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"text": right, "answer_start": [int(start) for _, start in spans]}, []
+            raise DataError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
+    return {"text": right, "answer_start": [int(float(start)) for _, start in spans]}, []
 
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -12,6 +12,7 @@ import string
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,58 +53,33 @@ MOST_HELD_OUT = 1000
 """Maximum number of held-out documents per source of a language model. Untuned."""
 
 
-def read_rows(args: Any, seed: int, roles: Roles | None = None, *, classes: str = "") -> tuple[Dataset, Dataset]:
-    """Training rows and held-out rows with a column for each role; see :func:`rows_of` and :func:`split_rows`.
-
-    Args:
-        args: the task's data arguments.
-        roles: default: ``args.roles``.
-
-    Raises:
-        DataError: a source that cannot be read, a missing column, or a row without a value of its kind.
-        OptionError: too few rows to hold some back.
-    """
-    roles = args.roles if roles is None else roles
-    return split_rows(args, seed, lambda source, split: rows_of(source, split, roles, args.named), classes=classes)
-
-
-def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
-
-    Raises:
-        DataError, OptionError: as :func:`read_rows`.
-    """
-
-    def read(source: str, split: str) -> Dataset:
-        if args.template:
-            return written_rows(source, split, args.template)
-        return rows_of(source, split, args.roles, args.named)
-
-    return split_rows(args, seed, read, most=MOST_HELD_OUT, shuffle=True)
-
-
-def split_rows(
+def read_rows(
     args: Any,
     seed: int,
-    read: Callable[[str, str], Dataset],
+    roles: Roles | None = None,
     *,
+    read: Callable[[str, str], Dataset] | None = None,
     unit: str = "",
     classes: str = "",
     most: int | None = None,
     shuffle: bool = False,
 ) -> tuple[Dataset, Dataset]:
-    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
-    ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
+    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. They have a column for each role.
+
+    ``max_train_samples`` and ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
 
     Args:
-        read: reads a split of a source.
+        args: the task's data arguments.
+        roles: default: ``args.roles``.
+        read: reads a split of a source; default: :func:`rows_of`.
         unit, classes, most: see :func:`split_held_out`.
         shuffle: draw the order of rows that are not split by the seed, too.
 
     Raises:
-        DataError: sources with different columns.
+        DataError: a source that cannot be read, a missing column, a row without a value of its kind, or sources with different columns.
         OptionError: too few rows to hold some back.
     """
+    read = read or partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
 
     def joined(parts: Sequence[Dataset]) -> Dataset:
         data = concatenate_datasets(parts)
@@ -127,6 +103,16 @@ def split_rows(
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
+
+
+def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
+    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
+
+    Raises:
+        DataError, OptionError: as :func:`read_rows`.
+    """
+    read = partial(written_rows, templates=args.template) if args.template else None
+    return read_rows(args, seed, read=read, most=MOST_HELD_OUT, shuffle=True)
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
@@ -184,11 +170,7 @@ def _order(count: int, seed: int) -> list[int]:
 
 
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
-    """Role -> column of the data.
-
-    Raises:
-        DataError: a column is missing, and its role is not optional.
-    """
+    """Role -> column of the data."""
     chosen = {}
     for role, names in roles.items():
         wanted = [named[role]] if role in named else list(names)
@@ -236,11 +218,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
-    """Rows without an empty text; others are left out, with a warning.
-
-    Raises:
-        DataError: no row is left.
-    """
+    """Rows without an empty text; others are left out, with a warning."""
     if not texts:
         return rows
     filled = rows.filter(lambda row: all(row[role].strip() for role in texts))
@@ -259,11 +237,7 @@ def _class_names(feature: Any) -> Sequence[str] | None:
 
 
 def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:
-    """A value as its role needs it; "" for a missing text.
-
-    Raises:
-        DataError: it is missing, or no such value.
-    """
+    """A value as its role needs it; "" for a missing text."""
     what = VALUES.get(role, "text")
     if value is None or value == "" or value != value or (names is not None and value == -1):
         if what == "text":
@@ -307,11 +281,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
-    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``.
-
-    Raises:
-        DataError: the column has another type, or a row has no file.
-    """
+    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``."""
     feature = data.features[column]
     if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         data = data.rename_columns({} if column == role else {column: role})
@@ -337,12 +307,7 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
 
 
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
-    """Texts in the column ``text``. Each row takes the first template whose columns all have a value.
-
-    Raises:
-        OptionError: a template is not a format string, or names no column.
-        DataError: a missing column, a format that does not suit a value, or no text.
-    """
+    """Texts in the column ``text``. Each row takes the first template whose columns all have a value."""
     data, columns = read_table(source, split), dict[str, list[str]]()
     for template in templates:
         try:

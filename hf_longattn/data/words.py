@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.rows import Roles, rows_of
-from hf_longattn.data.sources import CONLL, DataError, opened
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED, reads_words
 from hf_longattn.loading import call_tokenizer
 
-TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-"""Features of tagged documents."""
-DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
-"""Beginnings of the lines around the documents of a CoNLL file."""
-LINE = "a line is a word, perhaps other columns, and a tag, separated by tabs or by spaces"
-"""The form of a line, in messages."""
-IOB_TAG = re.compile("O|[BIESLU]-.+")
-"""A tag of a named entity, or of none."""
 ROLES: dict[str, tuple[str, ...]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 """Columns that are recognised."""
 
@@ -31,14 +20,8 @@ ROLES: dict[str, tuple[str, ...]] = {"words": ("tokens", "words"), "tags": ("ner
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
     """Documents with the columns ``words`` and ``tags``, lists of texts of the same length. Documents without words are left out.
 
-    Args:
-        source: a CoNLL file (see :func:`read_conll`), or as for :func:`.rows.rows_of`.
-
-    Raises:
-        DataError: the source cannot be read, lacks a column, or has no words or missing tags.
+    The arguments are those of :func:`.rows.rows_of`.
     """
-    if Path(source).suffix.lower() in CONLL and Path(source).is_file():
-        return read_conll(source)
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
@@ -48,44 +31,6 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
     if not len(data):
         raise DataError(f"There are no words in {source}; give other data.")
     return data
-
-
-def read_conll(file: str) -> Dataset:
-    """A word and its tag in each line, the first and the last column; -DOCSTART- lines, or else blank ones, separate documents.
-
-    Tabs separate the columns, or spaces in a file without tabs. A line that begins with # is a comment, unless it has the columns and the
-    tag of a word.
-
-    Raises:
-        DataError: the file cannot be read, has a word without a tag, numbers its words, or has no words.
-    """
-    with opened(file) as text:
-        lines = [line.removesuffix("\r") for line in text.read().split("\n")]
-    plain = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
-    between, marked = "\t" if any("\t" in line for line in plain) else " ", any(line.startswith(DOCUMENT) for line in lines)
-
-    def columns_of(line: str) -> list[str]:
-        return [column for column in line.split(between) if column or between == "\t"]
-
-    widths, tags = ({measure(columns_of(line)) for line in plain} for measure in (len, itemgetter(-1)))
-    documents: list[list[list[str]]] = [[]]
-    for number, line in enumerate(lines, 1):
-        columns, is_border = columns_of(line), line.startswith(DOCUMENT)
-        if is_border or not line.strip(" \t"):
-            documents += [[]] * (is_border or not marked)
-            continue
-        if line[0] == "#" and not (len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]))):
-            continue
-        if len(columns) < 2 or not columns[0] or not columns[-1].strip(" ") or "\r" in line:
-            raise DataError(f"Line {number} of {file!r} has no {'tag' if columns[0] else 'word'}; {LINE}, and ends with \\n.")
-        documents[-1].append(columns)
-    rows = [columns for document in documents for columns in document]
-    if not rows:
-        raise DataError(f"There are no words in {file!r}; give other data.")
-    if all(len(columns) > 2 and columns[0].isdecimal() for columns in rows):
-        raise DataError(f"The lines of {file!r} begin with numbers, as in CoNLL-U; {LINE}.")
-    cells = {name: [[row[place] for row in document] for document in documents if document] for name, place in (("words", 0), ("tags", -1))}
-    return Dataset.from_dict(cells, features=TAGGED)
 
 
 def tag_names(*parts: Dataset) -> list[str]:

@@ -16,8 +16,16 @@ import torch
 from torch import nn
 
 from ..conversion.folders import add_source_files, versions, with_report, write_report
-from ..conversion.model_loading import attached_mechanisms, load_checked, quiet_libraries
-from ..conversion.sources import NAMES, OWN_FIELDS, Source, open_source, refuse_quantised
+from ..conversion.sources import (
+    NAMES,
+    OWN_FIELDS,
+    Source,
+    attached_mechanisms,
+    load_checked,
+    open_source,
+    quiet_libraries,
+    refuse_quantised,
+)
 from ..data.english import verification_text
 from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import sentence_pooling, write_for_servers

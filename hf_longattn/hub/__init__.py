@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..names import public_names
 
 if TYPE_CHECKING:
-    from .card import AUTO_CLASSES, MeasuredResult, from_source, model_card, next_step, origin_of, write_model_card
+    from .card import AUTO_CLASSES, from_source, model_card, next_step, origin_of, write_model_card
     from .push import PushReport, check_login, push_model
     from .remote_code import write_remote_code
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan_positions import PositionWarning, layers_in_words
+from ..conversion.plan import PositionWarning, layers_in_words
 from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.folders import train_command
-from ..conversion.plan import ConversionPlan
-from ..conversion.plan_positions import PositionWarning
+from ..conversion.plan import ConversionPlan, PositionWarning
 from ..data.sources import files_of
 from ..errors import CheckpointError, OptionError
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
@@ -162,7 +161,8 @@ class SizedKind(InputKind):
         positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
         processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
-        config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
+        lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
+        config = architecture.long_config(attention, lengths=lengths, rule=positions)
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
         task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)

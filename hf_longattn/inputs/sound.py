@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan_positions import PositionWarning
+from ..conversion.plan import PositionWarning
 from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism

@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..conversion.model_loading import quiet_libraries
-from ..conversion.sources import class_of, fetch_config
+from ..conversion.sources import class_of, fetch_config, quiet_libraries
 from ..engines.common.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line

@@ -21,10 +21,6 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
         labels: of the data.
         complete: refuse a checkpoint without the head, and labels that it does not know, since nothing is trained.
         config: fields of its config.
-
-    Raises:
-        CheckpointError: it cannot be loaded, or lacks weights.
-        DataError: a complete model does not know a label.
     """
     model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
     classes = (load_config(name) if model is None else model.config).id2label
@@ -40,9 +36,6 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
     Args:
         known: the model's classes.
         only_known: refuse labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
-
-    Raises:
-        DataError: the model does not know a label.
     """
     numbers = list(map(str, range(len(known))))
     if set(labels) <= set(known):
@@ -63,11 +56,7 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
 
 
 def check_classes(sources: str, trained: Sequence[str], validation: str, scored: Sequence[str]) -> None:
-    """Refuse training data of a single class, and classes of ``--validation`` that no training row has.
-
-    Raises:
-        DataError: the data have such classes.
-    """
+    """Refuse training data of a single class, and classes of ``--validation`` that no training row has."""
     if len(trained) < 2:
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
     if validation and (new := set(scored) - set(trained)):

@@ -1,29 +1,9 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task, a file in ``training/tasks/``, has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
-
-    @dataclass
-    class ReviewArguments(DataArguments):
-        roles: ClassVar = {"text": ("text", "document"), "label": ("label",)}  # for --columns text=body
-
-    ARGUMENTS = (ModelArguments, ReviewArguments, LongTrainingArguments)
-
-    def main(model_args: ModelArguments, data_args: ReviewArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
-        begin(model_args, data_args, training_args)
-        tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
-        train, held_out = read_rows(data_args, training_args.seed)  # with the columns text and label
-        model = load_model(AutoModelForX, model_args.model, complete=not training_args.do_train)
-        trainer = LongTrainer(model, training_args, DataCollatorWithPadding(tokenizer), train, held_out, tokenizer,
-                              compute_metrics=lambda prediction: means_in_percent(["accuracy"], ...))
-        return finish(trainer, model_args, data_args, input_length=length)
-
-    if __name__ == "__main__":
-        sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
-
-``compute_metrics`` (or ``measure=``) returns scores by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows; names
-in :data:`~hf_longattn.training.saving.METRICS` are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads. Other keyword
-arguments of :func:`finish` go into the log, and numbers into the card. With ``training_args.do_train`` off, :func:`finish` only scores
-(`longattn evaluate`).
+A task is a file in ``training/tasks/`` with a docstring, ``ARGUMENTS`` and ``main``, which reads like an example of transformers;
+`docs/extending.md` and ``examples/extend/score.py`` show one. ``compute_metrics`` (or ``measure=``) returns scores by name, with
+``NAME_se`` for standard errors and ``n`` for the number of rows; names in :data:`~hf_longattn.training.saving.METRICS` are in per cent.
+``HEAD_accuracy`` is the accuracy of one of several heads.
 """
 
 from __future__ import annotations
@@ -51,15 +31,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import (
-    CheckpointError,
-    LongAttentionError,
-    OptionError,
-    UsageError,
-    error_line,
-    rust_panics,
-    visible,
-)
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, rust_panics, visible
 from hf_longattn.files import check_writable, write_text
 from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights
@@ -219,11 +191,7 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence. safetensors and torch raise it without an errno.
-
-    Raises:
-        CheckpointError: the disk became full.
-    """
+    """Turn a full disk into a sentence. safetensors and torch raise it without an errno."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:

@@ -20,9 +20,6 @@ class SegmentTrainer(LongTrainer):
     """Trains a Long model on :class:`~hf_longattn.data.segments.Segments`: gradients stay within a batch, the memory carries over.
 
     An evaluation reads all documents in every process.
-
-    Raises:
-        OptionError: with checkpointed activations, or a number of tokens per batch.
     """
 
     def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:

@@ -216,10 +216,6 @@ class Minutes(TrainerCallback, ExportableState):
 
     Args:
         limit: the minutes allowed; ``None`` = no limit.
-
-    Raises:
-        DivergenceError: a logged loss is not a finite number.
-        OptionError: the evaluation before the first step took all of the time.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -339,11 +335,7 @@ class SeededGroups(LengthGroupedSampler, EpochSampler):
 
 
 def row_lengths(data: Any) -> list[int]:
-    """The tokens of each row: its column ``length``, or else its ``input_ids``.
-
-    Raises:
-        OptionError: rows of unknown length.
-    """
+    """The tokens of each row: its column ``length``, or else its ``input_ids``."""
     names = getattr(data, "column_names", None) or ()
     if "length" in names:
         return list(data["length"])

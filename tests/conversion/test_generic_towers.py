@@ -118,8 +118,8 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
     sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
-    assert vision.new_input == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
-    assert text.new_input == f"{text.config.max_position_embeddings} tokens"
+    assert vision.input_in_words("new") == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
+    assert text.input_in_words("new") == f"{text.config.max_position_embeddings} tokens"
     assert all(tower.parameters > 1000 for tower in plan.towers.values())
     assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
     assert text.shape.causal is (case != "siglip")

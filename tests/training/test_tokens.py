@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
-from hf_longattn.data.words import read_conll
+from hf_longattn.data.words import ROLES, tagged_rows
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from tests.training.conftest import FAST, checkpoint, start_task
@@ -88,58 +88,29 @@ def test_tagged_words_are_the_same_from_every_kind_of_file(tmp_path: Path) -> No
 def conll(path: Path, text: str) -> list[tuple[list[str], list[str]]]:
     """The words and tags of each document of a CoNLL file."""
     path.write_bytes(text.encode())
-    data = read_conll(str(path))
+    data = tagged_rows(str(path), "train", ROLES, {})
     return list(zip(data["words"], data["tags"], strict=True))
 
 
-def test_conll_comments_are_no_words_and_hash_words_are(tmp_path: Path) -> None:
+def test_conll_lines_are_words_and_tags_with_any_columns_between_them(tmp_path: Path) -> None:
     file = tmp_path / "a.conll"
-    mary = (["Mary", "lives"], ["B-PER", "O"])
-    comments = ("# id 52\tdomain=en", "# sent_id = 1\n# text = Mary lives", "#newdoc", "# newdoc", "#", "# a b")
     for space in (" ", "\t", " _ _ "):
-        body = f"Mary{space}B-PER\nlives{space}O\n"
-        for comment in comments:
-            assert conll(file, f"{comment}\n{body}\n{comment}\n{body}") == [mary, mary], (comment, space)
-            assert conll(file, f"-DOCSTART- -X- O\n\n{comment}\n{body}\n{comment}\n") == [mary], (comment, space)
-        for tag in ("O", "B-TAG"):  # also the first words of a sentence
-            first = f"#{space}{tag}\n#go{space}{tag}\n{body}"
-            assert conll(file, first) == [(["#", "#go", *mary[0]], [tag, tag, *mary[1]])], (space, tag)
-
-
-def test_conll_words_keep_white_space_that_separates_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "a.conll"
-    for character in "\xa0\u2009\u3000\u2028\u2029\x85\x0b\x0c\x1c\x1e":
-        for word in (character, f"10{character}000", f"a{character}"):
-            for space in (" ", "\t"):
-                for end in ("\n", "\r\n"):
-                    text = end.join([f"Mary{space}B-PER", f"{word}{space}O", ""])
-                    assert conll(file, text) == [(["Mary", word], ["B-PER", "O"])], repr(text)
-    assert conll(file, "New York\tB-LOC\n \tX\tO\na  b\tO") == [(["New York", " ", "a  b"], ["B-LOC", "O", "O"])]
-    assert conll(file, "Mary   NN    B-PER  \n \t\nlives V O") == [(["Mary"], ["B-PER"]), (["lives"], ["O"])]
-    for wrong in ("Mary\tB-PER\nNew York\n", "Mary\tB-PER\nlives O\n", "Mary B-PER\rlives O\r"):
-        with pytest.raises(DataError, match="has no tag"):
-            conll(file, wrong)
+        for end in ("\n", "\r\n"):
+            body = f"Mary{space}B-PER\n#go{space}O\n1\xa0000{space}O\n".replace("\n", end)
+            mary = (["Mary", "#go", "1\xa0000"], ["B-PER", "O", "O"])
+            assert conll(file, f"{body}{end}{body}") == [mary, mary]
+            assert conll(file, f"-DOCSTART- -X- O{end}{body}{end}-DOCSTART- -X- O{end}{body}") == [mary, mary]
+    assert conll(file, "New York\tB-LOC\na  b\tO\n") == [(["New York", "a  b"], ["B-LOC", "O"])]
+    assert conll(file, "1 CD\n2 CD\n") == [(["1", "2"], ["CD"] * 2)]
 
 
 def test_conll_lines_without_a_word_or_a_tag_or_with_numbers_are_refused(tmp_path: Path) -> None:
     file, mary = tmp_path / "a.conll", "Mary\tNNP\tB-PER\n"
-    for wrong in ("runs\tVBZ\t", "runs\t\t", "runs\tVBZ\t ", "runs\tVBZ\t\t"):
-        with pytest.raises(DataError, match=r"Line 2 .* has no tag"):
+    for wrong in ("runs\tVBZ\t", "runs\tO", "\tNNP\tO", "# text = Mary", "runs"):
+        with pytest.raises(DataError, match=r"Line 2 .* is no word and its tag, with as many columns"):
             conll(file, mary + wrong)
-    for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2)):
-        with pytest.raises(DataError, match=f"Line {line} .* has no word"):
-            conll(file, text)
-    assert conll(file, mary + "runs\t\tO\n\t\t\nit\t_\tO") == [(["Mary", "runs"], ["B-PER", "O"]), (["it"], ["O"])]
-    for space in " \t":
-        with pytest.raises(DataError, match="begin with numbers, as in CoNLL-U; a line is a word, perhaps other columns, and a tag"):
-            conll(file, "# text = Im\n1 Im O\n2 Haus B-LOC\n\n1 Ja O\n".replace(" ", space))
-    assert conll(file, "1 CD\n2 CD\n") == [(["1", "2"], ["CD"] * 2)]
-    assert conll(file, "1 CD O\n2 CD O\n\nIt PR O\n") == [(["1", "2"], ["O", "O"]), (["It"], ["O"])]
-
-
-def test_marks_of_conll_2012_documents_are_no_words(tmp_path: Path) -> None:
-    text = "#begin document (x); part 000\nMary B-PER\n\nruns O\n#end document\n"
-    assert conll(tmp_path / "a.conll", text * 2) == [(["Mary", "runs"], ["B-PER", "O"])] * 2
+    with pytest.raises(DataError, match="have numbers, as in CoNLL-U; write a word and its tag in each line"):
+        conll(file, "1 Im O\n2 Haus B-LOC\n")
 
 
 def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) -> None:
@@ -156,7 +127,7 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
             [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")],
         ),
         (DataError, "All rows .* have the label 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
-        (DataError, "There are no words", [str(tmp_path / "empty.conll")]),
+        (DataError, "has no rows", [str(tmp_path / "empty.conll")]),
         (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")]),
         (DataError, "Row 2 .* in the column 'tokens'", [write([*good[:1], {"tokens": [None], "ner_tags": ["O"]}], tmp_path / "6.jsonl")]),
         (

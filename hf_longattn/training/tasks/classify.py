@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    EvalPrediction,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction
 from transformers.utils import logging
 
 from hf_longattn.data.audio import Hearing, to_utterances
@@ -36,6 +24,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
@@ -85,15 +74,15 @@ def main(
     """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    kinds = [kind for kind in KINDS if model_type in kind[0]] or KINDS[:1]
+    kinds = [kind for kind in KINDS if model_type in mapped_names(auto_mapping(kind[0]))[0]] or KINDS[:1]
     for kind in kinds:  # a model of texts, images and sound reads what the data hold
         try:
-            parts = read_labelled(data_args, kind[2], training_args.seed)
+            parts = read_labelled(data_args, kind[1], training_args.seed)
             break
         except DataError:
             if kind is kinds[-1]:
                 raise
-    _, head, _, inputs_of = kind
+    head, _, inputs_of = kind
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
@@ -115,9 +104,6 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
     Args:
         role: "text", "image" or "audio".
-
-    Raises:
-        DataError: as :func:`read_rows` and :func:`check_classes`.
     """
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
@@ -128,12 +114,7 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
 
 def text_inputs(
-    model: PreTrainedModel,
-    parts: Parts,
-    names: list[str],
-    data_args: ClassificationDataArguments,
-    args: LongTrainingArguments,
-    processor: Any = None,
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for documents: their tokens, packed if model and head allow it."""
     tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
@@ -155,12 +136,7 @@ def text_inputs(
 
 
 def image_inputs(
-    model: PreTrainedModel,
-    parts: Parts,
-    names: list[str],
-    data_args: ClassificationDataArguments,
-    args: LongTrainingArguments,
-    processor: Any = None,
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
 
@@ -176,18 +152,9 @@ def image_inputs(
 
 
 def audio_inputs(
-    model: PreTrainedModel,
-    parts: Parts,
-    names: list[str],
-    data_args: ClassificationDataArguments,
-    args: LongTrainingArguments,
-    processor: Any = None,
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
-    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch.
-
-    Raises:
-        CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-    """
+    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch."""
     extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
@@ -203,12 +170,7 @@ def audio_inputs(
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {
-        "train_dataset": train,
-        "eval_dataset": held_out,
-        "processing_class": extractor,
-        "data_collator": hearing,
-    }
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
 
 
 class ClassificationTrainer(LongTrainer):
@@ -223,11 +185,11 @@ class ClassificationTrainer(LongTrainer):
 
 
 KINDS: Any = (
-    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification, "text", text_inputs),
-    (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification, "image", image_inputs),
-    (MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoModelForAudioClassification, "audio", audio_inputs),
+    (transformers.AutoModelForSequenceClassification, "text", text_inputs),
+    (transformers.AutoModelForImageClassification, "image", image_inputs),
+    (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
 )
-"""What models read: their types, the class that loads them, the role of their column, and the function that makes their inputs."""
+"""What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
 
 if __name__ == "__main__":
     sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

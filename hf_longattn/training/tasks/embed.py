@@ -174,12 +174,7 @@ def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
 
 
 def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
-    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``.
-
-    Raises:
-        CheckpointError: the model does not read texts.
-        OptionError: ``max_length`` is more than the model reads.
-    """
+    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``."""
     body, length, longest = model.transformers_model, data_args.max_length, model.max_seq_length
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts.")

@@ -76,11 +76,7 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
 
 
 def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
-    """A converted model of one stack, in the class that its checkpoint names, and its tokenizer.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
+    """A converted model of one stack, in the class that its checkpoint names, and its tokenizer."""
     config = load_config(name)
     family = known_family(config) if config.model_type.startswith("long_") else None
     if family is None:
@@ -121,11 +117,7 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze all but the mechanisms' parameters of a base model, and make the modules that replace its mechanisms in a step.
-
-    Raises:
-        OptionError: no mechanism has a parameter.
-    """
+    """Freeze all but the mechanisms' parameters of a base model, and make the modules that replace its mechanisms in a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}

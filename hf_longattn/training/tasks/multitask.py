@@ -21,7 +21,7 @@ from hf_longattn.data.documents import label_names
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import each_part, split_rows
+from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.words import tag_names, to_windows
 from hf_longattn.errors import OptionError, check_extra, nearest
 from hf_longattn.evaluation import load_metric
@@ -175,7 +175,7 @@ def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArgume
 def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, run: LongTrainingArguments) -> PreparedTask:
     """Questions about documents, as in ``qa``."""
     tokenizer = backbone.tokenizer
-    examples, questions = split_rows(args, run.seed, partial(load_qa, named=args.named), unit="id", classes="kind")
+    examples, questions = read_rows(args, run.seed, read=partial(load_qa, named=args.named), unit="id", classes="kind")
     model, _ = backbone.head(name, kind)
     carry_question(model if backbone.model is None else backbone.model.text_model, tokenizer)
     if not args.only_scores:

@@ -12,29 +12,21 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    AutoModelForDocumentQuestionAnswering,
-    AutoModelForQuestionAnswering,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-)
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import split_rows
+from hf_longattn.data.rows import read_rows
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.qa_reader import Answer, best_answers
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer
@@ -71,7 +63,7 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     """
     begin(model_args, data_args, training_args)
     read = partial(load_qa, named=data_args.named, skip_bad_rows=data_args.skip_bad_rows)
-    examples, questions = split_rows(data_args, training_args.seed, read, unit="id", classes="kind")
+    examples, questions = read_rows(data_args, training_args.seed, read=read, unit="id", classes="kind")
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
     if training_args.do_train:
         carry_question(model, tokenizer)  # the saved model then makes questions global by itself
@@ -147,10 +139,9 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    model_type = load_config(name).model_type
-    of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = model_type in of_pages and model_type not in of_texts
-    loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
+    kind = load_config(name).model_type
+    loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
+    loader = next((each for each in loaders if kind in mapped_names(auto_mapping(each))[0]), loaders[0])
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:

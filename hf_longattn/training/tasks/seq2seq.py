@@ -8,18 +8,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    DataCollatorForSeq2Seq,
-    EvalPrediction,
-    PreTrainedModel,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-)
+from transformers import AutoFeatureExtractor, EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.documents import to_summaries
@@ -92,12 +84,12 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
     # Model: it reads texts or hears sound.
     config = load_config(model_args.model)
-    hears = config.model_type in mapped_names(auto_mapping(AutoModelForSpeechSeq2Seq))[0]
+    hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))[0]
     unused = ("prefix",) if hears else ("language", "letter_case", "max_seconds")
     if option := next((name for name in unused if getattr(data_args, name)), None):
         raise OptionError(f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out.")
     tokenizer = load_padding_tokenizer(model_args.model, config)
-    loader = AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
+    loader = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
     most = decoder_length(model)  # of labels, and of the texts that the model writes
@@ -120,7 +112,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
             to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
         )
         rows, held_out = each_part(encode, data, held)
-        processor, collator = tokenizer, DataCollatorForSeq2Seq(tokenizer, model)
+        processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
@@ -134,13 +126,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
     trainer = LongSeq2SeqTrainer(
-        model,
-        training_args,
-        collator,
-        rows,
-        held_out,
-        processor,
-        compute_metrics=scores if training_args.predict_with_generate else None,
+        model, training_args, collator, rows, held_out, processor, compute_metrics=scores if training_args.predict_with_generate else None
     )
     hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
@@ -173,10 +159,6 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
     """Let a multilingual model write in one language: Whisper in ``language``, mBART in the tokenizer's ``src_lang``, which it reads.
 
     Labels begin or end with its code, and so does decoding, where the config does not say how.
-
-    Raises:
-        CheckpointError: nothing says with which token decoding begins.
-        OptionError: the model knows one language only.
     """
     generation: Any = model.generation_config
     if language:

@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification, EvalPrediction
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.rows import each_part, split_rows
+from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import ROLES, tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
@@ -88,12 +88,8 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation documents with the columns ``words`` and ``tags`` (names).
-
-    Raises:
-        DataError: as :func:`tagged_rows`; a single tag, or a kind of entity in ``--validation`` only.
-    """
-    train, held_out = split_rows(args, seed, partial(tagged_rows, roles=args.roles, named=args.named))
+    """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
+    train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
     if not args.only_scores:
         kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
         check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", [*{*scored} - {"O"}])
