@@ -19,7 +19,6 @@ from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from ..mechanisms.common.registry import mechanism_class, prototype
-from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
@@ -325,11 +324,6 @@ class ConversionPlan(WithTowers):
         """Whether the result keeps the source's class and has mechanisms."""
         return isinstance(self.architecture.family, PlainFamily)
 
-    @property
-    def text_global(self) -> bool:
-        """Whether all tokens except image tokens are global, in a plain class's language model."""
-        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
@@ -350,7 +344,7 @@ class ConversionPlan(WithTowers):
             "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
-            "long_attention": {**attention, **({TEXT_GLOBAL: True} if self.text_global else {})},
+            "long_attention": attention,
             "old_length": self.old_length,
             "new_length": self.new_length,
             "input": new if old == new else f"{old} → {new}",
