@@ -32,24 +32,15 @@ ROUNDED = 1e-2
 
 @dataclass(frozen=True)
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+    """Source and result of a conversion, both loaded in fp32, with everything that their check needs."""
 
-    Attributes:
-        plan: of the conversion, or of a tower.
-        source: a model of the source's class.
-        result: loaded from ``folder``.
-        folder: the result's folder, with its tokenizer or processor.
-        inputs: of the plan's kind of input, for running both models.
-        missing, lacking: names of parameters that the source's and the written files lack.
-    """
-
-    plan: ConversionPlan
-    source: Any
-    result: Any
-    folder: Path
-    inputs: Any
-    missing: frozenset[str] = frozenset()
-    lacking: frozenset[str] = frozenset()
+    plan: ConversionPlan  # of the conversion, or of a tower
+    source: Any  # a model of the source's class
+    result: Any  # loaded from `folder`
+    folder: Path  # the result's, with its tokenizer or processor
+    inputs: Any  # of the plan's kind of input, for running both models
+    missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
+    lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
     @property
     def base(self) -> Any:

@@ -50,25 +50,16 @@ that are compared have at most half as many."""
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths in tokens at which source and result are run.
+    """The lengths in tokens at which source and result are run."""
 
-    Attributes:
-        covered: maximum up to the old length at which every layer computes the source's attention; 0 if there is none.
-        old, new, padded: for comparing outputs, for the result's longest text, and for texts with padding.
-        read: of the text on which a loss or embeddings are measured; 0 if none is possible.
-        chunk: tokens of that text that the source reads at once.
-        every: a decoder's loss is measured at every such position.
-        needed: minimum of ``read`` at which the result can differ from the source.
-    """
-
-    covered: int
-    old: int
-    new: int
-    padded: int
-    read: int
-    chunk: int
-    every: int
-    needed: int
+    covered: int  # maximum up to the old length at which every layer computes the source's attention; 0 if there is none
+    old: int  # of compared outputs
+    new: int  # of the result's longest text
+    padded: int  # of a text with padding
+    read: int  # of the text on which a loss or embeddings are measured; 0 if none is possible
+    chunk: int  # tokens of that text that the source reads at once
+    every: int  # a decoder's loss is measured at every such position
+    needed: int  # minimum of `read` at which the result can differ from the source
 
     @property
     def at_once(self) -> bool:
@@ -409,19 +400,16 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
     exact = covers(decoder_mechanisms(plan), min(short, limit or short), True)
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
+    differing = old if covered < old else 0
+    differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+    differs += f", but only texts of more than {short} tokens are read by it" * (short == old)
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
         (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or ("" if exact else "the decoder's mechanism does not cover it")),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
+        ("equal at the old length with full attention", differing, BASE, change),
+        ("at the old length", differing, MECHANISMS, f"{change} and the mechanism {differs}".removeprefix(" and ")),
     ]
-    if covered < old:
-        differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
-        if short == old:
-            differs += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
-        comparisons += [
-            ("equal at the old length with full attention", old, BASE, change),
-            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {differs}"]))),
-        ]
     checks, expected = [], dict[int, dict[str, Tensor]]()
     for name, length, attention, why in comparisons:
         if not length:
@@ -449,8 +437,7 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)
-        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
-        if takes_globals or "global_attention_mask" not in probe.inputs
+        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length, takes_globals)
     ]
     lacks = " (the source has no weights for its head)" * comparison.headless
     return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]

@@ -102,10 +102,7 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result.
-
-    Args:
-        positions: "auto", a strategy for tables, or "rope:<kind>".
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
 
     Returns:
         The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
@@ -201,14 +198,10 @@ def position_warnings(
 
 @dataclass(frozen=True)
 class ShortTexts:
-    """The texts that an encoder reads with full attention.
+    """The texts that an encoder reads with full attention."""
 
-    length: maximum length in tokens; 0 if there are none.
-    reason: why short texts are not read exactly as by the source; empty if they are, or if that does not apply.
-    """
-
-    length: int = 0
-    reason: str = ""
+    length: int = 0  # maximum length in tokens; 0 if there are none
+    reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
 
     def __str__(self) -> str:
         if self.reason:

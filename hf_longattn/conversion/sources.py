@@ -54,22 +54,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint.
+    """An opened checkpoint."""
 
-    name: what the user typed.
-    folder: with its config, its tokenizer and its weights; without the weights if only a plan is made.
-    config: its config.json.
-    pickled: whether transformers reads the weights from .bin files.
-    root: the folder of sentence-transformers whose first module this is; ``None`` for other checkpoints.
-    dtypes: of floating-point tensors by their names in the files; empty for .bin files and for a plan.
-    """
-
-    name: str
-    folder: Path
-    config: dict[str, Any]
-    pickled: bool = False
-    root: Path | None = None
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    name: str  # as the user typed it
+    folder: Path  # with its config, its tokenizer and its weights; without the weights if only a plan is made
+    config: dict[str, Any]  # its config.json
+    pickled: bool = False  # whether transformers reads the weights from .bin files
+    root: Path | None = None  # the folder of sentence-transformers whose first module this is; None for other checkpoints
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # of floating-point tensors by name; not of .bin files, nor for a plan
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -325,10 +317,10 @@ def _architecture(source: Source, generic: bool) -> Architecture:
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
     source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
-    base_class = source_class if converter is None else converter.base_class(source_class)
+    stem, base_stem = ("", "") if converter is None else converter.stems
+    base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     if base_class not in family.model_classes:
-        stems = ("", "") if converter is None else converter.stems[::-1]
-        classes = [name for name in (base.replace(*stems, 1) for base in family.model_classes) if hasattr(transformers, name)]
+        classes = [name for name in (base.replace(base_stem, stem, 1) for base in family.model_classes) if hasattr(transformers, name)]
         raise CheckpointError(
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
             f"{', '.join(classes)}."
@@ -469,19 +461,14 @@ LAYER = re.compile(r"\.\d+\.")
 def load_checked(
     model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
 ) -> tuple[Any, set[str]]:
-    """Load a model whose files must have all of its weights, in evaluation mode.
+    """Load a model whose files must have all of its weights, in evaluation mode. Returns the names of missing parameters, too.
 
     A pooler that they lack would be random. A model without a head works without it, so it is removed there.
 
     Args:
-        folder: of the files; ``None`` if ``arguments`` give config and state_dict.
-        name: of the checkpoint in messages.
+        folder, name: of the files, and of the checkpoint in messages. ``None`` if ``arguments`` have config and state_dict.
         headless: the weights of a head may be missing.
         adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
-        arguments: of ``from_pretrained``.
-
-    Returns:
-        The model, and the names of the parameters that are missing.
     """
     try:
         model, info = load_weights(
@@ -523,11 +510,7 @@ def of_body(model: Any, missing: set[str]) -> set[str]:
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Remove a pooler that the checkpoint lacks and that would be initialised at random. The class works without it.
-
-    Returns:
-        The names that are still missing; for a model with a head, all of `missing`.
-    """
+    """Remove a random pooler, without which its class works. Returns what is still missing; for a model with a head, all of ``missing``."""
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
     if pooler_names := {name for name in missing if name.startswith(pooler)}:
@@ -536,10 +519,9 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass over ``ids (B, N)`` returns, by name. Without the cache.
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
 
-    `decoder_tokens`: number of decoder tokens for an encoder-decoder, which are ``ids`` shifted right by one; ``None`` means all.
-        Sequence classifiers always get all.
+    The decoder of an encoder-decoder gets ``decoder_tokens`` of them, shifted right by one; all for ``None``, and in sequence classifiers.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
