@@ -74,13 +74,7 @@ class Adoption:
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of a loaded source under the Long model's names."""
-        return {self.renamed(name): tensor for name, tensor in model.state_dict().items()}
-
-    def renamed(self, name: str) -> str:
-        """The Long model's name of a tensor."""
-        for pattern, replacement in self.names.items():
-            name = re.sub(pattern, replacement, name)
-        return name
+        return {renamed(name, self.names): tensor for name, tensor in model.state_dict().items()}
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
         """Inputs to run both models on: two texts, one of them padded, without and, if both take it, with a mask of global tokens.
@@ -113,6 +107,13 @@ class Adoption:
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
         return [replace(probe, inputs={**probe.inputs, "decoder_input_ids": decoded}) for probe in probes]
+
+
+def renamed(name: str, names: Mapping[str, Any]) -> str:
+    """The name of a tensor in another architecture. names: regular expressions for parts of names -> the replacement."""
+    for pattern, replacement in names.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def decoder_start(config: Any) -> int:

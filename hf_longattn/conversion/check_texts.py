@@ -135,12 +135,7 @@ def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Che
 
 
 def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
-    """The check that cannot tell whether the result needs training.
-
-    Args:
-        reason: a clause. would_tell: the input or measurement that would, as a noun phrase.
-        values: what was measured; ``None`` if nothing was.
-    """
+    """The check that cannot tell whether the result needs training, by a clause. ``would_tell`` (a noun phrase) would."""
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
     return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
 
@@ -248,9 +243,10 @@ class Embeddings:
     @property
     def passages(self) -> dict[int, int]:
         """Tokens of a passage -> number of passages. Empty if there is no real text of two."""
-        old, real = self.lengths.old, self.text.real_tokens()
+        old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
-        return {length: min(self.most, real // length) for length in sizes}
+        exact = 0 if short.reason else short.length  # such texts are read as by the source, so one length of them is enough
+        return {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
 
     @property
     def left_out(self) -> int:
@@ -328,10 +324,7 @@ DECODED = 32
 
 
 def check_texts(comparison: Comparison) -> list[Check]:
-    """All checks of outputs of a model of texts.
-
-    A loss or embeddings are measured on the result only if its outputs pass.
-    """
+    """All checks of outputs of a model of texts. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
@@ -444,11 +437,7 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
-    """Check that padding changes no hidden state of a text, on either side.
-
-    Args:
-        ids: ``(1, N)``, the text, which is shortened and padded to N tokens again. decoded: tokens of a decoder.
-    """
+    """Check that padding changes no hidden state on either side of a text, which is shortened and padded to ``ids (1, N)`` again."""
     name, length = "padding changes nothing", ids.shape[1]
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:

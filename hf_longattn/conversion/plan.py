@@ -169,12 +169,9 @@ def position_warnings(
     if auto and rule in ("rope:linear", "rope:yarn") and grows:
         localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
         if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = (
-                f"{rule} scales the rotations of all tokens, though only sinks or global tokens are further away than the {length.old:,} "
-                "tokens of training (--positions rope:none leaves it out)"
-            )
-            cost = "Gemma 3 270M with 4 sinks has a loss of 3.546 nats unscaled, 3.557 for twice the length and 3.638 for eight times"
-            return [PositionWarning(problem, cost, "every text is read worse, short ones too")]
+            problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
+            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
+            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
     if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
@@ -401,8 +398,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
         if not architecture.encoder_decoder:
-            what = f"{architecture.source_class} is not an encoder-decoder"
-            raise OptionError(f"{what}; give its attention as --mechanism (mechanism=…) alone.")
+            raise OptionError(
+                f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone."
+            )
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
     config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
@@ -439,8 +437,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    auto = request.positions == "auto"
-    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
+    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)

@@ -84,7 +84,7 @@ def open_source(
 ) -> Source:
     """Open a checkpoint, and read its config.
 
-    Refuses one that is missing, unreachable, damaged or quantised, an adapter, and one without config or weights.
+    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed, also a quantised one.
 
     Args:
         source: a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
@@ -109,7 +109,7 @@ def open_source(
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)
-    if "long_attention" not in config:  # a quantised long checkpoint can be inspected
+    if weights and "long_attention" not in config:  # a quantised long checkpoint can be loaded
         refuse_quantised(Source(name, folder, config))
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
@@ -154,15 +154,6 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
         if dtype in DTYPES and (path == single or not single.is_file()):
             dtypes[name] = DTYPES[dtype]
     return dtypes
-
-
-def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
-    """The config.json in :func:`fetch_model`'s folder; of sentence-transformers, that of its first module. Weights are not read."""
-    folder = fetch_model(model, revision, token)
-    if (folder / MODULES).is_file():
-        folder /= sentence_modules(folder)[0]["path"]
-    check_files(folder, ("config.json",))
-    return read_config(folder)
 
 
 def refuse_quantised(source: Source) -> None:
@@ -283,6 +274,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
     Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
+    refuse_quantised(source)
     architecture = _architecture(source, request.generic)
     architecture.kind.check_settings(architecture.source_class, request)
     return architecture
@@ -340,8 +332,7 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
-    config_class: Any = type(config)
-    plain = plain_family(config_class)
+    plain = plain_family(type(config))
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
 
 
@@ -479,8 +470,7 @@ def load_checked(
             raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
         raise
     for tensor, stored, expected in sorted(info["mismatched_keys"]):
-        shapes = f"{tuple(stored)}, but its config requires {tuple(expected)}"
-        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {shapes}.")
+        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}.")
     missing = {*info["missing_keys"]}
     if adds_mechanisms:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}

@@ -36,7 +36,7 @@ from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
-from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
+from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
 from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
 
@@ -123,9 +123,7 @@ class Stock:
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
                 values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
-            for pattern, replacement in self.names.items():
-                name = re.sub(pattern, replacement, name)
-            state[name] = values
+            state[renamed(name, self.names)] = values
         return state
 
 
