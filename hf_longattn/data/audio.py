@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.errors import InputError, in_a_line, needs_extra
+from hf_longattn.errors import InputError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 
 EXTRA = "audio"
@@ -61,8 +61,8 @@ def read_audio(
         MissingExtraError: soundfile, or scipy for resampling, is not installed.
         InputError: the sound is missing, empty, damaged, cut, not finite or silent.
     """
-    with needs_extra(EXTRA):
-        import soundfile
+    check_extra(EXTRA, "soundfile")
+    import soundfile
 
     path, content = (source.get("path"), source.get("bytes")) if isinstance(source, Mapping) else (source, None)
     name = name or (repr(str(path)) if path else "the sound")
@@ -93,8 +93,8 @@ def read_audio(
         raise InputError(f"{name} is silent: all of its {count / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
     if rate == sampling_rate:
         return samples
-    with needs_extra(EXTRA):
-        from scipy.signal import resample_poly
+    check_extra(EXTRA, "scipy")
+    from scipy.signal import resample_poly
 
     divisor = math.gcd(rate, sampling_rate)
     return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)

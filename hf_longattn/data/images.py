@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line, needs_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
         MissingExtraError: Pillow is not installed.
         DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
     """
-    with needs_extra(EXTRA):
-        from PIL import Image as Pillow
-        from PIL import ImageOps
+    check_extra(EXTRA, "PIL")
+    from PIL import Image as Pillow
+    from PIL import ImageOps
 
     path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
     name = name or str(path)

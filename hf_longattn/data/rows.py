@@ -45,8 +45,6 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-TENTH = 10
-"""One row in this many of every source is held out."""
 NAMES_OF_ROWS = ("id", "name", "title")
 """Columns that name a row and do not say what it contains."""
 MOST_HELD_OUT = 1000
@@ -54,15 +52,7 @@ MOST_HELD_OUT = 1000
 
 
 def read_rows(
-    args: Any,
-    seed: int,
-    roles: Roles | None = None,
-    *,
-    read: Callable[[str, str], Dataset] | None = None,
-    unit: str = "",
-    classes: str = "",
-    most: int | None = None,
-    shuffle: bool = False,
+    args: Any, seed: int, roles: Roles | None = None, *, read: Callable[..., Dataset] | None = None, shuffle: bool = False, **units: Any
 ) -> tuple[Dataset, Dataset]:
     """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. They have a column for each role.
 
@@ -72,8 +62,8 @@ def read_rows(
         args: the task's data arguments.
         roles: default: ``args.roles``.
         read: reads a split of a source; default: :func:`rows_of`.
-        unit, classes, most: see :func:`split_held_out`.
         shuffle: draw the order of rows that are not split by the seed, too.
+        **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
         DataError: a source that cannot be read, a missing column, a row without a value of its kind, or sources with different columns.
@@ -96,9 +86,9 @@ def read_rows(
         if args.validation:
             train, held_out = joined(parts), joined([read(args.validation, "validation")])
         else:
-            train, held_out = split_held_out(parts, seed, unit=unit, classes=classes, most=most)
+            train, held_out = split_held_out(parts, seed, **units)
         if not len(held_out):
-            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {unit}"
+            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {units.get('unit')}"
             raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
@@ -148,7 +138,7 @@ def split_held_out(
         quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
         drawn_of_class[group] += 1
     of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
-    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
+    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
@@ -164,9 +154,6 @@ def _order(count: int, seed: int) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
-
-
-# ---- columns
 
 
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
@@ -293,17 +280,12 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
-    names = []
-    for number, (path, is_missing) in enumerate(
-        zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
-    ):
-        if is_missing:
-            raise DataError(f"Row {number} of {source} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-        names.append(path if path and Path(path).is_absolute() else f"row {number} of {source}")
+    if True in (missing := stored.is_null().to_pylist()):
+        where = f"Row {missing.index(True) + 1} of {source}"
+        raise DataError(f"{where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+    paths = enumerate(struct_field(stored, "path").to_pylist(), 1)
+    names = [path if path and Path(path).is_absolute() else f"row {number} of {source}" for number, path in paths]
     return data.add_column("name", names)
-
-
-# ---- texts of several columns
 
 
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
@@ -312,10 +294,11 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
     for template in templates:
         try:
             columns[template] = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        except ValueError as error:
-            raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
+        except ValueError:
+            columns[template] = []
         if not columns[template]:
-            raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
+            example = "'{title}: {text}', with {{ and }} for braces"
+            raise OptionError(f"--template takes texts that name columns in braces, for example {example}, not {template!r}.")
         names = {name: name for name in columns[template]}
         chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
@@ -329,9 +312,6 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
             raise DataError(message) from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
-
-
-# ---- rows that are trained on and scored, too
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:

@@ -45,12 +45,6 @@ class DataError(LongAttentionError):
     """Data that cannot be read, or that do not suit the task."""
 
 
-def format_of(source: str) -> str:
-    """The ending of a file's name in small letters, without a .gz after it."""
-    path = Path(source.lower())
-    return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
-
-
 def check_exists(source: str) -> None:
     """Raise :class:`DataError` for a source with the name of a file that is not there."""
     if source.lower().endswith((*FORMATS, ".gz", ".zip")) and not Path(source).exists():
@@ -77,7 +71,8 @@ def read_table(
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
-    path, ending = Path(source), format_of(source)
+    path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
+    ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
     check_exists(source)
     if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, kind)
@@ -160,7 +155,8 @@ def _read_folder(root: Path, kind: str) -> Dataset:
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if kind == "text":
-        return _dataset([*map(str, files)], ".txt", labels=tuple(labels) if columns else None)
+        data = _dataset([*map(str, files)], ".txt")
+        return data.add_column("label", labels) if columns else data
     columns[kind] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
     if kind == "audio" and any(text.is_file() for text in transcripts):
@@ -183,19 +179,13 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
 
 
 def _rows(
-    files: Sequence[str],
-    ending: str,
-    *,
-    separator: str = "",
-    flat: Callable[[Any], Iterable[Any]] | None = None,
-    labels: Sequence[str | None] | None = None,
-    stamp: object = None,
+    files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
-    for number, file in enumerate(files):
+    for file in files:
         with _opened(file) as text:
             if ending == ".txt":
-                yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
+                yield {"text": text.read()}
             elif ending.startswith(".json"):
                 yield from _json_rows(text, file, flat)
             elif ending in CONLL:

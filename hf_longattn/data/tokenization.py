@@ -51,9 +51,6 @@ def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
     return chunks
 
 
-# ---- documents of language models
-
-
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokens of whole documents with the tokenizer's special tokens, and the end token if it adds none after a text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -104,9 +101,6 @@ def to_single_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
     return data.map(
         lambda rows: call_tokenizer(tokenizer, rows["text"], truncation=True, max_length=length), batched=True, remove_columns="text"
     )
-
-
-# ---- documents given as words
 
 
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:

@@ -25,7 +25,7 @@ from transformers.core_model_loading import WeightConverter
 
 from ..conversion.folders import add_source_files, open_for_writing, versions, with_report, write_report
 from ..conversion.sources import quiet_libraries, tensor_headers
-from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
+from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
 from ..hub import origin_of
@@ -98,7 +98,8 @@ UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
 
 
 def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
-    with needs_extra("compress"), quiet_libraries():
+    check_extra("compress", "torchao")
+    with quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer

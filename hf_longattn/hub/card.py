@@ -87,22 +87,15 @@ NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`. Returns its path.
 
-    The training section and the results of an existing card stay, unless ``contents`` has others: no other file records them.
+    Of a card that is there, licence, language, data sets and tags stay.
 
     Raises:
         CheckpointError: as :func:`model_card`, or ``README.md`` is not a regular file.
     """
-    path, before = Path(model_dir) / "README.md", {}
+    path = Path(model_dir) / "README.md"
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    if path.is_file():
-        with suppress(CheckpointError):  # inherited_metadata warns about it
-            card = read_card(path)
-            sections = dict(re.findall(r"^## (Training|Results)$(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL))
-            before = {"training": sections.get("Training", "")}
-            if not contents.get("results"):
-                before |= {"measured": sections.get("Results", ""), "eval_results": card.data.get("eval_results")}
-    card = model_card(model_dir, **{**before, **contents})
+    card = model_card(model_dir, **contents)
     with staged_file(path) as stage:
         card.save(stage)
     return path
@@ -120,8 +113,6 @@ def model_card(
     introduction: str | None = None,
     training: str = "",
     limits: Sequence[str] = (),
-    measured: str = "",
-    eval_results: list[EvalResult] | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """The card of a saved model.
@@ -137,7 +128,6 @@ def model_card(
             compares, and not in the metadata (``model-index``).
         name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
         title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
-        measured, eval_results: a table of results in Markdown and its metadata, used if ``results`` is empty.
         metadata: license, language, datasets, tags or other fields of ``ModelCardData``. The fields of :data:`INHERITED` that are not given
             are inherited from the cards of the folder and of the source.
 
@@ -194,12 +184,12 @@ def model_card(
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
-        data = ModelCardData(**metadata, eval_results=[of_hub(row, task) for row in rows if not row["system"]] or eval_results)
+        data = ModelCardData(**metadata, eval_results=[of_hub(row, task) for row in rows if not row["system"]] or None)
         facts: dict[str, Any] = {
             **{"title": title, "introduction": introduction, "made": start, "plan": plan, "length": length},
             **{"architecture": architecture, "auto": auto, "sentences": sentences, "graph": graph, "ours": ours, "example": example},
             **{"attentions": attentions, "takes_globals": takes_globals, "new_tokens": NEW_TOKENS, "config": config, "report": report},
-            **{"rows": rows, "measured": measured.strip(), "training": training.strip(), "line": in_one_line},
+            **{"rows": rows, "training": training.strip(), "line": in_one_line},
             "quoted": json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
             "remote_code": REMOTE_CODE if "auto_map" in config else "",
             "layers": {tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},

@@ -15,12 +15,11 @@ import transformers
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModel, EvalPrediction, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import PROCESSOR_NAME, logging
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
-from hf_longattn.inputs.processors import PROCESSOR_FILE
 from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
@@ -111,7 +110,7 @@ class Backbone:
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
         self.model: Any = None
         if several:
-            self.model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
 
@@ -120,7 +119,7 @@ class Backbone:
         self.tokenizer.save_pretrained(folder, **settings)
         parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
         values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
-        Path(folder, PROCESSOR_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
         """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
@@ -148,7 +147,7 @@ class Backbone:
         fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
         model: Any
         if self.model is None:
-            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names

@@ -8,7 +8,6 @@ A task is a file in ``training/tasks/`` with a docstring, ``ARGUMENTS`` and ``ma
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -31,7 +30,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, rust_panics, visible
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, visible
 from hf_longattn.files import check_writable, write_text
 from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights
@@ -47,8 +46,7 @@ INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
+FULL = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
 
 
@@ -196,7 +194,7 @@ def sentence_if_full(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         cause: BaseException | None = error
-        while cause is not None and getattr(cause, "errno", None) not in FULL and not any(words in str(cause) for words in FULL_WORDS):
+        while cause is not None and not any(words in str(cause) for words in FULL):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
@@ -207,9 +205,6 @@ def how_to_resume(folder: Path) -> str:
     """The advice after a run that ended early."""
     newest = newest_checkpoint(folder)
     return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
-
-
-# ---- the command
 
 
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
@@ -227,8 +222,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        with rust_panics():
-            log = task.main(model_args, data_args, training_args)
+        log = task.main(model_args, data_args, training_args)
         if first:
             written = folder if training_args.do_train else folder / SCORES_NAME
             print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)

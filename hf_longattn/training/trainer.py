@@ -204,10 +204,6 @@ class LongTrainer(Trainer):
         return output
 
 
-LOGGED_SHARE = 0.05
-"""Share of a time limit after which there is an entry in the log."""
-
-
 class Minutes(TrainerCallback, ExportableState):
     """The time limit of a training and its learning rate, and an end where a loss is not finite.
 
@@ -248,11 +244,6 @@ class Minutes(TrainerCallback, ExportableState):
 
         return raised if self.limit is None else timed
 
-    def tick(self, device: torch.device) -> None:
-        """Broadcast the first process's time; called by every process in every step."""
-        minutes = self.before + (time.monotonic() - self.started) / 60
-        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=device))[0])
-
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
@@ -264,7 +255,7 @@ class Minutes(TrainerCallback, ExportableState):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.first_step is None:
-            self.tick(args.device)
+            self.on_optimizer_step(args, state, control)
             self.first_step = self.spent
             if self.limit is not None and self.spent >= self.limit:
                 raise OptionError(
@@ -273,13 +264,14 @@ class Minutes(TrainerCallback, ExportableState):
                 )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.tick(args.device)
+        minutes = self.before + (time.monotonic() - self.started) / 60
+        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
         control.should_training_stop |= share >= 1.0
         # Trainer logs after numbers of steps, but how many steps the time allows is not known.
-        if args.logging_strategy == "steps" and (share - self.logged >= LOGGED_SHARE or share >= 1.0):
+        if args.logging_strategy == "steps" and (share - self.logged >= 0.05 or share >= 1.0):
             control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -295,11 +287,7 @@ class Minutes(TrainerCallback, ExportableState):
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the sampler and of an :class:`~hf_longattn.data.batching.EpochAwareCollator`.
-
-    When a run with several processes resumes, accelerate's loader does not set the sampler's epoch. Without this callback, the rest of a
-    later epoch would have the order of the first one.
-    """
+    """Sets the epoch of a collator and of the sampler, which accelerate forgets when several processes resume."""
 
     def __init__(self, collator: EpochAwareCollator | None = None) -> None:
         self.collator = collator

@@ -124,9 +124,9 @@ def test_read_audio_allocates_nothing_for_a_header_that_lies() -> None:
         read_audio(cell(bytes(sound)), RATE)
 
 
-@pytest.mark.parametrize("package", ["soundfile", "scipy.signal"])
+@pytest.mark.parametrize("package", ["soundfile", "scipy"])
 def test_read_audio_names_a_package_that_is_not_installed(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = encoded(tone(1, 8_000), 8_000)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*'hf-longattn\[audio\]'|install it again"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*'hf-longattn\[audio\]'"):
         read_audio(sound, RATE)

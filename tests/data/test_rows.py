@@ -104,8 +104,8 @@ def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
     ("template", "kind", "sentence"),
     [
         ("{tsak}", DataError, "has the columns task, not 'tsak'; name one with --template. Did you mean 'task'"),
-        ("{task", OptionError, "is not a format string"),
-        ("task", OptionError, "must name columns in braces"),
+        ("{task", OptionError, "takes texts that name columns in braces, for example"),
+        ("task", OptionError, "takes texts that name columns in braces, for example"),
         ("{task.real} {0}", DataError, "has the columns task, not 'task.real'; name one with --template"),
         ("{}", DataError, "has the columns task, not ''; name one with --template"),
     ],

@@ -252,14 +252,12 @@ def test_card_refuses_a_folder_without_config_and_results_that_are_none(tmp_path
         write_model_card(folder, results=[{"dataset": "lookup", "score": 1}])
 
 
-def test_card_that_is_written_anew_keeps_training_and_results(tmp_path: Path) -> None:
+def test_card_that_is_written_anew_keeps_its_licence_and_states_its_results(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
-    write_model_card(folder, training="Three steps on a text.", results=[{**EXACT, "value": 50.0}])
-    text = write_model_card(folder, license="mit").read_text()
-    card = ModelCard(text, ignore_metadata_errors=False)
-    assert card.data.license == "mit"
-    assert "## Training\n\nThree steps on a text." in text
-    assert "| lookup | exact match |" in text
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    card = ModelCard.load(write_model_card(folder, results=[{**EXACT, "value": 50.0}]))
+    assert card.data.license == "apache-2.0"
+    assert "| lookup | exact match | 50 % |" in card.text
     assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], "the model's task"
 
 

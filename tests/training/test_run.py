@@ -214,8 +214,8 @@ def test_scores_are_described_with_their_errors_and_the_part_of_the_data() -> No
     assert describe(few) == "held out (3 rows, 1 of them also trained on): loss 3.000 before, 2.935 after"
     heads = log_of({"n": 3, "trained": 3}, {"topic_accuracy": 1.0, "names_f1": 2.0, "n": 3})
     assert describe(heads) == "on the training data (3 rows): topic accuracy 1.0 %; names F1 2.0 %"
-    assert [(row.system, row.metric, row.dataset) for row in measured(heads)] == [
+    assert [(row["system"], row["metric"], row["dataset"]) for row in measured(heads)] == [
         ("head topic", "accuracy", "d (training data)"), ("head names", "F1", "d (training data)"),
     ]  # fmt: skip
     (row,) = measured(log_of({"n": 3, "trained": 0}, {"loss": 2.0}, validation="v"))
-    assert (row.dataset, row.metric, row.unit) == ("v", "loss", "nats")
+    assert (row["dataset"], row["metric"], row["unit"]) == ("v", "loss", "nats")

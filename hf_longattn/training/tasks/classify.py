@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 logger = logging.get_logger(LOGGER)
@@ -190,6 +189,3 @@ KINDS: Any = (
     (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
 )
 """What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -6,7 +6,6 @@ as in BERT's SQuAD 2 fine-tuning. With several right spans, the loss is over all
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 
@@ -92,18 +91,9 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.label_names = ["labels"]
-    trainer = LongTrainer(
-        model,
-        training_args,
-        QACollator(tokenizer, pack),
-        features,
-        rows,
-        tokenizer,
-        eval_collator=QACollator(tokenizer),
-        compute_loss_func=span_loss,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[:2],
-    )
+    measuring: dict[str, Any] = {"compute_loss_func": span_loss, "compute_metrics": compute_metrics}
+    measuring |= {"eval_collator": QACollator(tokenizer), "preprocess_logits_for_metrics": lambda logits, labels: logits[:2]}
+    trainer = LongTrainer(model, training_args, QACollator(tokenizer, pack), features, rows, tokenizer, **measuring)
     counts = {"input_length": length, "questions": len(examples), "features": len(features)}
     if training_args.do_train and {"none"} < {*questions["kind"]}:
         details["note"] = '; with the threshold of "no answer" that is best on these questions'
@@ -148,7 +138,3 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     return model, tokenizer
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from hf_longattn.files import write_text
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks.ctc import CASES, UtteranceArguments, read_utterances, speech_processor
 from hf_longattn.training.trainer import LongTrainer
 
@@ -176,7 +175,3 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
         raise CheckpointError(
             f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json."
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -6,7 +6,6 @@ has most context.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 
@@ -73,17 +72,10 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return tag_scores(prediction.predictions, held_out, held_texts, names)
 
-    trainer = LongTrainer(
-        model,
-        training_args,
-        DataCollatorWithPacking() if pack else DataCollatorWithGlobals(tokenizer),
-        rows.remove_columns(["word_ids", "document"]),
-        held_out.remove_columns(["word_ids", "document"]),
-        tokenizer,
-        eval_collator=DataCollatorWithGlobals(tokenizer),
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=highest,
-    )
+    padded = DataCollatorWithGlobals(tokenizer)
+    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
+    measuring: dict[str, Any] = {"eval_collator": padded, "compute_metrics": compute_metrics, "preprocess_logits_for_metrics": highest}
+    trainer = LongTrainer(model, training_args, DataCollatorWithPacking() if pack else padded, *inputs, tokenizer, **measuring)
     return finish(trainer, model_args, data_args, tags=names, input_length=length, packed=pack)
 
 
@@ -113,7 +105,3 @@ def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: lis
                 best[document][word] = (context, names[int(window[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
     return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
