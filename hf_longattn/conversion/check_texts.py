@@ -328,9 +328,7 @@ def check_texts(comparison: Comparison) -> list[Check]:
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    purpose: Any = LanguageLoss(plan, text, lengths)
-    if pooling is not None:
-        purpose = Embeddings(plan, text, lengths, pooling)
+    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
     checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks

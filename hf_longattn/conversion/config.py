@@ -75,7 +75,7 @@ class Settings:
         options = dict(chosen.pop("options", None) or {})
         if twice := sorted(options.keys() & further.keys()):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
-        return cls(**chosen, options={**options, **further})
+        return cls(**{**chosen, "options": {**options, **further}})
 
 
 @dataclass(frozen=True)

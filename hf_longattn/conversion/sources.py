@@ -300,8 +300,7 @@ def _architecture(source: Source, generic: bool) -> Architecture:
         original, values = None, dict(source.config)
         if converter is not None:
             original = AutoConfig.for_model(**source.config)
-            of_base = converter.config_values(original)
-            values = {name: value for name, value in of_base.items() if name not in ("model_type", "architectures")}
+            values = {name: value for name, value in converter.config_values(original).items() if name not in NAMES}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
@@ -332,7 +331,7 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
-    plain = plain_family(type(config))
+    plain = plain_family(config.__class__)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
 
 
@@ -357,7 +356,7 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    return model_class if getattr(model_class.config_class, "model_type", None) == model_type else None
+    return model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
@@ -370,8 +369,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
             "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
         )
     if family is None:
-        known = [f"long_{base}" for base in FAMILIES]
-        listed = f"{LISTED.format(len(known))}{nearest(model_type, known)}"
+        listed = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {listed}")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
