@@ -274,8 +274,8 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
     Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
-    refuse_quantised(source)
     architecture = _architecture(source, request.generic)
+    refuse_quantised(source)
     architecture.kind.check_settings(architecture.source_class, request)
     return architecture
 
