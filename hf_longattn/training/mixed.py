@@ -57,8 +57,8 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     heads = getattr(load_config(name), "multitask_heads", {})
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
-    entry, others = heads[head], ("",)  # all other weights belong to other heads
-    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, "elsewhere": others, **label_fields(entry["labels"])}
+    entry = heads[head]
+    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
     model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
     for key in HEAD_FIELDS:
         if key in entry:
