@@ -54,8 +54,8 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     heads = getattr(load_config(name), "multitask_heads", {})
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
-    entry, others = heads[head], ("",)  # all other weights belong to other heads
-    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, "elsewhere": others, **label_fields(entry["labels"])}
+    entry = heads[head]
+    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
     model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
     for key in HEAD_FIELDS:
         if key in entry:
@@ -107,7 +107,7 @@ class Backbone:
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
         self.model: Any = None
         if several:
-            self.model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
 
@@ -148,7 +148,7 @@ class Backbone:
         fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
         model: Any
         if self.model is None:
-            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
