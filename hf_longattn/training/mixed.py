@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModel, EvalPrediction, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import PROCESSOR_NAME, logging
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
@@ -25,7 +23,6 @@ from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.names import LOGGER
-from hf_longattn.training.tasks.qa import span_loss
 from hf_longattn.training.trainer import LongTrainer, highest, rows_of
 
 logger = logging.get_logger(LOGGER)
@@ -114,6 +111,10 @@ class Backbone:
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
 
+    def processor(self, kind: str) -> Any:
+        """What makes the inputs of a task of this kind."""
+        return {"images": self.image_processor, "audio": self.feature_extractor}.get(kind, self.tokenizer)
+
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
         self.tokenizer.save_pretrained(folder, **settings)
@@ -158,26 +159,23 @@ class Backbone:
         return model, names
 
 
-@dataclass
 class PreparedTask:
-    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions.
+    """A task's model with its head, its rows, and the collator that makes batches of them.
+
+    Args:
+        inputs: arguments of Trainer for the task alone.
 
     Raises:
         DataError: there are no rows.
     """
 
-    name: str
-    kind: str
-    model: PreTrainedModel
-    rows: Dataset
-    held_out: Dataset
-    collator: Any
-    scores: Callable[[EvalPrediction], dict[str, float]]
-
-    def __post_init__(self) -> None:
-        if not len(self.rows) or not len(self.held_out):
-            raise DataError(f"The task {self.name!r} has no rows left to train on, or none to evaluate on; give other data.")
-        self.rows, self.held_out = (part.add_column("task", [self.name] * len(part)) for part in (self.rows, self.held_out))
+    def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        self.kind, self.model, self.inputs = kind, model, inputs
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # which does not pack
+        parts = inputs["train_dataset"], inputs["eval_dataset"]
+        if not all(map(len, parts)):
+            raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
+        self.rows, self.held_out = (part.add_column("task", [name] * len(part)) for part in parts)
 
 
 class MultiTaskModel(nn.Module):
@@ -220,11 +218,12 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
         """The outputs of a task's head, with its loss."""
-        if self.tasks[task].kind != "qa":
+        loss = self.tasks[task].inputs.get("compute_loss_func")
+        if loss is None:
             return self.models[task](labels=labels, **inputs)
         outputs = self.models[task](**inputs)
         if labels is not None:
-            outputs.loss = span_loss(outputs, labels)
+            outputs.loss = loss(outputs, labels)
         return outputs
 
     def saved_config(self) -> Any:
@@ -317,10 +316,10 @@ class MultiTaskTrainer(LongTrainer):
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():
-            self.compute_metrics = task.scores
-            self.preprocess_logits_for_metrics = (lambda logits, labels: logits[:2]) if task.kind == "qa" else highest
+            self.compute_metrics = task.inputs["compute_metrics"]
+            self.preprocess_logits_for_metrics = task.inputs.get("preprocess_logits_for_metrics", highest)
             output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            metrics |= output.metrics
+            metrics |= {key: value for key, value in output.metrics.items() if isinstance(value, (int, float))}
             metrics[f"{metric_key_prefix}_n"] += output.num_samples
             scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
             main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])
