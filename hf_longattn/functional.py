@@ -196,15 +196,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
-    if (
-        q.dim() != 4
-        or k.dim() != 4
-        or k.shape != v.shape
-        or q.shape[0] != k.shape[0]
-        or q.shape[3] != k.shape[3]
-        or not k.shape[1]
-        or q.shape[1] % k.shape[1]
-    ):
+    fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    if not fits or not k.shape[1] or q.shape[1] % k.shape[1]:
         raise InputError(
             "Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, "
             f"but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."

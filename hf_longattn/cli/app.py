@@ -50,11 +50,7 @@ class Command(TyperCommand):
         except typer.TyperException as error:
             flag = getattr(error, "option_name", "")
             if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
-                from ..mechanisms.common.registry import list_mechanisms, options_of
-
-                name = flag[2:].replace("-", "_")
-                if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
-                    ctx.fail(f"{flag} is an option of mechanisms; type --option {name}=VALUE.")
+                ctx.fail(f"{error.format_message()}. An option of a mechanism is typed --option {flag[2:].replace('-', '_')}=VALUE.")
             raise
 
 
