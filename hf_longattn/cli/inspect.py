@@ -65,7 +65,7 @@ def inspect(
         flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
     else:
         flags.refuse_typed(context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-    from ..conversion.sources import fetch_config
+    from ..conversion.sources import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
@@ -87,7 +87,7 @@ def inspect(
     if plot is not None:
         check_extra("plot")
         check_new_file(plot)
-    if not is_long(fetch_config(model, revision, token)):
+    if not is_long(open_source(model, revision, token, weights=False).config):
         flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
         show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)

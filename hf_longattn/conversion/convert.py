@@ -73,7 +73,7 @@ def convert_checkpoint(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
             )
-        with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
+        with staged_folder(target, overwrite=chosen.overwrite) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             _write(plan, stage, progress)
@@ -111,12 +111,7 @@ SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("-
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
-
-    Language models train on long text (mlm or clm, by their head). If a mechanism has parameters to learn, language models and sentence
-    encoders first learn softmax attention. Classifiers train on labelled documents or images; question-answering
-    models, and encoders without a head, on questions.
-    """
+    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name."""
     if plan.training is not None:
         return dict(plan.training)
     head, kind, causal = plan.architecture.source_class, sentence_kind(plan.source.card_folder), plan.shape.causal

@@ -21,7 +21,6 @@ from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..mechanisms import Mechanism
 from ..modeling.attach.patch_places import packs_images
-from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
@@ -89,8 +88,6 @@ class PlainKind(TextKind):
         old = text_length(base)
         length = StackLength(old, old if request.max_length is None else int(request.max_length))
         config, rule, position_change = _config(architecture, chosen, request.positions, length)
-        if request.text_global:
-            config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
         if reads_only_text(architecture.model_class):
             load_tokenizer(source.folder, config)
         skeleton: Any = architecture.skeleton(config)
