@@ -45,10 +45,6 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-NAMES_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-MOST_HELD_OUT = 1000
-"""Maximum number of held-out documents per source of a language model. Untuned."""
 
 
 def read_rows(
@@ -102,7 +98,7 @@ def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
         DataError, OptionError: as :func:`read_rows`.
     """
     read = partial(written_rows, templates=args.template) if args.template else None
-    return read_rows(args, seed, read=read, most=MOST_HELD_OUT, shuffle=True)
+    return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
@@ -316,6 +312,6 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
     """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
+    columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
     trained = {hash(repr(row)) for row in train.select_columns(columns)}
     return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

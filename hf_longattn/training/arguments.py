@@ -18,9 +18,6 @@ from transformers.hf_argparser import HfArg
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import OptionError, check_extra, flag, in_a_line
 
-ENDLESS = 1_000_000
-"""Optimiser steps of a run that only the clock ends."""
-
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
     """A field with its help text."""
@@ -170,7 +167,7 @@ class LongTrainingArguments(TrainingArguments):
             if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
                 raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
             if ours.max_steps <= 0:
-                ours.max_steps = ENDLESS
+                ours.max_steps = 1_000_000  # which the clock ends before
                 ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
