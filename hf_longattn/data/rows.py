@@ -92,11 +92,7 @@ def read_rows(
 
 
 def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
-
-    Raises:
-        DataError, OptionError: as :func:`read_rows`.
-    """
+    """:func:`read_rows` of documents in the column ``text``, which ``args.template`` may make of several columns."""
     read = partial(written_rows, templates=args.template) if args.template else None
     return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
 
@@ -214,8 +210,7 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of classes that a column has numbers of; ``None`` for other columns."""
-    while isinstance(feature, List):
-        feature = feature.feature
+    feature = feature.feature if isinstance(feature, List) else feature
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
@@ -304,8 +299,7 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
-            message = f"The template {template!r} does not suit {source} ({error}); leave out the format after a colon."
-            raise DataError(message) from error
+            raise DataError(f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon.") from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
 

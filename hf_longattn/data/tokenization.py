@@ -109,12 +109,8 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer for lists of words. A byte-level BPE is loaded with ``add_prefix_space``, as in ``run_ner``, since it would join the
-    words.
-
-    Args:
-        name: of its checkpoint.
-    """
+    """The tokenizer for lists of words. A byte-level BPE, which would join the words, is loaded from its checkpoint ``name`` with
+    ``add_prefix_space``, as in ``run_ner``."""
     if reads_words(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer

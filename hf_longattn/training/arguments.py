@@ -155,8 +155,6 @@ class LongTrainingArguments(TrainingArguments):
         ours: Any = self  # whose fields transformers declares
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
         check_least(self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1)
         check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1)
         if self.hub_strategy != "end":

@@ -28,9 +28,7 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
     """The classes in the order of their numbers: the model's own if it knows all ``labels``, so that its head stays valid; else ``labels``.
 
-    Args:
-        known: the model's classes.
-        only_known: refuse labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
+    ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
     """
     names, numbers = list(known), [str(number) for number in range(len(known))]
     if only_known and names == [f"LABEL_{number}" for number in numbers] and not set(labels) <= set(names):
