@@ -82,29 +82,18 @@ def checkpoint_errors(what: str) -> Iterator[None]:
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        with rust_panics():
-            yield
+        yield
     except LongAttentionError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
-@contextmanager
-def rust_panics() -> Iterator[None]:
-    """Turn a panic of tokenizers, which is no ``Exception``, into one sentence. Rules in tokenizer.json can cause it.
-
-    Raises:
-        CheckpointError: with that sentence.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(
-            f"A tokenizer failed, which is damaged or does not fit the text: {in_a_line(error)}; give a checkpoint with another."
-        ) from error
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is an ``Exception``, or a panic of tokenizers, which is none. Rules in tokenizer.json can cause it."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def shortened(text: str, limit: int = 300) -> str:

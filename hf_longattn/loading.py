@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging as std_logging
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,10 @@ from huggingface_hub import errors, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
-from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
+from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, is_failure, listed
 from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
-from .names import LOGGER
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
@@ -44,7 +43,6 @@ SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
 """Text that rules for all characters change."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
-logger = logging.get_logger(LOGGER)
 
 
 # Where a checkpoint is.
@@ -141,11 +139,12 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
     before = os.environ.get(variable)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
     try:
-        with rust_panics():
-            yield
+        yield
     except LongAttentionError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
         if "trust_remote_code" in str(error):
             raise CheckpointError(
@@ -171,9 +170,6 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
-    if not (folder / "config.json").is_file():
-        refuse_adapter(folder, str(folder))
-        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = read_json_object(folder / "config.json")
     check_config(values)
     for inner in values.values():
@@ -335,31 +331,19 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
         return loader.from_config(config, **NO_CODE, **arguments)
 
 
-def load_model(loader: Any, name: str | Path, *, complete: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any) -> Any:
+def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
     """A model, in float32 unless ``arguments`` name another dtype.
-
-    New or unused weights give a warning of one sentence, in place of transformers' LOAD REPORT.
 
     Args:
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
         complete: whether new weights are refused, because nothing will be trained.
-        elsewhere: prefixes of weights that are loaded in another way.
         arguments: of ``from_pretrained``.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
-    with without_load_report():
-        model, info = load_weights(loader, name, **options)
+    model, info = load_weights(loader, name, **options)
     if complete:
         check_complete(model, info, str(name))
-    unused = [key.removeprefix(f"{model.base_model_prefix}.") for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
-    facts = {
-        "new and trained from random values": _modules(info["missing_keys"]),
-        "new, since they have another size there": _modules(key for key, *_ in info["mismatched_keys"]),
-        "not used by this task": listed(key.partition(".")[0] for key in unused),
-    }
-    if int(os.environ.get("RANK", "0")) == 0 and any(facts.values()):
-        logger.warning(f"{name}: weights {'; '.join(f'{fact}: {modules}' for fact, modules in facts.items() if modules)}.")
     return model
 
 
@@ -394,14 +378,14 @@ def tied_weights(model: Any) -> Mapping[str, str]:
 def without_load_report() -> Iterator[None]:
     """Suppress transformers' LOAD REPORT, a table of missing and unused weights."""
 
-    def is_other(record: std_logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    std_logging.getLogger("transformers.modeling_utils").addFilter(is_other)
+    logging.getLogger("transformers.modeling_utils").addFilter(is_other)
     try:
         yield
     finally:
-        std_logging.getLogger("transformers.modeling_utils").removeFilter(is_other)
+        logging.getLogger("transformers.modeling_utils").removeFilter(is_other)
 
 
 def has_token_vectors(name: str) -> bool:

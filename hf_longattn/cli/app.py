@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, rust_panics, shortened
+from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, shortened
 from .convert import compress, convert, export, plan, search
 from .hub import push
 from .inspect import inspect, mechanisms, recipes
@@ -44,16 +44,12 @@ class Command(TyperCommand):
     """A command that says how a mechanism's options are typed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The words of a command line.
-
-        Raises:
-            click.UsageError: an option of a mechanism without --option, or anything else that is no option.
-        """
+        """The words of a command line. Wrong usage raises typer's error."""
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             flag = getattr(error, "option_name", "")
-            if flag.startswith("--") and any("--option" in parameter.opts for parameter in self.params):
+            if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
                 from ..mechanisms.common.registry import list_mechanisms, options_of
 
                 name = flag[2:].replace("-", "_")
@@ -76,8 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with rust_panics():
-            app(arguments, standalone_mode=True)
+        app(arguments, standalone_mode=True)
     except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
         sentence = str(error)
         if isinstance(error, OSError) and error.filename:

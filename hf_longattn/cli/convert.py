@@ -180,7 +180,6 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
         "towers as in their class": ", ".join(plan.other_towers),
-        "global tokens": "all of texts, none of images" if plan.text_global else "",
     }
     yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
     if plan.choice is not None:

@@ -98,24 +98,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
-    """Take a recipe's values as defaults of the flags.
-
-    Raises:
-        OptionError: a value that its flag would not take.
-    """
-    if recipe is None:
-        return None
+    """Take a recipe's values as defaults of the flags, which check them."""
     parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
-    values = read_recipe(recipe, parameters)
+    values = {} if recipe is None else read_recipe(recipe, parameters)
     for name, value in values.items():
-        parameter = parameters[name]
-        if isinstance(value, dict) or isinstance(value, list) != parameter.multiple:
-            wanted = "list" if parameter.multiple else "single value"
+        if isinstance(value, dict) or isinstance(value, list) != parameters[name].multiple:
+            wanted = "list" if parameters[name].multiple else "single value"
             raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
-        try:
-            parameter.process_value(context, value)
-        except typer.BadParameter as error:
-            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}: {error.message.rstrip('.')}.") from error
     context.default_map = {**(context.default_map or {}), **values}
     return recipe
 

@@ -16,7 +16,7 @@ import typer
 from ..errors import check_extra
 from ..training.task import load_task, task_names, task_summary
 from . import options as flags
-from .terminal import progress, say
+from .terminal import Line, progress, show
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
@@ -72,4 +72,4 @@ def embed(
             model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
             note=partial(tell, "embedded"),
         )  # fmt: skip
-    say(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")
+    show({}, [Line(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")])

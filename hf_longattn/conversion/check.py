@@ -20,6 +20,7 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
+from .adopt import renamed
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
 from .plan import ConversionPlan
 from .sources import added_modules, attached_mechanisms, load_checked, load_source, result_class
@@ -32,24 +33,15 @@ ROUNDED = 1e-2
 
 @dataclass(frozen=True)
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+    """Source and result of a conversion, both loaded in fp32, with everything that their check needs."""
 
-    Attributes:
-        plan: of the conversion, or of a tower.
-        source: a model of the source's class.
-        result: loaded from ``folder``.
-        folder: the result's folder, with its tokenizer or processor.
-        inputs: of the plan's kind of input, for running both models.
-        missing, lacking: names of parameters that the source's and the written files lack.
-    """
-
-    plan: ConversionPlan
-    source: Any
-    result: Any
-    folder: Path
-    inputs: Any
-    missing: frozenset[str] = frozenset()
-    lacking: frozenset[str] = frozenset()
+    plan: ConversionPlan  # of the conversion, or of a tower
+    source: Any  # a model of the source's class
+    result: Any  # loaded from `folder`
+    folder: Path  # the result's, with its tokenizer or processor
+    inputs: Any  # of the plan's kind of input, for running both models
+    missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
+    lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
     @property
     def base(self) -> Any:
@@ -143,7 +135,7 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     adoption, after = plan.architecture.converter, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
-        missing = {adoption.renamed(name) for name in missing}
+        missing = {renamed(name, adoption.names) for name in missing}
     chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
@@ -169,8 +161,8 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     elif infinite:
         advice = "so no output can be compared (--no-verify converts them)"
         detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
-    values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
-    return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]
+    status = FAILED if wrong or infinite else PASSED
+    return [Check("tensors", status, detail, {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]})]
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:

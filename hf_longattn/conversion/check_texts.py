@@ -50,25 +50,16 @@ that are compared have at most half as many."""
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths in tokens at which source and result are run.
+    """The lengths in tokens at which source and result are run."""
 
-    Attributes:
-        covered: maximum up to the old length at which every layer computes the source's attention; 0 if there is none.
-        old, new, padded: for comparing outputs, for the result's longest text, and for texts with padding.
-        read: of the text on which a loss or embeddings are measured; 0 if none is possible.
-        chunk: tokens of that text that the source reads at once.
-        every: a decoder's loss is measured at every such position.
-        needed: minimum of ``read`` at which the result can differ from the source.
-    """
-
-    covered: int
-    old: int
-    new: int
-    padded: int
-    read: int
-    chunk: int
-    every: int
-    needed: int
+    covered: int  # maximum up to the old length at which every layer computes the source's attention; 0 if there is none
+    old: int  # of compared outputs
+    new: int  # of the result's longest text
+    padded: int  # of a text with padding
+    read: int  # of the text on which a loss or embeddings are measured; 0 if none is possible
+    chunk: int  # tokens of that text that the source reads at once
+    every: int  # a decoder's loss is measured at every such position
+    needed: int  # minimum of `read` at which the result can differ from the source
 
     @property
     def at_once(self) -> bool:
@@ -144,12 +135,7 @@ def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Che
 
 
 def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
-    """The check that cannot tell whether the result needs training.
-
-    Args:
-        reason: a clause. would_tell: the input or measurement that would, as a noun phrase.
-        values: what was measured; ``None`` if nothing was.
-    """
+    """The check that cannot tell whether the result needs training, by a clause. ``would_tell`` (a noun phrase) would."""
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
     return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
 
@@ -257,9 +243,10 @@ class Embeddings:
     @property
     def passages(self) -> dict[int, int]:
         """Tokens of a passage -> number of passages. Empty if there is no real text of two."""
-        old, real = self.lengths.old, self.text.real_tokens()
+        old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
-        return {length: min(self.most, real // length) for length in sizes}
+        exact = 0 if short.reason else short.length  # such texts are read as by the source, so one length of them is enough
+        return {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
 
     @property
     def left_out(self) -> int:
@@ -337,16 +324,11 @@ DECODED = 32
 
 
 def check_texts(comparison: Comparison) -> list[Check]:
-    """All checks of outputs of a model of texts.
-
-    A loss or embeddings are measured on the result only if its outputs pass.
-    """
+    """All checks of outputs of a model of texts. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    purpose: Any = LanguageLoss(plan, text, lengths)
-    if pooling is not None:
-        purpose = Embeddings(plan, text, lengths, pooling)
+    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
     checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
@@ -409,19 +391,16 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
     exact = covers(decoder_mechanisms(plan), min(short, limit or short), True)
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
+    differing = old if covered < old else 0
+    differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+    differs += f", but only texts of more than {short} tokens are read by it" * (short == old)
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
         (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or ("" if exact else "the decoder's mechanism does not cover it")),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
+        ("equal at the old length with full attention", differing, BASE, change),
+        ("at the old length", differing, MECHANISMS, f"{change} and the mechanism {differs}".removeprefix(" and ")),
     ]
-    if covered < old:
-        differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
-        if short == old:
-            differs += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
-        comparisons += [
-            ("equal at the old length with full attention", old, BASE, change),
-            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {differs}"]))),
-        ]
     checks, expected = [], dict[int, dict[str, Tensor]]()
     for name, length, attention, why in comparisons:
         if not length:
@@ -449,19 +428,14 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)
-        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
-        if takes_globals or "global_attention_mask" not in probe.inputs
+        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length, takes_globals)
     ]
     lacks = " (the source has no weights for its head)" * comparison.headless
     return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
-    """Check that padding changes no hidden state of a text, on either side.
-
-    Args:
-        ids: ``(1, N)``, the text, which is shortened and padded to N tokens again. decoded: tokens of a decoder.
-    """
+    """Check that padding changes no hidden state on either side of a text, which is shortened and padded to ``ids (1, N)`` again."""
     name, length = "padding changes nothing", ids.shape[1]
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:

@@ -75,7 +75,7 @@ class Settings:
         options = dict(chosen.pop("options", None) or {})
         if twice := sorted(options.keys() & further.keys()):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
-        return cls(**chosen, options={**options, **further})
+        return cls(**{**chosen, "options": {**options, **further}})
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,6 @@ class ConversionConfig(Settings):
         "Mechanisms of a model of several towers, each with its options: text=window:window=64,vision=window2d.",
         unset="each tower's default",
         metavar="TOWER=MECHANISM[:NAME=VALUE,...],...",
-    )
-    text_global: bool = setting(
-        False,
-        "With --generic and --towers text=MECHANISM: all tokens but those of images are global in the language model, whose mechanism "
-        "takes global tokens, as longformer does.",
     )
     decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None,
@@ -181,11 +176,6 @@ class ConversionConfig(Settings):
             if getattr(self, name) and (other := next((other for other in others if getattr(self, other)), "")):
                 first, second = (flags.get(setting, f"--{setting}") for setting in (name, other))
                 raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
-        if self.text_global and not (self.generic and "text" in (self.towers or {})):
-            raise OptionError(
-                "--text-global is for the language model of a plain class that reads images; add --generic and --towers text=longformer, "
-                "or leave it out."
-            )
 
     def without_search(self) -> ConversionConfig:
         """The settings without ``mechanism="auto"`` and the settings of its search."""

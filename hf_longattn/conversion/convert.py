@@ -111,12 +111,7 @@ SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("-
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
-
-    Language models train on long text (mlm or clm, by their head). If a mechanism has parameters to learn, language models and sentence
-    encoders first learn softmax attention. Classifiers train on labelled documents or images; question-answering
-    models, and encoders without a head, on questions.
-    """
+    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name."""
     if plan.training is not None:
         return dict(plan.training)
     head, kind, causal = plan.architecture.source_class, sentence_kind(plan.source.card_folder), plan.shape.causal

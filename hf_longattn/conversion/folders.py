@@ -196,13 +196,7 @@ def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
 
 
 def complete_result(
-    stage: Path,
-    source: Source,
-    name: str,
-    report_file: str,
-    checks: Sequence[Check],
-    introduction: str | None = None,
-    **facts: Any,
+    stage: Path, source: Source, name: str, report_file: str, checks: Sequence[Check], introduction: str | None = None, **facts: Any
 ) -> ConversionReport:
     """Complete a checked result by its report, with further ``facts``, and its card. Refuses a result with a failed check."""
     if failed := [check.detail for check in checks if check.status == FAILED]:

@@ -19,7 +19,6 @@ from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import keys_per_query, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from ..mechanisms.common.registry import mechanism_class, prototype
-from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window, own_windows
@@ -103,10 +102,7 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result.
-
-    Args:
-        positions: "auto", a strategy for tables, or "rope:<kind>".
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
 
     Returns:
         The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
@@ -173,12 +169,9 @@ def position_warnings(
     if auto and rule in ("rope:linear", "rope:yarn") and grows:
         localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
         if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
-            problem = (
-                f"{rule} scales the rotations of all tokens, though only sinks or global tokens are further away than the {length.old:,} "
-                "tokens of training (--positions rope:none leaves it out)"
-            )
-            cost = "Gemma 3 270M with 4 sinks has a loss of 3.546 nats unscaled, 3.557 for twice the length and 3.638 for eight times"
-            return [PositionWarning(problem, cost, "every text is read worse, short ones too")]
+            problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
+            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
+            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
     if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
@@ -202,14 +195,10 @@ def position_warnings(
 
 @dataclass(frozen=True)
 class ShortTexts:
-    """The texts that an encoder reads with full attention.
+    """The texts that an encoder reads with full attention."""
 
-    length: maximum length in tokens; 0 if there are none.
-    reason: why short texts are not read exactly as by the source; empty if they are, or if that does not apply.
-    """
-
-    length: int = 0
-    reason: str = ""
+    length: int = 0  # maximum length in tokens; 0 if there are none
+    reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
 
     def __str__(self) -> str:
         if self.reason:
@@ -325,11 +314,6 @@ class ConversionPlan(WithTowers):
         """Whether the result keeps the source's class and has mechanisms."""
         return isinstance(self.architecture.family, PlainFamily)
 
-    @property
-    def text_global(self) -> bool:
-        """Whether all tokens except image tokens are global, in a plain class's language model."""
-        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
@@ -350,7 +334,7 @@ class ConversionPlan(WithTowers):
             "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
-            "long_attention": {**attention, **({TEXT_GLOBAL: True} if self.text_global else {})},
+            "long_attention": attention,
             "old_length": self.old_length,
             "new_length": self.new_length,
             "input": new if old == new else f"{old} → {new}",
@@ -414,8 +398,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
         if not architecture.encoder_decoder:
-            what = f"{architecture.source_class} is not an encoder-decoder"
-            raise OptionError(f"{what}; give its attention as --mechanism (mechanism=…) alone.")
+            raise OptionError(
+                f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone."
+            )
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
     config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
@@ -452,8 +437,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    auto = request.positions == "auto"
-    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
+    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)

@@ -54,22 +54,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint.
+    """An opened checkpoint."""
 
-    name: what the user typed.
-    folder: with its config, its tokenizer and its weights; without the weights if only a plan is made.
-    config: its config.json.
-    pickled: whether transformers reads the weights from .bin files.
-    root: the folder of sentence-transformers whose first module this is; ``None`` for other checkpoints.
-    dtypes: of floating-point tensors by their names in the files; empty for .bin files and for a plan.
-    """
-
-    name: str
-    folder: Path
-    config: dict[str, Any]
-    pickled: bool = False
-    root: Path | None = None
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    name: str  # as the user typed it
+    folder: Path  # with its config, its tokenizer and its weights; without the weights if only a plan is made
+    config: dict[str, Any]  # its config.json
+    pickled: bool = False  # whether transformers reads the weights from .bin files
+    root: Path | None = None  # the folder of sentence-transformers whose first module this is; None for other checkpoints
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # of floating-point tensors by name; not of .bin files, nor for a plan
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -92,7 +84,7 @@ def open_source(
 ) -> Source:
     """Open a checkpoint, and read its config.
 
-    Refuses one that is missing, unreachable, damaged or quantised, an adapter, and one without config or weights.
+    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed, also a quantised one.
 
     Args:
         source: a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
@@ -117,7 +109,7 @@ def open_source(
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)
-    if "long_attention" not in config:  # a quantised long checkpoint can be inspected
+    if weights and "long_attention" not in config:  # a quantised long checkpoint can be loaded
         refuse_quantised(Source(name, folder, config))
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
@@ -162,15 +154,6 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
         if dtype in DTYPES and (path == single or not single.is_file()):
             dtypes[name] = DTYPES[dtype]
     return dtypes
-
-
-def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
-    """The config.json in :func:`fetch_model`'s folder; of sentence-transformers, that of its first module. Weights are not read."""
-    folder = fetch_model(model, revision, token)
-    if (folder / MODULES).is_file():
-        folder /= sentence_modules(folder)[0]["path"]
-    check_files(folder, ("config.json",))
-    return read_config(folder)
 
 
 def refuse_quantised(source: Source) -> None:
@@ -292,6 +275,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
     Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
     architecture = _architecture(source, request.generic)
+    refuse_quantised(source)
     architecture.kind.check_settings(architecture.source_class, request)
     return architecture
 
@@ -316,8 +300,7 @@ def _architecture(source: Source, generic: bool) -> Architecture:
         original, values = None, dict(source.config)
         if converter is not None:
             original = AutoConfig.for_model(**source.config)
-            of_base = converter.config_values(original)
-            values = {name: value for name, value in of_base.items() if name not in ("model_type", "architectures")}
+            values = {name: value for name, value in converter.config_values(original).items() if name not in NAMES}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
@@ -325,10 +308,10 @@ def _architecture(source: Source, generic: bool) -> Architecture:
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
     source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
-    base_class = source_class if converter is None else converter.base_class(source_class)
+    stem, base_stem = ("", "") if converter is None else converter.stems
+    base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     if base_class not in family.model_classes:
-        stems = ("", "") if converter is None else converter.stems[::-1]
-        classes = [name for name in (base.replace(*stems, 1) for base in family.model_classes) if hasattr(transformers, name)]
+        classes = [name for name in (base.replace(base_stem, stem, 1) for base in family.model_classes) if hasattr(transformers, name)]
         raise CheckpointError(
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
             f"{', '.join(classes)}."
@@ -348,8 +331,7 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
-    config_class: Any = type(config)
-    plain = plain_family(config_class)
+    plain = plain_family(config.__class__)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
 
 
@@ -374,7 +356,7 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    return model_class if getattr(model_class.config_class, "model_type", None) == model_type else None
+    return model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
@@ -387,8 +369,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
             "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
         )
     if family is None:
-        known = [f"long_{base}" for base in FAMILIES]
-        listed = f"{LISTED.format(len(known))}{nearest(model_type, known)}"
+        listed = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {listed}")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
@@ -469,19 +450,14 @@ LAYER = re.compile(r"\.\d+\.")
 def load_checked(
     model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
 ) -> tuple[Any, set[str]]:
-    """Load a model whose files must have all of its weights, in evaluation mode.
+    """Load a model whose files must have all of its weights, in evaluation mode. Returns the names of missing parameters, too.
 
     A pooler that they lack would be random. A model without a head works without it, so it is removed there.
 
     Args:
-        folder: of the files; ``None`` if ``arguments`` give config and state_dict.
-        name: of the checkpoint in messages.
+        folder, name: of the files, and of the checkpoint in messages. ``None`` if ``arguments`` have config and state_dict.
         headless: the weights of a head may be missing.
         adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
-        arguments: of ``from_pretrained``.
-
-    Returns:
-        The model, and the names of the parameters that are missing.
     """
     try:
         model, info = load_weights(
@@ -492,8 +468,7 @@ def load_checked(
             raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
         raise
     for tensor, stored, expected in sorted(info["mismatched_keys"]):
-        shapes = f"{tuple(stored)}, but its config requires {tuple(expected)}"
-        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {shapes}.")
+        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}.")
     missing = {*info["missing_keys"]}
     if adds_mechanisms:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
@@ -523,11 +498,7 @@ def of_body(model: Any, missing: set[str]) -> set[str]:
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Remove a pooler that the checkpoint lacks and that would be initialised at random. The class works without it.
-
-    Returns:
-        The names that are still missing; for a model with a head, all of `missing`.
-    """
+    """Remove a random pooler, without which its class works. Returns what is still missing; for a model with a head, all of ``missing``."""
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
     if pooler_names := {name for name in missing if name.startswith(pooler)}:
@@ -536,10 +507,9 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass over ``ids (B, N)`` returns, by name. Without the cache.
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
 
-    `decoder_tokens`: number of decoder tokens for an encoder-decoder, which are ``ids`` shifted right by one; ``None`` means all.
-        Sequence classifiers always get all.
+    The decoder of an encoder-decoder gets ``decoder_tokens`` of them, shifted right by one; all for ``None``, and in sequence classifiers.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)

@@ -36,7 +36,7 @@ from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
-from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
+from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
 from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
 
@@ -50,27 +50,18 @@ FLOPS = 5e11
 
 @dataclass
 class Stock:
-    """A stock architecture for one long model: here the base of an encoder with full attention.
+    """A stock architecture for one long model: here the base of an encoder with full attention."""
 
-    config, long_class, family: of the long model.
-    families: base model types of the long models that it can hold.
-    stem, heads: the beginning of the names of its classes, empty for the base's; heads of other bases whose tensors it can hold.
-    computes, words: mechanisms that its layers can compute, with some options; what every layer computes, for a refusal.
-    note: a remark for its users.
-    names: regular expressions for parts of the names of a long model's tensors -> the replacement.
-    """
-
-    config: Any
+    config: Any  # of the long model
     long_class: str
     family: Family
-
-    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
-    stem: ClassVar[str] = ""
-    heads: ClassVar[tuple[str, ...]] = ()
-    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
-    words: ClassVar[str] = "full attention"
-    note: ClassVar[str] = ""
-    names: ClassVar[Mapping[str, Any]] = {}
+    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
+    stem: ClassVar[str] = ""  # the beginning of the names of its classes; empty for the base's
+    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases whose tensors it can hold
+    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
+    words: ClassVar[str] = "full attention"  # what every layer computes, for a refusal
+    note: ClassVar[str] = ""  # a remark for its users
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of the names of a long model's tensors -> the replacement
 
     @property
     def head(self) -> str:
@@ -132,9 +123,7 @@ class Stock:
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
                 values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
-            for pattern, replacement in self.names.items():
-                name = re.sub(pattern, replacement, name)
-            state[name] = values
+            state[renamed(name, self.names)] = values
         return state
 
 
@@ -336,23 +325,18 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
-    takes_mask = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
-    probes = [
-        (length, probe)
-        for length in dict.fromkeys((min(SHORT_LENGTH, most), most))
-        for probe in adoption.probes(stock.config, type(stock).__name__, text, length)
-        if takes_mask or "global_attention_mask" not in probe.inputs
-    ]
-    for done, (length, probe) in enumerate(probes):
-        progress("verify", done, len(probes))
-        for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
-            if hasattr(module, "set_attention_type") and hasattr(module, "config"):
-                module.set_attention_type(module.config.attention_type)
-        checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
-        if stock.can_generate():
-            same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
-            what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
-            checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+    takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
+    for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
+        progress("verify", length, most)
+        for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
+            for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
+                if hasattr(module, "set_attention_type") and hasattr(module, "config"):
+                    module.set_attention_type(module.config.attention_type)
+            checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
+            if stock.can_generate():
+                same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
+                what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
+                checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
     return checks
 
 

@@ -185,19 +185,17 @@ def model_card(
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
         data = ModelCardData(**metadata, eval_results=[of_hub(row, task) for row in rows if not row["system"]] or None)
-        facts: dict[str, Any] = {
-            **{"title": title, "introduction": introduction, "made": start, "plan": plan, "length": length},
-            **{"architecture": architecture, "auto": auto, "sentences": sentences, "graph": graph, "ours": ours, "example": example},
-            **{"attentions": attentions, "takes_globals": takes_globals, "new_tokens": NEW_TOKENS, "config": config, "report": report},
-            **{"rows": rows, "training": training.strip(), "line": in_one_line},
-            "quoted": json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
-            "remote_code": REMOTE_CODE if "auto_map" in config else "",
-            "layers": {tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
-            "next_step": in_one_line(next_step(report.get("next_step") or {}, name)),
-            "limits": [*limits_of(kind, of_model, attentions), *limits],
-            "versions": {"hf_longattn": __version__, **(report.get("versions") or {})},
-        }
-        card = ModelCard.from_template(data, template_path=str(Path(__file__).with_name("card.md")), **facts)
+        card = ModelCard.from_template(
+            data, str(Path(__file__).with_name("card.md")), title=title, introduction=introduction, made=start, plan=plan, length=length,
+            architecture=architecture, auto=auto, sentences=sentences, graph=graph, ours=ours, example=example, attentions=attentions,
+            takes_globals=takes_globals, new_tokens=NEW_TOKENS, config=config, report=report, rows=rows, training=training.strip(),
+            line=in_one_line, quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
+            remote_code=REMOTE_CODE if "auto_map" in config else "",
+            layers={tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
+            next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
+            limits=[*limits_of(kind, of_model, attentions), *limits],
+            versions={"hf_longattn": __version__, **(report.get("versions") or {})},
+        )  # fmt: skip
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)

@@ -170,7 +170,7 @@ class SearchInputs:
         count: most inputs to read.
 
     Raises:
-        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.processors.UserFiles`.
+        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.sized.UserFiles`.
     """
 
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModel, EvalPrediction, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import PROCESSOR_NAME, logging
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
-from hf_longattn.inputs.processors import PROCESSOR_FILE
 from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping
 from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.names import LOGGER
-from hf_longattn.training.tasks.qa import span_loss
 from hf_longattn.training.trainer import LongTrainer, highest, rows_of
 
 logger = logging.get_logger(LOGGER)
@@ -58,8 +54,8 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     heads = getattr(load_config(name), "multitask_heads", {})
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
-    entry, others = heads[head], ("",)  # all other weights belong to other heads
-    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, "elsewhere": others, **label_fields(entry["labels"])}
+    entry = heads[head]
+    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
     model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
     for key in HEAD_FIELDS:
         if key in entry:
@@ -111,16 +107,20 @@ class Backbone:
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
         self.model: Any = None
         if several:
-            self.model = load_model(LongMultimodalModel, name, complete=complete, elsewhere=("heads.", "classifier.")).with_embedders(**new)
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
+
+    def processor(self, kind: str) -> Any:
+        """What makes the inputs of a task of this kind."""
+        return {"images": self.image_processor, "audio": self.feature_extractor}.get(kind, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
         self.tokenizer.save_pretrained(folder, **settings)
         parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
         values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
-        Path(folder, PROCESSOR_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
         """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
@@ -148,7 +148,7 @@ class Backbone:
         fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
         model: Any
         if self.model is None:
-            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, elsewhere=("heads.",), **fields)
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
@@ -159,26 +159,23 @@ class Backbone:
         return model, names
 
 
-@dataclass
 class PreparedTask:
-    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions.
+    """A task's model with its head, its rows, and the collator that makes batches of them.
+
+    Args:
+        inputs: arguments of Trainer for the task alone.
 
     Raises:
         DataError: there are no rows.
     """
 
-    name: str
-    kind: str
-    model: PreTrainedModel
-    rows: Dataset
-    held_out: Dataset
-    collator: Any
-    scores: Callable[[EvalPrediction], dict[str, float]]
-
-    def __post_init__(self) -> None:
-        if not len(self.rows) or not len(self.held_out):
-            raise DataError(f"The task {self.name!r} has no rows left to train on, or none to evaluate on; give other data.")
-        self.rows, self.held_out = (part.add_column("task", [self.name] * len(part)) for part in (self.rows, self.held_out))
+    def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        self.kind, self.model, self.inputs = kind, model, inputs
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # which does not pack
+        parts = inputs["train_dataset"], inputs["eval_dataset"]
+        if not all(map(len, parts)):
+            raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
+        self.rows, self.held_out = (part.add_column("task", [name] * len(part)) for part in parts)
 
 
 class MultiTaskModel(nn.Module):
@@ -221,11 +218,12 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
         """The outputs of a task's head, with its loss."""
-        if self.tasks[task].kind != "qa":
+        loss = self.tasks[task].inputs.get("compute_loss_func")
+        if loss is None:
             return self.models[task](labels=labels, **inputs)
         outputs = self.models[task](**inputs)
         if labels is not None:
-            outputs.loss = span_loss(outputs, labels)
+            outputs.loss = loss(outputs, labels)
         return outputs
 
     def saved_config(self) -> Any:
@@ -318,10 +316,10 @@ class MultiTaskTrainer(LongTrainer):
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():
-            self.compute_metrics = task.scores
-            self.preprocess_logits_for_metrics = (lambda logits, labels: logits[:2]) if task.kind == "qa" else highest
+            self.compute_metrics = task.inputs["compute_metrics"]
+            self.preprocess_logits_for_metrics = task.inputs.get("preprocess_logits_for_metrics", highest)
             output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            metrics |= output.metrics
+            metrics |= {key: value for key, value in output.metrics.items() if isinstance(value, (int, float))}
             metrics[f"{metric_key_prefix}_n"] += output.num_samples
             scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
             main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])

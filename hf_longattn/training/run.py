@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, rust_panics, visible
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, visible
 from hf_longattn.files import check_writable, write_text
 from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights
@@ -217,8 +217,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        with rust_panics():
-            log = task.main(model_args, data_args, training_args)
+        log = task.main(model_args, data_args, training_args)
         if first:
             written = folder if training_args.do_train else folder / SCORES_NAME
             print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)

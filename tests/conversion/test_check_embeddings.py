@@ -84,7 +84,7 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
         facts += (written["verdict"] == "ready to use", "train it before use" not in read)
         if set(facts) != {ready}:
             wrong[name] = facts, values
-        assert [*values["cosines"]] == ["16", str(LENGTH)]
+        assert [*values["cosines"]] == ["16", str(LENGTH)][name == "longformer" :], "texts that are read as by the source need no more"
     assert not wrong
 
 

@@ -17,7 +17,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.grid import CROPS, processed_size, size_fields
-from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, changed_file, load_processor
+from hf_longattn.inputs.sized import FILE, IMAGE_PROCESSOR, changed_file, load_processor
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from tests.reports import tensor_counts
 

@@ -85,17 +85,23 @@ def main(
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
-    lengths = inputs.pop("lengths", [-1] * len(parts[1]))
-    by_length: dict[str, Any] = {}
+    lengths, by_length = inputs.pop("lengths", None), dict[str, Any]()
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
-        scores = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+        scores = class_scores(prediction, lengths)
         by_length.update(scores.pop("buckets"))
         return scores
 
     trainer = ClassificationTrainer(model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs)
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
+
+
+def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None) -> dict[str, Any]:
+    """Scores of classes, and ``buckets`` of documents by their lengths."""
+    lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
+    references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
+    scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+    return scores
 
 
 def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Parts:

@@ -8,32 +8,28 @@ A batch is of one task, drawn by the sizes of the tasks' data. The result is one
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch.utils.data import ConcatDataset
-from transformers import EvalPrediction
 
-from hf_longattn.data.batching import DataCollatorWithGlobals
 from hf_longattn.data.documents import label_names
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
-from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.words import tag_names, to_windows
+from hf_longattn.data.words import tag_names
 from hf_longattn.errors import OptionError, check_extra, nearest
-from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_reader import best_answers
-from hf_longattn.evaluation.qa_scores import score_answers
-from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.mixed import Backbone, MixedCollator, MultiTaskModel, MultiTaskTrainer, PreparedTask
 from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, audio_inputs, image_inputs, read_labelled, text_inputs
-from hf_longattn.training.tasks.qa import QADataArguments
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
+from hf_longattn.training.tasks.classify import (
+    ClassificationDataArguments,
+    audio_inputs,
+    class_scores,
+    image_inputs,
+    read_labelled,
+    text_inputs,
+)
+from hf_longattn.training.tasks.qa import QADataArguments, question_inputs, read_questions
+from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_inputs
 
 
 @dataclass
@@ -72,8 +68,7 @@ class MultiTaskDataArguments(DataArguments):
                 )
             shared = {key: getattr(self, key) for key in ("split", "max_length", "max_train_samples", "max_eval_samples")}
             named = [column for task, column in columns if task == name]
-            arguments, _ = KINDS[kind]
-            self.parts[name] = kind, arguments(data=[data], columns=named, validation=validation.pop(name, ""), **shared)
+            self.parts[name] = kind, KINDS[kind][0](data=[data], columns=named, validation=validation.pop(name, ""), **shared)
         if not self.parts:
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
         if unknown := [*validation, *(task for task, _ in columns if task not in self.parts)]:
@@ -116,8 +111,15 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
-        _, prepare = KINDS[kind]
-        tasks[name] = prepare(name, kind, backbone, args, training_args)
+        _, read, labels_of, make_inputs = KINDS[kind]
+        parts = read(args, seed=training_args.seed)
+        model, names = backbone.head(name, kind, labels_of(*parts))
+        inputs = make_inputs(model, parts, names, args, training_args, backbone.processor(kind))
+        if kind == "audio":
+            lengths = inputs["train_dataset"]["length"][:]
+            longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])
+            model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
+        tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
     trainer = MultiTaskTrainer(
@@ -131,80 +133,14 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
-def prepare_classes(
-    name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, run: LongTrainingArguments
-) -> PreparedTask:
-    """Texts, images or audio files with a class, as in ``classify``."""
-    make_inputs: Any
-    role, make_inputs, processor = {
-        "classify": ("text", text_inputs, backbone.tokenizer),
-        "images": ("image", image_inputs, backbone.image_processor),
-        "audio": ("audio", audio_inputs, backbone.feature_extractor),
-    }[kind]
-    parts = read_labelled(args, role, run.seed)
-    model, names = backbone.head(name, kind, label_names(*parts))
-    inputs = make_inputs(model, parts, names, args, run, processor)
-    rows, held_out, collator = inputs["train_dataset"], inputs["eval_dataset"], inputs.get("eval_collator", inputs["data_collator"])
-    if kind == "audio":
-        longest = collator([rows[max(range(len(rows)), key=rows["length"][:].__getitem__)]])
-        model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        references = [{"label": label, "length": -1} for label in prediction.label_ids]
-        results = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
-        return {metric: score for metric, score in results.items() if metric != "buckets"}
-
-    return PreparedTask(name, kind, model, rows, held_out, collator, scores)
-
-
-def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, run: LongTrainingArguments) -> PreparedTask:
-    """Documents with a tag for each word, as in ``tokens``."""
-    tokenizer, (texts, held_texts) = backbone.tokenizer, read_tagged(args, run.seed)
-    model, names = backbone.head(name, kind, tag_names(texts, held_texts))
-    length = input_length(model, tokenizer, args.max_length)
-    encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=args.stride, names=names)
-    rows, held_out = each_part(encode, texts, held_texts)
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        return tag_scores(prediction.predictions, held_out, held_texts, names)
-
-    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
-    return PreparedTask(name, kind, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
-
-
-def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, run: LongTrainingArguments) -> PreparedTask:
-    """Questions about documents, as in ``qa``."""
-    tokenizer = backbone.tokenizer
-    examples, questions = read_rows(args, run.seed, read=partial(load_qa, named=args.named), unit="id", classes="kind")
-    model, _ = backbone.head(name, kind)
-    carry_question(model if backbone.model is None else backbone.model.text_model, tokenizer)
-    if not args.only_scores:
-        vars(model.config).pop("no_answer_threshold", None)  # of other weights
-    length = input_length(model, tokenizer, args.max_length)
-    encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(args.stride, length // 4))
-    held_out = encode(questions)
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        answers = best_answers(questions, held_out, *prediction.predictions)
-        best = score_answers(questions, answers).get("best_f1_threshold")
-        if best is not None and not args.only_scores:
-            model.config.no_answer_threshold = best
-        threshold = getattr(model.config, "no_answer_threshold", None)
-        results = score_answers(questions, [replace(answer, text=answer.above(threshold)) for answer in answers])
-        return {metric: results[metric] for metric in ("exact_match", "exact_match_se", "f1", "f1_se") if metric in results}
-
-    rows = held_out if args.only_scores else encode(answerable(examples))
-    return PreparedTask(name, kind, model, rows, held_out, QACollator(tokenizer), scores)
-
-
-KINDS: dict[str, tuple[Any, Callable[..., PreparedTask]]] = {
-    "classify": (ClassificationDataArguments, prepare_classes),
-    "tokens": (TokenDataArguments, prepare_tags),
-    "qa": (QADataArguments, prepare_questions),
-    "images": (ClassificationDataArguments, prepare_classes),
-    "audio": (ClassificationDataArguments, prepare_classes),
+KINDS: dict[str, Any] = {
+    "classify": (ClassificationDataArguments, partial(read_labelled, role="text"), label_names, text_inputs),
+    "tokens": (TokenDataArguments, read_tagged, tag_names, tag_inputs),
+    "qa": (QADataArguments, read_questions, lambda *parts: (), question_inputs),
+    "images": (ClassificationDataArguments, partial(read_labelled, role="image"), label_names, image_inputs),
+    "audio": (ClassificationDataArguments, partial(read_labelled, role="audio"), label_names, audio_inputs),
 }
-"""Kind of task -> its data arguments, and the function that prepares it."""
+"""Kind of task -> the data arguments of its command, and functions that read its rows, find their labels, and make Trainer's inputs."""
 
 
 if __name__ == "__main__":

@@ -64,19 +64,28 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     texts, held_texts = read_tagged(data_args, training_args.seed)
     loader, complete = AutoModelForTokenClassification, not training_args.do_train
     model, names = load_classifier(loader, model_args.model, tag_names(texts, held_texts), complete=complete)
-    length = input_length(model, tokenizer, data_args.max_length)
+    inputs = tag_inputs(model, (texts, held_texts), names, data_args, training_args, tokenizer)
+    facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
+    trainer = LongTrainer(model, training_args, preprocess_logits_for_metrics=highest, **inputs)
+    return finish(trainer, model_args, data_args, tags=names, **facts)
+
+
+def tag_inputs(
+    model: Any, parts: tuple[Dataset, Dataset], names: list[str], data_args: TokenDataArguments, args: LongTrainingArguments, tokenizer: Any
+) -> dict[str, Any]:
+    """Arguments of Trainer for documents whose words have tags, and ``input_length`` and ``packed``."""
+    length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names)
-    rows, held_out = each_part(encode, texts, held_texts)
-    pack = chosen_packing(model, data_args.packing, training_args)
+    rows, held_out = each_part(encode, *parts)
+    train, scored = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
+    padded = DataCollatorWithGlobals(tokenizer)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return tag_scores(prediction.predictions, held_out, held_texts, names)
+        return tag_scores(prediction.predictions, held_out, parts[1], names)
 
-    padded = DataCollatorWithGlobals(tokenizer)
-    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
-    measuring: dict[str, Any] = {"eval_collator": padded, "compute_metrics": compute_metrics, "preprocess_logits_for_metrics": highest}
-    trainer = LongTrainer(model, training_args, DataCollatorWithPacking() if pack else padded, *inputs, tokenizer, **measuring)
-    return finish(trainer, model_args, data_args, tags=names, input_length=length, packed=pack)
+    collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
+    data = {"train_dataset": train, "eval_dataset": scored, "processing_class": tokenizer, "compute_metrics": compute_metrics}
+    return {**data, **collators, "input_length": length, "packed": pack}
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
