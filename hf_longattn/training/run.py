@@ -135,7 +135,7 @@ def finish(
                     raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
-        before = next((entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {})
+        before: dict[str, Any] = next((entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {})
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}
