@@ -342,7 +342,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new file.
 
     It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are removed first. With
@@ -351,7 +351,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
     Raises:
         CheckpointError: the destination was created by another process.
-        CheckpointError: not enough disk space, before or while writing, or no permission.
+        CheckpointError: not enough disk space, or no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -361,9 +361,6 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
                 _clean(parent, name)
-                if needed_bytes > (free := shutil.disk_usage(parent).free):
-                    needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
-                    raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
                 stage.mkdir()
                 yield stage
                 mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read

@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from huggingface_hub import errors, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, is_failure, listed
@@ -151,11 +149,6 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        if other := re.search(r"configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", str(error)):
-            raise CheckpointError(
-                f"{subject} has a {other[1]}, for which transformers has no {other[2]}; give a model of another architecture, or take "
-                "another task."
-            ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
         raise CheckpointError(f"{subject} cannot be loaded: {in_a_line(error)}.") from error
@@ -214,8 +207,6 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
     """The tokenizer of a text model with this config, for training and batches; see :func:`fit_tokenizer`."""
-    if config.model_type in IMAGE_PROCESSOR_MAPPING_NAMES and config.model_type not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{str(name)!r} ({config.model_type}) has no tokenizer, since it reads images; give a model of texts.")
     tokenizer = load_part(AutoTokenizer, name)
     fit_tokenizer(tokenizer, config, name)
     return tokenizer
@@ -353,14 +344,11 @@ def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str =
     Args:
         info: of ``from_pretrained(output_loading_info=True)``.
         name: of its checkpoint.
-        advice: what to type, unless `longattn train multitask` wrote the checkpoint.
+        advice: what to type.
     """
     missing = _modules({*info["missing_keys"]} - {*tied_weights(model)})
     resized = _modules(key for key, *_ in info["mismatched_keys"])
     if lost := " and ".join(filter(None, (missing, resized and f"{resized} of this size"))):
-        if heads := getattr(model.config, "multitask_heads", None):
-            tasks = " ".join(f"{head}={fields['kind']}:DATA" for head, fields in heads.items())
-            advice = f"it has heads of `longattn train multitask`, so type longattn evaluate multitask --model {name} --tasks {tasks}"
         raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {lost}; {advice}.")
 
 

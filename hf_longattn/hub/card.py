@@ -90,12 +90,9 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     Of a card that is there, licence, language, data sets and tags stay.
 
     Raises:
-        CheckpointError: as :func:`model_card`, or ``README.md`` is not a regular file.
+        CheckpointError: as :func:`model_card`, or the file cannot be written.
     """
-    path = Path(model_dir) / "README.md"
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    card = model_card(model_dir, **contents)
+    path, card = Path(model_dir) / "README.md", model_card(model_dir, **contents)
     with staged_file(path) as stage:
         card.save(stage)
     return path
