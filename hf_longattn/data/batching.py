@@ -151,9 +151,8 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if not model.packs_documents:
         return f"A {type(model).__name__} reads one document in a row."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    refusals = [refusal for base in bases if (refusal := refusal_of_documents(base, {})) is not None]
-    if refusals:
-        return refusals[0]
+    if refusal := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
+        return refusal
     if args.torch_compile:
         return "A compiled model takes no packed documents."
     return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None

@@ -45,10 +45,6 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-NAMES_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-MOST_HELD_OUT = 1000
-"""Maximum number of held-out documents per source of a language model. Untuned."""
 
 
 def read_rows(
@@ -96,13 +92,9 @@ def read_rows(
 
 
 def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
-
-    Raises:
-        DataError, OptionError: as :func:`read_rows`.
-    """
+    """:func:`read_rows` of documents in the column ``text``, which ``args.template`` may make of several columns."""
     read = partial(written_rows, templates=args.template) if args.template else None
-    return read_rows(args, seed, read=read, most=MOST_HELD_OUT, shuffle=True)
+    return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
@@ -218,8 +210,7 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of classes that a column has numbers of; ``None`` for other columns."""
-    while isinstance(feature, List):
-        feature = feature.feature
+    feature = feature.feature if isinstance(feature, List) else feature
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
@@ -308,14 +299,13 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
-            message = f"The template {template!r} does not suit {source} ({error}); leave out the format after a colon."
-            raise DataError(message) from error
+            raise DataError(f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon.") from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
     """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
+    columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
     trained = {hash(repr(row)) for row in train.select_columns(columns)}
     return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

@@ -86,8 +86,8 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
             f"Rerankers and token vectors learn from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; "
             "leave it out and keep the pairs that belong together, or train embeddings."
         )
-    trainer_of = reranking_trainer if model_args.reranker else embedding_trainer
-    trainer = trainer_of(model_args, data_args, training_args, pairs, held_out)
+    build = reranking_trainer if model_args.reranker else embedding_trainer
+    trainer = build(model_args, data_args, training_args, pairs, held_out)
     return finish(trainer, model_args, data_args, pairs=len(pairs), input_length=trainer.model.max_seq_length)
 
 
@@ -190,12 +190,9 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 
 
 def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a sentence-transformers trainer, with ours as attributes.
+    """The arguments of a sentence-transformers trainer, of the class ``kind`` with ``more`` of its own, and ours as attributes.
 
-    Args:
-        kind: their class.
-        best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
-        **more: arguments of this class only.
+    ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
     """
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.settings:
