@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
@@ -318,11 +318,10 @@ def read_card(path: Path) -> ModelCard:
         return card
 
 
-def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def from_source(source: str) -> dict[str, Any]:
     """Arguments of :func:`model_card` for a model loaded from ``source``. That is the base model or a folder whose card names it."""
-    contents = {name: value for name, value in stated.items() if value}
     if not source:
-        return contents
+        return {}
     inherited = inherited_metadata(source, download=True)
     base = inherited.get("base_model") if Path(source).expanduser().exists() else source
-    return {**({"base_model": base} if base else {}), **contents, "source": source}
+    return {"source": source, **({"base_model": base} if base else {})}
