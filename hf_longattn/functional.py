@@ -335,13 +335,15 @@ def run_mechanism(
         single_call = cross or (run is None and needs_whole_batch(mechanism))
         separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
         kind: Kind = "documents" if packed else "rows"
+        accelerated = accelerator.accelerated(q)
+        by_position = handling.position_dependent and not (accelerated and handling.finds_starts)
         if packed and run is None and order is None and not cross:
-            if mechanism.labels_documents(k, v, call) if accelerator.accelerated(q) else mechanism.traits.takes_documents:
+            if mechanism.labels_documents(k, v, call) if accelerated else mechanism.traits.takes_documents:
                 kind = "packed rows"
             elif handling.is_plain_band and not (separate_calls or single_call):
                 kind = "packed bands"
         layout = choose(
-            kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=handling.position_dependent,
+            kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=by_position,
             single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
         return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=handling.clears_padding and run is None)

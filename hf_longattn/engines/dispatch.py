@@ -18,7 +18,7 @@ from .common.paths import OBSERVERS, Kind, PathName, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
 from .cpu.dropout import drops_in_tiles
-from .cuda import fla, flash_band, flex_blocks, flex_kernel
+from .cuda import fla, flash_band, flex, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
 DENSE_KEYS = 768
@@ -28,6 +28,7 @@ Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
+ONE_CALL = "one call of flex_attention has fewer launches than the parts of global tokens"
 DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
 
 
@@ -79,14 +80,29 @@ def _band_is_short(context: DispatchContext) -> str | None:
 
 def _globals_need_mask(context: DispatchContext) -> bool:
     """Whether a graph has an unknown number of global tokens and no kernel for them: ``blockwise`` has a column for each token."""
-    if context.call.global_mask is None or context.call.max_globals is not None or torch.compiler.is_exporting():
+    if context.call.global_mask is None or context.call.global_positions is not None or torch.compiler.is_exporting():
         return False
     kernels = PATHS["band"][2:-1]
-    return all(any(path == name for path, _ in context.failed) or reason(context) is not None for name, reason in kernels)
+    return all(_failed(name, context) or reason(context) is not None for name, reason in kernels)
 
 
 def _flash_runs(context: DispatchContext) -> bool:
-    return context.device == "cuda" and not any(path == "flash" for path, _ in context.failed) and flash_band.why_not(context) is None
+    return context.device == "cuda" and not _failed("flash", context) and flash_band.why_not(context) is None
+
+
+def _failed(path: str, context: DispatchContext) -> bool:
+    return any(path == name for name, _ in context.failed)
+
+
+def _flash(context: DispatchContext) -> str | None:
+    if context.call.global_mask is not None and not context.call.dropout and context.kv_len <= flex.MAX_LISTED_TOKENS:
+        if not _failed("flex", context) and flex_kernel.why_not(context) is None:
+            return ONE_CALL
+    return flash_band.why_not(context)
+
+
+def _no_call_for_all_documents(context: DispatchContext) -> str | None:
+    return None if flash_band.why_not(context) is None else flex_kernel.why_not(context)
 
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
@@ -113,9 +129,9 @@ PAIR_PATHS: tuple[tuple[PathName, Reason], ...] = (("dense", _not_covered), ("de
 PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
-    "packed bands": (("packed", flash_band.why_not), *DOCUMENT_PATHS),
+    "packed bands": (("packed", _no_call_for_all_documents), *DOCUMENT_PATHS),
     "documents": DOCUMENT_PATHS,
-    "documents under a band": (("flash", flash_band.why_not), *DOCUMENT_PATHS),
+    "documents under a band": (("flash", _flash), ("flex", flex_kernel.why_not), *DOCUMENT_PATHS),
     "pairs": PAIR_PATHS,
     "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
     "selected": (("dense", _not_covered), ("selected", _always_runs)),
@@ -125,7 +141,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("dense-masked", _band_is_short),
         ("cpu-band", band.why_not),
         ("cpu-distances", distance_band.why_not),
-        ("flash", flash_band.why_not),
+        ("flash", _flash),
         ("flex", flex_kernel.why_not),
         ("blockwise", _always_runs),
     ),

@@ -64,14 +64,18 @@ class Pattern:
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
-        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both."""
+        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both.
+
+        global_mask: ``(B, Nk)`` bool, or ``(Nk,)`` if the tokens are the same in every row.
+        """
         if global_mask is None:
             return self.band_mod
+        of_rows = global_mask.dim() == 2
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            visible = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
+            visible = self.band_mod(b, h, q_idx, kv_idx) | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
             if self.global_rows:
-                visible = visible | global_mask[b, q_idx]
+                visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
             return visible & (kv_idx <= q_idx) if self.causal else visible
 
         return mod
@@ -157,7 +161,8 @@ class AttentionCall:
     batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs. The mechanism then handles only
         right padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-    max_globals: the maximum number of global tokens in a row, for graphs; ``None`` if only the values of ``global_mask`` say it.
+    global_positions: the positions of the tokens of ``global_mask``, counted from each sequence's first real token; ``None`` if only the
+        values of ``global_mask`` say it. Then neither a graph nor the host needs to read the mask.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
@@ -173,7 +178,7 @@ class AttentionCall:
     causal: bool = False
     batch: Batch | None = None
     global_mask: Tensor | None = None
-    max_globals: int | None = None
+    global_positions: tuple[int, ...] | None = None
     scale: float | None = None
     dropout: float = 0.0
     score_mod: ScoreMod | None = None

@@ -43,10 +43,11 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """:func:`global_index` of a call's global tokens, padding excluded. Cached for all layers of a forward pass, since finding them
-    waits for the device. A graph cannot wait, and takes ``call.max_globals`` as their number."""
+    waits for the device. A graph cannot wait, and takes the number of ``call.global_positions``."""
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
-    most = call.max_globals if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else None
+    known = call.global_positions is not None and not torch.compiler.is_exporting()
+    most = len(call.global_positions or ()) if known else None
 
     def find() -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         return real, global_index(tokens if real is None else tokens & real, most)

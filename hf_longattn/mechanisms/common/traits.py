@@ -105,6 +105,8 @@ class Handling(NamedTuple):
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If not, a key mask is
     enough for left padding."""
+    finds_starts: bool = False
+    """Whether ``forward`` finds by itself where sequences start, so that on accelerators, rows need not be moved or split."""
     trims_padding: bool = False
     """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
     clears_padding: bool = False
