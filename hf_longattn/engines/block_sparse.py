@@ -16,6 +16,7 @@ from .cpu.dropout import drops_in_tiles
 from .cpu.flash import cached_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
+from .cuda.flash_globals import flash_globals
 from .cuda.flex import flex_band
 from .dispatch import first_path, try_path
 from .distances import distance_attention
@@ -68,7 +69,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
     """The kernels that a machine may lack, by path."""
     return {
-        "flash": lambda: flash_band(q, k, v, pattern, call),
+        "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
     }
 

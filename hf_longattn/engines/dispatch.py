@@ -95,10 +95,8 @@ def _failed(path: str, context: DispatchContext) -> bool:
 
 
 def _flash(context: DispatchContext) -> str | None:
-    if context.call.global_mask is not None and not context.call.dropout and context.kv_len <= flex.MAX_LISTED_TOKENS:
-        if not _failed("flex", context) and flex_kernel.why_not(context) is None:
-            return ONE_CALL
-    return flash_band.why_not(context)
+    one_call = context.call.global_mask is not None and context.kv_len <= flex.MAX_LISTED_TOKENS and not _failed("flex", context)
+    return ONE_CALL if one_call and flex_kernel.why_not(context) is None else flash_band.why_not(context)
 
 
 def _no_call_for_all_documents(context: DispatchContext) -> str | None:

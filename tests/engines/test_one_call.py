@@ -36,12 +36,14 @@ def real_tokens(padding: str) -> Tensor | None:
     return None if padding == "none" else real
 
 
-def calls(name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int) -> tuple[Any, list[Tensor], dict[str, Any]]:
+def calls(
+    name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int, width: int = 16
+) -> tuple[Any, list[Tensor], dict[str, Any]]:
     generator = torch.Generator().manual_seed(1)
     options = dict(MECHANISMS[name])
-    module = build_mechanism(options.pop("mechanism"), num_heads=4, head_dim=16, **options).eval()
-    shapes = (4, heads, heads)
-    tensors = [torch.randn(2, h, LENGTH, 16, generator=generator, dtype=torch.float64, requires_grad=True) for h in shapes]
+    module = build_mechanism(options.pop("mechanism"), num_heads=4, head_dim=width, **options).eval()
+    sizes = (4, heads, heads)
+    tensors = [torch.randn(2, h, LENGTH, width, generator=generator, dtype=torch.float64, requires_grad=True) for h in sizes]
     arguments: dict[str, Any] = {"causal": causal, "padding_mask": real_tokens(padding)}
     if tokens == "scattered":
         arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.02
@@ -60,9 +62,7 @@ CELLS = [
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @every_case(("name", "padding", "causal", "tokens", "packed", "heads"), CELLS, of=4)
-def test_bands_with_global_tokens_are_one_exact_call(
-    name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int
-) -> None:
+def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int) -> None:
     module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
@@ -73,7 +73,5 @@ def test_bands_with_global_tokens_are_one_exact_call(
     rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for grad, exact in zip(
-        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
-    ):
+    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)

@@ -6,7 +6,7 @@ the host reads no values from the device. The lists are made once per forward pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,54 +124,49 @@ def band_block_mask(
         tokens: global tokens, ``(B, Nk)`` bool, or ``(Nk,)`` if they are the same in every row.
         documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only. Needs Nq = Nk.
     """
-    offset = _offset(q_len, kv_len)
-    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
-    any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
-    by_row = tokens if tokens is None or tokens.dim() == 2 else tokens[None]
-    columns = None if by_row is None else per_block(by_row, any)
-    rows = None if by_row is None or not pattern.global_rows else per_block(by_row[:, offset:] if offset else by_row, any)
-    firsts = lasts = None
+    offset, every_pair = _offset(q_len, kv_len), tokens is not None
+    real = None if key_mask is None else in_blocks(key_mask)
+    columns = None if tokens is None else in_blocks(tokens if tokens.dim() == 2 else tokens[None]).any(-1)
+    rows = columns if not offset or tokens is None else in_blocks(tokens.view(-1, kv_len)[:, offset:]).any(-1)
+    ends = None
     if documents is not None:
-        starts = torch.arange(k_blocks, device=device) * BAND_BLOCK
-        firsts, lasts = documents[:, starts], documents[:, (starts + BAND_BLOCK).clamp(max=kv_len) - 1]
+        starts = torch.arange(0, kv_len, BAND_BLOCK, device=device)
+        ends = documents[:, starts], documents[:, (starts + BAND_BLOCK - 1).clamp(max=kv_len - 1)]
 
-    def partial_and_full(q_block: Tensor, k_block: Tensor) -> tuple[Tensor, Tensor]:
+    def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
         """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
-        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
-        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
-        q_at, k_at = q_block.clamp(0, q_blocks - 1), k_block.clamp(0, k_blocks - 1)
-        touched = ((q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right))[None]
-        if columns is not None:
-            seen = columns[:, k_at]
-            seen = seen if rows is None else seen | rows[:, q_at]
-            touched = touched | (seen & (k_start <= q_stop) if pattern.causal else seen)
-        touched = touched & ((q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len))
-        full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
-        full = (full & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1))[None]
-        if any_real is not None and all_real is not None:
-            touched, full = touched & any_real[:, k_at], full & all_real[:, k_at]
-        if firsts is not None and lasts is not None:
-            touched = touched & (firsts[:, q_at] <= lasts[:, k_at]) & (firsts[:, k_at] <= lasts[:, q_at])
-            full = full & (firsts[:, q_at] == lasts[:, k_at]) & (firsts[:, k_at] == lasts[:, q_at])
-        partial, whole = torch.broadcast_tensors(touched & ~full, touched & full)
+
+        def of_queries(x: Tensor) -> Tensor:
+            return x[:, :, None] if every_pair else x[:, pairs.q_block]
+
+        def of_keys(x: Tensor) -> Tensor:
+            return x[:, None] if every_pair else x[:, pairs.k_block]
+
+        touched, full = pairs.near[None], pairs.inside[None]
+        if columns is not None and rows is not None:
+            seen = of_keys(columns) | of_queries(rows) if pattern.global_rows else of_keys(columns)
+            touched = touched | (seen & pairs.earlier if pattern.causal else seen)
+        if real is not None:
+            touched, full = touched & of_keys(real.any(-1)), full & of_keys(real.all(-1))
+        if ends is not None:
+            first, last = ends
+            touched = touched & (of_queries(first) <= of_keys(last)) & (of_keys(first) <= of_queries(last))
+            full = full & (of_queries(first) == of_keys(last)) & (of_keys(first) == of_queries(last))
+        partial, whole = torch.broadcast_tensors(touched ^ full, full)  # a full block is touched
         return partial[:, None], whole[:, None]
 
-    by_query, by_key = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
-    if tokens is not None:
-        chosen = torch.stack(partial_and_full(by_query, by_key.T))
-        lists = [tuple(zip(*sorted_blocks(x), strict=True)) for x in (chosen, chosen.mT)]
+    of_band = _block_pairs(pattern, q_len, kv_len, every_pair, device)
+    if every_pair:
+        partial, full = partial_and_full(of_band[0])
+        if q_len == kv_len:
+            lists = list(zip(*sorted_blocks(torch.stack([partial, full, partial.mT, full.mT])), strict=True))
+        else:
+            lists = [sorted_blocks(x) for x in (partial, full, partial.mT, full.mT)]
     else:
-        left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-
-        def neighbours(row: Tensor, first: int, blocks: int) -> Tensor:
-            """Blocks of the other axis that may be visible, from position ``row · BAND_BLOCK + first`` on."""
-            start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
-            return start + torch.arange(min(blocks, (left + right + 3 * BAND_BLOCK - 2) // BAND_BLOCK), device=device)
-
-        met, meeting = neighbours(by_query, offset - left, k_blocks), neighbours(by_key, -right - offset, q_blocks)
+        by_query, by_key = of_band
         lists = [
-            tuple(packed(x, met) for x in partial_and_full(by_query, met)),
-            tuple(packed(x, meeting) for x in partial_and_full(meeting, by_key)),
+            *(packed(x, by_query.k_block) for x in partial_and_full(by_query)),
+            *(packed(x, by_key.q_block) for x in partial_and_full(by_key)),
         ]
     visible = pattern.visible_mod(tokens)
 
@@ -181,7 +176,50 @@ def band_block_mask(
             seen = seen & (documents[b, q_idx] == documents[b, kv_idx])
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=lists[0], by_key=lists[1])
+    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=(lists[0], lists[1]), by_key=(lists[2], lists[3]))
+
+
+class BlockPairs(NamedTuple):
+    """Pairs of a query block and a key block, ``(rows, columns)`` each, and what the band makes of them, as bool.
+
+    near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after its query.
+    """
+
+    q_block: Tensor
+    k_block: Tensor
+    near: Tensor
+    inside: Tensor
+    earlier: Tensor
+
+
+def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, device: torch.device) -> list[BlockPairs]:
+    """All pairs of blocks, or the pairs near the band: for each query block, and for each key block. Cached for the process."""
+    offset = _offset(q_len, kv_len)
+    q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
+    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+
+    def neighbours(row: Tensor, first: int, blocks: int) -> Tensor:
+        """Blocks of the other axis that may be visible, from position ``row · BAND_BLOCK + first`` on."""
+        start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
+        return start + torch.arange(min(blocks, (left + right + 3 * BAND_BLOCK - 2) // BAND_BLOCK), device=device)
+
+    def of(q_block: Tensor, k_block: Tensor) -> BlockPairs:
+        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
+        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
+        near = (q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right)
+        near = near & (q_start < kv_len) & (k_start < kv_len)
+        inside = near & (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
+        inside = inside & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
+        return BlockPairs(q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_start <= q_stop)
+
+    def make() -> list[BlockPairs]:
+        by_query, by_key = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
+        if every_pair:
+            return [of(by_query, by_key.T)]
+        met, meeting = neighbours(by_query, offset - left, k_blocks), neighbours(by_key, -right - offset, q_blocks)
+        return [of(by_query, met), of(meeting, by_key)]
+
+    return BYTE_CACHE.get(("pairs of blocks", pattern.left, pattern.right, q_len, kv_len, every_pair, device), make)
 
 
 def sorted_blocks(chosen: Tensor) -> Lists:
@@ -189,13 +227,11 @@ def sorted_blocks(chosen: Tensor) -> Lists:
     return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
 
 
+def in_blocks(mask: Tensor) -> Tensor:
+    """``mask (B, N)`` in blocks, ``(B, blocks, BAND_BLOCK)``. Positions past the end are False."""
+    return torch.nn.functional.pad(mask, (0, -mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
+
+
 def _offset(q_len: int, kv_len: int) -> int:
     """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of symbolic lengths."""
     return 0 if q_len == kv_len else kv_len - q_len
-
-
-def per_block(mask: Tensor, reduce: Any) -> Tensor:
-    """Reduce ``mask (B, N)`` by ``any`` or ``all`` over each block, ``(B, blocks)``. Positions past the end count as False."""
-    missing = -mask.shape[1] % BAND_BLOCK
-    blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BAND_BLOCK))
-    return blocks.any(-1) if reduce is any else blocks.all(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.call import AttentionCall, DispatchContext, selection_mask
 from ..common.dense import same_dtype
 from . import flex
-from .flex import BAND_BLOCK, packed, per_block
+from .flex import BAND_BLOCK, in_blocks, packed
 from .flex_kernel import NoKernel, kind_of
 from .flex_kernel import why_not as why_no_kernel
 
@@ -70,4 +70,4 @@ def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor |
     else:
         touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
     touched = touched.tril() if causal else touched
-    return touched if key_mask is None else touched & per_block(key_mask, any)[:, None, None]
+    return touched if key_mask is None else touched & in_blocks(key_mask).any(-1)[:, None, None]

@@ -143,7 +143,6 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, sk
     if not positions:
         return None
 
-
     def make() -> Tensor:
         documents = None if call.documents is None else call.documents.number
         chosen: Tensor = for_one_pass(at_positions(positions, call.real(k), documents, skips_padding))
