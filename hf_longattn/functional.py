@@ -93,7 +93,7 @@ def attend(
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=grid, prefix=prefix, sink_scores=sink_scores,
     )  # fmt: skip
-    return run_batch(module, q, k, v, call)
+    return run_batch(module, q, k, v, call if call.key_mask is None else call.replace(finite_padding=False))
 
 
 def reference_attend(
@@ -346,4 +346,5 @@ def run_mechanism(
             kind, q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], by_position=by_position,
             single_call=single_call, separate_calls=separate_calls, trims_padding=handling.trims_padding,
         )  # fmt: skip
-        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=handling.clears_padding and run is None)
+        clears_padding = handling.clears_padding or (handling.hides_padding and accelerated and call.finite_padding)
+        return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=clears_padding and run is None)

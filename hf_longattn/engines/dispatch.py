@@ -149,6 +149,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("flex-blocks", flex_blocks.why_not),
         ("tiles", _always_runs),
     ),
+    "table of blocks": (("flex-blocks", flex_blocks.why_no_table), ("tiles", _always_runs)),
     "windows": (
         ("dense", _not_covered),
         ("windows", grid_windows.why_not),
