@@ -46,6 +46,9 @@ from .common.traits import Handling
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+TABLE_STEP = 64
+"""Blocks by which a table for decoding grows. Untuned."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
@@ -95,6 +98,8 @@ class BigBird(MaskedMechanism):
     traits = MaskedMechanism.traits.but(takes_globals=True)
     handling = Handling(hides_padding=True, exports_definition=True)
     per_head_tensors = ()
+    drawn_by_layer = True
+    _kept: tuple[Any, Tensor] | None = None
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
     covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: BigBirdOptions
@@ -114,6 +119,10 @@ class BigBird(MaskedMechanism):
                 stacklevel=2,
             )
         return super().train(mode)
+
+    @property
+    def mask_is_reach(self) -> bool:
+        return self.options.random_pattern == "seeded"  # otherwise keys count more than once
 
     @property
     def full_blocks(self) -> int:
@@ -160,8 +169,17 @@ class BigBird(MaskedMechanism):
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        times = self.times(AttentionCall(causal), global_mask)
-        return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+        if not causal:
+            times = self.times(AttentionCall(), global_mask)
+            return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+
+        def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            size = self.options.block_size
+            table = self._causal_table(-(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP, kv_idx.device)
+            visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
+            return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
+
+        return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """A function for the number of times that each key counts in a query's softmax. Its ``kv_idx`` must cover the whole sequence."""
@@ -235,6 +253,22 @@ class BigBird(MaskedMechanism):
             return self._table_of(-(-(last_real(by_text) + 1) // self.options.block_size), rows, call, device)
         counts = dict.fromkeys(range(len(by_text)), rows) | {span.row: -(-span.stop // self.options.block_size) for span in batch.sequences}
         return self._table([*counts.values()], rows, call, device)
+
+    def _causal_table(self, rows: int, device: torch.device) -> Tensor:
+        """Which blocks each block of a causal text sees, ``(H, rows, rows)`` bool. The layer keeps it for the next steps of decoding."""
+        key = (rows, device, self.layer)
+
+        def make() -> Tensor:
+            blocks = self.blocks(torch.full((1,), rows, device=device), rows, True, device)
+            seen: Tensor = (blocks.times(*index_grid(1, self.num_heads, rows, rows, device)) > 0)[0].expand(self.num_heads, -1, -1)
+            return seen
+
+        if in_graph():
+            return make()
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = key, make()
+        return self._kept[1]
 
     def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
         """The table of texts with ``counts`` blocks, of which the tables of each number are cached for the process."""

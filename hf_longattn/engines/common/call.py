@@ -351,13 +351,15 @@ class DispatchContext:
     """Whether every sequence must be its own call."""
     trims_padding: bool = False
     """Whether the engine cuts off each row's outer padding itself."""
+    exporting: bool = False
+    """Whether a graph is exported."""
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, call: AttentionCall, **more: Any) -> DispatchContext:
         """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``."""
-        return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
+        return cls(q.device.type, q.shape[2], k.shape[2], call, exporting=torch.compiler.is_exporting(), **more)
 
     @property
     def few_pairs(self) -> Any:

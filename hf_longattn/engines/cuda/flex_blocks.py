@@ -1,8 +1,9 @@
 """CUDA engine: attention to blocks of keys, selected or fixed, by one call of compiled flex_attention.
 
-With a table of blocks (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection, a block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries select it.
-Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full
-attention. The selection is a boolean table ``(N, blocks)`` for each head. The host reads no values from the device.
+With a table (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection, a block of :data:`BAND_BLOCK`
+queries visits every key block that any of its queries selects, and the mask looks up which queries select it. Neighbouring queries select
+similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full attention. The selection is a
+boolean table ``(N, blocks)`` for each head. The host reads no values from the device.
 """
 
 from __future__ import annotations
@@ -112,14 +113,7 @@ def flex_block_table(
         NoKernel: this machine has no such kernel.
     """
     q, k, v = same_dtype(q, k, v)
-    length, causal, tokens, key_mask, sinks, inner = (
-        q.shape[2],
-        call.causal,
-        call.global_mask,
-        call.key_mask,
-        call.sink_scores,
-        call.score_mod,
-    )
+    length, causal, tokens, sinks, inner = q.shape[2], call.causal, call.global_mask, call.sink_scores, call.score_mod
 
     def made() -> tuple[BlockMask, BlockTable]:
         table = make()
@@ -141,7 +135,7 @@ def flex_block_table(
         settings["enable_gqa"] = True
     if inner is not None or added:
         settings["score_mod"] = score_mod
-    kind = "block table", size, causal, key_mask is None, tokens is None, lookup(table.seen)[1], read, kind_of(inner)
+    kind = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, kind_of(inner)
     out = flex.fused_flex(kind, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
     return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
 
