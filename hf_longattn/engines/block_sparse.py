@@ -70,8 +70,14 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
     """The kernels that a machine may lack, by path."""
     return {
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
-        "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
+        "flex": lambda: _flex(q, k, v, pattern, call),
     }
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
+    if not call.finite_padding:
+        q, k, v, call = clear_padding(q, k, v, call)
+    return flex_band(q, k, v, pattern, call.written_out())
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

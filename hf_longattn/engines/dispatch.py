@@ -47,7 +47,7 @@ def _many_pairs(context: DispatchContext) -> str | None:
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
-    if torch.compiler.is_exporting():
+    if context.exporting:
         return "an exported graph cannot check whether the band covers every length"
     if not context.pattern.covers(context.q_len, context.kv_len):
         return "the band leaves keys out"
@@ -60,7 +60,7 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
 
 def _band_is_short(context: DispatchContext) -> str | None:
     pattern, kv_len = context.pattern, context.kv_len
-    if torch.compiler.is_exporting():  # one graph for all lengths
+    if context.exporting:  # one graph for all lengths
         narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
     if context.few_pairs:
@@ -69,9 +69,10 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return NEEDS_NO_MASK
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if torch.compiler.is_compiling() and _globals_need_mask(context):
+    compiling = torch.compiler.is_compiling()
+    if compiling and _globals_need_mask(context):
         return None
-    if torch.compiler.is_compiling() or band.why_not(context) is not None:
+    if compiling or band.why_not(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
     if _kernel_adds_term(context) or context.call.batch is not None:
         return "the band kernel handles bias and padding without an N×N matrix"
@@ -91,7 +92,7 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 
 def _failed(path: str, context: DispatchContext) -> bool:
-    return any(path == name for name, _ in context.failed)
+    return bool(context.failed) and any(path == name for name, _ in context.failed)
 
 
 def _flash(context: DispatchContext) -> str | None:
@@ -149,6 +150,7 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("flex-blocks", flex_blocks.why_not),
         ("tiles", _always_runs),
     ),
+    "table of blocks": (("flex-blocks", flex_blocks.why_no_table), ("tiles", _always_runs)),
     "windows": (
         ("dense", _not_covered),
         ("windows", grid_windows.why_not),

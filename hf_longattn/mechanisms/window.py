@@ -49,10 +49,10 @@ class BandOptions(Options):
 
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
-        pattern = Pattern.window(self.window, causal, has_globals, global_rows)
-        left = pattern.left if self.left is None else self.left
-        right = pattern.right if self.right is None or causal else self.right
-        return dataclasses.replace(pattern, left=left, right=right)
+        left, right = (self.window - 1, 0) if causal else (self.window // 2, self.window // 2)
+        left = left if self.left is None else self.left
+        right = right if self.right is None or causal else self.right
+        return Pattern(left, right, causal, has_globals, global_rows)
 
 
 @dataclasses.dataclass(frozen=True)

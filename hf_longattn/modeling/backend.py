@@ -258,14 +258,15 @@ def longattn_attention_forward(
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     layer = kwargs.pop(CACHE_LAYER, None)
-    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
+    own_window = layer is not None and isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer))
+    if own_window and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
     if attention_mask is not None and attention_mask.dim() == 4:
         _check_pairs(attention_mask, query)
         if query.shape[2] > 1 and not in_graph():  # a mask over pairs stays one if the mechanism can use it
             keeps_pairs = takes_masked_documents(mechanism, attention_mask.shape[3], causal)
             attention_mask = simplified_mask(attention_mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
-    computes_itself = isinstance(layer, (AttentionCacheLayer, StaticLayer))
+    computes_itself = layer is not None and isinstance(layer, (AttentionCacheLayer, StaticLayer))
     if attention_mask is None and query.shape[2] == key.shape[2] and not computes_itself and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
         mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
@@ -282,7 +283,9 @@ def longattn_attention_forward(
         grid = RUNNING_GRID.get()
     call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
     padding = attention_mask
-    if isinstance(layer, AttentionCacheLayer):
+    if layer is None:
+        pass
+    elif isinstance(layer, AttentionCacheLayer):
         cached = _attend_by_cache(layer, mechanism, query, key, value, attention_mask, call, kwargs)
         if cached is not None:
             return cached

@@ -299,7 +299,7 @@ def test_padding_and_global_tokens_in_a_graph_are_left_to_flex_attention() -> No
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 def test_flash_attention_copies_no_tensor_that_a_projection_stored() -> None:
     q, k, v = torch.randn(3, 2, LENGTH, 4, 16, dtype=torch.float64).transpose(2, 3).unbind(0)
-    stored = [flash_band._stored(x, 16) for x in (q, k, v)]
+    stored, _ = flash_band.prepared(q, k, v, Pattern.window(8, causal=True), AttentionCall(), packed=False)
     assert [x.data_ptr() for x in stored] == [x.data_ptr() for x in (q, k, v)]
     out = block_sparse_attention(q, k, v, Pattern.window(8, causal=True), AttentionCall(causal=True))
     assert out.transpose(1, 2).is_contiguous()

@@ -75,3 +75,15 @@ def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, ca
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
     for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex")
+@every_case(("padding", "packed"), [("left", False), ("holes", False), ("right", True)])
+def test_infinite_values_in_padding_change_no_output_of_one_call(padding: str, packed: bool) -> None:
+    module, tensors, arguments = calls("longformer", padding, False, "positions", packed, heads=2)
+    real = real_tokens(padding)
+    assert real is not None
+    tensors = [x.detach() for x in tensors]
+    filled = [x.masked_fill(~real[:, None, :, None], float("nan")) for x in tensors]
+    out, expected = (attend(*x, module, **arguments) for x in (filled, tensors))
+    assert torch.equal(out[real[:, None].expand(out.shape[:3])], expected[real[:, None].expand(out.shape[:3])])

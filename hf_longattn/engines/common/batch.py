@@ -96,6 +96,11 @@ class Batch(PassCache):
         """Every sequence that has a real token, row by row. Not available in a graph."""
         return tuple(_find_sequences(*self._on_host))
 
+    @functools.cached_property
+    def has_holes(self) -> bool:
+        """Whether there is padding between the real tokens of a sequence. Not available in a graph."""
+        return any(span.holes for span in self.sequences)
+
     @property
     def labels(self) -> DocumentLabels:
         """The documents by token. Not available in a graph."""

@@ -18,7 +18,7 @@ from .batch import in_graph
 
 Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
-    "tiles", "windows", "chosen blocks", "linear",
+    "tiles", "windows", "chosen blocks", "table of blocks", "linear",
 ]  # fmt: skip
 """Kinds of calls, chosen by mechanisms and engines. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 PathName = Literal[

@@ -6,7 +6,7 @@ sequence: nothing is copied, and no token is paired with padding. ``torch.nn.att
 by FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no
 dropout, and its backward pass takes no merged output.
 
-Calls with global tokens run in :mod:`.flash_globals`. Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
+Calls with global tokens: :mod:`.flash_globals`. Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p)
 and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1),
 so the operator's backward pass takes the merged o and l. This also holds with dropout: l does not change, and o sums the remaining weights.
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from ...names import look_up
 from ..common.batch import Batch, in_graph, no_fused_kernels
 from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
-from ..common.dense import at_least_fp32, repeat_heads, unit_stride
+from ..common.dense import at_least_fp32, repeat_heads
 from ..common.plain import blockwise_attention
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
@@ -45,7 +45,7 @@ def why_not(context: DispatchContext) -> str | None:
     call = context.call
     if context.device != "cuda":
         return ELSEWHERE
-    if torch.compiler.is_exporting():
+    if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
     if call.score_mod is not None:
         return "the flash-attention operator adds no score term"
@@ -67,7 +67,7 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
         return "the queries are some tokens of a batch with padding or global tokens"
     if context.call.global_mask is not None and context.call.sink_scores is not None:
         return "it merges global tokens or sinks, but not both"
-    if batch is not None and any(span.holes for span in batch.sequences):
+    if batch is not None and batch.has_holes:
         return "there is padding between the tokens of a sequence"
     return None
 
@@ -167,8 +167,9 @@ def prepared(
     Raises:
         NoKernel: this machine has no such kernel; logged once.
     """
-    heads, groups, width = (operator.index(size) for size in (q.shape[1], k.shape[1], q.shape[3]))  # plain ints, even in a graph
-    sides = [operator.index(side) if side < 1 << 31 else -1 for side in (pattern.left, pattern.right)]
+    index = operator.index  # plain ints, even in a graph
+    heads, groups, width = index(q.shape[1]), index(k.shape[1]), index(q.shape[3])
+    sides = index(pattern.left) if pattern.left < 1 << 31 else -1, index(pattern.right) if pattern.right < 1 << 31 else -1
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -176,12 +177,10 @@ def prepared(
     reason = refused(q.device, q.dtype, *kind, 0.5 if call.dropout else 0.0, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
-    return [_stored(x, padded_width) for x in (q, k, v)], settings
-
-
-def _stored(x: Tensor, width: int) -> Tensor:
-    """``x (B, H, N, D)`` in the operator's layout ``(B, N, H, width)``. If D is ``width``, a projection's output is not copied."""
-    return unit_stride(x.transpose(1, 2) if x.shape[3] == width else F.pad(x.transpose(1, 2), (0, width - x.shape[3])))
+    rows = [x.transpose(1, 2) for x in (q, k, v)]  # if no feature is missing, a projection's output is not copied
+    if width != padded_width:
+        rows = [F.pad(x, (0, padded_width - width)) for x in rows]
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in rows], settings
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:

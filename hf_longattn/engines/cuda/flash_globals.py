@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.accelerator import on_host
-from ..common.batch import SequenceSpan, cached_on
-from ..common.byte_cache import BYTE_CACHE
+from ..common.batch import SequenceSpan
 from ..common.call import AttentionCall, Pattern
 from . import flash_band
 
@@ -81,10 +80,7 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
             return "the operator cannot hide global tokens after a query"
         return _plan(spans, places, rows * length, length, in_front and (pattern.causal or pattern.global_rows), pattern, device)
 
-    key = ("three calls", pattern, rows, length, positions, device)
-    if positions is None:
-        return cached_on(tokens, (*key, id(batch)), lambda: (make(), batch))[0]
-    return BYTE_CACHE.get(key, make, lambda _: 16 * rows * length) if batch is None else batch.cached(key, make)
+    return call.kept(("three calls", pattern, rows, length, device), make, lambda _: 16 * rows * length)
 
 
 def _plan(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
-from ..common.batch import cached_on
 from ..common.byte_cache import BYTE_CACHE, tensor_bytes
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
@@ -89,25 +88,19 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device) -> BlockMask:
-    """Cached :func:`band_block_mask`: for the process if only positions decide, otherwise for all layers of a batch. No value is read
-    from the device, except where documents begin."""
-    batch, tokens, positions = call.batch, call.global_mask, call.global_positions
-    key = ("band block mask", pattern, q_len, kv_len, positions, device)
-    if batch is None and (tokens is None or positions is not None):
+    """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
 
-        def make() -> BlockMask:
-            return band_block_mask(pattern, q_len, kv_len, device, tokens=None if tokens is None else tokens[0])
-
-        return BYTE_CACHE.get(key, make, lambda made: tensor_bytes(vars(made)))
-
-    def make_for_batch() -> BlockMask:
-        documents = None if call.documents is None else call.documents.number
+    def make() -> BlockMask:
+        tokens, documents = call.global_mask, None if call.documents is None else call.documents.number
+        tokens = tokens[0] if tokens is not None and call.batch is None and call.global_positions is not None else tokens
         return band_block_mask(pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents)
 
-    if batch is not None and (tokens is None or positions is not None):
-        return batch.cached(key, make_for_batch)
-    assert tokens is not None
-    return cached_on(tokens, (*key, id(batch)), lambda: (make_for_batch(), batch))[0]  # with the batch, so that no other gets its id
+    return call.kept(("band block mask", pattern, q_len, kv_len, device), make, mask_bytes)
+
+
+def mask_bytes(mask: BlockMask) -> int | None:
+    """Bytes of a mask's lists."""
+    return tensor_bytes(vars(mask))
 
 
 def band_block_mask(

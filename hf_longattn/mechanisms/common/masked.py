@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ class MaskedMechanism(Mechanism):
     traits = Mechanism.traits.but(takes_sinks=True)
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
+
+    drawn_by_layer: ClassVar[bool] = False
+    """Whether the mask differs between layers with equal options."""
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
@@ -92,6 +96,7 @@ class MaskedMechanism(Mechanism):
                 ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
             )
         name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
+        name = (*name, self.layer) if self.drawn_by_layer else name
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)

@@ -111,6 +111,8 @@ class Handling(NamedTuple):
     """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
     clears_padding: bool = False
     """Whether outputs of real tokens stay correct if padding holds NaN or infinities. Padding then need not be cleared."""
+    hides_padding: bool = False
+    """Whether finite values in padding are hidden by a mask alone. On accelerators, models then do not set them to zero."""
     is_plain_band: bool = False
     """Whether ``forward`` is only the band engine (no global tokens, no relative positions), which separates packed documents on a GPU."""
     exports_definition: bool = False
