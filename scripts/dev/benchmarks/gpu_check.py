@@ -267,7 +267,7 @@ def run_stage(
                     worker.close()
                     worker = None
                 worker = worker or start()
-                longer = case.task == "compiled" or mechanism_info(case.mechanism).engine == TUNED_ENGINE
+                longer = "compiled" in (case.task, case.mode) or mechanism_info(case.mechanism).engine == TUNED_ENGINE
                 result = worker.run(case, min(COMPILED_SECONDS if longer else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()
