@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import grid_windows
-from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
+from .common.call import DENSE_CELLS, ELSEWHERE, AttentionCall, DispatchContext
 from .common.paths import OBSERVERS, Kind, PathName, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
@@ -65,11 +65,13 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
     if context.few_pairs:
         return None
+    compiling = torch.compiler.is_compiling()
+    if context.device != "cpu" and not compiling and kv_len > min(DENSE_KEYS, pattern.width):
+        return MANY_PAIRS
     if context.call.global_mask is None and _flash_runs(context):
         return NEEDS_NO_MASK
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    compiling = torch.compiler.is_compiling()
     if compiling and _globals_need_mask(context):
         return None
     if compiling or band.why_not(context) is not None:
@@ -198,7 +200,9 @@ def first_path(kind: Kind, context: DispatchContext) -> tuple[PathName, list[tup
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
         reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
-        reason = reason_of(context) if reason is None else reason
+        if reason is None:
+            elsewhere = context.device != "cpu" and name.startswith("cpu-")
+            reason = ELSEWHERE if elsewhere else reason_of(context)
         if reason is None:
             return name, refused
         refused.append((name, reason))

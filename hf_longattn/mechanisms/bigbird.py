@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.common.accelerator import accelerated
 from ..engines.common.batch import in_graph, last_real
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, DispatchContext, GatherTile, MaskMod, mark_static
@@ -218,7 +219,9 @@ class BigBird(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal), global_tokens=tokens is not None)
+        one_call = accelerated(q)  # takes any number of global tokens, also in a graph
+        about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens is not None and not one_call}
+        path = choose("pairs", q, k, call, **about)
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.common.accelerator import accelerated
+from ..engines.common.accelerator import accelerated, on_host
 from ..engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from ..engines.common.byte_cache import tensor_version
 from ..engines.common.call import AttentionCall, Pattern
@@ -73,6 +73,8 @@ COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
+ON_HOST = "on the host"
+"""The key under which a padding mask has its copy in the host's memory."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
@@ -164,9 +166,14 @@ def mechanism_mask(
         if attention_mask is None:
             return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
         return for_one_pass(attention_mask[:, :total])
-    if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
+    if attention_mask is None or in_graph():
+        return attention_mask
+    real = on_host(attention_mask != 0).numpy()
+    if real.all():
         return None
-    return for_one_pass(attention_mask)
+    mask: Tensor = for_one_pass(attention_mask)
+    cached_on(mask, ON_HOST, lambda: real)  # which the first layer would read again
+    return mask
 
 
 @functools.cache
@@ -691,7 +698,12 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-    return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
+
+    def make() -> Batch:
+        real = cached_on(mask, ON_HOST, lambda: None)
+        return Batch(mask[:, first:].bool(), host_mask=None if real is None else real[:, first:])
+
+    return cached_on(mask, first, make)
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:

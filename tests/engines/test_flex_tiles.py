@@ -208,7 +208,7 @@ def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
         assert [(layout.queries is None, layout.keys is None) for _, layout in made] == expected
 
 
-FLEX_PATHS = {"adaptive_span": "flex", "block_top_k": "flex-blocks"}
+FLEX_PATHS = {"adaptive_span": "flex", "bigbird": "flex-blocks", "block_top_k": "flex-blocks"}
 """Where it is not tiles of positions that reach the kernel."""
 OTHER_PATHS = {"window2d": "windows"}
 """Calls of PyTorch's fused attention, for all windows of a size."""

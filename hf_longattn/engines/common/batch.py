@@ -81,10 +81,12 @@ class Batch(PassCache):
 
     mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
     documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
+    host_mask: ``mask`` in the host's memory, if it has been read already.
     """
 
     mask: Tensor | None = None
     documents: Tensor | None = None
+    host_mask: np.ndarray[Any, Any] | None = None
 
     @classmethod
     def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
@@ -95,6 +97,21 @@ class Batch(PassCache):
     def sequences(self) -> tuple[SequenceSpan, ...]:
         """Every sequence that has a real token, row by row. Not available in a graph."""
         return tuple(_find_sequences(*self._on_host))
+
+    def rolled(self) -> tuple[Tensor, Batch]:
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Kept for all layers."""
+        mask = self.mask
+        assert mask is not None
+
+        def make() -> tuple[Tensor, Batch]:
+            start, host_mask = first_real(mask), None
+            if not in_graph():
+                real = self._on_host[0]
+                places = np.arange(real.shape[1]) + real.argmax(1)[:, None]
+                host_mask = np.take_along_axis(real, places % real.shape[1], 1)
+            return start, Batch(roll_left(mask, start, 1), host_mask=host_mask)
+
+        return self.cached("rolled", make)
 
     @functools.cached_property
     def has_holes(self) -> bool:
@@ -126,7 +143,7 @@ class Batch(PassCache):
         """
         if self.documents is None:
             assert self.mask is not None
-            real = on_host(self.mask).numpy()
+            real = on_host(self.mask).numpy() if self.host_mask is None else self.host_mask
             borders = np.zeros_like(real)
             borders[:, :1] = True
             return real, borders

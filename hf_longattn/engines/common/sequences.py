@@ -230,10 +230,8 @@ def stacked(
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
-    mask, length = batch.mask, k.shape[2]
-    assert mask is not None
-    start = batch.cached("starts", lambda: first_real(mask))
-    rolled_batch = batch.cached("rolled", lambda: Batch(roll_left(mask, start, 1)))  # for all layers
+    length = k.shape[2]
+    start, rolled_batch = batch.rolled()
     tokens = call.global_mask
     if tokens is not None:
         tokens = cached_on(tokens, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(tokens, start, 1)), batch))[0]

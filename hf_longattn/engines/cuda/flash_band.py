@@ -118,8 +118,8 @@ class _Band(torch.autograd.Function):
     part, whose output is 0; ``None`` without it."""
 
     @staticmethod
-    def forward(ctx, q, k, v, sinks, offsets, left, right, causal, scale, dropout, longest):  # type: ignore[no-untyped-def]
-        ctx.settings = settings = Settings(left, right, causal, scale, dropout, longest)
+    def forward(ctx, q, k, v, sinks, offsets, settings):  # type: ignore[no-untyped-def]
+        ctx.settings = settings
         out, lse, *state = settings.run(q, k, v, offsets)
         if sinks is not None:
             total = torch.logaddexp(lse, at_least_fp32(sinks)[:, None])  # finite: a query sees itself in the band
@@ -134,7 +134,7 @@ class _Band(torch.autograd.Function):
         if sinks is not None:
             weights = _share(at_least_fp32(sinks)[:, None], lse, lse)
             d_sinks = -(weights[..., 0] * (grad * at_least_fp32(out)).sum(-1)).sum((0, 1)).to(sinks.dtype)
-        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_sinks, *[None] * 7
+        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_sinks, None, None
 
 
 def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     """
     offsets, longest = (None, 0) if call.batch is None else sequence_offsets(call.batch, len(k), k.shape[2], k.device)
     rows, settings = prepared(q, k, v, pattern, call, offsets is not None, longest)
-    out: Tensor = _Band.apply(*rows, call.sink_scores, offsets, *settings)
+    out: Tensor = _Band.apply(*rows, call.sink_scores, offsets, settings)
     return out.transpose(1, 2)[..., : q.shape[3]]
 
 
@@ -250,7 +250,7 @@ def _tried(
     )
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout > 0):
         runs = [
-            _with_gradients(_Band.apply(*tensors, None, offsets, *settings._replace(dropout=share)), tensors, grad)
+            _with_gradients(_Band.apply(*tensors, None, offsets, settings._replace(dropout=share)), tensors, grad)
             for share in sorted({0.0, dropout})
         ]
     if not all(bool(x.isfinite().all()) for x in itertools.chain(*runs)):
