@@ -10,7 +10,6 @@ is a stub that counts as one operation. A pass has run before, so caches of the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import itertools
@@ -83,25 +82,19 @@ class Counting(TorchDispatchMode):
         """A method of :data:`READS` that counts a copy between the GPU and the host."""
 
         def read(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            places = [value for value in (*args, *kwargs.values()) if isinstance(value, str | torch.device)]
-            if hasattr(x, ON_HOST):
-                if name == "to" and places:  # such as `index.to(q.device)`, whose device is the CPU here
-                    with ONE_OPERATION:
-                        x = x.clone()
-            elif name != "to" or "cpu" in places:
+            places, on_host = [value for value in (*args, *kwargs.values()) if isinstance(value, str | torch.device)], hasattr(x, ON_HOST)
+            if on_host and name == "to" and places:  # such as `index.to(q.device)`, whose device is the CPU here
+                with ONE_OPERATION:
+                    x = x.clone()
+            elif not on_host and (name != "to" or "cpu" in places):
                 self.waits[name] += 1
-                x = self.copied(x)
+                self.paused = True
+                x = x.clone()
+                self.paused = False
+                setattr(x, ON_HOST, True)
             return method(x, *args, **kwargs)
 
         return read
-
-    def copied(self, x: Tensor) -> Tensor:
-        """A copy on the host."""
-        before, self.paused = self.paused, True
-        copy = x.clone()
-        self.paused = before
-        setattr(copy, ON_HOST, True)
-        return copy
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operator(*args, **(kwargs or {}))
@@ -117,7 +110,8 @@ class Counting(TorchDispatchMode):
         name = operator.overloadpacket.__name__
         self.operations += not operator.is_view and name not in LAUNCH_NOTHING
         by_mask = name in ("index", "index_put", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
-        self.waits[name] += name in WAIT or by_mask
+        if name in WAIT or by_mask:
+            self.waits[name] += 1
         return out
 
 
@@ -273,10 +267,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{name: {"global_tokens": 3} for name in ("mask", "globals")},
     "40 tokens": {"global_tokens": 40},
     "elsewhere": {"scattered": True},
-    "sinks": {"options": {"num_sinks": 4}},
-    "separate globals": {"options": {"separate_global": True}},
+    "sinks": {"num_sinks": 4},
+    "separate globals": {"separate_global": True},
 }
-"""A part of a mode's name after the mechanism -> fields of :class:`Layer`."""
+"""A part of a mode's name after the mechanism -> arguments of :func:`layer_counts`."""
 PLAIN = ("", "causal", "no gradients", "fp32", "grouped", "packed", "dropout")
 PADDED = ("padding right", "padding left", "padding holes")
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -294,57 +288,47 @@ LAYERS: dict[str, tuple[str, ...]] = {
 WINDOW: dict[str, Any] = {"window": 128}
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A call of attention. Without ``global_tokens`` or ``scattered`` the mechanism's options say which tokens are global."""
+def layer_counts(
+    mechanism: str, *, causal: bool = False, padding: str = "", documents: int = 0, global_tokens: int = 0, scattered: bool = False,
+    dropout: float = 0.0, groups: int = HEADS, dtype: torch.dtype = torch.bfloat16, gradients: bool = True, **options: Any,
+) -> list[Counts]:  # fmt: skip
+    """The counts of the first layer of a pass, and of a later one.
 
-    mechanism: str
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    causal: bool = False
-    padding: str = ""
-    documents: int = 0
-    global_tokens: int = 0
-    scattered: bool = False
-    dropout: float = 0.0
-    groups: int = 0
-    dtype: torch.dtype = torch.bfloat16
-    gradients: bool = True
+    Args:
+        padding: where the second row has some: "right", "left" or "holes".
+        global_tokens: leading global tokens of a mask; ``scattered``: a mask with one in each 250 tokens. Without either the mechanism's
+            options say which tokens are global.
+        groups: heads of keys and values.
+    """
+    rows, places = 2 if padding else 1, torch.arange(LENGTH)
+    options |= WINDOW if mechanism in ("window", "longformer") else {}
+    sizes = {"num_heads": HEADS, "head_dim": HEAD_DIM, "hidden_size": HEADS * HEAD_DIM, "max_length": LENGTH}
+    module = build_mechanism(mechanism, **sizes, **options).to(dtype).eval()
+    q, k, v = (torch.randn(rows, heads, LENGTH, HEAD_DIM, dtype=dtype, requires_grad=gradients) for heads in (HEADS, groups, groups))
+    upstream, real = torch.ones_like(q), torch.ones(rows, LENGTH, dtype=torch.bool)
+    real[1:] = {"right": places < LENGTH * 2 // 3, "left": places >= LENGTH // 3}.get(padding, places % 300 > 50)
 
-    def counts(self) -> list[Counts]:
-        """The counts of the first layer of a pass, and of a later one."""
-        rows, places = 2 if self.padding else 1, torch.arange(LENGTH)
-        options = self.options | (WINDOW if self.mechanism in ("window", "longformer") else {})
-        sizes = {"num_heads": HEADS, "head_dim": HEAD_DIM, "hidden_size": HEADS * HEAD_DIM, "max_length": LENGTH}
-        module = build_mechanism(self.mechanism, **sizes, **options).to(self.dtype).eval()
-        q, k, v = (
-            torch.randn(rows, heads, LENGTH, HEAD_DIM, dtype=self.dtype, requires_grad=self.gradients)
-            for heads in (HEADS, self.groups or HEADS, self.groups or HEADS)
-        )
-        upstream = torch.ones_like(q)
-        real = torch.ones(rows, LENGTH, dtype=torch.bool)
-        real[1:] = {"right": places < LENGTH * 2 // 3, "left": places >= LENGTH // 3}.get(self.padding, places % 300 > 50)
+    def layers() -> list[Callable[[], Tensor]]:
+        """The first and the second layer of a new pass, whose masks are new tensors."""
+        arguments: dict[str, Any] = {"causal": causal, "dropout_p": dropout}
+        if padding:
+            arguments["padding_mask"] = real.clone()
+        if documents:
+            arguments["documents"] = (places * documents // LENGTH)[None]
+        if global_tokens or scattered:
+            arguments["global_mask"] = real & (places % 250 == 100 if scattered else real.cumsum(1) <= global_tokens)
+        if module.traits.takes_hidden_states:
+            arguments["hidden_states"] = upstream.transpose(1, 2).flatten(2)
+        prepared, call = prepare(q, k, v, module, {}, **arguments)
+        call = call.replace(global_mask=batch.for_one_pass(call.global_mask))  # as a model does
+        return [functools.partial(run_batch, prepared, q, k, v, call)] * 2
 
-        def layers() -> list[Callable[[], Tensor]]:
-            """The first and the second layer of a new pass, whose masks are new tensors."""
-            arguments: dict[str, Any] = {"causal": self.causal, "dropout_p": self.dropout}
-            if self.padding:
-                arguments["padding_mask"] = real.clone()
-            if self.documents:
-                arguments["documents"] = (places * self.documents // LENGTH)[None]
-            if self.global_tokens or self.scattered:
-                arguments["global_mask"] = real & (places % 250 == 100 if self.scattered else real.cumsum(1) <= self.global_tokens)
-            if module.traits.takes_hidden_states:
-                arguments["hidden_states"] = upstream.transpose(1, 2).flatten(2)
-            prepared, call = prepare(q, k, v, module, {}, **arguments)
-            call = call.replace(global_mask=batch.for_one_pass(call.global_mask))  # as a model does
-            return [functools.partial(run_batch, prepared, q, k, v, call)] * 2
+    def backward(out: Tensor) -> None:
+        if gradients:
+            torch.autograd.grad(out, (q, k, v), upstream, materialize_grads=True)
 
-        def backward(out: Tensor) -> None:
-            if self.gradients:
-                torch.autograd.grad(out, (q, k, v), upstream, materialize_grads=True)
-
-        with as_on_cuda(), torch.set_grad_enabled(self.gradients):
-            return measured(layers, backward)
+    with as_on_cuda(), torch.set_grad_enabled(gradients):
+        return measured(layers, backward)
 
 
 # ---- models: their layers, and what they do once a pass
@@ -433,7 +417,7 @@ def rows_of(mode: str) -> list[dict[str, Any]]:
         later, once = per_layer(encoder_pass, words)
         found = {"first": once, "later": later}
     else:
-        first, later = Layer(kind, **{field: value for word in words for field, value in CHANGES[word].items()}).counts()
+        first, later = layer_counts(kind, **{name: value for word in words for name, value in CHANGES[word].items()})
         found = {"first": first, "later": later}
     return [
         {"mode": mode, "layer": layer, **{name: math.ceil(count) for name, count in zip(NAMES, counts, strict=True)}}
