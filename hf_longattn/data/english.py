@@ -44,11 +44,7 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
 
 
 def text_of(file: Path) -> str:
-    """The text of a user's file, without a byte order mark.
-
-    Raises:
-        CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty; give another file.
-    """
+    """The text of a user's file, without a byte order mark."""
     if file.is_dir():
         raise CheckpointError(f"The text {str(file)!r} is a folder; give one file, for example a book.")
     try:

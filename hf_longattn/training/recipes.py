@@ -61,16 +61,16 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None) -> dict[
     return {name: value for name, (value, _) in _read(recipe, names).items()}
 
 
-def recipe_words(recipe: str) -> list[str]:
-    """The values of a recipe as words of a command line. Raises as :func:`read_recipe`."""
+def recipe_words(recipe: str, command: str = "") -> list[str]:
+    """The values of a recipe as words of a command line. Raises as :func:`read_recipe`, and for a ready recipe of another ``command``."""
     words = []
-    for name, (value, written) in _read(recipe).items():
+    for name, (value, written) in _read(recipe, command=command).items():
         if value is not None:
             words += [f"--{name}", *([json.dumps(value)] if isinstance(value, dict) else written if isinstance(value, list) else [written])]
     return words
 
 
-def _read(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, tuple[Any, Any]]:
+def _read(recipe: str | Path, names: Iterable[str] | None = None, command: str = "") -> dict[str, tuple[Any, Any]]:
     """Name -> the value, and its text as it is written: a ``no`` or a ``1e-5``."""
     import yaml
 
@@ -78,6 +78,8 @@ def _read(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, t
     if not path.suffix and not path.exists():
         if (name := str(recipe)) not in ready:
             raise LongAttentionError(f"There is no recipe {name!r}; give a YAML file, or one of {recipe_names()}.{nearest(name, ready)}")
+        if command not in ("", ready[name].command):
+            raise LongAttentionError(f"The recipe {name!r} is for longattn {ready[name].command}; give another one, or a YAML file.")
         path = ready[name].path
     try:
         text = read_text(path)
@@ -87,8 +89,8 @@ def _read(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, t
         raise LongAttentionError(f"The recipe {path} {failure}; give a YAML file, or one of {recipe_names()}.") from error
     if not isinstance(values, dict):
         raise LongAttentionError(f"The recipe {path} must contain names and values, for example `max_length: 4096`.")
-    found = {str(name).replace("-", "_"): (value, text) for (name, value), text in zip(values.items(), written.values(), strict=True)}
-    known = list(found if names is None else names)
-    if wrong := next((name for name in found if name not in known), None):
+    settings = {str(name).replace("-", "_"): (value, text) for (name, value), text in zip(values.items(), written.values(), strict=True)}
+    known = list(settings if names is None else names)
+    if wrong := next((name for name in settings if name not in known), None):
         raise LongAttentionError(f"The recipe {path} sets {wrong!r}, which is not a setting of this command.{nearest(wrong, known)}")
-    return found
+    return settings

@@ -81,7 +81,7 @@ def test_seq2seq_label_smoothing_is_its_definition_for_every_class(architecture:
     model = small(name, num_experts=2, long_attention={"mechanism": "window"})
     ids, labels = torch.randint(4, 99, (2, 20)), torch.randint(4, 99, (2, 9))
     labels[1, 6:] = -100
-    batch = seq2seq.SummaryCollator(tokenizer_of("bart"), model)(
+    batch = transformers.DataCollatorForSeq2Seq(tokenizer_of("bart"), model)(
         [
             {"input_ids": row, "attention_mask": [1] * 20, "labels": label[label >= 0].tolist()}
             for row, label in zip(ids.tolist(), labels, strict=True)
