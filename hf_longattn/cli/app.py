@@ -25,19 +25,13 @@ app = typer.Typer(
 )
 
 
-def _print_version(version: bool) -> None:
+@app.callback(invoke_without_command=True)
+def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from .. import __version__
 
         typer.echo(f"longattn {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    pass
 
 
 class Command(TyperCommand):
