@@ -121,11 +121,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def sentence_case(text: str) -> str:
-    """``text`` with a capital first letter. Other letters do not change."""
-    return text[:1].upper() + text[1:]
-
-
 def error_line(error: object) -> str:
     """The one line that every command prints for an error. It begins with "Error: "."""
     return f"Error: {visible(' '.join(str(error).split()))}"

@@ -206,12 +206,6 @@ EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "Mu
 """The classes of sentence-transformers that load a folder."""
 
 
-def tokenizer_values(folder: Path) -> dict[str, Any]:
-    """The values of the tokenizer's config in a folder; empty without one."""
-    file = folder / TOKENIZER_CONFIG
-    return read_json_object(file) if file.is_file() else {}
-
-
 def sentence_kind(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder; ``None`` without modules."""
     if not (folder / MODULES).is_file():
@@ -224,7 +218,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
+        CheckpointError: the list is damaged, or names a folder outside of ``folder``.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -236,8 +230,6 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
-        for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
-            sentence_values(settings)
     return list(modules)
 
 
@@ -342,7 +334,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new file.
 
     It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are removed first. With
@@ -351,7 +343,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
     Raises:
         CheckpointError: the destination was created by another process.
-        CheckpointError: not enough disk space, before or while writing, or no permission.
+        CheckpointError: not enough disk space, or no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -361,9 +353,6 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
                 _clean(parent, name)
-                if needed_bytes > (free := shutil.disk_usage(parent).free):
-                    needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
-                    raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
                 stage.mkdir()
                 yield stage
                 mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read
@@ -447,11 +436,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files below a folder, without their modes."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 # Names of local files and folders in cards, without their parent folders.

@@ -224,6 +224,6 @@ def test_load_qa_model_refuses_architectures_without_a_head_for_questions(tmp_pa
     EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=r"has a EsmConfig, for which .* no AutoModelForQuestionAnswering; give a model",
+        match=r"cannot be loaded: .*EsmConfig.* for this kind of AutoModel: AutoModelForQuestionAnswering",
     ):
         load_qa_model(str(tmp_path), complete=False)

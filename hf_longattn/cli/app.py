@@ -25,19 +25,13 @@ app = typer.Typer(
 )
 
 
-def _print_version(version: bool) -> None:
+@app.callback(invoke_without_command=True)
+def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from .. import __version__
 
         typer.echo(f"longattn {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    pass
 
 
 class Command(TyperCommand):
@@ -50,11 +44,7 @@ class Command(TyperCommand):
         except typer.TyperException as error:
             flag = getattr(error, "option_name", "")
             if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
-                from ..mechanisms.common.registry import list_mechanisms, options_of
-
-                name = flag[2:].replace("-", "_")
-                if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
-                    ctx.fail(f"{flag} is an option of mechanisms; type --option {name}=VALUE.")
+                ctx.fail(f"{error.format_message()}. An option of a mechanism is typed --option {flag[2:].replace('-', '_')}=VALUE.")
             raise
 
 

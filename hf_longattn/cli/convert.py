@@ -207,12 +207,8 @@ def _flops(count: int) -> str:
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
-
-    def shown(size: Any) -> str:
-        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
-
     columns = {
-        inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
+        inputs.kind.noun: [cost.size.words for cost in costs] if inputs.kind.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
@@ -235,16 +231,15 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     from ..evaluation.flops import cost_of, layer_mechanisms
     from ..mechanisms.common.registry import list_mechanisms, prototype
 
-    sizes, rows = [cost.size for cost in part.costs], list[dict[str, Any]]()
-    for name in ("as planned", *list_mechanisms(causal=part.shape.causal)):
-        attention = LongAttentionConfig(name) if rows else part.attention
+    costs = {"as planned": part.costs}
+    for name in list_mechanisms(causal=part.shape.causal):
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
-            part.inputs.check(prototype(*attention.for_layer(0)))
+            part.inputs.check(prototype(name, {}))
             with torch.device("meta"):  # its parameters may be large
-                layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
-            costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]
-            rows.append({"mechanism": name, "flops": [cost.total_flops for cost in costs]})
-    return {"sizes": [size.words for size in sizes], "mechanisms": rows}
+                layers = layer_mechanisms(LongAttentionConfig(name), part.shape, part.inputs.new.tokens)
+            costs[name] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
+    rows = [{"mechanism": name, "flops": [cost.total_flops for cost in of_name]} for name, of_name in costs.items()]
+    return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

@@ -47,7 +47,6 @@ def inspect(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
     device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
-    length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
     plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
@@ -59,8 +58,6 @@ def inspect(
     for them. With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With
     --plot, also draw the layers' attention patterns.
     """
-    if plot is None:
-        flags.refuse_typed(context, ("length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
     if file is None:
         flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
     else:
@@ -95,7 +92,7 @@ def inspect(
     flags.refuse_typed(context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
-        draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
+        draw_patterns(name_layers(inspection.mechanisms), causal=inspection.causal, file=plot)
     show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
 
 

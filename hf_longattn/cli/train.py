@@ -55,18 +55,13 @@ def embed(
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,
     split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's")] = None,
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.
 
     Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
     """
-    import torch
-
     from ..evaluation.embedding import embed_documents
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     with progress() as tell:
         counts = embed_documents(
             model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,

@@ -73,7 +73,7 @@ def convert_checkpoint(
                 f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
                 "bytes; is it that of another model?"
             )
-        with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=chosen.overwrite) as stage:
+        with staged_folder(target, overwrite=chosen.overwrite) as stage:
             recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
             inputs = plan.kind.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             _write(plan, stage, progress)

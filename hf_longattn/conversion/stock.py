@@ -281,7 +281,7 @@ def export_native(
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
     size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
+    with staged_folder(target, overwrite=overwrite) as stage:
         long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
         stock_class: Any = getattr(transformers, choice.class_name)
         with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):

@@ -167,10 +167,6 @@ def to_utterances(
         length: the length of a sound, by which batches are grouped; default: its samples.
         fits: whether the model can write these labels for a sound of this length.
         most_seconds: ``None`` = no limit.
-
-    Raises:
-        InputError: as :func:`read_audio`.
-        DataError: no utterance is left.
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):

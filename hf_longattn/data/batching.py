@@ -24,8 +24,6 @@ from hf_longattn.modeling.run.documents import refusal_of_documents
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments
 
-GLOBALS = "global_attention_mask"
-
 
 def processes() -> PartialState:
     """This process among all; without an accelerator they communicate on the CPU."""
@@ -76,7 +74,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """A padded batch."""
         rows = [dict(row) for row in features]
-        fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
+        fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
         size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
@@ -128,8 +126,7 @@ class DataCollatorWithPacking:
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
     """Let the pooling of a packed row ``(1, T)`` read the first token of each document; ``lengths (B,)``."""
     starts = lengths.cumsum(0) - lengths
-    module = pooling_module(model)
-    assert module is not None
+    module: Any = pooling_module(model)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
     try:
         yield
@@ -151,9 +148,8 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if not model.packs_documents:
         return f"A {type(model).__name__} reads one document in a row."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    refusals = [refusal for base in bases if (refusal := refusal_of_documents(base, {})) is not None]
-    if refusals:
-        return refusals[0]
+    if refusal := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
+        return refusal
     if args.torch_compile:
         return "A compiled model takes no packed documents."
     return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
@@ -181,9 +177,7 @@ class TokenBudget(EpochSampler):
     """Batches of rows of similar length that hold at most a number of tokens, in an order that depends on the seed and the epoch.
 
     Args:
-        lengths: tokens of each row.
         budget: maximum tokens of a batch. A longer row gets its own batch.
-        seed: of the order.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
         processes: the number of batches is a multiple of it, so that all processes take equally many steps.
     """

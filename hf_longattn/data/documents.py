@@ -42,7 +42,7 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
-def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int) -> Dataset:
+def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None) -> Dataset:
     """Tokens of documents after ``prefix`` and of summaries, as in ``run_summarization``, both cut to what fits."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:

@@ -74,9 +74,7 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of the images that an image processor makes, seen on one image.
 
-    Raises:
-        CheckpointError: the model was converted for another size, so the processor would shrink images silently.
-        DataError: as :func:`read_image`.
+    Refused if the model was converted for another size, since the processor would shrink images silently.
     """
     batch = ImageCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
@@ -115,11 +113,7 @@ class ImageCollator(EpochAwareCollator):
         return collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`.
-
-        Raises:
-            DataError: an image cannot be read, or the processor makes images of several sizes.
-        """
+        """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
         images, settings = [read_image(row["image"], row["name"]) for row in features], dict[str, Any]()
         if self.augmentation is not None:
             transform, settings = self.augmentation
@@ -147,9 +141,6 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     Args:
         name: one of :data:`AUGMENTATIONS`; "" = the first one.
         size: height and width of the images that the image processor makes, to which a crop is resized.
-
-    Raises:
-        MissingExtraError: a named one needs torchvision, which is not installed.
     """
     if name == "none":
         return None

@@ -33,7 +33,6 @@ def qa_inputs(
     Args:
         examples: columns ``question``, ``context`` and ``answers`` (texts and their first characters).
         numbers: of the examples.
-        tokenizer: a fast tokenizer.
         length: maximum number of tokens of an input.
         stride: tokens that consecutive windows share, as in transformers' run_qa; ``None`` = a single input, and the rest is cut off.
 

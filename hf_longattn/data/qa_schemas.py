@@ -35,10 +35,6 @@ EXAMPLE = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-IDS = ("id", "_id", "qid", "question_id")
-"""Names of a question's id in the schemas."""
-TRUE = ("true", "yes", "1", "1.0")
-"""What ``is_impossible`` of a question without an answer says, in small letters."""
 
 
 def load_qa(
@@ -80,7 +76,7 @@ def load_qa(
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):
             row = dict(zip(columns, cells, strict=True))
-            identity = next((str(row[key]) for key in IDS if row.get(key) is not None), None)
+            identity = next((str(row[key]) for key in ("id", "_id", "qid", "question_id") if row.get(key) is not None), None)
             try:
                 examples.append(_example(row, str(number) if identity is None else identity))
             except (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -136,7 +132,7 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
     if kind not in KINDS:
         raise DataError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
     kind = "none" if kind == "span" and not gold else kind
-    impossible = str(row.get("is_impossible")).strip().lower() in TRUE
+    impossible = str(row.get("is_impossible")).strip().lower() in ("true", "yes", "1", "1.0")
     if gold and (impossible or kind == "none"):
         marked = "is_impossible" if impossible else "kind 'none'"
         raise DataError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")

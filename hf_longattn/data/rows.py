@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
@@ -26,7 +26,6 @@ from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
-Changed = TypeVar("Changed")
 Roles = Mapping[str, Sequence[str]]
 """Role -> names of columns that are recognised; the first existing one is taken."""
 OPTIONAL = ("question", "negative", "score", "id")
@@ -45,10 +44,6 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-NAMES_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-MOST_HELD_OUT = 1000
-"""Maximum number of held-out documents per source of a language model. Untuned."""
 
 
 def read_rows(
@@ -59,7 +54,6 @@ def read_rows(
     ``max_train_samples`` and ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
 
     Args:
-        args: the task's data arguments.
         roles: default: ``args.roles``.
         read: reads a split of a source; default: :func:`rows_of`.
         shuffle: draw the order of rows that are not split by the seed, too.
@@ -96,16 +90,12 @@ def read_rows(
 
 
 def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
-
-    Raises:
-        DataError, OptionError: as :func:`read_rows`.
-    """
+    """:func:`read_rows` of documents in the column ``text``, which ``args.template`` may make of several columns."""
     read = partial(written_rows, templates=args.template) if args.template else None
-    return read_rows(args, seed, read=read, most=MOST_HELD_OUT, shuffle=True)
+    return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
 
 
-def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
+def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
     """``change(part)`` for each part. A part that is given twice is converted once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
@@ -119,7 +109,6 @@ def split_held_out(
     A source of two units or more gives at least one; if none has two, the last one drawn is held out.
 
     Args:
-        parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
         unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
         classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
@@ -182,9 +171,6 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
     Args:
         leave_out: leave out rows in which a text is empty, with a warning.
         option: names the column of a role, in messages.
-
-    Raises:
-        DataError: a missing column, or a row without a value of its kind.
     """
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")
@@ -218,8 +204,7 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of classes that a column has numbers of; ``None`` for other columns."""
-    while isinstance(feature, List):
-        feature = feature.feature
+    feature = feature.feature if isinstance(feature, List) else feature
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
@@ -308,14 +293,13 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
-            message = f"The template {template!r} does not suit {source} ({error}); leave out the format after a colon."
-            raise DataError(message) from error
+            raise DataError(f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon.") from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
     """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
+    columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
     trained = {hash(repr(row)) for row in train.select_columns(columns)}
     return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

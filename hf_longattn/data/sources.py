@@ -26,8 +26,6 @@ from hf_longattn import __version__
 from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
 from hf_longattn.files import AUDIO_SUFFIXES
 
-UTF_8 = "utf-8-sig"
-"""How text files are read: Excel and Windows' editors write a byte-order mark first."""
 CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Endings of files of words with tags, one word in a line."""
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
@@ -198,7 +196,7 @@ def _rows(
 def _opened(file: str) -> Iterator[TextIO]:
     """A text file, perhaps compressed, whose errors name it."""
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding=UTF_8, newline="") as text:
+    with opener(file, "rt", encoding="utf-8-sig", newline="") as text:  # Excel writes a byte-order mark first
         try:
             yield text
         except UnicodeDecodeError as error:

@@ -18,10 +18,7 @@ ROLES: dict[str, tuple[str, ...]] = {"words": ("tokens", "words"), "tags": ("ner
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents with the columns ``words`` and ``tags``, lists of texts of the same length. Documents without words are left out.
-
-    The arguments are those of :func:`.rows.rows_of`.
-    """
+    """Documents as by :func:`.rows.rows_of`, with lists of ``words`` and of as many ``tags``. Those without words are left out."""
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
@@ -44,7 +41,6 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
-        names: the tags in the order of their numbers.
 
     Returns:
         A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),

@@ -263,7 +263,7 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    with staged_folder(target, needed_bytes=before["bytes"] + 2**20, overwrite=overwrite) as stage:
+    with staged_folder(target, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_libraries():
             saved.save_pretrained(stage)

@@ -148,8 +148,7 @@ def export_checkpoint(
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
     onnx = format == "onnx"
-    needed = 5 * sum(p.numel() for p in loaded.parameters())
-    with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
+    with staged_folder(target, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
         say(f"comparing {GRAPHS[format]} with the model")
         checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))

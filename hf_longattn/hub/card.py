@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
@@ -41,7 +41,7 @@ from ..files import (
 )
 from ..inputs.kind import InputKind, kind_in
 from ..loading import read_config
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -90,12 +90,9 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     Of a card that is there, licence, language, data sets and tags stay.
 
     Raises:
-        CheckpointError: as :func:`model_card`, or ``README.md`` is not a regular file.
+        CheckpointError: as :func:`model_card`, or the file cannot be written.
     """
-    path = Path(model_dir) / "README.md"
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    card = model_card(model_dir, **contents)
+    path, card = Path(model_dir) / "README.md", model_card(model_dir, **contents)
     with staged_file(path) as stage:
         card.save(stage)
     return path
@@ -247,12 +244,7 @@ def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool
         layers: of the stack. longest: the maximum number of tokens, if there is one. nouns: the inputs.
     """
     mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
-
-    def differs(length: int) -> bool:
-        used = (for_length(mechanism, length, causal) for mechanism in mechanisms)
-        return not all(each.covers(length, causal) and not (each.traits.recursion and each.traits.recursion.memory) for each in used)
-
-    exact = bisect_left(lengths, True, key=differs)
+    exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
     upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
     return f"equals full attention {upto}" if exact else "never equals full attention"
 
@@ -321,11 +313,10 @@ def read_card(path: Path) -> ModelCard:
         return card
 
 
-def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def from_source(source: str) -> dict[str, Any]:
     """Arguments of :func:`model_card` for a model loaded from ``source``. That is the base model or a folder whose card names it."""
-    contents = {name: value for name, value in stated.items() if value}
     if not source:
-        return contents
+        return {}
     inherited = inherited_metadata(source, download=True)
     base = inherited.get("base_model") if Path(source).expanduser().exists() else source
-    return {**({"base_model": base} if base else {}), **contents, "source": source}
+    return {"source": source, **({"base_model": base} if base else {})}

@@ -208,7 +208,8 @@ class GridKind(SizedKind):
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
     def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
-        size, processor = plan.inputs.new, load_processor(folder, IMAGE_PROCESSOR)
+        size = plan.inputs.new
+        processor: Any = load_processor(folder, IMAGE_PROCESSOR)
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])

@@ -188,8 +188,7 @@ class InputKind(WithTowers, ABC):
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
         """Why positions need training with this mechanism, as a clause. Empty if they do not.
 
-        Args:
-            rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
+        rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
         """
         return ""
 
@@ -204,10 +203,8 @@ class InputKind(WithTowers, ABC):
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
         """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
 
-        Args:
-            config: the config of the model.
-            folder: the folder with the model's tokenizer or processor.
-            text: a text and its origin. files: a user's file or folder. Kinds that need neither use built-in inputs.
+        config, folder: of the model, with its tokenizer or processor. text: a text and its origin. files: a user's file or folder. Kinds
+        that need neither use built-in inputs.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:

@@ -196,10 +196,9 @@ class PlainKind(TextKind):
 
 
 def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
+    """The config of the result, the rule for positions, and why they change outputs; empty if they do not.
 
-    Raises:
-        OptionError, InputError: the positions cannot change (not the rotary ones of texts), or the length is too small.
+    Refuses new positions other than the rotary ones of texts.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())

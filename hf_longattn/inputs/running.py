@@ -70,11 +70,7 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     """Random inputs for one forward pass, as the class takes them. Token ids, images, videos, audio features or samples, or a time series.
 
-    Args:
-        tokens: number of token ids; fewer if the model has fewer positions.
-
-    Raises:
-        CheckpointError: the class takes inputs of an unknown kind.
+    tokens: number of token ids; fewer if the model has fewer positions.
     """
     taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
     text, inputs = config.get_text_config(), dict[str, Any]()
@@ -85,12 +81,11 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     if "input_features" in taken:
         sound = getattr(config, "encoder_config", config)
         positions = getattr(config, "max_source_positions", None)  # of Whisper; without a table, time comes before the features
-        shape = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        shape: tuple[int, ...] = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
         inputs["input_features"] = _normal(random, *shape)
     if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
-        inputs["input_values"] = _normal(
-            random, *((config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,))
-        )
+        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
+        inputs["input_values"] = _normal(random, *shape)
     if "input_ids" in taken:
         positions = getattr(text, "max_position_embeddings", None)
         inputs["input_ids"] = _ids(text, random, min(tokens, positions - FIRST_POSITION) if positions else tokens)

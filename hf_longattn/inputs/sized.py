@@ -75,10 +75,6 @@ class UserFiles:
         count: maximum number of files. From a larger folder, files are taken at even distances.
         model: the model's name in messages.
         processor: the model's processor; by default loaded from ``folder``.
-
-    Raises:
-        DataError, InputError: a file is missing or cannot be read.
-        OptionError: ``files`` is no path.
     """
 
     part: ClassVar[str]
@@ -211,8 +207,7 @@ def affordable_size(plan: ConversionPlan) -> InputSize:
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
     """Compare outputs at the old size, and hidden states at the new one, which is smaller for a large model.
 
-    Args:
-        resizing, how: arguments with which the source reads the new size, and in words.
+    resizing, how: arguments with which the source reads the new size, and in words.
     """
     plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
     sizes, noun, (source, measured) = plan.inputs, plan.inputs.kind.noun, comparison.compared

@@ -66,7 +66,7 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     return [Panel(f"{name}, head {head}", of_head) for head, of_head in enumerate(weights)]
 
 
-def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
+def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int = 64, causal: bool | Sequence[bool], file: Path) -> None:
     """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
     ``causal`` selects the form, for all mechanisms or for each.

@@ -24,9 +24,7 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 
     Also trained are the mechanisms' parameters, poolers and heads, but no head that predicts tokens.
 
-    Args:
-        network: a model of transformers, or a module that contains one.
-        rank: of the updates; 0 = all weights are trained.
+    ``network`` is a model of transformers, or a module that contains one. With a rank of 0, all weights are trained.
     """
     if not rank:
         yield
@@ -43,9 +41,11 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
                 "update; leave --lora-rank out to train all parameters."
             )
         targets += names
-    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, Mechanism)]
-    parts += [(name, part) for name, part in model.named_modules() if name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)]
-    trained = [parameter for _, module in parts for parameter in module.parameters() if parameter.requires_grad]
+    beside = (
+        part for name, part in model.named_modules()
+        if isinstance(part, Mechanism) or name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)
+    )  # fmt: skip
+    trained = [parameter for part in beside for parameter in part.parameters() if parameter.requires_grad]
     if model.get_output_embeddings() is None:
         base = set(model.base_model.parameters())
         trained += [parameter for parameter in model.parameters() if parameter not in base]

@@ -75,11 +75,6 @@ class Backbone:
         kinds: of the tasks.
         image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
         complete: nothing is trained, so the checkpoint must have the heads.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be loaded, or has no heads.
-        OptionError: no new embedder takes ``image_size``.
-        InputError: the checkpoint is too short for the images.
     """
 
     def __init__(self, name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> None:
@@ -125,14 +120,7 @@ class Backbone:
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
         """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
 
-        Args:
-            task: its name.
-            kind: one of :data:`LOADERS`.
-            labels: of the data; none for spans.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be loaded.
-            OptionError: a new head is refused.
+        Refuses a new head where nothing is trained. ``labels``: of the data; none for spans.
         """
         saved = self.heads.get(task, {})
         trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
@@ -160,14 +148,7 @@ class Backbone:
 
 
 class PreparedTask:
-    """A task's model with its head, its rows, and the collator that makes batches of them.
-
-    Args:
-        inputs: arguments of Trainer for the task alone.
-
-    Raises:
-        DataError: there are no rows.
-    """
+    """A task's model with its head, and ``inputs``, the arguments of Trainer for the task alone."""
 
     def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         self.kind, self.model, self.inputs = kind, model, inputs
@@ -182,11 +163,7 @@ class MultiTaskModel(nn.Module):
     """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
     ``heads.NAME.``.
 
-    Args:
-        tasks: the task's name -> the model with its head, its rows and scores. The backbone of one model replaces those of the others.
-
-    Raises:
-        OptionError: the backbones are of several classes.
+    The backbone of one task's model replaces those of the others. Backbones of several classes are refused.
     """
 
     def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:

@@ -42,8 +42,6 @@ from hf_longattn.training.trainer import LongTrainer
 
 SCORES_NAME, STATE = "scores.json", "trainer_state.json"
 """The file of an evaluation, and the last file of a checkpoint."""
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit code after Ctrl-C."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
 FULL = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
@@ -94,7 +92,6 @@ def finish(
 
     Args:
         trainer: its arguments are a :class:`LongTrainingArguments`.
-        model_args, data_args: of the run.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
         facts: more entries of the log, of values for JSON. Numbers are in the card, too; so is ``note``, which follows the scores.
 
@@ -137,10 +134,7 @@ def finish(
                     raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
-        history = trainer.state.log_history
-        before: dict[str, Any] = next(
-            (entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {}
-        )
+        before: dict[str, Any] = next((entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {})
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}
@@ -212,7 +206,6 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
 
     Args:
         task: a module with ``ARGUMENTS`` and ``main``; see above.
-        words: the command line.
         prog: the command in messages and help, "longattn train qa".
 
     Returns:
@@ -230,7 +223,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
         code = 2 if isinstance(error, UsageError) else 1
         print(error_line(error), file=sys.stderr)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = 128 + signal.SIGINT  # as of a shell
         if first:
             print(visible(f"Stopped; {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
     if code and torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -63,8 +63,8 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--window 512", "--window is an option of mechanisms; type --option window=VALUE."),
-        ("--num-sinks=4", "--num-sinks is an option of mechanisms; type --option num_sinks=VALUE."),
+        ("--window 512", "No such option: --window. An option of a mechanism is typed --option window=VALUE."),
+        ("--num-sinks=4", "An option of a mechanism is typed --option num_sinks=VALUE."),
         ("--option window", "'window' must read NAME=VALUE, for example window=512."),
         ("--windows 512", "No such option: --windows"),
     ],

@@ -93,7 +93,7 @@ def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
 
 def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
     for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
-        with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
+        with pytest.raises(DataError, match=r"does not suit .*; leave out the part after a colon"):
             written(write(tmp_path / name, content), "{text:.2f}")
     mixed = write(tmp_path / "mixed.jsonl", '{"text": "5"}\n{"text": 5}\n{"text": 5.25}\n')
     assert sorted(written(mixed, "{text}")) == ["5", "5", "5.25"]

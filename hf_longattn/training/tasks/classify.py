@@ -105,11 +105,7 @@ def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None) -
 
 
 def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Parts:
-    """Rows to train on and to evaluate on, of files or texts with labels.
-
-    Args:
-        role: "text", "image" or "audio".
-    """
+    """Rows to train on and to evaluate on, of files or texts with labels. ``role`` is "text", "image" or "audio"."""
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
     if not args.only_scores:

@@ -17,19 +17,11 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from datasets import Dataset
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModelForCTC,
-    AutoTokenizer,
-    EvalPrediction,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    Wav2Vec2CTCTokenizer,
-)
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hf_longattn.data.audio import Hearing, Samples, to_utterances
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
@@ -45,8 +37,6 @@ from hf_longattn.training.trainer import LongTrainer, highest
 EXTRAS = ("audio", "metrics")
 CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}
 """Treatment of the case of letters -> function."""
-PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
-"""Tokens of a new vocabulary: CTC's blank, which is also the padding, the unknown token, and the space between words."""
 
 
 @dataclass
@@ -124,15 +114,16 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     # Labels, and the model's frames for each sound. The loss of a transcript that needs more frames would be infinite.
     hearing = Hearing(extractor)
 
-    def frames(sound: Samples) -> int:
-        return max(0, output_frames(model, hearing.length(sound)))
-
-    def fits(labels: list[int], frames: int) -> bool:
-        return frames_needed(labels) <= frames
-
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
-        return to_utterances(data, labels, hearing, length=frames, fits=fits, most_seconds=data_args.max_seconds)
+        return to_utterances(
+            data,
+            labels,
+            hearing,
+            length=lambda sound: output_frames(model, hearing.length(sound)),
+            fits=lambda row, frames: frames_needed(row) <= frames,
+            most_seconds=data_args.max_seconds,
+        )
 
     rows, held_out = each_part(encode, *parts)
 
@@ -143,16 +134,9 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         scores = load_metric("wer").compute(predictions=predictions, references=references)
         return {name: score for name, score in scores.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
-    trainer = LongTrainer(
-        model,
-        training_args,
-        hearing,
-        rows,
-        held_out,
-        speech_processor(config, extractor, tokenizer),
-        compute_metrics=error_rates,
-        preprocess_logits_for_metrics=highest,
-    )
+    scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
+    processor = speech_processor(config, extractor, tokenizer)
+    trainer = LongTrainer(model, training_args, hearing, rows, held_out, processor, **scored)
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
 
 
@@ -167,24 +151,15 @@ def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
 
 
 def output_frames(model: Any, length: int) -> int:
-    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features.
-
-    Raises:
-        BackendError: the model has no method for it.
-    """
+    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features."""
     for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
-        count = getattr(model, name, None)
-        if count is not None:
-            return int(count(torch.tensor([length]))[0])
+        if (count := getattr(model, name, None)) is not None:
+            return max(0, int(count(torch.tensor([length]))[0]))
     raise missing("output_frames")
 
 
-def vocabulary(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: the checkpoint has no vocabulary, or its padding is not the blank of the model's head.
-    """
+def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, refused unless its padding is the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -213,17 +188,17 @@ def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
         )
 
 
-def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
+def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
     """A new vocabulary: CTC's blank, an unknown token, a space between words, and all characters of some transcripts, sorted."""
     characters = sorted({*"".join(texts)} - {" "})
-    if WORD_DELIMITER in characters:
-        raise DataError(f"Transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them.")
-    vocabulary = {token: number for number, token in enumerate([PADDING, UNKNOWN_TOKEN, WORD_DELIMITER, *characters])}
+    if "|" in characters:
+        raise DataError("Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them.")
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "|", *characters])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.json")
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        special = {"unk_token": UNKNOWN_TOKEN, "pad_token": PADDING, "word_delimiter_token": WORD_DELIMITER}
-        return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None, **special)
+        special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "word_delimiter_token": "|", "bos_token": None, "eos_token": None}
+        return transformers.Wav2Vec2CTCTokenizer(str(path), **special)
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -231,7 +206,7 @@ def frames_needed(labels: Sequence[int]) -> int:
     return len(labels) + sum(first == second for first, second in pairwise(labels))
 
 
-def speech_processor(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The processor of a model's architecture, made of its feature extractor and a tokenizer."""
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
     return getattr(transformers, name)(extractor, tokenizer)

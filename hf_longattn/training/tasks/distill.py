@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.rows import read_texts
-from hf_longattn.data.tokenization import to_inputs, to_single_inputs
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
@@ -87,8 +89,14 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
         heads = f"The student has {ours.num_attention_heads} heads, the teacher {theirs.num_attention_heads}"
         raise OptionError(f"{heads}, so their attention cannot be compared; add --method logits.")
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
-    encode = to_single_inputs if hidden else to_inputs
-    rows, held_out = (encode(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
+
+    def encode(data: Dataset) -> Dataset:
+        if not hidden:
+            return to_inputs(data, tokenizer, length)
+        cut = {"truncation": True, "max_length": length}
+        return data.map(lambda rows: call_tokenizer(tokenizer, rows["text"], **cut), batched=True, remove_columns="text")
+
+    rows, held_out = map(encode, read_texts(data_args, training_args.seed))
     for module in student.modules():
         if hidden and isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -210,9 +218,7 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
 
-    Args:
-        student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.
-        real: ``(B, N)`` bool, the tokens that are not padding.
+    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that are not padding.
     """
     (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
     places = torch.arange(q.shape[2], device=q.device)

@@ -190,12 +190,9 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 
 
 def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a sentence-transformers trainer, with ours as attributes.
+    """The arguments of a sentence-transformers trainer, of the class ``kind`` with ``more`` of its own, and ours as attributes.
 
-    Args:
-        kind: their class.
-        best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
-        **more: arguments of this class only.
+    ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
     """
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.settings:

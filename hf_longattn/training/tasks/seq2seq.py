@@ -29,8 +29,6 @@ from hf_longattn.training.trainer import LongTrainer
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
 """Columns that are recognised: those of XSum, CNN/DailyMail, arXiv and PubMed."""
 EXTRAS = ("metrics",)
-SUMMARY_LENGTH = 256
-"""Maximum tokens of a summary, by default."""
 
 
 @dataclass
@@ -96,7 +94,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     for name, limit in limits.items():
         if most is not None and limit is not None and limit > most:
             raise OptionError(f"{flag(name)} {limit} exceeds the {most} tokens that the decoder reads; give at most {most}.")
-    target_length = data_args.max_target_length or (most if hears else min(SUMMARY_LENGTH, most or SUMMARY_LENGTH))
+    target_length = data_args.max_target_length or (most if hears else min(256, most or 256))
     training_args.generation_max_length = training_args.generation_max_length or target_length
 
     # Data: tokens or sound, and labels.
@@ -107,9 +105,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         data, held = read_rows(data_args, training_args.seed, SUMMARIES)
         references = held["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
-        encode = partial(
-            to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
-        )
+        encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
         rows, held_out = each_part(encode, data, held)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 

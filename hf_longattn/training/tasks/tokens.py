@@ -98,13 +98,9 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents. A word takes its tag from the window in which it is farthest from an edge.
+    """Entity scores of whole documents, ``texts``, by the numbers of the chosen tags of each window of ``rows``.
 
-    Args:
-        choices: the number of the chosen tag of each token, by window.
-        rows: the windows.
-        texts: the documents.
-        names: of the tags.
+    A word takes its tag from the window in which it is farthest from an edge.
     """
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
     for window, words, labels, document in zip(choices, rows["word_ids"], rows["labels"], rows["document"], strict=True):
