@@ -126,11 +126,6 @@ def error_line(error: object) -> str:
     return f"Error: {visible(' '.join(str(error).split()))}"
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
-
-
 def in_a_line(error: BaseException, limit: int = 300) -> str:
     """The message of another library's error as part of a sentence. It is one line, shortened, without its last full stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
