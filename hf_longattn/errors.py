@@ -38,7 +38,7 @@ class BackendError(LongAttentionError):
 
 
 class MissingExtraError(LongAttentionError, ImportError):
-    """A package of an optional part of hf_longattn that is missing or cannot be imported."""
+    """A package of an optional part of hf_longattn that is missing."""
 
 
 class HubError(LongAttentionError):
@@ -60,7 +60,7 @@ EXTRAS = {
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Refuse to start slow work if a package of an extra is not installed. Nothing is imported.
+    """Refuse if a package of an extra is not installed, before slow work or an import. Nothing is imported here.
 
     Args:
         extra: the extra's name.
@@ -75,23 +75,6 @@ def check_extra(extra: str, *packages: str) -> None:
 
 
 @contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import of an extra's package into one sentence. Put it around the imports.
-
-    Raises:
-        MissingExtraError: a package is not installed, or cannot be imported.
-    """
-    try:
-        yield
-    except ImportError as error:
-        name = (error.name or str(error)).split(".")[0]
-        if name == "hf_longattn":
-            raise
-        check_extra(extra, name)
-        raise MissingExtraError(f"The package {name!r} cannot be imported: {in_a_line(error)}; install it again.") from error
-
-
-@contextmanager
 def checkpoint_errors(what: str) -> Iterator[None]:
     """Turn any error of another library's call into the sentence "WHAT: the error."
 
@@ -99,29 +82,18 @@ def checkpoint_errors(what: str) -> Iterator[None]:
         CheckpointError: with that sentence. A LongAttentionError is raised unchanged.
     """
     try:
-        with rust_panics():
-            yield
+        yield
     except LongAttentionError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
-@contextmanager
-def rust_panics() -> Iterator[None]:
-    """Turn a panic of tokenizers, which is no ``Exception``, into one sentence. Rules in tokenizer.json can cause it.
-
-    Raises:
-        CheckpointError: with that sentence.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(
-            f"A tokenizer failed, which is damaged or does not fit the text: {in_a_line(error)}; give a checkpoint with another."
-        ) from error
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is an ``Exception``, or a panic of tokenizers, which is none. Rules in tokenizer.json can cause it."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -147,11 +119,6 @@ def in_one_line(text: str) -> str:
 def flag(name: str) -> str:
     """The command-line form of a field's name: ``--max-steps`` of ``max_steps``."""
     return f"--{name.replace('_', '-')}"
-
-
-def sentence_case(text: str) -> str:
-    """``text`` with a capital first letter. Other letters do not change."""
-    return text[:1].upper() + text[1:]
 
 
 def error_line(error: object) -> str:

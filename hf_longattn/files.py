@@ -45,13 +45,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Files of a folder: which may be opened.
 
 
-def check_name(name: str) -> str:
-    """A model's name, refused if it is neither an existing path nor a valid Hub repository id. Nothing is downloaded."""
-    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
-    return name
-
-
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
     """Check every file of a source that may be read or copied, without opening it.
 
@@ -158,28 +151,24 @@ GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 """Prefixes of model type and class name of a plain architecture with mechanisms. Only this package registers them."""
 
 
-def check_config(values: Mapping[str, Any], name: str) -> None:
-    """Refuse counts of modules and labels with which building the model would fill the memory. Nested objects are checked, too."""
-    for field, value in values.items():
-        if isinstance(value, Mapping) and field not in ("long_attention", "decoder_long_attention", "label2id", "id2label"):
-            check_config(value, name)
-        limit = MOST_LABELS if field == "num_labels" else MOST_LAYERS if LAYERS.search(field) else None
-        for count in value if isinstance(value, list) else [value]:
-            if limit is not None and isinstance(count, int | float) and not count <= limit:
-                raise CheckpointError(f"The config.json of {name!r} says {field}={count}, but at most {limit} are built.")
+def check_config(values: Mapping[str, Any]) -> None:
+    """Refuse a ``config.json``, or a config nested in it, of another version than :data:`FORMAT`, or that would fill the memory.
 
-
-def check_format(values: Mapping[str, Any]) -> None:
-    """Refuse a ``config.json``, or a config nested in it, of another version than :data:`FORMAT`. A missing number is accepted."""
+    A missing number is accepted. Counts of modules and labels have limits.
+    """
     written = values.get(FORMAT_FIELD, FORMAT)
     if type(written) is not int or written != FORMAT:
         raise CheckpointError(
             f"config.json says {FORMAT_FIELD}={written!r}, but this version of hf_longattn reads format {FORMAT}; install the version that "
             "wrote it, or convert the model again."
         )
-    for name, part in values.items():
-        if isinstance(part, Mapping) and not str(name).endswith("long_attention"):
-            check_format(part)
+    for field, value in values.items():
+        limit = MOST_LABELS if field == "num_labels" else MOST_LAYERS if LAYERS.search(str(field)) else None
+        for count in value if isinstance(value, list) else [value]:
+            if limit is not None and isinstance(count, int | float) and not count <= limit:
+                raise CheckpointError(f"config.json says {field}={count}, but at most {limit} are built.")
+        if isinstance(value, Mapping) and not str(field).endswith(("long_attention", "2id", "2label")):
+            check_config(value)
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
@@ -217,12 +206,6 @@ EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "Mu
 """The classes of sentence-transformers that load a folder."""
 
 
-def tokenizer_values(folder: Path) -> dict[str, Any]:
-    """The values of the tokenizer's config in a folder; empty without one."""
-    file = folder / TOKENIZER_CONFIG
-    return read_json_object(file) if file.is_file() else {}
-
-
 def sentence_kind(folder: Path) -> str | None:
     """The class of sentence-transformers that loads a folder; ``None`` without modules."""
     if not (folder / MODULES).is_file():
@@ -235,7 +218,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
+        CheckpointError: the list is damaged, or names a folder outside of ``folder``.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -247,8 +230,6 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
-        for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
-            sentence_values(settings)
     return list(modules)
 
 
@@ -353,7 +334,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new file.
 
     It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are removed first. With
@@ -362,7 +343,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
     Raises:
         CheckpointError: the destination was created by another process.
-        CheckpointError: not enough disk space, before or while writing, or no permission.
+        CheckpointError: not enough disk space, or no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -372,9 +353,6 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
                 _clean(parent, name)
-                if needed_bytes > (free := shutil.disk_usage(parent).free):
-                    needed, rest = f"{needed_bytes / 1e6:,.0f} MB", f"{free / 1e6:,.0f} MB"
-                    raise CheckpointError(f"The result needs {needed}, but {str(parent)!r} has {rest} free; nothing was written.")
                 stage.mkdir()
                 yield stage
                 mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read
@@ -458,11 +436,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files below a folder, without their modes."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
 
 
 # Names of local files and folders in cards, without their parent folders.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -88,9 +87,9 @@ def attend(
         InputError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
     """
     module, call = prepare(
-        q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
+        q, k, v, mechanism, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
-        grid=grid, prefix=prefix, sink_scores=sink_scores,
+        grid=grid, prefix=prefix, sink_scores=sink_scores, **options,
     )  # fmt: skip
     return run_batch(module, q, k, v, call if call.key_mask is None else call.replace(finite_padding=False))
 
@@ -104,17 +103,17 @@ def reference_attend(
     """
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
-    keywords = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
-    module, call = prepare(q, k, v, mechanism, arguments, **keywords)
+    module, call = prepare(q, k, v, mechanism, **arguments)
     return run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], *, causal: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, *, causal: bool = False,
     padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
     global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
     seed: int = 0, hidden_states: Tensor | None = None,
     grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0, sink_scores: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     _check_tensors(q, k, v)
@@ -133,7 +132,8 @@ def prepare(
             )
     else:
         width = hidden_states.shape[-1] if isinstance(hidden_states, Tensor) and hidden_states.dim() else None
-        module = _build_named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
+        sizes = {"num_heads": q.shape[1], "head_dim": q.shape[3], "hidden_size": width, "max_length": max(1, k.shape[2])}
+        module = _build_named(mechanism, options, sizes, seed, q.device)
         if seed and SEED in options_of(mechanism):
             seed = 0  # the module was built with it
     batch = None
@@ -147,10 +147,6 @@ def prepare(
     )  # fmt: skip
     _check_supported(module, q, k, call)
     return module, call
-
-
-KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
-"""Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
 
 def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
@@ -195,15 +191,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
-    if (
-        q.dim() != 4
-        or k.dim() != 4
-        or k.shape != v.shape
-        or q.shape[0] != k.shape[0]
-        or q.shape[3] != k.shape[3]
-        or not k.shape[1]
-        or q.shape[1] % k.shape[1]
-    ):
+    fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    if not fits or not k.shape[1] or q.shape[1] % k.shape[1]:
         raise InputError(
             "Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, "
             f"but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
@@ -234,21 +223,16 @@ SIMPLE_TYPES = {type(None), bool, int, float, str}
 """Types of option values for which a built mechanism may be cached."""
 
 
-def _build_named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
-    """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached.
-
-    sizes: number of heads, head_dim, hidden size and maximum length.
-    """
+def _build_named(name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device) -> Mechanism:
+    """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
     if not torch.compiler.is_compiling() and {*map(type, options.values())} <= SIMPLE_TYPES:
-        module = without_tensors(name, *sizes, **options)
+        module = without_tensors(name, *sizes.values(), **options)
         if module is not None:
             return module
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that parameters are the same for every device
-    module = mechanism_from(
-        name, options, num_heads=sizes[0], head_dim=sizes[1], hidden_size=sizes[2], max_length=sizes[3], generator=generator
-    )
+    module = mechanism_from(name, options, **sizes, generator=generator)
     return (module.to(device) if has_tensors(module) else module).eval()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging as std_logging
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,15 +19,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import errors, snapshot_download
-from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
-from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, rust_panics
-from .files import MODULES, check_config, check_format, check_name, read_json_object, sentence_modules
-from .names import LOGGER
+from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, is_failure, listed
+from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
@@ -45,7 +41,6 @@ SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
 """Text that rules for all characters change."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
-logger = logging.get_logger(LOGGER)
 
 
 # Where a checkpoint is.
@@ -64,7 +59,8 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
     name, folder = str(model), Path(model).expanduser()
-    check_name(name)
+    if not folder.exists() and not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
     if revision is not None and folder.exists():
         raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
     if folder.is_file():
@@ -99,12 +95,6 @@ def only_pickles(name: str) -> str:
 # Errors of the Hub and of loading, each in one sentence.
 
 
-def redacted(text: str, token: str | bool | None = None) -> str:
-    """``text`` with the given token, and anything that looks like one, masked."""
-    hidden = TOKEN.sub("hf_***", text)
-    return hidden.replace(token, "hf_***") if isinstance(token, str) and token else hidden
-
-
 @contextlib.contextmanager
 def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[LongAttentionError] = HubError) -> Iterator[None]:
     """Raise errors of the Hub in one sentence without tokens.
@@ -125,7 +115,10 @@ def translated_errors(repo_id: str, token: str | bool | None = None, kind: type[
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         reason = in_a_line(next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), error))
         failure = "cannot be uploaded" if kind is HubError else "is not a folder, and it cannot be downloaded"
-        raise kind(redacted(f"{repo_id!r} {failure}: {reason}.", token)) from None  # the traceback could show the token
+        sentence = TOKEN.sub("hf_***", f"{repo_id!r} {failure}: {reason}.")
+        if isinstance(token, str) and token:
+            sentence = sentence.replace(token, "hf_***")
+        raise kind(sentence) from None  # the traceback could show the token
 
 
 @contextlib.contextmanager
@@ -141,21 +134,17 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
     before = os.environ.get(variable)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
     try:
-        with rust_panics():
-            yield
+        yield
     except LongAttentionError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
                 "classes transformers has, or load it in a program of yours and save it as one."
-            ) from error
-        if other := re.search(r"configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", str(error)):
-            raise CheckpointError(
-                f"{subject} has a {other[1]}, for which transformers has no {other[2]}; give a model of another architecture, or take "
-                "another task."
             ) from error
         if isinstance(error, OSError) and "file named" in str(error) and "safetensors" in str(error):
             raise CheckpointError(only_pickles(str(name))) from error
@@ -171,12 +160,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
-    if not (folder / "config.json").is_file():
-        refuse_adapter(folder, str(folder))
-        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = read_json_object(folder / "config.json")
-    check_format(values)
-    check_config(values, str(folder))
+    check_config(values)
     for inner in values.values():
         _forget_code(inner)
     return values
@@ -219,15 +204,11 @@ def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -
 
 def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
     """The tokenizer of a text model with this config, for training and batches; see :func:`fit_tokenizer`."""
-    if config.model_type in IMAGE_PROCESSOR_MAPPING_NAMES and config.model_type not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{str(name)!r} ({config.model_type}) has no tokenizer, since it reads images; give a model of texts.")
-    tokenizer = load_part(AutoTokenizer, name)
-    fit_tokenizer(tokenizer, config, name)
-    return tokenizer
+    return fit_tokenizer(load_part(AutoTokenizer, name), config, name)
 
 
-def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> None:
-    """Let a tokenizer without a padding token pad with its end token. Refuse one with neither, or with ids that the model lacks."""
+def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
+    """The tokenizer, which pads with its end token if it has no other. Refuse one with neither, or with ids that the model lacks."""
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
@@ -235,6 +216,7 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_token_ids(tokenizer, config, name)
+    return tokenizer
 
 
 def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
@@ -271,14 +253,8 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return
-    steps: list[tuple[Any, dict[str, Any]]] = []
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        for part, library, key in (
-            (backend.normalizer, normalizers, "normalizers"), (backend.pre_tokenizer, pre_tokenizers, "pretokenizers"),
-        ):  # fmt: skip
-            for rule in _rules(part, key):
-                steps.append((library.Sequence([]), rule))
-                steps[-1][0].__setstate__(json.dumps({"type": "Sequence", key: [rule]}).encode())
+        steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
         starts = [(SAMPLE, SAMPLE, 0)]
         for place, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):
@@ -289,13 +265,16 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
                 starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), place))
         growth = 0.0
         for before, text, first in starts:
+            size = max(1, len(before.encode()))
             for step, _ in steps[first:]:
-                if len(text.encode()) > MOST_GROWTH * max(1, len(before.encode())):
+                if len(text.encode()) > MOST_GROWTH * size:
                     break  # the next step could fill the memory
-                pieces = [step.normalize_str(text)] if isinstance(step, normalizers.Sequence) else step.pre_tokenize_str(text)
-                text = "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces)
-            growth = max(growth, len(text.encode()) / max(1, len(before.encode())))
-        templates = [rule.get(form) or [] for rule in _rules(backend.post_processor, "processors") for form in ("single", "pair")]
+                if hasattr(step, "normalize_str"):
+                    text = step.normalize_str(text)
+                else:
+                    text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
+            growth = max(growth, len(text.encode()) / size)
+        templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
         copies = [[piece["Sequence"]["id"] for piece in template if "Sequence" in piece] for template in templates]
         repeats = any(len(texts) > len(set(texts)) for texts in copies) or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
     if growth > MOST_GROWTH or repeats:
@@ -305,18 +284,13 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         )
 
 
-def _rules(part: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The rules of a part of a tokenizer, as in tokenizer.json. None for a part in Python, which no file can bring."""
-    try:
-        waiting = [] if part is None else [json.loads(part.__getstate__())]
-    except Exception:  # tokenizers raises it for a part in Python
-        return
-    while waiting:
-        rule = waiting.pop(0)
-        if rule["type"] == "Sequence":
-            waiting = [*rule[key], *waiting]
-        else:
-            yield rule
+def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The steps of a part of a tokenizer, each with its rule in tokenizer.json. None for a part in Python, which no file can bring."""
+    if type(part).__name__ == "Sequence":
+        for inner in part:
+            yield from _steps(inner)
+    elif part is not None and type(part).__name__ not in ("Normalizer", "PreTokenizer"):
+        yield part, json.loads(part.__getstate__())
 
 
 # Models.
@@ -332,9 +306,7 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
         arguments: of ``from_pretrained``.
     """
     safely = {**NO_CODE, "use_safetensors": None if allow_pickle else True, "weights_only": True}
-    if name is None:
-        return loader.from_pretrained(name, **safely, **arguments)
-    with loading_errors(name):
+    with contextlib.nullcontext() if name is None else loading_errors(name):
         return loader.from_pretrained(name, **safely, **arguments)
 
 
@@ -344,31 +316,19 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
         return loader.from_config(config, **NO_CODE, **arguments)
 
 
-def load_model(loader: Any, name: str | Path, *, complete: bool = False, elsewhere: tuple[str, ...] = (), **arguments: Any) -> Any:
+def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
     """A model, in float32 unless ``arguments`` name another dtype.
-
-    New or unused weights give a warning of one sentence, in place of transformers' LOAD REPORT.
 
     Args:
         loader: a model class, or an Auto class of models.
         name: a folder or a Hub repository id.
         complete: whether new weights are refused, because nothing will be trained.
-        elsewhere: prefixes of weights that are loaded in another way.
         arguments: of ``from_pretrained``.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
-    with without_load_report():
-        model, info = load_weights(loader, name, **options)
+    model, info = load_weights(loader, name, **options)
     if complete:
         check_complete(model, info, str(name))
-    unused = [key.removeprefix(f"{model.base_model_prefix}.") for key in info["unexpected_keys"] if not key.startswith(elsewhere or "\0")]
-    facts = {
-        "new and trained from random values": _modules(info["missing_keys"]),
-        "new, since they have another size there": _modules(key for key, *_ in info["mismatched_keys"]),
-        "not used by this task": listed(key.partition(".")[0] for key in unused),
-    }
-    if int(os.environ.get("RANK", "0")) == 0 and any(facts.values()):
-        logger.warning(f"{name}: weights {'; '.join(f'{fact}: {modules}' for fact, modules in facts.items() if modules)}.")
     return model
 
 
@@ -378,20 +338,13 @@ def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str =
     Args:
         info: of ``from_pretrained(output_loading_info=True)``.
         name: of its checkpoint.
-        advice: what to type, unless `longattn train multitask` wrote the checkpoint.
+        advice: what to type.
     """
-    missing = _modules({*info["missing_keys"]} - {*tied_weights(model)})
-    resized = _modules(key for key, *_ in info["mismatched_keys"])
-    if lost := " and ".join(filter(None, (missing, resized and f"{resized} of this size"))):
-        if heads := getattr(model.config, "multitask_heads", None):
-            tasks = " ".join(f"{head}={fields['kind']}:DATA" for head, fields in heads.items())
-            advice = f"it has heads of `longattn train multitask`, so type longattn evaluate multitask --model {name} --tasks {tasks}"
-        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {lost}; {advice}.")
-
-
-def _modules(weights: Iterable[str]) -> str:
-    """The modules of some weights, by name."""
-    return listed(name.rpartition(".")[0] or name for name in weights)
+    resized = (key for key, *_ in info["mismatched_keys"])
+    new = {"": {*info["missing_keys"]} - {*tied_weights(model)}, " of this size": {*resized}}
+    lost = [f"{listed(key.rpartition('.')[0] or key for key in keys)}{which}" for which, keys in new.items() if keys]
+    if lost:
+        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:
@@ -403,14 +356,14 @@ def tied_weights(model: Any) -> Mapping[str, str]:
 def without_load_report() -> Iterator[None]:
     """Suppress transformers' LOAD REPORT, a table of missing and unused weights."""
 
-    def is_other(record: std_logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    std_logging.getLogger("transformers.modeling_utils").addFilter(is_other)
+    logging.getLogger("transformers.modeling_utils").addFilter(is_other)
     try:
         yield
     finally:
-        std_logging.getLogger("transformers.modeling_utils").removeFilter(is_other)
+        logging.getLogger("transformers.modeling_utils").removeFilter(is_other)
 
 
 def has_token_vectors(name: str) -> bool:

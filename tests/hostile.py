@@ -60,7 +60,6 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
-    "card": ("{model}",),
     "push": ("{model} somebody/model --token hf_no --remote-code",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",

@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_longattn.cli import main
+from hf_longattn.errors import LongAttentionError, error_line
+from hf_longattn.hub import write_model_card
 from tests.cases import every_case
 from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
 from tests.grids import drawn
@@ -37,6 +39,7 @@ REPO = "writer/odd"
 Command = tuple[str, ...]
 
 CARD: Command = ("card", "MODEL")
+"""The card of a folder without one, which a push writes."""
 PUSH: Command = ("push", "MODEL", REPO, "--token", WRITER)
 INSPECT: Command = ("inspect", "MODEL")
 PLAN: Command = ("plan", "MODEL", *CONVERT)
@@ -84,7 +87,12 @@ def run(*arguments: object) -> tuple[int, str]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if arguments[0] == CARD[0]:
+                write_model_card(str(arguments[1]))
+                return 0, ""
             main([str(argument) for argument in arguments])
+    except LongAttentionError as error:
+        return 1, error_line(error)
     except SystemExit as ended:
         return int(ended.code or 0), err.getvalue()
     finally:

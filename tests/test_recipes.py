@@ -79,6 +79,12 @@ def test_words_of_a_recipe_are_values_as_they_are_written(tmp_path: Path) -> Non
     assert [word.replace(": ", ":") for word in recipe_words(str(tmp_path / "r.yaml"))] == line.split()
 
 
+def test_ready_recipe_of_another_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "clm", "--config", "longformer-triviaqa"])
+    assert "The recipe 'longformer-triviaqa' is for longattn train qa; give another one" in capsys.readouterr().err
+
+
 def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:
     """`--config configs/based.yaml`, typed in a checkout."""
     assert repository / "configs" == CONFIGS

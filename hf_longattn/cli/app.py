@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import LongAttentionError, error_line, lacks_memory, rust_panics, shortened
-from . import compress, convert, embed, export, hub, inspect, search, train
+from ..errors import LongAttentionError, UsageError, error_line, lacks_memory, shortened
+from .convert import compress, convert, export, plan, search
+from .hub import push
+from .inspect import inspect, mechanisms, recipes
+from .train import embed, tasks
 
 app = typer.Typer(
     name="longattn",
@@ -22,7 +25,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(version: bool) -> None:
+@app.callback(invoke_without_command=True)
+def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from .. import __version__
 
@@ -30,52 +34,25 @@ def _print_version(version: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    pass
-
-
 class Command(TyperCommand):
     """A command that says how a mechanism's options are typed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The words of a command line.
-
-        Raises:
-            click.UsageError: an option of a mechanism without --option, or anything else that is no option.
-        """
+        """The words of a command line. Wrong usage raises typer's error."""
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             flag = getattr(error, "option_name", "")
-            if flag.startswith("--") and any("--option" in parameter.opts for parameter in self.params):
-                from ..mechanisms.common.registry import list_mechanisms, options_of
-
-                name = flag[2:].replace("-", "_")
-                if any(name in options_of(mechanism) for mechanism in list_mechanisms()):
-                    ctx.fail(f"{flag} is an option of mechanisms; type --option {name}=VALUE.")
+            if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
+                ctx.fail(f"{error.format_message()}. An option of a mechanism is typed --option {flag[2:].replace('-', '_')}=VALUE.")
             raise
 
 
-COMMANDS = (
-    convert.convert,
-    export.export,
-    compress.compress,
-    convert.plan,
-    inspect.inspect,
-    search.search,
-    embed.embed,
-    inspect.mechanisms,
-    inspect.recipes,
-    hub.card,
-    hub.push,
-)
+COMMANDS = (convert, export, compress, plan, inspect, search, embed, mechanisms, recipes, push)
 for command in COMMANDS:
     app.command(cls=Command)(command)
-app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
-app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
+app.add_typer(tasks, name="train", help="Train a model, short or converted, on long documents or text.")
+app.add_typer(tasks, name="evaluate", help="Score a model with its own head, without training.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,8 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with rust_panics():
-            app(arguments, standalone_mode=True)
+        app(arguments, standalone_mode=True)
     except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
         sentence = str(error)
         if isinstance(error, OSError) and error.filename:
@@ -96,4 +72,4 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             sentence = "There is not enough memory; use smaller options or lengths."
         print(error_line(sentence), file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None

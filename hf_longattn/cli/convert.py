@@ -1,4 +1,8 @@
-"""`longattn convert SRC DST` and `longattn plan SRC`, with one flag for every setting of :class:`~hf_longattn.ConversionConfig`."""
+"""The commands that write a checkpoint: `longattn convert SRC DST`, `export MODEL OUT` and `compress MODEL DST`.
+
+`longattn plan SRC` and `longattn search MODEL TEXT` come before a conversion. All three have flags for the settings of
+:class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,17 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from rich.styled import Styled
 
 from ..conversion import ConversionConfig
+from ..search.config import SearchConfig
 from . import options as flags
 from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..evaluation.flops import LengthCost
+    from ..export import CompressionReport, ExportReport
     from ..inputs.kind import InputSizes
     from ..reports import Check
+    from ..search.result import SearchResult
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
@@ -61,6 +68,103 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
+@flags.takes_settings(SearchConfig)
+def search(
+    model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
+    ],
+    output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
+    config: SearchConfig,
+    as_json: flags.Json = False,
+) -> None:
+    """Choose a mechanism for every layer under a budget.
+
+    The budget is of time or memory. The search measures what each candidate keeps of every layer's attention, and what it costs on this
+    machine. The result is converted with `longattn convert MODEL DST --config OUTPUT`.
+    """
+    from ..search import search_design
+
+    with progress() as tell:
+        result = search_design(model, text, output, config, progress=tell)
+    show(result.to_dict(), search_report(result), as_json=as_json)
+
+
+def export(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A long checkpoint")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
+    opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
+    ] = None,
+    global_attention_mask: Annotated[
+        bool, typer.Option("--global-attention-mask", help="Take this input; otherwise the config determines the global tokens.")
+    ] = False,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Export a long checkpoint as a graph or a stock checkpoint.
+
+    The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
+    at all. A decoder's graph reads a whole text at once, without a cache.
+    """
+    from ..export import export_checkpoint, export_native
+
+    if format != "onnx":
+        flags.refuse_typed(context, ("opset",), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
+    if format == "native":
+        flags.refuse_typed(context, ("task", "global_attention_mask"), "is for graphs, not for --format native; leave it out.")
+    shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
+    inputs: dict[str, Any] = {"task": task, "global_attention_mask": global_attention_mask}
+    with progress() as tell:
+        if format == "native":
+            report: Any = export_native(model, destination, progress=tell, **shared)
+        else:
+            report = export_checkpoint(model, destination, format=format, opset=opset, progress=tell, **inputs, **shared)
+    parts = conversion_report(report) if format == "native" else export_report(report)
+    show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
+    share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or what model and text have")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Pieces of the text to measure on.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of masked tokens.")] = 0,
+    overwrite: flags.Overwrite = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Write a smaller checkpoint, and measure what it costs.
+
+    Quantised weights are torchao's, in files that from_pretrained loads where torchao is installed. The result is read again, compared,
+    and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
+    compression_report.json.
+    """
+    from ..export import CompressionConfig, compress_checkpoint
+    from ..export.compress import PRUNING
+
+    if method not in PRUNING:
+        flags.refuse_typed(context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
+    config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
+    report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
+    show(report.to_dict(), compression_report(report), as_json=as_json)
+
+
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
     """What ``--mechanism auto`` stands for; imported only where it is needed."""
     from ..search import choose_mechanisms
@@ -70,21 +174,18 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     """What a conversion would do."""
-    stock = plan.native_twin
     yield {
-        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})",
-        "result": f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters",
+        "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
+        "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
         "texts": str(plan.short_texts),
         "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
-        "stock form": "" if stock is None else f"none: {stock.reason}" if stock.reason else f"{stock.class_name} of transformers",
         "towers as in their class": ", ".join(plan.other_towers),
-        "global tokens": "all of texts, none of images" if plan.text_global else "",
     }
     yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
     if plan.choice is not None:
         yield Styled(f"\n{plan.choice['reason']}", "bold")
     for name, part in plan.parts.items():
-        yield Styled(f"\ntower {name}: {part.new_input}" if name else "", "bold")
+        yield Styled(f"\ntower {name}: {part.input_in_words('new')}" if name else "", "bold")
         yield part.attention.table(part.shape.layers)
         if part.decoder is not None:
             yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
@@ -106,12 +207,8 @@ def _flops(count: int) -> str:
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     """Cost at each length or size of one input."""
-
-    def shown(size: Any) -> str:
-        return "×".join(map(str, size)) if isinstance(size, tuple) else f"{size:,g}"
-
     columns = {
-        inputs.kind.units: [shown(cost.size.value) for cost in costs] if inputs.kind.units else [],
+        inputs.kind.noun: [cost.size.words for cost in costs] if inputs.kind.units else [],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
@@ -134,16 +231,15 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     from ..evaluation.flops import cost_of, layer_mechanisms
     from ..mechanisms.common.registry import list_mechanisms, prototype
 
-    sizes, rows = [cost.size for cost in part.costs], list[dict[str, Any]]()
-    for name in ("as planned", *list_mechanisms(causal=part.shape.causal)):
-        attention = LongAttentionConfig(name) if rows else part.attention
+    costs = {"as planned": part.costs}
+    for name in list_mechanisms(causal=part.shape.causal):
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
-            part.inputs.check(prototype(*attention.for_layer(0)))
+            part.inputs.check(prototype(name, {}))
             with torch.device("meta"):  # its parameters may be large
-                layers = [layer_mechanisms(attention, part.shape, size.tokens) for size in sizes]
-            costs = [cost_of(size, of_size, part.shape) for size, of_size in zip(sizes, layers, strict=True)]
-            rows.append({"mechanism": name, "flops": [cost.total_flops for cost in costs]})
-    return {"sizes": [size.words for size in sizes], "mechanisms": rows}
+                layers = layer_mechanisms(LongAttentionConfig(name), part.shape, part.inputs.new.tokens)
+            costs[name] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
+    rows = [{"mechanism": name, "flops": [cost.total_flops for cost in of_name]} for name, of_name in costs.items()]
+    return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
@@ -154,7 +250,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     plan, path = report.plan, report.destination
     grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
     yield {
-        "written": f"{path}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)",
+        "written": f"{path}  ({decimal(report.bytes_written)})",
         "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
         "texts": plan.get("short_texts", ""),
     }
@@ -167,7 +263,7 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
         return
     yield ""
     yield checks(report.checks)
-    yield f"\nVerified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}."
+    yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
     verdict = {} if (check := verdict_check(report.checks)) is None else check.values
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
@@ -181,3 +277,48 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
 def checks(results: Iterable[Check]) -> Part:
     """Checks with their status, one below the other."""
     return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
+
+
+def export_report(graph: ExportReport) -> Iterator[Part]:
+    """What was written, its inputs and outputs, and the comparison with the model."""
+    form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
+    yield {
+        "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
+        "graph": f"{graph.class_name}, {form}, any batch size, {graph.min_length:,} to {graph.max_length:,} tokens",
+        "inputs": ", ".join(graph.inputs),
+        "outputs": ", ".join(graph.outputs),
+    }
+    yield checks(graph.checks)
+
+
+def compression_report(report: CompressionReport) -> Iterator[Part]:
+    """What a compression costs and saves."""
+    outputs = [
+        f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        for name, values in report.outputs.items()
+    ]
+    yield {
+        "written": str(report.destination),
+        "method": report.config["method"],
+        "changed": report.changed_in_words(),
+        "outputs": "; ".join(outputs),
+        "measured on": report.text,
+    }
+    yield table(("", "before", "after"), report.rows())
+
+
+def search_report(result: SearchResult) -> Iterator[Part]:
+    """The design and why it, and what it was chosen from."""
+    yield Styled(result.reason, "bold")
+    yield from filter(None, (result.loss_sentence, *result.notes, " "))
+    score = "captured mass" if result.score == "mass" else "−KL (nats)"
+    scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in result.rows]
+    yield table(("layer", "runs", score), [(f"{layer}", row.chosen, scores[layer]) for layer, row in enumerate(result.rows)], align="rlr")
+    uniform = [
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+    ]
+    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    if result.reasons:
+        yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
+    yield f"length {result.target}, cost of attention {result.cost_of(result.chosen)}"
+    yield Line(f"written: {result.file}\nnext: {result.command}")

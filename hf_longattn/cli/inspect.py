@@ -15,7 +15,7 @@ from rich.styled import Styled
 
 from . import options as flags
 from .convert import costs_table
-from .terminal import Line, Part, progress, say, show, table
+from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
     from ..evaluation.flops import DecodeState
@@ -47,7 +47,6 @@ def inspect(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
     device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
-    length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing of a mechanism for texts.")] = 64,
     plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
@@ -59,13 +58,11 @@ def inspect(
     for them. With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With
     --plot, also draw the layers' attention patterns.
     """
-    if plot is None:
-        flags.refuse_typed(context, ("--length",), "requires --plot FILE.png; without it, the cost is shown at several lengths.")
     if file is None:
-        flags.refuse_typed(context, ("--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording.")
+        flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
     else:
-        flags.refuse_typed(context, ("--plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
-    from ..conversion.sources import fetch_config
+        flags.refuse_typed(context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
+    from ..conversion.sources import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
@@ -87,15 +84,15 @@ def inspect(
     if plot is not None:
         check_extra("plot")
         check_new_file(plot)
-    if not is_long(fetch_config(model, revision, token)):
-        flags.refuse_typed(context, ("--plot",), "draws mechanisms, and MODEL has none; convert it.")
+    if not is_long(open_source(model, revision, token, weights=False).config):
+        flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
         show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
         return
-    flags.refuse_typed(context, ("--lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
+    flags.refuse_typed(context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
-        draw_patterns(name_layers(inspection.mechanisms), length=length, causal=inspection.causal, file=plot)
+        draw_patterns(name_layers(inspection.mechanisms), causal=inspection.causal, file=plot)
     show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
 
 
@@ -193,27 +190,19 @@ def mechanisms(
     from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
     from ..mechanisms.common.registry import input_in_words
 
+    infos = [mechanism_info(each) for each in ([name] if name else list_mechanisms())]
+    causal = {"both": "both", True: "only", False: "no"}
     if name is None:
-        infos, causal = [mechanism_info(mechanism) for mechanism in list_mechanisms()], {"both": "both", True: "only", False: "no"}
         rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
         listed = (table(("name", "what it does", "cost", "causal"), rows, align="l"), "Options of each: longattn mechanisms NAME")
         show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
         return
-    info = mechanism_info(name)
-    about: list[Part] = [
-        {
-            "name": info.name,
-            "summary": info.summary,
-            "when": info.when,
-            "paper": info.paper,
-            "cost": info.cost,
-            "causal": {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal],
-            "equals full attention": info.exact_when,
-            "adds parameters": "yes: needs training" if info.trains else "no",
-            "global tokens": "taken (global_attention_mask)" if info.takes_globals else "not taken",
-            "input": input_in_words(info.name),
-        }
-    ]
+    info = infos[0]
+    facts = {field: getattr(info, field) for field in ("name", "summary", "when", "paper", "cost")}
+    facts |= {"causal": causal[info.causal], "equals full attention": info.exact_when, "input": input_in_words(info.name)}
+    facts["adds parameters"] = "yes: needs training" if info.trains else "no"
+    facts["global tokens"] = "taken (global_attention_mask)" if info.takes_globals else "not taken"
+    about: list[Part] = [facts]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""
         about.append(Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold"))
@@ -233,7 +222,7 @@ def recipes(
     if name is None:
         rows = sorted((recipe.command, recipe.name, recipe.title) for recipe in ready.values())
         show({}, (table(("command", "recipe", ""), rows, align="l"), "The values of each, and their source: longattn recipes NAME"))
-    elif name in ready:
-        say(read_text(ready[name].path).removesuffix("\n"))
-    else:
+        return
+    if name not in ready:
         raise OptionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
+    show({}, [Line(read_text(ready[name].path).removesuffix("\n"))])

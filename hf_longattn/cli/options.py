@@ -11,19 +11,17 @@ import typer
 
 from ..conversion import ConversionConfig
 from ..conversion.config import Settings
-from ..errors import OptionError
-from ..files import check_name
-from ..mechanisms.common.choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
+from ..errors import OptionError, flag
+from ..mechanisms.common.choice_text import read_choice, read_pairs, read_rules, read_towers
 from ..training.recipes import read_recipe, recipe_names
 
 C = TypeVar("C", bound=Callable[..., None])
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
     """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them."""
-    settings = {
-        flag_of(setting).partition("/")[0][2:].replace("-", "_"): setting for setting in fields(kind) if setting.metadata["flag"] != "-"
-    }
+    settings = {flag_of(each).partition("/")[0][2:].replace("-", "_"): each for each in fields(kind) if each.metadata["flag"] != "-"}
 
     def decorate(command: C) -> C:
         def wrapper(**values: Any) -> None:
@@ -36,17 +34,15 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
             command(**values, config=kind(**chosen))
 
-        parameters: list[inspect.Parameter] = []
+        of_settings = [
+            inspect.Parameter(
+                name, KEYWORD, default=setting.default, annotation=Annotated[setting.metadata["type"] | None, option(setting)]
+            )
+            for name, setting in settings.items()
+        ]
+        parameters = list[inspect.Parameter]()
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name != "config":
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-                continue
-            for name, setting in settings.items():
-                value_type, default = setting.metadata["type"], setting.default
-                if default is None:
-                    value_type = (list[str] if value_type is list else value_type) | None
-                annotated = {"default": default, "annotation": Annotated[value_type, option(setting)]}
-                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **annotated))
+            parameters += of_settings if parameter.name == "config" else [parameter.replace(kind=KEYWORD)]
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]
@@ -56,31 +52,20 @@ def takes_settings(kind: type[Settings]) -> Callable[[C], C]:
 
 def flag_of(setting: Field[Any]) -> str:
     """The flag of a setting."""
-    return setting.metadata["flag"] or f"--{setting.name.replace('_', '-')}"
+    return setting.metadata["flag"] or flag(setting.name)
 
 
 def option(setting: Field[Any]) -> Any:
     """The option of a setting, with its help."""
     about = setting.metadata
-    if about["type"] is bool:
-        return typer.Option(flag_of(setting), help=about["help"])
-    return typer.Option(
-        flag_of(setting), help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True
-    )
+    shown = {"metavar": about["metavar"], "min": about["minimum"], "show_default": about["unset"] or True}
+    return typer.Option(flag_of(setting), help=about["help"], **shown)
 
 
-def read_layers(rules: list[str]) -> dict[Any, Any]:
-    """`0-3=window:window=256` … -> {0: {"mechanism": "window", "window": "256"}, …}; a later rule replaces an earlier one.
-
-    Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
-    """
-    layers: dict[Any, Any] = {}
-    for where, values in read_rules(";".join(rules)):
-        if where is None:
-            layers.setdefault(IN_TURN, []).append(values)
-        else:
-            layers |= {index: dict(values) for index in where}
-    return layers
+def read_layers(rules: list[str]) -> str:
+    """Rules for layers in one line. The typos that it can have are refused before torch is imported."""
+    read_rules(text := ";".join(rules))
+    return text
 
 
 READERS: dict[str, Callable[[Any], Any]] = {
@@ -94,15 +79,15 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 def model_argument(what: str, metavar: str = "MODEL") -> Any:
     """The argument of a model, with its help."""
-    return typer.Argument(metavar=metavar, callback=check_name, help=f"{what}: a folder or a Hub repository id.", show_default=False)
+    return typer.Argument(metavar=metavar, help=f"{what}: a folder or a Hub repository id.", show_default=False)
 
 
-def refuse_typed(context: typer.Context, flags: tuple[str, ...], sentence: str) -> None:
-    """Refuse the first of ``flags`` that was typed, even with its default value; the sentence says why it would have no effect."""
-    for flag in flags:
-        source = context.get_parameter_source(flag.lstrip("-").replace("-", "_"))
+def refuse_typed(context: typer.Context, names: tuple[str, ...], sentence: str) -> None:
+    """Refuse the first of the options that was typed, even with its default value; the sentence says why it would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(sentence, param_hint=flag)
+            raise typer.BadParameter(sentence, param_hint=flag(name))
 
 
 _SHARED = {setting.name: option(setting) for setting in fields(ConversionConfig)}
@@ -115,24 +100,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
-    """Take a recipe's values as defaults of the flags.
-
-    Raises:
-        OptionError: a value that its flag would not take.
-    """
-    if recipe is None:
-        return None
+    """Take a recipe's values as defaults of the flags, which check them."""
     parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
-    values = read_recipe(recipe, parameters)
+    values = {} if recipe is None else read_recipe(recipe, parameters)
     for name, value in values.items():
-        parameter = parameters[name]
-        if isinstance(value, dict) or isinstance(value, list) != parameter.multiple:
-            wanted = "list" if parameter.multiple else "single value"
+        if isinstance(value, dict) or isinstance(value, list) != parameters[name].multiple:
+            wanted = "list" if parameters[name].multiple else "single value"
             raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
-        try:
-            parameter.process_value(context, value)
-        except typer.BadParameter as error:
-            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}: {error.message.rstrip('.')}.") from error
     context.default_map = {**(context.default_map or {}), **values}
     return recipe
 

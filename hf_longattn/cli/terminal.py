@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,7 @@ def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = F
     console = SafeConsole()
     for part in report:
         if isinstance(part, Line):
-            say(part)
+            print(visible(part))
         elif isinstance(part, Mapping):
             console.print(facts((name, value) for name, value in part.items() if value))
         else:
@@ -77,17 +76,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     return grid if grid.row_count else ""
 
 
-def say(*lines: object, stderr: bool = False) -> None:
-    """Print lines that are not wrapped: paths, and what is to be typed."""
-    print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout)
-
-
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[..., None]]:
     """Show the words that it is called with, and two numbers "done of total", on stderr while that is a terminal."""
-    console = SafeConsole(stderr=True)
-    if not console.is_terminal:
-        yield lambda *words: None
-        return
-    with console.status("loading") as status:
+    with SafeConsole(stderr=True).status("loading") as status:
         yield lambda words, *numbers: status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))

@@ -1,32 +1,29 @@
-"""`longattn train TASK` and `longattn evaluate TASK`, with a command for each task (:mod:`hf_longattn.training.task`).
+"""The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL DOCUMENTS --output DIR`.
 
-Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
-(`accelerate launch -m hf_longattn train …`), only the first one prints.
+Each task is a command (:mod:`hf_longattn.training.task`). Its options are model arguments, data arguments and transformers'
+TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from ..errors import LongAttentionError, UsageError, check_extra, error_line, nearest
+from ..errors import check_extra
 from ..training.task import load_task, task_names, task_summary
-from .terminal import say
+from . import options as flags
+from .terminal import Line, progress, show
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
     """Run the task ``name`` with a command line, by default that of the process, and return the exit code."""
-    try:
-        task = load_task(name)
-        for extra in getattr(task, "EXTRAS", ()):
-            check_extra(extra)
-    except LongAttentionError as error:
-        say(error_line(error), stderr=True)
-        return 2 if isinstance(error, UsageError) else 1
+    task = load_task(name)
+    for extra in getattr(task, "EXTRAS", ()):
+        check_extra(extra)
     from ..training.run import run_task
 
     return run_task(task, sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}")
@@ -35,27 +32,39 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
 evaluate = partial(train, command="evaluate")
 
 
-class TaskCommand(TyperCommand):
-    """A task; its own parser reads everything after the name, ``--help`` included."""
-
-    def invoke(self, ctx: Any) -> Any:
-        raise typer.Exit(train(str(self.name), ctx.args, ctx.parent.command.name))
-
-
-class TaskGroup(TyperGroup):
-    """The tasks as commands. An unknown name raises an error that lists them."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The tasks, which both commands run."""
-        return task_names()
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a task, or wrong usage where there is none."""
-        if cmd_name not in task_names():
-            ctx.fail(f"There is no task {cmd_name!r}; the tasks are {', '.join(task_names())}.{nearest(cmd_name, task_names())}")
-        settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-        return TaskCommand(cmd_name, help=task_summary(cmd_name), context_settings=settings)
+def run(context: typer.Context) -> None:
+    """A task. Its own parser reads everything after its name, ``--help`` included."""
+    command = context.parent.info_name if context.parent else None
+    raise typer.Exit(train(str(context.info_name), context.args, str(command)))
 
 
-app = typer.Typer(cls=TaskGroup, no_args_is_help=True, rich_markup_mode=None)
-app.callback()(lambda: None)
+tasks = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+for name in task_names():
+    words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    tasks.command(name, help=task_summary(name), context_settings=words)(run)
+
+
+def embed(
+    model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],
+    documents: Annotated[
+        str, typer.Argument(metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
+    vectors: Annotated[str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")] = "document",
+    task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, or else numbers")] = None,
+    split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
+) -> None:
+    """Embed documents into Parquet files: id, part, start and end in characters, vector.
+
+    Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
+    """
+    from ..evaluation.embedding import embed_documents
+
+    with progress() as tell:
+        counts = embed_documents(
+            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
+            note=partial(tell, "embedded"),
+        )  # fmt: skip
+    show({}, [Line(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")])

@@ -1,7 +1,4 @@
-"""From a short checkpoint to a long one: plan → write → verify.
-
-The public names are imported on first use, so that the command line can read the settings of a conversion without loading torch.
-"""
+"""From a short checkpoint to a long one: plan → write → verify. Names are imported on first use; the settings need no torch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,16 +28,11 @@ DECODED, QUESTION = 24, 16
 
 @dataclass(frozen=True)
 class Probe:
-    """One forward pass of two models whose outputs are compared.
+    """One forward pass of two models whose outputs are compared."""
 
-    name: for the report, for example "with padding and global tokens".
-    inputs: the arguments of both forward passes.
-    real: ``(B, N)`` bool, the tokens whose outputs are compared; outputs of another length are compared whole.
-    """
-
-    name: str
-    inputs: dict[str, Tensor]
-    real: Tensor
+    name: str  # for the report, for example "with padding and global tokens"
+    inputs: dict[str, Tensor]  # the arguments of both forward passes
+    real: Tensor  # (B, N) bool, the tokens whose outputs are compared; outputs of another length are compared whole
 
     def check(self, name: str, source: Any, result: Any, reference: str, why: str = "") -> Check:
         """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun phrase."""
@@ -56,28 +51,18 @@ class Probe:
 
 
 class Adoption:
-    """One source architecture. ``config`` is the source's, with transformers' defaults; ``source_class`` the name of its class."""
+    """One source architecture.
 
-    model_type: ClassVar[str]
-    """transformers' model_type of the source."""
-    family: ClassVar[str]
-    """The base model type of the result, a key of ``FAMILIES``."""
-    stems: ClassVar[tuple[str, str]]
-    """The beginning of the names of the source's classes, and of the base's."""
-    unused: ClassVar[tuple[str, ...]] = ()
-    """Fields of the source's config that the result's does not have."""
-    names: ClassVar[Mapping[str, Any]] = {}
-    """Regular expressions for parts of a tensor's name -> the replacement."""
+    In the methods, ``config`` is the source's, with transformers' defaults, and ``source_class`` the name of its class.
+    """
+
+    model_type: ClassVar[str]  # transformers' model_type of the source
+    family: ClassVar[str]  # the base model type of the result
+    stems: ClassVar[tuple[str, str]]  # the beginning of the names of the source's classes, and of the base's
+    unused: ClassVar[tuple[str, ...]] = ()  # fields of the source's config that the result's does not have
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of a tensor's name -> the replacement
+    # Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text.
     separators: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Heads that look for separators -> where these are: 0 for the end of the question, -1 for the end of the text."""
-
-    def base_class(self, source_class: str) -> str | None:
-        """Name of the base class with the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM". It may not exist.
-
-        ``None`` means that ``source_class`` is a class of another architecture.
-        """
-        source, base = self.stems
-        return source_class.replace(source, base, 1) if source_class.startswith(source) else None
 
     def config_values(self, config: Any) -> dict[str, Any]:
         """The values of the family's base config."""
@@ -89,16 +74,10 @@ class Adoption:
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of a loaded source under the Long model's names."""
-        return {self.renamed(name): tensor for name, tensor in model.state_dict().items()}
+        return {renamed(name, self.names): tensor for name, tensor in model.state_dict().items()}
 
-    def renamed(self, name: str) -> str:
-        """The Long model's name of a tensor."""
-        for pattern, replacement in self.names.items():
-            name = re.sub(pattern, replacement, name)
-        return name
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Inputs to run both models on: two texts, one of them padded, without and with a mask of global tokens.
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
+        """Inputs to run both models on: two texts, one of them padded, without and, if both take it, with a mask of global tokens.
 
         A decoder that does not read the whole text itself gets the start of it.
         """
@@ -121,13 +100,20 @@ class Adoption:
         if "MultipleChoice" in source_class:  # the two texts are the choices of one example
             inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
         probes = [Probe("with padding", inputs, real)]
-        if "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters:
+        if takes_globals and "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters:
             probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
         if not config.is_encoder_decoder or source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM")):
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
-        return [Probe(probe.name, {**probe.inputs, "decoder_input_ids": decoded}, real) for probe in probes]
+        return [replace(probe, inputs={**probe.inputs, "decoder_input_ids": decoded}) for probe in probes]
+
+
+def renamed(name: str, names: Mapping[str, Any]) -> str:
+    """The name of a tensor in another architecture. names: regular expressions for parts of names -> the replacement."""
+    for pattern, replacement in names.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def decoder_start(config: Any) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
-from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, verdict_check
-from .model_loading import attached_mechanisms, attached_memory
+from .adopt import renamed
+from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress, verdict_check
 from .plan import ConversionPlan
+from .sources import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
 AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
 """The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
@@ -33,26 +33,15 @@ ROUNDED = 1e-2
 
 @dataclass(frozen=True)
 class Comparison:
-    """Source and result of a conversion, both loaded in fp32, with everything that their check needs.
+    """Source and result of a conversion, both loaded in fp32, with everything that their check needs."""
 
-    Attributes:
-        plan: of the conversion, or of a tower.
-        source: a model of the source's class. Its values are rounded in place if the plan casts.
-        result: loaded from ``folder``.
-        folder: the result's folder, with its tokenizer or processor.
-        inputs: of the plan's kind of input, for running both models.
-        missing, lacking: names of parameters that the source's and the written files lack.
-        given_text: the inputs are a text of the user's, so more time is spent on measuring.
-    """
-
-    plan: ConversionPlan
-    source: Any
-    result: Any
-    folder: Path
-    inputs: Any
-    missing: frozenset[str] = frozenset()
-    lacking: frozenset[str] = frozenset()
-    given_text: bool = False
+    plan: ConversionPlan  # of the conversion, or of a tower
+    source: Any  # a model of the source's class
+    result: Any  # loaded from `folder`
+    folder: Path  # the result's, with its tokenizer or processor
+    inputs: Any  # of the plan's kind of input, for running both models
+    missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
+    lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
 
     @property
     def base(self) -> Any:
@@ -84,36 +73,39 @@ class Comparison:
         prefix = f"{name}_model."
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
-        return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing, given_text=self.given_text)
+        return Comparison(self.plan.towers[name], source, result, self.folder, self.inputs[name], missing)
 
 
-def check_result(comparison: Comparison, progress: StageProgress | None = None) -> list[Check]:
-    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails.
+def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
+    """Load the source with transformers' class and the written result with the Auto class of its head.
 
-    Args:
-        progress: called as progress("verify", done, total).
-
-    Raises:
-        CheckpointError: a model does not run.
+    The values of .bin files are rounded as config.json says, as they were in the result.
     """
-    plan = comparison.plan
-    steps: list[tuple[str, Callable[[], list[Check]]]] = [
-        ("", partial(check_tensors, comparison)),
-        ("", partial(plan.kind.processor, plan, comparison.folder, comparison.inputs)),
-    ]
-    for name, part in ({} if plan.generic else plan.towers).items():  # a plain class compares its towers itself
-        steps.append((f"{name}: ", partial(part.kind.check, comparison.tower(name))))
-    steps.append(("", partial(plan.kind.check, comparison)))
-    checks: list[Check] = []
-    for done, (prefix, step) in enumerate(steps):
-        if progress is not None:
-            progress("verify", done, len(steps))
-        with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
-            checks += [replace(check, name=prefix + check.name) for check in step()]
-        if any(check.status == FAILED for check in checks):
-            break
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
+    source, architecture = plan.source, plan.architecture
+    original, missing = load_source(source, architecture, "auto" if source.pickled else torch.float32)
+    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=torch.float32)
+    return Comparison(plan, original.float(), result, folder, inputs, frozenset(missing), frozenset(lacking))
+
+
+def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
+    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
+    plan, checks = comparison.plan, list[Check]()
+    towers = {} if plan.generic else plan.towers  # a plain class compares its towers itself
+
+    def steps() -> Iterator[list[Check]]:
+        yield check_tensors(comparison)
+        yield plan.kind.processor(plan, comparison.folder, comparison.inputs)
+        for name, part in towers.items():
+            yield [replace(check, name=f"{name}: {check.name}") for check in part.kind.check(comparison.tower(name))]
+        yield plan.kind.check(comparison)
+
+    progress("verify", 0, 3 + len(towers))
+    with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify leaves it out)"):
+        for done, step in enumerate(steps(), 1):
+            checks += step
+            if any(check.status == FAILED for check in step):
+                break
+            progress("verify", done, 3 + len(towers))
     return labelled(plan, checks)
 
 
@@ -136,27 +128,24 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Compare every tensor of the result with the source's.
 
-    They have the same bytes, rounded if the plan casts. Position tables keep their first rows, or have equal rows if the rule drops them.
-    Further tensors belong to mechanisms or memory tokens.
+    They have the same bytes. Position tables keep their first rows, or have equal rows if the rule drops them. Further tensors belong to
+    mechanisms or memory tokens.
     """
     plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
-    adoption, cast, after = plan.architecture.converter, plan.cast, result.state_dict()
+    adoption, after = plan.architecture.converter, result.state_dict()
     before = source.state_dict() if adoption is None else adoption.state_dict(source)
     if adoption is not None:
-        missing = {adoption.renamed(name) for name in missing}
+        missing = {renamed(name, adoption.names) for name in missing}
     chosen = {  # without what is random, and what belonged to a mechanism that was not chosen
         name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
     tied = {*tied_weights(result)}
     new = after.keys() - before.keys() - missing - tied
-    attached = tuple(f"{place}." for place in (*attached_mechanisms(result), *attached_memory(result)))
     lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
     wrong = [f"{name} is missing" for name in sorted(lost)]
-    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(attached)]
+    wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
-        value = chosen[name]
-        rounded = value.to(cast).to(value.dtype) if cast is not None and value.is_floating_point() else value
-        wrong += [f"{name} {problem}" for problem in _differences(plan, name, rounded, after[name])]
+        wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
     for place, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(place.partition(f".{MECHANISM_ATTRIBUTE}")[0])
         for name, copied in copied_parameters(layer, mechanism.traits.copies).items():
@@ -170,12 +159,10 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
-        cause = "of the source hold NaN or infinite numbers, so no output can be compared (--no-verify converts them)"
-        if all_finite({name: before[name] for name in infinite if name in before}):
-            cause = f"are too large for {str(cast).removeprefix('torch.')} and became infinite"
-        detail = f"{len(infinite)} tensors {cause}, the first: {infinite[0]}"
-    values = {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]}
-    return [Check("tensors", FAILED if wrong or infinite else PASSED, detail, values)]
+        advice = "so no output can be compared (--no-verify converts them)"
+        detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
+    status = FAILED if wrong or infinite else PASSED
+    return [Check("tensors", status, detail, {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]})]
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:

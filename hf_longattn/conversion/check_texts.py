@@ -1,30 +1,318 @@
-"""Check the outputs of a converted model of texts.
+"""Check the outputs of a converted model of texts, and measure whether it still does what it is for.
 
-Up to the source's length they must equal the source's, or the check says by how much they differ. At the new length, hidden states are
-finite, and padding changes none. At last the loss or the embeddings are measured (:mod:`.check_purpose`).
+Up to the source's length outputs must equal the source's, or the check says by how much they differ. At the new length, hidden states are
+finite, and padding changes none. At last the loss of a language model is measured by position, or the embeddings of a sentence encoder.
+Other heads cannot be measured without labels.
 """
 
 from __future__ import annotations
 
+import bisect
 import inspect
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import normalize
 
-from ..evaluation.flops import layer_mechanisms
-from ..evaluation.pooling import sentence_pooling
+from ..data.masking import MASKED, masked_tokens
+from ..data.tokenization import IGNORED
+from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
+from ..evaluation.pooling import SentencePooling, sentence_pooling
+from ..evaluation.token_loss import NEGLIGIBLE, LossChange, chunk_losses, with_context
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
+from ..mechanisms import Mechanism
 from ..modeling.family.registration import auto_class_name
+from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, Check, Difference, equality
 from .check import AS_CONFIGURED, BASE, MECHANISMS, Comparison, attending, check_finite
-from .check_purpose import Embeddings, LanguageLoss, Lengths, choose_lengths, covers, decoder_mechanisms, undecided
-from .folders import SHORT_TEXTS
-from .model_loading import outputs
+from .folders import READY, SHORT_TEXTS, TRAIN, UNKNOWN, VERDICT, WOULD_TELL
 from .plan import ConversionPlan
+from .sources import outputs
+
+COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
+"""Maximum FLOPs of one forward pass at the old length, at the new length, and over a padded text. Untuned; BERT-base at 4,096 tokens is
+within the second."""
+SHORTEST_PADDED = 1024
+"""Minimum tokens of a padded text, since engines compute shorter ones densely."""
+MEASUREMENT = 3e12
+"""Maximum FLOPs for measuring source and result."""
+LOGITS_BYTES = 2**30
+"""Maximum bytes of a decoder's logits, which are computed for some positions only. An encoder computes all, up to twice as many. The logits
+that are compared have at most half as many."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths in tokens at which source and result are run."""
+
+    covered: int  # maximum up to the old length at which every layer computes the source's attention; 0 if there is none
+    old: int  # of compared outputs
+    new: int  # of the result's longest text
+    padded: int  # of a text with padding
+    read: int  # of the text on which a loss or embeddings are measured; 0 if none is possible
+    chunk: int  # tokens of that text that the source reads at once
+    every: int  # a decoder's loss is measured at every such position
+    needed: int  # minimum of `read` at which the result can differ from the source
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the source reads the measured text in one pass, as the result does."""
+        return self.read == self.chunk
+
+
+def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
+    """Choose the lengths, by the text on which a loss or embeddings are measured. They are shorter than planned if the model is large."""
+    old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
+    layers = layer_mechanisms(plan.attention, shape, new_length)
+    windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
+    changed = [number for number, width in enumerate(windows) if not keeps_window(plan.attention, number, width)]
+    full, decoder = [layers[number] for number in changed], decoder_mechanisms(plan)
+
+    def differs(length: int) -> bool:
+        """Whether a layer computes another attention than the source's."""
+        covered = covers(full, length, shape.causal) and covers(decoder, length, True)
+        return not covered or any(length > (windows[number] or length) for number in changed)
+
+    head = plan.skeleton.get_output_embeddings()
+    rows, width = (0, 0) if head is None else head.weight.shape
+    old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 8 * rows))
+    new = affordable_length(new_length, shape, layers, LONGEST)
+    reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # shorter texts are covered as well
+    least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # the mechanism hides tokens of such a text
+    padded = affordable_length(new, shape, layers, PADDED, least)
+    covered = min(reach, old_length)
+
+    def spacing(count: int) -> int:
+        return max(1, math.ceil(count * rows * 4 / LOGITS_BYTES)) if shape.causal else 1
+
+    def affordable(count: int, chunk: int, least: int) -> int:
+        """The longest text of whole chunks, halved from ``count``; 0 if it is too short or takes too much work."""
+        count = count // chunk * chunk
+        while count >= least:
+            flops = 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / spacing(count))
+            if flops <= MEASUREMENT and (shape.causal or count * rows * 4 <= 2 * LOGITS_BYTES):
+                return count
+            count = max(count // 2 // chunk * chunk, least if count > least else 0)
+        return 0
+
+    longest, same, read, needed = min(new, text.real_tokens()), max(covered, plan.short_texts.length), 0, 0
+    if new_length > old_length:  # the source reads chunks of its length, or equal parts of a text of less than twice its length
+        chunk = old_length if new_length >= 2 * old_length else new_length // -(-new_length // old_length)
+        needed = min(2 * chunk, new_length // chunk * chunk)
+        read = affordable(longest, chunk, needed)
+    if not read and same < old_length:  # both read a text in which the mechanism differs, at best in half of it
+        needed = min(max(2, 2 * same), old_length)
+        chunk = read = affordable(min(longest, old_length), 1, needed)
+    return Lengths(covered, old, new, padded, read, chunk if read else 0, spacing(read), needed)
+
+
+def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
+    """Whether every layer is full attention at this length, without memory tokens."""
+    return all(layer.covers(length, causal) and (layer.traits.recursion is None or not layer.traits.recursion.memory) for layer in layers)
+
+
+def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
+    """The mechanism of every layer of an encoder-decoder's decoder; empty without a decoder."""
+    if plan.decoder is None:
+        return []
+    return layer_mechanisms(plan.config.decoder_attention, ModelShape.of(plan.config, causal=True), plan.decoder.new)
+
+
+# Verdicts
+
+
+def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
+    """The check that decides whether the result needs training. ``values`` say on how many "tokens" it was measured."""
+    verdict = READY if ready else TRAIN
+    return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
+
+
+def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
+    """The check that cannot tell whether the result needs training, by a clause. ``would_tell`` (a noun phrase) would."""
+    detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
+    return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
+
+
+@dataclass(frozen=True)
+class LanguageLoss:
+    """The loss of a language model by position.
+
+    It decides only where the source reads the text: its loss is well below chance, the loss of predicting every token by its frequency in
+    the text. A source that does not read it (of another language, of code or proteins, untrained) loses nothing by a destroyed table.
+    """
+
+    plan: ConversionPlan
+    text: VerificationText
+    lengths: Lengths
+
+    name = "language-model loss by position"
+    least_gain = 0.1
+    """Minimum share of the loss of chance by which the loss of a source that reads the text is lower. Untuned."""
+
+    def measure(self, model: Any, chunk: int) -> Tensor:
+        """The loss of each token under source or result, ``(N,)``, which reads ``chunk`` tokens at once; NaN where none is predicted."""
+        read, causal = self.lengths.read, self.plan.shape.causal
+        target = ids = self.text.tokens(read)
+        if causal:
+            target = ids.masked_fill(torch.arange(read) % self.lengths.every != 0, IGNORED)
+        else:
+            ids, target = masked_tokens(ids, self.text.tokenizer)
+        special = self.text.special if chunk < read else ([], [])
+        return chunk_losses(model, ids, target, chunk, causal=causal, together=read // chunk, special=special)
+
+    def judge(self, old: Tensor, new: Tensor) -> Check:
+        """Judge the losses of source and result from :meth:`measure`."""
+        plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
+        count, chunk, causal = lengths.read, lengths.chunk, plan.shape.causal
+        # up to the covered length the result is the source, which would hide what the mechanism costs
+        same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
+        edges = [0, same or (max(1, count // 8) if lengths.at_once else chunk)]
+        while edges[-1] * 2 < count:
+            edges.append(edges[-1] * 2)
+        buckets = [
+            {
+                "from": low,
+                "to": high,
+                "predicted": int((~old[low:high].isnan()).sum()),
+                "source_on_chunks": float(old[low:high].nanmean()),
+                "result": float(new[low:high].nanmean()),
+            }
+            for low, high in pairwise(sorted({*edges, count}))
+            if not new[low:high].isnan().all()
+        ]
+        listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
+        shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
+        how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"
+        predicts = f"{MASKED:.0%} masked tokens" if not causal else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
+        values = {"tokens": count, "chunk": chunk, "predicts": predicts, "unit": "nats per token", "buckets": buckets}
+
+        old = with_context(old, chunk, causal=causal).masked_fill(torch.arange(count) < same, float("nan"))
+        frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(count)[0]] / real  # above 0: the text contains them all
+        change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log())
+        detail = f"{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
+        if change is None or gain is None:
+            return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
+        detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}; chance, from token frequencies alone, {gain.after:.3f}"
+        values |= {"change": change.to_dict(), "chance": gain.after}
+        if not (gain.worse and gain.change >= self.least_gain * gain.after):
+            return undecided(self.name, f"{detail}: the source does not predict this text much better than chance", READABLE_TEXT, values)
+        if change.worse:
+            return decision(self.name, False, f"{detail}: the result is worse", values)
+        if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
+            return undecided(self.name, f"{detail}: half of what the source gains over chance could be lost unseen", LONGER_TEXT, values)
+        if lengths.at_once and plan.new_length > plan.old_length:
+            would_tell = f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
+            problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"
+            return undecided(self.name, f"{detail}: {problem}", would_tell, values)
+        return decision(self.name, True, f"{detail}: the result is not worse", values)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Sentence embeddings of short passages, and of a document that is longer than the source reads.
+
+    They are pooled and normalised as sentence-transformers does. For the document, the reference is the mean over its chunks, each
+    embedded by the source: the usual way to embed a text that is too long for a model. The first chunk has old positions, so it is left
+    out of both, unless the pooling takes a single token. Chance is the cosine of another passage, and for a document that of its first
+    chunk.
+    """
+
+    plan: ConversionPlan
+    text: VerificationText
+    lengths: Lengths
+    pooling: SentencePooling
+
+    name = "embeddings"
+    sizes = (16, 64, 256, 512)
+    """Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
+    most = 3
+    """Maximum number of passages of each length."""
+    alike = 0.95
+    """Cosine of different passages above which the source does not tell them apart. Untuned."""
+    share = 1 / 3
+    """Maximum distance from the source's embedding, as a share of the distance by chance. With all-MiniLM-L6-v2 and documents of 1,024 to
+    4,096 tokens, tiled positions have at most 0.06 with windows and 0.25 with full attention; random new rows have 0.44 to 0.84."""
+
+    @property
+    def passages(self) -> dict[int, int]:
+        """Tokens of a passage -> number of passages. Empty if there is no real text of two."""
+        old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
+        sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
+        exact = 0 if short.reason else short.length  # such texts are read as by the source, so one length of them is enough
+        return {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
+
+    @property
+    def left_out(self) -> int:
+        """Leading chunks of a document that are not compared: one, or none if the pooling takes a single token."""
+        return 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
+
+    def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
+        """Normalised embeddings ``(count, D)`` of the first passages, special tokens included, by their length.
+
+        The source reads a ``chunk`` of the document at once, so its chunks are embedded as well. The result's document is one passage.
+        """
+
+        def embed(count: int, length: int, start: int = 0) -> Tensor:
+            return self.pooled(outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:])
+
+        counts, lengths = self.passages, self.lengths
+        if chunk < lengths.read:
+            counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
+        embeddings = {length: embed(count, length) for length, count in counts.items()}
+        if chunk > lengths.chunk:
+            embeddings[chunk] = embed(1, chunk, self.left_out * lengths.chunk)
+        return embeddings
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """Normalised embeddings ``(B, D)`` of states ``(B, N, D)``."""
+        return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
+
+    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
+        """Compare embeddings of source and result from :meth:`measure`."""
+        lengths, passages = self.lengths, self.passages
+        grows, longest = self.plan.new_length > self.plan.old_length, max(passages)
+        different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
+        least = 1 - self.share * (1 - different)
+        cosines = {length: mean_cosine(result[length], source[length][:count]) for length, count in passages.items()}
+        listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
+        detail = (
+            f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different passages have {different:.2f})"
+        )
+        values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
+        values |= {"different_passages": different, "least": least, "tokens": longest}
+        ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
+        if not lengths.at_once:
+            tokens, chunk, first = lengths.read, lengths.chunk, self.left_out
+            chunks = source[chunk][: tokens // chunk]
+            mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
+            cosine, alone = mean_cosine(result[tokens], mean), mean_cosine(chunks[:1], mean)
+            required = 1 - self.share * (1 - max(alone, different))
+            shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
+            detail += (
+                f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
+                f"{', both without the first' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
+            )
+            values |= {"document": {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": required}, "tokens": tokens}
+            ready = ready and cosine >= required
+        if different > self.alike:
+            return undecided(self.name, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values)
+        if ready and grows and lengths.at_once:
+            would_tell = LONGER_TEXT if self.text.real_tokens() < lengths.needed else "its scores in retrieval (longattn evaluate embed)"
+            return undecided(self.name, f"{detail}: no longer text was embedded", would_tell, values)
+        return decision(self.name, ready, detail, values)
+
+
+def mean_cosine(a: Tensor, b: Tensor) -> float:
+    """The mean cosine of normalised rows."""
+    return float((a * b).sum(-1).mean())
+
 
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 BEYOND = "beyond the old length"
@@ -36,33 +324,23 @@ DECODED = 32
 
 
 def check_texts(comparison: Comparison) -> list[Check]:
-    """All checks of outputs of a model of texts.
-
-    A loss or embeddings are measured on the source before it is rounded, and on the result only if its outputs pass.
-    """
+    """All checks of outputs of a model of texts. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
-    lengths = choose_lengths(plan, text, comparison.given_text)
+    lengths = choose_lengths(plan, text)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
-    purpose: Any = LanguageLoss(plan, text, lengths, comparison.given_text)
-    if pooling is not None:
-        purpose = Embeddings(plan, text, lengths, pooling)
-    unmeasured = why_not_measured(plan, text, purpose)
-    before = purpose.measure(source, lengths.chunk) if unmeasured is None else None
-    plan.round_source(source)
-    if plan.architecture.converter is None:
-        checks = compare_lengths(comparison, lengths)
-    else:
-        checks = compare_adopted(comparison, lengths.old)
+    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
+    checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
 
-    after, states = None, dict[str, Any]()
-    if unmeasured is None:  # the pass that computes losses of the longest text also gives its hidden states
+    unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
+    if unmeasured is None:  # the last pass reads the longest text, whose hidden states are checked as well
+        before = purpose.measure(source, lengths.chunk)
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
         after = purpose.measure(result, lengths.read)
         hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
-    if pooling is not None or lengths.read != lengths.new or not states:
+    if not states or lengths.read != lengths.new or (pooling is not None and lengths.at_once):
         states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
     tensors = {name: state for name, state in states.items() if isinstance(state, Tensor)}
     shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
@@ -72,18 +350,12 @@ def check_texts(comparison: Comparison) -> list[Check]:
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
     if unmeasured is not None or any(check.status == FAILED for check in checks):
         return [*checks, *(unmeasured or [])]
-    if pooling is None:
-        return [*checks, purpose.judge(before, after)]
-    document = None
-    if not lengths.at_once:
-        of_document = states if lengths.read == lengths.new else outputs(result.base_model, text.passages(1, lengths.read))
-        document = of_document["last_hidden_state"]
-    return [*checks, purpose.judge(before, after, document)]
+    return [*checks, purpose.judge(before, after)]
 
 
 def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
     """The checks (often none) of a result whose loss or embeddings are not measured; ``None`` if they are."""
-    old, new, long_class, needed = plan.old_length, plan.new_length, plan.architecture.long_class, purpose.needed
+    old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if purpose.lengths.covered == new:
         return []  # the result is the source at every length
     if isinstance(purpose, LanguageLoss):
@@ -100,12 +372,14 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
     if text.why_seeded:
         would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
         return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]
-    if purpose.possible:
+    real = text.real_tokens()
+    if purpose.passages if isinstance(purpose, Embeddings) else purpose.lengths.read:
         return None
-    if text.real_tokens() < needed:
-        return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {text.real_tokens():,}", LONGER_TEXT)]
-    problem, would_tell = f"{needed:,} tokens would take too long for a model of this size", f"{READABLE_TEXT}, which allows more time,"
-    return [undecided(purpose.name, problem, would_tell)]
+    needed = 2 * purpose.sizes[0] if isinstance(purpose, Embeddings) else purpose.lengths.needed
+    if real < needed:
+        return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
+    problem = f"{needed:,} tokens would take too long for a model of this size"
+    return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})")]
 
 
 def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
@@ -117,19 +391,16 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
     exact = covers(decoder_mechanisms(plan), min(short, limit or short), True)
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
+    differing = old if covered < old else 0
+    differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+    differs += f", but only texts of more than {short} tokens are read by it" * (short == old)
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
         (SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason or ("" if exact else "the decoder's mechanism does not cover it")),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
         ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
+        ("equal at the old length with full attention", differing, BASE, change),
+        ("at the old length", differing, MECHANISMS, f"{change} and the mechanism {differs}".removeprefix(" and ")),
     ]
-    if covered < old:
-        differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
-        if short == old:
-            differs += f", but only texts of more than {plan.short_texts.length} tokens are read by it"
-        comparisons += [
-            ("equal at the old length with full attention", old, BASE, change),
-            ("at the old length", old, MECHANISMS, " and ".join(filter(None, [change, f"the mechanism {differs}"]))),
-        ]
     checks, expected = [], dict[int, dict[str, Tensor]]()
     for name, length, attention, why in comparisons:
         if not length:
@@ -157,19 +428,14 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)
-        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length)
-        if takes_globals or "global_attention_mask" not in probe.inputs
+        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length, takes_globals)
     ]
     lacks = " (the source has no weights for its head)" * comparison.headless
     return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
-    """Check that padding changes no hidden state of a text, on either side.
-
-    Args:
-        ids: ``(1, N)``, the text, which is shortened and padded to N tokens again. decoded: tokens of a decoder.
-    """
+    """Check that padding changes no hidden state on either side of a text, which is shortened and padded to ``ids (1, N)`` again."""
     name, length = "padding changes nothing", ids.shape[1]
     short, layers = length - PADDING, layer_mechanisms(plan.attention, plan.shape, length)
     if short < 1:

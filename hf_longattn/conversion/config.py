@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import OptionError, nearest
 
 if TYPE_CHECKING:
-    import torch
-
     from ..configuration import LongAttentionConfig
 
 
@@ -40,12 +38,9 @@ def setting(
     """A dataclass field with the metadata of its help text and its flag.
 
     Args:
-        default: its value if nothing is given.
-        help: its meaning, in a sentence.
-        unset: what the default ``None`` or ``"auto"`` means.
+        help, unset: its meaning, in a sentence, and that of the default ``None`` or ``"auto"``.
         flag: on the command line; "" derives it from the field's name, "-" means no flag.
-        type: of one value on the command line; ``list`` for a flag that can be repeated.
-        metavar: the form of a value, in the help.
+        type, metavar: of one value on the command line, and its form in the help. ``list[str]`` is for a flag that can be repeated.
         minimum: the smallest valid number.
         secret: never written into a report.
     """
@@ -55,40 +50,29 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """Base class of the settings of a conversion and of a search. noun: what they are settings of."""
-
-    noun: ClassVar[str]
+    """Base class of the settings of a conversion and of a search."""
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
-
-        def plain(value: Any) -> Any:
-            return value.to_dict() if hasattr(value, "to_dict") else str(value).removeprefix("torch.")
-
         values = {entry: getattr(self, entry.name) for entry in fields(self) if entry.repr and getattr(self, entry.name) != entry.default}
         files = {entry.name: Path(value).name if entry.metadata["type"] is Path else value for entry, value in values.items()}
-        return dict(json.loads(json.dumps(files, default=plain)))
+        return dict(json.loads(json.dumps(files, default=lambda value: value.to_dict() if hasattr(value, "to_dict") else str(value))))
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
-        """``config`` itself, or a config made from keywords. Other keywords are options of a mechanism, if it has any (``window=512``).
-
-        Raises:
-            OptionError: both are given, an option is given twice, or a keyword is not a setting.
-        """
+        """``config`` itself, or a config made from keywords. Other keywords are options of a mechanism, if it has any (``window=512``)."""
         if config is not None:
             if values:
                 first = next(iter(values))
                 raise OptionError(f"{first!r} was given together with a config; put it into the config (dataclasses.replace).")
             return config
         known = [entry.name for entry in fields(cls)]
-        chosen, further = ({name: values[name] for name in values if (name in known) is is_field} for is_field in (True, False))
-        if not further:
-            return cls(**chosen)
+        if not (further := {name: value for name, value in values.items() if name not in known}):
+            return cls(**values)
+        wrong, chosen = next(iter(further)), {name: value for name, value in values.items() if name in known}
         if "options" not in known:
-            wrong = next(iter(further))
-            raise OptionError(f"{wrong!r} is not a setting of a {cls.noun}; expected one of {', '.join(known)}.{nearest(wrong, known)}")
-        options = dict(chosen.get("options") or {})
+            raise OptionError(f"{wrong!r} is not a setting of {cls.__name__}; expected one of {', '.join(known)}.{nearest(wrong, known)}")
+        options = dict(chosen.pop("options", None) or {})
         if twice := sorted(options.keys() & further.keys()):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
         return cls(**{**chosen, "options": {**options, **further}})
@@ -96,7 +80,6 @@ class Settings:
 
 @dataclass(frozen=True)
 class ConversionConfig(Settings):
-    noun: ClassVar[str] = "conversion"
     mechanism: str | None = setting(
         None,
         "One of `longattn mechanisms`; auto searches one for every layer under --budget.",
@@ -121,13 +104,13 @@ class ConversionConfig(Settings):
         type=Path,
     )
     options: Mapping[str, Any] | None = setting(
-        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list, metavar="NAME=VALUE"
+        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list[str], metavar="NAME=VALUE"
     )
     layers: Mapping[Any, Any] | None = setting(
         None,
         'Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate between, '
         '"window:window=256,full". Repeatable.',
-        type=list,
+        type=list[str],
         metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
     )
     long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
@@ -138,11 +121,6 @@ class ConversionConfig(Settings):
         "Mechanisms of a model of several towers, each with its options: text=window:window=64,vision=window2d.",
         unset="each tower's default",
         metavar="TOWER=MECHANISM[:NAME=VALUE,...],...",
-    )
-    text_global: bool = setting(
-        False,
-        "With --generic and --towers text=MECHANISM: all tokens but those of images are global in the language model, whose mechanism "
-        "takes global tokens, as longformer does.",
     )
     decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
         None,
@@ -164,7 +142,6 @@ class ConversionConfig(Settings):
         "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, base:BASE, "
         "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
     )
-    dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged")
     allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
     needs_training: bool = setting(
         False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
@@ -177,11 +154,6 @@ class ConversionConfig(Settings):
     verify: bool = setting(True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify")
     verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
-    native: bool = setting(
-        False,
-        "Write a stock checkpoint instead: an architecture of transformers that computes the same and needs no hf_longattn; refused "
-        "where there is none (`longattn plan` says it).",
-    )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
@@ -194,7 +166,7 @@ class ConversionConfig(Settings):
     def __post_init__(self) -> None:
         if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
             raise OptionError(f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument {min(wrong)}).")
-        exclusive = {"generic": ("native", "remote_code"), "native": ("remote_code",), "towers": ("mechanism", "options", "layers")}
+        exclusive = {"generic": ("remote_code",), "towers": ("mechanism", "options", "layers")}
         if self.mechanism == AUTO:  # chooses mechanisms and options itself
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
         elif self.budget is not None or self.search_input is not None:
@@ -204,11 +176,6 @@ class ConversionConfig(Settings):
             if getattr(self, name) and (other := next((other for other in others if getattr(self, other)), "")):
                 first, second = (flags.get(setting, f"--{setting}") for setting in (name, other))
                 raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
-        if self.text_global and not (self.generic and "text" in (self.towers or {})):
-            raise OptionError(
-                "--text-global is for the language model of a plain class that reads images; add --generic and --towers text=longformer, "
-                "or leave it out."
-            )
 
     def without_search(self) -> ConversionConfig:
         """The settings without ``mechanism="auto"`` and the settings of its search."""
@@ -225,10 +192,6 @@ class ConversionConfig(Settings):
         Args:
             original: the attention of a source that is already long. Given options replace its options; another mechanism replaces
                 all of it.
-
-        Raises:
-            OptionError: a whole configuration was given together with a mechanism, options or layers.
-            OptionError: from the configuration itself, with the nearest valid name.
         """
         from ..configuration import LongAttentionConfig
 

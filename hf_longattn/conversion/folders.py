@@ -1,8 +1,7 @@
 """The folder of a result: weights and config, the source's other files, report and card.
 
-Every command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. It then calls
-:func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers,
-licence) and :func:`write_report` (report and card); conversions call :func:`complete_result`, which refuses a failed check.
+A command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. Then it calls
+:func:`add_source_files` and :func:`write_report`, or :func:`complete_result`, which refuses a failed check.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 import fnmatch
 import platform
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
@@ -28,7 +25,6 @@ from ..files import (
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
     check_destination,
-    copy_folder,
     destination_path,
     read_json_object,
     sentence_modules,
@@ -39,7 +35,7 @@ from ..hub import next_step, write_model_card
 from ..loading import SIDECARS
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
-from .plan_positions import StackLength
+from .plan import ConversionPlan, StackLength
 from .sources import SIDECAR_FOLDERS, Source, open_source
 
 LEFT_OUT = (
@@ -49,9 +45,6 @@ LEFT_OUT = (
 """Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
-"""Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
-
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
@@ -64,6 +57,10 @@ WOULD_TELL = "would_tell"
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """The progress of a caller who shows none."""
 
 
 def verdict_check(checks: Iterable[Check]) -> Check | None:
@@ -81,14 +78,9 @@ class ConversionReport:
     """A finished conversion.
 
     Attributes:
-        destination: the folder that was written.
-        config: settings that are not the default.
-        plan: the plan, as :meth:`ConversionPlan.to_dict` gives it.
-        checks: what was checked, each with a status and a sentence.
-        text: description of the inputs on which the models were run.
-        files: names of the files that were written.
-        bytes_written: total size of the written tensors.
-        seconds: the time of each stage.
+        destination, files, bytes_written: the folder that was written, names of its files, and the total size of its tensors.
+        config, plan: settings that are not the default, and the plan, as :meth:`ConversionPlan.to_dict` gives it.
+        checks, text: what was checked, each with a status and a sentence, and the inputs on which the models were run.
         versions: of this package, Python and the libraries.
         next_step: unless the result is known to need no training, how to train it, with "{model}" for the model's name; else ``None``.
     """
@@ -100,13 +92,11 @@ class ConversionReport:
     text: str
     files: tuple[str, ...]
     bytes_written: int
-    seconds: dict[str, float]
     versions: dict[str, str]
     next_step: dict[str, Any] | None
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
         return all(check.status != FAILED for check in self.checks)
 
     @property
@@ -139,81 +129,64 @@ def versions(*further: str) -> dict[str, str]:
     return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}
 
 
-def add_source_files(
-    source: Source,
-    stage: Path,
-    max_length: int,
-    *,
-    longer: bool = False,
-    tokenizer_length: int = 0,
-    generated: StackLength | None = None,
-    changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> None:
+def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:
     """Copy what belongs to a model besides weights and config.
 
     Args:
-        source: the checkpoint that the result is made from. The licences are in its card's folder.
-        stage: the result's folder, with its weights and ``config.json``.
+        source, stage: the checkpoint that the result is made from, and the result's folder, with its weights and ``config.json``.
         max_length: maximum tokens that the result takes; 0 if unlimited.
-        longer: whether a sentence encoder reads texts of up to max_length; else as much of a text as the source.
-        tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
-        generated: old and new length of generated text; a generation config limited to the old length gets the new one.
-        changed_files: new contents of copied JSON files, by file name.
+        plan: of a conversion, which changes limits of tokenizer, sentence encoder and generated text, and files of processors.
     """
+    tokenizer_length, changed = (0, {}) if plan is None else (plan.tokenizer_length, plan.files)
+    generated = None if plan is None else plan.decoder or StackLength(plan.old_length, plan.new_length)
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
     left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
-    for path in (files[name] for name in sorted(files.keys() - left) if files[name].is_file()):
-        if path.name == TOKENIZER_CONFIG:
-            write_json(stage / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
-        elif path.name == "generation_config.json" and generated is not None:
-            values = read_json_object(path)
+    for name in sorted(name for name in files.keys() - left if files[name].is_file()):
+        values: dict[str, Any] = dict(changed.get(name, {}))
+        if name == TOKENIZER_CONFIG:
+            values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
+        elif name == "generation_config.json" and generated is not None:
+            values = read_json_object(files[name])
             if values.get("max_length") == generated.old:  # a shorter one is the author's choice
                 values["max_length"] = generated.new
-            write_json(stage / path.name, values)
-        elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
-            write_json(stage / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
-        elif path.name in changed_files:
-            write_json(stage / path.name, dict(changed_files[path.name]))
+        elif name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation"):
+            values = {**read, "truncation": {**read["truncation"], "max_length": tokenizer_length}}
+        if values:
+            write_json(stage / name, values)
         else:
-            shutil.copyfile(path, stage / path.name)
+            shutil.copyfile(files[name], stage / name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
-            copy_folder(source.folder / name, stage / name)
+            shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
     if (config := read_json_object(stage / "config.json")).pop("auto_map", None) is not None:  # its file stays with the source
         write_json(stage / "config.json", config)
     if source.root is not None:
-        write_modules(source.root, stage, max_length, longer=longer)
+        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
 
 
-def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> list[str]:
+def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
     Args:
         max_length: maximum tokens that the result takes; 0 leaves ``max_seq_length`` as it is.
         longer: ``max_seq_length`` becomes ``max_length``; otherwise the smaller of the two.
     """
-    written = [MODULES]
     modules = sentence_modules(root)
-    transformer = root / modules[0]["path"]
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
-    for settings in sorted(transformer.glob(TRANSFORMER_SETTINGS)):
+    for settings in sorted((root / modules[0]["path"]).glob(TRANSFORMER_SETTINGS)):
         values = sentence_values(settings)
         if (limit := values.get(SENTENCE_LIMIT)) is not None and max_length:
             values[SENTENCE_LIMIT] = max_length if longer else min(limit, max_length)
         write_json(folder / settings.name, values)
-        written.append(settings.name)
     if (root / SETTINGS_FILE).is_file():
         shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
-        written.append(SETTINGS_FILE)
     for module in modules[1:]:
         if module["path"] and (root / module["path"]).is_dir():
-            copy_folder(root / module["path"], folder / module["path"])
-            written.append(module["path"])
-    return written
+            shutil.copytree(root / module["path"], folder / module["path"], copy_function=shutil.copyfile)
 
 
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
@@ -222,35 +195,16 @@ def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
 
 
 def complete_result(
-    stage: Path,
-    source: Source,
-    name: str,
-    report_file: str,
-    checks: Iterable[Check],
-    times: Sequence[float],
-    introduction: str | None = None,
-    **facts: Any,
+    stage: Path, source: Source, name: str, report_file: str, checks: Sequence[Check], introduction: str | None = None, **facts: Any
 ) -> ConversionReport:
-    """Complete a checked result by its report and its card, as :func:`write_report` does.
-
-    Args:
-        times: when the work began, when its plan was made, and when weights and other files were written.
-        facts: further fields of the report.
-
-    Raises:
-        CheckpointError: a check failed.
-    """
-    checks = tuple(checks)
+    """Complete a checked result by its report, with further ``facts``, and its card. Refuses a result with a failed check."""
     if failed := [check.detail for check in checks if check.status == FAILED]:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-    start, planned, written = times
-    seconds = {"plan": planned - start, "convert": written - start, "verify": time.perf_counter() - written}
     report = ConversionReport(
         destination=destination_path(name),
-        checks=checks,
+        checks=tuple(checks),
         files=with_report(stage, report_file),
         bytes_written=sum(path.stat().st_size for path in stage.glob("*.safetensors")),
-        seconds={step: round(duration, 3) for step, duration in seconds.items()},
         versions=versions(),
         **facts,
     )
@@ -262,8 +216,6 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
     """Complete a result's folder with report and card.
 
     Args:
-        stage: the folder, with all other files.
-        source: the checkpoint that the result is made from.
         name: what users type to load the result.
         report, report_file: an object with ``to_dict``, and the name of its file.
         card: more arguments of :func:`~hf_longattn.hub.model_card`.
@@ -277,13 +229,9 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 def open_for_writing(
     model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
-    """Open the source of a result, and check the destination, whose absolute path is returned, too.
-
-    Raises:
-        CheckpointError: the source cannot be read, or the destination must not be written.
-    """
+    """Open the source of a result, and check its destination. Returns the destination's absolute path, too."""
     target = destination_path(destination)
-    source = open_source(model, revision=revision, token=token)
+    source = open_source(model, revision, token)
     check_destination(target, *source.protected, overwrite=overwrite)
     return source, target
 
@@ -301,6 +249,6 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
     overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
     if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
         named = of_type
-    chosen = {} if named is None else {"tokenizer_class": ANY_FAST_TOKENIZER if named == ANY_TOKENIZER else named}
-    settings = {**values, **chosen}
-    return {**settings, TOKENIZER_LIMIT: length} if length else settings
+    if named is not None:  # transformers 4 knows its class for any tokenizer.json only by its old name
+        values = {**values, "tokenizer_class": "PreTrainedTokenizerFast" if named == "TokenizersBackend" else named}
+    return {**values, TOKENIZER_LIMIT: length} if length else values

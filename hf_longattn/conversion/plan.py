@@ -1,42 +1,255 @@
-"""The plan of a conversion, from its settings, the source's config and tensor headers. Values are read only by a search."""
+"""The plan of a conversion: sizes, positions, mechanisms and costs of the result, from its settings and the source's config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, OptionError, nearest
+from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import check_destination
 from ..inputs.kind import InputKind, InputSizes, WithTowers
 from ..inputs.tokenizer import load_tokenizer
-from ..mechanisms.common.options import RELATIVE
-from ..mechanisms.common.registry import mechanism_class
-from ..modeling.attach.text_globals import TEXT_GLOBAL
+from ..mechanisms import Mechanism
+from ..mechanisms.common.choice_text import write_choice, write_numbers
+from ..mechanisms.common.exact import why_not_in_full
+from ..mechanisms.common.locality import keys_per_query, needs_training_by
+from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE
+from ..mechanisms.common.registry import mechanism_class, prototype
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.sliding_window import own_windows, with_own_windows
+from ..modeling.family.rotary import plan_rotary
+from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
+from ..positions import tables as table_rules
+from ..positions.distances import RANDOM, widest_span
 from ..positions.relative import relative_kind, unchanged_tokens
+from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
 from .config import AUTO, ConversionConfig
-from .model_loading import quiet_libraries
-from .plan_positions import (
-    PositionWarning,
-    ShortTexts,
-    StackLength,
-    plan_positions,
-    position_warnings,
-    stack_lengths,
-    with_short_texts,
-)
-from .sources import Architecture, Source, find_architecture, open_source, scores_pairs
-from .stock import Stock, choose_stock
+from .sources import Architecture, Source, find_architecture, open_source, quiet_libraries, scores_pairs
+
+
+@dataclass(frozen=True)
+class StackLength:
+    """Maximum length of a stack in the source and in the result."""
+
+    old: int
+    new: int
+
+    def check_grows(self, what: str = "length") -> None:
+        """Raise :class:`InputError` if the result reads fewer tokens than the source."""
+        if self.new < self.old:
+            raise InputError(
+                f"The source takes {self.old} tokens and conversion only extends it: a maximum {what} of {self.new} is too small, give at "
+                f"least {self.old}."
+            )
+
+
+def layers_in_words(numbers: Sequence[int], count: int, noun: str = "layer") -> str:
+    """Some of ``count`` layers as text: "every layer", "layer 3" or "layers 0-2,5"."""
+    return f"every {noun}" if len(numbers) == count else f"{noun}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
+
+
+@dataclass(frozen=True)
+class PositionWarning:
+    """A warning against using the result without training. The problem, the advice and the harm are clauses."""
+
+    problem: str
+    advice: str
+    harm: str = "results can become worse"
+
+    def __str__(self) -> str:
+        return f"{self.problem}, so {self.harm}; {self.advice}."
+
+
+def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
+    """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
+
+    By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
+    decoder, the decoder becomes as long as the encoder.
+    """
+
+    def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
+        config = architecture.source_config
+        table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
+        rows = architecture.family.base_length(config, table)
+        pad = getattr(config, "pad_token_id", None)
+        if table is not None and table.offset == "padding" and (pad is None or not -1 <= pad < rows - 1):
+            raise CheckpointError(
+                f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, "
+                f"and max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
+            )
+        old = rows - (0 if table is None else table.config_value(0, config))
+        if old < 1:
+            raise CheckpointError(f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1.")
+        length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
+        length.check_grows(what)
+        return length
+
+    decoder_alone = architecture.family.two_stacks and not architecture.family.has_encoder(architecture.long_class)
+    text = stack(decoder_alone, request.max_length, 0, "length")
+    if architecture.encoder_decoder:
+        follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
+        return text, stack(True, request.max_decoder_length, follows, "decoder length")
+    if request.max_decoder_length is not None:
+        raise InputError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
+    return text, None
+
+
+def plan_positions(
+    architecture: Architecture, attention: LongAttentionConfig, positions: str, text: StackLength, decoder: StackLength | None
+) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:<kind>".
+
+    Returns:
+        The rule; its rotary positions, ``None`` for tables and fixed formulas; fields of the result's config with its lengths, none for
+        rotary positions; the maximum tokens of a text whose outputs are unchanged, ``None`` if all up to the old length have the same.
+    """
+    family, base = architecture.family, architecture.source_config
+    if family.scales_rotations(base):
+        rope = plan_rotary(base, attention, positions, text.old, text.new)
+        return f"rope:{rope.kind}", rope, {}, None if rope.exact else 0
+    lengths = {
+        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
+        for table in family.position_tables
+    } or {"max_position_embeddings": text.new}
+    rule = why = ""
+    if family.relative:
+        rule, why = "relative", "has positions as terms of its scores, which hold at any length"
+        lengths |= {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
+    elif family.no_positions:
+        rule, why = "absent", "has no positions"
+    elif family.rotary(base):
+        rule, why = "rope:none", "has rotary positions that transformers cannot scale"
+    if why:
+        if positions not in ("auto", rule):
+            raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
+        return rule, None, lengths, None
+    learned, rule = all(table.learned for table in family.position_tables), positions
+    known = table_rules.KNOWN if learned else table_rules.DROPPED
+    if positions == "auto":  # mostly "tile", which works without training
+        rule = family.config_class.default_extension if learned else table_rules.SINUSOIDAL
+    elif positions not in table_rules.DROPPED and not (table_rules.extends_learned(rule) if learned else rule == table_rules.SINUSOIDAL):
+        kind = "a learned position table" if learned else "sinusoidal positions, which are computed"
+        raise OptionError(f"{positions!r} does not apply to {kind}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}")
+    growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
+    if (kept_rows := table_rules.stretched_from(rule)) is not None:
+        rule = f"{table_rules.STRETCH}:{kept_rows}"
+        for length in growing:  # before transformers loads the tables, and hides the reason
+            table_rules.check_stretch(length.old, kept_rows)
+    exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not growing)
+    return rule, None, lengths, None if exact else table_rules.unchanged_rows(rule, text.old)
+
+
+MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base")
+"""Rules that change every position, in a way that the model was not trained on."""
+
+
+def position_warnings(
+    rule: str,
+    attention: LongAttentionConfig,
+    layers: Sequence[Mechanism],
+    length: StackLength,
+    *,
+    causal: bool,
+    decoder: bool = False,
+    auto: bool = False,
+) -> list[PositionWarning]:
+    """Warnings about positions that need training: one about the rule, or one for each mechanism.
+
+    Args:
+        rule, auto: how positions are extended, and whether ``--positions auto`` chose it.
+        attention, layers, length, causal: of one stack, whose layers have these mechanisms.
+        decoder: whether the stack is the decoder of an encoder-decoder.
+    """
+    grows = length.new > length.old
+    if auto and rule in ("rope:linear", "rope:yarn") and grows:
+        localities = [layer.locality(causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
+        if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
+            problem = f"{rule} scales the rotations of all tokens, though only sinks or global tokens are beyond token {length.old:,}"
+            advice = "--positions rope:none leaves it out (Gemma 3 270M with 4 sinks: 3.546 nats, 3.638 scaled for eight times its length)"
+            return [PositionWarning(problem, advice, "every text is read worse, short ones too")]
+    if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
+        rows = f"positions from {length.old:,} on are random rows, as before training"
+        problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
+        return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]
+    problems: dict[str, tuple[str, list[int]]] = {}
+    for number, mechanism in enumerate(layers):
+        if problem := needs_training_by(mechanism, rule, length.old, length.new, causal):
+            name, options = attention.for_layer(number)
+            for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
+            problems.setdefault(write_choice({"mechanism": name, **for_long_texts}), (problem, []))[1].append(number)
+    width = widest_span(length.old, causal=causal)
+    flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
+    advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
+    stack = "decoder layer" if decoder else "layer"
+    where = {name: layers_in_words(numbers, len(layers), stack) for name, (_, numbers) in problems.items()}
+    return [PositionWarning(f"{name} in {where[name]} {problem}", advice) for name, (problem, _) in problems.items()]
+
+
+# Short texts, which a converted encoder reads with full attention, like its source: the option ``exact_length`` and its default.
+
+
+@dataclass(frozen=True)
+class ShortTexts:
+    """The texts that an encoder reads with full attention."""
+
+    length: int = 0  # maximum length in tokens; 0 if there are none
+    reason: str = ""  # why short texts are not read exactly as by the source; empty if they are, or if that does not apply
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"short ones are not read exactly as by the source: {self.reason}"
+        return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
+
+
+def with_short_texts(
+    attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
+) -> tuple[LongAttentionConfig, ShortTexts]:
+    """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
+
+    It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects. Layers that keep a
+    window of the source, or are full attention for such texts anyway, are left out.
+
+    Args:
+        windows: the window width of each layer in the source; ``None`` for a layer without a window.
+        change: how positions change outputs of short texts; empty if they do not.
+    """
+
+    def objection(mechanism: Mechanism) -> str:
+        """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
+        reason = why_not_in_full(mechanism)
+        if mechanism.traits.trains:
+            reason = "has parameters of its own, which need training"
+        elif not mechanism.traits.takes_score_mod:
+            reason = "is not full attention over fewer keys"
+        return f"{mechanism.name!r} {reason}" if reason else ""
+
+    changed, reason = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)], change
+    choices = [attention.options, *attention.turns, *attention.layers.values()]
+    layers = [prototype(*attention.for_layer(number)) for number in changed]
+    if length.new > length.old and not change and not any(EXACT_LENGTH in choice for choice in choices):
+        lacking = [layer for layer in layers if not layer.covers(length.old)]
+        reason, names = next(filter(None, map(objection, lacking)), ""), {layer.name for layer in lacking}
+        if lacking and not reason:
+            attention = attention.with_option(
+                EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or layer in changed)
+            )
+            layers = [prototype(*attention.for_layer(number)) for number in changed]
+    longest = max((layer.options.exact_length or 0 for layer in layers), default=0)
+    if not longest:
+        return attention, ShortTexts(0, reason)
+    if longest > length.old:
+        raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
+    if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
+        return attention, ShortTexts(0, "some layers have no exact_length")
+    replaced = len(layers) > windows.count(None)
+    shortest = min(layer.options.exact_length for layer in layers if layer.options.exact_length)
+    return attention, ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
+
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
@@ -56,7 +269,6 @@ class ConversionPlan(WithTowers):
     skeleton: Any  # the result on the meta device
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    cast: torch.dtype | None = None  # the dtype of the result's weights; None keeps the source's
     warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
@@ -83,15 +295,9 @@ class ConversionPlan(WithTowers):
         """Tokens that the result takes."""
         return self.inputs.new.tokens
 
-    @property
-    def new_input(self) -> str:
-        """The result's maximum input as text."""
-        return " and ".join(str(part.inputs.new) for part in self.parts.values())
-
-    @property
-    def old_input(self) -> str:
-        """The source's maximum input as text."""
-        return " and ".join(str(part.inputs.old) for part in self.parts.values())
+    def input_in_words(self, when: str) -> str:
+        """The maximum input of the "old" or the "new" model."""
+        return " and ".join(str(getattr(part.inputs, when)) for part in self.parts.values())
 
     @property
     def parameters(self) -> int:
@@ -108,27 +314,10 @@ class ConversionPlan(WithTowers):
         """Whether the result keeps the source's class and has mechanisms."""
         return isinstance(self.architecture.family, PlainFamily)
 
-    @cached_property
-    def native_twin(self) -> Stock | None:
-        """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
-        if self.generic:
-            return None
-        return choose_stock(self.config, self.architecture.long_class, self.architecture.family)
-
-    @property
-    def text_global(self) -> bool:
-        """Whether all tokens except image tokens are global, in a plain class's language model."""
-        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
-
-    def round_source(self, source: Any) -> None:
-        """Round the values of the loaded source in place if the result's are cast."""
-        if self.cast is not None:
-            for value in source.state_dict().values():
-                value.copy_(value.to(self.cast) if value.is_floating_point() else value)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        decoder, attention = None, self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
+        attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
+        old, new, decoder = self.input_in_words("old"), self.input_in_words("new"), dict[str, Any]()
         sizes = {
             f"{when}_{name}": value
             for part in self.parts.values()
@@ -138,45 +327,25 @@ class ConversionPlan(WithTowers):
         if self.decoder is not None:
             of_decoder = self.config.decoder_attention.to_dict()
             decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
+        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": str(self.short_texts)}
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
             "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
-            **({"generic": True} if self.generic else {}),
-            "long_attention": {**attention, **({TEXT_GLOBAL: True} if self.text_global else {})},
-            **({} if self.choice is None else {"choice": dict(self.choice)}),
+            "long_attention": attention,
             "old_length": self.old_length,
             "new_length": self.new_length,
-            "input": self.new_input if self.old_input == self.new_input else f"{self.old_input} → {self.new_input}",
+            "input": new if old == new else f"{old} → {new}",
             **sizes,
-            **({} if decoder is None else {"decoder": decoder}),
             "positions": self.positions,
-            **({"short_texts": said} if (said := str(self.short_texts)) else {}),
-            **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
-            **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
+            **{name: value for name, value in {**optional, "warnings": [*map(str, self.warnings)]}.items() if value},
             "parameters": self.parameters,
             "result_bytes": self.total_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **self.by_tower(lambda tower: tower.to_dict()),
         }
-
-
-SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps the source's dtype."""
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.").lower()
-    name = SHORT_NAMES.get(name, name)
-    if name not in SHORT_NAMES.values():
-        known = [*SHORT_NAMES.values(), *SHORT_NAMES]
-        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(known)}.{nearest(str(dtype), known)}")
-    parsed: torch.dtype = getattr(torch, name)
-    return parsed
 
 
 @quiet_libraries()
@@ -191,7 +360,7 @@ def plan_conversion(
     """Say what a conversion would do.
 
     Args:
-        source: a folder, a file or a Hub repository id.
+        source: a folder or a Hub repository id.
         destination: checked as a conversion checks it, if given.
         config: the settings; or its fields, and options of the mechanism, as keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
@@ -205,50 +374,36 @@ def plan_conversion(
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
     if not searches and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
         request.attention()  # a mistyped name is refused before anything is fetched
-    parse_dtype(request.dtype)
-    opened = source
-    if not isinstance(opened, Source):
-        opened = open_source(opened, revision=request.revision, token=request.token, weights=searches)
+    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=searches)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     if choose is None or not searches:
         return plan_source(opened, request)
-    _architecture(opened, request)  # before the search, which takes long
+    find_architecture(opened, request)  # before the search, which takes long
     attention, choice = choose(opened, request)
     return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
 
 
 def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
     """The plan for an opened source, by its kind of input."""
-    architecture = _architecture(opened, request)
+    architecture = find_architecture(opened, request)
     plan: ConversionPlan = architecture.kind.plan(opened, architecture, request)
     return plan
 
 
-def _architecture(opened: Source, request: ConversionConfig) -> Architecture:
-    """The architecture of a source, if all settings are for it."""
-    architecture = find_architecture(opened, request.generic)
-    architecture.kind.check_settings(architecture.source_class, request)
-    return architecture
-
-
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a model of texts, by the lengths of its stacks."""
-    cast = parse_dtype(request.dtype)
     base = architecture.source_config
     original = architecture.original_attention()
-    chosen = original is not None or request.names_attention
-    attention = request.attention(original) if chosen else architecture.family.config_class.default_attention()
-    windows = own_windows(base)
-    attention = with_own_windows(attention, windows)
-    decoder_attention = None
+    attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
     if request.decoder_long_attention is not None:
         if not architecture.encoder_decoder:
-            what = f"{architecture.source_class} is not an encoder-decoder"
-            raise OptionError(f"{what}; give its attention as --mechanism (mechanism=…) alone.")
+            raise OptionError(
+                f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone."
+            )
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
-        decoder_attention.check_layers(architecture.family.decoder_layers(base))
-    attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
+    config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
+    attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
     unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
@@ -258,47 +413,42 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_separator(attention, separator)
 
     length, decoder = stack_lengths(opened, architecture, request)
-    planned = plan_positions(architecture, attention, request.positions, length, decoder)
-    if planned.relative:
-        attention = with_relative(attention, planned.relative)
-        if planned.rope is None and decoder is not None:
-            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), planned.relative)
-    position_change, unchanged = planned.position_change, planned.unchanged
+    rule, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder)
+    if relative := ALIBI if rule == ALIBI else "" if rope is None else rope.relative:
+        attention = with_relative(attention, relative)
+        if rope is None and decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), relative)
+    unchanged, position_change = same or 0, ""
+    if same is not None:
+        position_change = f"{rule} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
     for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in relative_choices(stack)):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
             unchanged = min(tokens, unchanged) if position_change else tokens
             changed = f"texts of over {tokens} tokens" if tokens else "every score"
             position_change = position_change or f"relative={choice} changes {changed}"
-    with_attention = partial(architecture.long_config, lengths=planned.lengths, rope=planned.rope, rule=planned.rule)
-    config = with_attention(attention, decoder_attention=decoder_attention)
-    short_texts, (encoding, causal) = ShortTexts(), config.attending
     if original is None and not causal:
-        of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
-        attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
-        config = with_attention(attention, decoder_attention=decoder_attention)
-    if cast is not None:
-        config.dtype = cast
+        windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
+        attention, short_texts = with_short_texts(attention, windows, length, position_change)
+    config = architecture.long_config(attention, decoder_attention, lengths, rope, rule)
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
 
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    auto = request.positions == "auto"
-    warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
+    warnings = position_warnings(rule, attention, mechanisms, length, causal=shape.causal, auto=request.positions == "auto")
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
+        warnings += position_warnings(rule, decoder_attention, layers, decoder, causal=True, decoder=True)
     inputs = architecture.kind.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
         inputs=inputs,
-        positions=planned.rule,
-        cast=cast,
+        positions=rule,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
@@ -312,11 +462,6 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     )
 
 
-SEGMENTS = ("global_first_segment", "global_second_segment")
-"""Options that make a whole segment global."""
-SEPARATOR = "separator_token_id"
-
-
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
     """The values of the option ``relative`` in all layers."""
     choices = [attention.options, *attention.turns, *attention.layers.values()]
@@ -324,11 +469,7 @@ def relative_choices(attention: LongAttentionConfig) -> list[str]:
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
-
-    Raises:
-        OptionError: ``attention`` has other relative positions, or a mechanism has no scores to which the positions could be added.
-    """
+    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions."""
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
@@ -339,14 +480,15 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
     """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
-    if attention.options.get(SEPARATOR) is not None:
-        return attention
+    option = "separator_token_id"
 
     def completed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            inside = {name: completed(inner) for name, inner in value.items()}
-            lacking = any(inside.get(name) for name in SEGMENTS) and inside.get(SEPARATOR) is None
-            return {**inside, SEPARATOR: separator} if lacking else inside
-        return [completed(inner) for inner in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return [completed(inner) for inner in value]
+        if not isinstance(value, Mapping):
+            return value
+        inside = {name: completed(inner) for name, inner in value.items()}
+        lacks = (inside.get("global_first_segment") or inside.get("global_second_segment")) and inside.get(option) is None
+        return {**inside, option: separator} if lacks else inside
 
-    return LongAttentionConfig.from_dict(completed(attention.to_dict()))
+    return attention if attention.options.get(option) is not None else LongAttentionConfig.from_dict(completed(attention.to_dict()))

@@ -1,4 +1,4 @@
-"""Where checkpoints come from, and which model classes they have before and after a conversion.
+"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it.
 
 A checkpoint is a folder as transformers or sentence-transformers saves it, or a repository of the Hub. Quantised ones are refused, since
 packed weights can be neither extended nor compared.
@@ -7,66 +7,61 @@ packed weights can be neither extended nor compared.
 from __future__ import annotations
 
 import contextlib
+import functools
+import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
 from ..files import FORMAT_FIELD, MODULES, RERANKER, check_files, is_long, named_class, read_json_object, sentence_kind, sentence_modules
 from ..inputs.kind import InputKind, kind_of
-from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, only_pickles, read_config, refuse_adapter
+from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
+from ..mechanisms import Mechanism
+from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, Family, stored_facts, tower_field
-from ..modeling.family.registration import MULTIMODAL_TYPE
+from ..modeling.family.definition import FAMILIES, Family, known_family, stored_facts, tower_field
+from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
-from .adopt import ADOPTIONS, Adoption, adoption_of
+from .adopt import ADOPTIONS, Adoption, adoption_of, decoder_start
+from .config import ConversionConfig
 
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 SAFETENSORS = "*.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The file of the weights, or of the names of their shards. transformers reads one of them."""
-FLOATING = re.compile(r"B?F\d")
-"""The beginning of the names of floating-point types in safetensors files."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Names of floating-point types in safetensors files -> the dtypes."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
-"""Fields of a cross-encoder's config in versions without modules."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint.
+    """An opened checkpoint."""
 
-    name: what the user typed.
-    folder: with its config, its tokenizer and its weights; without the weights if only a plan is made.
-    config: its config.json.
-    pickled: whether transformers reads the weights from .bin files.
-    root: the folder of sentence-transformers whose first module this is; ``None`` for other checkpoints.
-    dtypes: of floating-point tensors by their names in the files; empty for .bin files and for a plan.
-    """
-
-    name: str
-    folder: Path
-    config: dict[str, Any]
-    pickled: bool = False
-    root: Path | None = None
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    name: str  # as the user typed it
+    folder: Path  # with its config, its tokenizer and its weights; without the weights if only a plan is made
+    config: dict[str, Any]  # its config.json
+    pickled: bool = False  # whether transformers reads the weights from .bin files
+    root: Path | None = None  # the folder of sentence-transformers whose first module this is; None for other checkpoints
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # of floating-point tensors by name; not of .bin files, nor for a plan
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -85,18 +80,17 @@ def tower_of(source: Source, name: str, class_name: str) -> Source:
 
 
 def open_source(
-    source: str | Path, *, revision: str | None = None, token: str | bool | None = None, weights: bool = True, allow_pickle: bool = False
+    source: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: bool = True, allow_pickle: bool = False
 ) -> Source:
     """Open a checkpoint, and read its config.
+
+    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed, also a quantised one.
 
     Args:
         source: a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
         revision, token: of the Hub repository, which is downloaded into the Hub cache.
         weights: whether the weights are needed; a plan needs the config alone.
         allow_pickle: whether .bin files are read where there are no safetensors. Only tensors are read from them.
-
-    Raises:
-        CheckpointError: missing, without config or weights, only pickle files, an adapter, damaged, quantised, or unreachable.
     """
     name = str(source)
     path = fetch_model(source, revision, token, weights=[SAFETENSORS] * weights)
@@ -115,7 +109,7 @@ def open_source(
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)
-    if _quantisation(config) is not None and "long_attention" not in config:  # a quantised long checkpoint can be inspected
+    if weights and "long_attention" not in config:  # a quantised long checkpoint can be loaded
         refuse_quantised(Source(name, folder, config))
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
@@ -125,10 +119,7 @@ def open_source(
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
-    """File, name, dtype (such as "F32") and shape of each tensor in the safetensors files of a folder.
-
-    A damaged file is left out; loading refuses it.
-    """
+    """File, name, dtype (such as "F32") and shape of each tensor in safetensors files. A damaged file is left out; loading refuses it."""
     for path in folder.glob(SAFETENSORS):
         with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -140,9 +131,6 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of floating-point tensors in the files that transformers reads, by name.
 
     Refuses what transformers does not check: an index that leads out of its folder or to pickles, pointers of Git LFS, and integers.
-
-    Raises:
-        CheckpointError: there is such a file.
     """
     single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
     if not single.is_file():
@@ -158,32 +146,19 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise CheckpointError(f"{str(path)!r} is a pointer of Git LFS and not the weights; type `git lfs pull` in its folder.")
     for path, name, dtype, _ in tensor_headers(folder):
-        if name.endswith("weight") and not FLOATING.match(dtype):
+        if name.endswith("weight") and dtype not in DTYPES:
             raise CheckpointError(
-                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model floating-point ones; give the checkpoint "
-                "that it was quantised from."
+                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model has none of these; give the checkpoint that it was "
+                "quantised from."
             )
         if dtype in DTYPES and (path == single or not single.is_file()):
             dtypes[name] = DTYPES[dtype]
     return dtypes
 
 
-def fetch_config(model: str | Path, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
-    """The config.json in :func:`fetch_model`'s folder; of sentence-transformers, that of its first module. Weights are not read."""
-    folder = fetch_model(model, revision, token)
-    if (folder / MODULES).is_file():
-        folder /= sentence_modules(folder)[0]["path"]
-    check_files(folder, ("config.json",))
-    return read_config(folder)
-
-
 def refuse_quantised(source: Source) -> None:
-    """Refuse to change a checkpoint that was quantised.
-
-    Raises:
-        CheckpointError: the checkpoint was quantised.
-    """
-    if (settings := _quantisation(source.config)) is not None:
+    """Raise :class:`CheckpointError` if a checkpoint was quantised: it can be loaded, but not changed."""
+    if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
             f"{source.name!r} holds quantised weights ({method or 'an unnamed method'}), which can only be loaded; give the checkpoint "
@@ -191,13 +166,10 @@ def refuse_quantised(source: Source) -> None:
         )
 
 
-def _quantisation(config: Mapping[str, Any]) -> Any:
-    return config.get("quantization_config") or config.get("compression_config") or None
-
-
 def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether ``folder`` holds a cross-encoder. config: of its transformer."""
-    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
+    """Whether ``folder`` holds a cross-encoder, whose older versions have no modules. config: of its transformer."""
+    older = ("sentence_transformers", "sbert_ce_default_activation_function")
+    return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in older)
 
 
 # The model classes of a source
@@ -247,40 +219,33 @@ class Architecture:
         return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
 
     @property
-    def decoder_alone(self) -> bool:
-        """Whether the source is only the decoder of an encoder-decoder architecture."""
-        return self.family.two_stacks and not self.family.has_encoder(self.long_class)
-
-    @property
     def decoder_reads_text(self) -> bool:
         """Whether the head feeds the whole text to the decoder, which must then be as long."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
         self,
-        attention: LongAttentionConfig,
-        lengths: Mapping[str, Any],
-        rope: RopePlan | None,
-        rule: str,
+        attention: LongAttentionConfig | None,
         decoder_attention: LongAttentionConfig | None = None,
+        lengths: Mapping[str, Any] = MappingProxyType({}),
+        rope: RopePlan | None = None,
+        rule: str = "tile",
     ) -> Any:
         """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention: of the encoder, or of the only stack. decoder_attention: of the decoder of an encoder-decoder.
+            attention, decoder_attention: of the encoder or only stack, and of an encoder-decoder's decoder; ``None`` for the default.
             lengths: field of the config -> its new value.
-            rope: rotary positions; ``None`` for position tables.
-            rule: how position tables are extended.
+            rope, rule: rotary positions, or ``None`` and how position tables are extended.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
             values["max_position_embeddings"] = self.family.base_length(self.source_config)
-        for name in NAMES:
-            values.pop(name, None)
-        if decoder_attention is not None:
-            values["decoder_long_attention"] = decoder_attention.to_dict()
+        values = {name: value for name, value in values.items() if name not in NAMES}
+        stacks = {"long_attention": attention, "decoder_long_attention": decoder_attention}
+        chosen = {name: stack.to_dict() for name, stack in stacks.items() if stack is not None}
         with checkpoint_errors(f"The source's config makes no valid {self.long_class}"):
-            config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+            config = self.family.config_class.from_dict({**values, **chosen})
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is None:
@@ -299,22 +264,23 @@ class Architecture:
         return self.family.model_class(self.long_class)
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The long model on the meta device, for tensor names and shapes.
-
-        Raises:
-            CheckpointError: the config contradicts itself.
-        """
+        """The long model on the meta device, for tensor names and shapes. Refuses a config that contradicts itself."""
         with checkpoint_errors(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
             return self.model_class(config)
 
 
-def find_architecture(source: Source, generic: bool = False) -> Architecture:
-    """The family and classes for a source. generic: of its plain class, with mechanisms added.
+def find_architecture(source: Source, request: ConversionConfig) -> Architecture:
+    """The family and classes for a source, of its plain class if the settings say ``generic``.
 
-    Raises:
-        CheckpointError: no model_type, unsupported or already converted, or a config that contradicts itself.
-        BackendError: the plain class does not use transformers' AttentionInterface.
+    Refuses a source that is unsupported, converted already, or contradicts itself, and settings that are not for it.
     """
+    architecture = _architecture(source, request.generic)
+    refuse_quantised(source)
+    architecture.kind.check_settings(architecture.source_class, request)
+    return architecture
+
+
+def _architecture(source: Source, generic: bool) -> Architecture:
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
@@ -334,22 +300,20 @@ def find_architecture(source: Source, generic: bool = False) -> Architecture:
         original, values = None, dict(source.config)
         if converter is not None:
             original = AutoConfig.for_model(**source.config)
-            of_base = converter.config_values(original)
-            values = {name: value for name, value in of_base.items() if name not in ("model_type", "architectures")}
+            values = {name: value for name, value in converter.config_values(original).items() if name not in NAMES}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
             "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
-    names = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name]
-    source_class = names[0] if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else ""
-    base_class = source_class if converter is None else converter.base_class(source_class)
+    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
+    stem, base_stem = ("", "") if converter is None else converter.stems
+    base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     if base_class not in family.model_classes:
-        stems = ("", "") if converter is None else converter.stems[::-1]
-        classes = [name for name in (base.replace(*stems, 1) for base in family.model_classes) if hasattr(transformers, name)]
+        classes = [name for name in (base.replace(base_stem, stem, 1) for base in family.model_classes) if hasattr(transformers, name)]
         raise CheckpointError(
-            f"{source.name!r} names the class {names!r:.99}, which is not supported; the supported {model_type} classes are "
+            f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
             f"{', '.join(classes)}."
         )
     return Architecture(family, config, source_class, family.model_classes[base_class], converter, original)
@@ -367,8 +331,7 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
-    config_class: Any = type(config)
-    plain = plain_family(config_class)
+    plain = plain_family(config.__class__)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
 
 
@@ -389,20 +352,15 @@ def generic_hint(source: Source) -> str:
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     """The class of transformers that a ``config.json`` names, or its type's class without a head. ``None`` if there is no such class."""
-    named = config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(config.get("model_type")))]
-    model_class: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
+    model_type = str(config.get("model_type"))
+    model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    known = getattr(model_class, "config_class", None)
-    return model_class if known is not None and known.model_type == config.get("model_type") else None
+    return model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
-    """Config, class name, family and skeleton of a long checkpoint.
-
-    Raises:
-        CheckpointError: an unknown model type, or an invalid config.
-    """
+    """Config, class name, family and skeleton of a long checkpoint. Refuses an unknown model type and an invalid config."""
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
@@ -411,8 +369,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
             "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
         )
     if family is None:
-        known = [f"long_{base}" for base in FAMILIES]
-        listed = f"{LISTED.format(len(known))}{nearest(model_type, known)}"
+        listed = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {listed}")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
@@ -421,3 +378,170 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}.")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
+
+
+def result_class(architecture: Architecture, config: Any) -> Any:
+    """The class that loads a result with this config: the Auto class of its head, or else its own class."""
+    name = auto_class_name(config, architecture.long_class)
+    return getattr(transformers, name) if name else architecture.model_class
+
+
+def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
+    """Module name -> mechanism, in layer order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+
+
+def added_modules(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of the names of parameters that mechanisms and memory tokens add to the base."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mechanism | MemoryTokens))
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is none."""
+    if name is None:
+        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error
+
+
+def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32) -> tuple[Any, set[str]]:
+    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are random."""
+    family, name = architecture.family, architecture.source_class
+    # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
+    arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
+    model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
+    return load_checked(model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments)
+
+
+def load_as_result(
+    source: Source, architecture: Architecture, config: Any, dtype: torch.dtype | None = torch.float32
+) -> tuple[Any, set[str]]:
+    """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
+
+    Returns what :func:`load_checked` does. New parameters of mechanisms have the same values at every call.
+
+    Args:
+        dtype: of all weights. ``None`` keeps that of each tensor, also where config.json names another.
+    """
+    stored = source.dtypes if dtype is None else {}
+    loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
+    model_class = result_class(architecture, config)
+    folder: Path | None = source.folder
+    arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
+    if architecture.converter is not None:
+        original, lacking = load_source(source, architecture, loaded)
+        random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
+        state = {name: value for name, value in architecture.converter.state_dict(original).items() if value.data_ptr() not in random}
+        model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, missing = load_checked(model_class, folder, source.name, headless=True, adds_mechanisms=True, config=config, **arguments)
+    for name, value in model.named_parameters():
+        value.data = value.data.to(stored.get(name, value.dtype))
+    return model, missing
+
+
+LAYER = re.compile(r"\.\d+\.")
+"""The number of a layer in a tensor's name."""
+
+
+def load_checked(
+    model_class: Any, folder: Path | None, name: str, *, headless: bool = False, adds_mechanisms: bool = False, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """Load a model whose files must have all of its weights, in evaluation mode. Returns the names of missing parameters, too.
+
+    A pooler that they lack would be random. A model without a head works without it, so it is removed there.
+
+    Args:
+        folder, name: of the files, and of the checkpoint in messages. ``None`` if ``arguments`` have config and state_dict.
+        headless: the weights of a head may be missing.
+        adds_mechanisms: the files are of a model without mechanisms, whose parameters are new.
+    """
+    try:
+        model, info = load_weights(
+            model_class, folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    except CheckpointError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
+        raise
+    for tensor, stored, expected in sorted(info["mismatched_keys"]):
+        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}.")
+    missing = {*info["missing_keys"]}
+    if adds_mechanisms:
+        missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
+    missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
+    if lost := {tensor for tensor in (of_body(model, missing) if headless else missing) if "pooler" not in tensor}:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
+    # tensors of layers that the model does not have; other surplus tensors do no harm (a pooler, a head of pretraining)
+    known, prefix = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}, f"{model.base_model_prefix}."
+    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
+    if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
+        raise CheckpointError(
+            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct its number of layers "
+            f"there ({model.config.num_hidden_layers} now), or save it again without them."
+        )
+    return model.eval(), without_random_pooler(model, missing)
+
+
+def of_body(model: Any, missing: set[str]) -> set[str]:
+    """The missing weights that are not of a head or a computed table."""
+    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
+    tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
+    stored = {name for name, table in tables.items() if table is None or table.learned}
+    return stored if model.base_model is model else {name for name in stored if name.startswith(prefix)}
+
+
+def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
+    """Remove a random pooler, without which its class works. Returns what is still missing; for a model with a head, all of ``missing``."""
+    base = model.base_model
+    pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
+    if pooler_names := {name for name in missing if name.startswith(pooler)}:
+        base.pooler = None
+    return missing - pooler_names if base is model else missing
+
+
+def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
+
+    The decoder of an encoder-decoder gets ``decoder_tokens`` of them, shifted right by one; all for ``None``, and in sequence classifiers.
+    """
+    if "MultipleChoice" in type(model).__name__:
+        ids = ids.unsqueeze(1)
+    if model.config.is_encoder_decoder:
+        if type(model).__name__.endswith("ForSequenceClassification"):  # the head reads the end token's state
+            ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
+            decoder_tokens = None
+        start = torch.full_like(ids[:, :1], decoder_start(model.config))
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
+    if (family := known_family(model.config)) is not None:
+        arguments = {**family.rule.further_inputs(model.config, *ids.shape[:2]), **arguments}
+    with torch.no_grad():
+        returned = model(input_ids=ids, return_dict=True, **arguments)
+    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress bars."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), quiet_torchao():
+            warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)\b")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            logging.enable_progress_bar()

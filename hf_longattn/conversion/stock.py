@@ -1,21 +1,11 @@
 """Stock checkpoints: config and tensors of an architecture of transformers that computes what a long model does.
 
-==============================================  =====================================================  ==================
-long model                                      layers                                                 stock architecture
-==============================================  =====================================================  ==================
-BERT, ELECTRA, DistilBERT, RoBERTa and its kin  full attention, with a longer position table           the base itself
-Llama, Mistral                                  full attention or one window                           Mistral
-BERT, RoBERTa and its kin                       ``window`` and ``longformer``                          Longformer
-BERT, RoBERTa and its kin, BigBird              ``bigbird`` with transformers' blocks                  BigBird
-==============================================  =====================================================  ==================
-
-Software that knows the architecture can serve the stock checkpoint without this package.
+Software that knows the architecture can serve the stock checkpoint without this package. ``docs/how-to/export.md`` has a table of them.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +22,8 @@ from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..files import is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.tokenizer import VerificationText, excerpt, load_tokenizer
+from ..inputs.kind import kind_of
+from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.exact import full_of
@@ -45,10 +36,9 @@ from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reports import FAILED, PASSED, Check
-from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of
-from .folders import ConversionReport, StageProgress, add_source_files, complete_result, open_for_writing
-from .model_loading import load_checked, quiet_libraries
-from .sources import NAMES, OWN_FIELDS, Source, read_long, refuse_quantised
+from .adopt import HEAD_GLOBALS, Adoption, Probe, adoption_of, renamed
+from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
+from .sources import NAMES, OWN_FIELDS, load_checked, quiet_libraries, read_long, refuse_quantised
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -60,31 +50,18 @@ FLOPS = 5e11
 
 @dataclass
 class Stock:
-    """A stock architecture for one long model: here the base of an encoder with full attention.
+    """A stock architecture for one long model: here the base of an encoder with full attention."""
 
-    config, long_class, family: of the long model.
-    masked: the caller passes a ``global_attention_mask`` for every text, so the config's global tokens do not matter.
-    """
-
-    config: Any
+    config: Any  # of the long model
     long_class: str
     family: Family
-    masked: bool = False
-
-    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
-    """Base model types of the long models that it can hold."""
-    stem: ClassVar[str] = ""
-    """The beginning of the names of its classes. Empty for the base's classes."""
-    heads: ClassVar[tuple[str, ...]] = ()
-    """Heads of other bases whose tensors it can hold."""
-    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
-    """Mechanisms that its layers can compute, with some options."""
-    words: ClassVar[str] = "full attention"
-    """What every layer computes, for a refusal."""
-    note: ClassVar[str] = ""
-    """A remark for its users."""
-    names: ClassVar[Mapping[str, Any]] = {}
-    """Regular expressions for parts of the names of a long model's tensors -> the replacement."""
+    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
+    stem: ClassVar[str] = ""  # the beginning of the names of its classes; empty for the base's
+    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases whose tensors it can hold
+    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
+    words: ClassVar[str] = "full attention"  # what every layer computes, for a refusal
+    note: ClassVar[str] = ""  # a remark for its users
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expressions for parts of the names of a long model's tensors -> the replacement
 
     @property
     def head(self) -> str:
@@ -119,8 +96,6 @@ class Stock:
             mechanism = self.layers[odd]
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
             return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
-        if self.masked and self.stem != "Longformer":
-            return f"A {self.class_name} takes no global_attention_mask; leave --global-attention-mask out."
         base_class = self.family.base_of(self.long_class)
         if base_class != self.class_name and self.head not in self.heads:
             return f"The head of a {base_class} differs from that of {self.stem}; export the encoder alone, or a model with another head."
@@ -148,17 +123,8 @@ class Stock:
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
                 values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
-            for pattern, replacement in self.names.items():
-                name = re.sub(pattern, replacement, name)
-            state[name] = values
+            state[renamed(name, self.names)] = values
         return state
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        if self.reason:
-            return {"class": None, "reason": self.reason}
-        model_type = getattr(transformers, self.class_name).config_class.model_type
-        return {"class": self.class_name, "model_type": model_type, **({"note": self.note} if self.note else {})}
 
 
 class Mistral(Stock):
@@ -196,32 +162,27 @@ class LongformerStock(Stock):
     }
 
     @property
-    def globals(self) -> Any:
+    def globals(self) -> dict[str, Any] | None:
         """The options that choose the same global tokens as its head. ``None`` if its head needs separators that the texts lack."""
         lacking = self.head == "ForQuestionAnswering" and self.family.base_model_type not in ROBERTAS
-        return None if lacking else LongformerOptions(**{"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})})
+        return None if lacking else {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
 
     @property
     def words(self) -> str:  # type: ignore[override]
-        o, words = self.globals, "a window of two tokens or more, equally wide on both sides"
-        if self.masked:
-            return words
-        if o is None:
-            return "global tokens before the first of three separators in a pair of texts, or else --global-attention-mask"
-        options = f"--option global_tokens={'0' if o.global_tokens else 'none'}"
-        options += " --option global_first_segment=true" * o.global_first_segment
-        instead = f"convert with --mechanism longformer {options}, or export with --global-attention-mask and give every call that mask"
-        return f"{words}, and its head's global tokens; {instead}"
+        if (options := self.globals) is None:
+            return "global tokens before the first of three separators in a pair of texts"
+        what = "a window of two tokens or more, equally wide on both sides, and its head's global tokens"
+        first = " --option global_first_segment=true" if "global_first_segment" in options else ""
+        return f"{what}; convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         width = 0 if self.config.attending[1] else band_around(mechanism)
-        o: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
-        if self.masked:  # a window takes no mask of global tokens
-            return {} if width and o is mechanism.options else None
+        options: Any = mechanism.options if isinstance(mechanism, Longformer) else LongformerOptions(global_tokens=())
         rule = ("global_tokens", "global_first_segment", "global_second_segment", "global_token_ids")
-        same = all(getattr(o, name) == getattr(self.globals, name, None) for name in rule)
+        same = None if self.globals is None else LongformerOptions(**self.globals)
         chosen = [getattr(self.config, field, None) for field in ("global_token_ids", "question_separator_id")]
-        return {} if width and same and chosen == [None, None] else None
+        fits = same is not None and all(getattr(options, name) == getattr(same, name) for name in rule)
+        return {} if width and fits and chosen == [None, None] else None
 
     def values(self) -> dict[str, Any]:
         pad = self.config.pad_token_id or 0
@@ -268,9 +229,9 @@ class BigBirdStock(Stock):
         return {**({} if self.family.base_model_type == "big_bird" else fixed), **super().values()}
 
 
-def choose_stock(config: Any, long_class: str, family: Family, masked: bool = False) -> Stock:
+def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
     """The stock architecture that computes what a long model does. If there is none, the nearest one with a ``reason``."""
-    stocks = [stock(config, long_class, family, masked) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
+    stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
     if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
         return choice or stocks[0]
@@ -283,12 +244,11 @@ def export_native(
     model: str | Path,
     destination: str | Path,
     *,
-    global_attention_mask: bool = False,
     verify: bool = True,
     overwrite: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
-    progress: StageProgress | None = None,
+    progress: StageProgress = no_progress,
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
@@ -298,8 +258,6 @@ def export_native(
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet; it is complete or does not appear.
-        global_attention_mask: every call of the stock model will pass this mask, so the config's global tokens may differ from the tokens
-            that the stock architecture makes global by default.
         verify: compare the written checkpoint with the model.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
@@ -318,102 +276,67 @@ def export_native(
             f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
-    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    with staged_folder(target, needed_bytes=size + 2**20, overwrite=overwrite) as stage:
-        return write_native(source, stage, str(destination), masked=global_attention_mask, verify=verify, progress=progress)
-
-
-def write_native(
-    source: Source,
-    stage: Path,
-    name: str,
-    *,
-    masked: bool = False,
-    verify: bool = True,
-    progress: StageProgress | None = None,
-    converted: ConversionReport | None = None,
-) -> ConversionReport:
-    """Write the stock checkpoint of a long one into the folder ``stage``, as :func:`export_native` does.
-
-    Args:
-        name: of the result, as the user typed it.
-        converted: the report of the conversion that wrote ``source``; its checks come first in the returned report.
-    """
-    times = [time.perf_counter()]
     config, class_name, family, _ = read_long(source)
-    choice, length = choose_stock(config, class_name, family, masked), family.longest(config)
+    choice, length = choose_stock(config, class_name, family), family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
-    times.append(time.perf_counter())
-    long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
-    stock_class: Any = getattr(transformers, choice.class_name)
-    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
-        config, tensors = choice.stock_config(), choice.state_dict(long)
-        stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, config=config, state_dict=tensors)
-    if progress is not None:
-        progress("write", 0, sum(tensor.nbytes for tensor in tensors.values()))
-    stock.save_pretrained(stage)
-    add_source_files(source, stage, length)
-    times.append(time.perf_counter())
-    checks, text = [*(() if converted is None else converted.checks)], None
-    if verify:
-        english, origin = verification_text(None)
-        text = VerificationText(excerpt(english, length), origin, load_tokenizer(stage), config.vocab_size)
-        with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
-            stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
-            checks += _compare(long.float(), stock, choice, text, progress)
-    introduction = (
-        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
-        f"`longattn export --format native` from {origin_of(source.name)}."
-    )
-    return complete_result(
-        stage,
-        source,
-        name,
-        NATIVE_REPORT,
-        checks,
-        times,
-        introduction,
-        config={"format": "native", **({"global_attention_mask": True} if masked else {})},
-        plan={
-            "source": source.name,
-            "long_class": class_name,
-            "class": choice.class_name,
-            "model_type": stock.config.model_type,
-            "old_length": length,
-            "new_length": length,
-            "positions": "kept",
-            "parameters": stock.num_parameters(),
-            "warnings": [f"{choice.note}."] if choice.note else [],
-        },
-        text="not verified" if text is None else text.describe(),
-        next_step=None if converted is None else converted.next_step,
-    )
+    size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+    with staged_folder(target, overwrite=overwrite) as stage:
+        long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
+        stock_class: Any = getattr(transformers, choice.class_name)
+        with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
+            tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
+            stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
+        progress("write", 0, size)
+        stock.save_pretrained(stage)
+        add_source_files(source, stage, length)
+        text, checks = kind_of(family).inputs(config, stage, verification_text(None)), list[Check]()
+        if verify:
+            with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+                stock, _ = load_checked(stock_class, stage, str(destination), dtype=torch.float32)
+                checks = _compare(long.float(), stock, choice, text, progress)
+        return complete_result(
+            stage,
+            source,
+            str(destination),
+            NATIVE_REPORT,
+            checks,
+            f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(source.name)}.",
+            config={"format": "native"},
+            plan={
+                "source": source.name,
+                "long_class": class_name,
+                "class": choice.class_name,
+                "model_type": stock.config.model_type,
+                "old_length": length,
+                "new_length": length,
+                "positions": "kept",
+                "parameters": stock.num_parameters(),
+                "warnings": [f"{choice.note}."] if choice.note else [],
+            },
+            text=text.describe() if verify else "not verified",
+            next_step=None,
+        )
 
 
-def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress | None) -> list[Check]:
+def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
     """Compare outputs and generated tokens of two loaded models, at a short and a long length."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = adoption_of(stock.config.to_dict()) or Adoption(), list[Check]()
-    takes_mask = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
-    probes = [
-        (length, probe)
-        for length in dict.fromkeys((min(SHORT_LENGTH, most), most))
-        for probe in adoption.probes(stock.config, type(stock).__name__, text, length)
-        if (takes_mask if "global_attention_mask" in probe.inputs else not choice.masked)
-    ]
-    for done, (length, probe) in enumerate(probes):
-        if progress is not None:
-            progress("verify", done, len(probes))
-        for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
-            if hasattr(module, "set_attention_type") and hasattr(module, "config"):
-                module.set_attention_type(module.config.attention_type)
-        checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
-        if stock.can_generate():
-            same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
-            what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
-            checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+    takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
+    for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
+        progress("verify", length, most)
+        for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
+            for module in stock.modules():  # transformers' BigBird keeps computing full attention after a short input
+                if hasattr(module, "set_attention_type") and hasattr(module, "config"):
+                    module.set_attention_type(module.config.attention_type)
+            checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
+            if stock.can_generate():
+                same = torch.equal(*(_generate(each, probe) for each in (long, stock)))
+                what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
+                checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
     return checks
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -19,8 +19,12 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.utils import logging
 
-from hf_longattn.errors import InputError, in_a_line, needs_extra
+from hf_longattn.data.sources import DataError
+from hf_longattn.data.tokenization import IGNORED
+from hf_longattn.errors import InputError, check_extra, in_a_line
+from hf_longattn.names import LOGGER
 
 EXTRA = "audio"
 SAMPLES_PER_BLOCK = 1 << 20
@@ -34,18 +38,18 @@ LEAST_MISSING = 0.01
 ROWS_PER_SECOND = 100
 """Rows of a spectrogram in a second, by AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
-Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any]
+logger = logging.get_logger(LOGGER)
 
 
-def read_audio(source: Sound, sampling_rate: int, *, name: str = "", otherwise: str = "leave it out") -> Samples:
-    """One sound as the samples that a model's feature extractor takes.
+def read_audio(
+    source: str | PathLike[str] | Mapping[str, Any], sampling_rate: int, *, name: str = "", otherwise: str = "leave it out"
+) -> Samples:
+    """Read a sound file as the samples that a model's feature extractor takes.
 
     Several channels are mixed to their mean, and another sampling rate is converted by ``scipy.signal.resample_poly``.
 
     Args:
-        source: a path; the bytes of a file; a cell of ``datasets.Audio``, decoded (``array`` and ``sampling_rate``) or not (``path`` or
-            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Integers in an
-            array are divided by the maximum of their type, as in a file.
+        source: a path, or a cell of ``datasets.Audio(decode=False)``, which has ``path`` or ``bytes``.
         sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
         name: the sound's name in messages; default: its path.
         otherwise: the last advice of a message.
@@ -57,57 +61,16 @@ def read_audio(source: Sound, sampling_rate: int, *, name: str = "", otherwise: 
         MissingExtraError: soundfile, or scipy for resampling, is not installed.
         InputError: the sound is missing, empty, damaged, cut, not finite or silent.
     """
-    rate = sampling_rate
-    if isinstance(source, Mapping) and source.get("array") is not None:
-        rate, source = int(source.get("sampling_rate") or rate), source["array"]
-    elif isinstance(source, Mapping):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path") or ""
-    name = name or (repr(str(source)) if isinstance(source, (str, PathLike)) and source else "the sound")
-    if isinstance(source, (str, PathLike, bytes)):
-        samples, rate = _from_file(source, name, otherwise)
-    else:
-        samples = _from_array(source, name)
-    samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
-    if not samples.size:
-        raise InputError(f"{name} holds no samples; {otherwise}.")
-    finite = np.isfinite(samples)
-    if not finite.all():
-        second = int(np.argmin(finite)) / rate
-        raise InputError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
-    if samples.min() == samples.max():
-        raise InputError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
-    if rate == sampling_rate:
-        return samples
-    with needs_extra(EXTRA):
-        from scipy.signal import resample_poly
+    check_extra(EXTRA, "soundfile")
+    import soundfile
 
-    divisor = math.gcd(rate, sampling_rate)
-    return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)
-
-
-def _from_array(values: Any, name: str) -> Samples:
-    """Samples with or without an axis of channels, which is the last one."""
-    array = np.asarray(values)
-    if array.dtype.kind == "i":
-        array = array / -float(np.iinfo(array.dtype).min)
-    if array.dtype.kind != "f" or array.ndim not in (1, 2):
-        raise InputError(
-            f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
-            "(samples, channels)."
-        )
-    return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
-
-
-def _from_file(source: str | PathLike[str] | bytes, name: str, otherwise: str) -> tuple[Samples, int]:
-    """The samples of a file, (samples, channels), and their rate."""
-    with needs_extra(EXTRA):
-        import soundfile
-
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        why = "is not a file" if Path(source).exists() else "does not exist"
+    path, content = (source.get("path"), source.get("bytes")) if isinstance(source, Mapping) else (source, None)
+    name = name or (repr(str(path)) if path else "the sound")
+    if content is None and not Path(path or "").is_file():
+        why = "is not a file" if Path(path or "").exists() else "does not exist"
         raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
     try:
-        with soundfile.SoundFile(BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+        with soundfile.SoundFile(str(path) if content is None else BytesIO(content)) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info
             blocks = [np.zeros((0, file.channels), np.float32)]
             while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
@@ -115,17 +78,31 @@ def _from_file(source: str | PathLike[str] | bytes, name: str, otherwise: str) -
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = in_a_line(error).rpartition(">: ")[2]
         raise InputError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
-    samples = np.concatenate(blocks)
+    samples = np.concatenate(blocks).mean(axis=1, dtype=np.float32)
     count, sizes = len(samples), CUT_DATA.search(notes)
     total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
         raise InputError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
-    return samples, rate
+    if not count:
+        raise InputError(f"{name} holds no samples; {otherwise}.")
+    finite = np.isfinite(samples)
+    if not finite.all():
+        second = int(np.argmin(finite)) / rate
+        raise InputError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
+    if samples.min() == samples.max():
+        raise InputError(f"{name} is silent: all of its {count / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
+    if rate == sampling_rate:
+        return samples
+    check_extra(EXTRA, "scipy")
+    from scipy.signal import resample_poly
+
+    divisor = math.gcd(rate, sampling_rate)
+    return np.asarray(resample_poly(samples, sampling_rate // divisor, rate // divisor), np.float32)
 
 
 @dataclass(frozen=True)
 class Hearing:
-    """How audio files become the inputs of a model.
+    """How audio files become the inputs of a model; a collator for rows of :func:`to_utterances`.
 
     extractor: the model's feature extractor.
     masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
@@ -158,9 +135,11 @@ class Hearing:
             settings["return_attention_mask"] = True
         return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **settings))
 
-    def batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The arguments of a model for rows with ``audio`` and ``name``."""
-        return self.inputs([self.samples(row) for row in rows])
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch with ``labels``: ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100."""
+        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
+        padded = torch.nn.utils.rnn.pad_sequence([row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED)
+        return {**self.inputs([*map(self.samples, rows)]), "labels": padded if labels[0].dim() else padded.flatten()}
 
     def length(self, sound: Samples) -> int:
         """The length of a model's input for a sound: samples, or rows of features."""
@@ -169,23 +148,38 @@ class Hearing:
         return int(mask.sum()) if mask is not None else next(iter(inputs.values())).shape[1]
 
 
-def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
-    """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training."""
-    return data.add_column("length", [len(hearing.samples(row)) for row in data.select_columns(["audio", "name"])])
+def to_utterances(
+    data: Dataset,
+    labels: Sequence[Any],
+    hearing: Hearing,
+    *,
+    length: Callable[[Samples], int] = len,
+    fits: Callable[[Any, int], bool] = lambda labels, length: True,
+    most_seconds: float | None = None,
+) -> Dataset:
+    """The rows with ``labels`` and ``length``. Every file is read once, so that a bad one is refused before the training.
 
-
-class RecordingCollator:
-    """Batches of audio files: the feature extractor's padded inputs, and ``labels (B,)``.
+    Utterances that are too long, or have longer transcripts than the model writes, are left out with a warning.
 
     Args:
-        hearing: how audio files become inputs.
-        names: of the labels, in the order of their numbers.
+        data: rows with ``audio`` and ``name``; see :func:`.rows.rows_of`.
+        labels: the number of each row's class, or the tokens of its transcript.
+        length: the length of a sound, by which batches are grouped; default: its samples.
+        fits: whether the model can write these labels for a sound of this length.
+        most_seconds: ``None`` = no limit.
     """
-
-    def __init__(self, hearing: Hearing, names: Sequence[str]) -> None:
-        self.hearing, self.numbers = hearing, {name: number for number, name in enumerate(names)}
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows with ``audio``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
-        labels = torch.tensor([self.numbers[row["label"]] for row in features])
-        return {**self.hearing.batch(features), "labels": labels}
+    lengths, fitting = [], []
+    for number, row in enumerate(data.select_columns(["audio", "name"])):
+        sound = hearing.samples(row)
+        lengths.append(length(sound))
+        if (most_seconds is None or len(sound) <= most_seconds * hearing.sampling_rate) and fits(labels[number], lengths[-1]):
+            fitting.append(number)
+    if left_out := sorted({*range(len(data))} - {*fitting}):
+        limit = "" if most_seconds is None else f"are longer than {most_seconds:g} seconds or "
+        logger.warning(
+            f"{len(left_out):,} of {len(data):,} utterances {limit}have longer transcripts than the model can write, and are left out; the "
+            f"first is {data['name'][left_out[0]]}."
+        )
+    if not fitting:
+        raise DataError(f"None of the {len(data):,} utterances can be used; give shorter ones, or raise --max-seconds.")
+    return data.add_column("labels", labels).add_column("length", lengths).select(fitting)

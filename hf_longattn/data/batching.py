@@ -12,11 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
@@ -28,8 +24,6 @@ from hf_longattn.modeling.run.documents import refusal_of_documents
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments
 
-GLOBALS = "global_attention_mask"
-
 
 def processes() -> PartialState:
     """This process among all; without an accelerator they communicate on the CPU."""
@@ -37,17 +31,18 @@ def processes() -> PartialState:
 
 
 class EpochAwareCollator:
-    """A collator whose random choices depend on the epoch. :class:`~hf_longattn.training.trainer.SetEpoch` sets ``epoch``."""
+    """A collator whose random choices depend on ``epoch``, which :class:`~hf_longattn.training.trainer.SetEpoch` sets.
+
+    Its ``__init__`` calls :meth:`count_epochs`, which starts at 0.
+    """
 
     shared_epoch: Tensor
 
     def count_epochs(self) -> None:
-        """Start at epoch 0. Call this in ``__init__``."""
         self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     @property
     def epoch(self) -> int:
-        """The current epoch, from 0."""
         return int(self.shared_epoch)
 
     @epoch.setter
@@ -59,34 +54,13 @@ class EpochAwareCollator:
         raise NotImplementedError
 
 
-class SummaryCollator(DataCollatorForSeq2Seq):
-    """transformers' collator, without the lengths by which rows were grouped."""
-
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        return super().__call__(inputs_of(features), return_tensors)
-
-
-NOT_INPUTS = ("length", "document")
-"""Columns that group, score or name rows, and are no inputs of a model."""
-
-
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
-    """``(B, length)`` of rows of numbers.
-
-    Args:
-        fill: the number of padding.
-        left: pad on the left.
-    """
+    """``(B, length)`` of rows of numbers, padded with ``fill``."""
     padded = []
     for row in map(torch.as_tensor, rows):
         gap = torch.full((length - len(row), *row.shape[1:]), fill, dtype=row.dtype)
         padded.append(torch.cat([gap, row] if left else [row, gap]))
     return torch.stack(padded)
-
-
-def inputs_of(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without :data:`NOT_INPUTS`."""
-    return [{name: value for name, value in row.items() if name not in NOT_INPUTS} for row in features]
 
 
 @dataclass
@@ -98,13 +72,9 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A padded batch.
-
-        Raises:
-            KeyError: some rows have a column and others do not.
-        """
-        rows = inputs_of(features)
-        fills = {name: fill for name, fill in ((GLOBALS, 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
+        """A padded batch."""
+        rows = [dict(row) for row in features]
+        fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
         size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
@@ -141,7 +111,7 @@ class DataCollatorWithPacking:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """The packed batch."""
-        rows, targets = inputs_of(features), dict[str, Tensor]()
+        rows, targets = [dict(row) for row in features], dict[str, Tensor]()
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
             targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -156,8 +126,7 @@ class DataCollatorWithPacking:
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
     """Let the pooling of a packed row ``(1, T)`` read the first token of each document; ``lengths (B,)``."""
     starts = lengths.cumsum(0) - lengths
-    module = pooling_module(model)
-    assert module is not None
+    module: Any = pooling_module(model)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
     try:
         yield
@@ -179,20 +148,15 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if not model.packs_documents:
         return f"A {type(model).__name__} reads one document in a row."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
-    refusals = [refusal for base in bases if (refusal := refusal_of_documents(base, {})) is not None]
-    if refusals:
-        return refusals[0]
+    if refusal := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
+        return refusal
     if args.torch_compile:
         return "A compiled model takes no packed documents."
     return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
-    """Whether to pack: ``wanted``, or by default whether model and arguments allow it.
-
-    Raises:
-        OptionError: ``wanted`` is True, but ``refusal``, the model or the arguments forbid packing.
-    """
+    """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
     why = refusal or packing_refusal(model, args)
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")
@@ -213,9 +177,7 @@ class TokenBudget(EpochSampler):
     """Batches of rows of similar length that hold at most a number of tokens, in an order that depends on the seed and the epoch.
 
     Args:
-        lengths: tokens of each row.
         budget: maximum tokens of a batch. A longer row gets its own batch.
-        seed: of the order.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
         processes: the number of batches is a multiple of it, so that all processes take equally many steps.
     """

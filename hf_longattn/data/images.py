@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line, needs_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 
 if TYPE_CHECKING:
@@ -27,42 +27,43 @@ if TYPE_CHECKING:
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 """Augmentations: a resized random crop, and a horizontal flip of every second image."""
 EXTRA = "images"
-SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
-"""Pillow's modes of 16-bit grey values, and of values without a defined white."""
+Augmentation: TypeAlias = tuple[Callable[["PillowImage"], "PillowImage"], dict[str, Any]]
+"""A random change of an image, of torchvision, and arguments of the image processor for changed images."""
 logger = logging.get_logger(LOGGER)
 
 
-def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> PillowImage:
+def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str = "leave it out") -> PillowImage:
     """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
 
     Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
 
     Args:
-        image: ``path``, or ``bytes``.
-        name: the image's name in messages.
+        image: a path, or a cell of ``datasets.Image(decode=False)``, which has ``path`` or ``bytes``.
+        name: the image's name in messages; default: its path.
         otherwise: the last advice of a message.
 
     Raises:
         MissingExtraError: Pillow is not installed.
         DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
     """
-    with needs_extra(EXTRA):
-        from PIL import Image as Pillow
-        from PIL import ImageOps
+    check_extra(EXTRA, "PIL")
+    from PIL import Image as Pillow
+    from PIL import ImageOps
 
-    content = image.get("bytes")
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
+    name = name or str(path)
     try:
         with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            with Pillow.open(str(image["path"]) if content is None else BytesIO(content)) as opened:
+            with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         reason = f"{type(error).__name__}: {in_a_line(error)}"
         raise DataError(f"The image {name} cannot be read ({reason}); correct its path, save it as PNG, or {otherwise}.") from error
-    if upright.mode in MODES_WITHOUT_RANGE:
+    if upright.mode in ("I", "F"):
         raise DataError(f"The image {name} has values without a range (Pillow's mode {upright.mode}); save it with 8 or 16 bits.")
-    if upright.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
+    if upright.mode.startswith("I;16"):  # convert would make every value above 255 white
         upright = upright.point(lambda value: value * (1 / 256), "L")
     if not upright.has_transparency_data:
         return upright.convert("RGB")
@@ -70,17 +71,10 @@ def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it o
     return Pillow.alpha_composite(background, upright.convert("RGBA")).convert("RGB")
 
 
-def read_image_file(file: Path) -> PillowImage:
-    """The image in a file that the user names; see :func:`read_image`."""
-    return read_image({"path": str(file)}, str(file), otherwise="give another file")
-
-
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of the images that an image processor makes, seen on one image.
 
-    Raises:
-        CheckpointError: the model was converted for another size, so the processor would shrink images silently.
-        DataError: as :func:`read_image`.
+    Refused if the model was converted for another size, since the processor would shrink images silently.
     """
     batch = ImageCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
@@ -119,17 +113,16 @@ class ImageCollator(EpochAwareCollator):
         return collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`.
-
-        Raises:
-            DataError: an image cannot be read, or the processor makes images of several sizes.
-        """
-        images = [read_image(row["image"], row["name"]) for row in features]
-        settings: dict[str, Any] = {}
+        """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
+        images, settings = [read_image(row["image"], row["name"]) for row in features], dict[str, Any]()
         if self.augmentation is not None:
-            rows = zip(features, images, strict=True)
-            images = [self.augmentation.draw(image, (self.seed, self.epoch, row["name"])) for row, image in rows]
-            settings = self.augmentation.settings
+            transform, settings = self.augmentation
+            with torch.random.fork_rng(devices=[]):
+                for place, row in enumerate(features):
+                    key = repr((self.seed, self.epoch, row["name"])).encode()
+                    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+                    torch.default_generator.manual_seed(drawn)  # torch.manual_seed would seed GPUs, too
+                    images[place] = transform(images[place])
         pixels = [torch.as_tensor(image) for image in self.processor(images, **settings)["pixel_values"]]
         sizes = {tuple(image.shape[-2:]) for image in pixels}
         if len(sizes) > 1:
@@ -141,25 +134,6 @@ class ImageCollator(EpochAwareCollator):
         return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([self.numbers[row["label"]] for row in features])}
 
 
-class Augmentation:
-    """Random changes of an image, drawn from a key.
-
-    Args:
-        transform: torchvision's, from an image to an image.
-        settings: arguments of the image processor for the changed images.
-    """
-
-    def __init__(self, transform: Callable[[PillowImage], PillowImage], settings: Mapping[str, Any]) -> None:
-        self.transform, self.settings = transform, dict(settings)
-
-    def draw(self, image: PillowImage, key: tuple[Any, ...]) -> PillowImage:
-        """The changed image, always the same for a key. torch's generator keeps its state."""
-        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-            return self.transform(image)
-
-
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for "none", and, with a warning, for ""
     without torchvision.
@@ -167,9 +141,6 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     Args:
         name: one of :data:`AUGMENTATIONS`; "" = the first one.
         size: height and width of the images that the image processor makes, to which a crop is resized.
-
-    Raises:
-        MissingExtraError: a named one needs torchvision, which is not installed.
     """
     if name == "none":
         return None
@@ -182,9 +153,9 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
     check_extra(EXTRA, "torchvision")
     from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-    parts = (name or AUGMENTATIONS[0]).split("+")
-    crops, flips = [RandomResizedCrop(size)] if "crop" in parts else [], [RandomHorizontalFlip()] if "flip" in parts else []
-    return Augmentation(Compose([*crops, *flips]), {"do_resize": False, "do_center_crop": False} if crops else {})
+    parts = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
+    chosen = (name or AUGMENTATIONS[0]).split("+")
+    return Compose([parts[part] for part in chosen]), {"do_resize": False, "do_center_crop": False} if "crop" in chosen else {}
 
 
 def check_augmentation(name: str) -> None:

@@ -24,32 +24,15 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     """Token ids of any shape with a share :data:`MASKED` masked, and labels, which are :data:`.tokenization.IGNORED` elsewhere.
 
     For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
-        other token is.
-
-    Args:
-        tokenizer: with a mask token.
-        seed: of the choice.
-
-    Raises:
-        CheckpointError: the tokenizer has no mask token.
+    other token is.
     """
-    mask = mask_token(tokenizer)
+    mask = getattr(tokenizer, "mask_token_id", None)
+    if mask is None:
+        raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
     order = order.to(ids.device).masked_fill(torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0)
     chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
     return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
-
-
-def mask_token(tokenizer: Any) -> int:
-    """The id of the mask token.
-
-    Raises:
-        CheckpointError: the tokenizer has none.
-    """
-    token = getattr(tokenizer, "mask_token_id", None)
-    if token is None:
-        raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")
-    return int(token)
 
 
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
@@ -92,7 +75,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
             rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
             if len(rest):
                 place = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
-                shown[place], labels[place] = mask_token(self.tokenizer), original[place]
+                shown[place], labels[place] = self.tokenizer.mask_token_id, original[place]
         return shown, labels
 
 

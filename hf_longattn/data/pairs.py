@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
@@ -14,7 +15,7 @@ LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"
 CANDIDATES = 10
 """Number of documents that a reranker ranks for each query in evaluation."""
 Relevant = Mapping[str, Sequence[str]]
-"""The texts that belong to each anchor."""
+"""The texts that belong to each anchor in all data. None of them becomes a negative of it."""
 
 
 def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
@@ -30,9 +31,6 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
     """The arguments of sentence-transformers' ``InformationRetrievalEvaluator``: queries, documents and relevant documents by key.
 
     Every anchor is a query once. The documents are the positives and negatives of all anchors.
-
-    Args:
-        relevant: the texts of each anchor in all data. None of them becomes a negative.
     """
     texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}
@@ -42,16 +40,8 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
 
 
 def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
-    """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or a text of another anchor.
-
-    Args:
-        relevant: the texts of each anchor in all data. None of them becomes a negative.
-        seed: chooses the wrong texts.
-
-    Raises:
-        DataError: an anchor to which all texts belong.
-    """
-    pool = _texts(relevant)
+    """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or another one's text by ``seed``."""
+    pool = list(dict.fromkeys(chain.from_iterable(relevant.values())))
 
     def label(value: float, texts: str | None) -> Dataset:
         def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -65,16 +55,8 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
     """Each held-out anchor with its texts and negatives, :data:`CANDIDATES` in all, for sentence-transformers'
-    ``CrossEncoderRerankingEvaluator``.
-
-    Args:
-        relevant: the texts of each anchor in all data. Negatives are drawn from them.
-        seed: of the negatives.
-
-    Raises:
-        DataError: an anchor to which all texts belong.
-    """
-    pool, negatives = _texts(relevant), dict[str, list[str]]()
+    ``CrossEncoderRerankingEvaluator``. Further negatives are texts of other anchors, drawn by ``seed``."""
+    pool, negatives = list(dict.fromkeys(chain.from_iterable(relevant.values()))), dict[str, list[str]]()
     if "negative" in held_out.column_names:
         for row in held_out:
             negatives.setdefault(row["anchor"], []).append(row["negative"])
@@ -88,16 +70,8 @@ def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str
     return samples
 
 
-def _texts(relevant: Relevant) -> list[str]:
-    return list(dict.fromkeys(text for texts in relevant.values() for text in texts))
-
-
 def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, count: int) -> list[str]:
-    """Up to ``count`` different texts that do not belong to the anchor.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Up to ``count`` different texts that do not belong to the anchor."""
     right = set(relevant[anchor])
     drawn = random.Random(seed).sample(pool, min(len(pool), count + len(right)))
     wrong_texts = [text for text in drawn if text not in right][:count]

@@ -33,7 +33,6 @@ def qa_inputs(
     Args:
         examples: columns ``question``, ``context`` and ``answers`` (texts and their first characters).
         numbers: of the examples.
-        tokenizer: a fast tokenizer.
         length: maximum number of tokens of an input.
         stride: tokens that consecutive windows share, as in transformers' run_qa; ``None`` = a single input, and the rest is cut off.
 
@@ -92,9 +91,6 @@ def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, 
 def answerable(examples: Dataset) -> Dataset:
     """The examples to train on: without questions whose answers are in none of their documents. Where another document of the question
     has them (TriviaQA), the target here is "no answer", as in a window without an answer.
-
-    Raises:
-        DataError: nothing is left.
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}

@@ -35,16 +35,6 @@ EXAMPLE = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-SHOWN = 3
-"""Bad rows that a message quotes."""
-IDS = ("id", "_id", "qid", "question_id")
-"""Names of a question's id in the schemas."""
-TRUE = ("true", "yes", "1", "1.0")
-"""What ``is_impossible`` of a question without an answer says, in small letters."""
-
-
-class RowError(ValueError):
-    """Why one row cannot be used."""
 
 
 def load_qa(
@@ -53,8 +43,8 @@ def load_qa(
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.sources.read_table`. In a table, ``answers`` may be JSON. ``answer``, with or without ``answer_start``, counts
-            where ``answers`` are empty. Empty answers are those of questions without an answer, wherever they start.
+        source: see :func:`.sources.read_table`. ``answer``, with or without ``answer_start``, counts where ``answers`` are empty. Empty
+            answers are those of questions without an answer, wherever they start.
         split: which split, if the source has several.
         named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
@@ -81,22 +71,28 @@ def load_qa(
             f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
         )
-    texts = [column for column, feature in data.features.items() if feature == Value("string")]
 
-    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        identity = next((str(row[key]) for key in IDS if row.get(key) is not None), str(number))
-        try:
-            return {**_example(_read_cells(row, texts), identity), "problem": ""}
-        except RowError as error:
-            why = str(error)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            why = f"It matches no schema ({type(error).__name__}: {error})."
-        named_row = f"Question {identity}" if any(row.get(key) is not None for key in IDS) else f"Row {number + 1}"
-        empty = {"id": identity, "title": "", "context": "", "question": "", "answers": {"text": [], "answer_start": []}}
-        return {**empty, "gold": [], "kind": "none", "document": "", "problem": f"{named_row}: {why}"}
+    def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        examples = []
+        for number, *cells in zip(numbers, *columns.values(), strict=True):
+            row = dict(zip(columns, cells, strict=True))
+            identity = next((str(row[key]) for key in ("id", "_id", "qid", "question_id") if row.get(key) is not None), None)
+            try:
+                examples.append(_example(row, str(number) if identity is None else identity))
+            except (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+                why = str(error) if isinstance(error, DataError) else f"It matches no schema ({type(error).__name__}: {error})."
+                where = f"Row {number + 1}" if identity is None else f"Question {identity}"
+                if not skip_bad_rows:
+                    raise DataError(f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many.") from error
+        return {column: [example[column] for example in examples] for column in EXAMPLE}
 
-    features = Features({**EXAMPLE, "problem": Value("string")})
-    return _checked(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features), name, skip_bad_rows)
+    settings: dict[str, Any] = {"batched": True, "batch_size": 100, "remove_columns": data.column_names, "features": EXAMPLE}
+    rows = data.map(convert, with_indices=True, **settings)
+    if len(rows) < len(data):
+        logger.warning(f"{len(data) - len(rows):,} of {len(data):,} questions of {name} cannot be used and are left out.")
+    if not any(question.strip() for question in rows["question"]):
+        raise DataError(f"All questions of {name} are empty or cannot be used; check its column 'question'.")
+    return rows
 
 
 def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
@@ -106,133 +102,82 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
             file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
 
-def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
-    """The rows that can be used.
-
-    Raises:
-        DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
-    """
-    problems = rows["problem"][:]
-    bad = [problem for problem in problems if problem]
-    if bad:
-        subject = f"{len(bad):,} of {len(rows):,} questions of {name} cannot be used"
-        first_problems = f"{' '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
-        if len(bad) == len(rows) or not skip_bad_rows:
-            advice = "correct them" if len(bad) == len(rows) else "correct them, or leave them out with --skip-bad-rows"
-            raise DataError(f"{subject}; {advice}. {first_problems}")
-        logger.warning(f"{subject} and are left out. {first_problems}")
-        rows = rows.select([place for place, problem in enumerate(problems) if not problem])
-    if not any(question.strip() for question in rows["question"]):
-        raise DataError(f"All questions of {name} are empty; check its column 'question'.")
-    return rows.remove_columns("problem")
-
-
 def _questions(value: Any) -> Iterator[dict[str, Any]]:
-    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row.
-
-    Raises:
-        ValueError: a paragraph or a document has no list of questions.
-    """
+    """The questions of a value of JSON: articles (SQuAD) under ``data``, a document (MRQA), or a row."""
     if not isinstance(value, dict) or "question" in value:
         yield value
         return
     for entry in value["data"] if isinstance(value.get("data"), list) else [value]:
         if "header" in entry:  # the first line of an MRQA file
             continue
-        paragraphs = entry.get("paragraphs", [entry] if "qas" in entry else None)
-        if paragraphs is None:
+        for paragraph in entry.get("paragraphs", [entry] if "qas" in entry else ()):
+            shared = {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": []}
+            yield from ({**shared, **qa} for qa in paragraph["qas"])
+        if not {"paragraphs", "qas"} & entry.keys():
             yield entry
-            continue
-        try:
-            for paragraph in paragraphs:
-                shared = {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": []}
-                yield from ({**shared, **qa} for qa in paragraph["qas"])
-        except (KeyError, TypeError, AttributeError) as error:
-            shape = "{'paragraphs': [{'context': ..., 'qas': [...]}]}"
-            raise ValueError(f"an article does not have SQuAD's shape {shape} ({type(error).__name__}: {error})") from error
-
-
-def _read_cells(row: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """A row of a table, with ``answers`` and ``answer_start`` read from text."""
-    read: dict[str, Any] = {}
-    for column in ("answers", "answer_start"):
-        cell = row.get(column)
-        if column in texts and isinstance(cell, str) and cell.strip()[:1] in tuple("{[" if column == "answers" else "+-0123456789"):
-            try:
-                read[column] = json.loads(cell)
-            except (ValueError, RecursionError) as error:
-                raise RowError(f"Its {column} are no JSON ({error}).") from error
-    return {**row, **read}
 
 
 def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """The example of a row in any of the schemas.
-
-    Raises:
-        RowError: the row cannot be used.
-    """
+    """The example of a row in any of the schemas."""
     if "supporting_facts" in row:
         row = _hotpot(row)
     for column in ("question", "context"):
         if not isinstance(row[column], str):
-            raise RowError(f"The {column} must be one text, not {type(row[column]).__name__}.")
+            raise DataError(f"The {column} must be one text, not {type(row[column]).__name__}.")
     answers, gold = _mrqa(row) if "detected_answers" in row else _squad(row)
     if row.get("gold") is not None:  # the common schema
         gold = row["gold"]
-    gold = [str(text) for text in gold if not _is_empty(text)] or answers["text"]
+    gold = [text for text, _ in _spans(list(gold))] or answers["text"]
     kind = row.get("kind") or "span"
     if kind not in KINDS:
-        raise RowError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+        raise DataError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
     kind = "none" if kind == "span" and not gold else kind
-    impossible = str(row.get("is_impossible")).strip().lower() in TRUE
+    impossible = str(row.get("is_impossible")).strip().lower() in ("true", "yes", "1", "1.0")
     if gold and (impossible or kind == "none"):
         marked = "is_impossible" if impossible else "kind 'none'"
-        raise RowError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
+        raise DataError(f"It is marked as {marked}, but has the answer {gold[0]!r}; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
     texts = {"id": identity, "title": title, "document": document, "question": row["question"], "context": row["context"]}
     return {**texts, "answers": answers, "gold": gold, "kind": kind}
 
 
+def _spans(answers: Any) -> list[tuple[str, Any]]:
+    """Each answer with a text, and its first character or ``None``: of {text, answer_start} with one or several of each, or of texts."""
+    if isinstance(answers, list):
+        return [span for each in answers for span in _spans(each)]
+    if not isinstance(answers, Mapping):
+        return [] if answers is None or not str(answers).strip() else [(str(answers), None)]
+    texts, starts = ([value] if not isinstance(value, list) else value for value in map(answers.get, ANSWERS))
+    if answers and "text" not in answers:
+        raise DataError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}.")
+    if not any(map(_spans, texts)) or all(start is None for start in starts):
+        return _spans(texts)
+    return [(str(text), start) for text, start in zip(texts, starts, strict=True) if _spans(text)]
+
+
 def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """The spans and texts of ``answers`` {text, answer_start}, of a list of such or of texts, or of ``answer`` and ``answer_start``."""
-    answers = row.get("answers")
-    if _is_empty(answers):
-        answers = row.get("answer")
-        if isinstance(answers, (str, int, float)) and row.get("answer_start") not in (None, ""):
-            answers = {"text": answers, "answer_start": row["answer_start"]}
-    if isinstance(answers, Mapping) and (_is_empty(answers) or "text" in answers):
-        texts, starts = ([value] if not isinstance(value, list) else value for value in map(answers.get, ANSWERS))
-        starts = starts if any(start is not None for start in starts) else [None] * len(texts)
-        pairs = [] if _is_empty(answers) else list(zip(texts, starts, strict=True))
-    elif isinstance(answers, Mapping) or not isinstance(answers, (list, str, type(None))):
-        raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}.")
-    else:
-        listed_answers = answers if isinstance(answers, list) else [answers]
-        pairs = [(each["text"], each.get("answer_start")) if isinstance(each, Mapping) else (each, None) for each in listed_answers]
-    spans = [(str(text), start) for text, start in pairs if not _is_empty(text)]
+    """The spans and texts of ``answers``, or of ``answer`` and ``answer_start``; see :func:`_spans`."""
+    spans = _spans(row.get("answers"))
+    if not spans:
+        answer, start = row.get("answer"), row.get("answer_start")
+        whole = isinstance(answer, (Mapping, list)) or start in (None, "")
+        spans = _spans(answer if whole else {"text": answer, "answer_start": start})
     right = [text for text, _ in spans]
     if all(start is None for _, start in spans):
-        found = occurrences(row["context"], right)
-        if right and not found["text"]:
-            raise RowError(f"The answer {right[0]!r} is not in the context; give words of the context.")
-        return found, right
+        places = occurrences(row["context"], right)
+        if right and not places["text"]:
+            raise DataError(f"The answer {right[0]!r} is not in the context; give words of the context.")
+        return places, right
     for text, start in spans:
-        number = None if isinstance(start, str) else as_number(start)
+        number = as_number(start)
         if number is None or not number.is_integer() or number < 0:
-            raise RowError(
+            raise DataError(
                 f"The answer {text!r} has the answer_start {start!r}; it must be a whole number from 0, the answer's first character in "
                 "the context. Give empty lists to questions without an answer."
             )
         if not row["context"].startswith(text, int(number)):
-            raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
-    return {"text": right, "answer_start": [int(start) for _, start in spans]}, []
-
-
-def _is_empty(answer: Any) -> bool:
-    """Whether an answer, or each of several, is missing or without text; SQuAD 2 is also written with such answers."""
-    if isinstance(answer, Mapping) and ("text" in answer or not answer):
-        answer = answer.get("text")
-    return all(map(_is_empty, answer)) if isinstance(answer, list) else answer is None or not str(answer).strip()
+            raise DataError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
+    return {"text": right, "answer_start": [int(float(start)) for _, start in spans]}, []
 
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -263,7 +208,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     example = {"question": row["question"], "context": context}
     if answer in ("yes", "no"):
         return {**example, "kind": answer, "gold": [answer]}
-    found = occurrences(context, [answer or ""])
-    near = [place for place, start in enumerate(found["answer_start"]) if any(start in sentence for sentence in inside)]
-    spans = {name: [values[place] for place in near] for name, values in found.items()} if near else answer or []
+    places = occurrences(context, [answer or ""])
+    near = [place for place, start in enumerate(places["answer_start"]) if any(start in sentence for sentence in inside)]
+    spans = {name: [values[place] for place in near] for name, values in places.items()} if near else answer or []
     return {**example, "answers": spans, "gold": [answer or ""]}

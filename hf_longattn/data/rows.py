@@ -12,9 +12,10 @@ import string
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
@@ -25,7 +26,6 @@ from hf_longattn.errors import OptionError, nearest
 from hf_longattn.names import LOGGER
 
 logger = logging.get_logger(LOGGER)
-Changed = TypeVar("Changed")
 Roles = Mapping[str, Sequence[str]]
 """Role -> names of columns that are recognised; the first existing one is taken."""
 OPTIONAL = ("question", "negative", "score", "id")
@@ -44,68 +44,26 @@ COLUMNS = "--columns {role}=NAME"
 """The option that names the column of a role."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document; five times War and Peace. A tokenizer needs up to 200 bytes of memory for each."""
-TENTH = 10
-"""One row in this many of every source is held out."""
-NAMES_OF_ROWS = ("id", "name", "title")
-"""Columns that name a row and do not say what it contains."""
-FIRST_BYTES = 4096
-"""Bytes of an image or audio file that are compared, besides its size."""
-MOST_HELD_OUT = 1000
-"""Maximum number of held-out documents per source of a language model. Untuned."""
 
 
-def read_rows(args: Any, seed: int, roles: Roles | None = None, *, classes: str = "") -> tuple[Dataset, Dataset]:
-    """Training rows and held-out rows with a column for each role; see :func:`rows_of` and :func:`split_rows`.
-
-    Args:
-        args: the task's data arguments.
-        roles: default: ``args.roles``.
-
-    Raises:
-        DataError: a source that cannot be read, a missing column, or a row without a value of its kind.
-        OptionError: too few rows to hold some back.
-    """
-    roles = args.roles if roles is None else roles
-    return split_rows(args, seed, lambda source, split: rows_of(source, split, roles, args.named), classes=classes)
-
-
-def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """Training documents and held-out documents in the column ``text``, which ``args.template`` may make of several columns.
-
-    Raises:
-        DataError, OptionError: as :func:`read_rows`.
-    """
-
-    def read(source: str, split: str) -> Dataset:
-        if args.template:
-            return written_rows(source, split, args.template)
-        return rows_of(source, split, args.roles, args.named)
-
-    return split_rows(args, seed, read, most=MOST_HELD_OUT, shuffle=True)
-
-
-def split_rows(
-    args: Any,
-    seed: int,
-    read: Callable[[str, str], Dataset],
-    *,
-    unit: str = "",
-    classes: str = "",
-    most: int | None = None,
-    shuffle: bool = False,
+def read_rows(
+    args: Any, seed: int, roles: Roles | None = None, *, read: Callable[..., Dataset] | None = None, shuffle: bool = False, **units: Any
 ) -> tuple[Dataset, Dataset]:
-    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
-    ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
+    """Training rows, and held-out rows: all of ``--validation``, or a tenth of every source. They have a column for each role.
+
+    ``max_train_samples`` and ``max_eval_samples`` limit both. Where nothing is trained, both are all rows.
 
     Args:
-        read: reads a split of a source.
-        unit, classes, most: see :func:`split_held_out`.
+        roles: default: ``args.roles``.
+        read: reads a split of a source; default: :func:`rows_of`.
         shuffle: draw the order of rows that are not split by the seed, too.
+        **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
-        DataError: sources with different columns.
+        DataError: a source that cannot be read, a missing column, a row without a value of its kind, or sources with different columns.
         OptionError: too few rows to hold some back.
     """
+    read = read or partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
 
     def joined(parts: Sequence[Dataset]) -> Dataset:
         data = concatenate_datasets(parts)
@@ -122,16 +80,22 @@ def split_rows(
         if args.validation:
             train, held_out = joined(parts), joined([read(args.validation, "validation")])
         else:
-            train, held_out = split_held_out(parts, seed, unit=unit, classes=classes, most=most)
+            train, held_out = split_held_out(parts, seed, **units)
         if not len(held_out):
-            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {unit}"
+            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {units.get('unit')}"
             raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
 
 
-def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
+def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
+    """:func:`read_rows` of documents in the column ``text``, which ``args.template`` may make of several columns."""
+    read = partial(written_rows, templates=args.template) if args.template else None
+    return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
+
+
+def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
     """``change(part)`` for each part. A part that is given twice is converted once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
@@ -145,7 +109,6 @@ def split_held_out(
     A source of two units or more gives at least one; if none has two, the last one drawn is held out.
 
     Args:
-        parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
         unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
         classes: the values in this column have the same shares in both parts, as far as there are units; "" = no classes.
@@ -164,7 +127,7 @@ def split_held_out(
         quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
         drawn_of_class[group] += 1
     of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
-    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // TENTH), most or len(keys))]]
+    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
@@ -182,15 +145,8 @@ def _order(count: int, seed: int) -> list[int]:
     return order
 
 
-# ---- columns
-
-
 def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
-    """Role -> column of the data.
-
-    Raises:
-        DataError: a column is missing, and its role is not optional.
-    """
+    """Role -> column of the data."""
     chosen = {}
     for role, names in roles.items():
         wanted = [named[role]] if role in named else list(names)
@@ -215,9 +171,6 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
     Args:
         leave_out: leave out rows in which a text is empty, with a warning.
         option: names the column of a role, in messages.
-
-    Raises:
-        DataError: a missing column, or a row without a value of its kind.
     """
     file = next((role for role in roles if role in FILES), None)
     source = located(source, split, file or "text")
@@ -238,11 +191,7 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
-    """Rows without an empty text; others are left out, with a warning.
-
-    Raises:
-        DataError: no row is left.
-    """
+    """Rows without an empty text; others are left out, with a warning."""
     if not texts:
         return rows
     filled = rows.filter(lambda row: all(row[role].strip() for role in texts))
@@ -255,17 +204,12 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of classes that a column has numbers of; ``None`` for other columns."""
-    while isinstance(feature, List):
-        feature = feature.feature
+    feature = feature.feature if isinstance(feature, List) else feature
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:
-    """A value as its role needs it; "" for a missing text.
-
-    Raises:
-        DataError: it is missing, or no such value.
-    """
+    """A value as its role needs it; "" for a missing text."""
     what = VALUES.get(role, "text")
     if value is None or value == "" or value != value or (names is not None and value == -1):
         if what == "text":
@@ -309,11 +253,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
-    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``.
-
-    Raises:
-        DataError: the column has another type, or a row has no file.
-    """
+    """The files of a column, not read, in the column ``role``, and their names in messages as ``name``."""
     feature = data.features[column]
     if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         data = data.rename_columns({} if column == role else {column: role})
@@ -325,72 +265,41 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
-    names = []
-    for number, (path, is_missing) in enumerate(
-        zip(struct_field(stored, "path").to_pylist(), stored.is_null().to_pylist(), strict=True), 1
-    ):
-        if is_missing:
-            raise DataError(f"Row {number} of {source} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-        names.append(path if path and Path(path).is_absolute() else f"row {number} of {source}")
+    if True in (missing := stored.is_null().to_pylist()):
+        where = f"Row {missing.index(True) + 1} of {source}"
+        raise DataError(f"{where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
+    paths = enumerate(struct_field(stored, "path").to_pylist(), 1)
+    names = [path if path and Path(path).is_absolute() else f"row {number} of {source}" for number, path in paths]
     return data.add_column("name", names)
 
 
-# ---- texts of several columns
-
-
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
-    """Texts in the column ``text``. Each row takes the first template whose columns all have a value.
-
-    Raises:
-        OptionError: a template is not a format string, or names no column.
-        DataError: a missing column, a format that does not suit a value, or no text.
-    """
+    """Texts in the column ``text``. Each row takes the first template whose columns all have a value."""
     data, columns = read_table(source, split), dict[str, list[str]]()
     for template in templates:
         try:
             columns[template] = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        except ValueError as error:
-            raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
+        except ValueError:
+            columns[template] = []
         if not columns[template]:
-            raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
-        if (unknown := next((name for name in columns[template] if name not in data.column_names), None)) is not None:
-            close = nearest(unknown, data.column_names)
-            raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {unknown!r}, which --template names.{close}")
+            example = "'{title}: {text}', with {{ and }} for braces"
+            raise OptionError(f"--template takes texts that name columns in braces, for example {example}, not {template!r}.")
+        names = {name: name for name in columns[template]}
+        chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
     def written(row: dict[str, Any]) -> dict[str, str]:
-        def is_filled(template: str) -> bool:
-            return all(row[name] is not None and str(row[name]).strip() for name in columns[template])
-
-        template = next(filter(is_filled, templates), "")
+        filled = (each for each in templates if all(row[name] is not None and str(row[name]).strip() for name in columns[each]))
+        template = next(filled, "")
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
-            message = f"The template {template!r} does not suit {source} ({error}); leave out the format after a colon."
-            raise DataError(message) from error
+            raise DataError(f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon.") from error
 
     return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
 
 
-# ---- rows that are trained on and scored, too
-
-
 def trained_rows(train: Dataset, scored: Dataset) -> int:
-    """The number of ``scored`` rows whose content is also in ``train``, whatever their files and ids are."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in NAMES_OF_ROWS]
-    trained = set(map(_content, train.select_columns(columns)))
-    return sum(_content(row) in trained for row in scored.select_columns(columns))
-
-
-def _content(row: Mapping[str, Any]) -> int:
-    """A hash of a row, with the size and the first bytes of files."""
-    values = []
-    for value in row.values():
-        if isinstance(value, dict) and set(value) == set(CELL):
-            content, path = value["bytes"], Path(value["path"] or "")
-            if content is None and path.is_file():
-                with path.open("rb") as file:
-                    value = path.stat().st_size, file.read(FIRST_BYTES)
-            elif content is not None:
-                value = len(content), content[:FIRST_BYTES]
-        values.append(value)
-    return hash(repr(values))
+    """The number of ``scored`` rows whose values are also in ``train``, whatever their ids are. Files are compared by their paths."""
+    columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
+    trained = {hash(repr(row)) for row in train.select_columns(columns)}
+    return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

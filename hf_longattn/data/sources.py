@@ -19,29 +19,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
-from datasets import (
-    Dataset,
-    DatasetDict,
-    DownloadManager,
-    Features,
-    Json,
-    Value,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import Dataset, DatasetDict, DownloadManager, Features, Json, Value, load_dataset, load_dataset_builder, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_longattn import __version__
 from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
 from hf_longattn.files import AUDIO_SUFFIXES
 
-UTF_8 = "utf-8-sig"
-"""How text files are read: Excel and Windows' editors write a byte-order mark first."""
-FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
-CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
+CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Endings of files of words with tags, one word in a line."""
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
+"""Endings of files that are read. All but Parquet may be compressed by gzip, with .gz after the ending."""
 SUFFIXES = {"text": (".txt", ".md", ".rst", ".py"), "image": tuple(ImageFolder.EXTENSIONS), "audio": AUDIO_SUFFIXES}
 """Kind of a folder's files -> endings of their names."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -55,15 +43,9 @@ class DataError(LongAttentionError):
     """Data that cannot be read, or that do not suit the task."""
 
 
-def format_of(source: str) -> str:
-    """The ending of a file's name in small letters, without a .gz after it."""
-    path = Path(source.lower())
-    return path.suffix if path.suffix != ".gz" or path.stem.endswith(".parquet") else Path(path.stem).suffix
-
-
 def check_exists(source: str) -> None:
     """Raise :class:`DataError` for a source with the name of a file that is not there."""
-    if source.lower().endswith((*FORMATS, *CONLL, ".gz", ".zip")) and not Path(source).exists():
+    if source.lower().endswith((*FORMATS, ".gz", ".zip")) and not Path(source).exists():
         raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
 
@@ -87,14 +69,15 @@ def read_table(
     Raises:
         DataError: missing or unreadable file, empty folder, unknown split.
     """
-    path, ending = Path(source), format_of(source)
+    path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
+    ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
     check_exists(source)
     if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, kind)
     elif path.exists() and not path.is_dir() and not path.is_file():
         raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
     elif path.is_file() and ending not in FORMATS:
-        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz), {', '.join(CONLL)} (words with tags)"
+        endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
         raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
     elif path.is_file() and ending != ".parquet":
         data = _dataset([source], ending, flat=flat)
@@ -138,11 +121,7 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
 
 
 def files_of(path: Path, kind: str) -> list[Path]:
-    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself.
-
-    Raises:
-        DataError: there is none, or a link to nothing.
-    """
+    """The files of a kind in a folder and its sub-folders, sorted by name; or the file itself."""
     endings = f"{'audio file' if kind == 'audio' else kind}s ({', '.join(SUFFIXES[kind][:4])} …)"
     if path.is_file():
         return [path]
@@ -174,7 +153,8 @@ def _read_folder(root: Path, kind: str) -> Dataset:
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if kind == "text":
-        return _dataset([*map(str, files)], ".txt", labels=tuple(labels) if columns else None)
+        data = _dataset([*map(str, files)], ".txt")
+        return data.add_column("label", labels) if columns else data
     columns[kind] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
     if kind == "audio" and any(text.is_file() for text in transcripts):
@@ -186,35 +166,28 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
     """The rows of text files, CSV or JSON, which ``datasets`` keeps until a file or this package changes.
 
     Options are no lists, which ``datasets`` would divide into shards.
-
-    Raises:
-        DataError: there are no rows, or a file cannot be read.
     """
     options |= {"files": tuple(files), "ending": ending}
     names = dict.fromkeys(name for row in _rows(**options) for name in row)
     if not names:
         raise DataError(f"{files[0]} has no rows; give other data.")
-    feature: Any = Json() if ending.startswith(".json") else Value("string")
+    feature: Any = Json() if ending.startswith((".json", *CONLL)) else Value("string")
     stamp = (__version__, *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)))
     return Dataset.from_generator(_rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp})
 
 
 def _rows(
-    files: Sequence[str],
-    ending: str,
-    *,
-    separator: str = "",
-    flat: Callable[[Any], Iterable[Any]] | None = None,
-    labels: Sequence[str | None] | None = None,
-    stamp: object = None,
+    files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of files. Texts and cells of CSV are as they stand, values of JSON are written as JSON."""
-    for number, file in enumerate(files):
+    for file in files:
         with _opened(file) as text:
             if ending == ".txt":
-                yield {"text": text.read(), **({} if labels is None else {"label": labels[number]})}
+                yield {"text": text.read()}
             elif ending.startswith(".json"):
                 yield from _json_rows(text, file, flat)
+            elif ending in CONLL:
+                yield from _conll_rows(text, file)
             else:
                 yield from _csv_rows(text, file, separator or ("\t" if ending == ".tsv" else ","))
 
@@ -223,7 +196,7 @@ def _rows(
 def _opened(file: str) -> Iterator[TextIO]:
     """A text file, perhaps compressed, whose errors name it."""
     opener: Any = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding=UTF_8, newline="") as text:
+    with opener(file, "rt", encoding="utf-8-sig", newline="") as text:  # Excel writes a byte-order mark first
         try:
             yield text
         except UnicodeDecodeError as error:
@@ -254,6 +227,29 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
         raise DataError(f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}") from error
 
 
+def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
+    """The documents of a file whose lines are a word, perhaps other columns, and a tag, separated by tabs or else by spaces.
+
+    Lines of -DOCSTART-, or else blank ones, separate documents.
+    """
+    lines, rows, width = text.read().replace("\r\n", "\n").split("\n"), list[list[str]](), 0
+    borders = any(line.startswith("-DOCSTART-") for line in lines)
+    for number, line in enumerate([*lines, "-DOCSTART-"], 1):
+        is_border, columns = line.startswith("-DOCSTART-"), line.split("\t") if "\t" in line else list(filter(None, line.split(" ")))
+        if is_border or not line.strip():
+            if rows and (is_border or not borders):
+                words, tags = ([row[place] for row in rows] for place in (0, -1))
+                if width > 2 and all(map(str.isdecimal, words)):
+                    raise DataError(f"The words of {file!r} have numbers, as in CoNLL-U; write a word and its tag in each line.")
+                yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags)}
+                rows = []
+            continue
+        width = width or len(columns)
+        if len(columns) != width or width < 2 or not columns[0].strip() or not columns[-1].strip():
+            raise DataError(f"Line {number} of {file!r} is no word and its tag, with as many columns as the lines before; correct it.")
+        rows.append(columns)
+
+
 def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:
     """The rows of JSON, with every value as JSON. A text is a row of one column, ``text``."""
     for number, value in enumerate(_json_values(text, file), 1):
@@ -267,8 +263,8 @@ def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | N
                 yield values
         except UnicodeEncodeError as error:
             raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
-        except ValueError as error:
-            raise DataError(f"Row {number} of {file!r} cannot be read: {error}.") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise DataError(f"Row {number} of {file!r} cannot be read: {in_a_line(error)}.") from error
 
 
 def _json_values(text: TextIO, file: str) -> Iterator[Any]:

@@ -51,9 +51,6 @@ def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
     return chunks
 
 
-# ---- documents of language models
-
-
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokens of whole documents with the tokenizer's special tokens, and the end token if it adds none after a text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -99,16 +96,6 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
-def to_single_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """An input for each text, cut at ``length`` tokens. ``data`` has the column ``text`` alone."""
-    return data.map(
-        lambda rows: call_tokenizer(tokenizer, rows["text"], truncation=True, max_length=length), batched=True, remove_columns="text"
-    )
-
-
-# ---- documents given as words
-
-
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
     """Whether a list of words gets the same ids as the text, as tokenised by ``original`` if it is given."""
     lead = call_tokenizer(original or tokenizer, LEAD, add_special_tokens=False)["input_ids"]
@@ -122,12 +109,8 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer for lists of words. A byte-level BPE is loaded with ``add_prefix_space``, as in ``run_ner``, since it would join the
-    words.
-
-    Args:
-        name: of its checkpoint.
-    """
+    """The tokenizer for lists of words. A byte-level BPE, which would join the words, is loaded from its checkpoint ``name`` with
+    ``add_prefix_space``, as in ``run_ner``."""
     if reads_words(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer

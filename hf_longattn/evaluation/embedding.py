@@ -28,7 +28,7 @@ from transformers.utils import logging
 from ..data.batching import processes
 from ..data.rows import rows_of
 from ..data.sources import DataError
-from ..errors import CheckpointError, OptionError, needs_extra
+from ..errors import CheckpointError, OptionError, check_extra
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference.optimize import evaluating
@@ -110,8 +110,9 @@ def embed_documents(
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
         raise OptionError(f"--task is {task!r}; give document or query.")
-    with needs_extra("sentence"):
-        import sentence_transformers
+    check_extra("sentence", "sentence_transformers")
+    import sentence_transformers
+
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
     data = read_documents(documents, split, text_column, id_column)
     state = processes()

@@ -1,6 +1,6 @@
 """Export checkpoints as ONNX or torch.export graphs, stock architectures, or quantised or pruned models.
 
-:mod:`hf_longattn.conversion.stock` writes stock architectures, since ``convert --native`` needs it, too. This package imports
+:mod:`hf_longattn.conversion.stock` writes stock architectures, the opposite of adoption. This package imports
 ``conversion``, which imports nothing from here.
 """
 

@@ -24,9 +24,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from ..conversion.folders import add_source_files, open_for_writing, versions, with_report, write_report
-from ..conversion.model_loading import quiet_libraries
-from ..conversion.sources import tensor_headers
-from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest, needs_extra
+from ..conversion.sources import quiet_libraries, tensor_headers
+from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_kind, staged_folder
 from ..hub import origin_of
@@ -99,7 +98,8 @@ UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
 
 
 def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
-    with needs_extra("compress"), quiet_libraries():
+    check_extra("compress", "torchao")
+    with quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
@@ -263,7 +263,7 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    with staged_folder(target, needed_bytes=before["bytes"] + 2**20, overwrite=overwrite) as stage:
+    with staged_folder(target, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_libraries():
             saved.save_pretrained(stage)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import hf_longattn
 
-from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
-from ..conversion.sources import Source, refuse_quantised
+from ..conversion.sources import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids

@@ -16,8 +16,16 @@ import torch
 from torch import nn
 
 from ..conversion.folders import add_source_files, versions, with_report, write_report
-from ..conversion.model_loading import attached_mechanisms, load_checked, quiet_libraries
-from ..conversion.sources import NAMES, OWN_FIELDS, Source, open_source, refuse_quantised
+from ..conversion.sources import (
+    NAMES,
+    OWN_FIELDS,
+    Source,
+    attached_mechanisms,
+    load_checked,
+    open_source,
+    quiet_libraries,
+    refuse_quantised,
+)
 from ..data.english import verification_text
 from ..errors import EXTRAS, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import sentence_pooling, write_for_servers
@@ -140,8 +148,7 @@ def export_checkpoint(
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
     onnx = format == "onnx"
-    needed = 5 * sum(p.numel() for p in loaded.parameters())
-    with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
+    with staged_folder(target, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
         say(f"comparing {GRAPHS[format]} with the model")
         checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))

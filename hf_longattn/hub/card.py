@@ -13,14 +13,12 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HTTPError
-from transformers import AutoConfig
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
@@ -35,16 +33,15 @@ from ..files import (
     is_generic,
     is_long,
     named_class,
-    plain_names,
     public_name,
     read_json_object,
     read_text,
     sentence_kind,
     staged_file,
 )
-from ..inputs.kind import kind_in
+from ..inputs.kind import InputKind, kind_in
 from ..loading import read_config
-from ..mechanisms.common.exact import for_length
+from ..mechanisms.common.exact import is_full
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
@@ -83,68 +80,19 @@ REMOTE_CODE = (
 )
 
 
-@dataclass(frozen=True)
-class MeasuredResult:
-    """One measured number.
-
-    Attributes:
-        dataset, metric: readable names, for example "lookup, documents of 1,025 to 2,048 tokens" and "exact match".
-        value: finite; in ``unit``: "%", "s", "nats", or "" for a plain number.
-        task: the Hub's task name, for example "question-answering"; ``None``: the model's task.
-        metric_type: identifier in the metadata; made from the name when empty.
-        system: name of the measured system, if a table compares several. Results with a system do not go into the metadata.
-        n: number of examples. standard_error: in ``unit``. split: of the dataset. note: a few words.
-    """
-
-    dataset: str
-    metric: str
-    value: float
-    unit: str = ""
-    task: str | None = None
-    metric_type: str = ""
-    system: str = ""
-    n: int | None = None
-    standard_error: float | None = None
-    split: str | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.value, int | float) and math.isfinite(self.value)):
-            raise LongAttentionError(f"The result {self.metric!r} on {self.dataset!r} is {self.value!r}, but must be a finite number.")
-
-    def to_metadata(self, task: str | None) -> EvalResult:
-        """The entry of the card's ``model-index``. ``task`` is the model's."""
-        dataset, metric = (re.sub(r"[\W_]+", "_", name.lower()).strip("_") for name in (self.dataset, self.metric))
-        return EvalResult(
-            task_type=self.task or task or "other",
-            dataset_type=dataset,
-            dataset_name=self.dataset,
-            dataset_split=self.split,
-            metric_type=self.metric_type or metric,
-            metric_name=self.metric,
-            metric_value=self.value,
-        )
+NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": None, "standard_error": None, "split": None, "note": ""}
+"""The fields that a measured result may have besides ``dataset``, ``metric`` and ``value``; see :func:`model_card`."""
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`. Returns its path.
 
-    The training section and the results of an existing card stay, unless ``contents`` has others: no other file records them.
+    Of a card that is there, licence, language, data sets and tags stay.
 
     Raises:
-        CheckpointError: as :func:`model_card`, or ``README.md`` is not a regular file.
+        CheckpointError: as :func:`model_card`, or the file cannot be written.
     """
-    path, before = Path(model_dir) / "README.md", {}
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    if path.is_file():
-        with suppress(CheckpointError):  # inherited_metadata warns about it
-            card = read_card(path)
-            sections = dict(re.findall(r"^## (Training|Results)$(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL))
-            before = {"training": sections.get("Training", "")}
-            if not contents.get("results"):
-                before |= {"measured": sections.get("Results", ""), "eval_results": card.data.get("eval_results")}
-    card = model_card(model_dir, **{**before, **contents})
+    path, card = Path(model_dir) / "README.md", model_card(model_dir, **contents)
     with staged_file(path) as stage:
         card.save(stage)
     return path
@@ -156,14 +104,12 @@ def model_card(
     base_model: str | None = None,
     source: str | Path | None = None,
     report: Mapping[str, Any] | None = None,
-    results: Iterable[MeasuredResult | Mapping[str, Any]] = (),
+    results: Iterable[Mapping[str, Any]] = (),
     name: str | None = None,
     title: str | None = None,
     introduction: str | None = None,
     training: str = "",
     limits: Sequence[str] = (),
-    measured: str = "",
-    eval_results: list[EvalResult] | None = None,
     **metadata: Any,
 ) -> ModelCard:
     """The card of a saved model.
@@ -173,10 +119,12 @@ def model_card(
         base_model: the Hub name of the model it was made from. Omit it for a local folder.
         source: folder or Hub name of a model whose metadata is inherited; by default, if the folder has no card, the report's source.
         report: the conversion's report; by default the folder's ``conversion_report.json``.
-        results: measured results. Results without a ``system`` also go into the metadata (``model-index``).
+        results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and a finite ``value``;
+            perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``note``, ``task`` (by
+            its name on the Hub; default: the model's) and ``metric_type``. A result with a ``system`` is one of several that the table
+            compares, and not in the metadata (``model-index``).
         name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
         title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
-        measured, eval_results: a table of results in Markdown and its metadata, used if ``results`` is empty.
         metadata: license, language, datasets, tags or other fields of ``ModelCardData``. The fields of :data:`INHERITED` that are not given
             are inherited from the cards of the folder and of the source.
 
@@ -187,11 +135,16 @@ def model_card(
     folder, name = Path(model_dir), name or str(model_dir)
     config, report = read_config(folder), (read_report(folder) if report is None else report) or {}
     with checkpoint_errors(f"No card of {str(folder)!r} can be made from its config.json, its {CONVERSION_REPORT} and these results"):
-        rows = [row if isinstance(row, MeasuredResult) else MeasuredResult(**row) for row in results]
+        rows = [{**NOTHING_MORE, **row} for row in results]
+        if wrong := next((row for row in rows if not isinstance(row["value"], int | float) or not math.isfinite(row["value"])), None):
+            raise LongAttentionError(
+                f"The result {wrong['metric']!r} on {wrong['dataset']!r} is {wrong['value']!r}, but must be a finite number."
+            )
         plan, text_config = report.get("plan") or {}, config.get("text_config")
         backbone = text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
         kind = kind_in(backbone)
-        length = int(plan.get("new_length") or kind.sizes(kind.config_of(backbone)).new.tokens)
+        of_model = kind.config_of(backbone)
+        length = int(plan.get("new_length") or kind.sizes(of_model).new.tokens)
 
         # How the model is loaded, and its task.
         architecture, sentences, ours = named_class(config, "AutoModel"), sentence_kind(folder), is_long(config)
@@ -209,7 +162,6 @@ def model_card(
 
         # What it attends to.
         attentions, takes_globals = attentions_of(backbone), False
-        of_model: Any = AutoConfig.for_model(**plain_names(backbone)) if attentions else None
         stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
             takes_globals = prototype(attentions[""].mechanism, attentions[""].options).traits.takes_globals
@@ -229,23 +181,30 @@ def model_card(
 
         tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
-        data = ModelCardData(**metadata, eval_results=[row.to_metadata(task) for row in rows if not row.system] or eval_results)
-        facts: dict[str, Any] = {
-            **{"title": title, "introduction": introduction, "made": start, "plan": plan, "length": length},
-            **{"architecture": architecture, "auto": auto, "sentences": sentences, "graph": graph, "ours": ours, "example": example},
-            **{"attentions": attentions, "takes_globals": takes_globals, "new_tokens": NEW_TOKENS, "config": config, "report": report},
-            **{"rows": rows, "measured": measured.strip(), "training": training.strip(), "line": in_one_line},
-            "quoted": json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
-            "remote_code": REMOTE_CODE if "auto_map" in config else "",
-            "layers": {tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
-            "next_step": in_one_line(next_step(report.get("next_step") or {}, name)),
-            "limits": [*limits_of(config, attentions), *limits],
-            "versions": {"hf_longattn": __version__, **(report.get("versions") or {})},
-        }
-        card = ModelCard.from_template(data, template_path=str(Path(__file__).with_name("card.md")), **facts)
+        data = ModelCardData(**metadata, eval_results=[of_hub(row, task) for row in rows if not row["system"]] or None)
+        card = ModelCard.from_template(
+            data, str(Path(__file__).with_name("card.md")), title=title, introduction=introduction, made=start, plan=plan, length=length,
+            architecture=architecture, auto=auto, sentences=sentences, graph=graph, ours=ours, example=example, attentions=attentions,
+            takes_globals=takes_globals, new_tokens=NEW_TOKENS, config=config, report=report, rows=rows, training=training.strip(),
+            line=in_one_line, quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
+            remote_code=REMOTE_CODE if "auto_map" in config else "",
+            layers={tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
+            next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
+            limits=[*limits_of(kind, of_model, attentions), *limits],
+            versions={"hf_longattn": __version__, **(report.get("versions") or {})},
+        )  # fmt: skip
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)
+
+
+def of_hub(result: Mapping[str, Any], task: str | None) -> EvalResult:
+    """A measured result as an entry of the card's ``model-index``. task: the model's."""
+    dataset, metric = (re.sub(r"[\W_]+", "_", result[name].lower()).strip("_") for name in ("dataset", "metric"))
+    return EvalResult(
+        result["task"] or task or "other", dataset, result["dataset"], result["metric_type"] or metric, result["value"],
+        dataset_split=result["split"], metric_name=result["metric"],
+    )  # fmt: skip
 
 
 def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
@@ -258,12 +217,11 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
 
 
-def limits_of(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
+def limits_of(kind: InputKind, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
     """The limits of a model, each as one or two sentences: the longest input, and up to which length it equals full attention."""
-    kind, limits = kind_in(config), list[str]()
-    model_config = kind.config_of(config)
+    limits = list[str]()
     for name, part in kind.parts.items():
-        of_part = getattr(model_config, tower_field(name)) if name else model_config
+        of_part = getattr(config, tower_field(name)) if name else config
         longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
@@ -286,12 +244,7 @@ def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool
         layers: of the stack. longest: the maximum number of tokens, if there is one. nouns: the inputs.
     """
     mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
-
-    def differs(length: int) -> bool:
-        used = (for_length(mechanism, length, causal) for mechanism in mechanisms)
-        return not all(each.covers(length, causal) and not (each.traits.recursion and each.traits.recursion.memory) for each in used)
-
-    exact = bisect_left(lengths, True, key=differs)
+    exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
     upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
     return f"equals full attention {upto}" if exact else "never equals full attention"
 
@@ -360,11 +313,10 @@ def read_card(path: Path) -> ModelCard:
         return card
 
 
-def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def from_source(source: str) -> dict[str, Any]:
     """Arguments of :func:`model_card` for a model loaded from ``source``. That is the base model or a folder whose card names it."""
-    contents = {name: value for name, value in stated.items() if value}
     if not source:
-        return contents
+        return {}
     inherited = inherited_metadata(source, download=True)
     base = inherited.get("base_model") if Path(source).expanduser().exists() else source
-    return {**({"base_model": base} if base else {}), **contents, "source": source}
+    return {"source": source, **({"base_model": base} if base else {})}

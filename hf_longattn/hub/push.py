@@ -140,7 +140,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
     """
     readme, contents = Path(folder) / "README.md", {}
     if readme.is_file() and EMPTY_CARD in read_text(readme):
-        contents = from_source(source, {"tags": read_card(readme).data.get("tags")})
+        contents = {"tags": read_card(readme).data.get("tags"), **from_source(source)}
         readme.unlink()
     report = push_model(folder, repo_id, contents=contents, **arguments)
     return f"{report.url}/commit/{report.commit}"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan_positions import PositionWarning, layers_in_words
-from ..data.images import read_image_file
+from ..conversion.plan import PositionWarning, layers_in_words
+from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
@@ -26,33 +26,24 @@ from ..mechanisms.common.choice_text import write_choice
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import IMAGE_SIZE, INTERPOLATE_ARGUMENT, PIXELS, image_size
-from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..reports import SKIPPED, Check, Difference, equality
 from .kind import AUTO, Example, InputSize, InputSizes
-from .processors import IMAGE_PROCESSOR, UserFiles, has_processor, load_processor
 from .running import run_model
-from .sized import STATES, SizedKind, affordable_size, check_sizes, hidden_states
+from .sized import (
+    IMAGE_PROCESSOR,
+    STATES,
+    SizedKind,
+    UserFiles,
+    affordable_size,
+    check_sizes,
+    has_processor,
+    hidden_states,
+    load_processor,
+)
 
 CROPS = "patch features equal to the source's on each crop of the old size"
 PHOTO_SIZE = (427, 640)
 """Height and width of the image on which a written processor is run."""
-
-
-def pixels(size: tuple[int, ...]) -> str:
-    """A size as text, for example "768 × 1024 pixels"."""
-    return f"{' × '.join(map(str, size))} pixels"
-
-
-def read_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels, (height, width). From a number, text such as "768x1024", or a sequence of numbers.
-
-    Raises:
-        InputError: ``size`` is none of these, or has more than two numbers.
-    """
-    typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", size.strip().lower()) if isinstance(size, str) else None
-    sides = size if typed is None else [int(side) for side in typed.groups(typed[1])]
-    if isinstance(sides, str) or len(sizes := image_size(sides)) != 2:
-        raise InputError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
-    return sizes
 
 
 def processed_sides(processor: Any) -> list[dict[str, int]]:
@@ -93,28 +84,21 @@ class Images(UserFiles):
         """The arguments of ``forward`` for one random image."""
         return dict(self.rule.arguments(self.config, self.rule.seeded(self.config, size.value)))
 
-    def processed(self) -> Tensor:
-        """The input that the processor makes of the first image, at the processor's own size."""
-        return torch.as_tensor(self.required(images=read_image_file(self.files[0]), return_tensors="pt")[PIXELS])
+    def processed(self, file: Path | None = None, processor: Any = None) -> Tensor:
+        """The input that a processor makes of a file; by default the model's processor at its own size, of the first file."""
+        image = read_image(file or self.files[0], otherwise="give another file")
+        return torch.as_tensor((processor or self.required)(images=image, return_tensors="pt")[PIXELS])
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for each image, processed at ``size``.
-
-        Raises:
-            InputError: the processor makes images of another size.
-        """
+        """The arguments of ``forward`` for each image, processed at ``size``; refused if the processor makes images of another size."""
         processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
-        values = [torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[PIXELS]) for file in self.needed()]
+        values = [self.processed(file, processor) for file in self.needed()]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
             raise InputError(
-                f"The image processor in {str(self.folder)!r} makes images of {pixels(wrong)} where {size.words} are needed; set "
-                "do_resize and size in its file."
+                f"The image processor in {str(self.folder)!r} makes images of {self.rule.describe(wrong)} where {size.words} are needed; "
+                "set do_resize and size in its file."
             )
         return [self.rule.arguments(self.config, each) for each in values]
-
-    def describe(self) -> str:
-        """Description of the inputs for a report."""
-        return self.built_in
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
@@ -135,9 +119,13 @@ class GridKind(SizedKind):
     trained_by = {"ForImageClassification": ("classify", "--data", "YOUR_IMAGES")}
 
     def size(self, config: Any, value: Any) -> InputSize:
-        value = read_size(value)
-        grid = self.rule.of_size(config, value)
-        return InputSize(value, grid.length, pixels(value), IMAGE_SIZE, grid)
+        """From pixels, height and width, or text such as "768x1024"."""
+        typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower()) if isinstance(value, str) else None
+        sides = value if typed is None else [int(side) for side in typed.groups(typed[1])]
+        if isinstance(sides, str) or len(size := image_size(sides)) != 2:
+            raise InputError(f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        grid = self.rule.of_size(config, size)
+        return InputSize(size, grid.length, self.rule.describe(size), IMAGE_SIZE, grid)
 
     def sizes(self, config: Any) -> InputSizes:
         old, new = self.rule.sizes(config)
@@ -194,12 +182,6 @@ class GridKind(SizedKind):
         if not sizes.grows:
             return rule, []
         old = " × ".join(map(str, sizes.old.grid.sizes))
-        numbers: dict[str, list[int]] = {}
-        for number, layer in enumerate(layers):
-            windowed = layer.grid_blocks(sizes.new.grid) is not None
-            if windowed if rule == INTERPOLATE else not fits_tiles(sizes, layer):
-                name, options = attention.for_layer(number)
-                numbers.setdefault(write_choice({"mechanism": name, **options}), []).append(number)
         problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
         advice = "use --positions interpolate, or train the result"
         if rule == INTERPOLATE:
@@ -208,30 +190,33 @@ class GridKind(SizedKind):
                 "Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
-        where = {name: layers_in_words(at, len(layers)) for name, at in numbers.items()}
-        return rule, [PositionWarning(f"{name} in {at} {problem}", advice) for name, at in where.items()]
+        numbers: dict[str, list[int]] = {}
+        for number, layer in enumerate(layers):
+            if layer.grid_blocks(sizes.new.grid) is not None if rule == INTERPOLATE else not fits_tiles(sizes, layer):
+                name, options = attention.for_layer(number)
+                numbers.setdefault(write_choice({"mechanism": name, **options}), []).append(number)
+        places = {name: layers_in_words(at, len(layers)) for name, at in numbers.items()}
+        return rule, [PositionWarning(f"{name} in {place} {problem}", advice) for name, place in places.items()]
 
     def processor_fields(self, source: Any, processor: Any, sizes: InputSizes) -> dict[str, Any]:
         processed = processed_size(processor)
         if processed is not None and processed != sizes.old.value and self.rule.interpolates:
             raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
+                f"The image processor of {source.name!r} makes images of {self.rule.describe(processed)}, but its config.json says "
                 f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
             )
         return size_fields(processor, sizes.new.value) if sizes.grows else {}
 
-    def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
-        """Check that the written image processor makes images of the new size."""
-        size, name, processor = plan.inputs.new, "image processor", load_processor(folder, IMAGE_PROCESSOR)
-        if processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as it was trained")]
+    def processed(self, plan: Any, folder: Path, inputs: Images) -> tuple[str, str, dict[str, Any]]:
+        size = plan.inputs.new
+        processor: Any = load_processor(folder, IMAGE_PROCESSOR)
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
-        detail = f"images of {pixels(sides)} become inputs of {pixels(resized)}"
-        if resized != size.value and (self.rule.interpolates or plan.inputs.grows):
-            return [Check(name, FAILED, f"{detail} instead of {size.words}; correct the size in its file")]
-        return [Check(name, PASSED, detail, {IMAGE_SIZE: list(resized)})]
+        wrong = f" instead of {size.words}; correct the size in its file"
+        fits = resized == size.value or not (self.rule.interpolates or plan.inputs.grows)
+        detail = f"images of {self.rule.describe(sides)} become inputs of {self.rule.describe(resized)}"
+        return detail, "" if fits else wrong, {IMAGE_SIZE: list(resized)}
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
@@ -278,22 +263,18 @@ def check_crops(comparison: Comparison) -> Check:
         )
         return Check(CROPS, SKIPPED, f"does not apply: {why}")
 
+    def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
+        """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
+        return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
+
     def cells_only(module: Any, args: Any, output: Any) -> Any:
         return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
 
     arguments = comparison.inputs.at(new)
     hook = base.embeddings.register_forward_hook(cells_only)
-    expected = run_model(base, {PIXELS: _tiles(arguments[PIXELS], old.value)})[STATES]
+    expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
     cells = hidden_states(comparison.long, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
-    difference = Difference.of({"cells": expected}, {"cells": _tiles(cells, window).flatten(2).mT})
-    detail = (
-        f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}: largest "
-        "difference"
-    )
-    return equality(CROPS, detail, difference, {"crops": len(expected), **new.values})
-
-
-def _tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
-    """The parts of one image ``(1, channels, height, width)`` with these sides, row by row, as a batch."""
-    return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
+    difference = Difference.of({"cells": expected}, {"cells": tiles(cells, window).flatten(2).mT})
+    what = f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}"
+    return equality(CROPS, f"{what}: largest difference", difference, {"crops": len(expected), **new.values})

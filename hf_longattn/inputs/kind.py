@@ -123,7 +123,27 @@ class Example:
     imports: tuple[str, ...] = ()
 
 
-class InputKind(ABC):
+class WithTowers:
+    """Facts about a model, or its kind of input. With several towers, there are such facts about each of them in ``towers``, by name."""
+
+    towers: Mapping[str, Any]
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The facts about every tower by name; without towers, these facts under an empty name."""
+        return self.towers or {"": self}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the towers, which have mechanisms apart; empty without towers."""
+        return tuple(self.towers)
+
+    def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
+        """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
+        return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
+
+
+class InputKind(WithTowers, ABC):
     """The input kind of a family's models.
 
     noun, nouns, units: for messages and tables: an input, several of them, and what a size counts besides tokens.
@@ -145,16 +165,7 @@ class InputKind(ABC):
     def __init__(self, family: Family) -> None:
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
-
-    @property
-    def parts(self) -> Mapping[str, InputKind]:
-        """The kind of each part, by its name. A model of one stack is a single part named ""."""
-        return {"": self}
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """Names of the parts that have mechanisms apart; empty for a model of one stack."""
-        return tuple(filter(None, self.parts))
+        self.towers: Mapping[str, InputKind] = {}
 
     def size(self, config: Any, value: Any) -> InputSize:
         """The size of an input for a model of one stack with this config, from its value as a user may type it."""
@@ -177,31 +188,23 @@ class InputKind(ABC):
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, rule: str, positions: str, causal: bool) -> str:
         """Why positions need training with this mechanism, as a clause. Empty if they do not.
 
-        Args:
-            rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
+        rule, positions: the planned rule for positions, and the requested one, which may be :data:`AUTO`.
         """
         return ""
 
     @abstractmethod
     def plan(self, source: Any, architecture: Any, request: Any) -> Any:
-        """The :class:`~hf_longattn.ConversionPlan` that follows from the settings of a conversion.
+        """The :class:`~hf_longattn.ConversionPlan` that follows from a source, its architecture and the settings of a conversion.
 
-        Args:
-            source, architecture, request: the source, its architecture, and the settings (a ``ConversionConfig``).
-
-        Raises:
-            OptionError, InputError: a setting does not fit the model.
-            CheckpointError: the tokenizer or processor makes inputs that the source cannot read.
+        Raises an error for a setting that does not fit the model, and for a tokenizer or processor whose inputs the source cannot read.
         """
 
     @abstractmethod
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
         """Inputs of any size: ``at(size)`` has the arguments of ``forward`` for one input, ``describe()`` is its origin for a report.
 
-        Args:
-            config: the config of the model.
-            folder: the folder with the model's tokenizer or processor.
-            text: a text and its origin. files: a user's file or folder. Kinds that need neither use built-in inputs.
+        config, folder: of the model, with its tokenizer or processor. text: a text and its origin. files: a user's file or folder. Kinds
+        that need neither use built-in inputs.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
@@ -210,18 +213,10 @@ class InputKind(ABC):
 
     @abstractmethod
     def check(self, comparison: Any) -> list[Check]:
-        """Run source and result of a conversion, and compare what they return.
-
-        Args:
-            comparison: both models, with the plan and the inputs of :meth:`inputs` (a :class:`~.conversion.check.Comparison`).
-        """
+        """Run source and result of a conversion, and compare them. ``comparison``: a :class:`~.conversion.check.Comparison`."""
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        """The part of a card's code that makes an input of the model in ``folder``.
-
-        Args:
-            config, length: the values in its config file, and its maximum length in tokens.
-        """
+        """The part of a card's code that makes an input, of at most ``length`` tokens, of the model in ``folder`` with this config."""
         return Example(None)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
@@ -233,27 +228,6 @@ class InputKind(ABC):
         for name, reason in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but a {source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
-
-
-class WithTowers:
-    """Facts about a model. If it has several towers, there are such facts about each of them in ``towers``, by name."""
-
-    towers: Mapping[str, Any]
-    inputs: InputSizes
-
-    @property
-    def parts(self) -> Mapping[str, Any]:
-        """The facts about every tower by name; without towers, these facts under an empty name."""
-        return self.towers or {"": self}
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """Names of the towers, which have mechanisms apart; empty without towers."""
-        return tuple(self.towers)
-
-    def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
-        """The towers' entry in a report, with what ``describe`` says about each; empty without towers."""
-        return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
 
 
 _KINDS: dict[str, type[InputKind]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,14 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison, check_finite
-from ..conversion.model_loading import attached_mechanisms
-from ..conversion.plan import ConversionPlan, parse_dtype
-from ..conversion.plan_positions import StackLength, position_warnings
+from ..conversion.plan import ConversionPlan, StackLength, position_warnings
+from ..conversion.sources import attached_mechanisms
 from ..engines.common.call import AttentionCall
 from ..errors import OptionError
-from ..evaluation.flops import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
+from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..mechanisms import Mechanism
 from ..modeling.attach.patch_places import packs_images
-from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.backend import BACKEND
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
@@ -32,9 +30,8 @@ from ..modeling.generic import mark_generic, set_implementation, towers_of
 from ..reports import Check, Difference, equality
 from .grid import image_example
 from .kind import AUTO, Example, InputSize, InputSizes, kind_of_model
-from .processors import has_processor
-from .running import reads_only_text, run_model
-from .seeded import TOKENS, seeded_inputs
+from .running import TOKENS, reads_only_text, run_model, seeded_inputs
+from .sized import has_processor
 from .text import USUAL_LENGTH, TextKind
 from .tokenizer import check_tokenizer, load_tokenizer
 
@@ -62,23 +59,6 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
-@dataclass(frozen=True)
-class PlainPart:
-    """A plain model, or one of its towers, with its planned attention.
-
-    module: on the meta device, with its mechanisms.
-    inputs: the sizes of its inputs; 0 tokens if no config states them.
-    costs: at each size; empty if no size is known.
-    """
-
-    module: Any
-    attention: LongAttentionConfig
-    shape: ModelShape
-    inputs: InputSizes
-    costs: tuple[LengthCost, ...]
-    reads_texts: bool
-
-
 class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms."""
 
@@ -95,7 +75,7 @@ class PlainKind(TextKind):
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
-        cast, base = parse_dtype(request.dtype), architecture.source_config
+        base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
             """An attention with the base's windows, beside full layers, in layers that the request does not name."""
@@ -108,34 +88,28 @@ class PlainKind(TextKind):
         old = text_length(base)
         length = StackLength(old, old if request.max_length is None else int(request.max_length))
         config, rule, position_change = _config(architecture, chosen, request.positions, length)
-        if request.text_global:
-            config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
         if reads_only_text(architecture.model_class):
             load_tokenizer(source.folder, config)
-        if cast is not None:
-            config.dtype = cast
         skeleton: Any = architecture.skeleton(config)
         plans = {}
-        for name, part in self.plain_parts(skeleton, chosen, (length.old, length.new)).items():
-            layers = layer_mechanisms(part.attention, part.shape, part.inputs.new.tokens or None)
-            of_part, how = StackLength(part.inputs.old.tokens, part.inputs.new.tokens), {"auto": request.positions == AUTO}
-            warnings = position_warnings(rule, part.attention, layers, of_part, causal=part.shape.causal, **how) if part.reads_texts else []
+        for name, (module, facts) in self.plain_parts(skeleton, chosen, (length.old, length.new)).items():
             plans[name] = ConversionPlan(
+                **facts,
                 source=source,
                 architecture=architecture,
-                config=part.module.config,
-                inputs=part.inputs,
-                positions=rule if part.reads_texts else UNCHANGED,
-                attention=part.attention,
-                position_change=position_change if part.reads_texts else "",
-                skeleton=part.module,
-                shape=part.shape,
-                costs=part.costs,
-                cast=cast,
-                warnings=tuple(warnings),
+                config=module.config,
+                positions=UNCHANGED,
+                position_change="",
+                skeleton=module,
                 tokenizer_length=length.new,
                 training=None if length.new and reads_only_text(architecture.model_class) else ADVICE,
             )
+            if not name or name == text_tower(base, [name]):
+                sizes, attention, shape = (facts[fact] for fact in ("inputs", "attention", "shape"))
+                layers = layer_mechanisms(attention, shape, sizes.new.tokens or None)
+                lengths, auto = StackLength(sizes.old.tokens, sizes.new.tokens), request.positions == AUTO
+                warnings = position_warnings(rule, attention, layers, lengths, causal=shape.causal, auto=auto)
+                plans[name] = replace(plans[name], positions=rule, position_change=position_change, warnings=tuple(warnings))
         if "" in plans:
             return plans[""]
         return replace(
@@ -151,8 +125,14 @@ class PlainKind(TextKind):
             other_towers=tuple(name for name in towers_of(skeleton) if name not in chosen),
         )
 
-    def plain_parts(self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]) -> dict[str, PlainPart]:
-        """The model under an empty name, or its towers with mechanisms by name. Texts have the ``lengths`` of source and result."""
+    def plain_parts(
+        self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]
+    ) -> dict[str, tuple[Any, dict[str, Any]]]:
+        """The model under an empty name, or its towers with mechanisms by name: a module on the meta device, and facts about it.
+
+        The facts are its ``attention`` and ``shape``, the sizes of its ``inputs`` (0 tokens if no config states them), and its ``costs``.
+        Texts have the ``lengths`` of source and result.
+        """
         modules, parts = {**towers_of(skeleton), "": skeleton}, {}
         for name, chosen in attention.items():
             module, reads_texts = modules[name], not name or name == text_tower(skeleton.config, [name])
@@ -166,11 +146,11 @@ class PlainKind(TextKind):
             costs = costs_of(inputs, chosen, shape) if inputs.old.tokens else ()
             if shape.causal:  # a plain class caches every token
                 costs = tuple(replace(cost, cache_bytes=shape.layers * cost.length * shape.token_bytes) for cost in costs)
-            parts[name] = PlainPart(module, chosen, shape, inputs, costs, reads_texts)
+            parts[name] = module, {"attention": chosen, "shape": shape, "inputs": inputs, "costs": costs}
         return parts
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
-        """Those of :func:`~.seeded.seeded_inputs`, which belong to the class."""
+        """Those of :func:`~.running.seeded_inputs`, which belong to the class."""
         return SimpleNamespace(describe=lambda: "seeded inputs")
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
@@ -179,31 +159,30 @@ class PlainKind(TextKind):
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare with the class's attention, all mechanisms, and one tower's at a time. With the mechanisms, outputs must be finite."""
         plan, source, result = comparison.plan, comparison.source, comparison.result
-        plan.round_source(source)
         seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
-        expected = run_model(source, seeded)
+        expected, of_shapes = run_model(source, seeded), f"outputs for {_shapes(seeded)}"
         keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
         def compare(name: str, how: str, change: str) -> Check:
             measured, covered = _run_and_note_covers(result, seeded)
-            detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from the source"
             why = change or ("" if covered and not keeps_windows else "the mechanism does not cover the input")
+            detail = f"{of_shapes}, {how}: largest difference from the source"
             return equality(name, detail, Difference.of(expected, measured), {}, why)
 
         mechanisms = compare("with the mechanism", "long attention", plan.position_change)
         vocabulary = getattr(result.config.get_text_config(), "vocab_size", 1)
         longest = seeded_inputs(result, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // vocabulary)))
         finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
-        checks, parts = [], {name: towers_of(result)[name] for name in plan.towers}
+        checks, towers = [], towers_of(result)
         for name, tower in plan.towers.items():
-            for part in parts.values():
-                set_implementation(part, BACKEND if part is parts[name] else implementation, is_tower=True)
+            for other in plan.towers:
+                set_implementation(towers[other], BACKEND if other == name else implementation, is_tower=True)
             alone = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
             change = plan.position_change or tower.position_change
             checks.append(compare(f"with the mechanism of the tower {name}", f"{alone} in the tower {name} alone", change))
         set_implementation(result, implementation, is_tower=False)
+        detail = f"{of_shapes}, the class's attention: largest difference from the source"
         difference = Difference.of(expected, run_model(result, seeded))
-        detail = f"outputs for {_shapes(seeded)}, the class's attention: largest difference from the source"
         return [equality("equal with the source's attention", detail, difference, {}, plan.position_change), *checks, mechanisms, finite]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
@@ -217,10 +196,9 @@ class PlainKind(TextKind):
 
 
 def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
+    """The config of the result, the rule for positions, and why they change outputs; empty if they do not.
 
-    Raises:
-        OptionError, InputError: the positions cannot change (not the rotary ones of texts), or the length is too small.
+    Refuses new positions other than the rotary ones of texts.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())

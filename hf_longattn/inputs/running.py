@@ -1,4 +1,7 @@
-"""One forward pass of a model of any input kind, and what its class takes."""
+"""One forward pass of a model of any kind of input, and random inputs for it. The same at every call.
+
+The arguments of ``forward`` tell which inputs a class of transformers takes, and its config tells their sizes.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,37 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from ..errors import CheckpointError
+from ..modeling.generic import towers_of
 
 DECODER_INPUT = "decoder_input_ids"
 """The argument of ``forward`` with the decoder's tokens."""
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
 """Arguments of ``forward`` for images and sound."""
+TOKENS, DECODER_TOKENS = 48, 8
+FIRST_POSITION = 2
+"""Index of the first position in RoBERTa and similar models. Their tables have two more rows than positions."""
+SAMPLES, ROWS = 4000, 400
+"""Audio samples for Wav2Vec2 and similar models, and rows of a spectrogram for Parakeet."""
+GRIDS = ((1, 4, 6), (1, 2, 4))
+"""Frames, height and width of images of different sizes, in patches of the language model."""
+
+
+def arguments_of(model_class: Any) -> Any:
+    """The names of the arguments that ``forward`` of a class takes."""
+    return inspect.signature(model_class.forward).parameters.keys()
 
 
 def reads_only_text(model_class: Any) -> bool:
     """Whether a class of transformers reads token ids and neither images nor sound."""
-    taken = inspect.signature(model_class.forward).parameters.keys()
-    return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & taken
+    return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & arguments_of(model_class)
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``forward``. With one start token for the decoder if the model has one, and the inputs have no tokens for it."""
-    if DECODER_INPUT in inputs or not (
-        model.config.is_encoder_decoder and DECODER_INPUT in inspect.signature(type(model).forward).parameters
-    ):
+    if DECODER_INPUT in inputs or not model.config.is_encoder_decoder or DECODER_INPUT not in arguments_of(type(model)):
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
@@ -50,3 +65,103 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there are tensors, and all of their values are finite."""
     return bool(tensors) and all(bool(value.isfinite().all()) for value in tensors.values())
+
+
+def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
+    """Random inputs for one forward pass, as the class takes them. Token ids, images, videos, audio features or samples, or a time series.
+
+    tokens: number of token ids; fewer if the model has fewer positions.
+    """
+    taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
+    text, inputs = config.get_text_config(), dict[str, Any]()
+    if "pixel_values" in taken:
+        inputs |= _images(model, random)
+    elif "pixel_values_videos" in taken and hasattr(config, "frames_per_clip"):  # V-JEPA 2
+        inputs["pixel_values_videos"] = _normal(random, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size)
+    if "input_features" in taken:
+        sound = getattr(config, "encoder_config", config)
+        positions = getattr(config, "max_source_positions", None)  # of Whisper; without a table, time comes before the features
+        shape: tuple[int, ...] = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        inputs["input_features"] = _normal(random, *shape)
+    if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
+        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
+        inputs["input_values"] = _normal(random, *shape)
+    if "input_ids" in taken:
+        positions = getattr(text, "max_position_embeddings", None)
+        inputs["input_ids"] = _ids(text, random, min(tokens, positions - FIRST_POSITION) if positions else tokens)
+        if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
+            inputs |= _with_image_tokens(model, inputs)
+    if DECODER_INPUT in taken and config.is_encoder_decoder:
+        channels = getattr(decoder := getattr(config, "decoder_config", None), "num_channels", None)
+        # Audio decoders have one code per frame and channel (Dia).
+        shape = (DECODER_TOKENS,) if channels is None else (DECODER_TOKENS, channels)
+        inputs[DECODER_INPUT] = _ids(text if channels is None else decoder, random, *shape)
+    if "past_values" in taken:
+        decodes = "future_time_features" in taken  # such a class needs future values; others take them only for the loss
+        names = taken if decodes else taken - {"future_values"}
+        inputs |= {name: values for name, values in _series(config, random).items() if name in names}
+    if not inputs:
+        raise CheckpointError(
+            f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
+        )
+    return inputs
+
+
+def _normal(random: Generator, *shape: int) -> Tensor:
+    """One input of normally distributed numbers, ``(1, *shape)``."""
+    return torch.randn(1, *shape, generator=random)
+
+
+def _ids(text: Any, random: Generator, *shape: int) -> Tensor:
+    """Token ids ``(1, *shape)``; the first few of a vocabulary are special tokens."""
+    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, *shape), generator=random)
+
+
+def _images(model: Any, random: Generator) -> dict[str, Tensor]:
+    """Random images of the config's size. Two of different sizes if the class takes images of any size."""
+    taken, vision = arguments_of(type(model)), getattr(model.config, "vision_config", model.config)
+    channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
+    if "image_grid_thw" in taken:  # one patch per row; patches that become one token are adjacent
+        merge, patch = vision.spatial_merge_size, vision.patch_size
+        grids = torch.tensor([(frames, height * merge, width * merge) for frames, height, width in GRIDS])
+        pixels = torch.randn(int(grids.prod(1).sum()), channels * vision.temporal_patch_size * patch * patch, generator=random)
+        return {"pixel_values": pixels, "image_grid_thw": grids}
+    tower = towers_of(model).get("vision")
+    if tower is not None and "image_sizes" in arguments_of(type(tower)) & taken:
+        sizes = torch.tensor([(height * vision.patch_size, width * vision.patch_size) for _, height, width in GRIDS])
+        return {"pixel_values": torch.randn(len(GRIDS), channels, *sizes.amax(0).tolist(), generator=random), "image_sizes": sizes}
+    size = vision.image_size
+    frames = (vision.num_frames,) if hasattr(vision, "num_frames") else ()  # of a video
+    return {"pixel_values": _normal(random, *frames, channels, *((size, size) if isinstance(size, int) else size))}
+
+
+def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``input_ids`` with images in front: a token for each of their features, then one text token."""
+    image, video, ids = model.config.image_token_id, getattr(model.config, "video_token_id", None), inputs["input_ids"]
+    with torch.no_grad():
+        features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
+    special = torch.tensor([token for token in (image, video) if token is not None])
+    ids = torch.where(torch.isin(ids, special), ids.min(), ids)
+    images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
+    ids = torch.cat([*images, ids], 1)
+    return {"input_ids": ids, **({"mm_token_type_ids": (ids == image).int()} if "mm_token_type_ids" in arguments_of(type(model)) else {})}
+
+
+def _series(config: Any, random: Generator) -> dict[str, Any]:
+    """Inputs of time-series models. Past values, mask and features of the past, features of the future, and future values."""
+    past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
+    future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
+    channels = getattr(config, "num_input_channels", None)
+    if channels is None and (inputs := getattr(config, "input_size", 1)) > 1:
+        channels = inputs
+    more = () if channels is None else (channels,)
+    features = getattr(config, "num_time_features", 0)
+    return {
+        "past_values": _normal(random, past, *more),
+        "past_observed_mask": torch.ones(1, past, *more),
+        "past_values_padding": torch.zeros(1, past, dtype=torch.long),
+        "past_time_features": _normal(random, past, features),
+        "future_time_features": _normal(random, future, features),
+        "future_values": _normal(random, future, *more),
+        "freq": torch.zeros(1, 1, dtype=torch.long),
+    }

@@ -1,33 +1,119 @@
-"""Images and sounds, whose size changes no tensor of a model: the plan of a new size, and the checks at both sizes."""
+"""Images and sounds, whose size changes no tensor of a model: the plan of a new size, the processor, and the checks at both sizes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import transformers
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
 from ..conversion.folders import train_command
-from ..conversion.plan import ConversionPlan, parse_dtype
-from ..conversion.plan_positions import PositionWarning
+from ..conversion.plan import ConversionPlan, PositionWarning
+from ..data.sources import files_of
+from ..errors import CheckpointError, OptionError
 from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
+from ..files import read_json_object
+from ..loading import load_part
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.grid_config import TILE
 from ..modeling.grids import interpolating
-from ..reports import SKIPPED, Check, Difference, equality
+from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .kind import InputKind, InputSize, InputSizes
-from .processors import UserFiles, changed_file, load_processor
 from .running import run_model
 
+FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+IMAGE_PROCESSOR, FEATURE_EXTRACTOR = "image_processor", "feature_extractor"
+AUTO_CLASSES = {IMAGE_PROCESSOR: "AutoImageProcessor", FEATURE_EXTRACTOR: "AutoFeatureExtractor"}
+"""Name of a part of :data:`PROCESSOR_FILE` -> the class of transformers that loads it from there or from :data:`FILE`."""
 FLOPS_AT_NEW_SIZE = 4e12
 """Maximum FLOPs of the checks at the new size: about a minute on two cores."""
 STATES = "last_hidden_state"
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a checkpoint has an image processor or feature extractor."""
+    return any((folder / name).is_file() for name in (FILE, PROCESSOR_FILE))
+
+
+def load_processor(folder: Path, part: str) -> Any | None:
+    """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
+    if not has_processor(folder):
+        return None
+    for name in (FILE, PROCESSOR_FILE):
+        if (folder / name).is_file():
+            read_json_object(folder / name)  # transformers would refuse a damaged one in other words
+    return load_part(getattr(transformers, AUTO_CLASSES[part]), folder, part.replace("_", " "), local_files_only=True)
+
+
+def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The name of the processor's file, and its content as transformers writes it, with ``fields`` changed."""
+    values = {**json.loads(processor.to_json_string()), **fields}
+    parts = read_json_object(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
+    return {PROCESSOR_FILE: {**parts, part: values}} if isinstance(parts.get(part), dict) else {FILE: values}
+
+
+class UserFiles:
+    """A user's images or recordings as inputs of a model, made by the model's processor. Seeded inputs if there are none.
+
+    part: the model's processor, a key of :data:`AUTO_CLASSES`.
+    file_kind, noun: kind of the files, and their plural noun.
+    name: name of the user's file or folder, or of the seeded inputs.
+
+    Args:
+        rule, config: the model's rule (grid or audio) and config.
+        folder: the folder with the model's processor.
+        files: a file or a folder; ``None`` for seeded inputs.
+        count: maximum number of files. From a larger folder, files are taken at even distances.
+        model: the model's name in messages.
+        processor: the model's processor; by default loaded from ``folder``.
+    """
+
+    part: ClassVar[str]
+    file_kind: ClassVar[str]
+    noun: ClassVar[str]
+    built_in: ClassVar[str]
+
+    def __init__(
+        self, rule: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
+    ) -> None:
+        self.rule, self.config, self.folder, self.model, self.count = rule, config, folder, model, count
+        self.name, self.files = self.built_in, list[Path]()
+        if isinstance(files, Path):
+            self.name, self.files = files.resolve().name, files_of(files, self.file_kind)
+        elif files is not None:
+            self.needed()
+        if len(self.files) > count:
+            self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
+        self.processor = processor or load_processor(folder, self.part)
+
+    def needed(self) -> list[Path]:
+        """The files; raises :class:`OptionError` if the user gave none."""
+        if not self.files:
+            raise OptionError(
+                f"{self.model!r} reads {self.noun}; give a file or a folder of {self.noun} (with --mechanism auto as --search-input), in "
+                "Python as a Path."
+            )
+        return self.files
+
+    @cached_property
+    def required(self) -> Any:
+        """The processor; raises :class:`CheckpointError` if the model has none."""
+        if self.processor is None:
+            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy that of its original there.")
+        return self.processor
+
+    def describe(self) -> str:
+        """Description of the inputs for a report."""
+        return f"the {self.noun.removesuffix('s')} {self.name}" if self.files else self.built_in
 
 
 class SizedKind(InputKind):
@@ -62,7 +148,7 @@ class SizedKind(InputKind):
         """Fields of the source's processor that are different for the result. Raises :class:`CheckpointError` for a wrong one."""
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        cast, sizes = parse_dtype(request.dtype), self.requested(architecture, request)
+        sizes = self.requested(architecture, request)
         attention, count = self.attention(architecture, request, sizes), architecture.source_config.num_hidden_layers
         attention.check_layers(count)
         layers = [prototype(*attention.for_layer(layer)) for layer in range(count)]
@@ -71,9 +157,8 @@ class SizedKind(InputKind):
         positions, warnings = self.positions(architecture, request, attention, sizes.new.bound(layers), sizes)
         processor = load_processor(source.folder, self.files.part)
         changes = {} if processor is None else self.processor_fields(source, processor, sizes)
-        config = architecture.long_config(attention, {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}, None, positions)
-        if cast is not None:
-            config.dtype = cast
+        lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
+        config = architecture.long_config(attention, lengths=lengths, rule=positions)
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
         task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)
@@ -89,11 +174,22 @@ class SizedKind(InputKind):
             skeleton=skeleton,
             shape=shape,
             costs=costs_of(sizes, attention, shape),
-            cast=cast,
             warnings=tuple(warnings),
             files=changed_file(source.folder, self.files.part, processor, changes) if changes else {},
             training={"advice": advice} if task is None else train_command(*task),
         )
+
+    def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
+        """Check that the written processor makes inputs of the new size."""
+        name = self.files.part.replace("_", " ")
+        if inputs.processor is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {plan.inputs.new.words} as it was trained")]
+        detail, wrong, values = self.processed(plan, folder, inputs)
+        return [Check(name, FAILED if wrong else PASSED, detail + wrong, values)]
+
+    @abstractmethod
+    def processed(self, plan: Any, folder: Path, inputs: Any) -> tuple[str, str, dict[str, Any]]:
+        """What the written processor makes, as a clause; what is wrong with that, or ""; and values for the report."""
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Any:
         return self.files(self.rule, config, folder, files, **settings)
@@ -111,13 +207,9 @@ def affordable_size(plan: ConversionPlan) -> InputSize:
 def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
     """Compare outputs at the old size, and hidden states at the new one, which is smaller for a large model.
 
-    Rounds the source in place if the plan casts.
-
-    Args:
-        resizing, how: arguments with which the source reads the new size, and in words.
+    resizing, how: arguments with which the source reads the new size, and in words.
     """
     plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
-    plan.round_source(comparison.source)
     sizes, noun, (source, measured) = plan.inputs, plan.inputs.kind.noun, comparison.compared
     old, new = sizes.old, affordable_size(plan)
     what, where = f"{comparison.outputs} at {old}", f"hidden states at {new}"

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import Comparison
-from ..conversion.plan_positions import PositionWarning
+from ..conversion.plan import PositionWarning
 from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
-from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..reports import SKIPPED, Check, Difference, equality
 from .kind import AUTO, Example, InputSize, InputSizes
-from .processors import FEATURE_EXTRACTOR, FILE, UserFiles, has_processor
-from .sized import SizedKind, affordable_size, check_sizes, hidden_states
+from .sized import FEATURE_EXTRACTOR, FILE, SizedKind, UserFiles, affordable_size, check_sizes, has_processor, hidden_states
 from .tokenizer import check_tokenizer, load_tokenizer
 
 PROCESSED_SECONDS = 600.0
@@ -71,11 +70,7 @@ class Sounds(UserFiles):
     def extracted(self, samples: Samples, *, as_called: bool = False) -> Tensor:
         """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once from the whole sound.
 
-        Args:
-            as_called: whether the feature extractor may cut and pad the sound, as Whisper's does by default.
-
-        Raises:
-            CheckpointError: the feature extractor is damaged, or belongs to another model.
+        as_called: whether the feature extractor may cut and pad the sound, as Whisper's does by default.
         """
         how = {} if as_called else {"padding": "longest", "truncation": False}
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
@@ -106,10 +101,6 @@ class Sounds(UserFiles):
                 "duration."
             )
         return [self.rule.arguments(self.rule.as_input(row)) for row in cut[: self.count]]
-
-    def describe(self) -> str:
-        """Description of the inputs for a report."""
-        return f"the recording {self.name}" if self.files else self.built_in
 
 
 class SoundKind(SizedKind):
@@ -167,25 +158,21 @@ class SoundKind(SizedKind):
         return dict(self.rule.extractor_fields(sizes.new.value)) if sizes.grows else {}
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
-        """Check that the written feature extractor and tokenizer do what the source's do."""
-        tokenizer, name = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder)), "feature extractor"
-        rule, new = self.rule, plan.inputs.new
-        if inputs.processor is None:
-            detail = f"the source has no feature extractor, so make inputs of {new.words} as it was trained"
-            return [Check(name, SKIPPED, detail), *tokenizer]
-        seconds = min(new.value, PROCESSED_SECONDS)
+        return [*super().processor(plan, folder, inputs), *check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))]
+
+    def processed(self, plan: Any, folder: Path, inputs: Sounds) -> tuple[str, str, dict[str, Any]]:
+        seconds = min(plan.inputs.new.value, PROCESSED_SECONDS)
         noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
         sound = np.resize(noise, round(seconds * inputs.sampling_rate))
-        made = Sounds(rule, plan.config, folder).extracted(sound, as_called=True)
-        same, seconds_made = torch.equal(made, inputs.extracted(sound)), rule.seconds(rule.as_input(made).shape[1])
+        values = Sounds(self.rule, plan.config, folder).extracted(sound, as_called=True)
+        same, heard = torch.equal(values, inputs.extracted(sound)), self.rule.seconds(self.rule.as_input(values).shape[1])
         detail = (
             f"the {type(inputs.processor).__name__} of the result gives {'the same input as' if same else 'another input than'} the "
             f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(seconds)} becomes an input of "
-            f"{duration(round(seconds_made, 1))}"
+            f"{duration(round(heard, 1))}"
         )
-        if not same:
-            detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
-        return [Check(name, PASSED if same else FAILED, detail, {"audio_seconds": seconds_made}), *tokenizer]
+        wrong = "; correct the fields of the feature extractor's file that cut or pad sounds"
+        return detail, "" if same else wrong, {"audio_seconds": heard}
 
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both durations. Padding must change no frame."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from ..data.english import PARAGRAPHS
 from ..data.tokenization import between, special_ids, text_encoding
@@ -84,11 +85,7 @@ class VerificationText:
 
 
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
-    """Token ids of the text, without truncation.
-
-    Raises:
-        CheckpointError: the tokenizer fails.
-    """
+    """Token ids of the text, without truncation."""
     return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
 
 
@@ -98,16 +95,10 @@ def excerpt(text: str, count: int) -> str:
 
 
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder; ``None`` if the folder has none.
+    """The tokenizer of a checkpoint folder; ``None`` if the folder has none. Refuses files that are too large or damaged.
 
-    Args:
-        config: of its model, which must have an embedding for every token of a text.
-
-    Raises:
-        CheckpointError: the folder's tokenizer files are too large or cannot be loaded, or the model has too few embeddings.
+    config: of its model, which must have an embedding for every token of a text.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..conversion.check import BASE, Comparison, attending, check_finite
-from ..conversion.plan import ConversionPlan, parse_dtype, plan_source
+from ..conversion.plan import ConversionPlan, plan_source
 from ..conversion.sources import NAMES, tower_of
 from ..errors import OptionError, checkpoint_errors
 from ..files import TOKENIZER_CONFIG
@@ -20,9 +19,8 @@ from ..modeling.family.definition import Family, tower_field
 from ..modeling.family.towers_config import check_towers
 from ..reports import Check, Difference, equality
 from .kind import AUTO, SETTINGS, Example, InputKind, InputSizes, kind_of
-from .processors import has_processor
 from .running import run_model
-from .sized import affordable_size
+from .sized import affordable_size, has_processor
 
 LONGEST_CAPTION = 512
 """Maximum number of tokens of the text whose similarity with an image is compared."""
@@ -43,22 +41,18 @@ class TowersKind(InputKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.nouns = " and ".join(kind.nouns for kind in self.parts.values())
-        self.settings = ("towers", *(name for kind in self.parts.values() for name in kind.settings))
-
-    @cached_property
-    def parts(self) -> Mapping[str, InputKind]:
-        return {name: kind_of(tower) for name, tower in self.family.towers.items()}
+        self.towers = {name: kind_of(tower) for name, tower in family.towers.items()}
+        self.nouns = " and ".join(kind.nouns for kind in self.towers.values())
+        self.settings = ("towers", *(name for kind in self.towers.values() for name in kind.settings))
 
     def sizes(self, config: Any) -> InputSizes:
         """The sizes of texts."""
-        return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.parts.items() if not kind.units)
+        return next(kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if not kind.units)
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
-        """Plan each tower as a separate checkpoint. Tensors outside the towers are kept; only their dtype may change."""
-        cast = parse_dtype(request.dtype)
+        """Plan each tower as a separate checkpoint. Tensors outside the towers are kept."""
         plans = {
-            name: plan_source(tower_of(source, name, self.parts[name].family.base_model_name), of_tower)
+            name: plan_source(tower_of(source, name, self.towers[name].family.base_model_name), of_tower)
             for name, of_tower in self._requests(architecture, request).items()
         }
         values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
@@ -68,9 +62,7 @@ class TowersKind(InputKind):
         with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
             config = self.family.config_class.from_dict(values)
         config.architectures = [architecture.long_class]
-        if cast is not None:
-            config.dtype = cast
-        texts = next(plan for name, plan in plans.items() if not self.parts[name].units)
+        texts = next(plan for name, plan in plans.items() if not self.towers[name].units)
         changed = [plan for plan in plans.values() if plan.position_change]
         pairs = f"pairs of a text and an image ({' and '.join(str(plan.inputs.new) for plan in plans.values())})"
         return replace(
@@ -90,38 +82,28 @@ class TowersKind(InputKind):
         )
 
     def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
-        """The settings of each tower, by name; settings for other kinds of input are unset.
-
-        Raises:
-            OptionError: there is no such tower, or a mechanism is for all towers.
-            OptionError: ``positions`` is one rule instead of a rule per tower.
-        """
-        names, model_class, chosen = [*self.parts], architecture.source_class, request.towers or {}
+        """The settings of each tower, by name; settings for other kinds of input are unset."""
+        names, model_class, chosen = [*self.towers], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
                 f"The towers of a {model_class}, {' and '.join(names)}, have mechanisms apart, to which --mechanism, --option and --layers "
                 f"do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
-        check_towers(chosen, names, model_class)
-        rules: dict[str, str] = {}
-        if request.positions != AUTO:  # text=stretch:20,vision=tile
-            rules = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
-            if "" in rules.values():
-                example = ",".join(f"{name}=RULE" for name in names)
-                raise OptionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
-            check_towers(rules, names, model_class)
+        rules = {} if request.positions == AUTO else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+        if "" in rules.values():  # text=stretch:20,vision=tile
+            example = ",".join(f"{name}=RULE" for name in names)
+            raise OptionError(f"The towers of a {model_class} have positions apart; give --positions {example}, or some of them.")
+        check_towers({**chosen, **rules}, names, model_class)
         requests = {}
-        for name, kind in self.parts.items():
-            unused: dict[str, Any] = dict.fromkeys(SETTINGS.keys() - {*kind.settings})
+        for name, kind in self.towers.items():
             attention = chosen.get(name) or {}
             values = attention.to_dict() if isinstance(attention, LongAttentionConfig) else dict(attention)
-            mechanism = values.pop("mechanism", None)
-            rule = rules.get(name, AUTO)
-            requests[name] = replace(request, **unused, mechanism=mechanism, options=values or None, positions=rule)
+            of_tower = {"mechanism": values.pop("mechanism", None), "options": values or None, "positions": rules.get(name, AUTO)}
+            requests[name] = replace(request, **dict.fromkeys(SETTINGS.keys() - {*kind.settings}), **of_tower)
         return requests
 
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> InputsOfTowers:
-        parts = self.parts.items()
+        parts = self.towers.items()
         return InputsOfTowers({name: part.inputs(getattr(config, tower_field(name)), folder, text, files) for name, part in parts})
 
     def processor(self, plan: Any, folder: Path, inputs: InputsOfTowers) -> list[Check]:
@@ -130,12 +112,9 @@ class TowersKind(InputKind):
     def check(self, comparison: Comparison) -> list[Check]:
         """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions."""
         plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
-        plan.round_source(source)
-        length, why = min(plan.old_length, LONGEST_CAPTION), ""
-        if plan.position_change and plan.unchanged_tokens <= 1:
-            why = plan.position_change
-        elif plan.position_change:
-            length = min(length, plan.unchanged_tokens)
+        why = plan.position_change if plan.unchanged_tokens <= 1 else ""
+        unchanged = plan.unchanged_tokens if plan.position_change and not why else plan.old_length
+        length = min(plan.old_length, LONGEST_CAPTION, unchanged)
         sizes = {name: part.inputs.old if part.inputs.old.name else part.inputs.at(length) for name, part in plan.towers.items()}
         old = {key: value for name, size in sizes.items() for key, value in inputs[name].at(size).items()}
         new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
@@ -145,14 +124,9 @@ class TowersKind(InputKind):
         detail = f"similarity of {read}, with full attention: largest difference from the source"
         with torch.no_grad():
             returned = result(**new, return_loss=True, return_dict=True)
-        return [
-            equality("similarities of text and image equal", detail, difference, {"length": length}, why),
-            check_finite(
-                "finite at the new sizes",
-                "similarity and loss at the new sizes",
-                {"loss": returned.loss, "similarity": returned.logits_per_text},
-            ),
-        ]
+        outputs, name = {"loss": returned.loss, "similarity": returned.logits_per_text}, "similarities of text and image equal"
+        finite = check_finite("finite at the new sizes", "similarity and loss at the new sizes", outputs)
+        return [equality(name, detail, difference, {"length": length}, why), finite]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         task = "zero-shot-image-classification"

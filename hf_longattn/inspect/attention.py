@@ -17,8 +17,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
-from ..conversion.sources import open_source, refuse_quantised
+from ..conversion.sources import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
 from ..engines.common.grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..files import AUDIO_SUFFIXES, is_long

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..conversion.model_loading import quiet_libraries
-from ..conversion.sources import Source, open_source, read_long, tower_of
+from ..conversion.sources import Source, open_source, quiet_libraries, read_long, tower_of
 from ..errors import CheckpointError
 from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
 from ..files import is_generic, is_long
 from ..inputs.kind import InputSizes, WithTowers, kind_in
-from ..inputs.plain import PlainPart, text_length, text_tower
+from ..inputs.plain import text_length, text_tower
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.generic import attention_of_towers, towers_of
@@ -144,23 +143,20 @@ def _inspect(source: Source) -> Inspection:
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
 
-    def inspect_part(part: PlainPart) -> Inspection:
+    def inspect_part(module: Any, facts: dict[str, Any]) -> Inspection:
         return Inspection(
+            **facts,
             source=source,
-            class_name=type(part.module).__name__,
-            model_type=part.module.config.model_type,
-            parameters=sum(parameter.numel() for parameter in part.module.parameters()),
-            attention=part.attention,
-            inputs=part.inputs,
-            shape=part.shape,
-            costs=part.costs,
+            class_name=type(module).__name__,
+            model_type=module.config.model_type,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
             generic=True,
         )
 
     longest, kind = text_length(config), kind_in(source.config)
     attention = attention_of_towers(config) or {"": LongAttentionConfig.from_dict(config.long_attention)}
     parts = kind.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
-    towers = {name: inspect_part(part) for name, part in parts.items()}
+    towers = {name: inspect_part(*part) for name, part in parts.items()}
     if "" in towers:
         return towers[""]
     return replace(

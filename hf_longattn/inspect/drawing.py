@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
-from ..errors import LongAttentionError, needs_extra
+from ..errors import LongAttentionError, check_extra
 from ..files import staged_file
 from ..mechanisms import Mechanism
 from ..mechanisms.common.choice_text import write_numbers
@@ -66,7 +66,7 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     return [Panel(f"{name}, head {head}", of_head) for head, of_head in enumerate(weights)]
 
 
-def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
+def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int = 64, causal: bool | Sequence[bool], file: Path) -> None:
     """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
     ``causal`` selects the form, for all mechanisms or for each.
@@ -75,9 +75,10 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         CheckpointError: the file cannot be written.
     """
-    with needs_extra("plot"):
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
+    check_extra("plot", "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     drawn = [panels_of(name, mechanism, length, form) for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)]
     if all(len(panels) == 1 for panels in drawn):  # single panels stand side by side

@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..conversion.model_loading import quiet_libraries
-from ..conversion.sources import class_of, fetch_config
+from ..conversion.sources import class_of, open_source, quiet_libraries
 from ..engines.common.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
@@ -197,7 +196,7 @@ def inspect_stock(model: str | Path, *, revision: str | None = None, token: str 
     Raises:
         CheckpointError: there is no config, or it makes no model of transformers.
     """
-    values = fetch_config(model, revision, token)
+    values = open_source(model, revision, token, weights=False).config
     model_class: Any = class_of(values)
     if model_class is None:
         model_type, version = values.get("model_type"), transformers.__version__

@@ -276,12 +276,13 @@ class BigBird(MaskedMechanism):
     def _table(self, counts: Sequence[int], rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
         """The table of texts with ``counts`` blocks, of which the tables of each number are cached for the process."""
         key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
-        tables = [
-            BYTE_CACHE.get((*key, count), lambda count=count: self._table_of(torch.full((1,), count, device=device), rows, call, device))
-            for count in (counts if len({*counts}) > 1 else counts[:1])
-        ]
-        if len(tables) == 1:
-            return tables[0]
+
+        def table_of(count: int) -> BlockTable:
+            return BYTE_CACHE.get((*key, count), lambda: self._table_of(torch.full((1,), count, device=device), rows, call, device))
+
+        if len({*counts}) == 1:
+            return table_of(counts[0])
+        tables = [table_of(count) for count in counts]
         added = [table.added for table in tables if table.added is not None]
         return BlockTable(torch.cat([table.seen for table in tables]), torch.cat(added) if added else None)
 

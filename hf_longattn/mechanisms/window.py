@@ -49,9 +49,11 @@ class BandOptions(Options):
 
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
-        left, right = (self.window - 1, 0) if causal else (self.window // 2, self.window // 2)
-        left = left if self.left is None else self.left
-        right = right if self.right is None or causal else self.right
+        pattern = Pattern.window(self.window, causal, has_globals, global_rows)
+        if self.left is None and self.right is None:
+            return pattern
+        left = pattern.left if self.left is None else self.left
+        right = pattern.right if self.right is None or causal else self.right
         return Pattern(left, right, causal, has_globals, global_rows)
 
 

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
-from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_format, is_generic, plain_names
+from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.memory_tokens import recursion_of
@@ -50,7 +50,7 @@ class GenericConfig:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
-        check_format(config_dict)
+        check_config(config_dict)
         return super().from_dict(plain_names(config_dict), **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:

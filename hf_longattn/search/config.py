@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rich.filesize import pick_unit_and_suffix
 
@@ -90,7 +90,6 @@ def readable_bytes(value: float) -> str:
 
 @dataclass(frozen=True)
 class SearchConfig(Settings):
-    noun: ClassVar[str] = "search"
     budget: str | float | Budget = setting(
         BUDGET,
         "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or memory "
@@ -104,7 +103,7 @@ class SearchConfig(Settings):
         "A mechanism that layers may run, for example window:window=256. Repeatable.",
         unset="windows of several widths, longformer, bigbird, block_top_k, full; for images those on grids",
         flag="--candidate",
-        type=list,
+        type=list[str],
         metavar="MECHANISM[:NAME=VALUE,...]",
     )
     score: str = setting(

@@ -14,9 +14,8 @@ from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.adopt import adoption_of
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources import Source, open_source
+from ..conversion.sources import Source, load_as_result, open_source
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import CheckpointError, InputError
@@ -171,7 +170,7 @@ class SearchInputs:
         count: most inputs to read.
 
     Raises:
-        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.processors.UserFiles`.
+        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.sized.UserFiles`.
     """
 
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:

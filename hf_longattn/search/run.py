@@ -16,9 +16,8 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
 from ..conversion.folders import versions
-from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.plan import ConversionPlan
-from ..conversion.sources import Source
+from ..conversion.sources import Source, chosen_device, quiet_libraries
 from ..errors import InputError, OptionError, in_a_line
 from ..files import check_new_file, write_text
 from ..inputs.kind import InputSize
@@ -98,7 +97,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         source,
         None if config.search_input is None else Path(config.search_input),
         SearchConfig(budget=config.budget or BUDGET),
-        conversion=replace(config.without_search(), native=False),
+        conversion=config.without_search(),
     ).run()
     values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
     return result.chosen.design.attention(), {**values, result.material: result.text}

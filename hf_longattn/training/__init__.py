@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..data.qa_schemas import load_qa, save_qa
     from ..data.rows import read_rows, read_texts
     from .arguments import DataArguments, LongTrainingArguments, ModelArguments
-    from .modalities import load_multitask_head
+    from .mixed import load_multitask_head
     from .run import begin, finish, run_task
     from .tasks.qa import load_qa_model
     from .trainer import LongTrainer

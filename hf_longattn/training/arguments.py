@@ -18,9 +18,6 @@ from transformers.hf_argparser import HfArg
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import OptionError, check_extra, flag, in_a_line
 
-ENDLESS = 1_000_000
-"""Optimiser steps of a run that only the clock ends."""
-
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
     """A field with its help text."""
@@ -158,8 +155,6 @@ class LongTrainingArguments(TrainingArguments):
         ours: Any = self  # whose fields transformers declares
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
         check_least(self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1)
         check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1)
         if self.hub_strategy != "end":
@@ -170,7 +165,7 @@ class LongTrainingArguments(TrainingArguments):
             if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
                 raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
             if ours.max_steps <= 0:
-                ours.max_steps = ENDLESS
+                ours.max_steps = 1_000_000  # which the clock ends before
                 ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()

@@ -15,16 +15,7 @@ from hf_longattn.loading import label_fields, load_config, load_model
 def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a head for classes in float32, and the names of its classes in order; see :func:`class_names`.
 
-    Args:
-        loader: an ``AutoModelFor…`` class.
-        name: of the checkpoint.
-        labels: of the data.
-        complete: refuse a checkpoint without the head, and labels that it does not know, since nothing is trained.
-        config: fields of its config.
-
-    Raises:
-        CheckpointError: it cannot be loaded, or lacks weights.
-        DataError: a complete model does not know a label.
+    ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does not know.
     """
     model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
     classes = (load_config(name) if model is None else model.config).id2label
@@ -37,37 +28,23 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
     """The classes in the order of their numbers: the model's own if it knows all ``labels``, so that its head stays valid; else ``labels``.
 
-    Args:
-        known: the model's classes.
-        only_known: refuse labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
-
-    Raises:
-        DataError: the model does not know a label.
+    ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
     """
-    numbers = list(map(str, range(len(known))))
-    if set(labels) <= set(known):
-        return list(known)
-    if not only_known:
-        return list(labels)
-    if list(known) != [f"LABEL_{number}" for number in numbers]:
+    names, numbers = list(known), [str(number) for number in range(len(known))]
+    if only_known and names == [f"LABEL_{number}" for number in numbers] and not set(labels) <= set(names):
+        names = numbers
+    if unknown := set(labels) - set(names):
+        if not only_known:
+            return list(labels)
         raise DataError(
-            f"The model does not know the labels {listed(set(labels) - set(known))} of the data; its classes are {listed(known)}, so write "
-            "the labels like these."
+            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}, so write the labels like "
+            "these, or the names into id2label of its config.json."
         )
-    if set(labels) <= set(numbers):
-        return numbers
-    raise DataError(
-        f"The model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
-        f"{listed(set(labels) - set(numbers))}; write numbers, or the names into id2label of its config.json."
-    )
+    return names
 
 
 def check_classes(sources: str, trained: Sequence[str], validation: str, scored: Sequence[str]) -> None:
-    """Refuse training data of a single class, and classes of ``--validation`` that no training row has.
-
-    Raises:
-        DataError: the data have such classes.
-    """
+    """Refuse training data of a single class, and classes of ``--validation`` that no training row has."""
     if len(trained) < 2:
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
     if validation and (new := set(scored) - set(trained)):

@@ -4,35 +4,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
+from datasets import Dataset
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.rows import each_part, read_texts
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.segments import SegmentCollator, Segments
+from hf_longattn.data.tokenization import to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.run import begin, finish
-from hf_longattn.training.segments import segment_trainer
+from hf_longattn.training.segments import SegmentTrainer
 from hf_longattn.training.trainer import LongTrainer
 
-HEADS = {
-    "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    "hidden": (AutoModel, MODEL_MAPPING_NAMES),
-}
-"""Objective -> the class that loads a model for it, and the model types that have one."""
+HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "hidden": AutoModel}
+"""Objective -> the class that loads a model for it."""
 
 
 @dataclass
@@ -88,15 +81,18 @@ def train_lm(
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
     documents, held_out = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    masks = DataCollatorForPackedText if pack else RepeatableMasks
+    masks = SegmentCollator if data_args.segments else DataCollatorForPackedText if pack else RepeatableMasks
     collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
-    if data_args.segments:
-        length = data_args.segments
-        trainer = segment_trainer(model, training_args, tokenizer, collator, documents, held_out, length)
-    else:
-        length = input_length(model, tokenizer, data_args.max_length)
-        train, scored = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
-        trainer = LongTrainer(model, training_args, collator, train, scored, tokenizer)
+    length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
+
+    def encode(data: Dataset) -> Any:
+        if data_args.segments:
+            return Segments(to_documents(data, tokenizer), length, tokenizer.pad_token_id)
+        return to_inputs(data, tokenizer, length, pack)
+
+    train, scored = each_part(encode, documents, held_out)
+    trainer_of = SegmentTrainer if data_args.segments else LongTrainer
+    trainer = trainer_of(model, training_args, collator, train, scored, tokenizer)
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
 
 
@@ -106,26 +102,22 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     Args:
         objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (what the model has a head for), or "hidden" (no head).
         complete: refuse a checkpoint that lacks weights.
-
-    Raises:
-        CheckpointError: it cannot be loaded, lacks weights, or has no head for the objective.
     """
     config = load_config(name)
     kind = config.model_type
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    predicts_masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    has_head = {name: kind in mapped_names(auto_mapping(loader))[0] for name, loader in HEADS.items()}
     if objective == "auto":
-        if not predicts_masked and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if not has_head["mlm"] and not has_head["clm"]:
             raise CheckpointError(f"{name!r} ({kind}) has no language-modelling head; take a model that predicts tokens.")
-        is_masked = predicts_masked and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
+        is_masked = has_head["mlm"] and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
         objective = "mlm" if is_masked and tokenizer.mask_token is not None else "clm"
-    loader, names = HEADS[objective]
-    sees_next = predicts_masked and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
-    if kind not in names or (objective == "clm" and sees_next):
+    sees_next = has_head["mlm"] and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    if not has_head[objective] or (objective == "clm" and sees_next):
         words = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it", "hidden": "have hidden states"}
         other = "clm" if objective == "mlm" else "mlm"
         raise OptionError(f"{name!r} ({kind}) does not {words[objective]}, which {objective} needs; take the task {other}.")
-    model: PreTrainedModel = load_model(loader, name, complete=complete)
+    model: PreTrainedModel = load_model(HEADS[objective], name, complete=complete)
     if getattr(model, "is_quantized", False):
         raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
     if objective == "mlm" and tokenizer.mask_token is None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_longattn.errors import OptionError, needs_extra
+from hf_longattn.errors import OptionError, check_extra
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 
@@ -24,18 +24,14 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 
     Also trained are the mechanisms' parameters, poolers and heads, but no head that predicts tokens.
 
-    Args:
-        network: a model of transformers, or a module that contains one.
-        rank: of the updates; 0 = all weights are trained.
-
-    Raises:
-        OptionError: the projections of this architecture are unknown.
+    ``network`` is a model of transformers, or a module that contains one. With a rank of 0, all weights are trained.
     """
     if not rank:
         yield
         return
-    with needs_extra("peft"):
-        from peft import LoraConfig, get_peft_model
+    check_extra("peft", "peft")
+    from peft import LoraConfig, get_peft_model
+
     model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))
     targets: list[Any] = []
     for site in (site for site in attention_sites(model) if not site.cross):
@@ -45,9 +41,11 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
                 "update; leave --lora-rank out to train all parameters."
             )
         targets += names
-    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, Mechanism)]
-    parts += [(name, part) for name, part in model.named_modules() if name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)]
-    trained = [parameter for _, module in parts for parameter in module.parameters() if parameter.requires_grad]
+    beside = (
+        part for name, part in model.named_modules()
+        if isinstance(part, Mechanism) or name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)
+    )  # fmt: skip
+    trained = [parameter for part in beside for parameter in part.parameters() if parameter.requires_grad]
     if model.get_output_embeddings() is None:
         base = set(model.base_model.parameters())
         trained += [parameter for parameter in model.parameters() if parameter not in base]

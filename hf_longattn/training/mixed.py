@@ -1,38 +1,174 @@
-"""Training on several tasks at once: a model with several heads, batches of one task each, and their Trainer."""
+"""A model with several heads on one backbone, of texts or of texts, images and sound, and its Trainer with batches of one task each."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import PROCESSOR_NAME, logging
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
-from hf_longattn.errors import OptionError
+from hf_longattn.data.sources import DataError
+from hf_longattn.errors import CheckpointError, OptionError, listed, nearest
+from hf_longattn.loading import label_fields, load_config, load_model, load_padding_tokenizer, load_part
+from hf_longattn.modeling.family.registration import auto_mapping
+from hf_longattn.modeling.multimodal import AudioInput, ImageInput, LongMultimodalConfig, LongMultimodalModel, head_on, without_pooler
 from hf_longattn.modeling.run.losses import label_count
-from hf_longattn.training.modalities import HEAD_FIELDS
-from hf_longattn.training.tasks.qa import span_loss
+from hf_longattn.names import LOGGER
 from hf_longattn.training.trainer import LongTrainer, highest, rows_of
+
+logger = logging.get_logger(LOGGER)
+LOADERS: dict[str, Any] = {
+    "classify": transformers.AutoModelForSequenceClassification,
+    "tokens": transformers.AutoModelForTokenClassification,
+    "qa": transformers.AutoModelForQuestionAnswering,
+    "images": transformers.AutoModelForImageClassification,
+    "audio": transformers.AutoModelForAudioClassification,
+}
+"""Kind of task -> the class that loads its model."""
+HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
+"""Fields of a head's config that are saved with it, besides its labels."""
+IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
+"""Pixels of the sides of images and of patches, as in ViT, and mel bins of spectrograms, for new embedders."""
+
+
+def load_multitask_head(name: str, head: str) -> PreTrainedModel:
+    """One head of a ``longattn train multitask`` checkpoint with its backbone, as an ordinary model.
+
+    Args:
+        name: a folder or a Hub name.
+        head: the task's name.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or lacks weights of the head.
+        OptionError: the checkpoint has no such head.
+    """
+    heads = getattr(load_config(name), "multitask_heads", {})
+    if head not in heads:
+        raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
+    entry = heads[head]
+    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
+    model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
+    for key in HEAD_FIELDS:
+        if key in entry:
+            setattr(model.config, key, entry[key])
+    return model
+
+
+class Backbone:
+    """The base of heads of several kinds. A backbone of texts gets new embedders of images and of sound where tasks need them.
+
+    tokenizer, image_processor, feature_extractor: of the inputs; ``None`` = the model does not read such inputs.
+    model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
+    heads: those of the checkpoint, see :meth:`MultiTaskModel.saved_config`.
+
+    Args:
+        name: a checkpoint of texts, or one of several modalities.
+        kinds: of the tasks.
+        image_size: sides of the images of a new embedder; default: :data:`IMAGE_SIZE`.
+        complete: nothing is trained, so the checkpoint must have the heads.
+    """
+
+    def __init__(self, name: str, kinds: Collection[str], image_size: int | None = None, *, complete: bool = False) -> None:
+        config: Any = load_config(name)
+        self.name, self.complete, self.heads = name, complete, getattr(config, "multitask_heads", {})
+        if complete and not self.heads:
+            raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head.")
+        self.tokenizer = load_padding_tokenizer(name, config)
+        # Tokens have the places of their words, and windows their order.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
+        several = isinstance(config, LongMultimodalConfig)
+        embedded, new = config.embedded if several else {}, dict[str, Any]()
+        self.image_processor = load_part(transformers.AutoImageProcessor, name) if "images" in embedded else None
+        self.feature_extractor = load_part(transformers.AutoFeatureExtractor, name) if "sound" in embedded else None
+        if image_size and ("images" not in kinds or "images" in embedded):
+            raise OptionError("--image-size is for a task of kind images, on a model that does not read images yet; leave it out.")
+        if "images" in kinds and "images" not in embedded and not complete:
+            side = image_size or IMAGE_SIZE
+            new["images"] = ImageInput((side, side), PATCH)
+            self.image_processor = transformers.ViTImageProcessor(size={"height": side, "width": side})
+        if "audio" in kinds and "sound" not in embedded and not complete:
+            new["sound"] = AudioInput(MEL_BINS)
+            # Not normalised over the audio file, which would remove a steady sound: the embedder normalises each frame.
+            settings = {"feature_size": MEL_BINS, "num_mel_bins": MEL_BINS, "do_ceptral_normalize": False}
+            self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
+        self.model: Any = None
+        if several:
+            self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
+        elif new:
+            self.model, self.heads = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new), {}
+
+    def processor(self, kind: str) -> Any:
+        """What makes the inputs of a task of this kind."""
+        return {"images": self.image_processor, "audio": self.feature_extractor}.get(kind, self.tokenizer)
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write the processors, for ``AutoTokenizer``, ``AutoImageProcessor`` and ``AutoFeatureExtractor``."""
+        self.tokenizer.save_pretrained(folder, **settings)
+        parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
+        values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
+        Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
+        """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
+
+        Refuses a new head where nothing is trained. ``labels``: of the data; none for spans.
+        """
+        saved = self.heads.get(task, {})
+        trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
+        if not trained and self.heads:
+            known = ", ".join(f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items())
+            why = f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are {known}"
+            if self.complete:
+                raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
+            logger.warning(f"The head of the task {task!r} is new: {why}.")
+        names = list(saved["labels"] if trained else labels)
+        if trained and self.model is None:
+            return load_multitask_head(self.name, task), names
+        fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | ({"problem_type": "single_label_classification"} if labels else {})
+        model: Any
+        if self.model is None:
+            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
+            if model.config.pad_token_id is None:
+                model.config.pad_token_id = self.tokenizer.pad_token_id
+            return model, names
+        fields |= {key: saved[key] for key in HEAD_FIELDS if trained and key in saved}
+        model = head_on(auto_mapping(LOADERS[kind])[LongMultimodalConfig], self.model, **fields)
+        if trained:
+            model.classifier = load_multitask_head(self.name, task).classifier
+        return model, names
+
+
+class PreparedTask:
+    """A task's model with its head, and ``inputs``, the arguments of Trainer for the task alone."""
+
+    def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        self.kind, self.model, self.inputs = kind, model, inputs
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # which does not pack
+        parts = inputs["train_dataset"], inputs["eval_dataset"]
+        if not all(map(len, parts)):
+            raise DataError(f"The task {name!r} has no rows left to train on, or none to evaluate on; give other data.")
+        self.rows, self.held_out = (part.add_column("task", [name] * len(part)) for part in parts)
 
 
 class MultiTaskModel(nn.Module):
     """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
     ``heads.NAME.``.
 
-    Args:
-        models: the task's name -> the model with its head. The backbone of one of them replaces those of the others.
-        kinds: the task's name -> its kind, of :data:`~hf_longattn.training.modalities.LOADERS`.
-
-    Raises:
-        OptionError: the backbones are of several classes.
+    The backbone of one task's model replaces those of the others. Backbones of several classes are refused.
     """
 
-    def __init__(self, models: Mapping[str, PreTrainedModel], kinds: Mapping[str, str]) -> None:
+    def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:
         super().__init__()
+        models = {name: task.model for name, task in tasks.items()}
         largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
         prefix, backbone = largest.base_model_prefix, largest.base_model
         if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
@@ -44,7 +180,7 @@ class MultiTaskModel(nn.Module):
         for name, model in models.items():
             setattr(model, prefix, backbone)
             self.heads[name] = nn.ModuleDict({child: module for child, module in model.named_children() if module is not backbone})
-        self.models, self.kinds = dict(models), dict(kinds)  # not registered as modules, since each holds the backbone
+        self.tasks, self.models = tasks, models  # not registered as modules, since each holds the backbone
 
     def train(self, mode: bool = True) -> MultiTaskModel:
         for model in self.models.values():
@@ -59,18 +195,19 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
         """The outputs of a task's head, with its loss."""
-        if self.kinds[task] != "qa":
+        loss = self.tasks[task].inputs.get("compute_loss_func")
+        if loss is None:
             return self.models[task](labels=labels, **inputs)
         outputs = self.models[task](**inputs)
         if labels is not None:
-            outputs.loss = span_loss(outputs, labels)
+            outputs.loss = loss(outputs, labels)
         return outputs
 
     def saved_config(self) -> Any:
         """The backbone's config with an entry for each head, for :func:`load_multitask_head`."""
         self.config.multitask_heads = {
             name: {
-                "kind": self.kinds[name],
+                "kind": self.tasks[name].kind,
                 "labels": [str(label) for _, label in sorted(model.config.id2label.items())],
                 **{key: value for key in HEAD_FIELDS if (value := getattr(model.config, key, None)) is not None},
             }
@@ -124,12 +261,12 @@ class TaskBatches(EpochSampler):
 
 
 class MultiTaskTrainer(LongTrainer):
-    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config.
+    """Trains a :class:`MultiTaskModel` on batches of one task each, evaluates every task on its own rows, and saves the heads' config."""
 
-    tasks: the task's name -> its model, ``rows``, ``scores`` (of predictions) and ``collator``; set after the construction.
-    """
-
-    tasks: Mapping[str, Any]
+    @property
+    def tasks(self) -> Mapping[str, PreparedTask]:
+        """The tasks of the model."""
+        return self.accelerator.unwrap_model(self.model).tasks
 
     def train_batches(self) -> TaskBatches:
         """Batches of one task each."""
@@ -153,14 +290,13 @@ class MultiTaskTrainer(LongTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``: F1, or else accuracy."""
-        model = self.accelerator.unwrap_model(self.model)
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():
-            self.compute_metrics = task.scores
-            self.preprocess_logits_for_metrics = (lambda logits, labels: logits[:2]) if model.kinds[name] == "qa" else highest
+            self.compute_metrics = task.inputs["compute_metrics"]
+            self.preprocess_logits_for_metrics = task.inputs.get("preprocess_logits_for_metrics", highest)
             output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}")
-            metrics |= output.metrics
+            metrics |= {key: value for key, value in output.metrics.items() if isinstance(value, (int, float))}
             metrics[f"{metric_key_prefix}_n"] += output.num_samples
             scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
             main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])

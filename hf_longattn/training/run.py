@@ -1,34 +1,13 @@
 """The run of every task: begin, train or resume, evaluate, save the model with its log and card, and report errors as one sentence.
 
-A task, a file in ``training/tasks/``, has a docstring, ``ARGUMENTS`` and ``main``, and reads like an example of transformers:
-
-    @dataclass
-    class ReviewArguments(DataArguments):
-        roles: ClassVar = {"text": ("text", "document"), "label": ("label",)}  # for --columns text=body
-
-    ARGUMENTS = (ModelArguments, ReviewArguments, LongTrainingArguments)
-
-    def main(model_args: ModelArguments, data_args: ReviewArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
-        begin(model_args, data_args, training_args)
-        tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
-        train, held_out = read_rows(data_args, training_args.seed)  # with the columns text and label
-        model = load_model(AutoModelForX, model_args.model, complete=not training_args.do_train)
-        trainer = LongTrainer(model, training_args, DataCollatorWithPadding(tokenizer), train, held_out, tokenizer,
-                              compute_metrics=lambda prediction: means_in_percent(["accuracy"], ...))
-        return finish(trainer, model_args, data_args, input_length=length)
-
-    if __name__ == "__main__":
-        sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
-
-``compute_metrics`` (or ``measure=``) returns scores by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows; names
-in :data:`~hf_longattn.training.saving.METRICS` are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads. Other keyword
-arguments of :func:`finish` go into the log, and numbers into the card. With ``training_args.do_train`` off, :func:`finish` only scores
-(`longattn evaluate`).
+A task is a file in ``training/tasks/`` with a docstring, ``ARGUMENTS`` and ``main``, which reads like an example of transformers;
+`docs/extending.md` and ``examples/extend/score.py`` show one. ``compute_metrics`` (or ``measure=``) returns scores by name, with
+``NAME_se`` for standard errors and ``n`` for the number of rows; names in :data:`~hf_longattn.training.saving.METRICS` are in per cent.
+``HEAD_accuracy`` is the accuracy of one of several heads.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -51,15 +30,7 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import (
-    CheckpointError,
-    LongAttentionError,
-    OptionError,
-    UsageError,
-    error_line,
-    rust_panics,
-    visible,
-)
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, visible
 from hf_longattn.files import check_writable, write_text
 from hf_longattn.hub import check_login
 from hf_longattn.loading import load_weights
@@ -71,12 +42,9 @@ from hf_longattn.training.trainer import LongTrainer
 
 SCORES_NAME, STATE = "scores.json", "trainer_state.json"
 """The file of an evaluation, and the last file of a checkpoint."""
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit code after Ctrl-C."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
+FULL = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
 
 
@@ -124,7 +92,6 @@ def finish(
 
     Args:
         trainer: its arguments are a :class:`LongTrainingArguments`.
-        model_args, data_args: of the run.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
         facts: more entries of the log, of values for JSON. Numbers are in the card, too; so is ``note``, which follows the scores.
 
@@ -140,7 +107,6 @@ def finish(
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
     data = " ".join(data_args.data)
     for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
-        rows = getattr(rows, "documents", rows)  # of a stream of segments
         if isinstance(rows, Sized) and not len(rows):
             source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
             raise DataError(f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give other data.")
@@ -168,10 +134,7 @@ def finish(
                     raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
-        history = trainer.state.log_history
-        before: dict[str, Any] = next(
-            (entry for entry in history if entry["step"] == 0 and any(name.startswith("eval_") for name in entry)), {}
-        )
+        before: dict[str, Any] = next((entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {})
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}
@@ -220,16 +183,12 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence. safetensors and torch raise it without an errno.
-
-    Raises:
-        CheckpointError: the disk became full.
-    """
+    """Turn a full disk into a sentence. safetensors and torch raise it without an errno."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         cause: BaseException | None = error
-        while cause is not None and getattr(cause, "errno", None) not in FULL and not any(words in str(cause) for words in FULL_WORDS):
+        while cause is not None and not any(words in str(cause) for words in FULL):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
@@ -242,15 +201,11 @@ def how_to_resume(folder: Path) -> str:
     return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
 
 
-# ---- the command
-
-
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
     """Run a training or an evaluation from a command line. Of several processes only the first one prints.
 
     Args:
         task: a module with ``ARGUMENTS`` and ``main``; see above.
-        words: the command line.
         prog: the command in messages and help, "longattn train qa".
 
     Returns:
@@ -260,8 +215,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        with rust_panics():
-            log = task.main(model_args, data_args, training_args)
+        log = task.main(model_args, data_args, training_args)
         if first:
             written = folder if training_args.do_train else folder / SCORES_NAME
             print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)
@@ -269,7 +223,7 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
         code = 2 if isinstance(error, UsageError) else 1
         print(error_line(error), file=sys.stderr)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = 128 + signal.SIGINT  # as of a shell
         if first:
             print(visible(f"Stopped; {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
     if code and torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -12,7 +12,7 @@ from typing import Any
 from hf_longattn.errors import CheckpointError, in_one_line
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.files import MODULES, public_name, read_json_object, write_text
-from hf_longattn.hub import MeasuredResult, from_source, push_model, write_model_card
+from hf_longattn.hub import from_source, push_model, write_model_card
 from hf_longattn.loading import fetch_model
 from hf_longattn.training.trainer import LongTrainer
 
@@ -34,11 +34,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
     The log is written last, and names all files. Files that an earlier log names are removed first: the model could inherit a chat template
-    or a licence.
-
-    Args:
-        source: the folder, or the repository on the Hub, of the model that was trained.
-        hub_task: see :func:`~hf_longattn.training.run.finish`.
+    or a licence. ``source`` is the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()
@@ -69,7 +65,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     trained = f"{steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}. {describe(log)}."
     contents = {"training": f"Fine-tuned from `{in_one_line(public_name(source))}`: {trained}", "results": measured(log, hub_task)}
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
-    write_model_card(folder, **contents, measured="", eval_results=None, **from_source(source), **repository)
+    write_model_card(folder, **contents, **from_source(source), **repository)
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
     write_text(folder / LOG_NAME, json.dumps(log, indent=1))
     if args.push_to_hub:
@@ -130,8 +126,8 @@ def describe(log: Mapping[str, Any]) -> str:
     return f"{where} ({count:,} row{'s' * (count != 1)}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
 
 
-def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
-    """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
+def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, Any]]:
+    """The final scores as results of the card, whose task is ``task`` (:func:`~hf_longattn.hub.model_card`)."""
     after, settings, results = log["metrics"]["after"], log["settings"], []
     validation, rows, sources = settings.get("validation", []), log["scored_rows"], settings.get("data") or settings.get("tasks", [])
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
@@ -141,9 +137,9 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
         scored = [validation] if isinstance(validation, str) else [each for each in validation if each.startswith(f"{head}=")]
         of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
         data = names_of(scored) if scored else f"{names_of(of_head)} ({part})"
-        more: dict[str, Any] = {"n": after.get(f"{head}_n", after.get("n")), "standard_error": after.get(f"{name}_se")}
-        more["system"] = f"head {head}" if head else ""
-        results.append(MeasuredResult(data, metric, after[name], unit, task=task, metric_type=key or "loss", **more))
+        row = {"dataset": data, "metric": metric, "value": after[name], "unit": unit, "task": task, "metric_type": key or "loss"}
+        row |= {"n": after.get(f"{head}_n", after.get("n")), "standard_error": after.get(f"{name}_se")}
+        results.append({**row, "system": f"head {head}" if head else ""})
     return results
 
 

@@ -6,50 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.tokenization import to_documents
+from hf_longattn.data.segments import SegmentBatches
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.arguments import LongTrainingArguments
 from hf_longattn.training.trainer import LongTrainer
 
 
-def segment_trainer(
-    model: PreTrainedModel, args: LongTrainingArguments, tokenizer: PreTrainedTokenizerBase, masks: RepeatableMasks, train: Dataset,
-    held_out: Dataset, length: int,
-) -> SegmentTrainer:  # fmt: skip
-    """The trainer of a model on documents in segments of ``length`` tokens.
-
-    Raises:
-        OptionError: with checkpointed activations.
-    """
-    if args.gradient_checkpointing or getattr(args, "activation_checkpointing", None):
-        raise OptionError("--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out.")
-    if args.max_steps < 0:
-        args.max_steps = 1000  # a stream never ends
-    args.accelerator_config.dispatch_batches = False  # every process reads the stream itself, and keeps its rows
-    rows, padding = args.per_device_train_batch_size * args.world_size, {"pad_token_id": tokenizer.pad_token_id}
-    stream = SegmentStream(to_documents(train, tokenizer), length, rows, shuffle=True, seed=args.seed, epochs=None, **padding)
-    scored = SegmentStream(to_documents(held_out, tokenizer), length, args.per_device_eval_batch_size, **padding)
-    return SegmentTrainer(model, args, SegmentCollator(masks if masks.mlm else None), stream, scored, tokenizer)
-
-
 class SegmentTrainer(LongTrainer):
-    """Trains a Long model on a :class:`SegmentStream`: gradients stay within a batch, the memory carries over.
+    """Trains a Long model on :class:`~hf_longattn.data.segments.Segments`: gradients stay within a batch, the memory carries over.
 
-    The stream must have batch size × processes rows. An evaluation reads the whole evaluation stream in every process.
+    An evaluation reads all documents in every process.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, measure=self.held_out_loss, **kwargs)
+    def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:
+        if args.gradient_checkpointing or getattr(args, "activation_checkpointing", None):
+            raise OptionError("--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out.")
+        if getattr(args, "tokens_per_batch", 0):
+            raise OptionError("--tokens-per-batch requires rows of known length, not --segments; give --batch-size instead.")
+        if args.max_steps < 0:
+            args.max_steps = 1000  # the passes never end
+        super().__init__(model, args, *more, measure=self.held_out_loss, **kwargs)
         self.memory: Any = None
+
+    def train_batches(self) -> Any:
+        args: Any = self.args
+        return SegmentBatches(self.train_dataset, args.train_batch_size, args.seed, args.world_size)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if self.memory is None:
@@ -73,18 +58,19 @@ class SegmentTrainer(LongTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def held_out_loss(self) -> dict[str, float]:
-        """The mean loss of all tokens of the evaluation stream, and its number of documents."""
-        stream: Any = self.eval_dataset
+        """The mean loss of all tokens of the held-out documents, and their number."""
+        segments: Any = self.eval_dataset
+        batches: Any = SegmentBatches(segments, self.args.per_device_eval_batch_size)
         model = self.accelerator.unwrap_model(self.model)
         memory, total, count = model.new_memory(), 0.0, 0
         with evaluating(model), torch.no_grad(), self.compute_loss_context_manager():
-            for batch in DataLoader(stream, batch_size=stream.rows, collate_fn=self.data_collator.for_evaluation()):
+            for batch in DataLoader(segments, batch_sampler=batches, collate_fn=self.eval_collator):
                 batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 outputs = model(**batch, memory=memory)
                 memory = outputs["memory"]
                 if items := int(self.items_of(batch)):
                     total, count = total + float(outputs["loss"]) * items, count + items
-        return {"loss": total / max(1, count), "n": len(stream.documents)}
+        return {"loss": total / max(1, count), "n": len(segments)}
 
     def memory_file(self, checkpoint: Path) -> Path:
         """This process's file in a checkpoint."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ..errors import OptionError, UsageError, nearest, sentence_case
+from ..errors import UsageError, nearest
 from ..names import load_module, module_names
 from . import tasks
 from .recipes import recipe_names, recipe_words
@@ -28,29 +28,16 @@ def task_summary(name: str) -> str:
 
 
 def load_task(name: str) -> ModuleType:
-    """Import a task.
-
-    Raises:
-        UsageError: there is no such task.
-        OptionError: its file has no ``main``, no docstring, or not three classes in ``ARGUMENTS``.
-    """
+    """Import a task."""
     if name not in task_names():
         raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
-    module = load_module("training.tasks", name)
-    if not module.__doc__ or not hasattr(module, "main") or len(getattr(module, "ARGUMENTS", ())) != 3:
-        raise OptionError(
-            f"{module.__file__} is no task; it needs a docstring, ARGUMENTS, which are the classes of its model, data and training "
-            "arguments, and main, which takes these arguments."
-        )
-    return module
+    return load_module("training.tasks", name)
 
 
 def task_parser(task: ModuleType, prog: str) -> Any:
     """The parser of a task's command line.
 
-    Args:
-        task: see :func:`load_task`.
-        prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
+    prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
     """
     from transformers import HfArgumentParser  # here, since the list of tasks needs none
 
@@ -59,7 +46,7 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
         def error(self, message: str) -> NoReturn:
             named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
-            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{sentence_case(message)}.")
+            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}.")
 
     summary = str(task.__doc__).partition("\n")[0]
     recipes = recipe_names(prog.removeprefix("longattn "))
@@ -78,14 +65,10 @@ def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any,
     Args:
         task, prog: see :func:`task_parser`.
         words: the command line after the task's name.
-
-    Raises:
-        UsageError: an unknown option, with the nearest known one, or a value of the wrong kind.
-        LongAttentionError: the recipe cannot be read, or a value is refused.
     """
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
-    words = [*(recipe_words(recipe) if recipe else ()), *words]
+    words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]
     unknown = next(iter(parser.parse_known_args(words)[1]), None)
     if unknown is not None and not unknown.startswith("-"):
         raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")

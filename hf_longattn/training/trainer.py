@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow.compute import list_value_length
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import Cache, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -41,7 +42,7 @@ class LongTrainer(Trainer):
     What it overrides, and why:
 
     - ``compute_loss``, ``get_batch_samples``: weigh every batch by its labels. A run that is resumed at its end takes no further step.
-    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens, and groups by length that a resumed run draws again.
+    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens, and rows of similar length that a resumed run draws again.
     - ``get_eval_dataloader``: evaluation by ``eval_collator``.
     - ``evaluation_loop``: standard errors of the loss, and scores that ``measure`` returns.
     - ``create_scheduler``: follow the minutes with a time limit, and let no step have a learning rate of 0.
@@ -95,29 +96,30 @@ class LongTrainer(Trainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> Any:
-        """In the batches of :meth:`train_batches`, or in groups of rows of similar length that a resumed run draws again."""
-        args, data, batches = self.args, self.train_dataset, self.train_batches()
-        if batches is None and not self.groups_by_length:
+        """In the batches of :meth:`train_batches`, if there are some."""
+        args, batches = self.args, self.train_batches()
+        if batches is None:
             return super().get_train_dataloader()
-        if batches is not None:
-            sampling: dict[str, Any] = {"batch_sampler": batches}
-        else:
-            groups = SeededGroups(args.train_batch_size * args.gradient_accumulation_steps, lengths=row_lengths(data))
-            groups.seed = args.seed
-            sampling = {"batch_size": args.train_batch_size, "sampler": groups, "drop_last": args.dataloader_drop_last}
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        loader: Any = DataLoader(data, collate_fn=self.data_collator, **loading, **sampling)
+        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
         evens = self.accelerator.even_batches
-        self.accelerator.even_batches = batches is None and evens  # of whole batches there are as many for every process
+        self.accelerator.even_batches = batches.batch_size is not None and evens  # of unequal batches each process has as many
         prepared = self.accelerator.prepare(loader)
         self.accelerator.even_batches = evens  # evaluations have any number of rows
         return prepared
 
     def train_batches(self) -> Any:
-        """A sampler of whole batches, of ``tokens_per_batch`` tokens; ``None`` = batches of a number of rows."""
-        budget, padded = getattr(self.args, "tokens_per_batch", 0), not getattr(self.data_collator, "pack", False)
-        lengths = row_lengths(self.train_dataset) if budget else []
-        return TokenBudget(lengths, budget, self.args.seed, padded=padded, processes=self.args.world_size) if budget else None
+        """A sampler of batches, of ``tokens_per_batch`` tokens or of rows of similar length; ``None`` = Trainer's own."""
+        args, budget = self.args, getattr(self.args, "tokens_per_batch", 0)
+        if not budget and not self.groups_by_length:
+            return None
+        lengths = row_lengths(self.train_dataset)
+        if budget:
+            padded = not getattr(self.data_collator, "pack", False)
+            return TokenBudget(lengths, budget, args.seed, padded=padded, processes=args.world_size)
+        groups = SeededGroups(args.train_batch_size * args.gradient_accumulation_steps, lengths=lengths)
+        groups.seed = args.seed
+        return BatchSampler(groups, args.train_batch_size, args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """By ``eval_collator``. Nothing with ``measure``, which reads the data itself."""
@@ -202,10 +204,6 @@ class LongTrainer(Trainer):
         return output
 
 
-LOGGED_SHARE = 0.05
-"""Share of a time limit after which there is an entry in the log."""
-
-
 class Minutes(TrainerCallback, ExportableState):
     """The time limit of a training and its learning rate, and an end where a loss is not finite.
 
@@ -214,10 +212,6 @@ class Minutes(TrainerCallback, ExportableState):
 
     Args:
         limit: the minutes allowed; ``None`` = no limit.
-
-    Raises:
-        DivergenceError: a logged loss is not a finite number.
-        OptionError: the evaluation before the first step took all of the time.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -250,24 +244,18 @@ class Minutes(TrainerCallback, ExportableState):
 
         return raised if self.limit is None else timed
 
-    def tick(self, device: torch.device) -> None:
-        """Broadcast the first process's time; called by every process in every step."""
-        minutes = self.before + (time.monotonic() - self.started) / 60
-        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=device))[0])
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
         self.spent, self.first_step = self.before, earlier.get("first_step")
+        lr_scheduler = kwargs.get("lr_scheduler")
         if state.global_step and isinstance(lr_scheduler, LambdaLR):  # the checkpoint's rate is 0 where a run that resumes had ended
             lr_scheduler.last_epoch -= 1
             lr_scheduler.step()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.first_step is None:
-            self.tick(args.device)
+            self.on_optimizer_step(args, state, control)
             self.first_step = self.spent
             if self.limit is not None and self.spent >= self.limit:
                 raise OptionError(
@@ -276,50 +264,38 @@ class Minutes(TrainerCallback, ExportableState):
                 )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.tick(args.device)
+        minutes = self.before + (time.monotonic() - self.started) / 60
+        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
         control.should_training_stop |= share >= 1.0
         # Trainer logs after numbers of steps, but how many steps the time allows is not known.
-        if args.logging_strategy == "steps" and (share - self.logged >= LOGGED_SHARE or share >= 1.0):
+        if args.logging_strategy == "steps" and (share - self.logged >= 0.05 or share >= 1.0):
             control.should_log, self.logged = True, share
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                loss = "loss" if name == "loss" else "held-out loss"
-                if not state.global_step:
-                    raise DivergenceError(
-                        f"The {loss} is not a finite number before any training: the model computes NaN or infinity; give another --model, "
-                        "or another precision (--no-bf16)."
-                    )
-                raise DivergenceError(
-                    f"The {loss} is not a finite number at step {state.global_step}; lower --learning-rate, which is "
-                    f"{args.learning_rate:g}, and run again with --resume from the latest checkpoint, or with --overwrite."
-                )
+        logs, step = kwargs.get("logs") or {}, state.global_step
+        if wrong := next((name for name in ("loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), None):
+            when, advice = "before any training: the model computes NaN or infinity", "give another --model, or --no-bf16"
+            if step:
+                when, advice = f"at step {step}", f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite"
+            raise DivergenceError(f"The {'held-out ' * (wrong != 'loss')}loss is not a finite number {when}; {advice}.")
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"spent": self.spent, "first_step": self.first_step}}
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of the sampler and of an :class:`~hf_longattn.data.batching.EpochAwareCollator`.
-
-    When a run with several processes resumes, accelerate's loader does not set the sampler's epoch. Without this callback, the rest of a
-    later epoch would have the order of the first one.
-    """
+    """Sets the epoch of a collator and of the sampler, which accelerate forgets when several processes resume."""
 
     def __init__(self, collator: EpochAwareCollator | None = None) -> None:
         self.collator = collator
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.collator is not None:
             self.collator.epoch = int(state.epoch or 0)
-        sampler = getattr(train_dataloader, "batch_sampler", None)
+        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
@@ -332,8 +308,7 @@ class SynchroniseCentroids(TrainerCallback):
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
-        synchronise_centroids(model)
+    on_optimizer_step = on_substep_end
 
 
 class SeededGroups(LengthGroupedSampler, EpochSampler):
@@ -348,17 +323,13 @@ class SeededGroups(LengthGroupedSampler, EpochSampler):
 
 
 def row_lengths(data: Any) -> list[int]:
-    """The tokens of each row: its column ``length``, or else its ``input_ids``.
-
-    Raises:
-        OptionError: rows of unknown length.
-    """
+    """The tokens of each row: its column ``length``, or else its ``input_ids``."""
     names = getattr(data, "column_names", None) or ()
     if "length" in names:
         return list(data["length"])
-    if "input_ids" not in names or not hasattr(data, "__len__"):
+    if "input_ids" not in names:
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
-    return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
+    return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

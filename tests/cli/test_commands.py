@@ -130,7 +130,7 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str],
 
 def test_inspect_draws_the_layers_of_a_model(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    output(capsys, "inspect", long, "--length", 48, "--plot", tmp_path / "pattern.svg")
+    output(capsys, "inspect", long, "--plot", tmp_path / "pattern.svg")
     assert "layers 0,2-3: window window=16" in (tmp_path / "pattern.svg").read_text() or (tmp_path / "pattern.svg").stat().st_size > 1000
 
 

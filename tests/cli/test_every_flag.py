@@ -84,8 +84,6 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
         typed += ["--format", "torch"]  # which is quicker than ONNX
     if path[0] == "compress":
         typed += ["--method", "bf16"]
-    if path[0] == "card":
-        typed += ["--name", "x"]
     return typed
 
 

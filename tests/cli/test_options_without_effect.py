@@ -63,7 +63,6 @@ def test_commands_do_not_write_over_a_file_that_exists(option: str, tmp_path: Pa
 @every_case(
     ("line", "option"),
     [
-        ("inspect {here} --length 32", "--length"),
         ("export {here} out --format torch --opset 20", "--opset"),
         ("export {here} out --format native --opset 20", "--opset"),
         ("export {here} out --format native --task fill-mask", "--task"),

@@ -66,10 +66,8 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
         ("just words", "names and values"),
         ("mechansm: window", "Did you mean 'mechanism'?"),
         ("maximum-length: 7", "sets 'maximum_length'"),
-        ("max_length: many", "sets 'max_length' to 'many'"),
         ("mechanism: [window]", "sets 'mechanism' to ['window']; it must be a single value"),
         ("option: window=8", "sets 'option' to 'window=8'; it must be a list"),
-        ("generic: perhaps", "sets 'generic' to 'perhaps'"),
         (None, "does not exist"),
         ("baesd", "There is no recipe 'baesd'"),
     ],
@@ -84,3 +82,14 @@ def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, 
     assert sentence in said
     assert said.startswith("Error: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "flag"), [("max_length: many", "--max-length"), ("generic: perhaps", "--generic")])
+def test_values_of_a_recipe_are_checked_as_those_of_its_flags(
+    text: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "somewhere", "--config", str(tmp_path / "recipe.yaml")])
+    assert stopped.value.code == 2
+    assert f"Error: Invalid value for '{flag}'" in capsys.readouterr().err

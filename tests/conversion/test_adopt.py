@@ -113,11 +113,11 @@ def test_adopted_tensors_are_the_sources(stem: str, saved: Saved, tmp_path: Path
         assert torch.equal(stored, tensor), name
 
 
-def test_adopted_models_can_be_cast_and_extended(saved: Saved, tmp_path: Path) -> None:
+def test_adopted_models_can_be_extended(saved: Saved, tmp_path: Path) -> None:
     source = saved("Longformer", "ForMaskedLM")
-    assert convert_checkpoint(source, tmp_path / "long", max_length=3 * LENGTH, dtype="bf16").passed
+    assert convert_checkpoint(source, tmp_path / "long", max_length=3 * LENGTH).passed
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-    assert (model.dtype, model.config.max_position_embeddings) == (torch.bfloat16, 3 * LENGTH + 2)
+    assert model.config.max_position_embeddings == 3 * LENGTH + 2
 
 
 def test_both_stacks_of_an_adopted_led_can_be_extended(saved: Saved, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_both_stacks_of_an_adopted_led_can_be_extended(saved: Saved, tmp_path: P
 @pytest.mark.thorough
 def test_adopted_big_bird_keeps_unusual_settings_and_is_extended(saved: Saved, tmp_path: Path) -> None:
     source = saved("BigBird", "ForMaskedLM", rescale_embeddings=True, use_bias=False, hidden_act="relu")
-    assert convert_checkpoint(source, tmp_path / "long", max_length=2 * LENGTH, dtype="bf16").passed
+    assert convert_checkpoint(source, tmp_path / "long", max_length=2 * LENGTH).passed
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long", dtype=torch.float32)
     assert model.config.rescale_embeddings
     assert model(torch.randint(5, 200, (1, 2 * LENGTH))).logits.isfinite().all()

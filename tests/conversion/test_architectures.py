@@ -20,7 +20,7 @@ from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
-from hf_longattn.inputs.seeded import seeded_inputs
+from hf_longattn.inputs.running import seeded_inputs
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites

@@ -17,10 +17,9 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForQu
 
 from hf_longattn.cli.convert import conversion_report
 from hf_longattn.cli.terminal import show
-from hf_longattn.conversion import check_purpose, check_texts, convert, convert_checkpoint, folders, plan_conversion
+from hf_longattn.conversion import check_texts, convert, convert_checkpoint, folders, plan_conversion
 from hf_longattn.conversion.check import Comparison, check_result, labelled
-from hf_longattn.conversion.check_purpose import LanguageLoss, choose_lengths, decision
-from hf_longattn.conversion.check_texts import BEYOND
+from hf_longattn.conversion.check_texts import BEYOND, LanguageLoss, choose_lengths, decision
 from hf_longattn.conversion.folders import POSITIONS
 from hf_longattn.data.english import verification_text
 from hf_longattn.errors import CheckpointError
@@ -124,7 +123,7 @@ def test_verification_skips_padding_for_a_base_without_hidden_states(built: Buil
 def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     add = folders.add_source_files
-    monkeypatch.setattr(convert, "add_source_files", lambda *sources, **options: add(*sources, **{**options, "tokenizer_length": LENGTH}))
+    monkeypatch.setattr(convert, "add_source_files", lambda *given: add(*given[:3], replace(given[3], tokenizer_length=LENGTH)))
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 
@@ -171,9 +170,9 @@ def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeyp
     text = plan.kind.inputs(plan.config, plan.source.folder, verification_text(None))
     found = choose_lengths(plan, text)
     assert (found.covered, found.old, found.new, found.padded) == (9, LENGTH, 4096, 4096)
-    monkeypatch.setattr(check_purpose, "PADDED", 1e6)
-    assert choose_lengths(plan, text).padded == check_purpose.SHORTEST_PADDED
-    monkeypatch.setattr(check_purpose, "LONGEST", 2.5e7)
+    monkeypatch.setattr(check_texts, "PADDED", 1e6)
+    assert choose_lengths(plan, text).padded == check_texts.SHORTEST_PADDED
+    monkeypatch.setattr(check_texts, "LONGEST", 2.5e7)
     assert LENGTH <= choose_lengths(plan, text).new < 4096
 
 
@@ -186,7 +185,7 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     model = GPT2LMHeadModel.from_pretrained(source).eval()
     assert choose_lengths(plan, text).read == 4 * LENGTH
-    monkeypatch.setattr(check_purpose, "MEASUREMENT", 5e8)
+    monkeypatch.setattr(check_texts, "MEASUREMENT", 5e8)
     found = choose_lengths(plan, text)
     assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
     every, fourth = (LanguageLoss(plan, text, replace(found, every=number)).measure(model, LENGTH) for number in (1, 4))

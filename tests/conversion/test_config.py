@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 
 from hf_longattn import LongAttentionConfig
@@ -52,14 +51,13 @@ def test_conversion_config_is_made_of_keywords_and_refuses_contradictions() -> N
 
 def test_conversion_config_does_what_keywords_do(built: Callable[[str], Path], tmp_path: Path) -> None:
     layers = {0: {"mechanism": "full"}}
-    config = ConversionConfig(mechanism="window", options={"window": 16}, layers=layers, max_length=200, dtype=torch.bfloat16, verify=False)
+    config = ConversionConfig(mechanism="window", options={"window": 16}, layers=layers, max_length=200, verify=False)
     plan = plan_conversion(built("BertForMaskedLM"), tmp_path / "long", config)
-    keywords = {"mechanism": "window", "window": 16, "layers": layers, "max_length": 200, "dtype": "bf16"}
+    keywords = {"mechanism": "window", "window": 16, "layers": layers, "max_length": 200}
     assert plan.to_dict() == plan_conversion(built("BertForMaskedLM"), **keywords).to_dict()
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", config)
     written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())["config"]
     assert written == report.config == json.loads(json.dumps(config.to_dict()))
-    assert written["dtype"] == "bfloat16"
     assert written["layers"] == {"0": {"mechanism": "full"}}
 
 

@@ -211,17 +211,6 @@ def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
-def test_conversion_casts_added_and_copied_tensors_too(built: Callable[[str], Path], tmp_path: Path) -> None:
-    """Also in tensors that are extended, initialised, or copied from a layer."""
-    separate = {"mechanism": "longformer", "window": 16, "separate_global": True}
-    for number, options in enumerate((separate, {"mechanism": "linformer", "rank": 8})):
-        folder = tmp_path / str(number)
-        report = convert_checkpoint(built("BertForMaskedLM"), folder, max_length=128, dtype="bf16", **options)
-        assert all(tensor_counts(report).values())
-        new = load_file(folder / "model.safetensors")
-        assert {str(tensor.dtype) for tensor in new.values() if tensor.is_floating_point()} == {"torch.bfloat16"}
-
-
 def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("EsmForTokenClassification")
     with pytest.raises(OptionError, match="has rotary positions that transformers cannot scale"):

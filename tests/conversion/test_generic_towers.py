@@ -118,8 +118,8 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
     sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
-    assert vision.new_input == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
-    assert text.new_input == f"{text.config.max_position_embeddings} tokens"
+    assert vision.input_in_words("new") == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
+    assert text.input_in_words("new") == f"{text.config.max_position_embeddings} tokens"
     assert all(tower.parameters > 1000 for tower in plan.towers.values())
     assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
     assert text.shape.causal is (case != "siglip")
@@ -135,7 +135,7 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     assert "towers as in their class text" in said
 
 
-def test_generic_conversion_of_llava_with_global_texts_by_command(tmp_path: Path) -> None:
+def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
     """The tokenizer belongs to the language model, whose vocabulary the vision tower does not have."""
     model, inputs = build("llava")
     model.save_pretrained(tmp_path / "plain")
@@ -143,19 +143,21 @@ def test_generic_conversion_of_llava_with_global_texts_by_command(tmp_path: Path
     BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
         tmp_path / "plain"
     )
-    arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full", "--text-global"]
+    arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full"]
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
     assert done.exit_code == 0, done.output
     assert "transformers' Trainer on pairs" not in done.output
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]["text_global"] is True
-    assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
     towers = {"text": {"mechanism": "longformer", "window": 8}, "vision": {"mechanism": "full"}}
-    hf_longattn.enable_long_attention(model, {"towers": towers, "text_global": True})
+    hf_longattn.enable_long_attention(model, {"towers": towers})
     assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
-    for refused in ([*arguments[:2], "text=window", "--text-global"], ["--text-global"]):
-        failed = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *refused])
-        assert isinstance(failed.exception, OptionError)
-        assert "text=longformer" in str(failed.exception)
+
+
+def test_text_that_is_global_to_images_is_saved_and_inspected(tmp_path: Path) -> None:
+    model, inputs = build("llava")
+    hf_longattn.enable_long_attention(model, {"towers": {"text": {"mechanism": "longformer", "window": 8}}, "text_global": True})
+    model.save_pretrained(tmp_path / "long")
+    assert "all of texts, none of images" in CliRunner().invoke(app, ["inspect", str(tmp_path / "long")]).output
+    assert torch.allclose(output(load_generic(tmp_path / "long"), inputs), output(model, inputs), rtol=0, atol=1e-6)
 
 
 def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.grid import CROPS, processed_size, size_fields
-from hf_longattn.inputs.processors import FILE, IMAGE_PROCESSOR, changed_file, load_processor
+from hf_longattn.inputs.sized import FILE, IMAGE_PROCESSOR, changed_file, load_processor
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from tests.reports import tensor_counts
 
@@ -251,7 +251,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
     ({"image_size": 64, "generic": True}, CheckpointError, "has Long classes; leave --generic out"),
-    ({"image_size": 64, "native": True}, LongAttentionError, "no stock form"),
 ]
 
 

@@ -109,16 +109,15 @@ def test_conversion_killed_while_writing_is_cleaned_up_by_the_next(built: Callab
     assert os.listdir(tmp_path) == ["long"]
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_conversion_asked_to_end_while_writing_leaves_nothing(native: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_asked_to_end_while_writing_leaves_nothing(built: Callable[[str], Path], tmp_path: Path) -> None:
     def end(stage: str, done: int, total: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    options: dict[str, Any] = {"mechanism": "longformer", "window": 16, "max_length": 128, "native": native, "global_tokens": "none"}
+    options: dict[str, Any] = {"mechanism": "longformer", "window": 16, "max_length": 128}
     try:
         with pytest.raises(SystemExit):
-            convert_checkpoint(built("BertModel" if not native else "RobertaForMaskedLM"), tmp_path / "long", progress=end, **options)
+            convert_checkpoint(built("BertModel"), tmp_path / "long", progress=end, **options)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert os.listdir(tmp_path) == []

@@ -23,7 +23,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs import tokenizer
-from hf_longattn.inputs.processors import FILE, PROCESSOR_FILE
+from hf_longattn.inputs.sized import FILE, PROCESSOR_FILE
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
 from tests.modeling import grid_models

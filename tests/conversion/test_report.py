@@ -16,4 +16,4 @@ from hf_longattn.reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPE
 )
 def test_conversion_report_passes_unless_a_check_failed(statuses: tuple[str, ...], passed: bool) -> None:
     checks = tuple(Check(f"check {number}", status, "a sentence") for number, status in enumerate(statuses))
-    assert ConversionReport(Path("long"), {}, {}, checks, "text", (), 0, {}, {}, None).passed is passed
+    assert ConversionReport(Path("long"), {}, {}, checks, "text", (), 0, {}, None).passed is passed

@@ -92,7 +92,6 @@ def test_plan_takes_positions_for_each_tower(short: Callable[[str], Path]) -> No
         ({"max_length": 76}, r"takes 77 tokens and conversion only extends it"),
         ({"image_size": 30}, r"30"),
         ({"audio_seconds": 30}, r"but a CLIPModel reads texts and images; leave it out"),
-        ({"native": True}, r"no stock form: A LongCLIPModel has none"),
     ],
 )
 def test_conversion_of_clip_refuses_settings_that_do_not_fit(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from hf_longattn.data.audio import read_audio
 from hf_longattn.errors import InputError, MissingExtraError
@@ -25,25 +25,28 @@ def tone(seconds: float = 0.5, rate: int = RATE, pitch: float = 440.0) -> np.nda
     return (0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate) + noise).astype(np.float32)
 
 
-def encoded(samples: Any, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> bytes:
-    """The bytes of a sound file."""
+def cell(content: bytes) -> dict[str, Any]:
+    """A cell of ``datasets.Audio`` that holds a file."""
+    return {"bytes": content, "path": None}
+
+
+def encoded(samples: Any, rate: int = RATE, form: str = "WAV", subtype: str | None = None) -> dict[str, Any]:
+    """A cell with a sound file."""
     stream = io.BytesIO()
     soundfile.write(stream, samples, rate, format=form, subtype=subtype)
-    return stream.getvalue()
+    return cell(stream.getvalue())
 
 
 @pytest.mark.parametrize(("form", "subtype", "error"), [("WAV", "FLOAT", 0), ("WAV", "PCM_16", 1e-4), ("FLAC", "PCM_16", 1e-4)])
-def test_read_audio_gives_the_same_samples_of_files_bytes_cells_and_arrays(form: str, subtype: str, error: float, tmp_path: Path) -> None:
+def test_read_audio_gives_the_same_samples_of_files_and_cells(form: str, subtype: str, error: float, tmp_path: Path) -> None:
     samples = tone()
     path = tmp_path / f"tone.{form.lower()}"
-    path.write_bytes(encoded(samples, form=form, subtype=subtype))
-    sources = (path, str(path), path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)})
+    path.write_bytes(encoded(samples, form=form, subtype=subtype)["bytes"])
+    sources = (path, str(path), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)})
     for source in sources:
         heard = read_audio(source, RATE)
         assert heard.dtype == np.float32
         assert_allclose(heard, samples, atol=error)
-    assert_array_equal(read_audio(samples, RATE), samples)
-    assert_array_equal(read_audio({"array": samples.tolist(), "sampling_rate": RATE, "path": None}, RATE), samples)
 
 
 @pytest.mark.parametrize("form", ["OGG", "MP3"])
@@ -54,24 +57,18 @@ def test_read_audio_reads_compressed_files(form: str) -> None:
     assert abs(spectrum.argmax() / 2 - 440) < 1
 
 
-@pytest.mark.parametrize("kind", [np.int16, np.int32])
-def test_read_audio_scales_whole_numbers_as_in_a_file(kind: Any) -> None:
-    samples = np.array([np.iinfo(kind).min, 0, np.iinfo(kind).max // 2 + 1], kind)
-    assert_array_equal(read_audio(samples, RATE), np.array([-1, 0, 0.5], np.float32))
-
-
 @pytest.mark.thorough
 def test_read_audio_converts_another_sampling_rate() -> None:
-    for heard in (read_audio(encoded(tone(1, 44_100), 44_100), RATE), read_audio({"array": tone(1, 8_000), "sampling_rate": 8_000}, RATE)):
+    for rate in (44_100, 8_000):
+        heard = read_audio(encoded(tone(1, rate), rate), RATE)
         assert len(heard) == RATE
         assert abs(np.abs(np.fft.rfft(heard)).argmax() - 440) <= 1
 
 
 def test_read_audio_mixes_several_channels() -> None:
     left, right = tone(pitch=300), tone(pitch=500)
-    for source in (encoded(np.stack([left, right], 1), subtype="FLOAT"), np.stack([left, right], 1), np.stack([left, right])):
-        assert_allclose(read_audio(source, RATE), (left + right) / 2, atol=1e-7)
-    assert_array_equal(read_audio(left[None], RATE), left)
+    source = encoded(np.stack([left, right], 1), subtype="FLOAT")
+    assert_allclose(read_audio(source, RATE), (left + right) / 2, atol=1e-7)
 
 
 def not_finite(value: float) -> np.ndarray[Any, Any]:
@@ -80,31 +77,26 @@ def not_finite(value: float) -> np.ndarray[Any, Any]:
     return samples
 
 
-WHOLE = {form: encoded(tone(2), form=form) for form in ("WAV", "FLAC", "OGG", "MP3", "AIFF")}
+WHOLE = {form: encoded(tone(2), form=form)["bytes"] for form in ("WAV", "FLAC", "OGG", "MP3", "AIFF")}
 
 
 @every_case(
     ("source", "sentence"),
     [
-        (not_finite(np.nan), "the sound has values that are not finite, the first at second 0.25"),
-        (not_finite(np.inf), "not finite"),
-        (encoded(not_finite(np.nan), subtype="FLOAT"), "not finite"),
-        (np.zeros(RATE), "silent: all of its 1.00 seconds have the value 0"),
-        (np.full(RATE, 0.25), "silent"),
-        (encoded(np.zeros(RATE)), "silent"),
-        (np.zeros(0), "holds no samples"),
+        (encoded(not_finite(np.nan), subtype="FLOAT"), "the sound has values that are not finite, the first at second 0.25"),
+        (encoded(not_finite(np.inf), subtype="FLOAT"), "not finite"),
+        (encoded(np.full(RATE, 0.25)), "silent"),
+        (encoded(np.zeros(RATE)), "silent: all of its 1.00 seconds have the value 0"),
         (encoded(np.zeros(0)), "holds no samples"),
-        (b"", "damaged, cut or not a sound file"),
-        (b"no sound at all " * 100, "not a sound file"),
-        (WHOLE["WAV"][: len(WHOLE["WAV"]) // 2], r"is cut: it ends after 1\.0 of 2\.0 seconds"),
-        (WHOLE["AIFF"][: len(WHOLE["AIFF"]) // 2], "is cut: it ends after 1.0 of 2.0 seconds"),
-        (WHOLE["MP3"][: len(WHOLE["MP3"]) // 2], "is cut"),
-        (WHOLE["FLAC"][: len(WHOLE["FLAC"]) // 2], "damaged, cut or not a sound file"),
-        (WHOLE["FLAC"][:60], "damaged, cut or not a sound file"),
-        (WHOLE["OGG"][: len(WHOLE["OGG"]) // 2], "holds no samples"),
+        (cell(b""), "damaged, cut or not a sound file"),
+        (cell(b"no sound at all " * 100), "not a sound file"),
+        (cell(WHOLE["WAV"][: len(WHOLE["WAV"]) // 2]), r"is cut: it ends after 1\.0 of 2\.0 seconds"),
+        (cell(WHOLE["AIFF"][: len(WHOLE["AIFF"]) // 2]), "is cut: it ends after 1.0 of 2.0 seconds"),
+        (cell(WHOLE["MP3"][: len(WHOLE["MP3"]) // 2]), "is cut"),
+        (cell(WHOLE["FLAC"][: len(WHOLE["FLAC"]) // 2]), "damaged, cut or not a sound file"),
+        (cell(WHOLE["FLAC"][:60]), "damaged, cut or not a sound file"),
+        (cell(WHOLE["OGG"][: len(WHOLE["OGG"]) // 2]), "holds no samples"),
         ({"bytes": None, "path": None}, "the sound is not a file"),
-        (np.zeros((2, 3, 4)), r"an array of float64 with the shape \(2, 3, 4\)"),
-        (np.array(["a"]), "an array of"),
         (Path("/nowhere/tone.wav"), "'/nowhere/tone.wav' does not exist; correct its path"),
         (Path("/"), "is not a file"),
     ],
@@ -118,23 +110,23 @@ def test_read_audio_refuses_damaged_silent_and_infinite_sound(source: Any, sente
 
 def test_read_audio_accepts_a_header_without_the_length() -> None:
     """Programs that write to a pipe leave the largest number there."""
-    sound = bytearray(encoded(tone()))
+    sound = bytearray(encoded(tone())["bytes"])
     place = sound.index(b"data") + 4
     sound[place : place + 4] = sound[4:8] = b"\xff" * 4
-    assert len(read_audio(bytes(sound), RATE)) == len(tone())
+    assert len(read_audio(cell(bytes(sound)), RATE)) == len(tone())
 
 
 def test_read_audio_allocates_nothing_for_a_header_that_lies() -> None:
     """A FLAC of half a second whose header tells of weeks is cut, not allocated."""
-    sound = bytearray(encoded(tone(), form="FLAC"))
+    sound = bytearray(encoded(tone(), form="FLAC")["bytes"])
     sound[21] |= 0x0F  # the upper four bits of 36 that count the samples
     with pytest.raises(InputError):
-        read_audio(bytes(sound), RATE)
+        read_audio(cell(bytes(sound)), RATE)
 
 
-@pytest.mark.parametrize("package", ["soundfile", "scipy.signal"])
+@pytest.mark.parametrize("package", ["soundfile", "scipy"])
 def test_read_audio_names_a_package_that_is_not_installed(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = encoded(tone(1, 8_000), 8_000)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*'hf-longattn\[audio\]'|install it again"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*'hf-longattn\[audio\]'"):
         read_audio(sound, RATE)

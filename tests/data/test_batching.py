@@ -161,7 +161,7 @@ def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokeni
     )
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "long", num_labels=3).eval()
     data = [{**row, "labels": [token % 3 for token in row["input_ids"]]} for row in documents()]
-    found = model(**DataCollatorWithPacking()([{**row, "length": len(row["input_ids"])} for row in data]))
+    found = model(**DataCollatorWithPacking()(data))
     rows_ = padded(data)
     labels = torch.full_like(rows_["input_ids"], -100)
     for number, row in enumerate(data):

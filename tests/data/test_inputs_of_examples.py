@@ -25,6 +25,7 @@ from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, speci
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
 from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
+from hf_longattn.training.trainer import row_lengths
 from tests.cases import every_case
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT
@@ -282,7 +283,7 @@ def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int
     del expected["attention_mask"]  # the collator's
     assert {name: found[name][:] for name in expected} == expected
     whole = [len(ids) for ids in tokenizer(questions, TEXTS)["input_ids"]]
-    assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
+    assert (found["document"][:], row_lengths(found)) == (whole, [min(count, length) for count in whole])
 
 
 @every_case("prefix", ["", "summarize: "])

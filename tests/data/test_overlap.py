@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import rows_of, trained_rows
-from hf_longattn.data.sources import CELL
 
 LABELLED = {"text": ("text",), "label": ("label",)}
 
@@ -36,15 +35,3 @@ def test_trained_questions_are_found_whatever_their_ids_and_schema(tmp_path: Pat
     flat = {"question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}}
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (flat, {**flat, "question": "who?"})))
     assert trained_rows(load_qa(tmp_path / "a.json"), load_qa(tmp_path / "b.jsonl")) == 1
-
-
-def test_trained_files_are_found_by_their_bytes(tmp_path: Path) -> None:
-    cells = []
-    for folder, content in (("train", b"1"), ("copy", b"1"), ("other", b"2")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.png").write_bytes(content)
-        cells.append({"path": str(tmp_path / folder / "0.png"), "bytes": None})
-    cells += [{"path": "0.png", "bytes": b"1"}, {"path": str(tmp_path / "none.png"), "bytes": None}]
-    train, copy, other, stored, missing = (Dataset.from_list([{"image": cell, "name": str(number)}]) for number, cell in enumerate(cells))
-    assert [trained_rows(train, data) for data in (copy, other, stored, missing)] == [1, 0, 1, 0]
-    assert set(CELL) == {"path", "bytes"}

@@ -93,7 +93,7 @@ def test_template_makes_a_text_of_several_columns(tmp_path: Path) -> None:
 
 def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
     for name, content in (("rows.csv", "text\n3\n"), ("rows.jsonl", '{"text": "3"}\n{"text": [3]}\n')):
-        with pytest.raises(DataError, match=r"does not suit .*; leave out the format after a colon"):
+        with pytest.raises(DataError, match=r"does not suit .*; leave out the part after a colon"):
             written(write(tmp_path / name, content), "{text:.2f}")
     mixed = write(tmp_path / "mixed.jsonl", '{"text": "5"}\n{"text": 5}\n{"text": 5.25}\n')
     assert sorted(written(mixed, "{text}")) == ["5", "5", "5.25"]
@@ -103,11 +103,11 @@ def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "kind", "sentence"),
     [
-        ("{tsak}", DataError, "has the columns task, not 'tsak', which --template names. Did you mean 'task'"),
-        ("{task", OptionError, "is not a format string"),
-        ("task", OptionError, "must name columns in braces"),
-        ("{task.real} {0}", DataError, "has the columns task, not 'task.real', which --template names"),
-        ("{}", DataError, "has the columns task, not '', which --template names"),
+        ("{tsak}", DataError, "has the columns task, not 'tsak'; name one with --template. Did you mean 'task'"),
+        ("{task", OptionError, "takes texts that name columns in braces, for example"),
+        ("task", OptionError, "takes texts that name columns in braces, for example"),
+        ("{task.real} {0}", DataError, "has the columns task, not 'task.real'; name one with --template"),
+        ("{}", DataError, "has the columns task, not ''; name one with --template"),
     ],
 )
 def test_wrong_templates_are_refused(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:

@@ -193,7 +193,7 @@ def layer_counts(name: str, causal: bool, setting: str) -> Counts:
     module, (q, k, v), arguments = call_of(name, causal, setting)
     BYTE_CACHE.clear()
     with torch.set_grad_enabled(setting == "gradients"), mixed_devices.Devices():
-        prepared, call = prepare(q, k, v, module, {}, **arguments)
+        prepared, call = prepare(q, k, v, module, **arguments)
         run_batch(prepared, q, k, v, call)
         if call.batch is not None:
             call = call.replace(batch=Batch(call.batch.mask, call.batch.documents))

@@ -31,7 +31,7 @@ def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tupl
     arguments: dict[str, Any] = {"causal": causal}
     if module.traits.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(1, length, 64)
-    module, call = prepare(q, k, v, module, {}, **arguments)
+    module, call = prepare(q, k, v, module, **arguments)
     with torch.set_grad_enabled(gradients):
         run_batch(module, q, k, v, call)
         with Counting() as forward:

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongGPT2Config
-from hf_longattn.hub import MeasuredResult, model_card, write_model_card
+from hf_longattn.hub import model_card, write_model_card
 from tests.grids import every_other
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.rule.further)
 CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
+EXACT = {"dataset": "lookup", "metric": "exact match", "unit": "%"}
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -114,8 +115,8 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
         "versions": {"torch": "2.13.0"},
     }
     rows = [
-        MeasuredResult("lookup", "exact match", 82.5, "%", n=200, standard_error=2.7, system="converted"),
-        {"dataset": "lookup", "metric": "exact match", "value": 81.0, "unit": "%", "split": "test"},
+        {**EXACT, "value": 82.5, "n": 200, "standard_error": 2.7, "system": "converted"},
+        {**EXACT, "value": 81.0, "split": "test"},
     ]
     metadata = {"license": "apache-2.0", "language": "en", "datasets": ["squad"], "tags": ["code"]}
     texts = {"name": "me/long-bert", "title": "long-bert", "training": "Trained **briefly**.", "limits": ["Reads English only."]}
@@ -244,20 +245,19 @@ def test_next_step_in_a_card_names_the_model_as_it_is_loaded(step: dict[str, obj
 def test_card_refuses_a_folder_without_config_and_results_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         write_model_card(tmp_path)
-    with pytest.raises(LongAttentionError, match="finite"):
-        MeasuredResult("lookup", "loss", float("nan"))
-    with pytest.raises(LongAttentionError, match=r"these results.*unexpected keyword argument 'score'"):
-        write_model_card(saved(tmp_path / "model", "BertForMaskedLM"), results=[{"dataset": "lookup", "score": 1}])
-
-
-def test_card_that_is_written_anew_keeps_training_and_results(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
-    write_model_card(folder, training="Three steps on a text.", results=[MeasuredResult("lookup", "exact match", 50.0, "%")])
-    text = write_model_card(folder, license="mit").read_text()
-    card = ModelCard(text, ignore_metadata_errors=False)
-    assert card.data.license == "mit"
-    assert "## Training\n\nThree steps on a text." in text
-    assert "| lookup | exact match |" in text
+    with pytest.raises(LongAttentionError, match="'exact match' on 'lookup' is nan, but must be a finite number"):
+        write_model_card(folder, results=[{**EXACT, "value": float("nan")}])
+    with pytest.raises(LongAttentionError, match=r"these results: 'value' is missing"):
+        write_model_card(folder, results=[{"dataset": "lookup", "score": 1}])
+
+
+def test_card_that_is_written_anew_keeps_its_licence_and_states_its_results(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    card = ModelCard.load(write_model_card(folder, results=[{**EXACT, "value": 50.0}]))
+    assert card.data.license == "apache-2.0"
+    assert "| lookup | exact match | 50 % |" in card.text
     assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], "the model's task"
 
 

@@ -82,18 +82,3 @@ def test_auto_takes_the_function_that_chooses(encoder: Path, tmp_path: Path) -> 
     )
     assert plan.attention == chosen.with_option("exact_length", 64)  # which a conversion adds
     assert plan.to_dict()["choice"] == {"reason": "mine"}
-
-
-@pytest.mark.thorough
-def test_auto_chooses_once_for_a_native_checkpoint(decoder: Path, tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    def choose(source: Any, config: Any) -> Any:
-        calls.append(source.name)
-        return hf_longattn.LongAttentionConfig("window", window=8 * len(calls)), {"reason": f"call {len(calls)}"}
-
-    report = hf_longattn.convert_checkpoint(decoder, tmp_path / "native", mechanism="auto", max_length=128, native=True, choose=choose)
-    assert len(calls) == 1
-    config = json.loads((tmp_path / "native" / "config.json").read_text(encoding="utf-8"))
-    assert config["sliding_window"] == 8
-    assert report.passed

@@ -180,7 +180,7 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "a score": ({"score": "loss"}, OptionError, "score is 'loss', but must be"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
-    "no setting": ({"peices": 3}, OptionError, "'peices' is not a setting of a search; expected one of .* 'pieces'"),
+    "no setting": ({"peices": 3}, OptionError, "'peices' is not a setting of SearchConfig; expected one of .* 'pieces'"),
     "a mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
     "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
     "no candidate": ({"candidates": []}, OptionError, "There is no candidate"),

@@ -11,7 +11,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Processor
 
 from hf_longattn import LongWav2Vec2ForCTC
-from hf_longattn.data.transcripts import character_tokenizer
+from hf_longattn.training.tasks.ctc import character_tokenizer
 
 RATE = 16_000
 PITCHES = {"a": 400, "b": 1200, " ": 0}

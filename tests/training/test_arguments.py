@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError, UsageError, flag
-from hf_longattn.training.arguments import ENDLESS, DataArguments, LongTrainingArguments, ModelArguments, changed
+from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from hf_longattn.training.task import load_task, parse_task, task_names
 from tests.cases import every_case
 
@@ -57,7 +57,7 @@ def test_columns_are_named_by_their_roles() -> None:
 
 
 def test_max_minutes_without_steps_has_no_end_of_steps() -> None:
-    assert LongTrainingArguments("o", max_minutes=60.0).max_steps == ENDLESS
+    assert LongTrainingArguments("o", max_minutes=60.0).max_steps == 1_000_000
     assert LongTrainingArguments("o", max_minutes=60.0, max_steps=5).max_steps == 5
     args = LongTrainingArguments("o")
     assert (args.max_steps, args.num_train_epochs) == (-1, 3.0)

@@ -32,7 +32,7 @@ LEFT_OUT = {
 }  # fmt: skip
 """A column without which it cannot be learnt."""
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "correct them.*not at character 0"), ({"context": 5}, "context|text")],
+    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "not at character 0; correct"), ({"context": 5}, "context|text")],
     "classify": [({"label": None}, "has no label in the column"), ({"text": 5}, "no text")],
     "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "no list of texts")],
     "mlm": [({"text": 5}, "no text")],

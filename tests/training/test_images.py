@@ -298,7 +298,7 @@ class TestAugmentation:
         def shift(image: Pillow.Image) -> Pillow.Image:
             return image.transform(image.size, Pillow.Transform.AFFINE, (1, 0, float(torch.rand(())) * 10, 0, 1, 0))
 
-        return Augmentation(shift, {})
+        return shift, {}
 
     def test_augmentation_depends_on_epoch_and_image_and_is_off_in_evaluation(self, photos: Path, models: dict[str, str]) -> None:
         processor = AutoImageProcessor.from_pretrained(models["short"])

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +157,8 @@ def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokeniz
 def test_multitask_refuses_heads_without_a_common_backbone() -> None:
     """T5's question answering holds both stacks itself, and its token classification an encoder."""
     config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=99)
-    heads = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
-    for models in (heads, {"ask": heads["ask"]}):
+    models = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
+    heads: Any = {name: SimpleNamespace(model=model) for name, model in models.items()}
+    for tasks in (heads, {"ask": heads["ask"]}):
         with pytest.raises(OptionError, match="T5ForQuestionAnswering have no backbone in common, which multitask needs; train a model"):
-            MultiTaskModel(models, {"names": "tokens", "ask": "qa"})
+            MultiTaskModel(tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,11 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.data.segments import SegmentCollator, SegmentStream
-from hf_longattn.data.tokenization import IGNORED, to_documents
+from hf_longattn.data.segments import SegmentBatches, SegmentCollator, Segments
+from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.arguments import LongTrainingArguments
-from hf_longattn.training.segments import SegmentTrainer, segment_trainer
+from hf_longattn.training.segments import SegmentTrainer
+from tests.byte_tokenizer import train_tokenizer
 from tests.ranks import free_port
 from tests.training.conftest import SOURCES, start_task
 
@@ -40,14 +42,16 @@ def small_model(long_attention: dict[str, Any] = XL, vocabulary: int = 700) -> A
     return hf_longattn.LongGPT2LMHeadModel(config)
 
 
-def batches(stream: SegmentStream, size: int) -> list[dict[str, Any]]:
-    return list(DataLoader(stream, batch_size=size, collate_fn=SegmentCollator()))
+def segments(length: int = 4, documents: list[dict[str, Any]] = DOCUMENTS) -> Segments:
+    return Segments(Dataset.from_list(documents), length)
 
 
-def test_segment_stream_rows_hold_whole_documents_one_after_the_other() -> None:
+def test_rows_hold_whole_documents_one_after_the_other(tokenizer: PreTrainedTokenizerBase) -> None:
     read: list[list[list[int]]] = [[], []]
-    for batch in batches(SegmentStream(DOCUMENTS, 4, 2), 2):
+    rows: Any = SegmentBatches(segments(), 2)
+    for batch in DataLoader(segments(), batch_sampler=rows, collate_fn=SegmentCollator(tokenizer, mlm=False, seed=0)):
         assert batch["input_ids"].shape == (2, 4)
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "memory_reset"}
         for row in range(2):
             ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
             assert (batch["labels"][row] != IGNORED).sum() == len(ids)
@@ -60,48 +64,35 @@ def test_segment_stream_rows_hold_whole_documents_one_after_the_other() -> None:
     assert read[1][:2] == [DOCUMENTS[1]["input_ids"], DOCUMENTS[2]["input_ids"]]
 
 
-def test_segment_stream_is_shuffled_by_seed(tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = to_documents(Dataset.from_list([{"text": source[:2000]} for source in SOURCES]), tokenizer)
-    orders = [[int(s["input_ids"][1]) for s in SegmentStream(documents, 64, 1, shuffle=True, seed=s)] for s in (0, 0, 1)]
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2])
-    endless = iter(SegmentStream(DOCUMENTS, 4, 2, epochs=None))
-    assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
-
-
-def test_segment_stream_passes_of_neighbouring_seeds_differ_in_order() -> None:
+def test_every_pass_of_every_seed_reads_the_documents_in_its_own_order() -> None:
     """Pass 1 of seed 42 was pass 0 of seed 43."""
-    documents = [{"input_ids": [0, number]} for number in range(60)]
-    orders = set()
+    of_sixty, orders = segments(2, [{"input_ids": [0, number]} for number in range(60)]), set()
     for seed in (42, 43, 44):
-        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, epochs=3)]
-        orders |= {tuple(read[first : first + 60]) for first in (0, 60, 120)}
+        read = [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)]
+        assert [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)] == read
+        orders |= {tuple(place[1] for place in read if place is not None and place[0] == number) for number in range(3)}
     assert len(orders) == 9
     assert all(sorted(order) == list(range(60)) for order in orders)
 
 
 def test_segment_training_refuses_options_that_do_not_fit() -> None:
-    with pytest.raises(OptionError, match="no document"):
-        list(SegmentStream([], 4, 1))
     for wrong in ({"segments": 1}, {"segments": 8, "max_length": 64}):
         with pytest.raises(OptionError, match="segments is"):
             start_task("clm", model="m", output_dir="o", data=["t"], **wrong)
-    with pytest.raises(OptionError, match="--gradient-checkpointing drops what the layers remember"):
-        segment_trainer(None, LongTrainingArguments("o", gradient_checkpointing=True), None, None, None, None, 8)  # type: ignore[arg-type]
+    for setting, words in (({"gradient_checkpointing": True}, "drops what the layers remember"), ({"tokens_per_batch": 9}, "known length")):
+        with pytest.raises(OptionError, match=words):
+            SegmentTrainer(None, LongTrainingArguments("o", **setting))
 
 
 def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, report_to=[],
         save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
-        dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, accelerator_config={"dispatch_batches": False},
+        dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
     )  # fmt: skip
-    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, epochs=None)
-    collator = SegmentCollator()
-    return SegmentTrainer(
-        small_model(long_attention), arguments, train_dataset=stream, eval_dataset=SegmentStream(DOCUMENTS, 4, 3), data_collator=collator
-    )
+    collator = SegmentCollator(train_tokenizer(SOURCES, vocab_size=300), mlm=False)
+    data: dict[str, Any] = {"train_dataset": segments(), "eval_dataset": segments()}
+    return SegmentTrainer(small_model(long_attention), arguments, data_collator=collator, **data)
 
 
 @pytest.mark.parametrize("mechanism", ["transformer_xl", "recurrent_memory"])

@@ -67,7 +67,8 @@ def test_whisper_batches_are_what_the_example_of_transformers_prepares(
     folder = whisper_checkpoint(tmp_path / "model", apply_spec_augment=augment)
     monkeypatch.setattr(seq2seq, "finish", lambda trainer, *_, **__: trainer)
     trainer = start(folder, tmp_path / "out", recordings)
-    assert f"1 of 13 utterances are longer than 1 seconds, and are left out; the first is {recordings / '12.wav'}." in caplog.text
+    assert "1 of 13 utterances are longer than 1 seconds or have" in caplog.text
+    assert f"left out; the first is {recordings / '12.wav'}." in caplog.text
     rows = [trainer.train_dataset[number] for number in (0, 3)]
     batch = trainer.data_collator(rows)
     files = [Path(row["audio"]["path"]) for row in rows]

@@ -232,9 +232,9 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
     """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
     length = k.shape[2]
     start, rolled_batch = batch.rolled()
-    tokens = call.global_mask
-    if tokens is not None:
-        tokens = cached_on(tokens, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(tokens, start, 1)), batch))[0]
+    given, tokens = call.global_mask, None
+    if given is not None:
+        tokens = cached_on(given, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(given, start, 1)), batch))[0]
     missing = length - q.shape[2]
     hidden, detached_kv = call.hidden_states, call.detached_kv
     if hidden is not None:

@@ -115,7 +115,7 @@ def _plan(
     c += [(total, last_c), (total, total)] if in_front else [(len(every), total)]
     index = torch.tensor(every, dtype=torch.int64).to(device)
     marks = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
-    parts = (Part.of(x, device) for x in (a, b, c))
+    parts = Part.of(a, device), Part.of(b, device), Part.of(c, device)
     return Plan(*parts, None if in_front else (index, marks.float().expand(-1, -1, FEATURES)), marks, not all(places))
 
 

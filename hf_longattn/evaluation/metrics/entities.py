@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hf_longattn.errors import needs_extra
+from hf_longattn.errors import check_extra
 from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
@@ -56,8 +56,8 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
 
 def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
     """seqeval's entities of one document in a scheme of :data:`SCHEMES`; by default, the scheme is detected."""
-    with needs_extra("metrics"):
-        from seqeval import scheme as schemes
+    check_extra("metrics", "seqeval")
+    from seqeval import scheme as schemes
 
     name = scheme or scheme_of([tags])
     known = [tag == "O" or (tag[1:2] == "-" and tag[0] in name.rstrip("12")) for tag in tags]

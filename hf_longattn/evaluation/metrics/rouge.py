@@ -8,7 +8,7 @@ from __future__ import annotations
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from hf_longattn.errors import needs_extra
+from hf_longattn.errors import check_extra
 from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
@@ -48,8 +48,8 @@ def rouge(prediction: str, reference: str) -> list[float]:
     Raises:
         MissingExtraError: rouge_score is not installed.
     """
-    with needs_extra("metrics"):
-        from rouge_score.rouge_scorer import RougeScorer
+    check_extra("metrics", "rouge_score")
+    from rouge_score.rouge_scorer import RougeScorer
 
     letters = [letter for letter in reference.lower() if letter.isalpha()]
     other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_longattn.errors import needs_extra
+from hf_longattn.errors import check_extra
 from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
@@ -32,8 +32,8 @@ def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     Raises:
         MissingExtraError: jiwer is not installed.
     """
-    with needs_extra("metrics"):
-        from jiwer import process_characters, process_words
+    check_extra("metrics", "jiwer")
+    from jiwer import process_characters, process_words
 
     rates: dict[str, Estimate] = {}
     for name, process in (("wer", process_words), ("cer", process_characters)):

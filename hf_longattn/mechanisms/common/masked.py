@@ -95,8 +95,8 @@ class MaskedMechanism(Mechanism):
             columns = Columns(
                 ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
             )
-        name = ("step", type(self), self.options, self.training, self.num_heads, len(q), q.shape[2], columns.layout)
-        name = (*name, self.layer) if self.drawn_by_layer else name
+        drawn = self.layer if self.drawn_by_layer else 0
+        name = ("step", type(self), self.options, self.training, self.num_heads, drawn, len(q), q.shape[2], columns.layout)
 
         def make() -> Tensor:
             seen = self._visible_columns(k, call, columns)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError
-from ...files import FORMAT, FORMAT_FIELD, check_format
+from ...files import FORMAT, FORMAT_FIELD, check_config
 from ...names import BACKEND, LOGGER, missing
 from .rotary import plan_rotary
 from .sliding_window import BASE_WINDOWS, SERVING_WINDOW_FIELDS, equals_base, own_windows, serving_window_fields, with_own_windows
@@ -108,7 +108,7 @@ class LongConfig(_Base):
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
-        check_format(kwargs)
+        check_config(kwargs)
         kwargs.pop(FORMAT_FIELD, None)  # from the file of an outer config, or written by `to_dict`
         if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -221,7 +221,7 @@ class LongConfig(_Base):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a config file of the base as one of ours. Also as part of another config (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        check_format(values)
+        check_config(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
         if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
             values = {"model_type": cls.base_model_type, **part}
@@ -235,10 +235,10 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_format`).
+        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_config`).
 
         A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
-        check_format(config_dict)
+        check_config(config_dict)
         chosen, values = kwargs.pop("long_attention", None), config_dict
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
         if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's

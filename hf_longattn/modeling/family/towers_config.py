@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
 
 from ...errors import OptionError, nearest
-from ...files import check_format
+from ...files import check_config
 from ...names import BACKEND
 from .config import DEFAULTS, LongConfig
 from .definition import Family, long_config, tower_field
@@ -107,7 +107,7 @@ class LongTowersConfig(_Base):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the dictionary."""
-        check_format(config_dict)
+        check_config(config_dict)
         chosen = kwargs.pop("long_attention", None)
         return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
 

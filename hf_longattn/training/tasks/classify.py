@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    EvalPrediction,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction
 from transformers.utils import logging
 
-from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.images import ImageCollator, augmentation_of, check_augmentation, checked_size, read_image
@@ -36,10 +23,11 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 logger = logging.get_logger(LOGGER)
@@ -85,25 +73,22 @@ def main(
     """Train, and write the model to the output. Returns the log, which has the scores by document length."""
     begin(model_args, data_args, training_args)
     model_type = load_config(model_args.model).model_type
-    kinds = [kind for kind in KINDS if model_type in kind[0]] or KINDS[:1]
+    kinds = [kind for kind in KINDS if model_type in mapped_names(auto_mapping(kind[0]))[0]] or KINDS[:1]
     for kind in kinds:  # a model of texts, images and sound reads what the data hold
         try:
-            parts = read_labelled(data_args, kind[2], training_args.seed)
+            parts = read_labelled(data_args, kind[1], training_args.seed)
             break
         except DataError:
             if kind is kinds[-1]:
                 raise
-    _, head, _, inputs_of = kind
+    head, _, inputs_of = kind
     fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
     model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
     inputs = inputs_of(model, parts, names, data_args, training_args)
-    by_length: dict[str, Any] = {}
+    lengths, by_length = inputs.pop("lengths", None), dict[str, Any]()
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        rows = inputs["eval_dataset"]
-        lengths = rows["document"] if "document" in rows.column_names else [-1] * len(rows)
-        references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
-        scores = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+        scores = class_scores(prediction, lengths)
         by_length.update(scores.pop("buckets"))
         return scores
 
@@ -111,15 +96,16 @@ def main(
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
 
 
+def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None) -> dict[str, Any]:
+    """Scores of classes, and ``buckets`` of documents by their lengths."""
+    lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
+    references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
+    scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+    return scores
+
+
 def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Parts:
-    """Rows to train on and to evaluate on, of files or texts with labels.
-
-    Args:
-        role: "text", "image" or "audio".
-
-    Raises:
-        DataError: as :func:`read_rows` and :func:`check_classes`.
-    """
+    """Rows to train on and to evaluate on, of files or texts with labels. ``role`` is "text", "image" or "audio"."""
     roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
     if not args.only_scores:
@@ -129,10 +115,10 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
 
 def text_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for documents: their tokens, packed if model and head allow it."""
-    tokenizer = load_padding_tokenizer(model.name_or_path, model.config)
+    tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if "question" in parts[0].column_names and args.do_train:
@@ -146,11 +132,12 @@ def text_inputs(
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
     padded = DataCollatorWithGlobals(tokenizer)
     collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, **collators}
+    data = {"train_dataset": train.remove_columns("document"), "eval_dataset": held_out.remove_columns("document")}
+    return {**data, "lengths": held_out["document"][:], "processing_class": tokenizer, **collators}
 
 
 def image_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
     """Arguments of Trainer for images: the image processor's pixels, in training after an augmentation.
 
@@ -159,21 +146,17 @@ def image_inputs(
     args.train_sampling_strategy = "random"
     for row in concatenate_datasets([*dict.fromkeys(parts)]):
         read_image(row["image"], row["name"])
-    processor = load_part(AutoImageProcessor, model.name_or_path, "processor")
+    processor = processor or load_part(AutoImageProcessor, model.name_or_path, "processor")
     size = checked_size(model, processor, parts[0][0])
     collator = ImageCollator(processor, names, augmentation_of(data_args.augmentation, size), args.seed)
     return {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": processor, "data_collator": collator}
 
 
 def audio_inputs(
-    model: PreTrainedModel, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments
+    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
 ) -> dict[str, Any]:
-    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch.
-
-    Raises:
-        CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-    """
-    extractor = load_part(AutoFeatureExtractor, model.name_or_path, "processor")
+    """Arguments of Trainer for audio files: the feature extractor's inputs of whole files. Files of similar length share a batch."""
+    extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
         raise CheckpointError(
@@ -181,19 +164,14 @@ def audio_inputs(
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
     hearing = Hearing(extractor)
-    train, held_out = each_part(partial(with_lengths, hearing=hearing), *parts)
+    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], hearing), *parts)
     most = hearing.most_samples
     cut = sum(length > most for rows in {train, held_out} for length in rows["length"]) if most else 0
     if cut and most:
         logger.warning(
             f"{cut:,} audio files are longer than the {most / hearing.sampling_rate:g} seconds of the model's input and are cut."
         )
-    return {
-        "train_dataset": train,
-        "eval_dataset": held_out,
-        "processing_class": extractor,
-        "data_collator": RecordingCollator(hearing, names),
-    }
+    return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": hearing}
 
 
 class ClassificationTrainer(LongTrainer):
@@ -208,11 +186,8 @@ class ClassificationTrainer(LongTrainer):
 
 
 KINDS: Any = (
-    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification, "text", text_inputs),
-    (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification, "image", image_inputs),
-    (MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoModelForAudioClassification, "audio", audio_inputs),
+    (transformers.AutoModelForSequenceClassification, "text", text_inputs),
+    (transformers.AutoModelForImageClassification, "image", image_inputs),
+    (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
 )
-"""What models read: their types, the class that loads them, the role of their column, and the function that makes their inputs."""
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))
+"""What models read: the class that loads them, the role of their column, and the function that makes their inputs."""

@@ -5,31 +5,29 @@ Utterances are read whole; utterances of similar length share a batch.
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from datasets import Dataset
-from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hf_longattn.data.audio import Hearing
-from hf_longattn.data.rows import each_part
+from hf_longattn.data.audio import Hearing, to_utterances
+from hf_longattn.data.rows import each_part, read_rows
+from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.data.transcripts import (
-    CASES,
-    ROLES,
-    UtteranceCollator,
-    character_tokenizer,
-    check_characters,
-    frames_needed,
-    read_utterances,
-    speech_processor,
-    to_utterances,
-)
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, listed
 from hf_longattn.evaluation import load_metric
+from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
@@ -37,6 +35,8 @@ from hf_longattn.training.run import begin, finish, run_task
 from hf_longattn.training.trainer import LongTrainer, highest
 
 EXTRAS = ("audio", "metrics")
+CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}
+"""Treatment of the case of letters -> function."""
 
 
 @dataclass
@@ -50,9 +50,12 @@ class CTCModelArguments(ModelArguments):
 
 @dataclass
 class UtteranceArguments(DataArguments):
-    """Utterances with transcripts."""
+    """Utterances with transcripts, in columns as those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
+        "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
+    }
 
     letter_case: str = argument("", "Case of the letters of the transcripts, lower or upper; default: as they are.")
     max_seconds: float | None = argument(None, "Leave out longer audio files; default: all that the model reads whole.")
@@ -117,7 +120,7 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
             data,
             labels,
             hearing,
-            length=lambda sound: max(0, output_frames(model, hearing.length(sound))),
+            length=lambda sound: output_frames(model, hearing.length(sound)),
             fits=lambda row, frames: frames_needed(row) <= frames,
             most_seconds=data_args.max_seconds,
         )
@@ -131,38 +134,32 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
         scores = load_metric("wer").compute(predictions=predictions, references=references)
         return {name: score for name, score in scores.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
-    trainer = LongTrainer(
-        model,
-        training_args,
-        UtteranceCollator(hearing),
-        rows,
-        held_out,
-        speech_processor(config, extractor, tokenizer),
-        compute_metrics=error_rates,
-        preprocess_logits_for_metrics=highest,
-    )
+    scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
+    processor = speech_processor(config, extractor, tokenizer)
+    trainer = LongTrainer(model, training_args, hearing, rows, held_out, processor, **scored)
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
 
 
-def output_frames(model: Any, length: int) -> int:
-    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features.
+def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
+    """Training and held-out utterances: the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, for messages."""
 
-    Raises:
-        BackendError: the model has no method for it.
-    """
+    def in_one_line(data: Dataset) -> Dataset:
+        texts = [CASES[args.letter_case](" ".join(text.split())) for text in data["text"]]
+        return data.remove_columns("text").add_column("text", texts)
+
+    return each_part(in_one_line, *read_rows(args, seed, UtteranceArguments.roles))
+
+
+def output_frames(model: Any, length: int) -> int:
+    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features."""
     for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
-        count = getattr(model, name, None)
-        if count is not None:
-            return int(count(torch.tensor([length]))[0])
+        if (count := getattr(model, name, None)) is not None:
+            return max(0, int(count(torch.tensor([length]))[0]))
     raise missing("output_frames")
 
 
-def vocabulary(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: the checkpoint has no vocabulary, or its padding is not the blank of the model's head.
-    """
+def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, refused unless its padding is the blank of the model's head."""
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -173,6 +170,46 @@ def vocabulary(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
             f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
+
+
+def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`DataError` for transcripts with characters that a vocabulary lacks."""
+
+    def knows(character: str) -> bool:
+        ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
+        return None not in ids and tokenizer.unk_token_id not in ids
+
+    if lacking := sorted(character for character in {*"".join(texts)} if not knows(character)):
+        first = next(text for text in texts if {*text} & {*lacking})
+        fitting = next((case for case in CASES if all(knows(CASES[case](character)) for character in lacking)), None)
+        advice = f"add --letter-case {fitting}" if fitting else "leave them out of the data, or add --new-vocabulary"
+        raise DataError(
+            f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in {first[:40]!r}); {advice}."
+        )
+
+
+def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
+    """A new vocabulary: CTC's blank, an unknown token, a space between words, and all characters of some transcripts, sorted."""
+    characters = sorted({*"".join(texts)} - {" "})
+    if "|" in characters:
+        raise DataError("Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them.")
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "|", *characters])}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "vocab.json")
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "word_delimiter_token": "|", "bos_token": None, "eos_token": None}
+        return transformers.Wav2Vec2CTCTokenizer(str(path), **special)
+
+
+def frames_needed(labels: Sequence[int]) -> int:
+    """Minimum number of frames for CTC: one for each label, and a blank between equal labels."""
+    return len(labels) + sum(first == second for first, second in pairwise(labels))
+
+
+def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The processor of a model's architecture, made of its feature extractor and a tokenizer."""
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
+    return getattr(transformers, name)(extractor, tokenizer)
 
 
 if __name__ == "__main__":

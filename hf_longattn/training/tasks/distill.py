@@ -6,7 +6,6 @@ the teacher's length. The student keeps its own mechanisms, so that afterwards i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -22,15 +22,16 @@ from transformers import PreTrainedModel
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.data.rows import read_texts
-from hf_longattn.data.tokenization import to_inputs, to_single_inputs
+from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.divergence import kl_divergence
+from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_projections, attention_sites
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
 from hf_longattn.training.lora import BESIDE_UPDATES
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 PARTS = ("embeddings", "hidden", "attention", "logits")
@@ -79,30 +80,29 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
     hidden = training_args.method == "hidden"
     student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
-    check_fit(student, teacher, training_args.method)
+    method, ours, theirs = training_args.method, student.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise OptionError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one vocabulary.")
+    if ours.is_encoder_decoder and method != "logits":
+        raise OptionError(f"--method {method} compares models of one stack, and a {type(student).__name__} has two; add --method logits.")
+    if "attention" in METHODS[method] and ours.num_attention_heads != theirs.num_attention_heads:
+        heads = f"The student has {ours.num_attention_heads} heads, the teacher {theirs.num_attention_heads}"
+        raise OptionError(f"{heads}, so their attention cannot be compared; add --method logits.")
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
-    encode = to_single_inputs if hidden else to_inputs
-    rows, held_out = (encode(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
+
+    def encode(data: Dataset) -> Dataset:
+        if not hidden:
+            return to_inputs(data, tokenizer, length)
+        cut = {"truncation": True, "max_length": length}
+        return data.map(lambda rows: call_tokenizer(tokenizer, rows["text"], **cut), batched=True, remove_columns="text")
+
+    rows, held_out = map(encode, read_texts(data_args, training_args.seed))
     for module in student.modules():
         if hidden and isinstance(module, nn.Dropout):
             module.p = 0.0
     masks = RepeatableMasks(tokenizer, mlm=objective == "mlm", seed=training_args.seed)
     trainer = DistillTrainer(student, training_args, masks, rows, held_out, tokenizer, teacher=teacher)
     return finish(trainer, model_args, data_args, input_length=length, unit="" if hidden else "nats")
-
-
-def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, method: str) -> None:
-    """Refuse models that cannot be compared by a method."""
-    ours, theirs = student.config, teacher.config
-    if ours.vocab_size != theirs.vocab_size:
-        raise OptionError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one vocabulary.")
-    if ours.is_encoder_decoder and method != "logits":
-        raise OptionError(f"--method {method} compares models of one stack, and a {type(student).__name__} has two; add --method logits.")
-    if "attention" in METHODS[method] and ours.num_attention_heads != theirs.num_attention_heads:
-        raise OptionError(
-            f"The student has {ours.num_attention_heads} heads, the teacher {theirs.num_attention_heads}, so their attention cannot be "
-            "compared; add --method logits."
-        )
 
 
 def layer_map(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
@@ -185,20 +185,19 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
     """Note the outputs of every layer's query ("q") and key ("k") projections, before rotation, in a forward pass within the context."""
-    sites = self_attention(model) if enabled else []
-    noted: list[dict[str, Tensor]] = [{} for _ in sites]
+    noted: list[dict[str, Tensor]] = []
     handles = []
 
-    def note(layer: int, role: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        noted[layer][role] = output
+    def note(outputs: dict[str, Tensor], role: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs[role] = output
 
-    for layer, site in enumerate(sites):
+    for site in self_attention(model) if enabled else ():
         names = attention_projections(model, site.name)
         if len(names) < 4:
             raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --method logits.")
-        handles += [
-            model.get_submodule(name).register_forward_hook(partial(note, layer, role)) for role, name in zip("qk", names, strict=False)
-        ]
+        noted.append({})
+        for role, name in zip("qk", names, strict=False):
+            handles.append(model.get_submodule(name).register_forward_hook(partial(note, noted[-1], role)))
     try:
         yield noted
     finally:
@@ -219,10 +218,7 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
 
-    Args:
-        student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.
-        real: ``(B, N)`` bool, the tokens that are not padding.
-        causal: whether the student is.
+    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that are not padding.
     """
     (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
     places = torch.arange(q.shape[2], device=q.device)
@@ -241,7 +237,3 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
         *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts), strict=True
     )
     return sum(errors) / (sum(pairs) * q.shape[1]).clamp(min=1)
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

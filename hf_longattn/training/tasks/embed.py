@@ -7,7 +7,6 @@ gradients (Gao et al. 2021), so that the batch may be large where documents are 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 EXTRAS = ("sentence",)
@@ -78,11 +77,8 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
     """Train, and write a folder of sentence-transformers to the output. Returns the log."""
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
-        if training_args.resume_from_checkpoint or training_args.load_best_model_at_end:
-            raise OptionError(
-                "Sentence-transformers' trainers do not load checkpoints with LoRA updates, so none are written; leave --lora-rank out, or "
-                "--resume and --load-best-model-at-end."
-            )
+        if training_args.load_best_model_at_end:
+            raise OptionError("Sentence-transformers loads no checkpoints of LoRA updates; leave --load-best-model-at-end out.")
         training_args.save_strategy = SaveStrategy.NO
     pairs, held_out = read_rows(data_args, training_args.seed)
     if "score" in pairs.column_names and (model_args.reranker or model_args.multi_vector):
@@ -155,14 +151,9 @@ def reranking_trainer(
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # DDP does not look into the features that a cross-encoder returns, and would find none
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
-    return RerankingTrainer(
-        model,
-        arguments_of(CrossEncoderTrainingArguments, args, "mrr"),
-        train_dataset=labelled_pairs(pairs, relevant, args.seed),
-        eval_dataset=held_out,
-        loss=BinaryCrossEntropyLoss(model),
-        measure=partial(scores_of, evaluator, model),
-    )
+    arguments = arguments_of(CrossEncoderTrainingArguments, args, "mrr")
+    data = {"train_dataset": labelled_pairs(pairs, relevant, args.seed), "eval_dataset": held_out}
+    return RerankingTrainer(model, arguments, loss=BinaryCrossEntropyLoss(model), measure=partial(scores_of, evaluator, model), **data)
 
 
 def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
@@ -174,12 +165,7 @@ def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
 
 
 def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
-    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``.
-
-    Raises:
-        CheckpointError: the model does not read texts.
-        OptionError: ``max_length`` is more than the model reads.
-    """
+    """Tokens at which training inputs are cut; evaluations and the saved model read ``model.max_seq_length``."""
     body, length, longest = model.transformers_model, data_args.max_length, model.max_seq_length
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts.")
@@ -204,12 +190,9 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
 
 
 def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a sentence-transformers trainer, with ours as attributes.
+    """The arguments of a sentence-transformers trainer, of the class ``kind`` with ``more`` of its own, and ours as attributes.
 
-    Args:
-        kind: their class.
-        best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
-        **more: arguments of this class only.
+    ``best`` is the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
     """
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.settings:
@@ -219,7 +202,3 @@ def arguments_of(kind: type[Any], args: EmbedTrainingArguments, best: str, **mor
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     return arguments
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

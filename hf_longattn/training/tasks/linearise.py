@@ -7,7 +7,6 @@ text (``longattn train clm --lora-rank 8``) or from the original's predictions (
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,10 +34,9 @@ from hf_longattn.modeling.family.sliding_window import base_attention, own_windo
 from hf_longattn.modeling.run.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, rows_of
 
-TINY = 1e-12
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
 """A layer's attention, its mechanism, and the module that replaces it in a step."""
 
@@ -63,7 +61,14 @@ ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArgume
 def main(model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments) -> dict[str, Any]:
     """Train the mechanisms of ``model_args.model``, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
-    model, tokenizer = load_converted(model_args.model)
+    name, config = model_args.model, load_config(model_args.model)
+    family = known_family(config) if config.model_type.startswith("long_") else None
+    if family is None:
+        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
+    model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)
+    tokenizer = load_padding_tokenizer(name, config)
     layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
@@ -73,21 +78,6 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)
     return finish(trainer, model_args, data_args, input_length=length)
-
-
-def load_converted(name: str) -> tuple[PreTrainedModel, Any]:
-    """A converted model of one stack, in the class that its checkpoint names, and its tokenizer.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
-    config = load_config(name)
-    family = known_family(config) if config.model_type.startswith("long_") else None
-    if family is None:
-        raise CheckpointError(f"{name!r} is no converted model of texts; type longattn convert {name} DST --mechanism hedgehog.")
-    if config.is_encoder_decoder:
-        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
-    return load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name), load_padding_tokenizer(name, config)
 
 
 class TransferTrainer(LongTrainer):
@@ -121,11 +111,7 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze all but the mechanisms' parameters of a base model, and make the modules that replace its mechanisms in a step.
-
-    Raises:
-        OptionError: no mechanism has a parameter.
-    """
+    """Freeze all but the mechanisms' parameters of a base model, and make the modules that replace its mechanisms in a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}
@@ -178,20 +164,14 @@ class AttentionTransfer(Mechanism):
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
-        self.traits = self.traits.but(
-            ignores_padding=student.traits.ignores_padding,
-            needs_whole_batch="always",
-            takes_hidden_states=student.traits.takes_hidden_states,
-            takes_globals=student.traits.takes_globals,
-            takes_score_mod=student.traits.takes_score_mod,
-            token_rule=student.traits.token_rule,
-        )
+        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod", "token_rule")
+        self.traits = self.traits.but(needs_whole_batch="always", **{name: getattr(student.traits, name) for name in same})
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         target = self.softmax(q, k, v, call)
         output = self.student(q, k, v, call)
         squared = mean_square(output.float() - target.float(), call.key_mask)
-        self.distances = squared / mean_square(target.float(), call.key_mask).clamp(min=TINY)
+        self.distances = squared / mean_square(target.float(), call.key_mask).clamp(min=1e-12)
         self.loss = self.distances.mean()
         if (added := auxiliary_loss(self.student)) is not None:
             self.loss = self.loss + added.to(self.loss)
@@ -211,7 +191,3 @@ def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
         return squares.mean((1, 2))
     real = padding[:, None, -squares.shape[2] :]
     return squares.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * squares.shape[1]).clamp(min=1)
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -1,44 +1,35 @@
 """Train one backbone with several named heads, on texts, images and sound.
 
 A batch is of one task, drawn by the sizes of the tasks' data. The result is one checkpoint, whose heads load singly
-(:func:`~hf_longattn.training.modalities.load_multitask_head`).
+(:func:`~hf_longattn.training.mixed.load_multitask_head`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
 from torch.utils.data import ConcatDataset
-from transformers import EvalPrediction, PreTrainedModel
 
-from hf_longattn.data.audio import Hearing, RecordingCollator, with_lengths
-from hf_longattn.data.batching import DataCollatorWithGlobals
-from hf_longattn.data.documents import label_names, to_documents
-from hf_longattn.data.images import ImageCollator, augmentation_of, checked_size
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
-from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import each_part, split_rows
-from hf_longattn.data.sources import DataError
-from hf_longattn.data.words import tag_names, to_windows
+from hf_longattn.data.documents import label_names
+from hf_longattn.data.words import tag_names
 from hf_longattn.errors import OptionError, check_extra, nearest
-from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.qa_reader import best_answers
-from hf_longattn.evaluation.qa_scores import score_answers
-from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.mixed import MixedCollator, MultiTaskModel, MultiTaskTrainer
-from hf_longattn.training.modalities import Backbone
+from hf_longattn.training.mixed import Backbone, MixedCollator, MultiTaskModel, MultiTaskTrainer, PreparedTask
 from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, read_labelled
-from hf_longattn.training.tasks.qa import QADataArguments
-from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
+from hf_longattn.training.tasks.classify import (
+    ClassificationDataArguments,
+    audio_inputs,
+    class_scores,
+    image_inputs,
+    read_labelled,
+    text_inputs,
+)
+from hf_longattn.training.tasks.qa import QADataArguments, question_inputs, read_questions
+from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_inputs
 
 
 @dataclass
@@ -77,8 +68,7 @@ class MultiTaskDataArguments(DataArguments):
                 )
             shared = {key: getattr(self, key) for key in ("split", "max_length", "max_train_samples", "max_eval_samples")}
             named = [column for task, column in columns if task == name]
-            arguments, _ = KINDS[kind]
-            self.parts[name] = kind, arguments(data=[data], columns=named, validation=validation.pop(name, ""), **shared)
+            self.parts[name] = kind, KINDS[kind][0](data=[data], columns=named, validation=validation.pop(name, ""), **shared)
         if not self.parts:
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
         if unknown := [*validation, *(task for task, _ in columns if task not in self.parts)]:
@@ -121,121 +111,36 @@ def main(model_args: ModelArguments, data_args: MultiTaskDataArguments, training
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
-        _, prepare = KINDS[kind]
-        tasks[name] = prepare(name, kind, backbone, args, training_args.seed)
+        _, read, labels_of, make_inputs = KINDS[kind]
+        parts = read(args, seed=training_args.seed)
+        model, names = backbone.head(name, kind, labels_of(*parts))
+        inputs = make_inputs(model, parts, names, args, training_args, backbone.processor(kind))
+        if kind == "audio":
+            lengths = inputs["train_dataset"]["length"][:]
+            longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])
+            model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
+        tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
     trainer = MultiTaskTrainer(
-        MultiTaskModel({name: task.model for name, task in tasks.items()}, kinds),
+        MultiTaskModel(tasks),
         training_args,
         MixedCollator({name: task.collator for name, task in tasks.items()}),
         ConcatDataset([task.rows for task in tasks.values()]),
         {name: task.held_out for name, task in tasks.items()},
-        backbone.processors.tokenizer if backbone.model is None else backbone.processors,
+        backbone.tokenizer if backbone.model is None else backbone,
     )
-    trainer.tasks = tasks
     return finish(trainer, model_args, data_args, heads=kinds)
 
 
-@dataclass
-class PreparedTask:
-    """A task's model with its head, its rows, the collator that makes batches of them, and the scores of predictions.
-
-    Raises:
-        DataError: there are no rows.
-    """
-
-    name: str
-    model: PreTrainedModel
-    rows: Dataset
-    held_out: Dataset
-    collator: Any
-    scores: Callable[[EvalPrediction], dict[str, float]]
-
-    def __post_init__(self) -> None:
-        if not len(self.rows) or not len(self.held_out):
-            raise DataError(f"The task {self.name!r} has no rows left to train on, or none to evaluate on; give other data.")
-        self.rows, self.held_out = (part.add_column("task", [self.name] * len(part)) for part in (self.rows, self.held_out))
-
-
-def prepare_classes(name: str, kind: str, backbone: Backbone, args: ClassificationDataArguments, seed: int) -> PreparedTask:
-    """Texts, images or audio files with a class, as in ``classify``."""
-    parts: Any = read_labelled(args, {"classify": "text", "images": "image", "audio": "audio"}[kind], seed)
-    model: Any
-    model, names = backbone.head(name, kind, label_names(*parts))
-    processors = backbone.processors
-    if kind == "classify":
-        length = input_length(model, processors.tokenizer, args.max_length)
-        collator: Any = DataCollatorWithGlobals(processors.tokenizer)
-        parts = each_part(partial(to_documents, tokenizer=processors.tokenizer, length=length, names=names), *parts)
-    elif kind == "images":
-        size = checked_size(model, processors.image_processor, parts[0][0])
-        collator = ImageCollator(processors.image_processor, names, augmentation_of(args.augmentation, size), seed)
-    else:
-        hearing = Hearing(processors.feature_extractor)
-        collator = RecordingCollator(hearing, names)
-        parts = each_part(partial(with_lengths, hearing=hearing), *parts)
-        lengths = parts[0]["length"][:]
-        longest = collator([parts[0][lengths.index(max(lengths))]])
-        model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))  # refuses what is too long
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        references = [{"label": label, "length": -1} for label in prediction.label_ids]
-        results = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
-        return {metric: score for metric, score in results.items() if metric != "buckets"}
-
-    rows, held_out = parts
-    return PreparedTask(name, model, rows, held_out, collator, scores)
-
-
-def prepare_tags(name: str, kind: str, backbone: Backbone, args: TokenDataArguments, seed: int) -> PreparedTask:
-    """Documents with a tag for each word, as in ``tokens``."""
-    tokenizer, (texts, held_texts) = backbone.processors.tokenizer, read_tagged(args, seed)
-    model, names = backbone.head(name, kind, tag_names(texts, held_texts))
-    length = input_length(model, tokenizer, args.max_length)
-    encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=args.stride, names=names)
-    rows, held_out = each_part(encode, texts, held_texts)
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        return tag_scores(prediction.predictions, held_out, held_texts, names)
-
-    inputs = [part.remove_columns(["word_ids", "document"]) for part in (rows, held_out)]
-    return PreparedTask(name, model, inputs[0], inputs[1], DataCollatorWithGlobals(tokenizer), scores)
-
-
-def prepare_questions(name: str, kind: str, backbone: Backbone, args: QADataArguments, seed: int) -> PreparedTask:
-    """Questions about documents, as in ``qa``."""
-    tokenizer = backbone.processors.tokenizer
-    examples, questions = split_rows(args, seed, partial(load_qa, named=args.named), unit="id", classes="kind")
-    model, _ = backbone.head(name, kind)
-    carry_question(model if backbone.model is None else backbone.model.text_model, tokenizer)
-    if not args.only_scores:
-        vars(model.config).pop("no_answer_threshold", None)  # of other weights
-    length = input_length(model, tokenizer, args.max_length)
-    encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(args.stride, length // 4))
-    held_out = encode(questions)
-
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        answers = best_answers(questions, held_out, *prediction.predictions)
-        best = score_answers(questions, answers).get("best_f1_threshold")
-        if best is not None and not args.only_scores:
-            model.config.no_answer_threshold = best
-        threshold = getattr(model.config, "no_answer_threshold", None)
-        results = score_answers(questions, [replace(answer, text=answer.above(threshold)) for answer in answers])
-        return {metric: results[metric] for metric in ("exact_match", "exact_match_se", "f1", "f1_se") if metric in results}
-
-    rows = held_out if args.only_scores else encode(answerable(examples))
-    return PreparedTask(name, model, rows, held_out, QACollator(tokenizer), scores)
-
-
-KINDS: dict[str, tuple[Any, Callable[..., PreparedTask]]] = {
-    "classify": (ClassificationDataArguments, prepare_classes),
-    "tokens": (TokenDataArguments, prepare_tags),
-    "qa": (QADataArguments, prepare_questions),
-    "images": (ClassificationDataArguments, prepare_classes),
-    "audio": (ClassificationDataArguments, prepare_classes),
+KINDS: dict[str, Any] = {
+    "classify": (ClassificationDataArguments, partial(read_labelled, role="text"), label_names, text_inputs),
+    "tokens": (TokenDataArguments, read_tagged, tag_names, tag_inputs),
+    "qa": (QADataArguments, read_questions, lambda *parts: (), question_inputs),
+    "images": (ClassificationDataArguments, partial(read_labelled, role="image"), label_names, image_inputs),
+    "audio": (ClassificationDataArguments, partial(read_labelled, role="audio"), label_names, audio_inputs),
 }
-"""Kind of task -> its data arguments, and the function that prepares it."""
+"""Kind of task -> the data arguments of its command, and functions that read its rows, find their labels, and make Trainer's inputs."""
 
 
 if __name__ == "__main__":

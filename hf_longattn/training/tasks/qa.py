@@ -6,37 +6,29 @@ as in BERT's SQuAD 2 fine-tuning. With several right spans, the loss is over all
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoModelForDocumentQuestionAnswering,
-    AutoModelForQuestionAnswering,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-)
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QACollator, answerable, qa_rows
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.rows import split_rows
+from hf_longattn.data.rows import read_rows
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.qa_reader import Answer, best_answers
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 
@@ -70,55 +62,64 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
     Returns the log, which has the scores by the length of the document and by the position of the answer.
     """
     begin(model_args, data_args, training_args)
-    read = partial(load_qa, named=data_args.named, skip_bad_rows=data_args.skip_bad_rows)
-    examples, questions = split_rows(data_args, training_args.seed, read, unit="id", classes="kind")
+    parts = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
-    if training_args.do_train:
-        carry_question(model, tokenizer)  # the saved model then makes questions global by itself
+    inputs = question_inputs(model, parts, (), data_args, training_args, tokenizer)
+    answers, facts = inputs.pop("answers"), inputs.pop("facts")
+    trained, held_out = ({*part["kind"]} for part in parts)
+    if training_args.do_train and "none" in trained | held_out:
+        model.config.no_answer_threshold = 0.0
+    training_args.label_names = ["labels"]
+    trainer = LongTrainer(model, training_args, **inputs)
+    if training_args.do_train and {"none"} < held_out:
+        facts["note"] = '; with the threshold of "no answer" that is best on these questions'
+    log = finish(trainer, model_args, data_args, hub_task="question-answering", **facts)
+    if trainer.is_world_process_zero():
+        write_predictions(training_args.folder, parts[1], answers)
+    return log
+
+
+def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out questions."""
+    return read_rows(args, seed, read=partial(load_qa, named=args.named, skip_bad_rows=args.skip_bad_rows), unit="id", classes="kind")
+
+
+def question_inputs(
+    model: Any, parts: tuple[Dataset, Dataset], names: Any, data_args: QADataArguments, args: LongTrainingArguments, tokenizer: Any
+) -> dict[str, Any]:
+    """Arguments of Trainer for questions about documents, the reader's ``answers`` after an evaluation, and ``facts`` for the log.
+
+    In training, the model gets the threshold of "no answer" that is best on the held-out questions.
+    """
+    examples, questions = parts
+    if args.do_train:
+        carry_question(getattr(model.base_model, "text_model", model), tokenizer)  # the saved model makes questions global by itself
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
-        if "none" in {*examples["kind"], *questions["kind"]}:
-            model.config.no_answer_threshold = 0.0
-    length = input_length(model, tokenizer, data_args.max_length)
+    length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4))
     rows = encode(questions)
-    features = encode(answerable(examples)) if training_args.do_train else rows
+    features = encode(answerable(examples)) if args.do_train else rows
     answers: list[Answer] = []
-    details: dict[str, Any] = {"by_length": {}, "by_position": {}}
+    facts: dict[str, Any] = {"packed": pack, "input_length": length, "questions": len(examples), "features": len(features)}
+    facts |= {"by_length": {}, "by_position": {}}  # of the last evaluation
 
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
         spans = best_answers(questions, rows, *prediction.predictions)
         best = score_answers(questions, spans).get("best_f1_threshold")
-        if best is not None and training_args.do_train:
+        if best is not None and args.do_train:
             model.config.no_answer_threshold = best
         threshold = getattr(model.config, "no_answer_threshold", None)
         answers[:] = [replace(answer, text=answer.above(threshold)) for answer in spans]
         scores = score_answers(questions, answers)
         for name in ("by_length", "by_position"):
-            details[name].update(scores.pop(name))
+            facts[name].update(scores.pop(name))
         scores.pop("best_f1", None)
         return scores
 
-    pack = chosen_packing(model, data_args.packing, training_args)
-    training_args.label_names = ["labels"]
-    trainer = LongTrainer(
-        model,
-        training_args,
-        QACollator(tokenizer, pack),
-        features,
-        rows,
-        tokenizer,
-        eval_collator=QACollator(tokenizer),
-        compute_loss_func=span_loss,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[:2],
-    )
-    counts = {"input_length": length, "questions": len(examples), "features": len(features)}
-    if training_args.do_train and {"none"} < {*questions["kind"]}:
-        details["note"] = '; with the threshold of "no answer" that is best on these questions'
-    log = finish(trainer, model_args, data_args, hub_task="question-answering", packed=pack, **counts, **details)
-    if trainer.is_world_process_zero():
-        write_predictions(training_args.folder, questions, answers)
-    return log
+    data = {"train_dataset": features, "eval_dataset": rows, "processing_class": tokenizer}
+    collators = {"data_collator": QACollator(tokenizer, pack), "eval_collator": QACollator(tokenizer)}
+    measuring = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": lambda logits, labels: logits[:2]}
+    return {**data, **collators, **measuring, "compute_loss_func": span_loss, "answers": answers, "facts": facts}
 
 
 def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -147,17 +148,12 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     Raises:
         CheckpointError: it cannot be loaded, or its tokenizer is slow.
     """
-    model_type = load_config(name).model_type
-    of_texts, of_pages = MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES
-    reads_pages = model_type in of_pages and model_type not in of_texts
-    loader = AutoModelForDocumentQuestionAnswering if reads_pages else AutoModelForQuestionAnswering
+    kind = load_config(name).model_type
+    loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
+    loader = next((each for each in loaders if kind in mapped_names(auto_mapping(each))[0]), loaders[0])
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
         raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     return model, tokenizer
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    EvalPrediction,
-    PreTrainedModel,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-)
+from transformers import AutoFeatureExtractor, EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from hf_longattn.data.audio import Hearing
-from hf_longattn.data.batching import SummaryCollator
+from hf_longattn.data.audio import Hearing, to_utterances
 from hf_longattn.data.documents import to_summaries
 from hf_longattn.data.lengths import decoder_length, input_length
 from hf_longattn.data.rows import each_part, read_rows
-from hf_longattn.data.transcripts import CASES, UtteranceCollator, read_utterances, speech_processor, to_utterances
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import write_text
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_padding_tokenizer, load_part
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.training.arguments import LongTrainingArguments, ModelArguments, argument, batch_size_argument
-from hf_longattn.training.run import begin, finish, run_task
-from hf_longattn.training.tasks.ctc import UtteranceArguments
+from hf_longattn.training.run import begin, finish
+from hf_longattn.training.tasks.ctc import CASES, UtteranceArguments, read_utterances, speech_processor
 from hf_longattn.training.trainer import LongTrainer
 
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
 """Columns that are recognised: those of XSum, CNN/DailyMail, arXiv and PubMed."""
 EXTRAS = ("metrics",)
-SUMMARY_LENGTH = 256
-"""Maximum tokens of a summary, by default."""
 
 
 @dataclass
@@ -93,12 +81,12 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
     # Model: it reads texts or hears sound.
     config = load_config(model_args.model)
-    hears = config.model_type in mapped_names(auto_mapping(AutoModelForSpeechSeq2Seq))[0]
+    hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))[0]
     unused = ("prefix",) if hears else ("language", "letter_case", "max_seconds")
     if option := next((name for name in unused if getattr(data_args, name)), None):
         raise OptionError(f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out.")
     tokenizer = load_padding_tokenizer(model_args.model, config)
-    loader = AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
+    loader = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
     most = decoder_length(model)  # of labels, and of the texts that the model writes
@@ -106,7 +94,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     for name, limit in limits.items():
         if most is not None and limit is not None and limit > most:
             raise OptionError(f"{flag(name)} {limit} exceeds the {most} tokens that the decoder reads; give at most {most}.")
-    target_length = data_args.max_target_length or (most if hears else min(SUMMARY_LENGTH, most or SUMMARY_LENGTH))
+    target_length = data_args.max_target_length or (most if hears else min(256, most or 256))
     training_args.generation_max_length = training_args.generation_max_length or target_length
 
     # Data: tokens or sound, and labels.
@@ -117,11 +105,9 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         data, held = read_rows(data_args, training_args.seed, SUMMARIES)
         references = held["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
-        encode = partial(
-            to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length or SUMMARY_LENGTH
-        )
+        encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
         rows, held_out = each_part(encode, data, held)
-        processor, collator = tokenizer, SummaryCollator(tokenizer, model)
+        processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: of whole references, since labels may be cut, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
@@ -135,13 +121,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         return {name: score for name, score in results.items() if not name.startswith("word_accuracy")}  # 100 % less the error rate
 
     trainer = LongSeq2SeqTrainer(
-        model,
-        training_args,
-        collator,
-        rows,
-        held_out,
-        processor,
-        compute_metrics=scores if training_args.predict_with_generate else None,
+        model, training_args, collator, rows, held_out, processor, compute_metrics=scores if training_args.predict_with_generate else None
     )
     hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
@@ -149,7 +129,7 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
 
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
-) -> tuple[Any, Dataset, Dataset, UtteranceCollator]:
+) -> tuple[Any, Dataset, Dataset, Hearing]:
     """Processor, training and held-out rows, and collator, as ``run_speech_recognition_seq2seq`` of transformers prepares them."""
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
@@ -162,20 +142,18 @@ def utterances(
     def encode(data: Dataset) -> Dataset:
         tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
         labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds it
-        return to_utterances(data, labels, hearing, len, lambda row, _: target_length is None or len(row) <= target_length, limit)
+        return to_utterances(
+            data, labels, hearing, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
+        )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
-    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, UtteranceCollator(hearing)
+    return speech_processor(config, hearing.extractor, tokenizer), rows, held_out, hearing
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
     """Let a multilingual model write in one language: Whisper in ``language``, mBART in the tokenizer's ``src_lang``, which it reads.
 
     Labels begin or end with its code, and so does decoding, where the config does not say how.
-
-    Raises:
-        CheckpointError: nothing says with which token decoding begins.
-        OptionError: the model knows one language only.
     """
     generation: Any = model.generation_config
     if language:
@@ -193,7 +171,3 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
         raise CheckpointError(
             f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json."
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

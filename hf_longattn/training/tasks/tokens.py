@@ -6,7 +6,6 @@ has most context.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,15 +17,15 @@ from transformers import AutoModelForTokenClassification, EvalPrediction
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.rows import each_part, split_rows
+from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.tokenization import IGNORED, for_words
-from hf_longattn.data.words import tag_names, tagged_rows, to_windows
+from hf_longattn.data.words import ROLES, tag_names, tagged_rows, to_windows
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_config, load_padding_tokenizer
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.heads import check_classes, load_classifier
-from hf_longattn.training.run import begin, finish, run_task
+from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
 
@@ -34,7 +33,7 @@ from hf_longattn.training.trainer import LongTrainer, highest
 class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
+    roles: ClassVar[dict[str, tuple[str, ...]]] = ROLES
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -65,35 +64,33 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
     texts, held_texts = read_tagged(data_args, training_args.seed)
     loader, complete = AutoModelForTokenClassification, not training_args.do_train
     model, names = load_classifier(loader, model_args.model, tag_names(texts, held_texts), complete=complete)
-    length = input_length(model, tokenizer, data_args.max_length)
+    inputs = tag_inputs(model, (texts, held_texts), names, data_args, training_args, tokenizer)
+    facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
+    trainer = LongTrainer(model, training_args, preprocess_logits_for_metrics=highest, **inputs)
+    return finish(trainer, model_args, data_args, tags=names, **facts)
+
+
+def tag_inputs(
+    model: Any, parts: tuple[Dataset, Dataset], names: list[str], data_args: TokenDataArguments, args: LongTrainingArguments, tokenizer: Any
+) -> dict[str, Any]:
+    """Arguments of Trainer for documents whose words have tags, and ``input_length`` and ``packed``."""
+    length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names)
-    rows, held_out = each_part(encode, texts, held_texts)
-    pack = chosen_packing(model, data_args.packing, training_args)
+    rows, held_out = each_part(encode, *parts)
+    train, scored = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
+    padded = DataCollatorWithGlobals(tokenizer)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return tag_scores(prediction.predictions, held_out, held_texts, names)
+        return tag_scores(prediction.predictions, held_out, parts[1], names)
 
-    trainer = LongTrainer(
-        model,
-        training_args,
-        DataCollatorWithPacking() if pack else DataCollatorWithGlobals(tokenizer),
-        rows.remove_columns(["word_ids", "document"]),
-        held_out.remove_columns(["word_ids", "document"]),
-        tokenizer,
-        eval_collator=DataCollatorWithGlobals(tokenizer),
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=highest,
-    )
-    return finish(trainer, model_args, data_args, tags=names, input_length=length, packed=pack)
+    collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
+    data = {"train_dataset": train, "eval_dataset": scored, "processing_class": tokenizer, "compute_metrics": compute_metrics}
+    return {**data, **collators, "input_length": length, "packed": pack}
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation documents with the columns ``words`` and ``tags`` (names).
-
-    Raises:
-        DataError: as :func:`tagged_rows`; a single tag, or a kind of entity in ``--validation`` only.
-    """
-    train, held_out = split_rows(args, seed, partial(tagged_rows, roles=args.roles, named=args.named))
+    """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
+    train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
     if not args.only_scores:
         kinds, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
         check_classes(", ".join(args.data), kinds, args.validation if args.max_train_samples is None else "", [*{*scored} - {"O"}])
@@ -101,13 +98,9 @@ def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents. A word takes its tag from the window in which it is farthest from an edge.
+    """Entity scores of whole documents, ``texts``, by the numbers of the chosen tags of each window of ``rows``.
 
-    Args:
-        choices: the number of the chosen tag of each token, by window.
-        rows: the windows.
-        texts: the documents.
-        names: of the tags.
+    A word takes its tag from the window in which it is farthest from an edge.
     """
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
     for window, words, labels, document in zip(choices, rows["word_ids"], rows["labels"], rows["document"], strict=True):
@@ -117,7 +110,3 @@ def tag_scores(choices: Iterable[Any], rows: Dataset, texts: Dataset, names: lis
                 best[document][word] = (context, names[int(window[at])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
     return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
-
-
-if __name__ == "__main__":
-    sys.exit(run_task(sys.modules["__main__"], sys.argv[1:]))

@@ -140,7 +140,7 @@ class Inputs:
 
     def later(self) -> Run:
         """Ours, as every other layer of a pass: what depends on the masks alone is known."""
-        module, call = prepare(*self.qkv, self.mechanism, {}, **self.arguments)
+        module, call = prepare(*self.qkv, self.mechanism, **self.arguments)
         call = call.replace(global_mask=for_one_pass(call.global_mask))
         return lambda q, k, v: run_batch(module, q, k, v, call)
 

@@ -88,7 +88,7 @@ def test_converted_sentence_transformers_encode_longer_texts(path: str, sentence
         ('[{"path": "../x", "type": "sentence_transformers.models.Transformer"}]', "lies outside of"),
         ('[{"path": "/etc", "type": "sentence_transformers.models.Transformer"}]', "lies outside of"),
         ('[{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]', "begins with a"),
-        ('[{"path": "missing", "type": "sentence_transformers.models.Transformer"}]', "has no config.json"),
+        ('[{"path": "missing", "type": "sentence_transformers.models.Transformer"}]', "config.json' cannot be read: No such file"),
     ],
 )
 def test_conversion_refuses_modules_of_sentence_transformers_it_cannot_follow(
