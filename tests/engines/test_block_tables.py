@@ -30,7 +30,7 @@ CELLS = [
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
-@every_case(("name", "padding", "causal", "tokens", "packed"), CELLS, of=5)
+@every_case(("name", "padding", "causal", "tokens", "packed"), CELLS, of=12)
 def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: bool, tokens: bool, packed: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     module = build_mechanism("bigbird", num_heads=4, head_dim=16, **OPTIONS[name]).eval()

@@ -27,7 +27,7 @@ CELLS = [
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-@every_case(("name", "padding", "causal", "tokens", "packed"), CELLS, of=4)
+@every_case(("name", "padding", "causal", "tokens", "packed"), CELLS, of=10)
 def test_three_flash_calls_equal_the_definition_with_its_gradients(
     name: str, padding: str, causal: bool, tokens: str, packed: bool
 ) -> None:

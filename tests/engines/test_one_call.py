@@ -61,7 +61,7 @@ CELLS = [
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
-@every_case(("name", "padding", "causal", "tokens", "packed", "heads"), CELLS, of=4)
+@every_case(("name", "padding", "causal", "tokens", "packed", "heads"), CELLS, of=10)
 def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int) -> None:
     module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads)
     paths: list[str] = []
