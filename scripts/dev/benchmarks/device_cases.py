@@ -197,6 +197,7 @@ def other_timings() -> Iterator[DeviceCase]:
 def other_checks() -> Iterator[DeviceCase]:
     """Every mechanism in every form and dtype."""
     yield from more_checks()
+    yield DeviceCase("longformer", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
     for dtype, length in (("bf16", 300), ("bf16", 2048), ("fp32", 300), ("fp16", 2048), ("fp32", 2048)):
         for name in list_mechanisms(grid=False):
             yield from (DeviceCase(name, length=length, causal=causal, dtype=dtype) for causal in forms(name))

@@ -70,11 +70,11 @@ def main(
         return
     output = (output or OUTPUT[kind]).with_suffix(".json")
     start, planned = time.monotonic(), stages(quick)
-    earlier = stored_study(output).get("results", []) if resume else []
+    output.parent.mkdir(parents=True, exist_ok=True)
     count = sum(len(cases) for _, cases in planned)
-    results = Results(output, [result for result in earlier if result["passed"]], count, commit)
+    results = Results(output, stored_study(output) if resume else {}, count, commit)
     kept = {result["case"] for result in results.found}
-    several = workers or workers_for(kind, len(os.sched_getaffinity(0)))
+    several = workers or max(1, min(MOST_WORKERS[kind], len(os.sched_getaffinity(0)) // 2))  # a core for the compiler, one for PyTorch
     waiting = [(alone, [case for case in cases if str(case) not in kept]) for alone, cases in planned]
     with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         for shares in (SHARES, (1.0,) * len(planned)):
@@ -94,15 +94,22 @@ def main(
 
 
 class Results:
-    """What was found so far, stored after every case; each result with the commit of the code, which is asked of git."""
+    """What was found so far, stored after every case; each result with the commit of the code, which is asked of git.
 
-    def __init__(self, output: Path, found: list[dict[str, Any]], planned: int, commit: str = "") -> None:
+    earlier: a stored record, of which results that passed are kept if they are of the same GPU.
+    """
+
+    def __init__(self, output: Path, earlier: dict[str, Any], planned: int, commit: str = "") -> None:
         describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
         self.commit = commit or subprocess.run(describe, cwd=ROOT, stdout=PIPE, text=True).stdout.strip()
-        self.output, self.found, self.lock = output, found, threading.Lock()
-        about = {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}
-        self.record = {"machine": about, "planned": planned, "results": found}
-        store_study(output, self.record)
+        self.output, self.lock = output, threading.Lock()
+        about, before = {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}, earlier.get("machine", {})
+        self.found = [
+            {"commit": before.get("commit", "–"), **result}
+            for result in earlier.get("results", [])
+            if result["passed"] and before.get("gpu") == about.get("gpu")
+        ]
+        self.record = {"machine": about, "planned": planned, "results": self.found}
 
     def add(self, result: dict[str, Any]) -> None:
         with self.lock:
@@ -205,11 +212,6 @@ def in_words(result: dict[str, Any]) -> str:
 def failed(case: DeviceCase, failure: str) -> dict[str, Any]:
     """The result of a case that found nothing."""
     return case.record() | {"passed": False, "failure": failure}
-
-
-def workers_for(kind: str, cores: int) -> int:
-    """Processes that check at once: each has a core for its compiler and one for what PyTorch computes meanwhile."""
-    return max(1, min(MOST_WORKERS[kind], cores // 2))
 
 
 class Worker:

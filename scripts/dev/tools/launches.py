@@ -44,7 +44,7 @@ SHORT = 256
 """Tokens of stock models, whose attention runs as it is."""
 NAMES = ("forward", "backward", "python_forward", "python_backward", "waits")
 LAUNCH_NOTHING = {
-    "alias", "detach", "empty", "empty_like", "empty_strided", "is_pinned", "lift_fresh", "new_empty", "new_empty_strided",
+    "alias", "detach", "empty", "empty_like", "empty_strided", "is_pinned", "new_empty", "new_empty_strided",
     "promote_types", "_reshape_alias", "resize_", "scalar_tensor", "set_", "_unsafe_view", "view", "_local_scalar_dense",
 }  # fmt: skip
 """Operations that allocate, or only describe a tensor anew. Views are left out besides."""
@@ -108,7 +108,8 @@ class Counting(TorchDispatchMode):
                     setattr(result, ON_HOST, True)
             return out
         name = operator.overloadpacket.__name__
-        self.operations += not operator.is_view and name not in LAUNCH_NOTHING
+        from_host = name == "lift_fresh"  # torch.tensor of a list, which the host then copies
+        self.operations += from_host or (not operator.is_view and name not in LAUNCH_NOTHING)
         by_mask = name in ("index", "index_put", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
         if name in WAIT or by_mask:
             self.waits[name] += 1

@@ -18,7 +18,7 @@ from scripts.dev.benchmarks.gpu_check import Results, Worker, markdown, run_stag
 
 
 def results_in(folder: Path) -> Results:
-    return Results(folder / "results.json", [], 2, "abcd")
+    return Results(folder / "results.json", {}, 2, "abcd")
 
 
 class Stub:
@@ -75,6 +75,9 @@ def test_gpu_check_resumes_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatc
     assert begun == [*cases, cases[1]]
     found = json.loads((tmp_path / "gpu.json").read_text())["results"]
     assert {one["case"] for one in found if one["passed"]} == {str(case) for case in cases}
+    monkeypatch.setattr(gpu_check, "machine", lambda: {"gpu": "another"})
+    gpu_check.main(**settings)
+    assert begun == [*cases, cases[1], *cases]
 
 
 def test_gpu_check_begins_nothing_after_its_budget(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_operations_and_waits_are_those_of_a_gpu() -> None:
         "a list": (lambda: x.tolist(), 0, 1),
         "a copy, whose list and sum are on the host": (lambda: (x.detach().cpu()[0].tolist(), x.to("cpu").sum().item()), 0, 2),
         "a copy that returns": (lambda: x.cpu().to(x.device).add(1), 2, 1),
+        "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0),
         "rows by a mask": (lambda: x[mask], 1, 1),
         "places of a mask": (lambda: mask.nonzero(), 1, 1),
         "rows by places": (lambda: x[torch.arange(2)], 2, 0),
