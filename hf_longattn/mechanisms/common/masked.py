@@ -52,7 +52,8 @@ class MaskedMechanism(Mechanism):
         return self
 
     def global_positions(self) -> tuple[int, ...]:
-        """The positions of the global tokens in a call without ``global_mask``, counted from each sequence's first real token."""
+        """The positions of the global tokens in a call without ``global_mask``, in order, each once, counted from each sequence's first
+        real token."""
         return ()
 
     @property
