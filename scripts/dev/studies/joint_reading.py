@@ -245,7 +245,7 @@ def exchanged(pages: Sequence[Page], tokenizer: Any, count: int, seed: int = 0) 
         for question in rng.sample(leading, len(leading)):
             made = rewired(page, question, rng)
             if made is not None and not made[1].near(FAR) and answered_once(*made):
-                record = {**made[1].measured(made[0], tokenizer), "kind": "names exchanged"}
+                record = {**made[1].measured(made[0], tokenizer), "places": "names exchanged"}
                 if fits(record) and record["distance"] >= FAR:
                     found.append(record)
                     break
@@ -370,7 +370,7 @@ def scored(system: str, seed: int | None, record: Mapping[str, Any], pages: Mapp
     from hf_longattn.evaluation.metrics.long_qa import score_answer
 
     exact, f1 = score_answer(text, record["answers"]["text"])
-    return Answer(system, seed, record["id"], record["kind"], pages[record["context"]], text, exact, f1, seconds)
+    return Answer(system, seed, record["id"], record["places"], pages[record["context"]], text, exact, f1, seconds)
 
 
 def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple[float, float, float]:
@@ -453,7 +453,7 @@ def about_test(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How many questions of which kind, and about which pages."""
     records = list(records)
     lengths = sorted({record["context"]: record["tokens"] for record in records}.values())
-    kinds = dict(Counter(record["kind"] for record in records))
+    kinds = dict(Counter(record["places"] for record in records))
     return {**kinds, "pages": len(lengths), "shortest": lengths[0], "longest": lengths[-1], "median": lengths[len(lengths) // 2]}
 
 

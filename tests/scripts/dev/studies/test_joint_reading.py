@@ -41,7 +41,7 @@ def test_names_of_a_page_are_exchanged_only_with_a_class_far_away(page: Page) ->
         long.add(entry)
         long.text += "\nA line that says nothing." * 60
     (record,) = exchanged([long], tokenizer, 5)
-    assert record["kind"] == "names exchanged"
+    assert record["places"] == "names exchanged"
     assert record["context"] != long.text
     assert record["distance"] >= FAR
     assert [program(record)] == record["answers"]["text"]
